@@ -1,0 +1,209 @@
+"""Our side of the wall: starts Blender in a process group of its own, feeds it, times it out, kills it, recycles it."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.scene import Retry, Skip
+
+SCRIPT = Path(__file__).resolve().parent.parent / "blender_scripts" / "worker.py"
+START_TIMEOUT_S = 120.0
+LOG_LINES = 50
+PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to give up on an object, and when to replace a healthy process (memory creeps, however clean the reset)."""
+
+    timeout_s: float = 600.0
+    recycle_objects: int = 200
+    recycle_rss_mb: float = 6000.0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One rendered view: index of the camera, passes by name as float32 (H, W, C) in linear light, seconds it took."""
+
+    index: int
+    passes: dict[str, np.ndarray]
+    seconds: float
+
+
+class Blender:
+    """One persistent Blender process. `render` starts it when there is none and leaves it running.
+
+    scratch: a folder of its own (working folder and user settings). Not thread-safe: one owner, one job at a time.
+    """
+
+    def __init__(self, scratch: Path, limits: Limits) -> None:
+        self.scratch = scratch
+        self.limits = limits
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log: collections.deque[str] = collections.deque(maxlen=LOG_LINES)
+        self.hello: dict[str, Any] = {}
+        self.rss_mb = 0.0
+        self.served = 0
+        self._reply_fd = -1
+        self._unread = bytearray()
+
+    def start(self) -> dict[str, Any]:
+        """Starts the process if there is none; returns its greeting: {"blender": version, "devices": {kind: names}}."""
+        if self.process is None:
+            self._spawn()
+            self.hello = self._message(time.monotonic() + START_TIMEOUT_S)
+        return self.hello
+
+    def render(self, job: dict[str, Any]) -> Iterator[dict[str, Any] | Frame]:
+        """Runs one job: yields {"facts", "device", "timings"} first, then a Frame per camera, in order.
+
+        Raises Skip where Blender says that the object is unusable; Retry("blender_crash") where the process died and
+        Retry("timeout") where it outlived `limits.timeout_s` and was killed. After a Retry the process is gone.
+        """
+        self.start()
+        deadline = time.monotonic() + self.limits.timeout_s
+        finished = False
+        try:
+            self._send(job)
+            while True:
+                message = self._message(deadline)
+                kind = message.pop("type")
+                if kind == "loaded":
+                    yield message
+                elif kind == "view":
+                    yield Frame(message["index"], self._passes(message, deadline), message["seconds"])
+                else:
+                    break
+            finished = True
+            self.served += 1
+            self.rss_mb = message["rss_mb"]
+            if kind == "skip":
+                raise Skip(message["reason"], message["detail"])
+        finally:
+            if not finished or self._worn_out():
+                self.close()
+
+    def close(self) -> None:
+        """Kills the whole process group, and waits until it is gone."""
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        os.close(self._reply_fd)
+        self._log_reader.join(timeout=5)
+        self.process = None
+
+    def _worn_out(self) -> bool:
+        return self.served >= self.limits.recycle_objects or self.rss_mb > self.limits.recycle_rss_mb
+
+    def _spawn(self) -> None:
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        read_fd, write_fd = os.pipe()
+        # -I and a neutral working folder: a stray cycles.py in the user's folder must not shadow Blender's add-on
+        command = [sys.executable, "-I", str(SCRIPT), str(write_fd)]
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        environment |= {"HOME": str(self.scratch), "BLENDER_USER_RESOURCES": str(self.scratch), "LC_ALL": "C.UTF-8"}
+        cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+        environment["XDG_CACHE_HOME"] = cache  # compiled GPU kernels survive the process
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self.scratch,
+            env=environment,
+            pass_fds=(write_fd,),
+            start_new_session=True,
+        )
+        os.close(write_fd)
+        self._reply_fd = read_fd
+        self._unread.clear()
+        self.log.clear()
+        self.served, self.rss_mb = 0, 0.0
+        self._log_reader = threading.Thread(target=self._drain, args=(self.process.stdout,), daemon=True)
+        self._log_reader.start()
+
+    def _drain(self, stdout: Any) -> None:
+        with stdout:
+            for line in stdout:
+                text = line.decode(errors="replace").rstrip()
+                if text and not text.startswith("Fra:"):  # the progress of every sample of every view
+                    self.log.append(text)
+
+    def _send(self, job: dict[str, Any]) -> None:
+        assert self.process is not None and self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(job).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise Retry("blender_crash", self._last_words()) from None
+
+    def _message(self, deadline: float) -> dict[str, Any]:
+        while (end := self._unread.find(b"\n")) < 0:
+            self._unread += self._receive(65536, deadline)
+        line = bytes(self._unread[:end])
+        del self._unread[: end + 1]
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _passes(self, message: dict[str, Any], deadline: float) -> dict[str, np.ndarray]:
+        payload = np.empty(message["bytes"], np.uint8)
+        have = min(len(self._unread), len(payload))
+        payload[:have] = np.frombuffer(self._unread[:have], np.uint8)
+        del self._unread[:have]
+        while have < len(payload):
+            self._wait(deadline)
+            received = os.readv(self._reply_fd, [payload.data[have:]])
+            if not received:
+                raise Retry("blender_crash", self._last_words())
+            have += received
+        floats = payload.view(np.float32)
+        passes, start = {}, 0
+        for name, shape in message["passes"]:
+            size = int(np.prod(shape))
+            passes[name] = floats[start : start + size].reshape(shape)
+            start += size
+        return passes
+
+    def _receive(self, limit: int, deadline: float) -> bytes:
+        self._wait(deadline)
+        received = os.read(self._reply_fd, limit)
+        if not received:
+            raise Retry("blender_crash", self._last_words())
+        return received
+
+    def _wait(self, deadline: float) -> None:
+        readable, _, _ = select.select([self._reply_fd], [], [], max(0.0, deadline - time.monotonic()))
+        if not readable:
+            raise Retry("timeout", f"no answer within {self.limits.timeout_s:g} s\n{self._tail()}")
+
+    def _last_words(self) -> str:
+        assert self.process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=5)
+        self._log_reader.join(timeout=5)
+        code = self.process.returncode
+        how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit status {code}"
+        return f"Blender ended with {how}\n{self._tail()}"
+
+    def _tail(self) -> str:
+        return "\n".join(self.log)

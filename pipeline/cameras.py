@@ -1,0 +1,177 @@
+"""Pose maths and camera samplers. Pure NumPy functions.
+
+Convention, everywhere in this project: `c2w` is camera-to-world with OpenCV axes (+x right, +y down, +z forward) in a
+world with z up; `fxfycxcy` is in pixels of the stored image and the centre of pixel (0, 0) is (0.5, 0.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+FLIP_YZ = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenCV camera axes <-> OpenGL/Blender camera axes
+BOUNDING_RADIUS = np.sqrt(3.0) / 2  # of a box with longest side 1, the largest sphere a normalised object can need
+SENSOR_WIDTH_MM = 36.0
+
+
+def look_at(position: np.ndarray, target: np.ndarray | tuple[float, ...] = (0.0, 0.0, 0.0)) -> np.ndarray:
+    """Positions (..., 3) -> c2w (..., 4, 4), looking at `target`, image up along world +z (+y where looking along z)."""
+    position = np.asarray(position, np.float64)
+    forward = np.asarray(target) - position
+    forward = forward / np.linalg.norm(forward, axis=-1, keepdims=True)
+    up = np.broadcast_to([0.0, 0.0, 1.0], forward.shape)
+    vertical = np.abs(forward[..., 2:]) > 1 - 1e-9
+    up = np.where(vertical, [0.0, 1.0, 0.0], up)
+    right = np.cross(forward, up)
+    right = right / np.linalg.norm(right, axis=-1, keepdims=True)
+    c2w = np.zeros((*position.shape[:-1], 4, 4))
+    c2w[..., :3, 0] = right
+    c2w[..., :3, 1] = np.cross(forward, right)
+    c2w[..., :3, 2] = forward
+    c2w[..., :3, 3] = position
+    c2w[..., 3, 3] = 1
+    return c2w
+
+
+def focal_from_fov(fov_x_deg: float, width: float) -> float:
+    """Horizontal field of view in degrees -> focal length in pixels of an image that is `width` pixels wide."""
+    return float(width / 2 / np.tan(np.radians(fov_x_deg) / 2))
+
+
+def intrinsics(fov_x_deg: float, hw: tuple[int, int]) -> np.ndarray:
+    """Square pixels and a centred principal point: fxfycxcy (4,)."""
+    height, width = hw
+    focal = focal_from_fov(fov_x_deg, width)
+    return np.array([focal, focal, width / 2, height / 2])
+
+
+def resize_intrinsics(fxfycxcy: np.ndarray, hw: tuple[int, int], new_hw: tuple[int, int]) -> np.ndarray:
+    """fxfycxcy (..., 4) of an image of size hw -> of the same image resized to new_hw. Exact: corners map to corners."""
+    sy, sx = new_hw[0] / hw[0], new_hw[1] / hw[1]
+    return np.asarray(fxfycxcy) * np.array([sx, sy, sx, sy])
+
+
+def w2c(c2w: np.ndarray) -> np.ndarray:
+    """Inverse of rigid c2w (..., 4, 4), in closed form."""
+    inverse = np.zeros_like(c2w)
+    rotation = np.swapaxes(c2w[..., :3, :3], -1, -2)
+    inverse[..., :3, :3] = rotation
+    inverse[..., :3, 3] = -(rotation @ c2w[..., :3, 3:])[..., 0]
+    inverse[..., 3, 3] = 1
+    return inverse
+
+
+def project(points: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """World points (N, 3) seen by cameras (..., 4, 4), (..., 4) -> pixels (..., N, 2), depth (..., N). Pixel centres at +0.5."""
+    inverse = w2c(np.asarray(c2w, np.float64))
+    camera = points @ np.swapaxes(inverse[..., :3, :3], -1, -2) + inverse[..., None, :3, 3]
+    depth = camera[..., 2]
+    k = np.asarray(fxfycxcy, np.float64)[..., None, :]
+    pixels = camera[..., :2] / depth[..., None] * k[..., :2] + k[..., 2:]
+    return pixels, depth
+
+
+def blender_camera(c2w: np.ndarray, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> dict[str, object]:
+    """One camera as the numbers that Blender's own camera takes (sensor_fit HORIZONTAL, sensor width 36 mm).
+
+    c2w (4, 4), fxfycxcy (4,) in pixels of an image of size hw -> matrix_world (rows), lens in mm, shifts, pixel aspects.
+    """
+    height, width = hw
+    fx, fy, cx, cy = (float(v) for v in fxfycxcy)
+    aspect_x, aspect_y = max(1.0, fy / fx), max(1.0, fx / fy)
+    return {
+        "matrix_world": (np.asarray(c2w, np.float64) @ FLIP_YZ).tolist(),
+        "lens": fx * SENSOR_WIDTH_MM / width,
+        "sensor_width": SENSOR_WIDTH_MM,
+        "shift_x": (width / 2 - cx) / width,
+        "shift_y": (cy - height / 2)
+        / width
+        * aspect_y
+        / aspect_x,  # shifts are in units of the width, pixels may not be square
+        "pixel_aspect_x": aspect_x,
+        "pixel_aspect_y": aspect_y,
+    }
+
+
+def _sphere(u: np.ndarray, v: np.ndarray, radius: np.ndarray | float) -> np.ndarray:
+    """Area-preserving map of the unit square to a sphere: u, v (V,) in [0, 1) -> positions (V, 3)."""
+    z = 2 * u - 1
+    ring = np.sqrt(np.maximum(0, 1 - z * z))
+    direction = np.stack([ring * np.cos(2 * np.pi * v), ring * np.sin(2 * np.pi * v), z], -1)
+    return direction * np.reshape(radius, (-1, 1))
+
+
+def _ring(count: int, elevation_deg: float, radius: float) -> np.ndarray:
+    azimuth = 2 * np.pi * np.arange(count) / count
+    elevation = np.radians(elevation_deg)
+    flat = np.cos(elevation)
+    return radius * np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.full(count, np.sin(elevation))], -1)
+
+
+def _shell(rng: np.random.Generator, count: int) -> np.ndarray:
+    u, v, w = rng.random((count, 3)).T  # a row per view: the first views stay the same when more are asked for
+    return _sphere(u, v, 2.05 + 0.5 * w)
+
+
+def _xl(rng: np.random.Generator, count: int) -> np.ndarray:
+    draws = rng.random((count, 4))
+    direction = 2 * draws[:, :3] - 1  # not uniform on the sphere, as in the Objaverse-XL renderer
+    direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+    return direction * (1.5 + 0.7 * draws[:, 3:])
+
+
+def _grm(rng: np.random.Generator, count: int) -> np.ndarray:
+    u, v, w = rng.random((count, 3)).T
+    return _sphere(u, v, (1.5 + 1.3 * w) / 2)  # published for [-1, 1]^3, our objects are half as large
+
+
+def _orbit(rng: np.random.Generator, count: int) -> np.ndarray:
+    return _ring(count, 20.0, 2.2)
+
+
+def _sphere12(rng: np.random.Generator, count: int) -> np.ndarray:
+    return _ring(12, 30.0, 2.0)
+
+
+def _radical_inverse(index: np.ndarray) -> np.ndarray:
+    """Van der Corput sequence in base 2: index (V,) -> (V,) in [0, 1)."""
+    bits = (index[:, None] >> np.arange(32)) & 1
+    return bits @ (0.5 ** np.arange(1, 33))
+
+
+def _hammersley(rng: np.random.Generator, count: int) -> np.ndarray:
+    index = np.arange(count)
+    offset = rng.random(2)
+    return _sphere(((index + 0.5) / count + offset[0]) % 1, (_radical_inverse(index) + offset[1]) % 1, 2.2)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """positions(rng, V) -> (V, 3) around a normalised object (longest side 1, centred), all looking at the origin.
+
+    framed: every view holds the whole bounding sphere, so an object that touches the border is an error.
+    views: the fixed number of views, or None for any.
+    """
+
+    positions: Callable[[np.random.Generator, int], np.ndarray]
+    fov_x_deg: float
+    framed: bool
+    says: str
+    views: int | None = None
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "shell": Sampler(_shell, 50.0, True, "uniform on the sphere, radius 2.05-2.55"),
+    "xl": Sampler(_xl, 49.134, False, "Objaverse-XL: normalised uniform cube direction, radius 1.5-2.2, lens 35/32"),
+    "grm": Sampler(_grm, 50.0, False, "GS-LRM: uniform on the sphere, radius 0.75-1.4 (1.5-2.8 around [-1,1]^3)"),
+    "orbit": Sampler(_orbit, 50.0, True, "a turntable at elevation 20 deg, radius 2.2"),
+    "sphere12": Sampler(_sphere12, 49.134, False, "12 fixed azimuths, elevation 30 deg, radius 2", views=12),
+    "hammersley": Sampler(_hammersley, 50.0, True, "low-discrepancy points with a random offset, radius 2.2"),
+}
+
+
+def sample(sampler: str, rng: np.random.Generator, count: int) -> np.ndarray:
+    """c2w (V, 4, 4) float32 of the named sampler. The float32 values are what is rendered and what is stored."""
+    return look_at(SAMPLERS[sampler].positions(rng, count)).astype(np.float32)

@@ -1,0 +1,133 @@
+"""The verbs. Parses, calls, prints; no logic. Results on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from pipeline.config import RenderConfig
+from pipeline.scene import UserError
+
+FEWER_THAN_ASKED = 3  # exit status
+
+
+def render(cfg: Annotated[RenderConfig, tyro.conf.OmitArgPrefixes]) -> int:
+    """Render N objects from random camera poses into pose-labelled Parquet shards.
+
+    The same command on the same folder goes on where it stopped. Exit status 0: N objects were delivered; 3: fewer.
+
+    Example: lvsm-data render --n 20 --res 64 --out data/try
+    """
+    from pipeline import sources
+    from pipeline.run import render as run
+
+    cfg = cfg.resolved()
+    print(f"source: {sources.load(cfg.source).SAYS}; {sources.others(cfg.source)}")
+    print(f"writing to {cfg.out}")
+    summary = run(cfg)
+    for line in summary.lines():
+        print(line)
+    return 0 if summary.complete else FEWER_THAN_ASKED
+
+
+def status(run: tyro.conf.Positional[Path], /, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
+    """Show how a run stands: running or finished, delivered, failed by reason, rates, workers.
+
+    Example: lvsm-data status data/try
+
+    Args:
+        run: Folder of the run (its --out).
+        as_json: Print JSON for machines.
+    """
+    from pipeline.status import read_status, status_text
+
+    found = read_status(run)
+    print(json.dumps(found, indent=2) if as_json else status_text(found))
+    return 0
+
+
+def verify(folder: tyro.conf.Positional[Path], /) -> int:
+    """Check every shard: schema, decodable JPEGs, rigid poses, no object twice, agreement with the ledger.
+
+    Exit status 0: all is well; 1: it is not.
+
+    Example: lvsm-data verify data/try
+
+    Args:
+        folder: Folder of a run, or of one resolution's shards.
+    """
+    from pipeline.verify import verify as check
+
+    report = check(folder)
+    for problem in report.problems:
+        print(f"problem: {problem}")
+    print(report.line())
+    return 1 if report.problems else 0
+
+
+def view(folder: tyro.conf.Positional[Path], /, out: Path | None = None, objects: int = 64) -> int:
+    """Write a self-contained HTML page: contact sheets, cameras in 3D, failures by reason, throughput.
+
+    Example: lvsm-data view data/try
+
+    Args:
+        folder: Folder of a run.
+        out: The page. Default: FOLDER/index.html.
+        objects: How many objects the contact sheet shows.
+    """
+    from pipeline.report import write_page
+
+    print(f"page: {write_page(folder, out or folder / 'index.html', objects)}")
+    return 0
+
+
+def doctor(as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
+    """Say what is installed, what works, and what to do about the rest.
+
+    Exit status 0: everything that rendering needs is there; 1: something is missing.
+
+    Example: lvsm-data doctor
+
+    Args:
+        as_json: Print JSON for machines.
+    """
+    from pipeline.doctor import examine, lines
+
+    checks = examine()
+    print(json.dumps([check.__dict__ for check in checks], indent=2) if as_json else "\n".join(lines(checks)))
+    return 1 if any(check.level == "problem" for check in checks) else 0
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "render": render,
+    "status": status,
+    "verify": verify,
+    "view": view,
+    "doctor": doctor,
+}
+
+
+def main() -> None:
+    """Entry point of `lvsm-data`. Bad input ends with status 2 and two lines: what is wrong, and what to do."""
+    try:
+        code = tyro.extras.subcommand_cli_from_dict(
+            VERBS, prog="lvsm-data", description="From 3D objects to pose-labelled shards to a trained LVSM."
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:  # the reader of our output had enough, as with | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,156 @@
+"""A stream of Items -> a stream of Outcomes, in completion order, with back-pressure: an item is drawn when a worker is free.
+
+The stream of items may yield None: "nothing now, come back after the next outcome". It may do so only while something is
+under way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from pipeline.scene import Item, Outcome, UserError
+
+
+class Worker(Protocol):
+    """What `make_worker` makes: called once per item, closed at the end."""
+
+    def __call__(self, item: Item) -> Outcome: ...
+
+    def close(self) -> None: ...
+
+
+MakeWorker = Callable[[], Worker]
+Started = Callable[[int, Item], None]
+
+
+def inline(make_worker: MakeWorker, items: Iterator[Item | None], started: Started) -> Iterator[Outcome]:
+    """One item at a time in this process."""
+    worker = make_worker()
+    try:
+        for item in items:
+            if item is None:
+                raise RuntimeError("the stream of items waits for an outcome, but nothing is under way")
+            started(0, item)
+            yield worker(item)
+    finally:
+        worker.close()
+
+
+def on_ray(
+    make_worker: MakeWorker,
+    items: Iterator[Item | None],
+    started: Started,
+    *,
+    workers: int,
+    threads: int,
+    address: str | None,
+) -> Iterator[Outcome]:
+    """`workers` Ray actors of `threads` CPUs each, on a private Ray of this machine or on the cluster at `address`.
+
+    Only the machine's faults (a dead actor, worker or node, the memory monitor) put an item back, once; a second death
+    makes it an Outcome with reason worker_died. Any other error of Ray is ours and is raised.
+    """
+    ray = _connect(address, workers * threads)
+    try:
+        pool = _Pool(ray, make_worker, threads)
+        yield from pool.run(items, started, workers)
+        pool.close()
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None, cpus: int) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # an actor without GPUs still sees the machine's
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(num_cpus=cpus, include_dashboard=False, address="local", **quiet)
+    except ConnectionError as error:
+        hint = "start one with: ray start --head; or leave --address out for a private Ray on this machine"
+        raise UserError(f"no Ray cluster at {address}: {error}", hint) from None
+    return ray
+
+
+class _Host:
+    """The body of a Ray actor."""
+
+    def __init__(self, make_worker: MakeWorker) -> None:
+        self.worker = make_worker()
+
+    def run(self, item: Item) -> Outcome:
+        return self.worker(item)
+
+    def close(self) -> None:
+        self.worker.close()
+
+
+class _Pool:
+    """Actors by slot. An actor that died is replaced in its slot."""
+
+    def __init__(self, ray: Any, make_worker: MakeWorker, threads: int) -> None:
+        self.ray = ray
+        self.actor_class = ray.remote(num_cpus=threads)(_Host)
+        self.make_worker = make_worker
+        self.actors: dict[int, Any] = {}
+        self.busy: dict[Any, tuple[int, Item]] = {}
+        self.again: deque[Item] = deque()
+        self.died: set[str] = set()
+        errors = ray.exceptions
+        self.machine_faults = (
+            errors.WorkerCrashedError,
+            errors.OutOfMemoryError,
+            errors.NodeDiedError,
+            errors.ActorDiedError,
+        )
+
+    def run(self, items: Iterator[Item | None], started: Started, workers: int) -> Iterator[Outcome]:
+        idle = deque(range(workers))
+        self._fill(idle, items, started)
+        while self.busy:
+            (ready,), _ = self.ray.wait(list(self.busy), num_returns=1)
+            slot, item = self.busy.pop(ready)
+            idle.append(slot)
+            outcome = self._outcome(ready, slot, item)
+            self._fill(idle, items, started)  # before the yield: workers go on while the driver writes
+            if outcome is not None:
+                yield outcome
+                self._fill(idle, items, started)
+
+    def close(self) -> None:
+        """Lets every worker end its Blender and remove its scratch folder."""
+        for actor in self.actors.values():
+            try:
+                self.ray.get(actor.close.remote(), timeout=30)
+            except (*self.machine_faults, self.ray.exceptions.GetTimeoutError):
+                continue  # a dead worker has nothing left to close
+
+    def _fill(self, idle: deque[int], items: Iterator[Item | None], started: Started) -> None:
+        while idle:
+            item = self.again.popleft() if self.again else next(items, None)
+            if item is None:
+                return
+            slot = idle.popleft()
+            if slot not in self.actors:
+                self.actors[slot] = self.actor_class.remote(self.make_worker)
+            self.busy[self.actors[slot].run.remote(item)] = (slot, item)
+            started(slot, item)
+
+    def _outcome(self, ready: Any, slot: int, item: Item) -> Outcome | None:
+        try:
+            outcome: Outcome = self.ray.get(ready)
+            return outcome
+        except self.machine_faults as fault:
+            del self.actors[slot]
+            if item.uid not in self.died:
+                self.died.add(item.uid)
+                self.again.append(item)
+                return None
+            return Outcome(item, None, "worker_died", str(fault), tries=2)

@@ -1,0 +1,144 @@
+"""The run's memory: one SQLite file that only the driver writes. Who was delivered, who failed and why, which shard is where.
+
+The disk is the truth for what exists; the ledger is the truth for what failed, what was consumed and what was deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.scene import Outcome, UserError
+from pipeline.shards import Shard
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS item (
+    uid TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '',
+    tries INTEGER NOT NULL DEFAULT 1, shard TEXT, license TEXT NOT NULL DEFAULT '', views INTEGER NOT NULL DEFAULT 0,
+    bytes INTEGER NOT NULL DEFAULT 0, worker TEXT NOT NULL DEFAULT '', timings TEXT NOT NULL DEFAULT '{}',
+    finished REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS item_by_shard ON item (shard);
+CREATE TABLE IF NOT EXISTS shard (
+    name TEXT PRIMARY KEY, state TEXT NOT NULL, objects INTEGER NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    finished REAL NOT NULL
+) WITHOUT ROWID;
+"""
+
+
+class Ledger:
+    """Item states: delivered, failed. Shard states: complete, deleted. An item without a row was never finished."""
+
+    def __init__(self, path: Path, readonly: bool = False) -> None:
+        if readonly and not path.exists():
+            raise UserError(f"{path.parent} holds no run (no {path.name})", "give the --out of a run")
+        mode = "ro" if readonly else "rwc"
+        self.db = sqlite3.connect(f"file:{path}?mode={mode}", uri=True, timeout=30, isolation_level=None)
+        if not readonly:
+            self.db.execute("PRAGMA journal_mode=WAL")
+            self.db.execute("PRAGMA synchronous=NORMAL")
+            self.db.executescript(SCHEMA)
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.db.close()
+
+    def finished_uids(self) -> set[str]:
+        """Every uid that ended, one way or the other."""
+        return {uid for (uid,) in self.db.execute("SELECT uid FROM item")}
+
+    def record(self, outcome: Outcome, shard: str | None) -> None:
+        """Writes how one item ended. shard: where a delivered one went."""
+        scene = outcome.scene
+        self.db.execute(
+            "INSERT OR REPLACE INTO item VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                outcome.item.uid,
+                "delivered" if scene else "failed",
+                outcome.reason,
+                outcome.detail,
+                outcome.tries,
+                shard,
+                outcome.item.license,
+                len(scene.c2w) if scene else 0,
+                scene.jpeg_bytes if scene else 0,
+                outcome.worker,
+                json.dumps({stage: round(seconds, 4) for stage, seconds in outcome.timings.items()}),
+                time.time(),
+            ),
+        )
+
+    def add_shard(self, shard: Shard) -> None:
+        """A shard stands complete on disk. Its items count as delivered even if a crash ate their own lines."""
+        views = shard.rows // len(shard.uids)
+        now = time.time()
+        with self.db:
+            self.db.execute("BEGIN")
+            self.db.execute(
+                "INSERT OR REPLACE INTO shard VALUES (?, 'complete', ?, ?, ?, ?)",
+                (shard.name, len(shard.uids), shard.rows, shard.file_bytes, now),
+            )
+            self.db.executemany(
+                "INSERT INTO item (uid, state, shard, views, finished) VALUES (?, 'delivered', ?, ?, ?) "
+                "ON CONFLICT (uid) DO UPDATE SET state = 'delivered', reason = '', detail = '', shard = excluded.shard",
+                [(uid, shard.name, views, now) for uid in shard.uids],
+            )
+
+    def shards(self) -> dict[str, str]:
+        """Shard name -> state."""
+        return dict(self.db.execute("SELECT name, state FROM shard"))
+
+    def forget_missing(self, on_disk: Iterable[str]) -> list[str]:
+        """Forgets items whose shard is gone though nobody recorded its deletion; they will be rendered again."""
+        present = set(on_disk)
+        states = self.shards()
+        known = {name for (name,) in self.db.execute("SELECT DISTINCT shard FROM item WHERE shard IS NOT NULL")}
+        gone = [name for name in sorted(known | set(states)) if name not in present and states.get(name) != "deleted"]
+        with self.db:
+            self.db.execute("BEGIN")
+            self.db.executemany("DELETE FROM item WHERE shard = ?", [(name,) for name in gone])
+            self.db.executemany("DELETE FROM shard WHERE name = ?", [(name,) for name in gone])
+        return gone
+
+    def forget_failed(self) -> int:
+        """Forgets every failure, so that these items are tried again. Returns how many."""
+        return self.db.execute("DELETE FROM item WHERE state = 'failed'").rowcount
+
+    def counts(self) -> dict[str, int]:
+        """State -> number of items."""
+        return dict(self.db.execute("SELECT state, COUNT(*) FROM item GROUP BY state"))
+
+    def reasons(self) -> dict[str, int]:
+        """Reason -> number of failed items, most frequent first."""
+        query = "SELECT reason, COUNT(*) FROM item WHERE state = 'failed' GROUP BY reason ORDER BY 2 DESC, 1"
+        return dict(self.db.execute(query))
+
+    def failures(self, limit: int = 1000) -> list[dict[str, Any]]:
+        """Failed items with reason and the last words of whatever failed, by reason."""
+        query = "SELECT uid, reason, detail, tries FROM item WHERE state = 'failed' ORDER BY reason, uid LIMIT ?"
+        return [
+            dict(zip(("uid", "reason", "detail", "tries"), row, strict=True))
+            for row in self.db.execute(query, (limit,))
+        ]
+
+    def totals(self) -> dict[str, int]:
+        """Views and image bytes delivered, and shard files' bytes."""
+        views, image_bytes = self.db.execute("SELECT TOTAL(views), TOTAL(bytes) FROM item").fetchone()
+        shards, file_bytes = self.db.execute(
+            "SELECT COUNT(*), TOTAL(bytes) FROM shard WHERE state = 'complete'"
+        ).fetchone()
+        return {"views": int(views), "image_bytes": int(image_bytes), "shards": shards, "shard_bytes": int(file_bytes)}
+
+    def timeline(self) -> list[tuple[float, str, int]]:
+        """(unix time, state, views) of every item in the order in which they ended."""
+        return list(self.db.execute("SELECT finished, state, views FROM item ORDER BY finished"))
+
+    def delivered_in(self) -> dict[str, str]:
+        """Delivered uid -> shard."""
+        return dict(self.db.execute("SELECT uid, shard FROM item WHERE state = 'delivered'"))

@@ -1,0 +1,163 @@
+"""The whole life of a worker: item in, outcome out. Fetch, look, render, judge, encode."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import cameras, images, preflight, quality, sources
+from pipeline.blender import Blender, Frame, Limits
+from pipeline.config import RenderConfig, SceneConfig
+from pipeline.lights import LIGHTS
+from pipeline.scene import Item, Outcome, Retry, Scene, Skip, Views, item_rng
+
+TRIES = 2  # a crash or a hang costs one more try, in a fresh process
+NO_HIT = 1e9  # Cycles writes 1e10 where no surface is
+
+
+class Producer:
+    """Holds one Blender and one scratch folder; called once per item, never fails: every end is an Outcome."""
+
+    def __init__(self, cfg: RenderConfig) -> None:
+        assert cfg.out is not None
+        self.cfg = cfg
+        self.source = sources.load(cfg.source)
+        shared = cfg.out / "scratch"
+        self.scratch = Path(tempfile.mkdtemp(prefix="worker-", dir=shared if shared.is_dir() else None))
+        self.blender = Blender(self.scratch / "blender", Limits(timeout_s=cfg.timeout_s))
+        self.name = f"{os.uname().nodename}:{os.getpid()}"
+
+    def __call__(self, item: Item) -> Outcome:
+        """Renders one item. A Retry is tried again at once, in a fresh Blender; then it is a failure like any other."""
+        timings: dict[str, float] = {}
+        start = time.perf_counter()
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                scene = self._produce(item, timings)
+                reason = detail = ""
+            except Retry as failure:
+                if tries < TRIES:
+                    continue
+                scene, reason, detail = None, failure.reason, failure.detail
+            except Skip as failure:
+                scene, reason, detail = None, failure.reason, failure.detail
+            except Exception:  # the only broad one: a bug of ours costs one object and keeps its traceback
+                self.blender.close()
+                scene, reason, detail = None, "bug", traceback.format_exc()
+            timings["total"] = time.perf_counter() - start
+            return Outcome(item, scene, reason, detail, tries, self.name, timings)
+
+    def close(self) -> None:
+        """Ends Blender and removes the scratch folder."""
+        self.blender.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _produce(self, item: Item, timings: dict[str, float]) -> Scene:
+        start = time.perf_counter()
+        folder = self.scratch / "item"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        path = self.source.fetch(item, folder)
+        file_format = preflight.check(path)
+        timings["fetch"] = time.perf_counter() - start
+        return self._render(item, path, file_format, timings)
+
+    def _render(self, item: Item, path: Path, file_format: str, timings: dict[str, float]) -> Scene:
+        scene_cfg = self.cfg.scene
+        c2w = cameras.sample(scene_cfg.cameras, item_rng(scene_cfg.seed, item.uid, "cameras"), scene_cfg.views)
+        job = build_job(scene_cfg, item.uid, c2w, threads=self.cfg.threads)
+        job |= {"path": str(path), "format": file_format}
+        gallery = Gallery(scene_cfg)
+        facts: dict[str, Any] = {}
+        timings |= {"render": 0.0, "encode": 0.0}
+        for answer in self.blender.render(job):
+            if isinstance(answer, Frame):
+                timings["render"] += answer.seconds
+                start = time.perf_counter()
+                gallery.add(answer)
+                timings["encode"] += time.perf_counter() - start
+            else:
+                facts = answer["facts"] | {"device": answer["device"], "blender": self.blender.hello["blender"]}
+                timings |= answer["timings"]
+        if len(gallery.stats) != scene_cfg.views:
+            raise Retry("views_missing", f"{len(gallery.stats)} of {scene_cfg.views}")
+        if bad := quality.verdict(gallery.stats, cameras.SAMPLERS[scene_cfg.cameras].framed):
+            raise Skip(*bad)
+        facts["coverage"] = round(float(np.mean([view.coverage for view in gallery.stats])), 4)
+        return Scene(item, c2w, gallery.views(), facts)
+
+
+def build_job(cfg: SceneConfig, uid: str, c2w: np.ndarray, threads: int) -> dict[str, Any]:
+    """Settings and poses (V, 4, 4) -> the JSON that Blender takes, without the file to open. `cfg` is resolved."""
+    assert cfg.fov_x_deg is not None
+    hw = (cfg.width, cfg.width)
+    fxfycxcy = cameras.intrinsics(cfg.fov_x_deg, hw)
+    return {
+        "hw": hw,
+        "cameras": [cameras.blender_camera(pose, fxfycxcy, hw) for pose in c2w],
+        "lights": LIGHTS[cfg.lights](item_rng(cfg.seed, uid, "lights")),
+        "engine": cfg.engine,
+        "device": cfg.device,
+        "samples": cfg.samples,
+        "denoise": cfg.denoise,
+        "seed": int(item_rng(cfg.seed, uid, "noise").integers(2**30)),
+        "passes": [name for name in ("depth", "normals") if getattr(cfg, name)],
+        "threads": threads,
+        "limits": {"max_polygons": cfg.max_polygons},
+    }
+
+
+class Gallery:
+    """Collects the frames of one object as encoded files, at every resolution of the run."""
+
+    def __init__(self, cfg: SceneConfig) -> None:
+        self.cfg = cfg
+        self.stats: list[quality.ViewStats] = []
+        self.jpegs: dict[int, list[bytes]] = {width: [] for width in cfg.res}
+        self.layers: dict[int, dict[str, list[bytes]]] = {width: {} for width in cfg.res}
+
+    def add(self, frame: Frame) -> None:
+        """Composites on white and encodes: light and coverage by area in linear light, depth and normals by nearest pixel."""
+        rgba = frame.passes["rgba"]
+        light = np.concatenate([images.over_white(rgba), rgba[..., 3:]], -1)
+        for width in self.cfg.res:
+            small = images.resize_area(light, (width, width))
+            rgb, alpha = images.srgb8(small[..., :3]), np.clip(small[..., 3], 0, 1)
+            self.jpegs[width].append(images.encode_jpeg(rgb, self.cfg.quality))
+            if width == self.cfg.width:
+                self.stats.append(quality.measure(rgb, alpha))
+            if self.cfg.alpha:
+                self._keep(width, "alpha", images.encode_png(np.round(alpha * 255).astype(np.uint8)))
+            for name in ("depth", "normals"):
+                if name in frame.passes:
+                    self._keep(width, name, _raw(name, frame.passes[name], width))
+
+    def _keep(self, width: int, name: str, data: bytes) -> None:
+        self.layers[width].setdefault(name, []).append(data)
+
+    def views(self) -> dict[int, Views]:
+        """Width -> Views, with each resolution's own intrinsics."""
+        assert self.cfg.fov_x_deg is not None
+        views = {}
+        for width in self.cfg.res:
+            k = cameras.intrinsics(self.cfg.fov_x_deg, (width, width)).astype(np.float32)
+            fxfycxcy = np.tile(k, (self.cfg.views, 1))
+            views[width] = Views(self.jpegs[width], fxfycxcy, (width, width), self.layers[width])
+        return views
+
+
+def _raw(name: str, pixels: np.ndarray, width: int) -> bytes:
+    """Depth or normals (H, W, C) -> little-endian float32 bytes at `width`. Depth is infinite where nothing is."""
+    small = images.resize_nearest(pixels, (width, width))
+    if name == "depth":
+        small = np.where(small > NO_HIT, np.inf, small)
+    return small.astype("<f4").tobytes()

@@ -1,0 +1,165 @@
+"""Live progress: a panel on a terminal, plain lines elsewhere, and OUT/status.json for `lvsm-data status`."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.scene import Item, Outcome
+
+WINDOW_S = 300.0  # rates are over the last five minutes
+TICK_S = 1.0
+LINE_S = 10.0  # between plain lines
+
+
+class Progress:
+    """What the run does right now. Fed by the driver; a thread of its own shows it and writes the status file."""
+
+    def __init__(self, n: int, delivered: int, reasons: dict[str, int], status_path: Path) -> None:
+        self.n = n
+        self.delivered = delivered
+        self.reasons = dict(reasons)
+        self.views = self.bytes = 0
+        self.started = time.time()
+        self.status_path = status_path
+        self.state = "running"
+        self.workers: dict[int, tuple[str, float]] = {}
+        self.served: dict[int, int] = {}
+        self.recent: deque[tuple[float, int]] = deque()
+        self.lock = threading.Lock()
+        self.console = Console(stderr=True)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def on_start(self, worker: int, item: Item) -> None:
+        """A worker took an item."""
+        with self.lock:
+            self.workers[worker] = (item.uid, time.time())
+
+    def on_outcome(self, outcome: Outcome) -> None:
+        """An item ended."""
+        with self.lock:
+            for slot, (uid, _) in list(self.workers.items()):
+                if uid == outcome.item.uid:
+                    self.workers[slot] = ("", time.time())
+                    self.served[slot] = self.served.get(slot, 0) + 1
+            if outcome.scene is None:
+                self.reasons[outcome.reason] = self.reasons.get(outcome.reason, 0) + 1
+                return
+            views = len(outcome.scene.c2w)
+            self.delivered += 1
+            self.views += views
+            self.bytes += outcome.scene.jpeg_bytes
+            self.recent.append((time.time(), views))
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that `status` shows. Rates in objects per hour and views per second; eta_s is None when unknown."""
+        with self.lock:
+            now = time.time()
+            while self.recent and self.recent[0][0] < now - WINDOW_S:
+                self.recent.popleft()
+            seconds = max(1e-9, min(WINDOW_S, now - self.started))
+            per_s = len(self.recent) / seconds
+            missing = max(0, self.n - self.delivered)
+            return {
+                "pid": os.getpid(),
+                "state": self.state,
+                "started": self.started,
+                "updated": now,
+                "n": self.n,
+                "delivered": self.delivered,
+                "failed": sum(self.reasons.values()),
+                "reasons": self.reasons.copy(),
+                "views_per_s": sum(views for _, views in self.recent) / seconds,
+                "objects_per_h": per_s * 3600,
+                "eta_s": missing / per_s if per_s else None,
+                "bytes_written": self.bytes,
+                "workers": [
+                    {"worker": slot, "uid": uid, "seconds": round(now - since, 1), "done": self.served.get(slot, 0)}
+                    for slot, (uid, since) in sorted(self.workers.items())
+                ],
+            }
+
+    def _show(self) -> None:
+        if not self.console.is_terminal:
+            next_line = time.monotonic() + LINE_S
+            while not self._stop.wait(TICK_S):
+                self._write_status()
+                if time.monotonic() >= next_line:
+                    next_line += LINE_S
+                    self.console.print(one_line(self.snapshot()), highlight=False, soft_wrap=True)
+        else:
+            with Live(console=self.console, refresh_per_second=4, transient=True) as live:
+                while not self._stop.wait(TICK_S / 2):
+                    snapshot = self._write_status()
+                    live.update(panel(snapshot))
+        self._write_status()
+
+    def _write_status(self) -> dict[str, Any]:
+        snapshot = self.snapshot()
+        temporary = self.status_path.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(snapshot))
+        os.replace(temporary, self.status_path)
+        return snapshot
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds -> 1:02:03, or ? when unknown."""
+    if seconds is None:
+        return "?"
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"
+
+
+def size(count: float) -> str:
+    """Bytes -> 12.3 MB (powers of 1000, as disks are sold)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
+
+
+def reasons_text(reasons: dict[str, int]) -> str:
+    """{"empty": 2, "timeout": 1} -> "empty 2, timeout 1"."""
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]))
+
+
+def one_line(status: dict[str, Any]) -> str:
+    """A status as one plain line."""
+    failed = f", {status['failed']} failed ({reasons_text(status['reasons'])})" if status["failed"] else ""
+    return (
+        f"{status['delivered']}/{status['n']} objects{failed} | {status['views_per_s']:.1f} views/s | "
+        f"{status['objects_per_h']:.0f} objects/h | ETA {duration(status['eta_s'])} | "
+        f"{size(status['bytes_written'])} written"
+    )
+
+
+def panel(status: dict[str, Any]) -> Group:
+    """A status as a terminal picture: bar, line, one row per worker."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for worker in status["workers"]:
+        doing = f"{worker['uid']}  {worker['seconds']:.0f} s" if worker["uid"] else "idle"
+        table.add_row(f"worker {worker['worker']}", f"{worker['done']} done", doing)
+    bar = ProgressBar(total=status["n"], completed=status["delivered"], width=60)
+    return Group(bar, Text(one_line(status)), table)

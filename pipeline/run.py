@@ -1,0 +1,322 @@
+"""The driver: pull outcomes, write shards, keep the ledger. One process per run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline import executors, sources
+from pipeline.cameras import SAMPLERS
+from pipeline.config import RenderConfig, config_hash
+from pipeline.images import version as pil_version
+from pipeline.ledger import Ledger
+from pipeline.produce import Producer
+from pipeline.progress import Progress, duration, reasons_text, size
+from pipeline.scene import Item, Outcome, UserError
+from pipeline.shards import LAYERS, SHARD_NAME, Shard, ShardWriter, shard_paths, split_of
+
+WORKER_MEMORY = 1.5e9  # bytes that a Blender of ordinary objects takes at its peak, with room
+
+
+@dataclass
+class Summary:
+    """How a run ended. drawn = delivered + failed, over all sessions of the run."""
+
+    n: int
+    out: Path
+    delivered: int
+    reasons: dict[str, int]
+    seconds: float = 0.0
+    views: int = 0
+    shard_bytes: int = 0
+    stopped: bool = False
+    notes: list[str] = field(default_factory=list)
+    bugs: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return self.delivered >= self.n
+
+    def lines(self) -> list[str]:
+        """What a user wants to know at the end, adding up: requested, drawn = delivered + failed by reason."""
+        failed = sum(self.reasons.values())
+        by_reason = f" ({reasons_text(self.reasons)})" if failed else ""
+        lines = [f"bug in lvsm-data, please report: {bug}" for bug in self.bugs]
+        lines.append(
+            f"requested {self.n}: drawn {self.delivered + failed} = delivered {self.delivered} + failed {failed}{by_reason}"
+        )
+        if not self.complete:
+            why = "stopped; the same command goes on" if self.stopped else "the source has no more objects"
+            lines.append(f"{self.n - self.delivered} fewer than requested: {why}")
+        if failed:
+            lines.append(f"details: lvsm-data status {self.out}")
+        lines.append(
+            f"{self.views} views, {size(self.shard_bytes)} of shards in {self.out}, {duration(self.seconds)} this session"
+        )
+        lines.append(f"look at them: lvsm-data view {self.out}")
+        return lines
+
+
+def render(cfg: RenderConfig) -> Summary:
+    """Delivers cfg.n objects into shards, going on where an earlier session stopped. cfg is resolved.
+
+    Raises UserError: another run holds the folder; the folder was made with other settings; the source cannot be listed.
+    """
+    assert cfg.out is not None
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    with _lock(cfg.out), Ledger(cfg.out / "ledger.sqlite") as ledger:
+        _check_identity(cfg)
+        scratch = cfg.out / "scratch"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            return _Run(cfg, ledger).go()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _Run:
+    """One session: holds the writer and the counts while outcomes come in."""
+
+    def __init__(self, cfg: RenderConfig, ledger: Ledger) -> None:
+        assert cfg.out is not None
+        self.cfg = cfg
+        self.out = cfg.out
+        self.ledger = ledger
+        scene = cfg.scene
+        layers = tuple(name for name in LAYERS if getattr(scene, name))
+        self.writer = ShardWriter(cfg.out, scene.res, layers, run_facts(cfg), cfg.shard_mb * 1e6)
+        self.notes = self._recover()
+        if cfg.retry_failed and (count := ledger.forget_failed()):
+            self.notes.append(f"trying {count} failed objects again")
+        self.counts = ledger.counts()
+        self.finished = ledger.finished_uids()
+        self.under_way = 0
+        self.stopping = False
+
+    @property
+    def delivered(self) -> int:
+        return self.counts.get("delivered", 0)
+
+    def go(self) -> Summary:
+        start = time.perf_counter()
+        reasons = self.ledger.reasons()
+        for note in self.notes:
+            print(note, file=sys.stderr)
+        bugs: list[str] = []
+        if self.delivered < self.cfg.n:
+            with Progress(self.cfg.n, self.delivered, reasons, self.out / "status.json") as progress:
+                try:
+                    with _first_interrupt(self._stop):
+                        for outcome in self._executor()(self._make_worker, self._draw(), progress.on_start):
+                            self._take(outcome)
+                            progress.on_outcome(outcome)
+                            if outcome.reason == "bug":
+                                bugs.append(f"{outcome.item.uid}\n{outcome.detail}")
+                finally:
+                    self._close_shards()
+                    progress.state = "finished" if self.delivered >= self.cfg.n else "stopped"
+        totals = self.ledger.totals()
+        return Summary(
+            n=self.cfg.n,
+            out=self.out,
+            delivered=self.delivered,
+            reasons=self.ledger.reasons(),
+            seconds=time.perf_counter() - start,
+            views=totals["views"],
+            shard_bytes=totals["shard_bytes"],
+            stopped=self.stopping,
+            notes=self.notes,
+            bugs=bugs,
+        )
+
+    @property
+    def _make_worker(self) -> Callable[[], Producer]:
+        return functools.partial(Producer, self.cfg)
+
+    def _executor(self) -> Callable[..., Iterator[Outcome]]:
+        if self.cfg.executor == "inline":
+            return executors.inline
+        workers = self.cfg.workers or default_workers(self.cfg.threads)
+        workers = min(workers, self.cfg.n - self.delivered)
+        return functools.partial(executors.on_ray, workers=workers, threads=self.cfg.threads, address=self.cfg.address)
+
+    def _draw(self) -> Iterator[Item | None]:
+        """Items that are not in the ledger yet, never more at once than are still missing."""
+        for item in sources.load(self.cfg.source).items(self.cfg):
+            if item.uid in self.finished:
+                continue
+            while self.delivered + self.under_way >= self.cfg.n and not self.stopping:
+                if self.delivered >= self.cfg.n:
+                    return
+                yield None
+            if self.stopping:
+                return
+            self.under_way += 1
+            yield item
+
+    def _take(self, outcome: Outcome) -> None:
+        """Writes one outcome: journal first, then the ledger, so that a crash between the two loses nothing."""
+        self.under_way -= 1
+        uid = outcome.item.uid
+        if uid in self.finished:
+            return
+        shard = closed = None
+        if outcome.scene is not None:
+            split = split_of(uid, self.cfg.val_percent)
+            shard, closed = self.writer.add(outcome.scene, split, self._next_number(split))
+        self.ledger.record(outcome, shard)
+        if closed is not None:
+            self._shard_closed(closed)
+        self.finished.add(uid)
+        state = "delivered" if outcome.scene else "failed"
+        self.counts[state] = self.counts.get(state, 0) + 1
+
+    def _shard_closed(self, shard: Shard) -> None:
+        self.ledger.add_shard(shard)
+        self.numbers[shard.split] = max(self.numbers.get(shard.split, 0), int(shard.name[-6:]) + 1)
+
+    def _close_shards(self) -> None:
+        for split in ("train", "val"):
+            if shard := self.writer.close(split):
+                self._shard_closed(shard)
+
+    def _next_number(self, split: str) -> int:
+        return self.numbers.get(split, 0)
+
+    def _recover(self) -> list[str]:
+        """Makes disk and ledger agree after whatever ended the last session. Returns what a user should know of it."""
+        notes = []
+        recovered = self.writer.recover()
+        widths = self.cfg.scene.res
+        on_disk = set.intersection(*({path.stem for path in shard_paths(self.out / str(width))} for width in widths))
+        self.numbers: dict[str, int] = {}
+        for name in on_disk | set(self.ledger.shards()):
+            match = SHARD_NAME.match(name)
+            assert match is not None
+            split, number = match[1], int(match[2])
+            self.numbers[split] = max(self.numbers.get(split, 0), number + 1)
+        for shard in recovered:
+            self.ledger.add_shard(shard)
+        for name in sorted(on_disk - set(self.ledger.shards())):
+            self.ledger.add_shard(_shard_on_disk(self.out, widths, name))
+        if recovered:
+            notes.append(f"recovered {sum(len(shard.uids) for shard in recovered)} objects of an interrupted session")
+        if gone := self.ledger.forget_missing(on_disk):
+            notes.append(f"{len(gone)} shards are no longer on disk ({', '.join(gone[:3])} ...): rendering them again")
+        return notes
+
+    def _stop(self) -> None:
+        self.stopping = True
+        print("\nstopping: objects in flight are finished first; Ctrl-C again ends at once", file=sys.stderr)
+
+
+def _shard_on_disk(out: Path, widths: tuple[int, ...], name: str) -> Shard:
+    from pipeline.shards import uids_of
+
+    paths = [out / str(width) / f"{name}.parquet" for width in widths]
+    uids = tuple(uids_of(paths[0]))
+    return Shard(name, uids, len(uids), sum(path.stat().st_size for path in paths))
+
+
+def default_workers(threads: int) -> int:
+    """One per `threads` cores, as far as the free memory reaches."""
+    cores = len(os.sched_getaffinity(0))
+    by_memory = int(psutil.virtual_memory().available / WORKER_MEMORY)
+    return max(1, min(cores // threads, by_memory))
+
+
+def run_facts(cfg: RenderConfig) -> dict[str, Any]:
+    """What the file metadata of every shard of a run says."""
+    sampler = SAMPLERS[cfg.scene.cameras]
+    return {
+        "config_hash": config_hash(cfg.scene),
+        "settings": dataclasses.asdict(cfg.scene),
+        "source": cfg.source,
+        "seed": cfg.scene.seed,
+        "cameras": f"{cfg.scene.cameras}: {sampler.says}; fov_x {cfg.scene.fov_x_deg:g} deg",
+        "downsampling": "area average in linear light",
+        "background": [255, 255, 255],
+        "versions": {
+            "lvsm-data": importlib.metadata.version("lvsm-data"),
+            "bpy": importlib.metadata.version("bpy"),
+            "pil": pil_version(),
+        },
+    }
+
+
+def _check_identity(cfg: RenderConfig) -> None:
+    """Writes run.json on the first session; later sessions must ask for the same pictures."""
+    assert cfg.out is not None
+    path = cfg.out / "run.json"
+    identity = cfg.identity()
+    if not path.exists():
+        temporary = path.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps({"identity": identity, "config_hash": config_hash(cfg.scene)}, indent=2))
+        os.replace(temporary, path)
+        return
+    before = json.loads(path.read_text())["identity"]
+    flat_before, flat_now = before | before.pop("scene"), identity | identity.pop("scene")
+    changed = [
+        f"{name.replace('_', '-')} was {flat_before.get(name)}, now {flat_now.get(name)}"
+        for name in sorted(flat_now.keys() | flat_before.keys())
+        if flat_before.get(name) != flat_now.get(name) and name != "scene"
+    ]
+    if changed:
+        raise UserError(
+            f"{cfg.out} was made with other settings: {'; '.join(changed)}",
+            "use the same settings to go on, or another --out",
+        )
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Held by the kernel, so that it ends with the process, however that ends."""
+    with (out / ".lock").open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            raise UserError(
+                f"another run is writing to {out} (process {holder})",
+                f"lvsm-data status {out} shows it; wait for it, stop it, or use another --out",
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """The first SIGINT or SIGTERM calls `stop`; a second one raises KeyboardInterrupt."""
+    seen: list[int] = []
+
+    def handler(number: int, frame: object) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+        stop()
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

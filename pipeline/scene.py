@@ -1,0 +1,103 @@
+"""The nouns that cross every boundary: Item, Scene, Outcome, and the two ways in which an item may fail."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Item:
+    """One manifest line: what to render, never its bytes.
+
+    uid: unique within a source. url: where the payload is (a path for local files, empty for embedded sources).
+    license: SPDX-like name or "unknown". sha256: of the payload, lower-case hex, or "" when not known.
+    extra: what only the source itself understands.
+    """
+
+    uid: str
+    source: str
+    url: str = ""
+    license: str = "unknown"
+    sha256: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The V images of a scene at one resolution, and the intrinsics that belong to that resolution.
+
+    jpegs: V files. fxfycxcy: (V, 4) float32, pixels; the centre of pixel (0, 0) is (0.5, 0.5). hw: (height, width).
+    layers: optional lossless companions, each V byte strings (see docs/shard_format.md).
+    """
+
+    jpegs: list[bytes]
+    fxfycxcy: np.ndarray
+    hw: tuple[int, int]
+    layers: dict[str, list[bytes]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """V posed views of one static scene, at one or several resolutions.
+
+    c2w: (V, 4, 4) float32 camera-to-world, OpenCV axes (+x right, +y down, +z forward), world z up.
+    by_width: image width in pixels -> Views. meta: facts about the object (JSON-able), the same for all its views.
+    """
+
+    item: Item
+    c2w: np.ndarray
+    by_width: dict[int, Views]
+    meta: dict[str, Any]
+
+    @property
+    def jpeg_bytes(self) -> int:
+        return sum(len(jpeg) for views in self.by_width.values() for jpeg in views.jpegs)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one item ended: with a scene, or with a reason. Times are in seconds, by stage."""
+
+    item: Item
+    scene: Scene | None = None
+    reason: str = ""
+    detail: str = ""
+    tries: int = 1
+    worker: str = ""
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class _Reason(Exception):
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[Any, ...]:  # crosses process borders with both fields
+        return type(self), (self.reason, self.detail)
+
+
+class Skip(_Reason):
+    """The item is hopeless; trying again would end the same way. `reason` is a snake_case word for the ledger."""
+
+
+class Retry(_Reason):
+    """The world misbehaved (a crash, a time-out, a reset connection); the same item may work the next time."""
+
+
+class UserError(Exception):
+    """What a user asked for cannot be done. `hint` names the next step; shown without a traceback."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def item_rng(seed: int, uid: str, purpose: str) -> np.random.Generator:
+    """The item's own random stream: depends on (seed, uid, purpose) alone, so neither order nor worker nor retry shows."""
+    digest = hashlib.blake2b(f"{seed}\0{uid}\0{purpose}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

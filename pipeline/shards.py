@@ -1,0 +1,323 @@
+"""Parquet shards: the schema, the journal that a crash cannot hurt, the writer and the reader. See docs/shard_format.md.
+
+A finished object is appended to a journal (one Arrow IPC record batch, all resolutions together), so that a killed process
+loses nothing that was rendered. A full journal becomes one Parquet file per resolution, written beside, fsynced and
+renamed; then the journal goes. Hence a name that ends in .parquet is complete, and while a journal exists it is the truth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.scene import Scene, UserError
+
+FORMAT_VERSION = "1"
+CONVENTION = (
+    "c2w: 4x4 row-major camera-to-world, OpenCV axes (+x right, +y down, +z forward), world z up. "
+    "fxfycxcy: pixels of the stored image, the centre of pixel (0, 0) is (0.5, 0.5). "
+    "Objects are centred at the origin, longest side 1. Poses are raw: no scene normalisation was applied."
+)
+LAYERS = ("alpha", "depth", "normals")
+SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
+METADATA_KEY = b"lvsm_data"
+FSYNC_BYTES = 16_000_000  # how much a power cut may cost; a killed process costs nothing
+
+
+def schema(layers: tuple[str, ...] = ()) -> pa.Schema:
+    """The columns of a shard. The Hugging Face metadata makes `image` a picture for `datasets` and the hub's viewer."""
+    columns: list[tuple[str, pa.DataType, dict[str, Any]]] = [
+        ("uid", pa.string(), _hf("string")),
+        ("view", pa.int32(), _hf("int32")),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"_type": "Image"}),
+        ("c2w", pa.list_(pa.float32(), 16), _hf("float32", 16)),
+        ("fxfycxcy", pa.list_(pa.float32(), 4), _hf("float32", 4)),
+        ("height", pa.int32(), _hf("int32")),
+        ("width", pa.int32(), _hf("int32")),
+        ("source", pa.string(), _hf("string")),
+        ("license", pa.string(), _hf("string")),
+        ("sha256", pa.string(), _hf("string")),
+        ("config_hash", pa.string(), _hf("string")),
+        ("meta", pa.string(), _hf("string")),
+        *[(name, pa.binary(), _hf("binary")) for name in layers],
+    ]
+    features = {name: feature for name, _, feature in columns}
+    huggingface = json.dumps({"info": {"features": features}})
+    return pa.schema([(name, kind) for name, kind, _ in columns], metadata={"huggingface": huggingface})
+
+
+def _hf(dtype: str, length: int = 0) -> dict[str, Any]:
+    value = {"dtype": dtype, "_type": "Value"}
+    return {"feature": value, "length": length, "_type": "Sequence"} if length else value
+
+
+def split_of(uid: str, val_percent: float) -> str:
+    """ "val" for val_percent % of all uids, else "train". Depends on the uid alone, so a split never leaks across runs."""
+    digest = hashlib.blake2b(uid.encode(), digest_size=8).digest()
+    return "val" if int.from_bytes(digest, "little") / 2**64 < val_percent / 100 else "train"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A complete shard: one name, one file per resolution with the same objects in the same order."""
+
+    name: str
+    uids: tuple[str, ...]
+    rows: int
+    file_bytes: int
+
+    @property
+    def split(self) -> str:
+        return self.name.split("-")[0]
+
+
+@dataclass
+class _Journal:
+    """An open shard. The file is an Arrow stream; a batch is one object at all resolutions."""
+
+    name: str
+    path: Path
+    sink: Any
+    stream: Any
+    uids: list[str] = field(default_factory=list)
+    image_bytes: int = 0
+    unsynced: int = 0
+
+
+class ShardWriter:
+    """Writes scenes into OUT/<width>/<split>-NNNNNN.parquet. One process, one writer per folder.
+
+    widths: resolutions of every scene. metadata: run-level facts for the file metadata. target_bytes: size at which a
+    shard is closed, counted in image bytes of the largest width.
+    """
+
+    def __init__(
+        self, out: Path, widths: tuple[int, ...], layers: tuple[str, ...], metadata: dict[str, Any], target_bytes: float
+    ) -> None:
+        self.out = out
+        self.widths = widths
+        self.schema = schema(layers)
+        self.metadata = metadata
+        self.target_bytes = target_bytes
+        self.open: dict[str, _Journal] = {}
+        for width in widths:
+            (out / str(width)).mkdir(parents=True, exist_ok=True)
+        (out / "journal").mkdir(exist_ok=True)
+
+    def add(self, scene: Scene, split: str, next_number: int) -> tuple[str, Shard | None]:
+        """Appends one scene durably; returns its shard's name and, where that made the shard full, the closed shard.
+
+        next_number: the number of a new shard, used only when none of this split is open.
+        """
+        journal = self.open.get(split) or self._start(f"{split}-{next_number:06d}")
+        batch = to_batch(scene, self.schema, self.metadata["config_hash"])
+        journal.stream.write_batch(batch)
+        journal.uids.append(scene.item.uid)
+        journal.image_bytes += sum(len(jpeg) for jpeg in scene.by_width[max(self.widths)].jpegs)
+        journal.unsynced += batch.nbytes
+        if journal.unsynced > FSYNC_BYTES:
+            _fsync(journal.path)
+            journal.unsynced = 0
+        return journal.name, self.close(split) if journal.image_bytes >= self.target_bytes else None
+
+    def close(self, split: str) -> Shard | None:
+        """Turns the open journal of a split into its Parquet files. None where no journal is open."""
+        journal = self.open.pop(split, None)
+        if journal is None:
+            return None
+        journal.stream.close()
+        journal.sink.close()
+        return self.publish(journal.path)
+
+    def recover(self) -> list[Shard]:
+        """Publishes what a killed run left behind, after removing its half-written files."""
+        for width in self.widths:
+            for left_over in (self.out / str(width)).glob("*.tmp"):
+                left_over.unlink()
+        journals = sorted((self.out / "journal").glob("*.arrow"))
+        return [shard for path in journals if (shard := self.publish(path))]
+
+    def publish(self, path: Path) -> Shard | None:
+        """A journal -> the Parquet files of its shard, then removes it. None (and no files) for an empty journal."""
+        batches = read_journal(path)
+        name = path.stem
+        file_bytes = 0
+        if batches:
+            for width in self.widths:
+                file_bytes += self._write_parquet(name, width, batches)
+        path.unlink()
+        if not batches:
+            return None
+        uids = tuple(batch.column("uid")[0].as_py() for batch in batches)
+        return Shard(name, uids, sum(batch.num_rows for batch in batches) // len(self.widths), file_bytes)
+
+    def _start(self, name: str) -> _Journal:
+        path = self.out / "journal" / f"{name}.arrow"
+        sink = pa.OSFile(str(path), "wb")
+        journal = _Journal(name, path, sink, pa.ipc.new_stream(sink, self.schema))
+        self.open[name.split("-")[0]] = journal
+        return journal
+
+    def _write_parquet(self, name: str, width: int, batches: list[pa.RecordBatch]) -> int:
+        folder = self.out / str(width)
+        temporary, final = folder / f"{name}.tmp", folder / f"{name}.parquet"
+        facts = json.dumps(self.metadata | {"width": width, "format_version": FORMAT_VERSION, "convention": CONVENTION})
+        with_facts = self.schema.with_metadata((self.schema.metadata or {}) | {METADATA_KEY: facts.encode()})
+        with pq.ParquetWriter(
+            temporary,
+            with_facts,
+            compression={column: "zstd" for column in _leaves(self.schema) if column not in ("image.bytes", "alpha")},
+            use_dictionary=False,  # zstd alone packs a group's repeated values smaller than a dictionary page does
+            column_encoding={"c2w.list.element": "BYTE_STREAM_SPLIT"},
+            write_statistics=["uid"],
+        ) as writer:
+            for batch in batches:
+                rows = pc.equal(batch.column("width"), width)
+                writer.write_table(pa.Table.from_batches([batch.filter(rows)]).cast(with_facts))
+        _fsync(temporary)
+        os.replace(temporary, final)
+        _fsync(folder)
+        return final.stat().st_size
+
+
+def _leaves(of: pa.Schema) -> list[str]:
+    """Parquet column paths of a schema, as the writer's options want them."""
+    nested = {
+        "image": ["image.bytes", "image.path"],
+        "c2w": ["c2w.list.element"],
+        "fxfycxcy": ["fxfycxcy.list.element"],
+    }
+    return [path for name in of.names for path in nested.get(name, [name])]
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
+    """One scene at all its resolutions -> a record batch, widths ascending, views in order within each."""
+    columns: dict[str, list[Any]] = {name: [] for name in of.names}
+    poses = scene.c2w.reshape(len(scene.c2w), 16)
+    for width, views in sorted(scene.by_width.items()):
+        count = len(views.jpegs)
+        columns["view"] += range(count)
+        columns["image"] += [{"bytes": jpeg, "path": None} for jpeg in views.jpegs]
+        columns["c2w"] += list(poses)
+        columns["fxfycxcy"] += list(views.fxfycxcy)
+        columns["height"] += [views.hw[0]] * count
+        columns["width"] += [width] * count
+        for name in LAYERS:
+            if name in columns:
+                columns[name] += views.layers[name]
+    rows = len(columns["view"])
+    item = scene.item
+    meta = json.dumps(scene.meta, separators=(",", ":"), sort_keys=True)
+    same = {"uid": item.uid, "source": item.source, "license": item.license, "sha256": item.sha256, "meta": meta}
+    for name, value in (same | {"config_hash": config_hash}).items():
+        columns[name] = [value] * rows
+    return pa.RecordBatch.from_arrays([pa.array(columns[name], of.field(name).type) for name in of.names], schema=of)
+
+
+def read_journal(path: Path) -> list[pa.RecordBatch]:
+    """The whole batches of a journal, whatever its end looks like."""
+    batches: list[pa.RecordBatch] = []
+    try:
+        stream = pa.ipc.open_stream(pa.memory_map(str(path)))
+        while True:
+            batches.append(stream.read_next_batch())
+    except (StopIteration, pa.ArrowInvalid, OSError):
+        return batches
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """Complete shards of one resolution's folder, sorted."""
+    return sorted(path for path in folder.glob("*.parquet") if SHARD_NAME.match(path.stem))
+
+
+def widths_in(out: Path) -> list[int]:
+    """Resolutions that a run's folder holds."""
+    return sorted(int(path.name) for path in out.iterdir() if path.is_dir() and path.name.isdecimal())
+
+
+def find_shards(folder: Path) -> dict[int, list[Path]]:
+    """Width -> complete shards of a run's folder, or of one resolution's folder given by itself.
+
+    Raises UserError where there is no such folder or no shard in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder", "give the --out of a run")
+    found = {width: shard_paths(folder / str(width)) for width in widths_in(folder)}
+    if not any(found.values()) and (here := shard_paths(folder)):
+        found = {int(facts_of(here[0])["width"]): here}
+    if not any(found.values()):
+        raise UserError(f"{folder} holds no finished shard", f"lvsm-data status {folder} shows how the run stands")
+    return found
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """Run-level facts of a shard file. Raises UserError where the file is not a shard of ours."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {error}") from None
+    if METADATA_KEY not in metadata:
+        raise UserError(f"{path} was not written by lvsm-data")
+    facts: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+    return facts
+
+
+def uids_of(path: Path) -> list[str]:
+    """The objects of a shard file, in order; reads one column."""
+    with pq.ParquetFile(path) as file:
+        return [file.read_row_group(i, ["uid"])["uid"][0].as_py() for i in range(file.num_row_groups)]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One object as read back: c2w (V, 4, 4), fxfycxcy (V, 4), V JPEG files."""
+
+    uid: str
+    jpegs: list[bytes]
+    c2w: np.ndarray
+    fxfycxcy: np.ndarray
+    hw: tuple[int, int]
+    meta: dict[str, Any]
+    license: str
+    layers: dict[str, list[bytes]]
+
+
+def read_objects(path: Path) -> Iterator[Rows]:
+    """The objects of one shard file, one row group at a time."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            first = {name: table[name][0].as_py() for name in ("uid", "height", "width", "meta", "license")}
+            yield Rows(
+                uid=first["uid"],
+                jpegs=pc.struct_field(table["image"], "bytes").to_pylist(),
+                c2w=_numbers(table["c2w"]).reshape(-1, 4, 4),
+                fxfycxcy=_numbers(table["fxfycxcy"]).reshape(-1, 4),
+                hw=(first["height"], first["width"]),
+                meta=json.loads(first["meta"]),
+                license=first["license"],
+                layers={name: table[name].to_pylist() for name in LAYERS if name in table.column_names},
+            )
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(column.combine_chunks().flatten())

@@ -1,0 +1,33 @@
+"""Unlimited objects without a download: item i of a seed is a recipe that Blender builds (blender_scripts/procedural.py).
+
+In the spirit of Zeroverse (LRM-Zero, arXiv 2406.09371): compositions of primitives with cuts, displacement and wireframes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.config import RenderConfig
+from pipeline.scene import Item, item_rng
+
+KIND = "object"
+SAYS = "procedural (embedded)"
+HOWTO = "--source procedural"
+
+
+def items(cfg: RenderConfig) -> Iterator[Item]:
+    """Items without end. The uid names the seed, so objects of different seeds never collide."""
+    for index in itertools.count():
+        uid = f"procedural-{cfg.scene.seed}-{index:07d}"
+        yield Item(uid=uid, source="procedural", license="CC0-1.0")
+
+
+def fetch(item: Item, folder: Path) -> Path:
+    """Writes the object's recipe: {"seed": int}, which depends on the uid alone."""
+    path = folder / "object.procedural"
+    seed = int(item_rng(0, item.uid, "procedural").integers(2**62))
+    path.write_text(json.dumps({"seed": seed}))
+    return path

@@ -1,0 +1,85 @@
+"""How a run stands, for `lvsm-data status`: the ledger's counts and, while the driver lives, its last word."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.ledger import Ledger
+from pipeline.progress import duration, reasons_text, size
+
+SHOWN_FAILURES = 10
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """Counts from the ledger, rates and workers from the driver's last tick. Raises UserError where there is no run.
+
+    state: running, finished (n delivered), stopped (a graceful end with fewer), interrupted (the driver died).
+    """
+    with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
+        counts, totals = ledger.counts(), ledger.totals()
+        reasons, failures = ledger.reasons(), ledger.failures(SHOWN_FAILURES)
+    path = run / "status.json"
+    last: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    state = last.get("state", "interrupted")
+    if is_locked(run):
+        state = "running"
+    elif state == "running":
+        state = "interrupted"
+    live = {"views_per_s", "objects_per_h", "eta_s", "workers"}
+    return {
+        "run": str(run),
+        "state": state,
+        "n": last.get("n"),
+        "delivered": counts.get("delivered", 0),
+        "failed": counts.get("failed", 0),
+        "reasons": reasons,
+        "failures": failures,
+        **totals,
+        "updated": last.get("updated"),
+        **{name: last[name] if state == "running" and name in last else None for name in sorted(live)},
+    }
+
+
+def is_locked(run: Path) -> bool:
+    """Whether a driver holds the run's folder now."""
+    path = run / ".lock"
+    if not path.exists():
+        return False
+    with path.open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def status_text(status: dict[str, Any]) -> str:
+    """The same for people."""
+    failed = f" ({reasons_text(status['reasons'])})" if status["failed"] else ""
+    lines = [
+        f"{status['run']}: {status['state']}",
+        f"delivered {status['delivered']} of {status['n'] or '?'}, failed {status['failed']}{failed}",
+        f"{status['views']} views, {size(status['image_bytes'])} of images; "
+        f"{status['shards']} finished shards, {size(status['shard_bytes'])}",
+    ]
+    if status["state"] == "running" and status["objects_per_h"] is not None:
+        age = time.time() - status["updated"]
+        lines.append(
+            f"{status['views_per_s']:.1f} views/s, {status['objects_per_h']:.0f} objects/h, "
+            f"ETA {duration(status['eta_s'])} (as of {age:.0f} s ago)"
+        )
+        for worker in status["workers"]:
+            doing = f"{worker['uid']} for {worker['seconds']:.0f} s" if worker["uid"] else "idle"
+            lines.append(f"  worker {worker['worker']}: {worker['done']} done, {doing}")
+    for failure in status["failures"]:
+        last_line = failure["detail"].strip().splitlines()[-1] if failure["detail"].strip() else ""
+        lines.append(f"  {failure['uid']}: {failure['reason']} {last_line}".rstrip())
+    if len(status["failures"]) < status["failed"]:
+        lines.append(f"  ... and {status['failed'] - len(status['failures'])} more failures")
+    if status["state"] in ("stopped", "interrupted"):
+        lines.append("the same render command goes on where it stopped")
+    return "\n".join(lines)

@@ -1,0 +1,133 @@
+"""Re-checks everything that a run claims: what is in the shards, and that the ledger says the same."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import track
+
+from pipeline import images
+from pipeline.ledger import Ledger
+from pipeline.scene import UserError
+from pipeline.shards import LAYERS, Rows, facts_of, find_shards, read_objects, schema
+
+RIGID_TOLERANCE = 1e-4  # of R^T R and det R, in float32
+
+
+@dataclass
+class Report:
+    """What `verify` found. problems: one line each; empty is good."""
+
+    problems: list[str] = field(default_factory=list)
+    objects: int = 0
+    views: int = 0
+    files: int = 0
+    ledger: bool = False
+
+    def line(self) -> str:
+        """The verdict in one line."""
+        verdict = f"{len(self.problems)} problems" if self.problems else "ok"
+        beside = "ledger agrees" if self.ledger and not self.problems else "ledger read" if self.ledger else "no ledger"
+        return f"{verdict}: {self.files} shard files, {self.objects} objects, {self.views} views, {beside}"
+
+
+def verify(folder: Path) -> Report:
+    """Reads every shard file of a run (or of one resolution). Raises UserError where there is nothing to check."""
+    report = Report()
+    found = find_shards(folder)
+    by_width: dict[int, dict[str, str]] = {}
+    console = Console(stderr=True)
+    for width, paths in found.items():
+        where = by_width[width] = {}
+        shown = track(paths, f"checking {width} px", console=console, transient=True, disable=not sys.stderr.isatty())
+        for path in shown:
+            report.files += 1
+            for uid in _check_file(path, width, report):
+                if uid in where:
+                    report.problems.append(f"{path.name}: {uid} stands in {where[uid]} already")
+                where[uid] = path.stem
+    widest = by_width[max(by_width)]
+    report.objects = len(widest)
+    for width, where in by_width.items():
+        if where != widest:
+            odd = sorted(set(where.items()) ^ set(widest.items()))[0]
+            report.problems.append(f"{width} px and {max(by_width)} px hold different objects, for example {odd[0]}")
+    if (folder / "ledger.sqlite").exists():
+        report.ledger = True
+        _check_ledger(folder, widest, report)
+    return report
+
+
+def _check_file(path: Path, width: int, report: Report) -> list[str]:
+    """Problems of one file go into the report; returns its uids."""
+    uids: list[str] = []
+    try:
+        facts = facts_of(path)
+        stored = pq.read_schema(path)
+        wanted = schema(tuple(name for name in LAYERS if name in stored.names))
+        if not stored.equals(wanted):
+            report.problems.append(f"{path.name}: columns differ from the format: {stored.names}")
+            return uids
+        if facts["width"] != width:
+            report.problems.append(f"{path.name}: says width {facts['width']}, stands in {width}")
+        for rows in read_objects(path):
+            uids.append(rows.uid)
+            report.views += len(rows.jpegs)
+            report.problems += [f"{path.name}: {rows.uid}: {problem}" for problem in check_object(rows, width)]
+    except (UserError, pa.ArrowException, OSError) as error:
+        report.problems.append(f"{path.name}: {error}")
+    if not uids:
+        report.problems.append(f"{path.name}: holds no object")
+    return uids
+
+
+def check_object(rows: Rows, width: int) -> list[str]:
+    """What is wrong with one object as read back; empty when nothing is."""
+    problems = []
+    with ThreadPoolExecutor() as pool:
+        problems += [problem for problem in pool.map(lambda jpeg: _check_jpeg(jpeg, rows.hw), rows.jpegs) if problem]
+    if rows.hw[1] != width:
+        problems.append(f"width {rows.hw[1]} among {width}")
+    if not (np.isfinite(rows.c2w).all() and np.isfinite(rows.fxfycxcy).all()):
+        return [*problems, "poses are not finite"]
+    rotation = rows.c2w[:, :3, :3].astype(np.float64)
+    rigid = np.abs(np.swapaxes(rotation, 1, 2) @ rotation - np.eye(3)).max()
+    if rigid > RIGID_TOLERANCE or np.abs(np.linalg.det(rotation) - 1).max() > RIGID_TOLERANCE:
+        problems.append(f"rotations are not orthonormal (off by {rigid:.2g})")
+    if not np.array_equal(rows.c2w[:, 3], np.tile(np.array([0, 0, 0, 1], np.float32), (len(rows.c2w), 1))):
+        problems.append("the last row of a c2w is not 0 0 0 1")
+    if (rows.fxfycxcy[:, :2] <= 0).any():
+        problems.append("a focal length is not positive")
+    pixels = rows.hw[0] * rows.hw[1]
+    for name, size in (("depth", 4 * pixels), ("normals", 12 * pixels)):
+        if any(len(layer) != size for layer in rows.layers.get(name, ())):
+            problems.append(f"{name} has not {size} bytes per view")
+    return problems
+
+
+def _check_jpeg(jpeg: bytes, hw: tuple[int, int]) -> str:
+    try:
+        pixels = images.decode(jpeg)
+    except OSError as error:
+        return f"an image does not decode: {error}"
+    return "" if pixels.shape == (*hw, 3) else f"an image has shape {pixels.shape}, not {(*hw, 3)}"
+
+
+def _check_ledger(folder: Path, on_disk: dict[str, str], report: Report) -> None:
+    with Ledger(folder / "ledger.sqlite", readonly=True) as ledger:
+        delivered = ledger.delivered_in()
+        states = ledger.shards()
+    open_shards = {path.stem for path in (folder / "journal").glob("*.arrow")}
+    for uid, shard in on_disk.items():
+        if delivered.get(uid) != shard:
+            report.problems.append(f"{uid} stands in {shard}, the ledger says {delivered.get(uid, 'nothing')}")
+    for uid, shard in delivered.items():
+        if uid not in on_disk and shard not in open_shards and states.get(shard) != "deleted":
+            report.problems.append(f"{uid}: the ledger says {shard}, no shard holds it")
