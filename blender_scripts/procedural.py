@@ -14,6 +14,8 @@ from materials import TEX_ATTRIBUTE, UV_NAME, make_materials, weighted
 from shapes import TAU, Shape, cage, from_mesh, largest_piece, primitive, to_mesh, waves
 
 ASPECT = (1.4, 2.3)  # the range of the limit on the ratio of longest to shortest principal extent
+# Even offsets would shoot needles out of sharp corners.
+WIRE = {"offset": 0.0, "use_even_offset": False}
 SHARP_ANGLE = np.radians(35)
 
 
@@ -79,7 +81,7 @@ def modified(base: Shape, others: list[Shape], kind: str, **settings) -> Shape:
 def wireframe(rng: np.random.Generator) -> Shape:
     """A coarse solid's edges as bars, thick enough to show at 64 px."""
     shape = cage(rng).normalised()
-    return modified(shape, [], "WIREFRAME", thickness=rng.uniform(0.07, 0.13), offset=0.0).normalised()
+    return modified(shape, [], "WIREFRAME", thickness=rng.uniform(0.07, 0.13), **WIRE).normalised()
 
 
 def cut(rng: np.random.Generator, shape: Shape) -> Shape:
@@ -165,11 +167,20 @@ def core_part(rng: np.random.Generator) -> Part:
     return new_part(rng, 1.0, 0.5)
 
 
+def meet(part: Part, point: np.ndarray) -> Part:
+    """Moves the part by the little it takes to touch a point, unless it already contains it."""
+    if part.shape.contains((point - part.offset) @ part.rotation / part.scale):
+        return part
+    points = part.points()
+    nearest = points[np.argmin(((points - point) ** 2).sum(1))]
+    return replace(part, offset=part.offset + point - nearest)
+
+
 def join(part: Part, point: np.ndarray, direction: np.ndarray, embed: float) -> Part:
     """Moves the part so that its lowest point along `direction` lies `embed` times its extent below `point`."""
     free = replace(part, offset=np.zeros(3))
     low, high = free.support(-direction), free.support(direction)
-    return replace(part, offset=point - low - direction * embed * ((high - low) @ direction))
+    return meet(replace(part, offset=point - low - direction * embed * ((high - low) @ direction)), point)
 
 
 def attach(rng: np.random.Generator, parts: list[Part], part: Part) -> Part:
@@ -191,10 +202,11 @@ def scatter(rng: np.random.Generator) -> list[Part]:
 
 def cluster(rng: np.random.Generator) -> list[Part]:
     """Large parts grown through each other, as in Zeroverse."""
-    parts = []
-    for _ in range(int(rng.integers(3, 8))):
-        part = new_part(rng, rng.uniform(0.5, 1.0), 0.25)
-        parts.append(replace(part, offset=rng.uniform(-0.35, 0.35, 3)))
+    parts = [core_part(rng)]
+    for _ in range(int(rng.integers(2, 7))):
+        part = replace(new_part(rng, rng.uniform(0.5, 1.0), 0.25), offset=rng.uniform(-0.4, 0.4, 3))
+        points = parts[int(rng.integers(len(parts)))].points()
+        parts.append(meet(part, points[np.argmin(((points - part.offset) ** 2).sum(1))]))
     return parts
 
 

@@ -44,6 +44,13 @@ class Shape:
             np.add.at(total, tris[:, corner], np.cross(b - a, c - a))
         return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
 
+    def contains(self, point: np.ndarray) -> bool:
+        """Whether a point is inside: the triangles' solid angles around it add up to 4 pi, or else to 0."""
+        a, b, c = np.moveaxis(self.verts[self.triangles()] - point, 1, 0)
+        la, lb, lc = (np.linalg.norm(edge, axis=1) for edge in (a, b, c))
+        below = la * lb * lc + (a * b).sum(1) * lc + (b * c).sum(1) * la + (c * a).sum(1) * lb
+        return abs(float(np.arctan2((a * np.cross(b, c)).sum(1), below).sum())) > np.pi
+
     def flipped(self) -> "Shape":
         return Shape(self.verts, self.loops[::-1], self.sizes[::-1], self.mats[::-1])
 

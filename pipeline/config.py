@@ -39,8 +39,8 @@ class SceneConfig:
     """Horizontal field of view in degrees. Default: the sampler's own (50 for shell)."""
     lights: Literal["uniform", "studio", "random"] = "uniform"
     """White from all sides; the Objaverse-XL suns; or suns drawn per object from the seed."""
-    denoise: bool | None = None
-    """Open Image Denoise on every view. Default: above 128 pixels."""
+    denoise: Literal["auto", "on", "off"] = "auto"
+    """Open Image Denoise on every view. auto: above 128 pixels."""
     quality: int = 95
     """JPEG quality; chroma is never subsampled."""
     alpha: bool = False
@@ -83,7 +83,7 @@ class SceneConfig:
             samples=self.samples or (64 if small else 32),
             engine="cycles" if self.engine == "auto" else self.engine,
             fov_x_deg=fov,
-            denoise=(not small) if self.denoise is None else self.denoise,
+            denoise=("off" if small else "on") if self.denoise == "auto" else self.denoise,
         )
 
 

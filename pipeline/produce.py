@@ -108,7 +108,7 @@ def build_job(cfg: SceneConfig, uid: str, c2w: np.ndarray, threads: int) -> dict
         "engine": cfg.engine,
         "device": cfg.device,
         "samples": cfg.samples,
-        "denoise": cfg.denoise,
+        "denoise": cfg.denoise == "on",
         "seed": int(item_rng(cfg.seed, uid, "noise").integers(2**30)),
         "passes": [name for name in ("depth", "normals") if getattr(cfg, name)],
         "threads": threads,

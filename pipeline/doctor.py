@@ -1,0 +1,242 @@
+"""`lvsm-data doctor`: what is installed, what works, and what to do about the rest. Imports neither bpy nor torch."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from pipeline import blender, system
+from pipeline.scene import Retry
+
+COLUMNS = 100
+DISK_GB, MEMORY_GB, SHM_GB, OPEN_FILES = 5, 2, 1, 8192  # less than this is worth a note
+TOOLS = {
+    "ffmpeg": "reads videos",
+    "yt-dlp": "fetches videos",
+    "git": "fetches objects that live in Git repositories",
+    "chromium": "only `make test` needs it, to look at the HTML pages",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. level: ok, note (something does less than it could) or problem (rendering will not work)."""
+
+    name: str
+    level: str
+    says: str
+    fix: str = ""
+
+
+def examine() -> list[Check]:
+    """Runs every check, in the order in which one would mend things."""
+    return [check for function in CHECKS for check in function()]
+
+
+def lines(checks: list[Check]) -> list[str]:
+    """One aligned line per check, wrapped at 100 columns; a fix stays on one line, so that it can be copied."""
+    width = max((len(check.name) for check in checks), default=0)
+    told = []
+    for check in checks:
+        head = f"{check.level:<7}  {check.name:<{width}}  "
+        indent = " " * len(head)
+        told += textwrap.wrap(check.says, COLUMNS, initial_indent=head, subsequent_indent=indent) or [head.rstrip()]
+        if check.fix:
+            told.append(f"{' ' * 9}-> {check.fix}")
+    return told
+
+
+def _version(distribution: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(distribution)
+    return None
+
+
+def _python() -> str:
+    """This interpreter, as short as one would type it."""
+    here, path = Path.cwd(), Path(sys.executable)
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _pip() -> str:
+    return f"{_python()} -m pip"
+
+
+def check_python() -> list[Check]:
+    says = f"{platform.python_version()} in {sys.prefix}"
+    if sys.version_info[:2] == (3, 11):
+        return [Check("Python", "ok", says)]
+    return [Check("Python", "problem", f"{says}; bpy has wheels for 3.11 alone", "install Python 3.11, make setup")]
+
+
+def check_packages() -> list[Check]:
+    checks = []
+    for name in ("lvsm-data", "bpy", "numpy", "pyarrow", "ray"):
+        version = _version(name)
+        if version is None:
+            checks.append(Check(name, "problem", "not installed", "make setup"))
+        elif name == "numpy" and int(version.split(".")[0]) > 1:
+            checks.append(Check(name, "problem", f"{version}; bpy 4.5 needs 1.x", f"{_pip()} install 'numpy<2'"))
+        else:
+            checks.append(Check(name, "ok", version))
+    torch = _version("torch")
+    if torch is None:
+        checks.append(Check("torch", "note", "not installed; only training needs it", "make setup-train"))
+    else:
+        checks.append(Check("torch", "ok", torch))
+    return checks
+
+
+def judge_pil(pillow: str | None, simd: str | None, active: str, x86: bool) -> Check:
+    """pillow, simd: installed versions, or None. active: PIL.__version__, or "" where PIL cannot be imported.
+
+    Both distributions own the same PIL folder: whichever was installed last overwrote the other's files.
+    """
+    take_out = f"{_pip()} uninstall -y pillow && " if pillow else ""
+    put_back = f"{_pip()} install --force-reinstall --no-deps pillow-simd{'==' + simd if simd else ''}"
+    mend = take_out + put_back if x86 else f"{_pip()} install --force-reinstall --no-deps pillow"
+    if not active:
+        return Check("PIL", "problem", "cannot be imported", mend)
+    if pillow and simd:
+        says = f"pillow {pillow} and pillow-simd {simd} overwrite each other; active is {active}"
+        return Check("PIL", "problem", says, mend)
+    if not x86:  # pillow-simd exists for x86 alone
+        return Check("PIL", "ok", f"pillow {active}")
+    if pillow:
+        return Check("PIL", "note", f"plain pillow {active}; pillow-simd encodes and decodes faster", mend)
+    if simd == active:
+        return Check("PIL", "ok", f"pillow-simd {active}")
+    return Check("PIL", "problem", f"active is {active}, but {simd and 'pillow-simd ' + simd} is installed", mend)
+
+
+def check_pil() -> list[Check]:
+    try:
+        from pipeline.images import version
+
+        active = version()
+    except ImportError:  # no PIL, or half of one and half of the other
+        active = ""
+    return [judge_pil(_version("pillow"), _version("pillow-simd"), active, platform.machine() == "x86_64")]
+
+
+def not_found(ldd: str) -> list[str]:
+    """The libraries that `ldd` looked for in vain."""
+    return [line.split("=>")[0].strip() for line in ldd.splitlines() if line.rstrip().endswith("=> not found")]
+
+
+def judge_libraries(absent: set[str]) -> Check:
+    if not absent:
+        return Check("libraries", "ok", "all that Blender links against")
+    packages = {need.what: need.package for need in system.NEEDS}
+    known = [packages[name] for name in absent if name in packages]
+    unknown = sorted(name for name in absent if name not in packages)
+    fixes = [system.apt_line(known)] if known else []
+    if unknown:
+        fixes.append(f"install the packages that bring {' '.join(unknown)} (apt-file search NAME finds them)")
+    return Check("libraries", "problem", f"missing: {', '.join(sorted(absent))}", "; ".join(fixes))
+
+
+def check_libraries() -> list[Check]:
+    absent = {need.what for need in system.missing(["run"]) if need.kind == "library"}
+    spec = importlib.util.find_spec("bpy")
+    if spec and spec.origin and shutil.which("ldd"):
+        found = subprocess.run(["ldd", spec.origin], capture_output=True, text=True)
+        absent |= set(not_found(found.stdout))
+    return [judge_libraries(absent)]
+
+
+def check_blender() -> list[Check]:
+    """Starts it for real, once."""
+    with tempfile.TemporaryDirectory(prefix="lvsm-doctor-") as scratch:
+        worker = blender.Blender(Path(scratch), blender.Limits(timeout_s=blender.START_TIMEOUT_S))
+        start = time.perf_counter()
+        try:
+            hello = worker.start()
+        except Retry as error:
+            how, *log = error.detail.splitlines()
+            says = f"does not start: {how}" + (f"; its last line: {log[-1]}" if log else "")
+            return [Check("Blender", "problem", says, f"{_python()} -c 'import bpy' shows the whole error")]
+        finally:
+            worker.close()
+        seconds = time.perf_counter() - start
+    return [Check("Blender", "ok", f"{hello['blender']}, starts in {seconds:.1f} s"), judge_gpus(hello["devices"])]
+
+
+def judge_gpus(devices: dict[str, list[str]]) -> Check:
+    gpus = [f"{kind}: {', '.join(names)}" for kind, names in devices.items() if kind != "CPU"]
+    if gpus:
+        return Check("GPU", "ok", "; ".join(gpus))
+    if shutil.which("nvidia-smi"):
+        fix = "in a container: --gpus all -e NVIDIA_DRIVER_CAPABILITIES=all (Cycles needs compute and graphics)"
+        return Check("GPU", "note", "CPU only: nvidia-smi is here, but Cycles sees no GPU", fix)
+    return Check("GPU", "note", f"CPU only ({', '.join(devices.get('CPU', []))}); rendering works, slower")
+
+
+def check_tools() -> list[Check]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # yt-dlp lives beside Python
+    checks = []
+    for name, purpose in TOOLS.items():
+        if found := shutil.which(name, path=path):
+            checks.append(Check(name, "ok", found))
+        else:
+            fix = "make setup" if name == "yt-dlp" else system.apt_line([name])
+            checks.append(Check(name, "note", f"not installed; {purpose}", fix))
+    return checks
+
+
+def _at_least(name: str, have_gb: float, need_gb: float, says: str, fix: str) -> Check:
+    enough = have_gb >= need_gb
+    return Check(name, "ok" if enough else "note", says, "" if enough else fix)
+
+
+def check_room() -> list[Check]:
+    disk = shutil.disk_usage(Path.cwd()).free / 1e9
+    memory = psutil.virtual_memory()
+    free, cores = memory.available / 1e9, len(os.sched_getaffinity(0))
+    memory_says = f"{free:.1f} GB free of {memory.total / 1e9:.1f} GB, {cores} cores"
+    checks = [
+        _at_least("disk", disk, DISK_GB, f"{disk:.1f} GB free in this folder", "make room, or point --out elsewhere"),
+        _at_least("memory", free, MEMORY_GB, memory_says, "a Blender takes about 1.5 GB: give --workers 1"),
+    ]
+    shm = Path("/dev/shm")
+    if shm.is_dir():
+        size = shutil.disk_usage(shm).total / 1e9
+        fix = "Ray keeps objects there; in a container: --shm-size=2g"
+        checks.append(_at_least("/dev/shm", size, SHM_GB, f"{size:.1f} GB", fix))
+    return checks
+
+
+def check_open_files() -> list[Check]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    says = f"{soft} per process, may be raised to {'any number' if hard == unlimited else hard}"
+    if hard == unlimited or hard >= OPEN_FILES:  # Ray raises its own limit as far as it may
+        return [Check("open files", "ok", says)]
+    return [Check("open files", "note", says, "Ray wants more; in a container: --ulimit nofile=65536")]
+
+
+CHECKS: tuple[Callable[[], list[Check]], ...] = (
+    check_python,
+    check_packages,
+    check_pil,
+    check_libraries,
+    check_blender,
+    check_tools,
+    check_room,
+    check_open_files,
+)

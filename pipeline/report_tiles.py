@@ -1,0 +1,105 @@
+"""The objects that a page shows: which ones, their pictures small enough to embed, their poses and facts."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import images
+from pipeline.shards import Rows, read_objects
+
+THUMB_WIDTH = 128  # pixels; smaller pictures are embedded as they are stored
+STRIP_OBJECTS, STRIP_VIEWS = 64, 32  # of so many objects, so many views are embedded; of others one view
+POSES = 256  # per object
+IMAGE_BYTES = 6_600_000  # of all pictures, before base64: a page below 10 MB
+FALLBACKS = ((128, 85), (128, 70), (96, 70), (64, 70))  # (width, JPEG quality) tried in turn until a strip fits
+
+
+def make_tiles(paths: list[Path], counts: dict[str, int], objects: int) -> list[dict[str, Any]]:
+    """Objects spread evenly over the shards. Of each shard its first ones, so that little more than these is read."""
+    owners = [path for path in paths for _ in range(counts[path.stem])]
+    wanted = Counter(owners[i] for i in _spread(len(owners), objects))
+    total = sum(wanted.values())
+    strips = set(_spread(total, STRIP_OBJECTS))
+    budget = IMAGE_BYTES / max(1, len(strips) + (total - len(strips)) / STRIP_VIEWS)
+    tiles: list[dict[str, Any]] = []
+    for path, count in wanted.items():
+        for rows in itertools.islice(read_objects(path), count):
+            tiles.append(_tile(rows, path.stem, budget, STRIP_VIEWS if len(tiles) in strips else 1))
+    return tiles
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` indices below `count`, evenly, with the first and (from two on) the last."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, wanted)).round()}) if count else []
+
+
+def _tile(rows: Rows, shard: str, budget: float, strip: int) -> dict[str, Any]:
+    """One object as the page's script wants it: poses as the first three rows of c2w, pictures as base64 JPEG."""
+    kept = _spread(len(rows.jpegs), POSES)
+    pictured = [kept[i] for i in _spread(len(kept), strip)]
+    jpegs = _thumbnails([rows.jpegs[i] for i in pictured], budget * strip / STRIP_VIEWS, rows.hw)
+    k = rows.fxfycxcy[kept]
+    plain, nested = _facts_of_object(rows)
+    return {
+        "uid": rows.uid,
+        "shard": shard,
+        "hw": list(rows.hw),
+        "count": len(rows.jpegs),
+        "facts": plain,
+        "more": nested,
+        "bounds": rows.meta.get("bounds"),
+        "views": kept,
+        "c2w": np.round(rows.c2w[kept, :3].reshape(-1, 12).astype(float), 4).tolist(),
+        "k": np.round((k[:1] if (k == k[0]).all() else k).astype(float), 3).tolist(),
+        "jpegs": {view: base64.b64encode(jpeg).decode() for view, jpeg in zip(pictured, jpegs, strict=True)},
+    }
+
+
+def _facts_of_object(rows: Rows) -> tuple[list[tuple[str, str]], str]:
+    """(label, text) of the facts that are one value, and the others as JSON."""
+    plain = [("license", rows.license or "not recorded")]
+    nested = {}
+    for name, value in sorted(rows.meta.items(), key=lambda pair: (pair[0] != "polygons", pair[0])):
+        if isinstance(value, list | dict):
+            nested[name] = value
+        else:
+            text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+            plain.append((name.replace("_", " "), {"True": "yes", "False": "no"}.get(text, text)))
+    return plain, json.dumps(nested) if nested else ""
+
+
+def _thumbnails(jpegs: list[bytes], budget: float, hw: tuple[int, int]) -> list[bytes]:
+    """The files as stored where they are small enough, else re-encoded until all together fit `budget` bytes."""
+    if hw[1] <= THUMB_WIDTH and sum(map(len, jpegs)) <= budget:
+        return jpegs
+    small: list[bytes] = []
+    for width, quality in FALLBACKS:
+        small = [_shrink(jpeg, min(width, hw[1]), quality) for jpeg in jpegs]
+        if sum(map(len, small)) <= budget:
+            break
+    return small
+
+
+def _shrink(jpeg: bytes, width: int, quality: int) -> bytes:
+    """A JPEG -> the same `width` pixels wide, averaged in linear light. A broken file comes back empty: it shows as broken."""
+    try:
+        pixels = images.decode(jpeg)
+    except OSError:
+        return b""
+    hw = (max(1, round(width * pixels.shape[0] / pixels.shape[1])), width)
+    return images.encode_jpeg(images.srgb8(images.resize_area(_linear_table()[pixels], hw)), quality)
+
+
+@functools.cache
+def _linear_table() -> np.ndarray:
+    """sRGB byte -> linear light, float32 (256,)."""
+    curve = np.arange(256) / 255
+    return np.where(curve <= 0.04045, curve / 12.92, ((curve + 0.055) / 1.055) ** 2.4).astype(np.float32)

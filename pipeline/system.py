@@ -1,0 +1,130 @@
+"""What must be on the machine before and beside the Python packages. Standard library only: `make setup` runs it first.
+
+python3.11 -m pipeline.system build run test
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing that the system has to bring. kind: command, header, module or library; package: its name in Debian 12.
+
+    purpose: build (to install the Python packages), run (to render) or test (for `make test`).
+    """
+
+    kind: str
+    what: str
+    package: str
+    purpose: str
+    why: str
+
+
+NEEDS = (
+    Need("module", "ensurepip", "python3.11-venv", "build", "puts pip into .venv"),
+    Need("command", "gcc", "gcc", "build", "compiles pillow-simd"),
+    Need("header", "Python.h", "python3.11-dev", "build", "compiles pillow-simd"),
+    Need("header", "jpeglib.h", "libjpeg-dev", "build", "compiles pillow-simd"),
+    Need("header", "zlib.h", "zlib1g-dev", "build", "compiles pillow-simd"),
+    # Blender links against X even where it never opens a window; `ldd bpy/__init__.so` names them
+    Need("library", "libX11.so.6", "libx11-6", "run", "Blender"),
+    Need("library", "libXrender.so.1", "libxrender1", "run", "Blender"),
+    Need("library", "libXfixes.so.3", "libxfixes3", "run", "Blender"),
+    Need("library", "libXi.so.6", "libxi6", "run", "Blender"),
+    Need("library", "libXext.so.6", "libxext6", "run", "Blender"),
+    Need("library", "libxkbcommon.so.0", "libxkbcommon0", "run", "Blender"),
+    Need("library", "libSM.so.6", "libsm6", "run", "Blender"),
+    Need("library", "libICE.so.6", "libice6", "run", "Blender"),
+    Need("library", "libGL.so.1", "libgl1", "run", "Blender"),
+    Need("library", "libEGL.so.1", "libegl1", "run", "Blender's EEVEE on a GPU"),
+    Need("command", "chromium", "chromium", "test", "looks at the HTML pages"),
+    Need("command", "ffmpeg", "ffmpeg", "test", "makes and reads test videos"),
+)
+
+
+def present(need: Need) -> bool:
+    """Whether the machine has it, found the way its user will look for it."""
+    if need.kind == "library":
+        return _loads(need.what)
+    if need.kind == "header":
+        return _compiles(need.what)
+    if need.kind == "module":
+        return importlib.util.find_spec(need.what) is not None
+    return shutil.which(need.what) is not None
+
+
+def missing(purposes: Iterable[str]) -> list[Need]:
+    """What these purposes need and the machine lacks."""
+    wanted = set(purposes)
+    return [need for need in NEEDS if need.purpose in wanted and not present(need)]
+
+
+def apt_line(packages: Iterable[str], sudo: bool = True) -> str:
+    """The one command that installs them on Debian."""
+    return f"{'sudo ' if sudo else ''}apt-get install -y --no-install-recommends {' '.join(sorted(set(packages)))}"
+
+
+def _loads(soname: str) -> bool:
+    try:
+        ctypes.CDLL(soname)
+    except OSError:
+        return False
+    return True
+
+
+def _compiles(header: str) -> bool:
+    if os.path.exists(os.path.join(sysconfig.get_path("include"), header)):  # Python's own, which gcc is told about
+        return True
+    command = ["gcc", "-E", "-x", "c", "-"]
+    try:
+        source = f"#include <stdio.h>\n#include <{header}>\n"
+        return subprocess.run(command, input=source, text=True, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def _install(packages: list[str]) -> None:
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in ("apt-get update -q", apt_line(packages, sudo=False)):
+        print(f"+ {command}", flush=True)
+        subprocess.run(command.split(), env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def main(purposes: list[str]) -> int:
+    """Names everything that is missing at once. Root on Debian gets it installed; anyone else gets the command."""
+    lacks = missing(purposes)
+    if not lacks:
+        return 0
+    for need in lacks:
+        print(f"missing: {need.what} ({need.why}; Debian package {need.package})")
+    packages = [need.package for need in lacks]
+    if shutil.which("apt-get") is None:
+        print("next step: there is no apt-get here; install these with this system's package manager")
+        return 1
+    if os.geteuid() != 0:
+        print(f"next step: {apt_line(packages)}")
+        return 1
+    print("this is root on a system with apt-get, so they are installed now", flush=True)
+    try:
+        _install(packages)
+    except subprocess.CalledProcessError as error:
+        print(f"that failed (exit status {error.returncode}); next step: {apt_line(packages, sudo=False)}")
+        return 1
+    if still := missing(purposes):
+        print(f"still missing: {', '.join(need.what for need in still)}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:] or ["build", "run"]))

@@ -1,0 +1,242 @@
+"""Makes the tests' 3D files, by Blender's own exporters and by hand. Run as `python -I assets.py FOLDER`."""
+
+import json
+import math
+import struct
+import sys
+from pathlib import Path
+
+import bpy
+import numpy as np
+
+OUT = Path(sys.argv[1])
+
+
+def reset():
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+
+
+def save_blend(name):
+    bpy.ops.wm.save_as_mainfile(filepath=str(OUT / f"{name}.blend"), check_existing=False)
+
+
+def save_glb(name):
+    bpy.ops.export_scene.gltf(filepath=str(OUT / f"{name}.glb"), export_format="GLB", export_lights=True)
+
+
+def material(name, color, emission=0.0, alpha=1.0):
+    made = bpy.data.materials.new(name)
+    made.use_nodes = True
+    shader = made.node_tree.nodes["Principled BSDF"]
+    shader.inputs["Base Color"].default_value = (*color, 1)
+    shader.inputs["Roughness"].default_value = 1.0
+    shader.inputs["Specular IOR Level"].default_value = 0.0
+    shader.inputs["Alpha"].default_value = alpha
+    if emission:
+        shader.inputs["Base Color"].default_value = (0, 0, 0, 1)
+        shader.inputs["Emission Color"].default_value = (*color, 1)
+        shader.inputs["Emission Strength"].default_value = emission
+    return made
+
+
+def cube(location=(0, 0, 0), size=1.0, color=(0.8, 0.1, 0.1), name="box"):
+    bpy.ops.mesh.primitive_cube_add(size=size, location=location)
+    ob = bpy.context.object
+    ob.name = name
+    ob.data.materials.append(material(name, color))
+    return ob
+
+
+def spheres():
+    """Three emissive spheres whose bounding box is the unit cube once normalised; see test_reprojection."""
+    reset()
+    for location, color in SPHERES:
+        bpy.ops.mesh.primitive_ico_sphere_add(radius=SPHERE_RADIUS, subdivisions=4, location=location)
+        bpy.context.object.data.materials.append(material("glow", color, emission=1.0))
+    save_glb("spheres")
+
+
+SPHERE_RADIUS = 0.07
+SPHERES = [((0.4, 0.1, -0.3), (1, 0, 0)), ((-0.35, 0.3, 0.25), (0, 1, 0)), ((0.05, -0.4, 0.35), (0, 0, 1))]
+
+
+def placements():
+    reset()
+    cube((500, -300, 200))
+    save_glb("off_origin")
+    reset()
+    cube((-5, 0, 0), name="left")
+    cube((5, 0, 0), color=(0.1, 0.1, 0.8), name="right")
+    save_glb("two_roots")
+    for name, size in (("tiny", 1e-4), ("huge", 1e5)):
+        reset()
+        cube((2 * size, 0, 0), size)
+        save_glb(name)
+
+
+def rigged():
+    """A small cube on a bone, far from the origin; importers add an invisible unit Icosphere for the bone's shape."""
+    reset()
+    bpy.ops.object.armature_add(location=(0, 0, 0))
+    rig = bpy.context.object
+    ob = cube((0, 0, 5), 0.1)
+    group = ob.vertex_groups.new(name=rig.data.bones[0].name)
+    group.add(range(8), 1.0, "REPLACE")
+    modifier = ob.modifiers.new("rig", "ARMATURE")
+    modifier.object = rig
+    ob.parent = rig
+    save_glb("rigged")
+
+
+def animated():
+    """The rest shape stands at z = 0; the first frame's shape key has moved it to z = 7."""
+    reset()
+    ob = cube()
+    ob.shape_key_add(name="Basis")
+    key = ob.shape_key_add(name="up")
+    for point in key.data:
+        point.co.z += 7
+    key.value = 1.0
+    key.keyframe_insert("value", frame=1)
+    key.value = 0.0
+    key.keyframe_insert("value", frame=20)
+    save_blend("animated")
+
+
+def instances():
+    reset()
+    hidden = bpy.data.collections.new("parts")
+    ob = cube((0, 0, 0), 2.0)
+    bpy.context.scene.collection.objects.unlink(ob)
+    hidden.objects.link(ob)
+    for x in (0, 6):
+        empty = bpy.data.objects.new("place", None)
+        empty.instance_type, empty.instance_collection = "COLLECTION", hidden
+        empty.location = (x, 0, 3)
+        bpy.context.scene.collection.objects.link(empty)
+    save_blend("instances")
+
+
+def curves():
+    reset()
+    bpy.ops.curve.primitive_bezier_circle_add(radius=2, location=(10, 0, 0))
+    bpy.context.object.data.bevel_depth = 0.3
+    save_blend("curve")
+    reset()
+    bpy.ops.object.text_add(location=(3, 3, 3))
+    bpy.context.object.data.extrude = 0.2
+    save_blend("text")
+
+
+def hidden():
+    """A parent that is not rendered but moves its child; a huge hidden object; a camera and a strong light."""
+    reset()
+    parent = cube((7, 0, 0), 3.0, name="parent")
+    parent.hide_render = True
+    child = cube((0, 0, 0), 1.0, name="child")
+    child.parent = parent
+    bpy.context.view_layer.update()
+    big = cube((0, 0, 0), 100.0, name="big")
+    big.hide_render = True
+    unseen = cube((3, 0, 0), 1.0, (0.1, 0.8, 0.1), name="hidden in the viewport only")
+    unseen.hide_viewport = True
+    bpy.ops.object.light_add(type="SUN", location=(0, 0, 50))
+    bpy.context.object.data.energy = 1000
+    bpy.ops.object.camera_add(location=(0, 0, 80))
+    save_blend("hidden")
+
+
+def alpha_layers():
+    """A red glowing card between two stacks of 12 fully transparent planes that are larger than it."""
+    reset()
+    clear = material("clear", (0, 0, 0), alpha=0.0)
+    for index in [*range(-12, 0), *range(1, 13)]:
+        bpy.ops.mesh.primitive_plane_add(size=2, location=(0, 0, index * 0.01))
+        bpy.context.object.data.materials.append(clear)
+    bpy.ops.mesh.primitive_plane_add(size=1.2, location=(0, 0, 0))
+    bpy.context.object.data.materials.append(material("card", (1, 0, 0), emission=1.0))
+    bpy.ops.mesh.primitive_cube_add(size=0.4, location=(0, 0, 0.4))
+    bpy.context.object.data.materials.append(material("post", (1, 0, 0), emission=1.0))
+    save_blend("alpha_layers")
+
+
+def textured(fill, path, name):
+    """A cube with an image texture: packed in the file where `path` is None."""
+    reset()
+    ob = cube(name=name)
+    image = bpy.data.images.new("paint", 8, 8)
+    image.pixels[:] = list(fill) * 64
+    if path is None:
+        image.pack()
+    else:
+        image.filepath_raw, image.file_format = str(path), "PNG"
+        image.save()
+    nodes, links = ob.data.materials[0].node_tree.nodes, ob.data.materials[0].node_tree.links
+    texture = nodes.new("ShaderNodeTexImage")
+    texture.image = image
+    links.new(texture.outputs["Color"], nodes["Principled BSDF"].inputs["Base Color"])
+
+
+def textures():
+    picture = OUT / "paint.png"
+    textured((1, 0, 0, 1), picture, "embedded")
+    bpy.ops.export_scene.fbx(filepath=str(OUT / "embedded.fbx"), path_mode="COPY", embed_textures=True)
+    picture.unlink()
+    textured((1, 0, 0, 1), picture, "lost")
+    bpy.ops.wm.obj_export(filepath=str(OUT / "missing_texture.obj"), path_mode="RELATIVE")
+    picture.unlink()
+
+
+def by_hand():
+    """PLY with colours, an OBJ with NaN far from the origin, an empty scene, the start-up cube."""
+    corners = [(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1.0, 1.5)]
+    faces = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    vertices = "\n".join(f"{x} {y} {z} 255 0 0" for x, y, z in corners)
+    indices = "\n".join(f"4 {' '.join(map(str, face))}" for face in faces)
+    head = "ply\nformat ascii 1.0\nelement vertex 8\n" + "".join(f"property float {axis}\n" for axis in "xyz")
+    head += "".join(f"property uchar {channel}\n" for channel in ("red", "green", "blue"))
+    head += "element face 6\nproperty list uchar int vertex_indices\nend_header\n"
+    (OUT / "red.ply").write_text(f"{head}{vertices}\n{indices}\n")
+
+    angles = np.linspace(0, 2 * math.pi, 2000, endpoint=False)
+    ring = [f"v {1000 + math.cos(a):.6f} {1000 + math.sin(a):.6f} {z}" for a in angles for z in (0, 1)]
+    ring[17] = "v nan nan nan"
+    quads = [f"f {2 * i + 1} {2 * i + 2} {2 * i + 4} {2 * i + 3}" for i in range(1999)]
+    (OUT / "nan.obj").write_text("\n".join(ring + quads))
+
+    (OUT / "empty_scene.obj").write_text("# nothing\n")
+    (OUT / "degenerate.obj").write_text("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n")
+    reset()
+    bpy.ops.mesh.primitive_cube_add(size=2)
+    save_glb("default_cube")
+    document = {"asset": {"version": "2.0"}, "extensionsRequired": ["EXT_meshopt_compression"]}
+    text = json.dumps(document).encode().ljust(100)
+    chunk = struct.pack("<II", len(text), 0x4E4F534A) + text
+    (OUT / "meshopt.glb").write_bytes(struct.pack("<III", 0x46546C67, 2, 12 + len(chunk)) + chunk)
+
+
+def scripted():
+    """A .blend whose registered text writes a file when scripts may run."""
+    reset()
+    cube((0, 0, 0), 1.0)
+    cube((1, 0, 0), 0.5, (0.1, 0.5, 0.1))
+    text = bpy.data.texts.new("evil.py")
+    text.write(f"open({str(OUT / 'canary')!r}, 'w').write('ran')")
+    text.use_module = True
+    save_blend("scripted")
+
+
+for make in (
+    spheres,
+    placements,
+    rigged,
+    animated,
+    instances,
+    curves,
+    hidden,
+    alpha_layers,
+    textures,
+    by_hand,
+    scripted,
+):
+    make()

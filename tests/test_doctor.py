@@ -1,0 +1,159 @@
+"""`lvsm-data doctor` and what stands behind it: no machine that lacks something may see a traceback."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import COMMAND, lvsm_data
+
+from pipeline import blender, doctor, system
+
+ROOT = Path(__file__).parent.parent
+LEVELS = {"ok", "note", "problem"}
+
+
+def by_name(checks: list[doctor.Check]) -> dict[str, doctor.Check]:
+    return {check.name: check for check in checks}
+
+
+def test_a_whole_installation_has_no_problem() -> None:
+    ran = lvsm_data("doctor")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.search(r"^ok +bpy +4\.5\.\d+$", ran.stdout, re.MULTILINE)
+    assert re.search(r"^ok +Blender +4\.5\.\d+.*starts in \d", ran.stdout, re.MULTILINE)
+    assert all(len(line) <= doctor.COLUMNS or "-> " in line for line in ran.stdout.splitlines())
+
+
+def test_json_is_for_machines() -> None:
+    ran = lvsm_data("doctor", "--json")
+    found = json.loads(ran.stdout)
+    assert {check["level"] for check in found} <= LEVELS
+    assert {"bpy", "PIL", "libraries", "Blender", "GPU", "ffmpeg", "disk"} <= {check["name"] for check in found}
+    assert all(check["says"] for check in found)
+
+
+def test_it_works_without_a_path(tmp_path: Path) -> None:
+    ran = lvsm_data("doctor", "--json", env={"PATH": str(tmp_path), "HOME": str(tmp_path)}, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    levels = {check["name"]: check["level"] for check in json.loads(ran.stdout)}
+    assert levels["chromium"] == levels["git"] == "note"
+    assert levels["yt-dlp"] == "ok", "it stands beside Python, on the PATH or not"
+    assert COMMAND.exists()
+
+
+@pytest.mark.parametrize(
+    ("pillow", "simd", "active", "x86", "level"),
+    [
+        (None, "12.1.1.post0", "12.1.1.post0", True, "ok"),
+        ("12.1.1", None, "12.1.1", True, "note"),
+        ("12.1.1", "12.1.1.post0", "12.1.1", True, "problem"),
+        ("12.1.1", "12.1.1.post0", "12.1.1.post0", True, "problem"),
+        (None, "12.1.1.post0", "12.1.1", True, "problem"),
+        (None, "12.1.1.post0", "", True, "problem"),
+        (None, None, "", True, "problem"),
+        ("12.1.1", None, "12.1.1", False, "ok"),
+        (None, None, "", False, "problem"),
+    ],
+)
+def test_which_pil(pillow: str | None, simd: str | None, active: str, x86: bool, level: str) -> None:
+    check = doctor.judge_pil(pillow, simd, active, x86)
+    assert check.level == level
+    assert bool(check.fix) == (level != "ok")
+    if pillow and x86:
+        assert "uninstall -y pillow &&" in check.fix
+        assert "--force-reinstall --no-deps pillow-simd" in check.fix
+
+
+def test_a_pil_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> str:
+        raise ImportError("The _imaging extension was built for another version of Pillow")
+
+    monkeypatch.setattr("pipeline.images.version", broken)
+    assert by_name(doctor.check_pil())["PIL"].level == "problem"
+
+
+def test_a_broken_blender_is_a_problem_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text("import sys\nprint('libXi.so.6: cannot open shared object file', flush=True)\nsys.exit(3)\n")
+    monkeypatch.setattr(blender, "SCRIPT", script)
+    check = by_name(doctor.check_blender())["Blender"]
+    assert check.level == "problem"
+    assert "exit status 3" in check.says and "libXi.so.6: cannot open" in check.says
+    assert check.fix
+
+
+def test_a_blender_that_hangs_is_a_problem_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(blender, "SCRIPT", script)
+    monkeypatch.setattr(blender, "START_TIMEOUT_S", 0.5)
+    assert "no answer within 0.5 s" in by_name(doctor.check_blender())["Blender"].says
+
+
+def test_missing_libraries_come_with_their_packages() -> None:
+    ldd = "\tlibm.so.6 => /lib/libm.so.6 (0x0)\n\tlibXi.so.6 => not found\n\tlibodd.so.9 => not found\n"
+    assert doctor.not_found(ldd) == ["libXi.so.6", "libodd.so.9"]
+    check = doctor.judge_libraries({"libXi.so.6", "libodd.so.9"})
+    assert check.level == "problem"
+    assert "apt-get install -y --no-install-recommends libxi6;" in check.fix and "libodd.so.9" in check.fix
+    assert doctor.judge_libraries(set()).level == "ok"
+
+
+def test_the_gpu_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.judge_gpus({"CPU": ["EPYC"], "OPTIX": ["H200"]}) == doctor.Check("GPU", "ok", "OPTIX: H200")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "CPU only" in doctor.judge_gpus({"CPU": ["EPYC"]}).says
+
+
+def test_lines_are_aligned_and_wrapped() -> None:
+    checks = [doctor.Check("a", "ok", "fine"), doctor.Check("longer", "problem", "word " * 40, "do this")]
+    told = doctor.lines(checks)
+    assert told[0].index("fine") == told[1].index("word")
+    assert max(map(len, told)) <= doctor.COLUMNS
+    assert told[-1].strip() == "-> do this"
+
+
+def test_what_is_missing_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs = (
+        system.Need("library", "libnosuch.so.7", "libnosuch7", "run", "tests"),
+        system.Need("header", "nosuch.h", "libnosuch-dev", "build", "tests"),
+        system.Need("module", "nosuch", "python3-nosuch", "build", "tests"),
+        system.Need("command", "nosuch", "nosuch", "test", "tests"),
+        system.Need("module", "json", "python3", "run", "is there"),
+    )
+    monkeypatch.setattr(system, "NEEDS", needs)
+    assert [need.what for need in system.missing(["build", "run"])] == ["libnosuch.so.7", "nosuch.h", "nosuch"]
+
+    (tmp_path / "apt-get").write_text("#!/bin/sh\nexit 100\n")
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert system.main(["run", "test"]) == 1
+    assert "sudo apt-get install -y --no-install-recommends libnosuch7 nosuch" in capsys.readouterr().out
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert system.main(["run"]) == 1
+    assert "exit status 100" in capsys.readouterr().out
+
+    monkeypatch.setenv("PATH", "")
+    assert system.main(["run"]) == 1
+    assert "no apt-get here" in capsys.readouterr().out
+
+
+def test_every_requirement_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    names = {re.split(r"[^A-Za-z0-9_.-]", line)[0].replace("_", "-").lower() for line in wanted}
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = {line.split("==")[0].lower() for line in lines if not line.startswith("#")}
+    assert names - {"pillow"} <= pins
+    assert "pillow" not in pins, "pillow-simd takes its place"
+    assert all("==" in line and "+" not in line for line in lines if not line.startswith("#"))
