@@ -21,7 +21,7 @@ setup-train: $(VENV)/.train pil  ## The same, and torch for training
 
 setup-test: $(VENV)/.test pil  ## The same, and all that `make test` needs
 
-demo: setup  ## Render 24 objects (about a minute on 2 cores) and make a page that shows them
+demo: setup  ## Render 24 objects (under two minutes on 2 cores) and make a page that shows them
 	@$(BIN)/lvsm-data render --n 24 --res 64 --out data/demo
 	@$(BIN)/lvsm-data view data/demo
 	@echo
@@ -101,6 +101,6 @@ pil:
 	plain=$$(compgen -G '$(SITE)/[Pp]illow-[0-9]*.dist-info' || true); \
 	if [ -n "$$plain" ] || [ ! -e $(SITE)/PIL/Image.py ]; then \
 		echo "putting pillow-simd back in place of plain pillow"; \
-		$(BIN)/pip uninstall -q -y pillow; \
+		test -z "$$plain" || $(BIN)/pip uninstall -q -y pillow; \
 		$(BIN)/pip install -q --force-reinstall --no-deps -c requirements.lock pillow-simd; \
 	fi

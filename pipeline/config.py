@@ -139,14 +139,18 @@ class RenderConfig:
         return dataclasses.replace(self, scene=scene, out=out.absolute(), input=source)
 
     def identity(self) -> dict[str, Any]:
-        """What must stay the same for a run to go on in the same folder; written to run.json."""
-        identity = {
+        """What must stay the same for a run to go on in the same folder: JSON values by flag; written to run.json."""
+        source = {
             "source": self.source,
             "input": str(self.input) if self.input else None,
             "val_percent": self.val_percent,
-            "scene": dataclasses.asdict(self.scene),
         }
-        return dict(json.loads(json.dumps(identity)))  # as it reads back: tuples are lists
+        return source | {"config_hash": config_hash(self.scene)} | _plain(self.scene)
+
+
+def _plain(scene: SceneConfig) -> dict[str, Any]:
+    """A scene's settings as they read back from JSON: tuples are lists."""
+    return dict(json.loads(json.dumps(dataclasses.asdict(scene))))
 
 
 def config_hash(scene: SceneConfig) -> str:

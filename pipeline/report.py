@@ -303,7 +303,7 @@ def _bars(rows: dict[str, int], below: dict[str, str], head: str) -> str:
     for name, count in rows.items():
         lines.append(
             f"<tr><th scope=row>{_text(name) or '<i>not recorded</i>'}</th><td class=number>{count:,}</td>"
-            f"<td class=share><span class=bar style='width:{count / most * 70:.1f}%'></span> {count / total:.1%}</td></tr>"
+            f"<td class=share><span class=bar style='width:{count / most * 64:.1f}%'></span> {count / total:.1%}</td></tr>"
         )
         if name in below:
             lines.append(f"<tr class=below><td colspan=3>{below[name]}</td></tr>")

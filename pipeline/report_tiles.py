@@ -19,7 +19,13 @@ THUMB_WIDTH = 128  # pixels; smaller pictures are embedded as they are stored
 STRIP_OBJECTS, STRIP_VIEWS = 64, 32  # of so many objects, so many views are embedded; of others one view
 POSES = 256  # per object
 IMAGE_BYTES = 6_600_000  # of all pictures, before base64: a page below 10 MB
-FALLBACKS = ((128, 85), (128, 70), (96, 70), (64, 70))  # (width, JPEG quality) tried in turn until a strip fits
+FALLBACKS = (
+    (128, 85),
+    (128, 70),
+    (96, 70),
+    (64, 70),
+    (48, 60),
+)  # (width, JPEG quality) tried in turn until a strip fits
 
 
 def make_tiles(paths: list[Path], counts: dict[str, int], objects: int) -> list[dict[str, Any]]:
@@ -55,12 +61,28 @@ def _tile(rows: Rows, shard: str, budget: float, strip: int) -> dict[str, Any]:
         "count": len(rows.jpegs),
         "facts": plain,
         "more": nested,
-        "bounds": rows.meta.get("bounds"),
+        "bounds": _bounds(rows.meta),
         "views": kept,
-        "c2w": np.round(rows.c2w[kept, :3].reshape(-1, 12).astype(float), 4).tolist(),
-        "k": np.round((k[:1] if (k == k[0]).all() else k).astype(float), 3).tolist(),
+        "c2w": _numbers(rows.c2w[kept, :3].reshape(-1, 12)),
+        "k": _numbers(k[:1] if (k == k[0]).all() else k),
         "jpegs": {view: base64.b64encode(jpeg).decode() for view, jpeg in zip(pictured, jpegs, strict=True)},
     }
+
+
+def _numbers(values: np.ndarray) -> list[Any]:
+    """Four decimals, which is a tenth of a pixel on any screen. JSON knows no NaN: `verify` is who complains of one."""
+    return list(np.round(np.nan_to_num(values.astype(float)), 4).tolist())
+
+
+def _bounds(meta: dict[str, Any]) -> list[Any] | None:
+    """The object's box [low, high] in the world of the cameras, where the facts hold the box it came with."""
+    try:
+        raw = np.array(meta["raw_bounds"], float).reshape(2, 3)
+        transform = np.array(meta["transform"], float).reshape(4, 4)
+    except (KeyError, TypeError, ValueError):
+        return None
+    corners = np.array(list(itertools.product(*raw.T))) @ transform[:3, :3].T + transform[:3, 3]
+    return _numbers(np.array([corners.min(0), corners.max(0)])) if np.isfinite(corners).all() else None
 
 
 def _facts_of_object(rows: Rows) -> tuple[list[tuple[str, str]], str]:
@@ -80,22 +102,31 @@ def _thumbnails(jpegs: list[bytes], budget: float, hw: tuple[int, int]) -> list[
     """The files as stored where they are small enough, else re-encoded until all together fit `budget` bytes."""
     if hw[1] <= THUMB_WIDTH and sum(map(len, jpegs)) <= budget:
         return jpegs
+    linear = [_shrink(jpeg, min(THUMB_WIDTH, hw[1])) for jpeg in jpegs]
     small: list[bytes] = []
     for width, quality in FALLBACKS:
-        small = [_shrink(jpeg, min(width, hw[1]), quality) for jpeg in jpegs]
+        small = [_encode(light, min(width, hw[1]), quality) for light in linear]
         if sum(map(len, small)) <= budget:
             break
     return small
 
 
-def _shrink(jpeg: bytes, width: int, quality: int) -> bytes:
-    """A JPEG -> the same `width` pixels wide, averaged in linear light. A broken file comes back empty: it shows as broken."""
+def _shrink(jpeg: bytes, width: int) -> np.ndarray | None:
+    """A JPEG -> linear light, `width` pixels wide. None for a broken file."""
     try:
         pixels = images.decode(jpeg)
     except OSError:
-        return b""
-    hw = (max(1, round(width * pixels.shape[0] / pixels.shape[1])), width)
-    return images.encode_jpeg(images.srgb8(images.resize_area(_linear_table()[pixels], hw)), quality)
+        return None
+    return _resize(_linear_table()[pixels], width)
+
+
+def _encode(light: np.ndarray | None, width: int, quality: int) -> bytes:
+    """Linear light -> a JPEG. Nothing for nothing: the page then shows a broken picture, as the shard holds one."""
+    return b"" if light is None else images.encode_jpeg(images.srgb8(_resize(light, width)), quality)
+
+
+def _resize(light: np.ndarray, width: int) -> np.ndarray:
+    return images.resize_area(light, (max(1, round(width * light.shape[0] / light.shape[1])), width))
 
 
 @functools.cache

@@ -80,7 +80,7 @@ def render(cfg: RenderConfig) -> Summary:
     assert cfg.out is not None
     cfg.out.mkdir(parents=True, exist_ok=True)
     with _lock(cfg.out), Ledger(cfg.out / "ledger.sqlite") as ledger:
-        _check_identity(cfg)
+        _check_identity(cfg, ledger)
         scratch = cfg.out / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
@@ -260,22 +260,21 @@ def run_facts(cfg: RenderConfig) -> dict[str, Any]:
     }
 
 
-def _check_identity(cfg: RenderConfig) -> None:
-    """Writes run.json on the first session; later sessions must ask for the same pictures."""
+def _check_identity(cfg: RenderConfig, ledger: Ledger) -> None:
+    """Once an item has ended, later sessions must ask for the same pictures; until then run.json is what was asked last."""
     assert cfg.out is not None
     path = cfg.out / "run.json"
-    identity = cfg.identity()
-    if not path.exists():
+    now = cfg.identity()
+    if not path.exists() or not ledger.counts():
         temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps({"identity": identity, "config_hash": config_hash(cfg.scene)}, indent=2))
+        temporary.write_text(json.dumps(now, indent=2))
         os.replace(temporary, path)
         return
-    before = json.loads(path.read_text())["identity"]
-    flat_before, flat_now = before | before.pop("scene"), identity | identity.pop("scene")
+    before = json.loads(path.read_text())
     changed = [
-        f"{name.replace('_', '-')} was {flat_before.get(name)}, now {flat_now.get(name)}"
-        for name in sorted(flat_now.keys() | flat_before.keys())
-        if flat_before.get(name) != flat_now.get(name) and name != "scene"
+        f"{name.replace('_', '-')} was {before.get(name)}, now {now.get(name)}"
+        for name in sorted(now.keys() | before.keys())
+        if before.get(name) != now.get(name)
     ]
     if changed:
         raise UserError(

@@ -47,6 +47,16 @@ def centroids(coverage: np.ndarray) -> np.ndarray:
     return np.stack([x, y], -1)
 
 
+def near_peak(coverage: np.ndarray, reach: float) -> np.ndarray:
+    """Pixels (H, W, 3) within `reach` of each channel's brightest spot: leaves out the ripple of JPEG blocks elsewhere."""
+    rows, columns, _ = np.indices(coverage.shape)
+    near = np.zeros(coverage.shape, bool)
+    for channel in range(3):
+        spot = np.argwhere(coverage[..., channel] > 0.9 * coverage[..., channel].max()).mean(0)
+        near[..., channel] = np.hypot(rows[..., 0] - spot[0], columns[..., 0] - spot[1]) < reach
+    return near
+
+
 def apart(c2w: np.ndarray, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> bool:
     """Whether each sphere is in the frame as a whole and none hides another."""
     centres = sphere_pixels(c2w, fxfycxcy)
@@ -90,14 +100,27 @@ def test_shards_as_a_reader_sees_them(assets: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "spheres.csv"
     manifest.write_text(f"path,uid\n{assets / 'spheres.glb'},spheres\n")
     run = lvsm_data(
-        *("render", "--source", "local", "--input", manifest, "--n", 1, "--res", 64, 512, "--views", 16),
-        *("--samples", 32, "--denoise", "off", "--executor", "inline", "--out", tmp_path / "run", "--val-percent", 0),
+        *("render", "--source", "local", "--input", manifest, "--n", 1, "--res", 64, 512, "--views", 8),
+        *(
+            "--samples",
+            16,
+            "--quality",
+            100,
+            "--denoise",
+            "off",
+            "--executor",
+            "inline",
+            "--out",
+            tmp_path / "run",
+            "--val-percent",
+            0,
+        ),
     )
     assert run.returncode == 0, run.stderr
     checked = 0
     for width in (64, 512):
         table = pq.read_table(tmp_path / "run" / str(width) / "train-000000.parquet").to_pylist()
-        assert len(table) == 16
+        assert len(table) == 8
         for row in table:
             c2w, k = np.array(row["c2w"]).reshape(4, 4), np.array(row["fxfycxcy"])
             if not apart(c2w, k, (width, width)):
@@ -106,8 +129,8 @@ def test_shards_as_a_reader_sees_them(assets: Path, tmp_path: Path) -> None:
             linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
             # on white, a red sphere takes away green and blue: solve the three channels for the three coverages
             coverage = np.clip((1 + 2 * linear - linear.sum(-1, keepdims=True)) / 2, 0, 1)
-            coverage[coverage < 0.02] = 0  # JPEG ripple far from the spheres
+            coverage = np.where(near_peak(coverage, 1.6 * normalised()[1] / 1.4 * k[0] + 1), coverage, 0)
             error = np.linalg.norm(centroids(coverage) - sphere_pixels(c2w, k), axis=-1)
             assert error.max() < 0.1, f"{width}: off by {error} px"
             checked += 1
-    assert checked >= 8
+    assert checked >= 4

@@ -16,7 +16,7 @@ KIND = "object"
 SAYS = "local files"
 HOWTO = "--source local --input FOLDER"
 SUFFIXES = {f".{name}" for name in "glb gltf obj fbx stl ply usd usda usdc usdz dae abc".split()}
-COLUMNS = ("path", "uid", "license")
+COLUMNS = ("path", "uid", "license", "sha256")
 
 
 def items(cfg: RenderConfig) -> Iterator[Item]:
@@ -33,18 +33,30 @@ def items(cfg: RenderConfig) -> Iterator[Item]:
         for path in paths:
             yield Item(uid=path.relative_to(cfg.input).as_posix(), source="local", url=str(path))
         return
-    seen: set[str] = set()
-    for number, row in enumerate(_rows(cfg.input), 1):
-        if not row.get("path"):
-            raise UserError(f"{cfg.input}: line {number} has no path", f"the columns are {', '.join(COLUMNS)}")
+    _check_manifest(cfg.input)
+    extra = {} if cfg.allow_blend else {"no_blend": True}
+    for row in _rows(cfg.input):
         path = cfg.input.parent / row["path"]
-        uid = str(row.get("uid") or Path(row["path"]).as_posix())
-        if uid in seen:
-            raise UserError(f"{cfg.input}: uid {uid!r} appears twice (line {number})", "uids must be unique")
-        seen.add(uid)
-        extra = {} if cfg.allow_blend else {"no_blend": True}
         license_name, sha256 = str(row.get("license") or "unknown"), str(row.get("sha256") or "")
-        yield Item(uid=uid, source="local", url=str(path), license=license_name, sha256=sha256, extra=extra)
+        yield Item(_uid(row), "local", url=str(path), license=license_name, sha256=sha256, extra=extra)
+
+
+def _uid(row: dict[str, Any]) -> str:
+    return str(row.get("uid") or Path(row["path"]).as_posix())
+
+
+def _check_manifest(path: Path) -> None:
+    """Before anything is rendered: every line has a path, and no uid comes twice."""
+    seen: set[str] = set()
+    for number, row in enumerate(_rows(path), 1):
+        if not row.get("path"):
+            raise UserError(f"{path}: entry {number} has no path", f"the columns are {', '.join(COLUMNS)}")
+        uid = _uid(row)
+        if uid in seen:
+            raise UserError(f"{path}: uid {uid!r} appears twice (entry {number})", "uids must be unique")
+        seen.add(uid)
+    if not seen:
+        raise UserError(f"{path} lists no object", f"the columns are {', '.join(COLUMNS)}")
 
 
 def _rows(path: Path) -> Iterable[dict[str, Any]]:
