@@ -10,7 +10,6 @@ import sqlite3
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pipeline.scene import Outcome, UserError
 from pipeline.shards import Shard
@@ -36,6 +35,7 @@ class Ledger:
     def __init__(self, path: Path, readonly: bool = False) -> None:
         if readonly and not path.exists():
             raise UserError(f"{path.parent} holds no run (no {path.name})", "give the --out of a run")
+        self.path = path
         mode = "ro" if readonly else "rwc"
         self.db = sqlite3.connect(f"file:{path}?mode={mode}", uri=True, timeout=30, isolation_level=None)
         if not readonly:
@@ -46,8 +46,11 @@ class Ledger:
     def __enter__(self) -> Ledger:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.db.close()
+        if isinstance(error, sqlite3.DatabaseError):
+            hint = "lvsm-data verify looks at the shards without it, once it is moved away"
+            raise UserError(f"{self.path} cannot be read: {error}", hint) from None
 
     def finished_uids(self) -> set[str]:
         """Every uid that ended, one way or the other."""
@@ -119,13 +122,19 @@ class Ledger:
         query = "SELECT reason, COUNT(*) FROM item WHERE state = 'failed' GROUP BY reason ORDER BY 2 DESC, 1"
         return dict(self.db.execute(query))
 
-    def failures(self, limit: int = 1000) -> list[dict[str, Any]]:
-        """Failed items with reason and the last words of whatever failed, by reason."""
-        query = "SELECT uid, reason, detail, tries FROM item WHERE state = 'failed' ORDER BY reason, uid LIMIT ?"
-        return [
-            dict(zip(("uid", "reason", "detail", "tries"), row, strict=True))
-            for row in self.db.execute(query, (limit,))
-        ]
+    def examples(self, reason: str, limit: int) -> list[tuple[str, str, int]]:
+        """(uid, detail, tries) of the first `limit` items that failed for a reason."""
+        query = "SELECT uid, detail, tries FROM item WHERE state = 'failed' AND reason = ? ORDER BY uid LIMIT ?"
+        return list(self.db.execute(query, (reason, limit)))
+
+    def licenses(self) -> dict[str, int]:
+        """License -> number of delivered items, most frequent first."""
+        query = "SELECT license, COUNT(*) FROM item WHERE state = 'delivered' GROUP BY license ORDER BY 2 DESC, 1"
+        return dict(self.db.execute(query))
+
+    def snapshot(self) -> None:
+        """From here on every read shows the same moment of a run that goes on."""
+        self.db.execute("BEGIN")
 
     def totals(self) -> dict[str, int]:
         """Views and image bytes delivered, and shard files' bytes."""

@@ -36,6 +36,7 @@ class Progress:
         self.state = "running"
         self.workers: dict[int, tuple[str, float]] = {}
         self.served: dict[int, int] = {}
+        self.under_way: dict[str, int] = {}
         self.recent: deque[tuple[float, int]] = deque()
         self.lock = threading.Lock()
         self.console = Console(stderr=True)
@@ -54,14 +55,15 @@ class Progress:
         """A worker took an item."""
         with self.lock:
             self.workers[worker] = (item.uid, time.time())
+            self.under_way[item.uid] = worker
 
     def on_outcome(self, outcome: Outcome) -> None:
         """An item ended."""
         with self.lock:
-            for slot, (uid, _) in list(self.workers.items()):
-                if uid == outcome.item.uid:
-                    self.workers[slot] = ("", time.time())
-                    self.served[slot] = self.served.get(slot, 0) + 1
+            slot = self.under_way.pop(outcome.item.uid)
+            self.served[slot] = self.served.get(slot, 0) + 1
+            if self.workers[slot][0] == outcome.item.uid:  # else it is at its next item already
+                self.workers[slot] = ("", time.time())
             if outcome.scene is None:
                 self.reasons[outcome.reason] = self.reasons.get(outcome.reason, 0) + 1
                 return

@@ -10,7 +10,6 @@ import html
 import json
 import os
 import re
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -119,10 +118,8 @@ def _read_run(folder: Path) -> Run:
 
 def _planned(folder: Path) -> dict[str, Any]:
     """The facts of a run that has no shard yet, as far as its run.json knows them."""
-    plan = _json_file(folder / "run.json")
-    identity = plan.get("identity", {})
-    settings = identity.get("scene", {})
-    return {"settings": settings, "source": identity.get("source"), "config_hash": plan.get("config_hash")}
+    facts = _json_file(folder / "run.json").get("facts", {})
+    return facts if isinstance(facts, dict) else {}
 
 
 def _json_file(path: Path) -> dict[str, Any]:
@@ -136,27 +133,20 @@ def _json_file(path: Path) -> dict[str, Any]:
 
 def _read_books(path: Path) -> Books:
     """Everything from one snapshot, so that counts add up while a run goes on."""
-    try:
-        with Ledger(path, readonly=True) as ledger:
-            ledger.db.execute("BEGIN")
-            reasons = ledger.reasons()
-            example = "SELECT uid, detail, tries FROM item WHERE state = 'failed' AND reason = ? ORDER BY uid LIMIT ?"
-            license_counts = (
-                "SELECT license, COUNT(*) FROM item WHERE state = 'delivered' GROUP BY license ORDER BY 2 DESC, 1"
-            )
-            return Books(
-                counts=ledger.counts(),
-                reasons=reasons,
-                examples={reason: ledger.db.execute(example, (reason, EXAMPLES)).fetchall() for reason in reasons},
-                licenses=dict(ledger.db.execute(license_counts)),
-                timeline=ledger.timeline(),
-                views=ledger.totals()["views"],
-                by_shard=dict(Counter(ledger.delivered_in().values())),
-                deleted={name for name, state in ledger.shards().items() if state == "deleted"},
-                status=_json_file(path.with_name("status.json")),
-            )
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{path} cannot be read: {error}", "lvsm-data verify looks at the shards without it") from None
+    with Ledger(path, readonly=True) as ledger:
+        ledger.snapshot()
+        reasons = ledger.reasons()
+        return Books(
+            counts=ledger.counts(),
+            reasons=reasons,
+            examples={reason: ledger.examples(reason, EXAMPLES) for reason in reasons},
+            licenses=ledger.licenses(),
+            timeline=ledger.timeline(),
+            views=ledger.totals()["views"],
+            by_shard=Counter(ledger.delivered_in().values()),
+            deleted={name for name, state in ledger.shards().items() if state == "deleted"},
+            status=_json_file(path.with_name("status.json")),
+        )
 
 
 # ---- the parts of the page that Python writes
@@ -252,9 +242,9 @@ def _notes(run: Run) -> list[str]:
     waiting = run.books.counts.get("delivered", 0) - in_shards - deleted
     notes = []
     if waiting > 0:
-        notes.append(f"{waiting:,} delivered objects are in the journal of a shard that is not full yet.")
+        notes.append(f"Delivered, but still in the journal of a shard that is not full: {waiting:,}.")
     if deleted:
-        notes.append(f"{deleted:,} delivered objects were in shards that have been deleted after use.")
+        notes.append(f"Delivered, but in shards that were deleted after use: {deleted:,}.")
     if not run.shards:
         notes.append("No finished shard on disk, so there are no pictures and no cameras to show.")
     return notes
@@ -272,7 +262,7 @@ def _settings(facts: dict[str, Any], settings: dict[str, Any]) -> str:
         "cameras": facts.get("cameras") or settings.get("cameras"),
         "lights": settings.get("lights"),
         "samples": f"{settings['samples']} per pixel" if settings.get("samples") else None,
-        "denoised": _yes_no(settings.get("denoise")),
+        "denoise": settings.get("denoise", "?"),
         "engine": " on ".join(str(settings[name]) for name in ("engine", "device") if settings.get(name)),
         "seed": facts.get("seed", settings.get("seed")),
         "JPEG quality": settings.get("quality"),

@@ -267,10 +267,10 @@ def _check_identity(cfg: RenderConfig, ledger: Ledger) -> None:
     now = cfg.identity()
     if not path.exists() or not ledger.counts():
         temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(now, indent=2))
+        temporary.write_text(json.dumps({"identity": now, "facts": run_facts(cfg)}, indent=2))
         os.replace(temporary, path)
         return
-    before = json.loads(path.read_text())
+    before = json.loads(path.read_text())["identity"]
     changed = [
         f"{name.replace('_', '-')} was {before.get(name)}, now {now.get(name)}"
         for name in sorted(now.keys() | before.keys())

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.ledger import Ledger
 from pipeline.progress import duration, reasons_text, size
 
-SHOWN_FAILURES = 10
+SHOWN_FAILURES = 5  # per reason
 
 
 def read_status(run: Path) -> dict[str, Any]:
@@ -21,7 +21,12 @@ def read_status(run: Path) -> dict[str, Any]:
     """
     with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
         counts, totals = ledger.counts(), ledger.totals()
-        reasons, failures = ledger.reasons(), ledger.failures(SHOWN_FAILURES)
+        reasons = ledger.reasons()
+        failures = [
+            {"uid": uid, "reason": reason, "detail": detail, "tries": tries}
+            for reason in reasons
+            for uid, detail, tries in ledger.examples(reason, SHOWN_FAILURES)
+        ]
     path = run / "status.json"
     last: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     state = last.get("state", "interrupted")

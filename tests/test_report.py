@@ -60,7 +60,7 @@ class Maker:
     def __init__(self, out: Path, widths: tuple[int, ...] = (64,)) -> None:
         self.out = out
         out.mkdir(parents=True)
-        settings = {"views": VIEWS, "samples": 7, "lights": "studio", "denoise": True, "res": list(widths)}
+        settings = {"views": VIEWS, "samples": 7, "lights": "studio", "denoise": "on", "res": list(widths)}
         facts = {"config_hash": "c0ffee", "settings": settings, "source": "local", "versions": {"bpy": "4.5"}}
         self.writer = ShardWriter(out, widths, (), facts, 1e9)
         self.ledger = Ledger(out / "ledger.sqlite")
@@ -211,14 +211,14 @@ def test_only_what_is_shown_is_read(run: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_a_running_run_without_a_shard(tmp_path: Path) -> None:
     maker = Maker(tmp_path / "run")
-    (maker.out / "run.json").write_text(json.dumps({"identity": {"source": "local", "scene": {"res": [64, 512]}}}))
+    (maker.out / "run.json").write_text(json.dumps({"facts": {"source": "local", "settings": {"res": [64, 512]}}}))
     maker.deliver(scene("one"))
     maker.fail("two", "empty")
     page = write_page(maker.out, tmp_path / "p.html")  # the ledger and the journal are still open
     maker.ledger.db.close()
     text = Reader(page).text
     assert "= 1 delivered + 1 failed" in text and "64, 512 px" in text
-    assert "1 delivered objects are in the journal" in text and "No finished shard" in text
+    assert "journal of a shard that is not full: 1." in text and "No finished shard" in text
     assert data_of(page) == []
 
 
@@ -247,7 +247,7 @@ def test_one_object_and_no_failures_and_a_deleted_shard(tmp_path: Path) -> None:
     maker.ledger.db.close()
     page = write_page(maker.out, tmp_path / "p.html", objects=1)
     text = Reader(page).text
-    assert "No failures." in text and "Too few objects" in text and "1 delivered objects were in shards" in text
+    assert "No failures." in text and "Too few objects" in text and "deleted after use: 1." in text
     assert [tile["uid"] for tile in data_of(page)] == ["one"]
 
 
@@ -267,10 +267,10 @@ def test_errors_name_what_is_wrong(run: Path, tmp_path: Path) -> None:
 
 
 def test_thumbnails_keep_light_and_fit_the_budget() -> None:
-    stripes = np.zeros((256, 256, 3), np.uint8)
-    stripes[:, ::2] = 255  # half the light is sRGB 188, not 128
+    stripes = np.full((256, 256, 3), 64, np.uint8)
+    stripes[:, ::2] = 192  # the mean light of the two is sRGB 146, not 128
     (small,) = report_tiles._thumbnails([images.encode_jpeg(stripes, 95)], 1e6, (256, 256))
-    assert abs(images.decode(small).mean() - 188) < 3 and images.decode(small).shape == (128, 128, 3)
+    assert abs(images.decode(small).mean() - 146) < 3 and images.decode(small).shape == (128, 128, 3)
     noise = [picture(i, 128) for i in range(4)]
     assert report_tiles._thumbnails(noise, 1e6, (128, 128)) == noise
     budget = sum(map(len, noise)) / 5
@@ -373,3 +373,28 @@ def test_browser_draws_the_cameras(page: Path, tmp_path: Path) -> None:
     plot = images.decode((tmp_path / "shot.png").read_bytes())[160:700, 60:860, :3].astype(int)
     blue, red, orange = (np.abs(plot - colour).max(-1) < 12 for colour in ([37, 99, 168], [192, 57, 43], [180, 83, 26]))
     assert blue.sum() > 300 and red.sum() > 50 and orange.sum() > 50  # frusta and z, x, the chosen camera
+
+
+POKE = """<script>
+canvas.setPointerCapture = () => {};
+const poke = (kind, x, y) => canvas.dispatchEvent(new PointerEvent(kind, { pointerId: 1, clientX: x, clientY: y }));
+paint();
+const box = canvas.getBoundingClientRect(), [x, y] = frusta[2].flat.middle;
+poke("pointermove", box.left + x, box.top + y);
+facts.pointed = facts.chosen;
+const before = { ...turn };
+poke("pointerdown", 100, 100); poke("pointermove", 150, 80); poke("pointerup", 150, 80); poke("pointermove", 300, 300);
+canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: -100, cancelable: true }));
+facts.turned = [turn.azimuth < before.azimuth, turn.elevation < before.elevation, turn.zoom > before.zoom];
+el("which").value = "-1"; el("which").dispatchEvent(new Event("change")); paint();
+facts.all = facts.frusta;
+</script></body>"""
+
+
+@needs_browser
+def test_browser_points_turns_zooms_and_shows_all(page: Path, tmp_path: Path) -> None:
+    poked = tmp_path / "poked.html"
+    poked.write_text(page.read_text().replace("</body>", POKE))
+    _, facts, console = dom(poked, "", tmp_path)
+    assert console == [] and facts["pointed"] == "2" and facts["turned"] == "true,true,true"
+    assert facts["all"] == str(10 * VIEWS)

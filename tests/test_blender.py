@@ -1,0 +1,175 @@
+"""The wall between us and Blender: crashes, hangs, recycling, EEVEE; always with the real process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from pipeline import cameras
+from pipeline.blender import Blender, Frame, Limits
+from pipeline.config import RenderConfig, SceneConfig
+from pipeline.produce import Producer, build_job
+from pipeline.scene import Item, Retry, Skip
+
+SMALL = SceneConfig(res=(32,), views=3, samples=4).resolved()
+
+
+def job_for(path: Path, cfg: SceneConfig = SMALL) -> dict[str, object]:
+    poses = cameras.sample("shell", np.random.default_rng(0), cfg.views)
+    return build_job(cfg, path.name, poses, 1) | {"path": str(path), "format": path.suffix[1:]}
+
+
+@pytest.fixture
+def blender(tmp_path: Path):  # type: ignore[no-untyped-def]
+    wall = Blender(tmp_path / "scratch", Limits(timeout_s=60))
+    yield wall
+    wall.close()
+
+
+def test_reset_leaves_nothing_of_the_object_before(assets: Path, blender: Blender) -> None:
+    def pixels(path: Path) -> np.ndarray:
+        frames = [answer for answer in blender.render(job_for(path)) if isinstance(answer, Frame)]
+        return np.stack([frame.passes["rgba"] for frame in frames])
+
+    fresh = pixels(assets / "off_origin.glb")
+    for between in ("hidden.blend", "embedded.fbx", "rigged.glb", "red.ply"):
+        pixels(assets / between)
+    np.testing.assert_array_equal(pixels(assets / "off_origin.glb"), fresh)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_crash_is_a_retry_with_the_last_words(assets: Path, blender: Blender, number: signal.Signals) -> None:
+    answers = blender.render(job_for(assets / "off_origin.glb"))
+    next(answers)
+    assert blender.process is not None
+    os.kill(blender.process.pid, number)
+    with pytest.raises(Retry) as failure:
+        list(answers)
+    assert failure.value.reason == "blender_crash"
+    assert f"signal {number.name}" in failure.value.detail
+    assert len([a for a in blender.render(job_for(assets / "off_origin.glb")) if isinstance(a, Frame)]) == 3
+
+
+def test_a_hang_is_killed_with_its_whole_group(assets: Path, tmp_path: Path) -> None:
+    wall = Blender(tmp_path, Limits(timeout_s=4))
+    wall.start()
+    assert wall.process is not None
+    pid = wall.process.pid
+    answers = wall.render(job_for(assets / "off_origin.glb"))
+    next(answers)
+    os.kill(pid, signal.SIGSTOP)  # as deaf as a Blender stuck in a driver
+    start = time.monotonic()
+    with pytest.raises(Retry) as failure:
+        list(answers)
+    assert failure.value.reason == "timeout"
+    assert time.monotonic() - start < 20
+    assert not psutil.pid_exists(pid)
+
+
+def test_process_is_replaced_after_its_share_of_objects(assets: Path, tmp_path: Path) -> None:
+    wall = Blender(tmp_path, Limits(recycle_objects=2))
+    pids = []
+    for _ in range(4):
+        wall.start()
+        assert wall.process is not None
+        pids.append(wall.process.pid)
+        list(wall.render(job_for(assets / "off_origin.glb")))
+    wall.close()
+    assert pids[0] == pids[1]
+    assert pids[1] != pids[2]
+    assert pids[2] == pids[3]
+
+
+def test_recycling_by_memory_and_after_a_skip(assets: Path, tmp_path: Path) -> None:
+    wall = Blender(tmp_path, Limits(recycle_rss_mb=1))
+    with pytest.raises(Skip):
+        list(wall.render(job_for(assets / "empty_scene.obj")))
+    assert wall.process is None
+
+
+def test_one_crash_costs_a_retry_two_cost_the_object(assets: Path, tmp_path: Path) -> None:
+    """A thread kills Blender again and again: the first object is tried twice and recorded; the next one is fine."""
+    cfg = RenderConfig(source="local", input=assets, out=tmp_path, scene=SMALL).resolved()
+    producer = Producer(cfg)
+    item = Item("off_origin.glb", "local", url=str(assets / "off_origin.glb"))
+    calm = threading.Event()
+
+    def murder() -> None:
+        victims: set[int] = set()
+        while not calm.wait(0.01):
+            process = producer.blender.process
+            if process is not None and process.pid not in victims:
+                victims.add(process.pid)
+                os.kill(process.pid, signal.SIGSEGV)
+
+    thread = threading.Thread(target=murder)
+    thread.start()
+    killed = producer(item)
+    calm.set()
+    thread.join()
+    assert (killed.scene, killed.reason, killed.tries) == (None, "blender_crash", 2)
+    assert "SIGSEGV" in killed.detail
+    assert producer(item).scene is not None
+    producer.close()
+    assert not producer.scratch.exists()
+
+
+def test_our_bugs_keep_their_traceback_and_cost_one_object(assets: Path, tmp_path: Path) -> None:
+    cfg = RenderConfig(source="local", input=assets, out=tmp_path, scene=SMALL).resolved()
+    producer = Producer(cfg)
+    outcome = producer(Item("odd", "local", url=None))  # type: ignore[arg-type]
+    assert outcome.reason == "bug"
+    assert "TypeError" in outcome.detail
+    producer.close()
+
+
+def test_no_credentials_reach_blender(assets: Path, blender: Blender, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    blender.start()
+    assert blender.process is not None
+    environment = psutil.Process(blender.process.pid).environ()
+    assert "HF_TOKEN" not in environment
+    assert environment["HOME"] == str(blender.scratch)
+
+
+def test_depth_and_normals_agree_with_the_pose(assets: Path, blender: Blender) -> None:
+    """The box fills the unit cube: every depth must put its pixel on the cube, and normals are its faces'."""
+    cfg = SceneConfig(res=(32,), views=2, samples=1, depth=True, normals=True).resolved()
+    poses = cameras.sample("shell", np.random.default_rng(5), 2)
+    job = build_job(cfg, "x", poses, 1) | {"path": str(assets / "off_origin.glb"), "format": "glb"}
+    frames = [answer for answer in blender.render(job) if isinstance(answer, Frame)]
+    k = cameras.intrinsics(cfg.fov_x_deg or 0, (32, 32))
+    for pose, frame in zip(poses, frames, strict=True):
+        depth, normals = frame.passes["depth"][..., 0], frame.passes["normals"]
+        hit = (depth < 100) & (frame.passes["rgba"][..., 3] == 1)
+        assert hit.sum() > 50
+        rows, columns = np.nonzero(hit)
+        rays = np.stack([(columns + 0.5 - k[2]) / k[0], (rows + 0.5 - k[3]) / k[1], np.ones(len(rows))], -1)
+        points = (rays * depth[hit][:, None]) @ pose[:3, :3].T + pose[:3, 3]
+        assert np.abs(np.abs(points).max(-1) - 0.5).max() < 0.06  # within a pixel's slant of a face
+        np.testing.assert_allclose(np.abs(normals[hit]).max(-1), 1, atol=1e-3)
+        assert ((normals[hit] * (rays @ pose[:3, :3].T)).sum(-1) < 0).mean() > 0.99  # faces look at the camera
+
+
+def test_eevee_shows_the_same_object(assets: Path, blender: Blender) -> None:
+    """Cycles and EEVEE agree on where the box is. A machine without any OpenGL cannot run EEVEE."""
+    frames = {}
+    for engine in ("cycles", "eevee"):
+        cfg = SceneConfig(res=(64,), views=1, samples=4, engine=engine).resolved()  # type: ignore[arg-type]
+        try:
+            answers = list(blender.render(job_for(assets / "off_origin.glb", cfg)))
+        except Retry as failure:
+            if engine == "eevee" and "GPU" in failure.detail:
+                pytest.skip("EEVEE needs OpenGL through EGL, which this machine does not have")
+            raise
+        frames[engine] = [answer for answer in answers if isinstance(answer, Frame)]
+    for one, other in zip(frames["cycles"], frames["eevee"], strict=True):
+        alpha = np.abs(one.passes["rgba"][..., 3] - other.passes["rgba"][..., 3])
+        assert alpha.mean() < 0.01
