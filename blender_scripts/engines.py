@@ -5,6 +5,7 @@ as float32 straight from the engine's result: no codec, no file, no view transfo
 """
 
 import contextlib
+import functools
 import os
 import tempfile
 
@@ -61,6 +62,7 @@ def visit_depsgraph(visit):
         bpy.ops.render.render()
 
 
+@functools.cache
 def devices():
     """Back ends that Cycles sees: kind -> names, CPU first."""
     preferences = bpy.context.preferences.addons["cycles"].preferences
@@ -137,7 +139,7 @@ def _choose_device(scene, wanted):
         scene.cycles.device = "CPU"
         return "CPU"
     preferences.compute_device_type = kinds[0]
-    for device in preferences.devices:
+    for device in preferences.get_devices_for_type(kinds[0]):  # fills the list that the factory reset has emptied
         device.use = device.type == kinds[0]
     scene.cycles.device = "GPU"
     return f"{kinds[0]} {', '.join(found[kinds[0]])}"

@@ -71,7 +71,9 @@ def verify(folder: tyro.conf.Positional[Path], /) -> int:
     return 1 if report.problems else 0
 
 
-def view(folder: tyro.conf.Positional[Path], /, out: Path | None = None, objects: int = 64) -> int:
+def view(
+    folder: tyro.conf.Positional[Path], /, out: Path | None = None, objects: int = 64, png: Path | None = None
+) -> int:
     """Write a self-contained HTML page: contact sheets, cameras in 3D, failures by reason, throughput.
 
     Example: lvsm-data view data/try
@@ -80,9 +82,13 @@ def view(folder: tyro.conf.Positional[Path], /, out: Path | None = None, objects
         folder: Folder of a run.
         out: The page. Default: FOLDER/index.html.
         objects: How many objects the contact sheet shows.
+        png: Write a picture instead of a page: a row of views per object.
     """
-    from pipeline.report import write_page
+    from pipeline.report import write_page, write_sheet
 
+    if png is not None:
+        print(f"picture: {write_sheet(folder, png, objects)}")
+        return 0
     print(f"page: {write_page(folder, out or folder / 'index.html', objects)}")
     return 0
 

@@ -27,8 +27,8 @@ class SceneConfig:
     """Camera poses per object."""
     seed: int = 0
     """Chooses procedural objects, cameras, lights and noise. Same seed and uid, same pixels."""
-    samples: int | None = None
-    """Paths per pixel. Default: 64 up to 128 pixels, 32 above (where the denoiser helps)."""
+    samples: int = 32
+    """Paths per pixel."""
     engine: Literal["auto", "cycles", "eevee"] = "auto"
     """auto is Cycles. EEVEE needs a GPU to be fast."""
     device: Literal["auto", "cpu", "optix", "cuda", "hip", "oneapi", "metal"] = "auto"
@@ -61,7 +61,7 @@ class SceneConfig:
         """The same with every default that depends on another field filled in. Raises UserError on nonsense."""
         if not self.res or min(self.res) < 8 or max(self.res) > 8192:
             raise UserError(f"--res {' '.join(map(str, self.res))} is outside 8..8192", "for example --res 64 512")
-        if self.views < 1 or not 1 <= self.quality <= 100 or (self.samples is not None and self.samples < 1):
+        if self.views < 1 or not 1 <= self.quality <= 100 or self.samples < 1:
             raise UserError("--views and --samples must be positive, --quality between 1 and 100")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed} is negative", "seeds are whole numbers from 0 up")
@@ -76,14 +76,12 @@ class SceneConfig:
         fov = sampler.fov_x_deg if self.fov_x_deg is None else self.fov_x_deg
         if not 1 <= fov <= 150:
             raise UserError(f"--fov-x-deg {fov:g} is outside 1..150 degrees")
-        small = self.width <= 128
         return dataclasses.replace(
             self,
             res=tuple(sorted(set(self.res))),
-            samples=self.samples or (64 if small else 32),
             engine="cycles" if self.engine == "auto" else self.engine,
             fov_x_deg=fov,
-            denoise=("off" if small else "on") if self.denoise == "auto" else self.denoise,
+            denoise=("on" if self.width > 128 else "off") if self.denoise == "auto" else self.denoise,
         )
 
 

@@ -44,17 +44,20 @@ def on_ray(
     items: Iterator[Item | None],
     started: Started,
     *,
-    workers: int,
+    workers: int | None,
     threads: int,
     address: str | None,
 ) -> Iterator[Outcome]:
     """`workers` Ray actors of `threads` CPUs each, on a private Ray of this machine or on the cluster at `address`.
 
+    workers: None for as many as the cluster has CPUs for, which a private Ray has to be told.
+
     Only the machine's faults (a dead actor, worker or node, the memory monitor) put an item back, once; a second death
     makes it an Outcome with reason worker_died. Any other error of Ray is ours and is raised.
     """
-    ray = _connect(address, workers * threads)
+    ray = _connect(address, workers, threads)
     try:
+        workers = workers or max(1, int(ray.cluster_resources().get("CPU", 0)) // threads)
         pool = _Pool(ray, make_worker, threads)
         yield from pool.run(items, started, workers)
         pool.close()
@@ -62,7 +65,7 @@ def on_ray(
         ray.shutdown()
 
 
-def _connect(address: str | None, cpus: int) -> Any:
+def _connect(address: str | None, workers: int | None, threads: int) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # an actor without GPUs still sees the machine's
     import ray
@@ -72,7 +75,7 @@ def _connect(address: str | None, cpus: int) -> Any:
         if address:
             ray.init(address=address, **quiet)
         else:
-            ray.init(num_cpus=cpus, include_dashboard=False, address="local", **quiet)
+            ray.init(num_cpus=workers * threads if workers else None, include_dashboard=False, address="local", **quiet)
     except ConnectionError as error:
         hint = "start one with: ray start --head; or leave --address out for a private Ray on this machine"
         raise UserError(f"no Ray cluster at {address}: {error}", hint) from None

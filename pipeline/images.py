@@ -64,10 +64,10 @@ def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
     return stream.getvalue()
 
 
-def encode_png(gray: np.ndarray) -> bytes:
-    """Bytes (H, W) -> a lossless 8-bit PNG."""
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Bytes (H, W) or (H, W, 3) -> a lossless 8-bit PNG."""
     stream = io.BytesIO()
-    Image.fromarray(gray).save(stream, "PNG")
+    Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
 
 

@@ -163,5 +163,6 @@ def panel(status: dict[str, Any]) -> Group:
     for worker in status["workers"]:
         doing = f"{worker['uid']}  {worker['seconds']:.0f} s" if worker["uid"] else "idle"
         table.add_row(f"worker {worker['worker']}", f"{worker['done']} done", doing)
-    bar = ProgressBar(total=status["n"], completed=status["delivered"], width=60)
+    bar = Table.grid()  # gives the bar a line of its own
+    bar.add_row(ProgressBar(total=status["n"], completed=status["delivered"], width=60))
     return Group(bar, Text(one_line(status)), table)

@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.ledger import Ledger
 from pipeline.progress import duration, size
 from pipeline.report_chart import Clock, throughput
-from pipeline.report_tiles import THUMB_WIDTH, make_tiles
+from pipeline.report_tiles import THUMB_WIDTH, make_sheet, make_tiles
 from pipeline.scene import UserError
 from pipeline.shards import CONVENTION, facts_of, find_shards, uids_of
 
@@ -85,10 +85,22 @@ def write_page(folder: Path, out: Path, objects: int = 64) -> Path:
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     # One pass, so that no inserted text is searched for placeholders.
     page = re.sub(r"<!--([A-Z_]+)-->", lambda match: parts[match[1]], template)
+    return _write(out, page.encode(errors="replace"))
+
+
+def write_sheet(folder: Path, out: Path, objects: int = 8) -> Path:
+    """Writes a PNG with a row of views for each of `objects` objects. Returns `out`. Raises UserError like `write_page`."""
+    run = _read_run(folder.absolute())
+    if not run.widest:
+        raise UserError(f"{folder} holds no finished shard", f"lvsm-data status {folder} shows how the run stands")
+    return _write(out, make_sheet(run.widest, run.objects, objects))
+
+
+def _write(out: Path, data: bytes) -> Path:
     temporary = out.with_name(f"{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.write_bytes(data)
         os.replace(temporary, out)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from pipeline.shards import Rows, read_objects
 
 THUMB_WIDTH = 128  # pixels; smaller pictures are embedded as they are stored
 STRIP_OBJECTS, STRIP_VIEWS = 64, 32  # of so many objects, so many views are embedded; of others one view
+SHEET_VIEWS = 12  # in a row of the PNG
 POSES = 256  # per object
 IMAGE_BYTES = 6_600_000  # of all pictures, before base64: a page below 10 MB
 FALLBACKS = (
@@ -30,8 +31,7 @@ FALLBACKS = (
 
 def make_tiles(paths: list[Path], counts: dict[str, int], objects: int) -> list[dict[str, Any]]:
     """Objects spread evenly over the shards. Of each shard its first ones, so that little more than these is read."""
-    owners = [path for path in paths for _ in range(counts[path.stem])]
-    wanted = Counter(owners[i] for i in _spread(len(owners), objects))
+    wanted = _wanted(paths, counts, objects)
     total = sum(wanted.values())
     strips = set(_spread(total, STRIP_OBJECTS))
     budget = IMAGE_BYTES / max(1, len(strips) + (total - len(strips)) / STRIP_VIEWS)
@@ -40,6 +40,21 @@ def make_tiles(paths: list[Path], counts: dict[str, int], objects: int) -> list[
         for rows in itertools.islice(read_objects(path), count):
             tiles.append(_tile(rows, path.stem, budget, STRIP_VIEWS if len(tiles) in strips else 1))
     return tiles
+
+
+def make_sheet(paths: list[Path], counts: dict[str, int], objects: int) -> bytes:
+    """A PNG: a row per object, its first views side by side as they are stored."""
+    wanted = _wanted(paths, counts, objects)
+    picked = [rows for path, count in wanted.items() for rows in itertools.islice(read_objects(path), count)]
+    return images.encode_png(
+        images.contact_sheet([[images.decode(jpeg) for jpeg in rows.jpegs[:SHEET_VIEWS]] for rows in picked])
+    )
+
+
+def _wanted(paths: list[Path], counts: dict[str, int], objects: int) -> Counter[Path]:
+    """How many objects to take from each shard."""
+    owners = [path for path in paths for _ in range(counts[path.stem])]
+    return Counter(owners[i] for i in _spread(len(owners), objects))
 
 
 def _spread(count: int, wanted: int) -> list[int]:

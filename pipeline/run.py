@@ -152,8 +152,9 @@ class _Run:
     def _executor(self) -> Callable[..., Iterator[Outcome]]:
         if self.cfg.executor == "inline":
             return executors.inline
-        workers = self.cfg.workers or default_workers(self.cfg.threads)
-        workers = min(workers, self.cfg.n - self.delivered)
+        workers = self.cfg.workers
+        if not self.cfg.address:
+            workers = min(workers or default_workers(self.cfg.threads), self.cfg.n - self.delivered)
         return functools.partial(executors.on_ray, workers=workers, threads=self.cfg.threads, address=self.cfg.address)
 
     def _draw(self) -> Iterator[Item | None]:

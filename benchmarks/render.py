@@ -1,0 +1,328 @@
+"""Our way of rendering against the common one: same objects, poses, resolution and cores, interleaved in one run.
+
+    python benchmarks/render.py --setting small --input FOLDER --json result.json
+
+A: a fresh Blender per object, 128 samples and denoiser, PNG files (benchmarks/reference_render.py says what is the same).
+B: one Blender that stays, pixels straight out of Cycles, this project's default samples, JPEG in memory (`Producer`).
+Quality is PSNR of whole views in sRGB bytes on white, against the same views with many samples and no denoiser.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from reference_render import in_fresh_process, peak_rss_mb
+
+from pipeline import cameras, images, preflight, sources
+from pipeline.blender import Blender, Frame, Limits
+from pipeline.config import RenderConfig, SceneConfig
+from pipeline.produce import Producer, build_job
+from pipeline.scene import Item, Retry, Skip, UserError, item_rng
+
+SETTINGS = {"quick": (64, 16, 4), "small": (64, 128, 6), "large": (512, 32, 6)}  # pixels, views, procedural objects
+WAYS = {"A": "fresh Blender per object", "B": "lvsm-data, one Blender"}
+STAGES = ("start", "fetch", "reset", "import", "normalize", "render", "encode", "wall")
+TRUTH_SEED = 2**30  # the ways' own seeds lie below; with theirs, their samples would be among the truth's
+TRUTH_TIMEOUT_S = 86400.0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Objects per hour, ms per view, PSNR and memory: our way (B) against a fresh Blender per object (A)."""
+
+    setting: Literal["quick", "small", "large"] = "quick"
+    """quick: 64 px, 16 views, 4 objects; small: 64 px, 128 views, 6 objects; large: 512 px, 32 views, 6 objects."""
+    res: int | None = None
+    """Image width. Default: the setting's, as for the next two."""
+    views: int | None = None
+    """Views per object."""
+    objects: int | None = None
+    """Procedural objects."""
+    input: Path | None = None
+    """Folder whose files are rendered too."""
+    seed: int = 0
+    """Chooses procedural objects, cameras and noise."""
+    threads: int | None = None
+    """Cores for each way; this process and its children are pinned to as many. Default: all."""
+    device: Literal["auto", "cpu", "optix", "cuda", "hip", "oneapi", "metal"] = "auto"
+    """Where Cycles traces, in both ways."""
+    repeats: int = 1
+    """Times that everything is timed; the median counts, per object and stage."""
+    common_samples: int = 128
+    """Samples of A."""
+    common_adaptive: bool = True
+    """Adaptive sampling in A. On is Blender's default, and faster."""
+    reference_views: int = 4
+    """Views per object (the first ones) whose quality is measured; 0 for none."""
+    reference_samples: int = 2048
+    """Samples of the views that quality is measured against."""
+    timeout_s: float = 1800.0
+    """An object that takes longer has failed."""
+    out: Path | None = None
+    """Folder that keeps A's PNG files. Default: a temporary one."""
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    """Write all numbers here too."""
+
+
+@dataclass
+class Result:
+    """What one object gave: seconds by stage (with "wall"), once per repeat and way; PSNR by kind of image."""
+
+    stages: dict[str, list[dict[str, float]]] = field(default_factory=lambda: {"A": [], "B": []})
+    peak_rss_mb: dict[str, float] = field(default_factory=lambda: {"A": 0.0, "B": 0.0})
+    device: dict[str, str] = field(default_factory=dict)
+    psnr_db: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, way: str, stages: dict[str, float], rss_mb: float, device: str) -> None:
+        """One more repeat."""
+        self.stages[way].append(stages)
+        self.peak_rss_mb[way] = max(self.peak_rss_mb[way], rss_mb)
+        self.device[way] = device
+
+    def median(self, way: str, stage: str) -> float:
+        """Seconds of a stage, 0 where the way has no such stage."""
+        return statistics.median(stages.get(stage, 0.0) for stages in self.stages[way])
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Run:
+    """The whole comparison: `time` as often as asked, then `judge`."""
+
+    def __init__(self, bench: Bench, folder: Path) -> None:
+        res, views, objects = SETTINGS[bench.setting]
+        self.bench, self.folder = bench, folder
+        self.threads = bench.threads or len(os.sched_getaffinity(0))
+        self.count = objects if bench.objects is None else bench.objects
+        shape = {"res": (bench.res or res,), "views": bench.views or views}
+        self.scene = SceneConfig(**shape, seed=bench.seed, device=bench.device).resolved()  # type: ignore[arg-type]
+        self.items = self._items()
+        self.results = {item.uid: Result() for item in self.items}
+        self.failed: dict[str, str] = {}
+        self.starts: list[float] = []
+        self.jpegs: dict[str, list[bytes]] = {}
+        self.blender_version = ""
+
+    def _items(self) -> list[Item]:
+        """Procedural recipes, written to files, and the files of --input: for both ways all of them are local files."""
+        procedural, items = sources.load("procedural"), []
+        for _, item in zip(range(self.count), procedural.items(RenderConfig(scene=self.scene)), strict=False):
+            home = self.folder / "recipes" / item.uid
+            home.mkdir(parents=True)
+            items.append(Item(item.uid, "local", url=str(procedural.fetch(item, home))))
+        if self.bench.input is not None:
+            cfg = RenderConfig(input=self.bench.input.absolute(), allow_blend=True, scene=self.scene)
+            items += sources.load("local").items(cfg)
+        return items
+
+    def alive(self) -> list[Item]:
+        """Objects that have not failed in either way."""
+        return [item for item in self.items if item.uid not in self.failed]
+
+    def time(self) -> None:
+        """One repeat: A and B in turns on every object. B's Blender starts once, and its start is counted."""
+        options: dict[str, Any] = {"input": self.folder, "allow_blend": True, "out": self.folder, "scene": self.scene}
+        cfg = RenderConfig(source="local", threads=self.threads, timeout_s=self.bench.timeout_s, **options)
+        producer = Producer(cfg.resolved())
+        try:
+            start = time.perf_counter()
+            self.blender_version = producer.blender.start()["blender"]
+            self.starts.append(time.perf_counter() - start)
+            for item in self.alive():
+                if self._attempt("A", item, self._fresh) and self._attempt(
+                    "B", item, lambda i: self._ours(i, producer)
+                ):
+                    walls = (f"{way} {self.results[item.uid].stages[way][-1]['wall']:.2f} s" for way in WAYS)
+                    say(f"[{self.items.index(item) + 1}/{len(self.items)}] {item.uid}: {', '.join(walls)}")
+        finally:
+            producer.close()
+
+    def judge(self) -> None:
+        """PSNR of the first views of every object, as A wrote them, as B stored them, and of B before JPEG."""
+        blender = Blender(self.folder / "truth", Limits(timeout_s=TRUTH_TIMEOUT_S))
+        try:
+            for item in self.alive():
+                say(
+                    f"[{self.items.index(item) + 1}/{len(self.items)}] {item.uid}: {self.bench.reference_samples} samples"
+                )
+                self._attempt("quality", item, lambda i: self._compare(i, blender))
+        finally:
+            blender.close()
+
+    def _attempt(self, what: str, item: Item, measure: Any) -> bool:
+        """Whether measure(item) worked. An object that fails is named and left out of everything from here on."""
+        try:
+            measure(item)
+        except (Skip, Retry, RuntimeError, subprocess.TimeoutExpired) as failure:
+            self.failed[item.uid] = f"{what}: {failure}"
+            say(f"left out of both ways: {item.uid}, {self.failed[item.uid]}")
+            return False
+        return True
+
+    def _job(self, item: Item) -> dict[str, Any]:
+        """Exactly what `Producer` sends to Blender for this item."""
+        scene = self.scene
+        c2w = cameras.sample(scene.cameras, item_rng(scene.seed, item.uid, "cameras"), scene.views)
+        file_format = preflight.check(Path(item.url))
+        return build_job(scene, item.uid, c2w, self.threads) | {"path": item.url, "format": file_format}
+
+    def _png_folder(self, item: Item) -> Path:
+        return (self.bench.out or self.folder / "png").absolute() / f"{self.items.index(item):04d}"
+
+    def _fresh(self, item: Item) -> None:
+        folder = self._png_folder(item)
+        shutil.rmtree(folder, ignore_errors=True)
+        common = {"samples": self.bench.common_samples, "denoise": True, "adaptive": self.bench.common_adaptive}
+        done = in_fresh_process(self._job(item) | common | {"out": str(folder)}, self.bench.timeout_s)
+        self.results[item.uid].add("A", done["stages"], done["peak_rss_mb"], done["device"])
+
+    def _ours(self, item: Item, producer: Producer) -> None:
+        outcome = producer(item)
+        if outcome.scene is None:
+            raise Skip(outcome.reason, outcome.detail)
+        stages = dict(outcome.timings)
+        stages["wall"] = stages.pop("total")
+        process = producer.blender.process
+        rss_mb = peak_rss_mb(process.pid) if process else producer.blender.rss_mb
+        self.results[item.uid].add("B", stages, rss_mb, outcome.scene.meta["device"])
+        self.jpegs[item.uid] = outcome.scene.by_width[self.scene.width].jpegs[: self.bench.reference_views]
+
+    def _compare(self, item: Item, blender: Blender) -> None:
+        job = self._job(item)
+        job["cameras"] = job["cameras"][: self.bench.reference_views]
+        many = {"samples": self.bench.reference_samples, "denoise": False, "seed": job["seed"] + TRUTH_SEED}
+        truth = pixels(blender, job | many)
+        files = sorted(self._png_folder(item).glob("*.png"))[: len(truth)]
+        kinds = {
+            "A": [images.decode(file.read_bytes()) for file in files],
+            "B": [images.decode(jpeg) for jpeg in self.jpegs[item.uid]],
+            "B before JPEG": pixels(blender, job),
+        }
+        psnrs = {kind: [psnr(*pair) for pair in zip(made, truth, strict=True)] for kind, made in kinds.items()}
+        self.results[item.uid].psnr_db = psnrs
+
+
+def pixels(blender: Blender, job: dict[str, Any]) -> list[np.ndarray]:
+    """Views of a job as sRGB bytes on white."""
+    frames = [answer for answer in blender.render(job) if isinstance(answer, Frame)]
+    return [images.srgb8(images.over_white(frame.passes["rgba"])) for frame in frames]
+
+
+def psnr(image: np.ndarray, truth: np.ndarray) -> float:
+    """Of bytes, in dB. Equal images count as one level off in one value."""
+    squared = np.square(image.astype(float) - truth)
+    return float(10 * np.log10(255**2 / max(squared.mean(), 1 / squared.size)))
+
+
+def mean_psnr(results: list[Result], kind: str) -> float:
+    """Over all measured views; NaN where none was measured."""
+    return float(np.mean([value for result in results for value in result.psnr_db.get(kind, [])] or [np.nan]))
+
+
+def summary(run: Run, way: str) -> dict[str, Any]:
+    """Numbers of one way over the objects that worked in both."""
+    alive = [run.results[item.uid] for item in run.alive()]
+    stages = {stage: statistics.fmean(result.median(way, stage) for result in alive) for stage in STAGES}
+    if way == "B":
+        stages["start"] = statistics.median(run.starts) / len(alive)
+        stages["wall"] += stages["start"]
+    return {
+        "objects_per_hour": 3600 / stages["wall"],
+        "wall_ms_per_view": 1000 * stages["wall"] / run.scene.views,
+        "render_ms_per_view": 1000 * stages["render"] / run.scene.views,
+        "psnr_db": mean_psnr(alive, way),
+        "peak_rss_mb": max(result.peak_rss_mb[way] for result in alive),
+        "stages_ms_per_object": {name: 1000 * seconds for name, seconds in stages.items()},
+    }
+
+
+def tables(run: Run, ways: dict[str, dict[str, Any]], ratio: float) -> list[str]:
+    """The report, line by line."""
+    alive = [run.results[item.uid] for item in run.alive()]
+    lines = [f"{'':28}{'objects/h':>10}{'ms/view':>10}{'render ms':>10}{'PSNR dB':>10}{'RSS MB':>10}"]
+    for way, numbers in ways.items():
+        head = list(numbers.values())[:5]
+        lines.append(f"{way} {WAYS[way]:26}" + "".join(f"{number:10.1f}" for number in head))
+    lines += [
+        f"B/A objects per hour: {ratio:.2f}; PSNR of B before JPEG: {mean_psnr(alive, 'B before JPEG'):.1f} dB",
+        "",
+    ]
+    lines.append("ms/object" + "".join(f"{stage:>10}" for stage in STAGES))
+    lines += [f"{way:9}" + "".join(f"{ms:10.1f}" for ms in ways[way]["stages_ms_per_object"].values()) for way in ways]
+    lines += ["A: start is process start and exit, render holds the PNG files; B: encode runs beside render", ""]
+    scene, bench = run.scene, run.bench
+    lines.append(f"{len(alive)} objects x {scene.views} views, {scene.width} px, {run.threads} threads, lights uniform")
+    adaptive = ", adaptive" if bench.common_adaptive else ""
+    lines.append(
+        f"A {bench.common_samples} samples{adaptive}, denoised; B {scene.samples} samples, denoise {scene.denoise}"
+    )
+    return lines + [f"left out: {uid}, {reason}" for uid, reason in run.failed.items()]
+
+
+def machine(run: Run) -> str:
+    """Processor, cores, Blender, device."""
+    info = Path("/proc/cpuinfo").read_text()
+    found = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
+    name = found[1] if found else platform.machine()
+    devices = {device for item in run.alive() for device in run.results[item.uid].device.values()}
+    cores = f"{os.cpu_count()} cores (load {os.getloadavg()[0]:.1f})"
+    return f"{name}, {cores}, Blender {run.blender_version}, Cycles on {' and '.join(sorted(devices))}"
+
+
+def compare(bench: Bench, folder: Path) -> int:
+    """Runs everything and prints it. Exit status 1 where no object worked."""
+    run = Run(bench, folder)
+    say("a Blender for nothing, so that neither way pays for a cold disk")
+    subprocess.run([sys.executable, "-I", "-c", "import bpy"], check=True)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: run.threads])
+    for _ in range(bench.repeats):
+        run.time()
+    if bench.reference_views:
+        run.judge()
+    if not run.alive():
+        say("no object worked in both ways")
+        return 1
+    ways = {way: summary(run, way) for way in WAYS}
+    ratio = ways["B"]["objects_per_hour"] / ways["A"]["objects_per_hour"]
+    facts = {"machine": machine(run), "command": f"python {shlex.join(sys.argv)}"}
+    print("\n".join([*tables(run, ways, ratio), *facts.values()]))
+    if bench.json_file is not None:
+        objects = {item.uid: dataclasses.asdict(run.results[item.uid]) for item in run.alive()}
+        report = facts | {"ratio": ratio, "ways": ways, "objects": objects, "failed": run.failed}
+        report |= {"bench": dataclasses.asdict(bench), "scene": dataclasses.asdict(run.scene)}
+        bench.json_file.write_text(json.dumps(report, indent=2, default=str))
+    return 0
+
+
+def main() -> int:
+    """Exit status 2 where the flags make no sense."""
+    bench = tyro.cli(Bench)
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            return compare(bench, Path(folder))
+    except UserError as error:
+        say(f"error: {error} {error.hint}")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
