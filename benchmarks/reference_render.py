@@ -39,7 +39,8 @@ def in_fresh_process(job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     Raises RuntimeError with the last words of a process that failed, and subprocess.TimeoutExpired.
     """
     folder = Path(job["out"])
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").unlink(missing_ok=True)
     (folder / "job.json").write_text(json.dumps(job))
     environment = os.environ | {"HOME": str(folder), "BLENDER_USER_RESOURCES": str(folder), "LC_ALL": "C.UTF-8"}
     environment["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
@@ -89,8 +90,9 @@ def configure(job: dict[str, Any]) -> str:
     scene = bpy.context.scene
     scene.render.use_persistent_data = False
     scene.render.film_transparent = False
-    scene.cycles.use_adaptive_sampling = job["adaptive"]
-    scene.cycles.denoising_prefilter = "ACCURATE"
+    scene.cycles.use_adaptive_sampling = True
+    if job["denoise"]:
+        scene.cycles.denoising_prefilter = job["prefilter"]
     scene.render.image_settings.file_format = "PNG"
     scene.render.image_settings.color_mode = "RGB"
     scene.render.image_settings.color_depth = "8"

@@ -9,13 +9,14 @@ Quality is PSNR of whole views in sRGB bytes on white, against the same views wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import platform
 import re
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
@@ -39,7 +40,8 @@ SETTINGS = {"quick": (64, 16, 4), "small": (64, 128, 6), "large": (512, 32, 6)} 
 WAYS = {"A": "fresh Blender per object", "B": "lvsm-data, one Blender"}
 STAGES = ("start", "fetch", "reset", "import", "normalize", "render", "encode", "wall")
 TRUTH_SEED = 2**30  # the ways' own seeds lie below; with theirs, their samples would be among the truth's
-TRUTH_TIMEOUT_S = 86400.0
+TIMEOUT_S = 1800.0
+say = functools.partial(print, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,12 @@ class Bench:
     """Times that everything is timed; the median counts, per object and stage."""
     common_samples: int = 128
     """Samples of A."""
-    common_adaptive: bool = True
-    """Adaptive sampling in A. On is Blender's default, and faster."""
+    common_denoise: Literal["accurate", "fast", "off"] = "accurate"
+    """Denoiser of A, by its prefilter. accurate is Blender's default."""
     reference_views: int = 4
     """Views per object (the first ones) whose quality is measured; 0 for none."""
     reference_samples: int = 2048
     """Samples of the views that quality is measured against."""
-    timeout_s: float = 1800.0
-    """An object that takes longer has failed."""
     out: Path | None = None
     """Folder that keeps A's PNG files. Default: a temporary one."""
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
@@ -85,24 +85,8 @@ class Result:
     """What one object gave: seconds by stage (with "wall"), once per repeat and way; PSNR by kind of image."""
 
     stages: dict[str, list[dict[str, float]]] = field(default_factory=lambda: {"A": [], "B": []})
-    peak_rss_mb: dict[str, float] = field(default_factory=lambda: {"A": 0.0, "B": 0.0})
-    device: dict[str, str] = field(default_factory=dict)
+    peak_rss_mb: dict[str, list[float]] = field(default_factory=lambda: {"A": [], "B": []})
     psnr_db: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, way: str, stages: dict[str, float], rss_mb: float, device: str) -> None:
-        """One more repeat."""
-        self.stages[way].append(stages)
-        self.peak_rss_mb[way] = max(self.peak_rss_mb[way], rss_mb)
-        self.device[way] = device
-
-    def median(self, way: str, stage: str) -> float:
-        """Seconds of a stage, 0 where the way has no such stage."""
-        return statistics.median(stages.get(stage, 0.0) for stages in self.stages[way])
-
-
-def say(text: str) -> None:
-    """Progress."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class Run:
@@ -110,22 +94,21 @@ class Run:
 
     def __init__(self, bench: Bench, folder: Path) -> None:
         res, views, objects = SETTINGS[bench.setting]
-        self.bench, self.folder = bench, folder
+        self.bench, self.folder, self.png = bench, folder, (bench.out or folder / "png").absolute()
         self.threads = bench.threads or len(os.sched_getaffinity(0))
-        self.count = objects if bench.objects is None else bench.objects
-        shape = {"res": (bench.res or res,), "views": bench.views or views}
-        self.scene = SceneConfig(**shape, seed=bench.seed, device=bench.device).resolved()  # type: ignore[arg-type]
-        self.items = self._items()
+        self.scene = SceneConfig((bench.res or res,), bench.views or views, bench.seed, device=bench.device).resolved()
+        self.items = self._items(objects if bench.objects is None else bench.objects)
         self.results = {item.uid: Result() for item in self.items}
         self.failed: dict[str, str] = {}
-        self.starts: list[float] = []
         self.jpegs: dict[str, list[bytes]] = {}
+        self.starts: list[float] = []
+        self.devices: set[str] = set()
         self.blender_version = ""
 
-    def _items(self) -> list[Item]:
+    def _items(self, count: int) -> list[Item]:
         """Procedural recipes, written to files, and the files of --input: for both ways all of them are local files."""
         procedural, items = sources.load("procedural"), []
-        for _, item in zip(range(self.count), procedural.items(RenderConfig(scene=self.scene)), strict=False):
+        for _, item in zip(range(count), procedural.items(RenderConfig(scene=self.scene)), strict=False):
             home = self.folder / "recipes" / item.uid
             home.mkdir(parents=True)
             items.append(Item(item.uid, "local", url=str(procedural.fetch(item, home))))
@@ -141,42 +124,36 @@ class Run:
     def time(self) -> None:
         """One repeat: A and B in turns on every object. B's Blender starts once, and its start is counted."""
         options: dict[str, Any] = {"input": self.folder, "allow_blend": True, "out": self.folder, "scene": self.scene}
-        cfg = RenderConfig(source="local", threads=self.threads, timeout_s=self.bench.timeout_s, **options)
-        producer = Producer(cfg.resolved())
-        try:
+        cfg = RenderConfig(source="local", threads=self.threads, timeout_s=TIMEOUT_S, **options)
+        with contextlib.closing(Producer(cfg.resolved())) as producer:
             start = time.perf_counter()
             self.blender_version = producer.blender.start()["blender"]
             self.starts.append(time.perf_counter() - start)
             for item in self.alive():
-                if self._attempt("A", item, self._fresh) and self._attempt(
-                    "B", item, lambda i: self._ours(i, producer)
-                ):
+                ours = functools.partial(self._ours, producer=producer)
+                if self._attempt("A", item, self._fresh) and self._attempt("B", item, ours):
                     walls = (f"{way} {self.results[item.uid].stages[way][-1]['wall']:.2f} s" for way in WAYS)
-                    say(f"[{self.items.index(item) + 1}/{len(self.items)}] {item.uid}: {', '.join(walls)}")
-        finally:
-            producer.close()
+                    self._say(item, ", ".join(walls))
 
     def judge(self) -> None:
         """PSNR of the first views of every object, as A wrote them, as B stored them, and of B before JPEG."""
-        blender = Blender(self.folder / "truth", Limits(timeout_s=TRUTH_TIMEOUT_S))
-        try:
+        with contextlib.closing(Blender(self.folder / "truth", Limits(timeout_s=86400))) as blender:
             for item in self.alive():
-                say(
-                    f"[{self.items.index(item) + 1}/{len(self.items)}] {item.uid}: {self.bench.reference_samples} samples"
-                )
-                self._attempt("quality", item, lambda i: self._compare(i, blender))
-        finally:
-            blender.close()
+                if self._attempt("quality", item, functools.partial(self._compare, blender=blender)):
+                    values = self.results[item.uid].psnr_db
+                    self._say(item, ", ".join(f"{kind} {np.mean(values[kind]):.1f} dB" for kind in values))
 
     def _attempt(self, what: str, item: Item, measure: Any) -> bool:
         """Whether measure(item) worked. An object that fails is named and left out of everything from here on."""
         try:
             measure(item)
-        except (Skip, Retry, RuntimeError, subprocess.TimeoutExpired) as failure:
+        except (Skip, Retry, OSError, RuntimeError, subprocess.TimeoutExpired) as failure:
             self.failed[item.uid] = f"{what}: {failure}"
-            say(f"left out of both ways: {item.uid}, {self.failed[item.uid]}")
-            return False
-        return True
+            self._say(item, f"left out of both ways, {self.failed[item.uid]}")
+        return item.uid not in self.failed
+
+    def _say(self, item: Item, text: str) -> None:
+        say(f"[{self.items.index(item) + 1}/{len(self.items)}] {item.uid}: {text}")
 
     def _job(self, item: Item) -> dict[str, Any]:
         """Exactly what `Producer` sends to Blender for this item."""
@@ -185,40 +162,43 @@ class Run:
         file_format = preflight.check(Path(item.url))
         return build_job(scene, item.uid, c2w, self.threads) | {"path": item.url, "format": file_format}
 
-    def _png_folder(self, item: Item) -> Path:
-        return (self.bench.out or self.folder / "png").absolute() / f"{self.items.index(item):04d}"
-
     def _fresh(self, item: Item) -> None:
-        folder = self._png_folder(item)
-        shutil.rmtree(folder, ignore_errors=True)
-        common = {"samples": self.bench.common_samples, "denoise": True, "adaptive": self.bench.common_adaptive}
-        done = in_fresh_process(self._job(item) | common | {"out": str(folder)}, self.bench.timeout_s)
-        self.results[item.uid].add("A", done["stages"], done["peak_rss_mb"], done["device"])
+        bench = self.bench
+        common = {
+            "out": str(self.png / item.uid),
+            "samples": bench.common_samples,
+            "denoise": bench.common_denoise != "off",
+        }
+        done = in_fresh_process(self._job(item) | common | {"prefilter": bench.common_denoise.upper()}, TIMEOUT_S)
+        self._keep(item, "A", done["stages"], done["peak_rss_mb"], done["device"])
 
     def _ours(self, item: Item, producer: Producer) -> None:
         outcome = producer(item)
         if outcome.scene is None:
             raise Skip(outcome.reason, outcome.detail)
-        stages = dict(outcome.timings)
-        stages["wall"] = stages.pop("total")
-        process = producer.blender.process
-        rss_mb = peak_rss_mb(process.pid) if process else producer.blender.rss_mb
-        self.results[item.uid].add("B", stages, rss_mb, outcome.scene.meta["device"])
+        stages = outcome.timings | {"wall": outcome.timings["total"]}
+        blender = producer.blender  # without a process where it has just been recycled
+        rss_mb = peak_rss_mb(blender.process.pid) if blender.process else blender.rss_mb
+        self._keep(item, "B", stages, rss_mb, outcome.scene.meta["device"])
         self.jpegs[item.uid] = outcome.scene.by_width[self.scene.width].jpegs[: self.bench.reference_views]
+
+    def _keep(self, item: Item, way: str, stages: dict[str, float], rss_mb: float, device: str) -> None:
+        self.results[item.uid].stages[way].append(stages)
+        self.results[item.uid].peak_rss_mb[way].append(rss_mb)
+        self.devices.add(device)
 
     def _compare(self, item: Item, blender: Blender) -> None:
         job = self._job(item)
         job["cameras"] = job["cameras"][: self.bench.reference_views]
         many = {"samples": self.bench.reference_samples, "denoise": False, "seed": job["seed"] + TRUTH_SEED}
         truth = pixels(blender, job | many)
-        files = sorted(self._png_folder(item).glob("*.png"))[: len(truth)]
+        files = [self.png / item.uid / f"{index:03d}.png" for index in range(len(truth))]
         kinds = {
             "A": [images.decode(file.read_bytes()) for file in files],
             "B": [images.decode(jpeg) for jpeg in self.jpegs[item.uid]],
             "B before JPEG": pixels(blender, job),
         }
-        psnrs = {kind: [psnr(*pair) for pair in zip(made, truth, strict=True)] for kind, made in kinds.items()}
-        self.results[item.uid].psnr_db = psnrs
+        self.results[item.uid].psnr_db = {kind: list(map(psnr, made, truth)) for kind, made in kinds.items()}
 
 
 def pixels(blender: Blender, job: dict[str, Any]) -> list[np.ndarray]:
@@ -234,14 +214,17 @@ def psnr(image: np.ndarray, truth: np.ndarray) -> float:
 
 
 def mean_psnr(results: list[Result], kind: str) -> float:
-    """Over all measured views; NaN where none was measured."""
-    return float(np.mean([value for result in results for value in result.psnr_db.get(kind, [])] or [np.nan]))
+    """Over all measured views; 0 where none was measured."""
+    return statistics.fmean([value for result in results for value in result.psnr_db.get(kind, [])] or [0.0])
 
 
 def summary(run: Run, way: str) -> dict[str, Any]:
     """Numbers of one way over the objects that worked in both."""
     alive = [run.results[item.uid] for item in run.alive()]
-    stages = {stage: statistics.fmean(result.median(way, stage) for result in alive) for stage in STAGES}
+    timings = [result.stages[way] for result in alive]
+    stages = {
+        name: statistics.fmean(statistics.median(t.get(name, 0) for t in ts) for ts in timings) for name in STAGES
+    }
     if way == "B":
         stages["start"] = statistics.median(run.starts) / len(alive)
         stages["wall"] += stages["start"]
@@ -250,7 +233,7 @@ def summary(run: Run, way: str) -> dict[str, Any]:
         "wall_ms_per_view": 1000 * stages["wall"] / run.scene.views,
         "render_ms_per_view": 1000 * stages["render"] / run.scene.views,
         "psnr_db": mean_psnr(alive, way),
-        "peak_rss_mb": max(result.peak_rss_mb[way] for result in alive),
+        "peak_rss_mb": max(max(result.peak_rss_mb[way]) for result in alive),
         "stages_ms_per_object": {name: 1000 * seconds for name, seconds in stages.items()},
     }
 
@@ -260,32 +243,25 @@ def tables(run: Run, ways: dict[str, dict[str, Any]], ratio: float) -> list[str]
     alive = [run.results[item.uid] for item in run.alive()]
     lines = [f"{'':28}{'objects/h':>10}{'ms/view':>10}{'render ms':>10}{'PSNR dB':>10}{'RSS MB':>10}"]
     for way, numbers in ways.items():
-        head = list(numbers.values())[:5]
-        lines.append(f"{way} {WAYS[way]:26}" + "".join(f"{number:10.1f}" for number in head))
-    lines += [
-        f"B/A objects per hour: {ratio:.2f}; PSNR of B before JPEG: {mean_psnr(alive, 'B before JPEG'):.1f} dB",
-        "",
-    ]
-    lines.append("ms/object" + "".join(f"{stage:>10}" for stage in STAGES))
+        lines.append(f"{way} {WAYS[way]:26}" + "".join(f"{number:10.1f}" for number in list(numbers.values())[:5]))
+    lines += [f"B/A objects/h: {ratio:.2f}; PSNR of B before JPEG: {mean_psnr(alive, 'B before JPEG'):.1f} dB", ""]
+    lines += ["ms/object" + "".join(f"{stage:>10}" for stage in STAGES)]
     lines += [f"{way:9}" + "".join(f"{ms:10.1f}" for ms in ways[way]["stages_ms_per_object"].values()) for way in ways]
     lines += ["A: start is process start and exit, render holds the PNG files; B: encode runs beside render", ""]
     scene, bench = run.scene, run.bench
-    lines.append(f"{len(alive)} objects x {scene.views} views, {scene.width} px, {run.threads} threads, lights uniform")
-    adaptive = ", adaptive" if bench.common_adaptive else ""
-    lines.append(
-        f"A {bench.common_samples} samples{adaptive}, denoised; B {scene.samples} samples, denoise {scene.denoise}"
-    )
+    lines += [f"{len(alive)} objects x {scene.views} views, {scene.width} px, {run.threads} threads, lights uniform"]
+    lines += [
+        f"A {bench.common_samples} spp, denoise {bench.common_denoise}; B {scene.samples} spp, denoise {scene.denoise}"
+    ]
     return lines + [f"left out: {uid}, {reason}" for uid, reason in run.failed.items()]
 
 
 def machine(run: Run) -> str:
     """Processor, cores, Blender, device."""
-    info = Path("/proc/cpuinfo").read_text()
-    found = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     name = found[1] if found else platform.machine()
-    devices = {device for item in run.alive() for device in run.results[item.uid].device.values()}
     cores = f"{os.cpu_count()} cores (load {os.getloadavg()[0]:.1f})"
-    return f"{name}, {cores}, Blender {run.blender_version}, Cycles on {' and '.join(sorted(devices))}"
+    return f"{name}, {cores}, Blender {run.blender_version}, Cycles on {' and '.join(sorted(run.devices))}"
 
 
 def compare(bench: Bench, folder: Path) -> int:
@@ -294,7 +270,7 @@ def compare(bench: Bench, folder: Path) -> int:
     say("a Blender for nothing, so that neither way pays for a cold disk")
     subprocess.run([sys.executable, "-I", "-c", "import bpy"], check=True)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: run.threads])
-    for _ in range(bench.repeats):
+    for _ in range(max(1, bench.repeats)):
         run.time()
     if bench.reference_views:
         run.judge()
@@ -307,8 +283,8 @@ def compare(bench: Bench, folder: Path) -> int:
     print("\n".join([*tables(run, ways, ratio), *facts.values()]))
     if bench.json_file is not None:
         objects = {item.uid: dataclasses.asdict(run.results[item.uid]) for item in run.alive()}
-        report = facts | {"ratio": ratio, "ways": ways, "objects": objects, "failed": run.failed}
-        report |= {"bench": dataclasses.asdict(bench), "scene": dataclasses.asdict(run.scene)}
+        settings = {"bench": dataclasses.asdict(bench), "scene": dataclasses.asdict(run.scene)}
+        report = facts | settings | {"ratio": ratio, "ways": ways, "objects": objects, "failed": run.failed}
         bench.json_file.write_text(json.dumps(report, indent=2, default=str))
     return 0
 

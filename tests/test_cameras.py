@@ -197,23 +197,23 @@ def test_resized_intrinsics_of_a_batch() -> None:
 # ---- Blender's camera
 
 
-def blender_pixels(settings: dict[str, Any], hw: tuple[int, int], points: np.ndarray) -> np.ndarray:
+def blender_pixels(camera: dict[str, Any], hw: tuple[int, int], points: np.ndarray) -> np.ndarray:
     """What Blender makes of its settings: BKE_camera_params_compute_viewplane and a frustum, in Blender's words and floats.
 
     The view plane lies at clip_start; it is cut into winx times winy pixels, y up, and the image is stored y down.
     """
     winy, winx = hw
     f32 = np.float32
-    sensor, lens = float(f32(settings["sensor_width"])), float(f32(settings["lens"]))
-    shift_x, shift_y = float(f32(settings["shift_x"])), float(f32(settings["shift_y"]))
-    ycor = float(f32(settings["pixel_aspect_y"])) / float(f32(settings["pixel_aspect_x"]))
+    sensor, lens = float(f32(camera["sensor_width"])), float(f32(camera["lens"]))
+    shift_x, shift_y = float(f32(camera["shift_x"])), float(f32(camera["shift_y"]))
+    ycor = float(f32(camera["pixel_aspect_y"])) / float(f32(camera["pixel_aspect_x"]))
     clip_start = 0.1
     viewfac = winx  # sensor_fit HORIZONTAL
     pixsize = sensor * clip_start / lens / viewfac
     xmin, xmax = -0.5 * winx + shift_x * viewfac, 0.5 * winx + shift_x * viewfac
     ymin, ymax = -0.5 * ycor * winy + shift_y * viewfac, 0.5 * ycor * winy + shift_y * viewfac
     left, right, bottom, top = (edge * pixsize for edge in (xmin, xmax, ymin, ymax))
-    world_to_camera = np.linalg.inv(np.array(settings["matrix_world"]))
+    world_to_camera = np.linalg.inv(np.array(camera["matrix_world"]))
     x, y, z = (world_to_camera @ np.c_[points, np.ones(len(points))].T)[:3]
     assert (z < 0).all()  # a Blender camera looks along -z
     ndc_x = (2 * clip_start * x / -z - (right + left)) / (right - left)
@@ -240,16 +240,16 @@ def test_blender_would_project_to_the_same_pixels(
     points = (c2w[:3, :3] @ (directions * [[1.0], [2.5], [4]]).T).T + c2w[:3, 3]  # through two corners and the inside
     expected, _ = cameras.project(points, c2w, k)
     np.testing.assert_allclose(expected[:2], [[0, 0], [width, height]], atol=1e-6)
-    settings_of_blender = cameras.blender_camera(c2w, k, hw)
-    assert min(settings_of_blender["pixel_aspect_x"], settings_of_blender["pixel_aspect_y"]) == 1  # Blender takes >= 1
-    np.testing.assert_allclose(blender_pixels(settings_of_blender, hw, points), expected, atol=1e-3)
+    made = cameras.blender_camera(c2w, k, hw)
+    assert min(made["pixel_aspect_x"], made["pixel_aspect_y"]) == 1  # Blender takes >= 1
+    np.testing.assert_allclose(blender_pixels(made, hw, points), expected, atol=1e-3)
 
 
 def test_the_plain_camera_in_blenders_numbers() -> None:
-    settings_of_blender = cameras.blender_camera(np.eye(4), np.array([35.0, 35.0, 18.0, 18.0]), (36, 36))
-    assert settings_of_blender["lens"] == pytest.approx(35)
-    assert settings_of_blender["shift_x"] == settings_of_blender["shift_y"] == 0
-    np.testing.assert_array_equal(settings_of_blender["matrix_world"], np.diag([1, -1, -1, 1]))
+    made = cameras.blender_camera(np.eye(4), np.array([35.0, 35.0, 18.0, 18.0]), (36, 36))
+    assert made["lens"] == pytest.approx(35)
+    assert made["shift_x"] == made["shift_y"] == 0
+    np.testing.assert_array_equal(made["matrix_world"], np.diag([1, -1, -1, 1]))
 
 
 # ---- samplers

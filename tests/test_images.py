@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from fractions import Fraction
 
@@ -55,7 +56,7 @@ def test_srgb8_follows_the_formula(dtype: type) -> None:
     linear.sort()
     ours = images.srgb8(linear)
     assert ours.dtype == np.uint8
-    assert np.abs(ours - exact_srgb(linear)).max() < 0.6  # half a level of rounding and a little of the table
+    assert np.abs(ours - exact_srgb(linear)).max() < 0.53  # half a level of rounding and half a step of the table
     assert (np.diff(ours.astype(int)) >= 0).all()
     assert set(ours.tolist()) == set(range(256))
 
@@ -72,7 +73,7 @@ def test_srgb8_is_never_more_than_a_level_off_and_clips(linear: float) -> None:
 
 
 def test_srgb8_of_infinity_and_known_values() -> None:
-    values = np.array([0, 1, np.inf, -np.inf, 0.5, 0.2140411, 0.0031308], np.float32)
+    values = np.array([0, 1, np.inf, -np.inf, 0.5, 0.2158605, 0.0031308], np.float32)
     np.testing.assert_array_equal(images.srgb8(values), [0, 255, 255, 0, 188, 128, 10])
     assert images.srgb8(np.zeros((3, 4, 3), np.float32)).shape == (3, 4, 3)
 
@@ -206,8 +207,8 @@ def test_a_truncated_png_is_an_oserror_or_whole() -> None:
             decoded = images.decode(png[:length])
         except OSError:
             continue
-        np.testing.assert_array_equal(decoded, gray)  # only the file's last words are missing
-        assert length > len(png) - 20
+        np.testing.assert_array_equal(decoded, gray)  # only check sums and the end mark are missing
+        assert length > len(png) - 30
 
 
 @settings(deadline=None, max_examples=150)
@@ -226,15 +227,13 @@ def test_a_damaged_jpeg_is_an_oserror_or_a_picture(place: int, value: int) -> No
     if frame + 5 <= place < frame + 9:  # the size; see the next test
         return
     damaged[place] = value
-    try:
+    with contextlib.suppress(OSError):
         assert images.decode(bytes(damaged)).ndim in (2, 3)
-    except OSError:
-        pass
 
 
-@pytest.mark.parametrize("side", [10_000, 65_000])
+@pytest.mark.parametrize("side", [14_000, 65_000])
 def test_a_jpeg_that_claims_an_absurd_size_is_an_oserror(side: int) -> None:
-    """Pillow warns from 9460 px squared on and raises an error of its own from 13400 px squared on."""
+    """Two damaged bytes do that. From 13400 px squared on, Pillow raises DecompressionBombError, which is no OSError."""
     damaged = bytearray(images.encode_jpeg(smooth(24, 24), 95))
     struct.pack_into(">HH", damaged, damaged.index(b"\xff\xc0") + 5, side, side)
     with pytest.raises(OSError):

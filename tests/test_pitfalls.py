@@ -150,3 +150,27 @@ def test_official_example_objects(path: Path, render: Render) -> None:
     side = high - low
     assert side.max() == pytest.approx(1, abs=1e-4)
     np.testing.assert_allclose(np.sort(side), [1 / 6, 5 / 6, 1], atol=0.08)  # one object, ten formats
+
+
+def test_layers_are_lossless_and_fit_the_intrinsics_of_every_resolution(assets: Path, render: Render) -> None:
+    outcome = render(assets / "off_origin.glb", res=(32, 64), alpha=True, depth=True, normals=True)
+    for width, views in outcome.scene.by_width.items():
+        for view, pose in enumerate(outcome.scene.c2w):
+            alpha = images.decode(views.layers["alpha"][view])
+            depth = np.frombuffer(views.layers["depth"][view], "<f4").reshape(width, width)
+            normals = np.frombuffer(views.layers["normals"][view], "<f4").reshape(width, width, 3)
+            hit = alpha == 255
+            assert 0.1 < hit.mean() < 0.9
+            assert (alpha[0] == 0).all()
+            assert np.isinf(depth[alpha == 0]).all()
+            rows, columns = np.nonzero(hit & np.isfinite(depth))
+            fx, fy, cx, cy = views.fxfycxcy[view]
+            rays = np.stack([(columns + 0.5 - cx) / fx, (rows + 0.5 - cy) / fy, np.ones(len(rows))], -1)
+            points = (rays * depth[rows, columns][:, None]) @ pose[:3, :3].T + pose[:3, 3]
+            assert np.abs(np.abs(points).max(-1) - 0.5).max() < 4.0 / width  # on the cube, to a pixel's slant
+            longest = np.abs(normals[rows, columns]).max(-1)  # a face's normal is an axis; pixels on an edge mix two
+            assert ((longest > 0.999) & (longest < 1.001)).mean() > 0.8
+    small, large = outcome.scene.by_width[32], outcome.scene.by_width[64]
+    np.testing.assert_allclose(small.fxfycxcy * 2, large.fxfycxcy)
+    averaged = images.decode(large.layers["alpha"][0]).reshape(32, 2, 32, 2).mean((1, 3))
+    np.testing.assert_allclose(images.decode(small.layers["alpha"][0]), averaged, atol=1)

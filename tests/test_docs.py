@@ -1,0 +1,85 @@
+"""The README is run: every verb's example, every Python block, and its file tree against the files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import VERBS
+from tests.conftest import lvsm_data
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def example(verb: str) -> str:
+    found = re.search(r"Example: (lvsm-data .*)", VERBS[verb].__doc__ or "")
+    assert found, f"{verb} has no example in its help"
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the example of `render`, cut to few objects, has been run as it stands."""
+    folder = tmp_path_factory.mktemp("readme")
+    command = shlex.split(example("render"))[1:]
+    command[command.index("--n") + 1] = "3"
+    run = lvsm_data(*command, cwd=folder)
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_in_the_readme_with_its_example_and_in_its_help(verb: str) -> None:
+    assert f"`{example(verb)}`" in README
+    shown = lvsm_data(verb, "--help")
+    assert shown.returncode == 0
+    assert f"Example: {example(verb)}" in shown.stdout
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "render"])
+def test_every_example_runs(verb: str, workplace: Path) -> None:
+    run = lvsm_data(*shlex.split(example(verb))[1:], cwd=workplace)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.strip()
+
+
+@pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=lambda block: block.split()[1])
+def test_every_python_block_runs(block: str, workplace: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", block], cwd=workplace, capture_output=True, text=True, timeout=180)
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def test_the_file_tree_names_every_module() -> None:
+    tree = README[README.rindex("## Files") :]
+    for folder in ("pipeline", "blender_scripts", "lvsm_train"):
+        for path in (ROOT / folder).glob("*.py"):
+            if path.name != "__init__.py":
+                assert f"  {path.name} " in tree, path
+    for name in re.findall(r"^  (\w+\.py)", tree, re.MULTILINE):
+        assert list(ROOT.glob(f"*/{name}")), f"{name} is in the tree, but not there"
+
+
+def test_every_flag_of_render_has_help_and_local_links_exist() -> None:
+    shown = lvsm_data("render", "--help").stdout
+    for flag in (
+        "--n",
+        "--res",
+        "--views",
+        "--source",
+        "--input",
+        "--out",
+        "--seed",
+        "--workers",
+        "--samples",
+        "--engine",
+    ):
+        assert flag in shown
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link

@@ -1,0 +1,218 @@
+"""Every reason of the look before Blender's, and that no bytes at all end in anything but a format or a reason."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipeline import preflight
+from pipeline.scene import Skip
+
+
+def glb(document: Any = None, tail: bytes = b"", version: int = 2, kind: bytes = b"JSON") -> bytes:
+    """A minimal binary glTF around a JSON document; `tail` is the rest of the file (a BIN chunk)."""
+    text = document if isinstance(document, bytes) else json.dumps(document or {"asset": {"version": "2.0"}}).encode()
+    text += b" " * (-len(text) % 4)
+    length = 20 + len(text) + len(tail)
+    return struct.pack("<4sII", b"glTF", version, length) + struct.pack("<I4s", len(text), kind) + text + tail
+
+
+def binary_stl(triangles: int = 2) -> bytes:
+    return b"a head of eighty bytes".ljust(80) + struct.pack("<I", triangles) + bytes(50 * triangles)
+
+
+TEXT_STL = b"solid it\n facet normal 0 0 1\n  outer loop\n   vertex 0 0 0\n  endloop\n endfacet\nendsolid it\n"
+
+GOOD = {
+    "glb": glb(tail=struct.pack("<I4s", 4, b"BIN\0") + bytes(4)),
+    "gltf": b'{"asset": {"version": "2.0"}}',
+    "obj": b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n",
+    "fbx": b"Kaydara FBX Binary  \0\x1a\0" + bytes(20),
+    "stl": binary_stl(),
+    "ply": b"ply\nformat ascii 1.0\nend_header\n",
+    "usd": b"PXR-USDC" + bytes(20),
+    "usda": b"#usda 1.0\n",
+    "usdc": b"PXR-USDC" + bytes(20),
+    "usdz": b"PK\x03\x04" + bytes(30),
+    "dae": b'<?xml version="1.0"?><COLLADA></COLLADA>',
+    "abc": b"Ogawa\xff" + bytes(20),
+    "blend": b"BLENDER-v405",
+    "procedural": b'{"seed": 1}',
+}
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
+SUFFIXES = sorted(preflight.FORMATS)
+REASONS = set(
+    "unsupported_format file_empty lfs_pointer html_page wrong_magic truncated broken_gltf unsupported_extension".split()
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One for the module: hypothesis calls a test often, a function's own folder is made once."""
+    return tmp_path_factory.mktemp("preflight")
+
+
+def look(folder: Path, name: str, data: bytes) -> str:
+    """What the check says of a file: its format, or the reason, which never comes without words."""
+    path = folder / name
+    path.write_bytes(data)
+    try:
+        return preflight.check(path)
+    except Skip as skip:
+        return skip.reason if skip.detail else "no words"
+
+
+def test_the_table_has_every_format() -> None:
+    assert set(GOOD) == preflight.FORMATS
+
+
+@pytest.mark.parametrize("suffix", GOOD)
+def test_good_files_pass(folder: Path, suffix: str) -> None:
+    assert look(folder, f"good.{suffix}", GOOD[suffix]) == suffix
+    assert look(folder, f"GOOD.2.{suffix.upper()}", GOOD[suffix]) == suffix
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("text.stl", TEXT_STL),
+        ("empty_mesh.stl", binary_stl(0)),
+        ("binary_named_solid.stl", b"solid" + binary_stl(3)[5:]),
+        ("padded.stl", binary_stl(3) + b"trailing"),
+        ("hdf5.abc", b"\x89HDF\r\n\x1a\n" + bytes(20)),
+        ("zstd.blend", b"\x28\xb5\x2f\xfd" + bytes(20)),
+        ("gzip.blend", b"\x1f\x8b\x08" + bytes(20)),
+        ("text.fbx", b"; FBX 7.3.0 project file\n"),
+        ("text.usd", b"#usda 1.0\n"),
+        ("bom.gltf", b"\xef\xbb\xbf" + GOOD["gltf"]),
+        ("draco.glb", glb({"extensionsRequired": ["KHR_draco_mesh_compression"]})),
+        ("used_only.glb", glb({"extensionsUsed": ["EXT_meshopt_compression"]})),
+        ("padded.glb", glb() + b"after the end"),
+    ],
+)
+def test_good_variants_pass(folder: Path, name: str, data: bytes) -> None:
+    assert look(folder, name, data) == Path(name).suffix[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("picture.png", b"\x89PNG", "unsupported_format"),
+        ("no_suffix", GOOD["glb"], "unsupported_format"),
+        ("chair.glb.zip", b"PK\x03\x04", "unsupported_format"),
+        (".glb", GOOD["glb"], "unsupported_format"),
+        ("page.dae", b"\n <HTML><body>404</body></HTML>", "html_page"),
+        ("page.glb", b"<!DOCTYPE html><title>rate limit exceeded</title>", "html_page"),
+        ("short.glb", glb()[:19], "truncated"),
+        ("cut_json.glb", glb()[:-1], "truncated"),
+        ("cut_bin.glb", GOOD["glb"][:-1], "truncated"),
+        ("long_chunk.glb", glb()[:12] + struct.pack("<I", 10**6) + glb()[16:], "truncated"),
+        ("old.glb", glb(version=1), "unsupported_extension"),
+        ("bin_first.glb", glb(kind=b"BIN\0"), "broken_gltf"),
+        ("not_json.glb", glb(b"{asset}"), "broken_gltf"),
+        ("list.glb", glb(b"[1, 2]"), "broken_gltf"),
+        ("list.gltf", b"[]", "broken_gltf"),
+        ("cut.gltf", GOOD["gltf"][:-1], "broken_gltf"),
+        ("latin.gltf", b'{"asset": "\xff\xfe"}', "broken_gltf"),
+        ("meshopt.glb", glb({"extensionsRequired": ["EXT_meshopt_compression"]}), "unsupported_extension"),
+        ("basisu.gltf", b'{"extensionsRequired": ["A", "KHR_texture_basisu"]}', "unsupported_extension"),
+        ("short.stl", binary_stl()[:83], "truncated"),
+        ("cut.stl", binary_stl()[:-1], "truncated"),
+        ("cut_text.stl", b"solid it\n", "truncated"),
+    ],
+)
+def test_each_reason(folder: Path, name: str, data: bytes, reason: str) -> None:
+    assert look(folder, name, data) == reason
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_reasons_of_every_format(folder: Path, suffix: str) -> None:
+    assert look(folder, f"empty.{suffix}", b"") == "file_empty"
+    assert look(folder, f"pointer.{suffix}", LFS) == "lfs_pointer"
+    assert look(folder, f"page.{suffix}", b"<!doctype html>") == "html_page"
+
+
+@pytest.mark.parametrize("suffix", sorted(preflight.MAGIC))
+def test_another_formats_bytes_are_the_wrong_magic(folder: Path, suffix: str) -> None:
+    assert look(folder, f"other.{suffix}", b"\x7fELF" + bytes(100)) == "wrong_magic"
+    assert look(folder, f"cut.{suffix}", GOOD[suffix][:1]) == "wrong_magic"
+
+
+@pytest.mark.parametrize("length", range(1, len(GOOD["glb"])))
+def test_a_glb_cut_anywhere_has_a_reason(folder: Path, length: int) -> None:
+    assert look(folder, "cut.glb", GOOD["glb"][:length]) == ("wrong_magic" if length < 4 else "truncated")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"extensionsRequired": 5}',
+        b'{"extensionsRequired": null}',
+        b'{"extensionsRequired": [{"name": "A"}]}',
+        b'{"extensionsRequired": [["A"]]}',
+        b'{"extensionsRequired": "KHR_texture_basisu"}',
+        b'{"accessors": [' + b"9" * 5000 + b"]}",  # more digits than Python turns into a number
+        b"[" * 100_000,  # deeper than Python's stack
+        b'{"a":' * 100_000,
+    ],
+    ids=["number", "null", "objects", "lists", "text", "digits", "deep_list", "deep_object"],
+)
+def test_odd_json_ends_in_a_format_or_a_reason(folder: Path, text: bytes) -> None:
+    assert look(folder, "odd.gltf", text) in ("gltf", "broken_gltf", "unsupported_extension")
+    assert look(folder, "odd.glb", glb(text)) in ("glb", "broken_gltf", "unsupported_extension")
+
+
+# ---- whatever the bytes are
+
+
+any_start = st.sampled_from([b"", b"solid ", b"solid facet", LFS, b"<html", *(data[:12] for data in GOOD.values())])
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+documents = st.dictionaries(
+    st.sampled_from(["asset", "extensionsRequired", "extensionsUsed"]), json_values, max_size=3
+).map(lambda document: json.dumps(document).encode())
+
+
+@settings(deadline=None, max_examples=300)
+@given(suffix=st.sampled_from(SUFFIXES), start=any_start, rest=st.binary(max_size=120))
+def test_random_bytes_end_in_a_format_or_a_reason(folder: Path, suffix: str, start: bytes, rest: bytes) -> None:
+    assert look(folder, f"random.{suffix}", start + rest) in REASONS | {suffix}
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=documents | st.binary(max_size=60), cut=st.integers(0, 200))
+@example(text=b'{"extensionsRequired": {"KHR_texture_basisu": 1}}', cut=0)
+def test_random_documents_end_in_a_format_or_a_reason(folder: Path, text: bytes, cut: int) -> None:
+    data = glb(text or b"{}")
+    assert look(folder, "random.glb", data[: len(data) - cut] or b"?") in REASONS | {"glb"}
+    assert look(folder, "random.gltf", text) in REASONS | {"gltf"}
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, len(GOOD["glb"]) - 1), st.integers(0, 255)), min_size=1, max_size=4),
+    length=st.integers(1, len(GOOD["glb"])) | st.just(len(GOOD["glb"])),
+)
+def test_a_damaged_glb_ends_in_a_format_or_a_reason(folder: Path, changes: list[tuple[int, int]], length: int) -> None:
+    data = bytearray(GOOD["glb"])
+    for place, value in changes:
+        data[place] = value
+    assert look(folder, "damaged.glb", bytes(data[:length])) in REASONS | {"glb"}
+
+
+@settings(deadline=None, max_examples=100)
+@given(name=st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=20))
+def test_names_of_any_letters_end_in_a_format_or_a_reason(folder: Path, name: str) -> None:
+    if name not in (".", ".."):
+        expected = "unsupported_format" if Path(name).suffix.lower()[1:] not in preflight.FORMATS else None
+        assert expected in (None, look(folder, name, b"\x7fELF" + bytes(100)))
