@@ -163,13 +163,9 @@ class Run:
         return build_job(scene, item.uid, c2w, self.threads) | {"path": item.url, "format": file_format}
 
     def _fresh(self, item: Item) -> None:
-        bench = self.bench
-        common = {
-            "out": str(self.png / item.uid),
-            "samples": bench.common_samples,
-            "denoise": bench.common_denoise != "off",
-        }
-        done = in_fresh_process(self._job(item) | common | {"prefilter": bench.common_denoise.upper()}, TIMEOUT_S)
+        denoise = self.bench.common_denoise
+        common = {"samples": self.bench.common_samples, "denoise": denoise != "off", "prefilter": denoise.upper()}
+        done = in_fresh_process(self._job(item) | common | {"out": str(self.png / item.uid)}, TIMEOUT_S)
         self._keep(item, "A", done["stages"], done["peak_rss_mb"], done["device"])
 
     def _ours(self, item: Item, producer: Producer) -> None:
@@ -177,8 +173,8 @@ class Run:
         if outcome.scene is None:
             raise Skip(outcome.reason, outcome.detail)
         stages = outcome.timings | {"wall": outcome.timings["total"]}
-        blender = producer.blender  # without a process where it has just been recycled
-        rss_mb = peak_rss_mb(blender.process.pid) if blender.process else blender.rss_mb
+        process = producer.blender.process  # none where it has just been recycled
+        rss_mb = peak_rss_mb(process.pid) if process else producer.blender.rss_mb
         self._keep(item, "B", stages, rss_mb, outcome.scene.meta["device"])
         self.jpegs[item.uid] = outcome.scene.by_width[self.scene.width].jpegs[: self.bench.reference_views]
 
@@ -250,9 +246,7 @@ def tables(run: Run, ways: dict[str, dict[str, Any]], ratio: float) -> list[str]
     lines += ["A: start is process start and exit, render holds the PNG files; B: encode runs beside render", ""]
     scene, bench = run.scene, run.bench
     lines += [f"{len(alive)} objects x {scene.views} views, {scene.width} px, {run.threads} threads, lights uniform"]
-    lines += [
-        f"A {bench.common_samples} spp, denoise {bench.common_denoise}; B {scene.samples} spp, denoise {scene.denoise}"
-    ]
+    lines += [f"A {bench.common_samples} spp, denoise {bench.common_denoise}; B {scene.samples}, {scene.denoise}"]
     return lines + [f"left out: {uid}, {reason}" for uid, reason in run.failed.items()]
 
 
@@ -260,7 +254,7 @@ def machine(run: Run) -> str:
     """Processor, cores, Blender, device."""
     found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     name = found[1] if found else platform.machine()
-    cores = f"{os.cpu_count()} cores (load {os.getloadavg()[0]:.1f})"
+    cores = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     return f"{name}, {cores}, Blender {run.blender_version}, Cycles on {' and '.join(sorted(run.devices))}"
 
 
@@ -293,11 +287,11 @@ def main() -> int:
     """Exit status 2 where the flags make no sense."""
     bench = tyro.cli(Bench)
     try:
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        with tempfile.TemporaryDirectory() as folder:
             return compare(bench, Path(folder))
     except UserError as error:
         say(f"error: {error} {error.hint}")
-        return 2
+    return 2
 
 
 if __name__ == "__main__":

@@ -24,14 +24,14 @@ from pipeline.scene import Retry, Skip
 SCRIPT = Path(__file__).resolve().parent.parent / "blender_scripts" / "worker.py"
 START_TIMEOUT_S = 120.0
 LOG_LINES = 50
-PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
 
 @dataclass(frozen=True)
 class Limits:
     """When to give up on an object, and when to replace a healthy process (memory creeps, however clean the reset)."""
 
-    timeout_s: float = 600.0
+    timeout_s: float = 600.0  # for a whole object, import and all views
     recycle_objects: int = 200
     recycle_rss_mb: float = 6000.0
 
@@ -121,9 +121,15 @@ class Blender:
         # -I and a neutral working folder: a stray cycles.py in the user's folder must not shadow Blender's add-on
         command = [sys.executable, "-I", str(SCRIPT), str(write_fd)]
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        environment |= {"HOME": str(self.scratch), "BLENDER_USER_RESOURCES": str(self.scratch), "LC_ALL": "C.UTF-8"}
+        home = str(self.scratch)  # where Blender looks for settings and leaves its session's folder, which dies with us
+        environment |= {"HOME": home, "TMPDIR": home, "BLENDER_USER_RESOURCES": home, "LC_ALL": "C.UTF-8"}
         cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
-        environment["XDG_CACHE_HOME"] = cache  # compiled GPU kernels survive the process
+        # compiled GPU kernels survive the process
+        environment |= {
+            "XDG_CACHE_HOME": cache,
+            "CUDA_CACHE_PATH": f"{cache}/cuda",
+            "OPTIX_CACHE_PATH": f"{cache}/optix",
+        }
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

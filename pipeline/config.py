@@ -110,8 +110,8 @@ class RenderConfig:
     """inline renders in this process, one object at a time, without Ray."""
     retry_failed: bool = False
     """Try again what failed in earlier sessions."""
-    timeout_s: float = 600.0
-    """Seconds until an object that does not finish is killed."""
+    timeout_s: float | None = None
+    """Seconds until an object that does not finish is killed. Default: 300, and 20 more per 512x512 view of 32 samples."""
     shard_mb: float = 64.0
     """Target size of a shard of the largest resolution."""
     val_percent: float = 1.0
@@ -129,12 +129,14 @@ class RenderConfig:
             raise UserError(f"--input does not go with --source {self.source}", "add --source local")
         if not 0 <= self.val_percent < 100:
             raise UserError(f"--val-percent {self.val_percent:g} leaves nothing to train on", "0 <= percent < 100")
-        if self.threads < 1 or self.timeout_s <= 0 or self.shard_mb <= 0:
+        if self.threads < 1 or (self.timeout_s is not None and self.timeout_s <= 0) or self.shard_mb <= 0:
             raise UserError("--threads, --timeout-s and --shard-mb must be positive")
         scene = self.scene.resolved()
         out = self.out or Path("data") / f"{self.source}-{'-'.join(map(str, scene.res))}"
         source = self.input.absolute() if self.input else None
-        return dataclasses.replace(self, scene=scene, out=out.absolute(), input=source)
+        work = scene.views * (scene.width / 512) ** 2 * scene.samples / 32
+        timeout_s = self.timeout_s or 300 + 20 * work
+        return dataclasses.replace(self, scene=scene, out=out.absolute(), input=source, timeout_s=timeout_s)
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same for a run to go on in the same folder: JSON values by flag; written to run.json."""

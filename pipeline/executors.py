@@ -83,16 +83,20 @@ def _connect(address: str | None, workers: int | None, threads: int) -> Any:
 
 
 class _Host:
-    """The body of a Ray actor."""
+    """The body of a Ray actor. Makes its worker with the first item: an error in an actor's own start is a dead actor to
+    Ray, which would pass for the machine's fault."""
 
     def __init__(self, make_worker: MakeWorker) -> None:
-        self.worker = make_worker()
+        self.make_worker = make_worker
+        self.worker: Worker | None = None
 
     def run(self, item: Item) -> Outcome:
+        self.worker = self.worker or self.make_worker()
         return self.worker(item)
 
     def close(self) -> None:
-        self.worker.close()
+        if self.worker is not None:
+            self.worker.close()
 
 
 class _Pool:

@@ -73,8 +73,11 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 def decode(data: bytes) -> np.ndarray:
     """An image file -> bytes (H, W, 3) or (H, W). Raises OSError where it is broken or truncated."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image)
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises besides, on broken files
+        raise OSError(str(error)) from error
 
 
 def version() -> str:

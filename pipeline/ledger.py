@@ -37,7 +37,7 @@ class Ledger:
             raise UserError(f"{path.parent} holds no run (no {path.name})", "give the --out of a run")
         self.path = path
         mode = "ro" if readonly else "rwc"
-        self.db = sqlite3.connect(f"file:{path}?mode={mode}", uri=True, timeout=30, isolation_level=None)
+        self.db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=30, isolation_level=None)
         if not readonly:
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.execute("PRAGMA synchronous=NORMAL")
@@ -89,7 +89,8 @@ class Ledger:
             )
             self.db.executemany(
                 "INSERT INTO item (uid, state, shard, views, finished) VALUES (?, 'delivered', ?, ?, ?) "
-                "ON CONFLICT (uid) DO UPDATE SET state = 'delivered', reason = '', detail = '', shard = excluded.shard",
+                "ON CONFLICT (uid) DO UPDATE SET state = 'delivered', reason = '', detail = '', "
+                "shard = excluded.shard, views = excluded.views",
                 [(uid, shard.name, views, now) for uid in shard.uids],
             )
 

@@ -68,13 +68,15 @@ def _glb_json(path: Path, size: int, head: bytes) -> bytes:
 def _check_gltf(text: bytes) -> None:
     try:
         document: Any = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise Skip("broken_gltf", str(error)) from None
     if not isinstance(document, dict):
         raise Skip("broken_gltf", "the document is no JSON object")
-    required = set(document.get("extensionsRequired", ()))
-    if required & UNREADABLE:
-        raise Skip("unsupported_extension", ", ".join(sorted(required & UNREADABLE)))
+    required = document.get("extensionsRequired", [])
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        raise Skip("broken_gltf", "extensionsRequired is no list of names")
+    if unreadable := UNREADABLE.intersection(required):
+        raise Skip("unsupported_extension", ", ".join(sorted(unreadable)))
 
 
 def _check_stl(head: bytes, size: int) -> None:

@@ -26,7 +26,7 @@ class Producer:
     """Holds one Blender and one scratch folder; called once per item, never fails: every end is an Outcome."""
 
     def __init__(self, cfg: RenderConfig) -> None:
-        assert cfg.out is not None
+        assert cfg.out is not None and cfg.timeout_s is not None
         self.cfg = cfg
         self.source = sources.load(cfg.source)
         shared = cfg.out / "scratch"

@@ -1,7 +1,7 @@
 """Parquet shards: the schema, the journal that a crash cannot hurt, the writer and the reader. See docs/shard_format.md.
 
-A finished object is appended to a journal (one Arrow IPC record batch, all resolutions together), so that a killed process
-loses nothing that was rendered. A full journal becomes one Parquet file per resolution, written beside, fsynced and
+A finished object is appended to a journal (one checksummed record, all resolutions together), so that a killed process loses
+nothing that was rendered. A full journal becomes one Parquet file per resolution, written beside, fsynced and
 renamed; then the journal goes. Hence a name that ends in .parquet is complete, and while a journal exists it is the truth.
 """
 
@@ -11,10 +11,12 @@ import hashlib
 import json
 import os
 import re
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +34,7 @@ CONVENTION = (
 LAYERS = ("alpha", "depth", "normals")
 SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
 METADATA_KEY = b"lvsm_data"
+RECORD = struct.Struct("<QI")  # of a journal: length and CRC-32 of the message that follows
 FSYNC_BYTES = 16_000_000  # how much a power cut may cost; a killed process costs nothing
 
 
@@ -84,12 +87,11 @@ class Shard:
 
 @dataclass
 class _Journal:
-    """An open shard. The file is an Arrow stream; a batch is one object at all resolutions."""
+    """An open shard: first a record with the schema, then one per object, with its rows at all resolutions."""
 
     name: str
     path: Path
-    sink: Any
-    stream: Any
+    sink: IO[bytes]
     uids: list[str] = field(default_factory=list)
     image_bytes: int = 0
     unsynced: int = 0
@@ -122,7 +124,7 @@ class ShardWriter:
         """
         journal = self.open.get(split) or self._start(f"{split}-{next_number:06d}")
         batch = to_batch(scene, self.schema, self.metadata["config_hash"])
-        journal.stream.write_batch(batch)
+        _append(journal.sink, batch.serialize())
         journal.uids.append(scene.item.uid)
         journal.image_bytes += sum(len(jpeg) for jpeg in scene.by_width[max(self.widths)].jpegs)
         journal.unsynced += batch.nbytes
@@ -136,7 +138,6 @@ class ShardWriter:
         journal = self.open.pop(split, None)
         if journal is None:
             return None
-        journal.stream.close()
         journal.sink.close()
         return self.publish(journal.path)
 
@@ -164,8 +165,8 @@ class ShardWriter:
 
     def _start(self, name: str) -> _Journal:
         path = self.out / "journal" / f"{name}.arrow"
-        sink = pa.OSFile(str(path), "wb")
-        journal = _Journal(name, path, sink, pa.ipc.new_stream(sink, self.schema))
+        journal = _Journal(name, path, path.open("wb"))
+        _append(journal.sink, self.schema.serialize())
         self.open[name.split("-")[0]] = journal
         return journal
 
@@ -233,15 +234,31 @@ def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array(columns[name], of.field(name).type) for name in of.names], schema=of)
 
 
+def _append(sink: IO[bytes], message: pa.Buffer) -> None:
+    """One journal record: its length and CRC-32, then an Arrow IPC message."""
+    sink.write(RECORD.pack(message.size, zlib.crc32(message)))
+    sink.write(message)
+    sink.flush()
+
+
 def read_journal(path: Path) -> list[pa.RecordBatch]:
-    """The whole batches of a journal, whatever its end looks like."""
-    batches: list[pa.RecordBatch] = []
-    try:
-        stream = pa.ipc.open_stream(pa.memory_map(str(path)))
-        while True:
-            batches.append(stream.read_next_batch())
-    except (StopIteration, pa.ArrowInvalid, OSError):
-        return batches
+    """The whole batches of a journal, whatever its end looks like: cut, or filled with zeros by a power cut."""
+    data = pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
+    messages: list[pa.Buffer] = []
+    start = 0
+    while start + RECORD.size <= data.size:
+        length, crc = RECORD.unpack(data[start : start + RECORD.size])
+        if not 0 < length <= data.size - start - RECORD.size:
+            break
+        message = data.slice(start + RECORD.size, length)
+        if zlib.crc32(message) != crc:
+            break
+        messages.append(message)
+        start += RECORD.size + length
+    if not messages:
+        return []
+    of = pa.ipc.read_schema(messages[0])
+    return [pa.ipc.read_record_batch(message, of) for message in messages[1:]]
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -287,6 +304,14 @@ def uids_of(path: Path) -> list[str]:
         return [file.read_row_group(i, ["uid"])["uid"][0].as_py() for i in range(file.num_row_groups)]
 
 
+def row_keys(path: Path) -> Iterator[tuple[set[str], list[int]]]:
+    """Of each row group of a shard file: the uids in it (one, in a sound file) and the views in their order."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, ["uid", "view"])
+            yield set(table["uid"].to_pylist()), table["view"].to_pylist()
+
+
 @dataclass(frozen=True)
 class Rows:
     """One object as read back: c2w (V, 4, 4), fxfycxcy (V, 4), V JPEG files."""
@@ -310,8 +335,8 @@ def read_objects(path: Path) -> Iterator[Rows]:
             yield Rows(
                 uid=first["uid"],
                 jpegs=pc.struct_field(table["image"], "bytes").to_pylist(),
-                c2w=_numbers(table["c2w"]).reshape(-1, 4, 4),
-                fxfycxcy=_numbers(table["fxfycxcy"]).reshape(-1, 4),
+                c2w=_numbers(table["c2w"].combine_chunks()).reshape(-1, 4, 4),
+                fxfycxcy=_numbers(table["fxfycxcy"].combine_chunks()).reshape(-1, 4),
                 hw=(first["height"], first["width"]),
                 meta=json.loads(first["meta"]),
                 license=first["license"],
@@ -319,5 +344,5 @@ def read_objects(path: Path) -> Iterator[Rows]:
             )
 
 
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    return np.asarray(column.combine_chunks().flatten())
+def _numbers(column: pa.Array) -> np.ndarray:
+    return np.asarray(column.flatten())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from rich.progress import track
 from pipeline import images
 from pipeline.ledger import Ledger
 from pipeline.scene import UserError
-from pipeline.shards import LAYERS, Rows, facts_of, find_shards, read_objects, schema
+from pipeline.shards import LAYERS, Rows, facts_of, find_shards, read_objects, row_keys, schema
 
 RIGID_TOLERANCE = 1e-4  # of R^T R and det R, in float32
 
@@ -38,61 +40,87 @@ class Report:
         return f"{verdict}: {self.files} shard files, {self.objects} objects, {self.views} views, {beside}"
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an object stands and what must be the same at every resolution: its shard, its views, its poses."""
+
+    shard: str
+    views: int
+    poses: bytes
+
+
 def verify(folder: Path) -> Report:
     """Reads every shard file of a run (or of one resolution). Raises UserError where there is nothing to check."""
     report = Report()
     found = find_shards(folder)
-    by_width: dict[int, dict[str, str]] = {}
+    by_width: dict[int, dict[str, Place]] = {}
     console = Console(stderr=True)
     for width, paths in found.items():
         where = by_width[width] = {}
         shown = track(paths, f"checking {width} px", console=console, transient=True, disable=not sys.stderr.isatty())
         for path in shown:
             report.files += 1
-            for uid in _check_file(path, width, report):
+            for uid, place in _check_file(path, width, report):
                 if uid in where:
-                    report.problems.append(f"{path.name}: {uid} stands in {where[uid]} already")
-                where[uid] = path.stem
+                    report.problems.append(f"{path.name}: {uid} stands in {where[uid].shard} already")
+                where[uid] = place
     widest = by_width[max(by_width)]
     report.objects = len(widest)
-    for width, where in by_width.items():
-        if where != widest:
-            odd = sorted(set(where.items()) ^ set(widest.items()))[0]
-            report.problems.append(f"{width} px and {max(by_width)} px hold different objects, for example {odd[0]}")
+    _compare_widths(folder, by_width, report)
     if (folder / "ledger.sqlite").exists():
         report.ledger = True
         _check_ledger(folder, widest, report)
     return report
 
 
-def _check_file(path: Path, width: int, report: Report) -> list[str]:
-    """Problems of one file go into the report; returns its uids."""
-    uids: list[str] = []
+def _compare_widths(folder: Path, by_width: dict[int, dict[str, Place]], report: Report) -> None:
+    """All resolutions of a run must be there, and hold the same objects, views and poses in the same shards."""
+    most = max(by_width)
+    for width, where in by_width.items():
+        odd = sorted(uid for uid in where.keys() | by_width[most].keys() if where.get(uid) != by_width[most].get(uid))
+        if odd:
+            report.problems.append(f"{width} px and {most} px hold different objects, for example {odd[0]}")
+    if (folder / "run.json").exists():
+        asked = json.loads((folder / "run.json").read_text())["identity"]["res"]
+        for width in sorted(set(asked) - set(by_width)):
+            report.problems.append(f"{width} px is missing: the run is of {', '.join(map(str, asked))} px")
+
+
+def _check_file(path: Path, width: int, report: Report) -> list[tuple[str, Place]]:
+    """Problems of one file go into the report; returns its objects."""
+    found: list[tuple[str, Place]] = []
     try:
         facts = facts_of(path)
         stored = pq.read_schema(path)
         wanted = schema(tuple(name for name in LAYERS if name in stored.names))
         if not stored.equals(wanted):
             report.problems.append(f"{path.name}: columns differ from the format: {stored.names}")
-            return uids
+            return found
         if facts["width"] != width:
             report.problems.append(f"{path.name}: says width {facts['width']}, stands in {width}")
-        for rows in read_objects(path):
-            uids.append(rows.uid)
+        for (uids, views), rows in zip(row_keys(path), read_objects(path), strict=True):
+            problems = check_object(rows, width)
+            if len(uids) > 1:
+                problems.append(f"its row group holds {len(uids)} objects")
+            if views != list(range(len(views))):
+                problems.append(f"its views are {views[:8]}..., not 0, 1, 2, ...")
+            report.problems += [f"{path.name}: {rows.uid}: {problem}" for problem in problems]
             report.views += len(rows.jpegs)
-            report.problems += [f"{path.name}: {rows.uid}: {problem}" for problem in check_object(rows, width)]
-    except (UserError, pa.ArrowException, OSError) as error:
+            found.append((rows.uid, Place(path.stem, len(views), hashlib.sha256(rows.c2w.tobytes()).digest())))
+    except (UserError, pa.ArrowException, OSError, ValueError) as error:
         report.problems.append(f"{path.name}: {error}")
-    if not uids:
-        report.problems.append(f"{path.name}: holds no object")
-    return uids
+    if not found:
+        report.problems.append(f"{path.name}: holds no object that can be read")
+    return found
 
 
 def check_object(rows: Rows, width: int) -> list[str]:
     """What is wrong with one object as read back; empty when nothing is."""
     problems = []
     with ThreadPoolExecutor() as pool:
-        problems += [problem for problem in pool.map(lambda jpeg: _check_jpeg(jpeg, rows.hw), rows.jpegs) if problem]
+        problems += [
+            problem for problem in pool.map(lambda jpeg: _check_picture(jpeg, (*rows.hw, 3)), rows.jpegs) if problem
+        ]
     if rows.hw[1] != width:
         problems.append(f"width {rows.hw[1]} among {width}")
     if not (np.isfinite(rows.c2w).all() and np.isfinite(rows.fxfycxcy).all()):
@@ -109,25 +137,28 @@ def check_object(rows: Rows, width: int) -> list[str]:
     for name, size in (("depth", 4 * pixels), ("normals", 12 * pixels)):
         if any(len(layer) != size for layer in rows.layers.get(name, ())):
             problems.append(f"{name} has not {size} bytes per view")
+    for png in rows.layers.get("alpha", ()):
+        if problem := _check_picture(png, rows.hw):
+            problems.append(f"alpha: {problem}")
     return problems
 
 
-def _check_jpeg(jpeg: bytes, hw: tuple[int, int]) -> str:
+def _check_picture(file: bytes, shape: tuple[int, ...]) -> str:
     try:
-        pixels = images.decode(jpeg)
+        pixels = images.decode(file)
     except OSError as error:
         return f"an image does not decode: {error}"
-    return "" if pixels.shape == (*hw, 3) else f"an image has shape {pixels.shape}, not {(*hw, 3)}"
+    return "" if pixels.shape == shape else f"an image has shape {pixels.shape}, not {shape}"
 
 
-def _check_ledger(folder: Path, on_disk: dict[str, str], report: Report) -> None:
+def _check_ledger(folder: Path, on_disk: dict[str, Place], report: Report) -> None:
     with Ledger(folder / "ledger.sqlite", readonly=True) as ledger:
         delivered = ledger.delivered_in()
         states = ledger.shards()
     open_shards = {path.stem for path in (folder / "journal").glob("*.arrow")}
-    for uid, shard in on_disk.items():
-        if delivered.get(uid) != shard:
-            report.problems.append(f"{uid} stands in {shard}, the ledger says {delivered.get(uid, 'nothing')}")
+    for uid, place in on_disk.items():
+        if delivered.get(uid) != place.shard:
+            report.problems.append(f"{uid} stands in {place.shard}, the ledger says {delivered.get(uid, 'nothing')}")
     for uid, shard in delivered.items():
         if uid not in on_disk and shard not in open_shards and states.get(shard) != "deleted":
             report.problems.append(f"{uid}: the ledger says {shard}, no shard holds it")
