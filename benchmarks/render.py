@@ -2,7 +2,7 @@
 
     python benchmarks/render.py --setting small --input FOLDER --json result.json
 
-A: a fresh Blender per object, 128 samples and denoiser, PNG files (benchmarks/reference_render.py says what is the same).
+A: a fresh Blender per object, 128 samples and denoiser, PNG files (benchmarks/_reference_render.py says what is the same).
 B: one Blender that stays, pixels straight out of Cycles, this project's default samples, JPEG in memory (`Producer`).
 Quality is PSNR of whole views in sRGB bytes on white, against the same views with many samples and no denoiser.
 """
@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from reference_render import in_fresh_process, peak_rss_mb
+from _reference_render import in_fresh_process, peak_rss_mb
 
 from pipeline import cameras, images, preflight, sources
 from pipeline.blender import Blender, Frame, Limits

@@ -16,9 +16,10 @@ from pipeline import cameras, images, preflight, quality, sources
 from pipeline.blender import Blender, Frame, Limits
 from pipeline.config import RenderConfig, SceneConfig
 from pipeline.lights import LIGHTS
-from pipeline.scene import Item, Outcome, Retry, Scene, Skip, Views, item_rng
+from pipeline.scene import HEARTBEAT, Item, Outcome, Retry, Scene, Skip, Views, item_rng
 
 TRIES = 2  # a crash or a hang costs one more try, in a fresh process
+HEARTBEAT_S = 1.0
 NO_HIT = 1e9  # Cycles writes 1e10 where no surface is
 
 
@@ -32,6 +33,7 @@ class Producer:
         shared = cfg.out / "scratch"
         self.scratch = Path(tempfile.mkdtemp(prefix="worker-", dir=shared if shared.is_dir() else None))
         self.blender = Blender(self.scratch / "blender", Limits(timeout_s=cfg.timeout_s))
+        self.last_beat = 0.0
         self.name = f"{os.uname().nodename}:{os.getpid()}"
 
     def __call__(self, item: Item) -> Outcome:
@@ -84,6 +86,7 @@ class Producer:
                 timings["render"] += answer.seconds
                 start = time.perf_counter()
                 gallery.add(answer)
+                self._beat(item, len(gallery.stats))
                 timings["encode"] += time.perf_counter() - start
             else:
                 facts = answer["facts"] | {"device": answer["device"], "blender": self.blender.hello["blender"]}
@@ -94,6 +97,12 @@ class Producer:
             raise Skip(*bad)
         facts["coverage"] = round(float(np.mean([view.coverage for view in gallery.stats])), 4)
         return Scene(item, c2w, gallery.views(), facts)
+
+    def _beat(self, item: Item, views: int) -> None:
+        """Tells a driver on the same machine how far this item is. Lost on others: progress then counts whole objects."""
+        if time.monotonic() - self.last_beat > HEARTBEAT_S:
+            (self.scratch / HEARTBEAT).write_text(f"{views} {item.uid}")
+            self.last_beat = time.monotonic()
 
 
 def build_job(cfg: SceneConfig, uid: str, c2w: np.ndarray, threads: int) -> dict[str, Any]:

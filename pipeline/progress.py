@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -16,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.scene import Item, Outcome
+from pipeline.scene import HEARTBEAT, Item, Outcome
 
 WINDOW_S = 300.0  # rates are over the last five minutes
 TICK_S = 1.0
@@ -26,13 +27,14 @@ LINE_S = 10.0  # between plain lines
 class Progress:
     """What the run does right now. Fed by the driver; a thread of its own shows it and writes the status file."""
 
-    def __init__(self, n: int, delivered: int, reasons: dict[str, int], status_path: Path) -> None:
+    def __init__(self, n: int, views: int, delivered: int, reasons: dict[str, int], out: Path) -> None:
         self.n = n
+        self.views_per_object = views
         self.delivered = delivered
         self.reasons = dict(reasons)
-        self.views = self.bytes = 0
+        self.bytes = 0
         self.started = time.time()
-        self.status_path = status_path
+        self.out = out
         self.state = "running"
         self.workers: dict[int, tuple[str, float]] = {}
         self.served: dict[int, int] = {}
@@ -69,7 +71,6 @@ class Progress:
                 return
             views = len(outcome.scene.c2w)
             self.delivered += 1
-            self.views += views
             self.bytes += outcome.scene.jpeg_bytes
             self.recent.append((time.time(), views))
 
@@ -80,7 +81,9 @@ class Progress:
             while self.recent and self.recent[0][0] < now - WINDOW_S:
                 self.recent.popleft()
             seconds = max(1e-9, min(WINDOW_S, now - self.started))
-            per_s = len(self.recent) / seconds
+            begun = self._begun()
+            views_per_s = (sum(views for _, views in self.recent) + sum(begun.values())) / seconds
+            per_s = views_per_s / self.views_per_object
             missing = max(0, self.n - self.delivered)
             return {
                 "pid": os.getpid(),
@@ -91,15 +94,31 @@ class Progress:
                 "delivered": self.delivered,
                 "failed": sum(self.reasons.values()),
                 "reasons": self.reasons.copy(),
-                "views_per_s": sum(views for _, views in self.recent) / seconds,
+                "views_per_s": views_per_s,
                 "objects_per_h": per_s * 3600,
                 "eta_s": missing / per_s if per_s else None,
                 "bytes_written": self.bytes,
                 "workers": [
-                    {"worker": slot, "uid": uid, "seconds": round(now - since, 1), "done": self.served.get(slot, 0)}
+                    {
+                        "worker": slot,
+                        "uid": uid,
+                        "seconds": round(now - since, 1),
+                        "views": begun.get(uid, 0),
+                        "done": self.served.get(slot, 0),
+                    }
                     for slot, (uid, since) in sorted(self.workers.items())
                 ],
             }
+
+    def _begun(self) -> dict[str, int]:
+        """Views so far of the objects under way, from the heartbeats of workers on this machine."""
+        begun = {}
+        for path in (self.out / "scratch").glob(f"*/{HEARTBEAT}"):
+            with contextlib.suppress(OSError, ValueError):  # half-written, or its worker has just ended
+                views, uid = path.read_text().split(" ", 1)
+                if uid in self.under_way:
+                    begun[uid] = int(views)
+        return begun
 
     def _show(self) -> None:
         if not self.console.is_terminal:
@@ -118,9 +137,9 @@ class Progress:
 
     def _write_status(self) -> dict[str, Any]:
         snapshot = self.snapshot()
-        temporary = self.status_path.with_suffix(".json.tmp")
+        temporary = self.out / "status.json.tmp"
         temporary.write_text(json.dumps(snapshot))
-        os.replace(temporary, self.status_path)
+        os.replace(temporary, self.out / "status.json")
         return snapshot
 
 
@@ -157,12 +176,16 @@ def one_line(status: dict[str, Any]) -> str:
     )
 
 
+def doing(worker: dict[str, Any]) -> str:
+    """What a worker of a snapshot is at."""
+    return f"{worker['uid']}: {worker['views']} views, {worker['seconds']:.0f} s" if worker["uid"] else "idle"
+
+
 def panel(status: dict[str, Any]) -> Group:
     """A status as a terminal picture: bar, line, one row per worker."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for worker in status["workers"]:
-        doing = f"{worker['uid']}  {worker['seconds']:.0f} s" if worker["uid"] else "idle"
-        table.add_row(f"worker {worker['worker']}", f"{worker['done']} done", doing)
+        table.add_row(f"worker {worker['worker']}", f"{worker['done']} done", doing(worker))
     bar = Table.grid()  # gives the bar a line of its own
     bar.add_row(ProgressBar(total=status["n"], completed=status["delivered"], width=60))
     return Group(bar, Text(one_line(status)), table)

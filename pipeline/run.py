@@ -28,7 +28,7 @@ from pipeline.ledger import Ledger
 from pipeline.produce import Producer
 from pipeline.progress import Progress, duration, reasons_text, size
 from pipeline.scene import Item, Outcome, UserError
-from pipeline.shards import LAYERS, SHARD_NAME, Shard, ShardWriter, shard_paths, split_of
+from pipeline.shards import LAYERS, SHARD_NAME, Shard, ShardWriter, shard_paths, split_of, uids_of
 
 WORKER_MEMORY = 1.5e9  # bytes that a Blender of ordinary objects takes at its peak, with room
 
@@ -45,7 +45,6 @@ class Summary:
     views: int = 0
     shard_bytes: int = 0
     stopped: bool = False
-    notes: list[str] = field(default_factory=list)
     bugs: list[str] = field(default_factory=list)
 
     @property
@@ -120,7 +119,7 @@ class _Run:
             print(note, file=sys.stderr)
         bugs: list[str] = []
         if self.delivered < self.cfg.n:
-            with Progress(self.cfg.n, self.delivered, reasons, self.out / "status.json") as progress:
+            with Progress(self.cfg.n, self.cfg.scene.views, self.delivered, reasons, self.out) as progress:
                 try:
                     with _first_interrupt(self._stop):
                         for outcome in self._executor()(self._make_worker, self._draw(), progress.on_start):
@@ -141,7 +140,6 @@ class _Run:
             views=totals["views"],
             shard_bytes=totals["shard_bytes"],
             stopped=self.stopping,
-            notes=self.notes,
             bugs=bugs,
         )
 
@@ -219,7 +217,11 @@ class _Run:
         if recovered:
             notes.append(f"recovered {sum(len(shard.uids) for shard in recovered)} objects of an interrupted session")
         if gone := self.ledger.forget_missing(on_disk):
-            notes.append(f"{len(gone)} shards are no longer on disk ({', '.join(gone[:3])} ...): rendering them again")
+            for name in gone:  # what is left of it at other resolutions would stand there twice
+                for width in widths:
+                    (self.out / str(width) / f"{name}.parquet").unlink(missing_ok=True)
+            some = ", ".join(gone[:3]) + (" ..." if gone[3:] else "")
+            notes.append(f"{len(gone)} shards are no longer on disk ({some}): rendering them again")
         return notes
 
     def _stop(self) -> None:
@@ -228,8 +230,6 @@ class _Run:
 
 
 def _shard_on_disk(out: Path, widths: tuple[int, ...], name: str) -> Shard:
-    from pipeline.shards import uids_of
-
     paths = [out / str(width) / f"{name}.parquet" for width in widths]
     uids = tuple(uids_of(paths[0]))
     return Shard(name, uids, len(uids), sum(path.stat().st_size for path in paths))

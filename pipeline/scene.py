@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+HEARTBEAT = "heartbeat"  # a file in a worker's scratch folder: how many views so far, and of which uid
+
 
 @dataclass(frozen=True)
 class Item:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ledger import Ledger
-from pipeline.progress import duration, reasons_text, size
+from pipeline.progress import doing, duration, reasons_text, size
 
 SHOWN_FAILURES = 5  # per reason
 
@@ -78,8 +78,7 @@ def status_text(status: dict[str, Any]) -> str:
             f"ETA {duration(status['eta_s'])} (as of {age:.0f} s ago)"
         )
         for worker in status["workers"]:
-            doing = f"{worker['uid']} for {worker['seconds']:.0f} s" if worker["uid"] else "idle"
-            lines.append(f"  worker {worker['worker']}: {worker['done']} done, {doing}")
+            lines.append(f"  worker {worker['worker']}: {worker['done']} done, {doing(worker)}")
     for failure in status["failures"]:
         last_line = failure["detail"].strip().splitlines()[-1] if failure["detail"].strip() else ""
         lines.append(f"  {failure['uid']}: {failure['reason']} {last_line}".rstrip())

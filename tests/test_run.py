@@ -137,6 +137,16 @@ def test_deleted_shards_are_noticed_and_rendered_again(finished: Path, tmp_path:
     assert pictures(out) == pictures(finished)
 
 
+def test_a_shard_that_lost_one_resolution_is_rendered_again_at_all(tmp_path: Path) -> None:
+    options = ("--res", 16, 32, "--views", 2, "--samples", 2, "--executor", "inline", "--out", tmp_path / "run")
+    assert lvsm_data("render", "--n", 2, *options).returncode == 0
+    (tmp_path / "run" / "16" / "train-000000.parquet").unlink()
+    assert lvsm_data("verify", tmp_path / "run").returncode == 1
+    assert lvsm_data("render", "--n", 2, *options).returncode == 0
+    assert stored(tmp_path / "run", 16) == stored(tmp_path / "run", 32) == procedural(2)
+    assert lvsm_data("verify", tmp_path / "run").returncode == 0
+
+
 def test_failures_are_replaced_counted_and_explained(assets: Path, tmp_path: Path) -> None:
     folder = tmp_path / "objects"
     folder.mkdir()

@@ -1,6 +1,6 @@
 """The common way to render a dataset, for benchmarks/render.py to compare with: one fresh Blender per object.
 
-    python -I reference_render.py JOB.json
+    python -I _reference_render.py JOB.json
 
 JOB.json is what `pipeline.produce.build_job` makes, with "path", "format" and "out" (a folder). Import, repair,
 normalisation, light, bounces and poses are those of blender_scripts/, so that the two ways can be compared pixel by pixel.
