@@ -25,11 +25,13 @@ def render(cfg: Annotated[RenderConfig, tyro.conf.OmitArgPrefixes]) -> int:
     Example: lvsm-data render --n 20 --res 64 --out data/try
     """
     from pipeline import sources
+    from pipeline.progress import shown
     from pipeline.run import render as run
 
     cfg = cfg.resolved()
+    assert cfg.out is not None
     print(f"source: {sources.load(cfg.source).SAYS}; {sources.others(cfg.source)}")
-    print(f"writing to {cfg.out}")
+    print(f"writing to {shown(cfg.out)}")
     summary = run(cfg)
     for line in summary.lines():
         print(line)

@@ -143,6 +143,12 @@ class Progress:
         return snapshot
 
 
+def shown(path: Path) -> str:
+    """A path as one would type it from here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def duration(seconds: float | None) -> str:
     """Seconds -> 1:02:03, or ? when unknown."""
     if seconds is None:

@@ -26,7 +26,7 @@ from pipeline.config import RenderConfig, config_hash
 from pipeline.images import version as pil_version
 from pipeline.ledger import Ledger
 from pipeline.produce import Producer
-from pipeline.progress import Progress, duration, reasons_text, size
+from pipeline.progress import Progress, duration, reasons_text, shown, size
 from pipeline.scene import Item, Outcome, UserError
 from pipeline.shards import LAYERS, SHARD_NAME, Shard, ShardWriter, shard_paths, split_of, uids_of
 
@@ -63,11 +63,11 @@ class Summary:
             why = "stopped; the same command goes on" if self.stopped else "the source has no more objects"
             lines.append(f"{self.n - self.delivered} fewer than requested: {why}")
         if failed:
-            lines.append(f"details: lvsm-data status {self.out}")
+            lines.append(f"details: lvsm-data status {shown(self.out)}")
         lines.append(
-            f"{self.views} views, {size(self.shard_bytes)} of shards in {self.out}, {duration(self.seconds)} this session"
+            f"{self.views} views, {size(self.shard_bytes)} of shards in {shown(self.out)}, {duration(self.seconds)} this session"
         )
-        lines.append(f"look at them: lvsm-data view {self.out}")
+        lines.append(f"look at them: lvsm-data view {shown(self.out)}")
         return lines
 
 
