@@ -216,7 +216,7 @@ def test_a_running_run_without_a_shard(tmp_path: Path) -> None:
     maker.fail("two", "empty")
     page = write_page(maker.out, tmp_path / "p.html")  # the ledger and the journal are still open
     maker.ledger.db.close()
-    maker.close("train")
+    maker.writer.close("train")
     text = Reader(page).text
     assert "= 1 delivered + 1 failed" in text and "64, 512 px" in text
     assert "journal of a shard that is not full: 1." in text and "No finished shard" in text
