@@ -59,6 +59,7 @@ class Blender:
         self.hello: dict[str, Any] = {}
         self.rss_mb = 0.0
         self.served = 0
+        self._allowed_s = 0.0
         self._reply_fd = -1
         self._unread = bytearray()
 
@@ -66,6 +67,7 @@ class Blender:
         """Starts the process if there is none; returns its greeting: {"blender": version, "devices": {kind: names}}."""
         if self.process is None:
             self._spawn()
+            self._allowed_s = START_TIMEOUT_S
             self.hello = self._message(time.monotonic() + START_TIMEOUT_S)
         return self.hello
 
@@ -76,7 +78,8 @@ class Blender:
         Retry("timeout") where it outlived `limits.timeout_s` and was killed. After a Retry the process is gone.
         """
         self.start()
-        deadline = time.monotonic() + self.limits.timeout_s
+        self._allowed_s = self.limits.timeout_s
+        deadline = time.monotonic() + self._allowed_s
         finished = False
         try:
             self._send(job)
@@ -200,7 +203,7 @@ class Blender:
     def _wait(self, deadline: float) -> None:
         readable, _, _ = select.select([self._reply_fd], [], [], max(0.0, deadline - time.monotonic()))
         if not readable:
-            raise Retry("timeout", f"no answer within {self.limits.timeout_s:g} s\n{self._tail()}")
+            raise Retry("timeout", f"not done within {self._allowed_s:g} s\n{self._tail()}")
 
     def _last_words(self) -> str:
         assert self.process is not None

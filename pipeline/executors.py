@@ -7,6 +7,7 @@ under way.
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -73,6 +74,7 @@ def _connect(address: str | None, workers: int | None, threads: int) -> Any:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     try:
         if address:
+            _reach(address)
             ray.init(address=address, **quiet)
         else:
             ray.init(num_cpus=workers * threads if workers else None, include_dashboard=False, address="local", **quiet)
@@ -80,6 +82,16 @@ def _connect(address: str | None, workers: int | None, threads: int) -> Any:
         hint = "start one with: ray start --head; or leave --address out for a private Ray on this machine"
         raise UserError(f"no Ray cluster at {address}: {error}", hint) from None
     return ray
+
+
+def _reach(address: str) -> None:
+    """Raises ConnectionError where nobody listens: Ray itself would try for minutes. `auto` is left to Ray."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise ConnectionError(str(error)) from None
 
 
 class _Host:

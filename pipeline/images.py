@@ -22,6 +22,18 @@ def srgb8(linear: np.ndarray) -> np.ndarray:
     return _srgb_table()[index.astype(np.uint16)]
 
 
+@functools.cache
+def _linear_table() -> np.ndarray:
+    curve = np.arange(256) / 255
+    return np.where(curve <= 0.04045, curve / 12.92, ((curve + 0.055) / 1.055) ** 2.4).astype(np.float32)
+
+
+def linear(srgb: np.ndarray) -> np.ndarray:
+    """sRGB bytes (...) -> linear light (...) float32, 1.0 = white: the inverse of `srgb8`."""
+    light: np.ndarray = _linear_table()[srgb]
+    return light
+
+
 def over_white(rgba: np.ndarray) -> np.ndarray:
     """Premultiplied linear RGBA (H, W, 4) -> linear RGB (H, W, 3) on white. Where alpha is 0, white is exactly 1."""
     return rgba[..., :3] + (1 - rgba[..., 3:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import itertools
 import json
 from collections import Counter
@@ -132,7 +131,7 @@ def _shrink(jpeg: bytes, width: int) -> np.ndarray | None:
         pixels = images.decode(jpeg)
     except OSError:
         return None
-    return _resize(_linear_table()[pixels], width)
+    return _resize(images.linear(pixels), width)
 
 
 def _encode(light: np.ndarray | None, width: int, quality: int) -> bytes:
@@ -142,10 +141,3 @@ def _encode(light: np.ndarray | None, width: int, quality: int) -> bytes:
 
 def _resize(light: np.ndarray, width: int) -> np.ndarray:
     return images.resize_area(light, (max(1, round(width * light.shape[0] / light.shape[1])), width))
-
-
-@functools.cache
-def _linear_table() -> np.ndarray:
-    """sRGB byte -> linear light, float32 (256,)."""
-    curve = np.arange(256) / 255
-    return np.where(curve <= 0.04045, curve / 12.92, ((curve + 0.055) / 1.055) ** 2.4).astype(np.float32)

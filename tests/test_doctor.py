@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import COMMAND, lvsm_data
+from tests.conftest import COMMAND, lvsm_data
 
 from pipeline import blender, doctor, system
 

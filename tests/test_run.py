@@ -10,6 +10,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -241,6 +242,40 @@ def test_kill_9_loses_nothing_and_doubles_nothing(victim: str, tmp_path: Path) -
     assert stored(out) == procedural(total)
     check = lvsm_data("verify", out)
     assert check.returncode == 0, check.stdout
+
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+def test_joins_a_ray_cluster(finished: Path, tmp_path: Path) -> None:
+    """The same command with --address runs on a cluster that was there before, and leaves it running."""
+    command = [sys.executable, "-W", "ignore", "-c", CLUSTER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, **pipes) as cluster:  # type: ignore[call-overload]
+        try:
+            address = cluster.stdout.readline().strip()
+            run = lvsm_data("render", "--n", 4, *QUICK, "--address", address, "--out", tmp_path / "run")
+            assert run.returncode == 0, run.stderr
+            assert cluster.poll() is None
+        finally:
+            cluster.communicate(timeout=60)
+    before = pictures(finished)
+    assert stored(tmp_path / "run") == procedural(4)
+    assert all(before[key] == jpeg for key, jpeg in pictures(tmp_path / "run").items())
+
+
+def test_no_cluster_at_the_address_is_said(tmp_path: Path) -> None:
+    run = lvsm_data("render", "--n", 1, *QUICK, "--address", "127.0.0.1:1", "--out", tmp_path, timeout=120)
+    assert run.returncode == 2
+    assert "no Ray cluster at 127.0.0.1:1" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_bad_input_gets_two_lines_and_status_2(tmp_path: Path) -> None:
