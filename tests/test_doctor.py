@@ -10,9 +10,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tests.conftest import COMMAND, lvsm_data
 
 from pipeline import blender, doctor, system
+from tests.conftest import COMMAND, lvsm_data
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {"ok", "note", "problem"}
