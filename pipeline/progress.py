@@ -138,8 +138,9 @@ class Progress:
     def _write_status(self) -> dict[str, Any]:
         snapshot = self.snapshot()
         temporary = self.out / "status.json.tmp"
-        temporary.write_text(json.dumps(snapshot))
-        os.replace(temporary, self.out / "status.json")
+        with contextlib.suppress(OSError):  # a full disk is the driver's to report
+            temporary.write_text(json.dumps(snapshot))
+            os.replace(temporary, self.out / "status.json")
         return snapshot
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import importlib.metadata
@@ -77,16 +78,25 @@ def render(cfg: RenderConfig) -> Summary:
     Raises UserError: another run holds the folder; the folder was made with other settings; the source cannot be listed.
     """
     assert cfg.out is not None
-    cfg.out.mkdir(parents=True, exist_ok=True)
-    with _lock(cfg.out), Ledger(cfg.out / "ledger.sqlite") as ledger:
-        _check_identity(cfg, ledger)
-        scratch = cfg.out / "scratch"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        try:
-            return _Run(cfg, ledger).go()
-        finally:
+    try:
+        cfg.out.mkdir(parents=True, exist_ok=True)
+        with _lock(cfg.out), Ledger(cfg.out / "ledger.sqlite") as ledger:
+            _check_identity(cfg, ledger)
+            scratch = cfg.out / "scratch"
             shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            try:
+                return _Run(cfg, ledger).go()
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC or "No space left" in str(error):
+            raise UserError(
+                f"the disk of {shown(cfg.out)} is full", "make room; the same command goes on, nothing finished is lost"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
+            raise UserError(f"--out {shown(cfg.out)} cannot be written: {error}", "use another --out") from error
+        raise
 
 
 class _Run:

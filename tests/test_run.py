@@ -278,10 +278,33 @@ def test_no_cluster_at_the_address_is_said(tmp_path: Path) -> None:
     assert "Traceback" not in run.stderr
 
 
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", out], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        options = ("render", "--n", 400, *QUICK, "--executor", "inline", "--out", out)
+        full = lvsm_data(*options)
+        assert full.returncode == 2, full.stderr
+        assert "is full" in full.stderr
+        assert "Traceback" not in full.stderr
+        subprocess.run(["mount", "-o", "remount,size=64m", out], check=True)
+        done = count_in_ledger(out)
+        assert done > 5
+        again = lvsm_data("render", "--n", done + 3, *options[3:])
+        assert again.returncode == 0, again.stderr
+        assert stored(out) == procedural(done + 3)
+    finally:
+        subprocess.run(["umount", out], check=True)
+
+
 def test_bad_input_gets_two_lines_and_status_2(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("file,uid\na.glb,a\n")
     (tmp_path / "twice.jsonl").write_text('{"path": "a.glb", "uid": "x"}\n{"path": "b.glb", "uid": "x"}\n')
     (tmp_path / "broken.parquet").write_text("no parquet")
+    (tmp_path / "latin.csv").write_bytes(b"path,uid\n\xe4.glb,a\n")
     local = ("render", "--executor", "inline", "--source", "local", "--out", tmp_path / "run", "--input")
     for arguments, says in [
         (("render", "--source", "local"), "--source local needs --input"),
@@ -293,6 +316,8 @@ def test_bad_input_gets_two_lines_and_status_2(tmp_path: Path) -> None:
         ((*local, tmp_path / "list.csv"), "entry 1 has no path"),
         ((*local, tmp_path / "twice.jsonl"), "appears twice"),
         ((*local, tmp_path / "broken.parquet"), "is not a Parquet file"),
+        ((*local, tmp_path / "latin.csv"), "cannot be read as UTF-8"),
+        (("render", "--out", tmp_path / "list.csv"), "cannot be written"),
         (("status", tmp_path), "holds no run"),
         (("verify", tmp_path / "nothing"), "is no folder"),
         (("view", tmp_path), "no"),

@@ -36,25 +36,28 @@ def items(cfg: RenderConfig) -> Iterator[Item]:
     _check_manifest(cfg.input)
     extra = {} if cfg.allow_blend else {"no_blend": True}
     for row in _rows(cfg.input):
-        path = cfg.input.parent / row["path"]
+        path = cfg.input.parent / str(row["path"])
         license_name, sha256 = str(row.get("license") or "unknown"), str(row.get("sha256") or "")
         yield Item(_uid(row), "local", url=str(path), license=license_name, sha256=sha256, extra=extra)
 
 
 def _uid(row: dict[str, Any]) -> str:
-    return str(row.get("uid") or Path(row["path"]).as_posix())
+    return str(row.get("uid") or Path(str(row["path"])).as_posix())
 
 
 def _check_manifest(path: Path) -> None:
     """Before anything is rendered: every line has a path, and no uid comes twice."""
     seen: set[str] = set()
-    for number, row in enumerate(_rows(path), 1):
-        if not row.get("path"):
-            raise UserError(f"{path}: entry {number} has no path", f"the columns are {', '.join(COLUMNS)}")
-        uid = _uid(row)
-        if uid in seen:
-            raise UserError(f"{path}: uid {uid!r} appears twice (entry {number})", "uids must be unique")
-        seen.add(uid)
+    try:
+        for number, row in enumerate(_rows(path), 1):
+            if not row.get("path"):
+                raise UserError(f"{path}: entry {number} has no path", f"the columns are {', '.join(COLUMNS)}")
+            uid = _uid(row)
+            if uid in seen:
+                raise UserError(f"{path}: uid {uid!r} appears twice (entry {number})", "uids must be unique")
+            seen.add(uid)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
     if not seen:
         raise UserError(f"{path} lists no object", f"the columns are {', '.join(COLUMNS)}")
 
