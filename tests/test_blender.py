@@ -130,6 +130,16 @@ def test_our_bugs_keep_their_traceback_and_cost_one_object(assets: Path, tmp_pat
     producer.close()
 
 
+def test_an_idle_process_costs_no_cpu(assets: Path, blender: Blender) -> None:
+    """With one render thread, Blender's scheduler spins for ever on a second one."""
+    list(blender.render(job_for(assets / "off_origin.glb")))
+    assert blender.process is not None
+    process = psutil.Process(blender.process.pid)
+    before = sum(process.cpu_times()[:2])
+    time.sleep(1.5)
+    assert sum(process.cpu_times()[:2]) - before < 0.3
+
+
 def test_no_credentials_reach_blender(assets: Path, blender: Blender, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     blender.start()
