@@ -93,7 +93,7 @@ def test_a_blender_that_hangs_is_a_problem_line(tmp_path: Path, monkeypatch: pyt
     script.write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setattr(blender, "SCRIPT", script)
     monkeypatch.setattr(blender, "START_TIMEOUT_S", 0.5)
-    assert "no answer within 0.5 s" in by_name(doctor.check_blender())["Blender"].says
+    assert "not done within 0.5 s" in by_name(doctor.check_blender())["Blender"].says
 
 
 def test_missing_libraries_come_with_their_packages() -> None:

@@ -211,12 +211,12 @@ def test_ctrl_c_finishes_what_is_in_flight_and_the_same_command_goes_on(tmp_path
 
 @pytest.mark.parametrize("victim", ["driver", "worker", "blender", "everything"])
 def test_kill_9_loses_nothing_and_doubles_nothing(victim: str, tmp_path: Path) -> None:
-    out, total = tmp_path / "run", 14
+    out, total = tmp_path / "run", 60
     options = ("render", "--n", total, *QUICK, "--workers", 2, "--out", out)
     rng = random.Random(victim)
     run = start(*options)
     wait_for(lambda: count_in_ledger(out) >= 2 + rng.randrange(4))
-    time.sleep(rng.random())
+    time.sleep(rng.random() / 2)
     blenders = [process.pid for process in named(run.pid, "blender_scripts/worker.py")]
     assert blenders
     if victim == "driver":
