@@ -60,6 +60,7 @@ class Shape:
 
 
 def from_mesh(mesh: bpy.types.Mesh) -> Shape:
+    """Vertices and faces of a Blender mesh, copied."""
     verts = np.empty(3 * len(mesh.vertices), np.float32)
     loops = np.empty(len(mesh.loops), np.int32)
     sizes, mats = np.empty(len(mesh.polygons), np.int32), np.empty(len(mesh.polygons), np.int32)
@@ -93,6 +94,7 @@ def largest_piece(shape: Shape) -> Shape:
 
 
 def to_mesh(shape: Shape) -> bpy.types.Mesh:
+    """A new Blender mesh with the shape's faces and coordinates."""
     mesh = bpy.data.meshes.new("procedural")
     mesh.vertices.add(len(shape.verts))
     mesh.loops.add(len(shape.loops))

@@ -85,6 +85,7 @@ def check_python() -> list[Check]:
 
 
 def check_packages() -> list[Check]:
+    """Versions of what rendering and training need, without importing any of it."""
     checks = []
     for name in ("lvsm-data", "bpy", "numpy", "pyarrow", "ray"):
         version = _version(name)
@@ -140,6 +141,7 @@ def not_found(ldd: str) -> list[str]:
 
 
 def judge_libraries(absent: set[str]) -> Check:
+    """absent: sonames that the loader does not find."""
     if not absent:
         return Check("libraries", "ok", "all that Blender links against")
     packages = {need.what: need.package for need in system.NEEDS}
@@ -188,6 +190,7 @@ def judge_gpus(devices: dict[str, list[str]]) -> Check:
 
 
 def check_tools() -> list[Check]:
+    """Programs that some commands use."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # yt-dlp lives beside Python
     checks = []
     for name, purpose in TOOLS.items():
@@ -205,6 +208,7 @@ def _at_least(name: str, have_gb: float, need_gb: float, says: str, fix: str) ->
 
 
 def check_room() -> list[Check]:
+    """Disk, memory and shared memory."""
     disk = shutil.disk_usage(Path.cwd()).free / 1e9
     memory = psutil.virtual_memory()
     free, cores = memory.available / 1e9, len(os.sched_getaffinity(0))

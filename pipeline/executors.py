@@ -131,6 +131,7 @@ class _Pool:
         )
 
     def run(self, items: Iterator[Item | None], started: Started, workers: int) -> Iterator[Outcome]:
+        """Keeps `workers` actors busy until the stream ends; yields outcomes as they come."""
         idle = deque(range(workers))
         self._fill(idle, items, started)
         while self.busy:

@@ -123,6 +123,7 @@ class _Run:
         return self.counts.get("delivered", 0)
 
     def go(self) -> Summary:
+        """Renders until n are delivered, the source is exhausted or the user stops it; shards are closed in any case."""
         start = time.perf_counter()
         reasons = self.ledger.reasons()
         for note in self.notes:
