@@ -27,7 +27,7 @@ def test_memory_stays_flat_over_500_objects(tmp_path: Path) -> None:
 
 def test_thirty_kills_of_one_run(tmp_path: Path) -> None:
     """kill -9 of a random process of a run, again and again: every object ends up in the shards exactly once."""
-    out, total, rng = tmp_path / "run", 150, random.Random(0)
+    out, total, rng = tmp_path / "run", 700, random.Random(0)
     options = ("render", "--n", total, *QUICK, "--workers", 2, "--shard-mb", 0.02, "--out", out)
     for _ in range(30):
         before = count_in_ledger(out)
