@@ -262,10 +262,6 @@ def _notes(run: Run) -> list[str]:
     return notes
 
 
-def _yes_no(value: object) -> str | None:
-    return ("yes" if value else "no") if isinstance(value, bool) else None
-
-
 def _settings(facts: dict[str, Any], settings: dict[str, Any]) -> str:
     """What made the pictures, by name."""
     versions = ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())

@@ -335,8 +335,8 @@ def read_objects(path: Path) -> Iterator[Rows]:
             yield Rows(
                 uid=first["uid"],
                 jpegs=pc.struct_field(table["image"], "bytes").to_pylist(),
-                c2w=_numbers(table["c2w"].combine_chunks()).reshape(-1, 4, 4),
-                fxfycxcy=_numbers(table["fxfycxcy"].combine_chunks()).reshape(-1, 4),
+                c2w=_numbers(table["c2w"]).reshape(-1, 4, 4),
+                fxfycxcy=_numbers(table["fxfycxcy"]).reshape(-1, 4),
                 hw=(first["height"], first["width"]),
                 meta=json.loads(first["meta"]),
                 license=first["license"],
@@ -344,5 +344,5 @@ def read_objects(path: Path) -> Iterator[Rows]:
             )
 
 
-def _numbers(column: pa.Array) -> np.ndarray:
-    return np.asarray(column.flatten())
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(column.combine_chunks().flatten())
