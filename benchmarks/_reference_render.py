@@ -62,8 +62,6 @@ def in_fresh_process(job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
 def load(job: dict[str, Any], stages: dict[str, float]) -> None:
     """Our importers and normalisation in an empty Blender, with the seconds of each stage."""
     import bpy
-    import cycles
-    import engines
     import importers
     import normalize
     import repair
@@ -78,7 +76,6 @@ def load(job: dict[str, Any], stages: dict[str, float]) -> None:
     start = time.perf_counter()
     normalize.normalize(job["limits"])
     stages["normalize"] = time.perf_counter() - start
-    cycles.CyclesRender.render = engines._cycles_render  # from here on the engine is as Blender ships it
 
 
 def configure(job: dict[str, Any]) -> str:
@@ -91,8 +88,9 @@ def configure(job: dict[str, Any]) -> str:
     scene.render.use_persistent_data = False
     scene.render.film_transparent = False
     scene.cycles.use_adaptive_sampling = True
+    scene.cycles.sampling_pattern = "AUTOMATIC"
     if job["denoise"]:
-        scene.cycles.denoising_prefilter = job["prefilter"]
+        scene.cycles.denoising_prefilter, scene.cycles.denoising_quality = job["prefilter"], "HIGH"
     scene.render.image_settings.file_format = "PNG"
     scene.render.image_settings.color_mode = "RGB"
     scene.render.image_settings.color_depth = "8"

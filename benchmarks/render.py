@@ -1,9 +1,11 @@
 """Our way of rendering against the common one: same objects, poses, resolution and cores, interleaved in one run.
 
-    python benchmarks/render.py --setting small --input FOLDER --json result.json
+    python benchmarks/render.py --setting small --repeats 5 --input FOLDER --json result.json
+    python benchmarks/render.py --check benchmarks/baseline.json
 
 A: a fresh Blender per object, 128 samples and denoiser, PNG files (benchmarks/_reference_render.py says what is the same).
-B: one Blender that stays, pixels straight out of Cycles, this project's default samples, JPEG in memory (`Producer`).
+B: one Blender that stays, pixels straight out of Cycles, this project's defaults, JPEG in memory (`Producer`), shard.
+C: the floor, the seconds that Cycles says it spent in its own sample loop for B's views, in a run that does nothing else.
 Quality is PSNR of whole views in sRGB bytes on white, against the same views with many samples and no denoiser.
 """
 
@@ -29,16 +31,36 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 from _reference_render import in_fresh_process, peak_rss_mb
+from heavy import write_glb
 
 from pipeline import cameras, images, preflight, sources
 from pipeline.blender import Blender, Frame, Limits
 from pipeline.config import RenderConfig, SceneConfig
 from pipeline.produce import Producer, build_job
 from pipeline.scene import Item, Retry, Skip, UserError, item_rng
+from pipeline.shards import ShardWriter
 
-SETTINGS = {"quick": (64, 16, 4), "small": (64, 128, 6), "large": (512, 32, 6)}  # pixels, views, procedural objects
-WAYS = {"A": "fresh Blender per object", "B": "lvsm-data, one Blender"}
-STAGES = ("start", "fetch", "reset", "import", "normalize", "render", "encode", "wall")
+SETTINGS = {"quick": (64, 16, 3), "small": (64, 128, 4), "large": (512, 32, 2)}  # pixels, views, procedural objects
+WAYS = {"A": "fresh Blender per object", "B": "lvsm-data, one Blender", "C": "Cycles' sample loop alone"}
+STAGES = ("start", "fetch", "reset", "import", "normalize", "render", "encode", "write", "wall")
+PROFILE = (
+    "import",
+    "normalize",
+    "sync",
+    "bvh",
+    "trace",
+    "denoise",
+    "read",
+)  # of C's run; B's encode and write come after
+VERBOSE = {"GLOG_v": "3", "GLOG_logtostderr": "1"}  # Cycles then reports what every session spent on what
+SECONDS = {
+    "sync": r"Total time spent synchronizing data: ([\d.e-]+)",
+    "session": r"Total render time: ([\d.e-]+)",
+    "without_bvh": r"Render time \(without synchronization\): ([\d.e-]+)",
+    "trace": r"^ +Path Tracing +([\d.]+)",
+    "denoise": r"^ +Denoiser +([\d.]+)",
+}
+SLACK = {"B/A": 0.85, "B/C": 1.15, "PSNR": 0.5}  # of a check: factors for ratios, decibels for quality
 TRUTH_SEED = 2**30  # the ways' own seeds lie below; with theirs, their samples would be among the truth's
 TIMEOUT_S = 1800.0
 say = functools.partial(print, file=sys.stderr, flush=True)
@@ -49,13 +71,13 @@ class Bench:
     """Objects per hour, ms per view, PSNR and memory: our way (B) against a fresh Blender per object (A)."""
 
     setting: Literal["quick", "small", "large"] = "quick"
-    """quick: 64 px, 16 views, 4 objects; small: 64 px, 128 views, 6 objects; large: 512 px, 32 views, 6 objects."""
+    """quick: 64 px, 16 views, 3 + 1 objects; small: 64 px, 128 views, 4 + 1; large: 512 px, 32 views, 2 + 1."""
     res: int | None = None
     """Image width. Default: the setting's, as for the next two."""
     views: int | None = None
     """Views per object."""
     objects: int | None = None
-    """Procedural objects."""
+    """Procedural objects. A heavy one (120,000 triangles, three textures) always comes with them."""
     input: Path | None = None
     """Folder whose files are rendered too."""
     seed: int = 0
@@ -70,9 +92,17 @@ class Bench:
     """Samples of A."""
     common_denoise: Literal["accurate", "fast", "off"] = "accurate"
     """Denoiser of A, by its prefilter. accurate is Blender's default."""
+    common_views: int | None = None
+    """Views per object that A really renders; the time of the others is taken to be the same. Default: all."""
+    samples: int | None = None
+    """Samples of B and C. Default: the project's."""
+    check: Path | None = None
+    """Compare the ratios with those of this file, and end with status 1 where one is clearly worse."""
+    save_baseline: Path | None = None
+    """Write the ratios to this file, for --check."""
     reference_views: int = 4
     """Views per object (the first ones) whose quality is measured; 0 for none."""
-    reference_samples: int = 2048
+    reference_samples: int = 4096
     """Samples of the views that quality is measured against."""
     out: Path | None = None
     """Folder that keeps A's PNG files. Default: a temporary one."""
@@ -84,8 +114,8 @@ class Bench:
 class Result:
     """What one object gave: seconds by stage (with "wall"), once per repeat and way; PSNR by kind of image."""
 
-    stages: dict[str, list[dict[str, float]]] = field(default_factory=lambda: {"A": [], "B": []})
-    peak_rss_mb: dict[str, list[float]] = field(default_factory=lambda: {"A": [], "B": []})
+    stages: dict[str, list[dict[str, float]]] = field(default_factory=lambda: {way: [] for way in WAYS})
+    peak_rss_mb: dict[str, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
     psnr_db: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -96,7 +126,8 @@ class Run:
         res, views, objects = SETTINGS[bench.setting]
         self.bench, self.folder, self.png = bench, folder, (bench.out or folder / "png").absolute()
         self.threads = bench.threads or len(os.sched_getaffinity(0))
-        self.scene = SceneConfig((bench.res or res,), bench.views or views, bench.seed, device=bench.device).resolved()
+        scene = SceneConfig((bench.res or res,), bench.views or views, bench.seed, bench.samples, device=bench.device)
+        self.scene = scene.resolved()
         self.items = self._items(objects if bench.objects is None else bench.objects)
         self.results = {item.uid: Result() for item in self.items}
         self.failed: dict[str, str] = {}
@@ -112,6 +143,8 @@ class Run:
             home = self.folder / "recipes" / item.uid
             home.mkdir(parents=True)
             items.append(Item(item.uid, "local", url=str(procedural.fetch(item, home))))
+        write_glb(self.folder / "heavy.glb")
+        items.append(Item("heavy", "local", url=str(self.folder / "heavy.glb")))
         if self.bench.input is not None:
             cfg = RenderConfig(input=self.bench.input.absolute(), allow_blend=True, scene=self.scene)
             items += sources.load("local").items(cfg)
@@ -122,16 +155,24 @@ class Run:
         return [item for item in self.items if item.uid not in self.failed]
 
     def time(self) -> None:
-        """One repeat: A and B in turns on every object. B's Blender starts once, and its start is counted."""
+        """One repeat: A, B and C in turns on every object. B's Blender starts once, and its start is counted."""
         options: dict[str, Any] = {"input": self.folder, "allow_blend": True, "out": self.folder, "scene": self.scene}
         cfg = RenderConfig(source="local", threads=self.threads, timeout_s=TIMEOUT_S, **options)
-        with contextlib.closing(Producer(cfg.resolved())) as producer:
+        writer = ShardWriter(self.folder / "shards", self.scene.res, (), {"config_hash": ""}, 1e9)
+        with (
+            contextlib.closing(Producer(cfg.resolved())) as producer,
+            contextlib.closing(Blender(self.folder / "floor", Limits(TIMEOUT_S), VERBOSE)) as floor,
+        ):
             start = time.perf_counter()
             self.blender_version = producer.blender.start()["blender"]
             self.starts.append(time.perf_counter() - start)
             for item in self.alive():
-                ours = functools.partial(self._ours, producer=producer)
-                if self._attempt("A", item, self._fresh) and self._attempt("B", item, ours):
+                ways = {
+                    "A": self._fresh,
+                    "B": functools.partial(self._ours, producer=producer, writer=writer),
+                    "C": functools.partial(self._floor, blender=floor),
+                }
+                if all(self._attempt(way, item, measure) for way, measure in ways.items()):
                     walls = (f"{way} {self.results[item.uid].stages[way][-1]['wall']:.2f} s" for way in WAYS)
                     self._say(item, ", ".join(walls))
 
@@ -165,18 +206,42 @@ class Run:
     def _fresh(self, item: Item) -> None:
         denoise = self.bench.common_denoise
         common = {"samples": self.bench.common_samples, "denoise": denoise != "off", "prefilter": denoise.upper()}
-        done = in_fresh_process(self._job(item) | common | {"out": str(self.png / item.uid)}, TIMEOUT_S)
-        self._keep(item, "A", done["stages"], done["peak_rss_mb"], done["device"])
+        job = self._job(item) | common | {"out": str(self.png / item.uid)}
+        job["cameras"] = job["cameras"][: self.bench.common_views]
+        done = in_fresh_process(job, TIMEOUT_S)
+        stages = done["stages"]
+        others = stages["render"] * (self.scene.views / len(job["cameras"]) - 1)
+        stages |= {"render": stages["render"] + others, "wall": stages["wall"] + others}
+        self._keep(item, "A", stages, done["peak_rss_mb"], done["device"])
 
-    def _ours(self, item: Item, producer: Producer) -> None:
+    def _ours(self, item: Item, producer: Producer, writer: ShardWriter) -> None:
         outcome = producer(item)
         if outcome.scene is None:
             raise Skip(outcome.reason, outcome.detail)
-        stages = outcome.timings | {"wall": outcome.timings["total"]}
+        start = time.perf_counter()
+        writer.add(outcome.scene, "train", 0)
+        writer.close("train")
+        write = time.perf_counter() - start
+        stages = outcome.timings | {"write": write, "wall": outcome.timings["total"] + write}
         process = producer.blender.process  # none where it has just been recycled
         rss_mb = peak_rss_mb(process.pid) if process else producer.blender.rss_mb
         self._keep(item, "B", stages, rss_mb, outcome.scene.meta["device"])
         self.jpegs[item.uid] = outcome.scene.by_width[self.scene.width].jpegs[: self.bench.reference_views]
+
+    def _floor(self, item: Item, blender: Blender) -> None:
+        """B's job once more, without whatever comes after Cycles, and with Cycles' own account of its time."""
+        blender.start()
+        log: list[str] = []
+        blender.log = log  # type: ignore[assignment]  # all lines, not only the last ones
+        loaded, *frames = blender.render(self._job(item))
+        assert isinstance(loaded, dict)
+        text = "\n".join(log)
+        spent = {name: sum(map(float, re.findall(line, text, re.MULTILINE))) for name, line in SECONDS.items()}
+        seconds = sum(frame.seconds for frame in frames if isinstance(frame, Frame))
+        stages = loaded["timings"] | {name: spent[name] for name in ("sync", "trace", "denoise")}
+        stages |= {"bvh": spent["session"] - spent["without_bvh"], "read": seconds - spent["sync"] - spent["session"]}
+        assert blender.process is not None
+        self._keep(item, "C", stages | {"wall": spent["trace"]}, peak_rss_mb(blender.process.pid), loaded["device"])
 
     def _keep(self, item: Item, way: str, stages: dict[str, float], rss_mb: float, device: str) -> None:
         self.results[item.uid].stages[way].append(stages)
@@ -200,7 +265,7 @@ class Run:
 def pixels(blender: Blender, job: dict[str, Any]) -> list[np.ndarray]:
     """Views of a job as sRGB bytes on white."""
     frames = [answer for answer in blender.render(job) if isinstance(answer, Frame)]
-    return [images.srgb8(images.over_white(frame.passes["rgba"])) for frame in frames]
+    return [images.srgb8(images.over_white(frame.full("rgba"))) for frame in frames]
 
 
 def psnr(image: np.ndarray, truth: np.ndarray) -> float:
@@ -214,40 +279,82 @@ def mean_psnr(results: list[Result], kind: str) -> float:
     return statistics.fmean([value for result in results for value in result.psnr_db.get(kind, [])] or [0.0])
 
 
+def medians(run: Run, way: str, names: tuple[str, ...]) -> dict[str, float]:
+    """Seconds by stage: the median of the repeats, then the mean of the objects that worked in all ways."""
+    timings = [run.results[item.uid].stages[way] for item in run.alive()]
+    return {name: statistics.fmean(statistics.median(t.get(name, 0) for t in ts) for ts in timings) for name in names}
+
+
 def summary(run: Run, way: str) -> dict[str, Any]:
-    """Numbers of one way over the objects that worked in both."""
+    """Numbers of one way over the objects that worked in all of them."""
     alive = [run.results[item.uid] for item in run.alive()]
-    timings = [result.stages[way] for result in alive]
-    stages = {
-        name: statistics.fmean(statistics.median(t.get(name, 0) for t in ts) for ts in timings) for name in STAGES
-    }
+    stages = medians(run, way, STAGES)
     if way == "B":
         stages["start"] = statistics.median(run.starts) / len(alive)
         stages["wall"] += stages["start"]
     return {
         "objects_per_hour": 3600 / stages["wall"],
         "wall_ms_per_view": 1000 * stages["wall"] / run.scene.views,
-        "render_ms_per_view": 1000 * stages["render"] / run.scene.views,
         "psnr_db": mean_psnr(alive, way),
         "peak_rss_mb": max(max(result.peak_rss_mb[way]) for result in alive),
         "stages_ms_per_object": {name: 1000 * seconds for name, seconds in stages.items()},
     }
 
 
-def tables(run: Run, ways: dict[str, dict[str, Any]], ratio: float) -> list[str]:
+def ratios(run: Run, ways: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """What a change must not make worse. B/A is of objects per hour, B/C of seconds (without the start of Blender)."""
+    steady = ways["B"]["stages_ms_per_object"]["wall"] - ways["B"]["stages_ms_per_object"]["start"]
+    return {
+        "B/A": ways["B"]["objects_per_hour"] / ways["A"]["objects_per_hour"],
+        "B/C": steady / ways["C"]["stages_ms_per_object"]["wall"],
+        "PSNR": ways["B"]["psnr_db"],
+    }
+
+
+def tables(run: Run, ways: dict[str, dict[str, Any]], ratio: dict[str, float]) -> list[str]:
     """The report, line by line."""
     alive = [run.results[item.uid] for item in run.alive()]
-    lines = [f"{'':28}{'objects/h':>10}{'ms/view':>10}{'render ms':>10}{'PSNR dB':>10}{'RSS MB':>10}"]
+    lines = [f"{'':28}{'objects/h':>10}{'ms/view':>10}{'PSNR dB':>10}{'RSS MB':>10}"]
     for way, numbers in ways.items():
-        lines.append(f"{way} {WAYS[way]:26}" + "".join(f"{number:10.1f}" for number in list(numbers.values())[:5]))
-    lines += [f"B/A objects/h: {ratio:.2f}; PSNR of B before JPEG: {mean_psnr(alive, 'B before JPEG'):.1f} dB", ""]
+        shown = "".join(f"{number:10.1f}" if number else f"{'':10}" for number in list(numbers.values())[:4])
+        lines.append(f"{way} {WAYS[way]:26}{shown}")
+    before = mean_psnr(alive, "B before JPEG")
+    lines += [
+        f"B/A {ratio['B/A']:.2f} (objects/h), B/C {ratio['B/C']:.2f} (seconds); B before JPEG {before:.1f} dB",
+        "",
+    ]
     lines += ["ms/object" + "".join(f"{stage:>10}" for stage in STAGES)]
-    lines += [f"{way:9}" + "".join(f"{ms:10.1f}" for ms in ways[way]["stages_ms_per_object"].values()) for way in ways]
+    for way in ("A", "B"):
+        lines.append(f"{way:9}" + "".join(f"{ms:10.1f}" for ms in ways[way]["stages_ms_per_object"].values()))
     lines += ["A: start is process start and exit, render holds the PNG files; B: encode runs beside render", ""]
+    profile = medians(run, "C", PROFILE)
+    lines += ["profile  " + "".join(f"{stage:>10}" for stage in PROFILE)]
+    lines += ["ms/object" + "".join(f"{1000 * seconds:10.1f}" for seconds in profile.values()), ""]
+    lines += [f"{'object':14}{'A s':>9}{'B s':>9}{'C s':>9}{'A dB':>8}{'B dB':>8}"]
+    for item in run.alive():
+        result = run.results[item.uid]
+        walls = [statistics.median(stages["wall"] for stages in result.stages[way]) for way in WAYS]
+        quality = [statistics.fmean(result.psnr_db.get(way, [0.0])) for way in ("A", "B")]
+        lines += [f"{item.uid[:13]:14}" + "".join(f"{v:9.2f}" for v in walls) + "".join(f"{v:8.1f}" for v in quality)]
     scene, bench = run.scene, run.bench
-    lines += [f"{len(alive)} objects x {scene.views} views, {scene.width} px, {run.threads} threads, lights uniform"]
+    lines += [
+        "",
+        f"{len(alive)} objects x {scene.views} views, {scene.width} px, {run.threads} threads, lights uniform",
+    ]
     lines += [f"A {bench.common_samples} spp, denoise {bench.common_denoise}; B {scene.samples}, {scene.denoise}"]
+    if bench.common_views:
+        lines += [f"A rendered {bench.common_views} views of each object; its render time is scaled to all of them"]
     return lines + [f"left out: {uid}, {reason}" for uid, reason in run.failed.items()]
+
+
+def worse(found: dict[str, float], wanted: dict[str, float]) -> list[str]:
+    """What fell clearly behind a stored baseline, in words."""
+    checks = {
+        "B/A": found["B/A"] < wanted["B/A"] * SLACK["B/A"],
+        "B/C": found["B/C"] > wanted["B/C"] * SLACK["B/C"],
+        "PSNR": found["PSNR"] < wanted["PSNR"] - SLACK["PSNR"],
+    }
+    return [f"{name} is {found[name]:.2f}, the baseline {wanted[name]:.2f}" for name, bad in checks.items() if bad]
 
 
 def machine(run: Run) -> str:
@@ -272,15 +379,19 @@ def compare(bench: Bench, folder: Path) -> int:
         say("no object worked in both ways")
         return 1
     ways = {way: summary(run, way) for way in WAYS}
-    ratio = ways["B"]["objects_per_hour"] / ways["A"]["objects_per_hour"]
+    ratio = ratios(run, ways)
     facts = {"machine": machine(run), "command": f"python {shlex.join(sys.argv)}"}
     print("\n".join([*tables(run, ways, ratio), *facts.values()]))
     if bench.json_file is not None:
         objects = {item.uid: dataclasses.asdict(run.results[item.uid]) for item in run.alive()}
         settings = {"bench": dataclasses.asdict(bench), "scene": dataclasses.asdict(run.scene)}
-        report = facts | settings | {"ratio": ratio, "ways": ways, "objects": objects, "failed": run.failed}
+        report = facts | settings | {"ratios": ratio, "ways": ways, "objects": objects, "failed": run.failed}
         bench.json_file.write_text(json.dumps(report, indent=2, default=str))
-    return 0
+    if bench.save_baseline is not None:
+        bench.save_baseline.write_text(json.dumps({name: round(value, 2) for name, value in ratio.items()}) + "\n")
+    bad = worse(ratio, json.loads(bench.check.read_text())) if bench.check is not None else []
+    say("\n".join(bad) or "no worse than the baseline" if bench.check is not None else "")
+    return 1 if bad or run.failed else 0
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import engines
 import numpy as np
 from importers import Unusable
 from mathutils import Matrix
+from outline import Outline
 
 # evaluated curves, texts, surfaces and metaballs come a second time as meshes, so only these need a look
 MEASURED = {"MESH", "POINTCLOUD", "CURVES", "VOLUME"}
@@ -17,7 +18,9 @@ TOLERANCE = 1e-3
 
 
 def normalize(limits):
-    """Parents every root to one empty that carries scale and translation. Returns transform, bounds and counts.
+    """Parents every root to one empty that carries scale and translation.
+
+    Returns transform, bounds and counts, and points (K, 3) that enclose all there is to see (None: not known).
 
     limits: {"max_polygons": int}. Raises Unusable: empty, not_finite, degenerate, absurd_scale, too_many_polygons,
     outlier_geometry, default_cube, normalize_failed.
@@ -37,12 +40,13 @@ def normalize(limits):
             ob.matrix_parent_inverse.identity()
     root.matrix_world = matrix
 
-    low, high = _measure()["bounds"]
+    measured = _measure(Outline())
+    low, high = measured["bounds"]
     error = max(np.abs(low + high).max() / 2, abs((high - low).max() - 1))
     if not error < TOLERANCE:  # a constraint, driver or simulation in world space fights the root
         raise Unusable("normalize_failed", f"bounds after normalising: {low.tolist()} to {high.tolist()}")
     raw_low, raw_high = raw["bounds"]
-    return {
+    facts = {
         "transform": [_short(row) for row in matrix],
         "raw_bounds": [_short(raw_low), _short(raw_high)],
         "polygons": raw["polygons"],
@@ -52,6 +56,8 @@ def normalize(limits):
         "materials": len(bpy.data.materials),
         "images": sum(image.source in ("FILE", "TILED", "GENERATED") for image in bpy.data.images),
     }
+    displaced = any(material.displacement_method != "BUMP" for material in bpy.data.materials)
+    return facts, None if displaced else measured["corners"]
 
 
 def _short(numbers):
@@ -59,21 +65,24 @@ def _short(numbers):
     return [float(f"{number:.9g}") for number in numbers]
 
 
-def _measure():
+def _measure(outline=None):
     """What the engine would render now, see `_measure_instances`."""
     found = {}
-    engines.visit_depsgraph(lambda depsgraph: found.update(_measure_instances(depsgraph)))
-    if "instances" not in found:
-        raise RuntimeError("the visit of the render dependency graph failed; its traceback stands above")
+    engines.visit_depsgraph(lambda depsgraph: found.update(_measure_instances(depsgraph, outline)))
     if not found["instances"]:
         raise Unusable("empty", "nothing that the engine would render")
     return found
 
 
-def _measure_instances(depsgraph):
-    """Bounds (2, 3), 0.1-99.9 percentile bounds, polygon and instance counts."""
+def _measure_instances(depsgraph, outline):
+    """Bounds (2, 3), 0.1-99.9 percentile bounds, polygon and instance counts.
+
+    With an outline also the "corners" of what there is; None where points do not bound it (curves and points have a
+    thickness, volumes and particle hair have no points).
+    """
     cache, boxes, sampled = {}, [], []
     polygons = instances = 0
+    bounded = True
     cube = None
     for instance in depsgraph.object_instances:
         ob = instance.object
@@ -88,6 +97,9 @@ def _measure_instances(depsgraph):
         matrix = np.array(instance.matrix_world, np.float64)
         world = points @ matrix[:3, :3].T + matrix[:3, 3]
         boxes += [world.min(0), world.max(0)]
+        bounded = bounded and ob.type == "MESH" and not ob.particle_systems
+        if outline and bounded:
+            outline.add(world)
         sampled.append(world[:: max(1, len(world) // 5000)])
         polygons += faces
         instances += 1
@@ -101,6 +113,7 @@ def _measure_instances(depsgraph):
         "polygons": polygons,
         "instances": instances,
         "default_cube": instances == 1 and _is_default_cube(*cube),
+        "corners": outline.corners() if outline and bounded else None,
     }
 
 
@@ -119,10 +132,14 @@ def _points_and_faces(ob):
 
 def _used_points(mesh):
     """Vertices that belong to a face (N, 3). Loose vertices and wires are not rendered and must not count."""
+    if not len(mesh.loops):
+        return np.empty((0, 3))
     points = np.empty(len(mesh.vertices) * 3, np.float32)
-    mesh.vertices.foreach_get("co", points)
+    mesh.attributes["position"].data.foreach_get(
+        "vector", points
+    )  # the attributes are copied whole, unlike vertices.co
     corners = np.empty(len(mesh.loops), np.int32)
-    mesh.loops.foreach_get("vertex_index", corners)
+    mesh.attributes[".corner_vert"].data.foreach_get("value", corners)
     used = np.zeros(len(mesh.vertices), bool)
     used[corners] = True
     return points.reshape(-1, 3)[used].astype(np.float64)
@@ -130,8 +147,10 @@ def _used_points(mesh):
 
 def _is_default_cube(points, faces):
     """Blender's start-up cube: what a renderer shows that never opened the file (allenai/objaverse-xl on .blend)."""
+    if faces not in (6, 12):
+        return False
     corners = np.unique(np.round(points, 4), axis=0)
-    return faces in (6, 12) and len(corners) == 8 and np.all(np.abs(corners) == 1)
+    return len(corners) == 8 and np.all(np.abs(corners) == 1)
 
 
 def _judge(raw, limits):

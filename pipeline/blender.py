@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.images import paste
 from pipeline.scene import Retry, Skip
 
 SCRIPT = Path(__file__).resolve().parent.parent / "blender_scripts" / "worker.py"
 START_TIMEOUT_S = 120.0
 LOG_LINES = 50
+NOWHERE = 1e10  # Cycles' depth where no surface is
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
 
@@ -38,22 +40,34 @@ class Limits:
 
 @dataclass(frozen=True)
 class Frame:
-    """One rendered view: index of the camera, passes by name as float32 (H, W, C) in linear light, seconds it took."""
+    """One rendered view: index of the camera, passes by name as float32 (h, w, C) in linear light, seconds it took.
+
+    The passes hold the rectangle [top, bottom, left, right) of the image of size hw; outside it no ray hits anything.
+    """
 
     index: int
     passes: dict[str, np.ndarray]
+    rectangle: tuple[int, int, int, int]
+    hw: tuple[int, int]
     seconds: float
+
+    def full(self, name: str) -> np.ndarray:
+        """A pass as (H, W, C), with what Cycles writes where nothing is: no light, no coverage, no normal, far away."""
+        top, _, left, _ = self.rectangle
+        return paste(self.passes[name], (top, left), self.hw, NOWHERE if name == "depth" else 0)
 
 
 class Blender:
     """One persistent Blender process. `render` starts it when there is none and leaves it running.
 
-    scratch: a folder of its own (working folder and user settings). Not thread-safe: one owner, one job at a time.
+    scratch: a folder of its own (working folder and user settings). environment: variables besides those that every
+    Blender of ours gets. Not thread-safe: one owner, one job at a time.
     """
 
-    def __init__(self, scratch: Path, limits: Limits) -> None:
+    def __init__(self, scratch: Path, limits: Limits, environment: dict[str, str] | None = None) -> None:
         self.scratch = scratch
         self.limits = limits
+        self.environment = environment or {}
         self.process: subprocess.Popen[bytes] | None = None
         self.log: collections.deque[str] = collections.deque(maxlen=LOG_LINES)
         self.hello: dict[str, Any] = {}
@@ -89,7 +103,8 @@ class Blender:
                 if kind == "loaded":
                     yield message
                 elif kind == "view":
-                    yield Frame(message["index"], self._passes(message, deadline), message["seconds"])
+                    passes, rectangle = self._passes(message, deadline), tuple(message["rectangle"])
+                    yield Frame(message["index"], passes, rectangle, tuple(job["hw"]), message["seconds"])
                 else:
                     break
             finished = True
@@ -133,6 +148,7 @@ class Blender:
             "CUDA_CACHE_PATH": f"{cache}/cuda",
             "OPTIX_CACHE_PATH": f"{cache}/optix",
         }
+        environment |= self.environment
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -155,7 +171,7 @@ class Blender:
         with stdout:
             for line in stdout:
                 text = line.decode(errors="replace").rstrip()
-                if text and not text.startswith("Fra:"):  # the progress of every sample of every view
+                if text:
                     self.log.append(text)
 
     def _send(self, job: dict[str, Any]) -> None:

@@ -73,10 +73,19 @@ def project(points: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> tuple[
     return pixels, depth
 
 
+def projection(c2w: np.ndarray, fxfycxcy: np.ndarray) -> np.ndarray:
+    """c2w (..., 4, 4), fxfycxcy (..., 4) -> (..., 3, 4): world to homogeneous pixels and depth, `project` as a matrix."""
+    fx, fy, cx, cy = np.moveaxis(np.asarray(fxfycxcy, np.float64), -1, 0)
+    zero = np.zeros_like(fx)
+    k = np.stack([fx, zero, cx, zero, fy, cy, zero, zero, zero + 1], -1).reshape(*fx.shape, 3, 3)
+    return np.asarray(k @ w2c(np.asarray(c2w, np.float64))[..., :3, :])
+
+
 def blender_camera(c2w: np.ndarray, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> dict[str, object]:
     """One camera as the numbers that Blender's own camera takes (sensor_fit HORIZONTAL, sensor width 36 mm).
 
-    c2w (4, 4), fxfycxcy (4,) in pixels of an image of size hw -> matrix_world (rows), lens in mm, shifts, pixel aspects.
+    c2w (4, 4), fxfycxcy (4,) in pixels of an image of size hw -> matrix_world (rows), lens in mm, shifts, pixel aspects;
+    and the `projection`, for whoever asks where in the picture something is.
     """
     height, width = hw
     fx, fy, cx, cy = (float(v) for v in fxfycxcy)
@@ -92,6 +101,7 @@ def blender_camera(c2w: np.ndarray, fxfycxcy: np.ndarray, hw: tuple[int, int]) -
         / aspect_x,  # shifts are in units of the width, pixels may not be square
         "pixel_aspect_x": aspect_x,
         "pixel_aspect_y": aspect_y,
+        "projection": projection(c2w, fxfycxcy).tolist(),
     }
 
 

@@ -15,6 +15,7 @@ from pipeline.cameras import SAMPLERS
 from pipeline.scene import UserError
 
 Source = Literal["procedural", "local"]
+DENOISE_ABOVE = 128  # pixels; below, what a denoiser costs buys more quality as samples
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class SceneConfig:
     """Camera poses per object."""
     seed: int = 0
     """Chooses procedural objects, cameras, lights and noise. Same seed and uid, same pixels."""
-    samples: int = 32
-    """Paths per pixel."""
+    samples: int | None = None
+    """Paths per pixel. Default: 32, or 16 where the denoiser is on. docs/performance.md weighs time against quality."""
     engine: Literal["auto", "cycles", "eevee"] = "auto"
     """auto is Cycles. EEVEE needs a GPU to be fast."""
     device: Literal["auto", "cpu", "optix", "cuda", "hip", "oneapi", "metal"] = "auto"
@@ -61,7 +62,7 @@ class SceneConfig:
         """The same with every default that depends on another field filled in. Raises UserError on nonsense."""
         if not self.res or min(self.res) < 8 or max(self.res) > 8192:
             raise UserError(f"--res {' '.join(map(str, self.res))} is outside 8..8192", "for example --res 64 512")
-        if self.views < 1 or not 1 <= self.quality <= 100 or self.samples < 1:
+        if self.views < 1 or not 1 <= self.quality <= 100 or (self.samples is not None and self.samples < 1):
             raise UserError("--views and --samples must be positive, --quality between 1 and 100")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed} is negative", "seeds are whole numbers from 0 up")
@@ -76,12 +77,14 @@ class SceneConfig:
         fov = sampler.fov_x_deg if self.fov_x_deg is None else self.fov_x_deg
         if not 1 <= fov <= 150:
             raise UserError(f"--fov-x-deg {fov:g} is outside 1..150 degrees")
+        denoise = ("on" if self.width > DENOISE_ABOVE else "off") if self.denoise == "auto" else self.denoise
         return dataclasses.replace(
             self,
             res=tuple(sorted(set(self.res))),
             engine="cycles" if self.engine == "auto" else self.engine,
             fov_x_deg=fov,
-            denoise=("on" if self.width > 128 else "off") if self.denoise == "auto" else self.denoise,
+            samples=self.samples or (16 if denoise == "on" else 32),
+            denoise=denoise,
         )
 
 
@@ -134,6 +137,7 @@ class RenderConfig:
         scene = self.scene.resolved()
         out = self.out or Path("data") / f"{self.source}-{'-'.join(map(str, scene.res))}"
         source = self.input.absolute() if self.input else None
+        assert scene.samples is not None
         work = scene.views * (scene.width / 512) ** 2 * scene.samples / 32
         timeout_s = self.timeout_s or 300 + 20 * work
         return dataclasses.replace(self, scene=scene, out=out.absolute(), input=source, timeout_s=timeout_s)

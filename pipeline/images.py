@@ -49,14 +49,30 @@ def _area_weights(size: int, new_size: int) -> np.ndarray:
     return (overlap / (high - low)).astype(np.float32)
 
 
-def resize_area(pixels: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """(H, W, C) float -> (h, w, C) by exact area average. For light, pass linear light."""
-    if pixels.shape[:2] == hw:
+def resize_area(
+    pixels: np.ndarray, hw: tuple[int, int], place: tuple[tuple[int, int], tuple[int, int]] | None = None
+) -> np.ndarray:
+    """(H, W, C) float -> (h, w, C) by exact area average. For light, pass linear light.
+
+    place: (top, left), (H, W) of the whole image where `pixels` are a part of it and the rest is 0.
+    """
+    (top, left), whole = place or ((0, 0), pixels.shape[:2])
+    if pixels.shape[:2] == whole == hw:
         return pixels
-    rows = _area_weights(pixels.shape[0], hw[0])
-    columns = _area_weights(pixels.shape[1], hw[1])
+    rows = _area_weights(whole[0], hw[0])[:, top : top + pixels.shape[0]]
+    columns = _area_weights(whole[1], hw[1])[:, left : left + pixels.shape[1]]
     shrunk = np.tensordot(rows, pixels, (1, 0))
     return np.ascontiguousarray(np.moveaxis(np.tensordot(columns, shrunk, (1, 1)), 0, 1))
+
+
+def paste(pixels: np.ndarray, corner: tuple[int, int], hw: tuple[int, int], background: float) -> np.ndarray:
+    """Pixels (h, w, ...) at (top, left) of an image of size hw that is `background` elsewhere."""
+    if pixels.shape[:2] == hw:
+        return pixels
+    top, left = corner
+    whole = np.full((*hw, *pixels.shape[2:]), background, pixels.dtype)
+    whole[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return whole
 
 
 def resize_nearest(pixels: np.ndarray, hw: tuple[int, int]) -> np.ndarray:

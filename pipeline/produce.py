@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import cameras, images, preflight, quality, sources
-from pipeline.blender import Blender, Frame, Limits
+from pipeline.blender import NOWHERE, Blender, Frame, Limits
 from pipeline.config import RenderConfig, SceneConfig
 from pipeline.lights import LIGHTS
 from pipeline.scene import HEARTBEAT, Item, Outcome, Retry, Scene, Skip, Views, item_rng
 
 TRIES = 2  # a crash or a hang costs one more try, in a fresh process
 HEARTBEAT_S = 1.0
-NO_HIT = 1e9  # Cycles writes 1e10 where no surface is
 
 
 class Producer:
@@ -136,19 +135,23 @@ class Gallery:
 
     def add(self, frame: Frame) -> None:
         """Composites on white and encodes: light and coverage by area in linear light, depth and normals by nearest pixel."""
-        rgba = frame.passes["rgba"]
-        light = np.concatenate([images.over_white(rgba), rgba[..., 3:]], -1)
+        top, _, left, _ = frame.rectangle
         for width in self.cfg.res:
-            small = images.resize_area(light, (width, width))
-            rgb, alpha = images.srgb8(small[..., :3]), np.clip(small[..., 3], 0, 1)
-            self.jpegs[width].append(images.encode_jpeg(rgb, self.cfg.quality))
-            if width == self.cfg.width:
-                self.stats.append(quality.measure(rgb, alpha))
+            hw = (width, width)
+            if whole := hw == frame.hw:
+                rgba, corner = frame.passes["rgba"], (top, left)
+            else:
+                rgba, corner = images.resize_area(frame.passes["rgba"], hw, ((top, left), frame.hw)), (0, 0)
+            rgb, alpha = images.srgb8(images.over_white(rgba)), np.clip(rgba[..., 3], 0, 1)
+            self.jpegs[width].append(images.encode_jpeg(images.paste(rgb, corner, hw, 255), self.cfg.quality))
+            if whole:
+                self.stats.append(quality.measure(rgb, alpha, width * width))
             if self.cfg.alpha:
-                self._keep(width, "alpha", images.encode_png(np.round(alpha * 255).astype(np.uint8)))
+                coverage = np.round(alpha * 255).astype(np.uint8)
+                self._keep(width, "alpha", images.encode_png(images.paste(coverage, corner, hw, 0)))
             for name in ("depth", "normals"):
                 if name in frame.passes:
-                    self._keep(width, name, _raw(name, frame.passes[name], width))
+                    self._keep(width, name, _raw(name, frame.full(name), width))
 
     def _keep(self, width: int, name: str, data: bytes) -> None:
         self.layers[width].setdefault(name, []).append(data)
@@ -168,5 +171,5 @@ def _raw(name: str, pixels: np.ndarray, width: int) -> bytes:
     """Depth or normals (H, W, C) -> little-endian float32 bytes at `width`. Depth is infinite where nothing is."""
     small = images.resize_nearest(pixels, (width, width))
     if name == "depth":
-        small = np.where(small > NO_HIT, np.inf, small)
+        small = np.where(small < NOWHERE / 10, small, np.inf)
     return small.astype("<f4").tobytes()

@@ -13,19 +13,23 @@ COVERED = 0.5  # alpha
 
 @dataclass(frozen=True)
 class ViewStats:
-    """Of one view: share of covered pixels, whether coverage reaches the border, share of pixels that are not white."""
+    """Of one view: share of its area that is covered, whether coverage reaches the border, share of pixels that are not white."""
 
     coverage: float
     touches_border: bool
     visible: float
 
 
-def measure(rgb: np.ndarray, alpha: np.ndarray) -> ViewStats:
-    """sRGB bytes (H, W, 3) on white and coverage (H, W) in [0, 1] -> ViewStats."""
+def measure(rgb: np.ndarray, alpha: np.ndarray, pixels: int) -> ViewStats:
+    """sRGB bytes (h, w, 3) on white and coverage (h, w) in [0, 1] -> ViewStats.
+
+    pixels: of the whole image. The arrays may be the part of it that holds the object, with a margin of background
+    wherever the part does not end at the image's own border.
+    """
     covered = alpha > COVERED
     border = covered[0].any() or covered[-1].any() or covered[:, 0].any() or covered[:, -1].any()
-    visible = (rgb.min(-1) < 255 - VISIBLE_LEVELS).mean()
-    return ViewStats(float(covered.mean()), bool(border), float(visible))
+    visible = np.count_nonzero((rgb < 255 - VISIBLE_LEVELS).any(-1))
+    return ViewStats(float(alpha.sum()) / pixels, bool(border), visible / pixels)
 
 
 def verdict(stats: list[ViewStats], framed: bool) -> tuple[str, str] | None:

@@ -160,6 +160,28 @@ def alpha_layers():
     save_blend("alpha_layers")
 
 
+def beyond_their_points():
+    """What Cycles shows farther out than any vertex: a surface that its material displaces, and particle hair."""
+    reset()
+    bumpy = material("displaced", (0.8, 0.4, 0.1))
+    bumpy.displacement_method = "DISPLACEMENT"
+    tree = bumpy.node_tree
+    displace = tree.nodes.new("ShaderNodeDisplacement")
+    displace.inputs["Height"].default_value = 1.0
+    displace.inputs["Midlevel"].default_value = 0.0
+    displace.inputs["Scale"].default_value = 0.4
+    tree.links.new(displace.outputs["Displacement"], tree.nodes["Material Output"].inputs["Displacement"])
+    bpy.ops.mesh.primitive_ico_sphere_add(radius=1, subdivisions=4)
+    bpy.context.object.data.materials.append(bumpy)
+    save_blend("displaced")
+    reset()
+    hairy = cube((0, 0, 0), 1.0)
+    hairy.modifiers.new("hair", "PARTICLE_SYSTEM")
+    hair = hairy.particle_systems[0].settings
+    hair.type, hair.count, hair.hair_length, hair.display_step, hair.render_step = "HAIR", 200, 0.3, 3, 3
+    save_blend("hair")
+
+
 def textured(fill, path, name):
     """A cube with an image texture: packed in the file where `path` is None."""
     reset()
@@ -235,6 +257,7 @@ for make in (
     curves,
     hidden,
     alpha_layers,
+    beyond_their_points,
     textures,
     by_hand,
     scripted,

@@ -36,7 +36,7 @@ def blender(tmp_path: Path):  # type: ignore[no-untyped-def]
 def test_reset_leaves_nothing_of_the_object_before(assets: Path, blender: Blender) -> None:
     def pixels(path: Path) -> np.ndarray:
         frames = [answer for answer in blender.render(job_for(path)) if isinstance(answer, Frame)]
-        return np.stack([frame.passes["rgba"] for frame in frames])
+        return np.stack([frame.full("rgba") for frame in frames])
 
     fresh = pixels(assets / "off_origin.glb")
     for between in ("hidden.blend", "embedded.fbx", "rigged.glb", "red.ply"):
@@ -157,8 +157,8 @@ def test_depth_and_normals_agree_with_the_pose(assets: Path, blender: Blender) -
     frames = [answer for answer in blender.render(job) if isinstance(answer, Frame)]
     k = cameras.intrinsics(cfg.fov_x_deg or 0, (32, 32))
     for pose, frame in zip(poses, frames, strict=True):
-        depth, normals = frame.passes["depth"][..., 0], frame.passes["normals"]
-        hit = (depth < 100) & (frame.passes["rgba"][..., 3] == 1)
+        depth, normals = frame.full("depth")[..., 0], frame.full("normals")
+        hit = (depth < 100) & (frame.full("rgba")[..., 3] == 1)
         assert hit.sum() > 50
         rows, columns = np.nonzero(hit)
         rays = np.stack([(columns + 0.5 - k[2]) / k[0], (rows + 0.5 - k[3]) / k[1], np.ones(len(rows))], -1)
@@ -181,5 +181,5 @@ def test_eevee_shows_the_same_object(assets: Path, blender: Blender) -> None:
             raise
         frames[engine] = [answer for answer in answers if isinstance(answer, Frame)]
     for one, other in zip(frames["cycles"], frames["eevee"], strict=True):
-        alpha = np.abs(one.passes["rgba"][..., 3] - other.passes["rgba"][..., 3])
+        alpha = np.abs(one.full("rgba")[..., 3] - other.full("rgba")[..., 3])
         assert alpha.mean() < 0.01

@@ -17,7 +17,7 @@ def view(
     """A rectangle of one colour on 64 x 64 white."""
     rgb, alpha = np.full((64, 64, 3), 255, np.uint8), np.zeros((64, 64), np.float32)
     rgb[rows, columns], alpha[rows, columns] = colour, 1
-    return quality.measure(rgb, alpha)
+    return quality.measure(rgb, alpha, alpha.size)
 
 
 def reason(stats: list[ViewStats], framed: bool = True) -> str:
@@ -45,22 +45,22 @@ def test_measurements() -> None:
 def test_every_border_counts(edge: tuple[int, int]) -> None:
     alpha = np.zeros((64, 64))
     alpha[edge] = 1
-    assert quality.measure(np.full((64, 64, 3), 255, np.uint8), alpha).touches_border
+    assert quality.measure(np.full((64, 64, 3), 255, np.uint8), alpha, 64 * 64).touches_border
     alpha[edge] = 0
     alpha[1:-1, 1:-1] = 1
-    assert not quality.measure(np.full((64, 64, 3), 255, np.uint8), alpha).touches_border
+    assert not quality.measure(np.full((64, 64, 3), 255, np.uint8), alpha, 64 * 64).touches_border
 
 
-@pytest.mark.parametrize(("alpha", "covered"), [(0.5, 0), (0.51, 1)])
-def test_half_covered_is_not_covered(alpha: float, covered: float) -> None:
-    assert quality.measure(np.zeros((8, 8, 3), np.uint8), np.full((8, 8), alpha)).coverage == covered
+@pytest.mark.parametrize(("pixels", "covered"), [(64, 0.25), (256, 0.0625)])
+def test_coverage_is_an_area_of_the_whole_image(pixels: int, covered: float) -> None:
+    assert quality.measure(np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 0.25), pixels).coverage == covered
 
 
 @pytest.mark.parametrize(("level", "visible"), [(247, 0), (246, 1)])
 def test_one_channel_of_eight_levels_is_visible(level: int, visible: float) -> None:
     rgb = np.full((8, 8, 3), 255, np.uint8)
     rgb[..., 1] = level
-    assert quality.measure(rgb, np.ones((8, 8))).visible == visible
+    assert quality.measure(rgb, np.ones((8, 8)), 64).visible == visible
 
 
 def test_a_good_object_has_no_verdict() -> None:

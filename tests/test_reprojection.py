@@ -91,7 +91,7 @@ def test_spheres_are_where_the_pose_says(
         blender.close()
     assert len(frames) == len(poses) >= 3
     for pose, frame in zip(poses, frames, strict=True):
-        error = np.linalg.norm(centroids(frame.passes["rgba"][..., :3]) - sphere_pixels(pose, k), axis=-1)
+        error = np.linalg.norm(centroids(frame.full("rgba")[..., :3]) - sphere_pixels(pose, k), axis=-1)
         assert error.max() < 0.1, f"off by {error} px"
 
 
