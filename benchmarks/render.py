@@ -30,8 +30,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
+from _heavy import write_glb
 from _reference_render import in_fresh_process, peak_rss_mb
-from heavy import write_glb
 
 from pipeline import cameras, images, preflight, sources
 from pipeline.blender import Blender, Frame, Limits

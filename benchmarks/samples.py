@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from heavy import write_glb
+from _heavy import write_glb
 from render import TIMEOUT_S, TRUTH_SEED, psnr, say
 
 from pipeline import cameras, images, sources

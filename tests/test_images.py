@@ -122,6 +122,20 @@ def test_resize_area_is_the_mean_of_what_lies_under_a_pixel(
     assert resized.max() <= pixels.max() + 1e-6
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.tuples(sizes, sizes), st.tuples(sizes, sizes), seeds)
+def test_resizing_a_part_is_resizing_the_whole_it_lies_in(hw: tuple[int, int], new: tuple[int, int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    (top, bottom), (left, right) = (np.sort(rng.choice(size + 1, 2, replace=False)) for size in hw)
+    part = rng.random((bottom - top, right - left, 4)).astype(np.float32)
+    whole = images.paste(part, (top, left), hw, 0)
+    assert whole.shape == (*hw, 4)
+    np.testing.assert_array_equal(whole[top:bottom, left:right], part)
+    assert whole.sum(dtype=np.float64) == pytest.approx(part.sum(dtype=np.float64))
+    resized = images.resize_area(part, new, ((top, left), hw))
+    np.testing.assert_allclose(resized, images.resize_area(whole, new), atol=2e-6)
+
+
 def test_resize_area_keeps_white_white_and_the_same_size_as_it_is() -> None:
     white = np.ones((512, 512, 3), np.float32)
     for width in (64, 100, 333):

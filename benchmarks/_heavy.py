@@ -1,6 +1,6 @@
 """A heavy textured object for benchmarks: a GLB of any number of triangles with colour, roughness, metal and normal maps.
 
-    python benchmarks/heavy.py heavy.glb
+    python benchmarks/_heavy.py heavy.glb
 
 Stands in for the scans and sculptures of Objaverse: a bumpy knot whose material is glossy metal here and rough there, so that
 its picture is as noisy as path tracing gets under a white sky. Made from numbers, so no file of anybody's is needed.
@@ -147,5 +147,5 @@ def _glb(description: dict[str, Any], parts: list[bytes]) -> bytes:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python benchmarks/heavy.py FILE.glb")
+        sys.exit("usage: python benchmarks/_heavy.py FILE.glb")
     write_glb(Path(sys.argv[1]))
