@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two pips must not work on one environment
-.PHONY: help setup setup-train setup-test demo test lint format types campaigns bench lock clean pil
+.PHONY: help setup setup-train setup-test demo test lint format types campaigns bench bench-check lock clean pil
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -44,6 +44,9 @@ types: setup-test  ## Check types
 
 campaigns: setup-test  ## Run the long test campaigns
 	@$(BIN)/python -m pytest -m campaign
+
+bench-check: setup-test  ## Has rendering become slower or noisier? Two minutes, against stored ratios
+	@$(BIN)/python benchmarks/render.py --repeats 3 --reference-views 2 --check benchmarks/baseline.json
 
 bench: setup-test  ## Run the benchmarks
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

@@ -16,7 +16,7 @@ import statistics
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -40,6 +40,8 @@ class Options:
     """Views per object."""
     objects: int = 3
     """Procedural objects, besides the heavy one."""
+    lights: Literal["uniform", "studio", "random"] = "uniform"
+    """As in `lvsm-data render`."""
     samples: tuple[int, ...] = (8, 16, 32, 64)
     """Samples per pixel to compare."""
     reference_samples: int = 4096
@@ -55,7 +57,7 @@ def render(blender: Blender, job: dict[str, Any]) -> tuple[float, list[np.ndarra
 
 def jobs(options: Options, folder: Path) -> list[dict[str, Any]]:
     """One per object, at the project's defaults."""
-    scene = SceneConfig(res=(options.res,), views=options.views, denoise="off").resolved()
+    scene = SceneConfig(res=(options.res,), views=options.views, lights=options.lights, denoise="off").resolved()
     procedural, files = sources.load("procedural"), {}
     for _, item in zip(range(options.objects), procedural.items(RenderConfig(scene=scene)), strict=False):
         home = folder / item.uid
