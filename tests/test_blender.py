@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,6 +25,23 @@ SMALL = SceneConfig(res=(32,), views=3, samples=4).resolved()
 def job_for(path: Path, cfg: SceneConfig = SMALL) -> dict[str, object]:
     poses = cameras.sample("shell", np.random.default_rng(0), cfg.views)
     return build_job(cfg, path.name, poses, 1) | {"path": str(path), "format": path.suffix[1:]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "samples", "denoise"),
+    [
+        ({"res": (64,)}, 32, "off"),
+        ({"res": (128,)}, 32, "off"),
+        ({"res": (64, 512)}, 16, "on"),
+        ({"res": (512,), "denoise": "off"}, 32, "off"),
+        ({"res": (64,), "denoise": "on"}, 16, "on"),
+        ({"res": (512,), "samples": 7}, 7, "on"),
+    ],
+)
+def test_samples_and_denoiser_follow_the_resolution(settings: dict[str, Any], samples: int, denoise: str) -> None:
+    resolved = SceneConfig(**settings).resolved()
+    assert (resolved.samples, resolved.denoise) == (samples, denoise)
+    assert resolved.resolved() == resolved
 
 
 @pytest.fixture

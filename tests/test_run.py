@@ -311,6 +311,7 @@ def test_bad_input_gets_two_lines_and_status_2(tmp_path: Path) -> None:
         (("render", "--input", tmp_path), "--input does not go with --source procedural"),
         (("render", "--n", 0), "asks for nothing"),
         (("render", "--res", 2), "outside 8..8192"),
+        (("render", "--samples", 0), "must be positive"),
         (("render", "--cameras", "sphere12"), "has 12 views"),
         ((*local, tmp_path / "nowhere"), "does not exist"),
         ((*local, tmp_path / "list.csv"), "entry 1 has no path"),
