@@ -7,21 +7,21 @@ error here ends the process; the parent sees that as a crash, with this process'
 """
 
 import contextlib
-import ctypes
 import faulthandler
 import fcntl
 import json
 import os
 import resource
-import signal
 import sys
 import time
 
-PR_SET_PDEATHSIG = 1
 PIPE_BYTES = 1 << 20  # what Linux allows to everybody
-ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed Ray worker must not leave a Blender behind
 faulthandler.enable()  # a crash names the line that led to it; the parent keeps the last words
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import confine  # noqa: E402
+
+NETWORK_GONE = confine.confine()
 
 import bpy  # noqa: E402
 import engines  # noqa: E402
@@ -89,7 +89,9 @@ def render(job, channel):
 
 def main():
     channel = Channel(int(sys.argv[1]))
-    channel.send({"type": "ready", "blender": bpy.app.version_string, "devices": engines.devices()})
+    channel.send(
+        {"type": "ready", "blender": bpy.app.version_string, "network": not NETWORK_GONE, "devices": engines.devices()}
+    )
     for line in sys.stdin:
         try:
             render(json.loads(line), channel)

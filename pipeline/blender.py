@@ -78,7 +78,10 @@ class Blender:
         self._unread = bytearray()
 
     def start(self) -> dict[str, Any]:
-        """Starts the process if there is none; returns its greeting: {"blender": version, "devices": {kind: names}}."""
+        """Starts the process if there is none; returns its greeting.
+
+        {"blender": version, "network": whether it can reach one, "devices": {kind: names}}
+        """
         if self.process is None:
             self._spawn()
             self._allowed_s = START_TIMEOUT_S

@@ -176,7 +176,19 @@ def check_blender() -> list[Check]:
         finally:
             worker.close()
         seconds = time.perf_counter() - start
-    return [Check("Blender", "ok", f"{hello['blender']}, starts in {seconds:.1f} s"), judge_gpus(hello["devices"])]
+    started = Check("Blender", "ok", f"{hello['blender']}, starts in {seconds:.1f} s")
+    return [started, judge_network(hello["network"]), judge_gpus(hello["devices"])]
+
+
+def judge_network(reachable: bool) -> Check:
+    if not reachable:
+        return Check("isolation", "ok", "Blender runs without a network")
+    fix = (
+        "sysctl kernel.unprivileged_userns_clone=1 (Debian) or kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); "
+        "in a container: --cap-add SYS_ADMIN"
+    )
+    says = "Blender can reach the network: this system gives it no namespace of its own; open only files that you trust"
+    return Check("isolation", "note", says, fix)
 
 
 def judge_gpus(devices: dict[str, list[str]]) -> Check:

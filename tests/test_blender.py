@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,7 +18,7 @@ import psutil
 import pytest
 
 from pipeline import cameras
-from pipeline.blender import Blender, Frame, Limits
+from pipeline.blender import SCRIPT, Blender, Frame, Limits
 from pipeline.config import RenderConfig, SceneConfig
 from pipeline.produce import Producer, build_job
 from pipeline.scene import Item, Retry, Skip
@@ -60,6 +64,48 @@ def test_reset_leaves_nothing_of_the_object_before(assets: Path, blender: Blende
     for between in ("hidden.blend", "embedded.fbx", "rigged.glb", "red.ply"):
         pixels(assets / between)
     np.testing.assert_array_equal(pixels(assets / "off_origin.glb"), fresh)
+
+
+def test_blender_has_no_network_and_leaves_no_core(blender: Blender) -> None:
+    hello = blender.start()
+    assert blender.process is not None
+    mine, its = (os.readlink(f"/proc/{who}/ns/net") for who in ("self", blender.process.pid))
+    assert hello["network"] == (mine == its)
+    if hello["network"]:
+        pytest.skip("this system allows no network namespace")
+    interfaces = Path(f"/proc/{blender.process.pid}/net/dev").read_text().splitlines()[2:]
+    assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
+    assert re.search(r"Max core file size +0 +0 ", Path(f"/proc/{blender.process.pid}/limits").read_text())
+
+
+CONFINE = """
+import encodings.idna, os, socket, sys
+sys.path.insert(0, sys.argv[1])
+import confine
+if len(sys.argv) > 3:
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+gone = confine.confine()
+try:
+    socket.create_connection(("127.0.0.1", int(sys.argv[2])), timeout=5).close()
+    reached = True
+except OSError:
+    reached = False
+print(gone, reached, os.getuid(), os.getgid())
+"""
+
+
+@pytest.mark.parametrize("somebody_else", [False, True])
+def test_nothing_is_reached_from_inside(somebody_else: bool) -> None:
+    """Not even a server on this machine; and who is not root stays who he is."""
+    if somebody_else and os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        arguments = [str(SCRIPT.parent), str(server.getsockname()[1]), *(["nobody"] if somebody_else else [])]
+        run = subprocess.run([sys.executable, "-I", "-c", CONFINE, *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    gone, reached, *identity = run.stdout.split()
+    assert identity == (["65534", "65534"] if somebody_else else [str(os.getuid()), str(os.getgid())])
+    assert (gone == "True") != (reached == "True")
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
