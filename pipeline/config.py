@@ -15,6 +15,7 @@ from pipeline.cameras import SAMPLERS
 from pipeline.scene import UserError
 
 Source = Literal["procedural", "local"]
+LOOK = 2  # counted up by every change of ours that gives other pixels for the same settings
 DENOISE_ABOVE = 128  # pixels; below, what a denoiser costs buys more quality as samples
 
 
@@ -149,7 +150,7 @@ class RenderConfig:
             "input": str(self.input) if self.input else None,
             "val_percent": self.val_percent,
         }
-        return source | {"config_hash": config_hash(self.scene)} | _plain(self.scene)
+        return source | {"look": LOOK, "config_hash": config_hash(self.scene)} | _plain(self.scene)
 
 
 def _plain(scene: SceneConfig) -> dict[str, Any]:
@@ -158,6 +159,6 @@ def _plain(scene: SceneConfig) -> dict[str, Any]:
 
 
 def config_hash(scene: SceneConfig) -> str:
-    """16 hex digits that change with every setting that can change a pixel or a pose."""
-    canonical = json.dumps(dataclasses.asdict(scene), sort_keys=True)
+    """16 hex digits that change with every setting, and every change of ours, that can change a pixel or a pose."""
+    canonical = json.dumps(dataclasses.asdict(scene) | {"look": LOOK}, sort_keys=True)
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()

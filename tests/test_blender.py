@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline import cameras
+from pipeline import cameras, config
 from pipeline.blender import SCRIPT, Blender, Frame, Limits
 from pipeline.config import RenderConfig, SceneConfig
 from pipeline.produce import Producer, build_job
@@ -46,6 +46,13 @@ def test_samples_and_denoiser_follow_the_resolution(settings: dict[str, Any], sa
     resolved = SceneConfig(**settings).resolved()
     assert (resolved.samples, resolved.denoise) == (samples, denoise)
     assert resolved.resolved() == resolved
+
+
+def test_another_look_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = RenderConfig().resolved()
+    before = cfg.identity()
+    monkeypatch.setattr(config, "LOOK", config.LOOK + 1)
+    assert {name for name in before if before[name] != cfg.identity()[name]} == {"look", "config_hash"}
 
 
 @pytest.fixture
