@@ -9,7 +9,6 @@ its picture is as noisy as path tracing gets under a white sky. Made from number
 from __future__ import annotations
 
 import functools
-import io
 import json
 import struct
 import sys
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from pipeline import images
 
 FLOAT, UINT = 5126, 5125
 GLB, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
@@ -72,13 +72,6 @@ def textures(size: int) -> dict[str, np.ndarray]:
     return {name: np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8) for name, pixels in maps.items()}
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """An encoded image; glTF's v runs down the rows and u along them."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels.swapaxes(0, 1))).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
 def write_glb(path: Path, triangles: int = 120_000, texture: int = 1024) -> None:
     """Writes the object with about that many triangles and three maps of `texture` pixels."""
     rows = max(8, int((triangles / 8) ** 0.5))
@@ -89,13 +82,11 @@ def write_glb(path: Path, triangles: int = 120_000, texture: int = 1024) -> None
     along, across = knot(uv + du) - knot(uv - du), knot(uv + dv) - knot(uv - dv)
     normals = np.cross(along, across)
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    if np.mean(np.sum(normals * (points - np.roll(points, len(points) // 2, 0)), -1)) < 0:
-        normals = -normals
     corner = (np.arange(columns)[:, None] * (rows + 1) + np.arange(rows)).ravel()
     faces = np.stack([corner, corner + rows + 1, corner + rows + 2, corner, corner + rows + 2, corner + 1], -1)
-    pictures = textures(texture)
+    pictures = [images.encode_png(picture.swapaxes(0, 1)) for picture in textures(texture).values()]  # u along the rows
     blobs = [points.astype("<f4"), normals.astype("<f4"), uv.astype("<f4"), faces.astype("<u4")]
-    parts = [blob.tobytes() for blob in blobs] + [png(picture) for picture in pictures.values()]
+    parts = [blob.tobytes() for blob in blobs] + pictures
     path.write_bytes(_glb(_description(parts, points, faces.size, len(pictures)), parts))
 
 

@@ -11,6 +11,7 @@ Quality is PSNR of whole views in sRGB bytes on white, against the same views wi
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -30,28 +31,21 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from _heavy import write_glb
+from _objects import collect, job_of, pictures, psnr, truth_of
 from _reference_render import in_fresh_process, peak_rss_mb
 
-from pipeline import cameras, images, preflight, sources
+from pipeline import images, sources
 from pipeline.blender import Blender, Frame, Limits
 from pipeline.config import RenderConfig, SceneConfig
-from pipeline.produce import Producer, build_job
-from pipeline.scene import Item, Retry, Skip, UserError, item_rng
+from pipeline.produce import Producer
+from pipeline.scene import Item, Retry, Skip, UserError
 from pipeline.shards import ShardWriter
 
 SETTINGS = {"quick": (64, 16, 3), "small": (64, 128, 4), "large": (512, 32, 2)}  # pixels, views, procedural objects
 WAYS = {"A": "fresh Blender per object", "B": "lvsm-data, one Blender", "C": "Cycles' sample loop alone"}
 STAGES = ("start", "fetch", "reset", "import", "normalize", "render", "encode", "write", "wall")
-PROFILE = (
-    "import",
-    "normalize",
-    "sync",
-    "bvh",
-    "trace",
-    "denoise",
-    "read",
-)  # of C's run; B's encode and write come after
+# of C's run; B's encode and write come after
+PROFILE = ("import", "normalize", "sync", "bvh", "trace", "denoise", "read")
 VERBOSE = {"GLOG_v": "3", "GLOG_logtostderr": "1"}  # Cycles then reports what every session spent on what
 SECONDS = {
     "sync": r"Total time spent synchronizing data: ([\d.e-]+)",
@@ -61,7 +55,6 @@ SECONDS = {
     "denoise": r"^ +Denoiser +([\d.]+)",
 }
 SLACK = {"B/A": 0.85, "B/C": 1.15, "PSNR": 0.5}  # of a check: factors for ratios, decibels for quality
-TRUTH_SEED = 2**30  # the ways' own seeds lie below; with theirs, their samples would be among the truth's
 TIMEOUT_S = 1800.0
 say = functools.partial(print, file=sys.stderr, flush=True)
 
@@ -138,14 +131,7 @@ class Run:
         self.blender_version = ""
 
     def _items(self, count: int) -> list[Item]:
-        """Procedural recipes, written to files, and the files of --input: for both ways all of them are local files."""
-        procedural, items = sources.load("procedural"), []
-        for _, item in zip(range(count), procedural.items(RenderConfig(scene=self.scene)), strict=False):
-            home = self.folder / "recipes" / item.uid
-            home.mkdir(parents=True)
-            items.append(Item(item.uid, "local", url=str(procedural.fetch(item, home))))
-        write_glb(self.folder / "heavy.glb")
-        items.append(Item("heavy", "local", url=str(self.folder / "heavy.glb")))
+        items = collect(self.folder, self.scene, count)
         if self.bench.input is not None:
             cfg = RenderConfig(input=self.bench.input.absolute(), allow_blend=True, scene=self.scene)
             items += sources.load("local").items(cfg)
@@ -201,11 +187,7 @@ class Run:
         say(f"[{self.items.index(item) + 1}/{len(self.items)}] {item.uid}: {text}")
 
     def _job(self, item: Item) -> dict[str, Any]:
-        """Exactly what `Producer` sends to Blender for this item."""
-        scene = self.scene
-        c2w = cameras.sample(scene.cameras, item_rng(scene.seed, item.uid, "cameras"), scene.views)
-        file_format = preflight.check(Path(item.url))
-        return build_job(scene, item.uid, c2w, self.threads) | {"path": item.url, "format": file_format}
+        return job_of(item, self.scene, self.threads)
 
     def _fresh(self, item: Item) -> None:
         denoise = self.bench.common_denoise
@@ -234,11 +216,10 @@ class Run:
     def _floor(self, item: Item, blender: Blender) -> None:
         """B's job once more, without whatever comes after Cycles, and with Cycles' own account of its time."""
         blender.start()
-        log: list[str] = []
-        blender.log = log  # type: ignore[assignment]  # all lines, not only the last ones
+        blender.log = collections.deque()  # all lines, not only the last ones
         loaded, *frames = blender.render(self._job(item))
         assert isinstance(loaded, dict)
-        text = "\n".join(log)
+        text = self._whole_log(blender)
         spent = {name: sum(map(float, re.findall(line, text, re.MULTILINE))) for name, line in SECONDS.items()}
         seconds = sum(frame.seconds for frame in frames if isinstance(frame, Frame))
         stages = loaded["timings"] | {name: spent[name] for name in ("sync", "trace", "denoise")}
@@ -246,6 +227,15 @@ class Run:
         stages |= {"bvh": prepared - spent["sync"], "read": seconds - spent["session"]}
         assert blender.process is not None
         self._keep(item, "C", stages | {"wall": spent["trace"]}, peak_rss_mb(blender.process.pid), loaded["device"])
+
+    def _whole_log(self, blender: Blender) -> str:
+        """What Blender said of all views; its log may lag behind its pictures. RuntimeError where some never come."""
+        for _ in range(100):
+            text = "\n".join(list(blender.log))
+            if len(re.findall(SECONDS["without_bvh"], text)) == self.scene.views:
+                return text
+            time.sleep(0.05)
+        raise RuntimeError("Cycles did not account for every view")
 
     def _keep(self, item: Item, way: str, stages: dict[str, float], rss_mb: float, device: str) -> None:
         self.results[item.uid].stages[way].append(stages)
@@ -255,27 +245,17 @@ class Run:
     def _compare(self, item: Item, blender: Blender) -> None:
         job = self._job(item)
         job["cameras"] = job["cameras"][: self.bench.reference_views]
-        many = {"samples": self.bench.reference_samples, "denoise": False, "seed": job["seed"] + TRUTH_SEED}
-        truth = pixels(blender, job | many)
+        truth = self._pictures(blender, truth_of(job, self.bench.reference_samples))
         files = [self.png / item.uid / f"{index:03d}.png" for index in range(len(truth))]
         kinds = {
             "A": [images.decode(file.read_bytes()) for file in files],
             "B": [images.decode(jpeg) for jpeg in self.jpegs[item.uid]],
-            "B before JPEG": pixels(blender, job),
+            "B before JPEG": self._pictures(blender, job),
         }
         self.results[item.uid].psnr_db = {kind: list(map(psnr, made, truth)) for kind, made in kinds.items()}
 
-
-def pixels(blender: Blender, job: dict[str, Any]) -> list[np.ndarray]:
-    """Views of a job as sRGB bytes on white."""
-    frames = [answer for answer in blender.render(job) if isinstance(answer, Frame)]
-    return [images.srgb8(images.over_white(frame.full("rgba"))) for frame in frames]
-
-
-def psnr(image: np.ndarray, truth: np.ndarray) -> float:
-    """Of bytes, in dB. Equal images count as one level off in one value."""
-    squared = np.square(image.astype(float) - truth)
-    return float(10 * np.log10(255**2 / max(squared.mean(), 1 / squared.size)))
+    def _pictures(self, blender: Blender, job: dict[str, Any]) -> list[np.ndarray]:
+        return pictures([answer for answer in blender.render(job) if isinstance(answer, Frame)])
 
 
 def mean_psnr(results: list[Result], kind: str) -> float:
@@ -371,7 +351,7 @@ def machine(run: Run) -> str:
 
 
 def compare(bench: Bench, folder: Path) -> int:
-    """Runs everything and prints it. Exit status 1 where no object worked."""
+    """Runs everything and prints it. Exit status 1 where an object failed or a check did."""
     run = Run(bench, folder)
     say("a Blender for nothing, so that neither way pays for a cold disk")
     subprocess.run([sys.executable, "-I", "-c", "import bpy"], check=True)
@@ -394,8 +374,10 @@ def compare(bench: Bench, folder: Path) -> int:
         bench.json_file.write_text(json.dumps(report, indent=2, default=str))
     if bench.save_baseline is not None:
         bench.save_baseline.write_text(json.dumps({name: round(value, 2) for name, value in ratio.items()}) + "\n")
-    bad = worse(ratio, json.loads(bench.check.read_text())) if bench.check is not None else []
-    say("\n".join(bad) or "no worse than the baseline" if bench.check is not None else "")
+    bad = []
+    if bench.check is not None:
+        bad = worse(ratio, json.loads(bench.check.read_text()))
+        say("\n".join(bad) or "no worse than the baseline")
     return 1 if bad or run.failed else 0
 
 

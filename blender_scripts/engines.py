@@ -201,7 +201,7 @@ def render_views(job, corners, emit):
 
 def _render_cycles(engine, depsgraph, job, views, corners, emit):
     """Writes to the evaluated copies that Cycles reads, so that no camera moves through the dependency graph."""
-    scene, height = depsgraph.scene_eval, job["hw"][0]
+    scene, (height, width) = depsgraph.scene_eval, job["hw"]
     for index, camera in views:
         start = time.perf_counter()
         rectangle = outline.rectangle(corners, camera["projection"], job["hw"])
@@ -214,10 +214,10 @@ def _render_cycles(engine, depsgraph, job, views, corners, emit):
         passes = {}
         for layer_pass in engine.get_result().layers[0].passes:
             if layer_pass.name in PASSES:
-                pixels = np.empty(height * job["hw"][1] * layer_pass.channels, np.float32)
+                pixels = np.empty(height * width * layer_pass.channels, np.float32)
                 layer_pass.rect.foreach_get(pixels)
                 # Blender's rows start at the bottom, and Cycles writes a border's pixels into the lower left corner
-                pixels = pixels.reshape(height, job["hw"][1], layer_pass.channels)[: bottom - top, : right - left]
+                pixels = pixels.reshape(height, width, layer_pass.channels)[: bottom - top, : right - left]
                 passes[PASSES[layer_pass.name]] = np.ascontiguousarray(pixels[::-1])
         emit(index, rectangle, passes, time.perf_counter() - start)
 

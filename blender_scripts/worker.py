@@ -21,7 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import confine  # noqa: E402
 
-NETWORK_GONE = confine.confine()
+NETWORK = not confine.confine()
 
 import bpy  # noqa: E402
 import engines  # noqa: E402
@@ -88,10 +88,10 @@ def render(job, channel):
 
 
 def main():
+    """Greets the parent, then serves one job per line until standard input ends."""
     channel = Channel(int(sys.argv[1]))
-    channel.send(
-        {"type": "ready", "blender": bpy.app.version_string, "network": not NETWORK_GONE, "devices": engines.devices()}
-    )
+    facts = {"blender": bpy.app.version_string, "network": NETWORK, "devices": engines.devices()}
+    channel.send({"type": "ready"} | facts)
     for line in sys.stdin:
         try:
             render(json.loads(line), channel)

@@ -181,6 +181,7 @@ def check_blender() -> list[Check]:
 
 
 def judge_network(reachable: bool) -> Check:
+    """reachable: whether Blender, which opens strangers' files, has a network (blender_scripts/confine.py)."""
     if not reachable:
         return Check("isolation", "ok", "Blender runs without a network")
     fix = (
