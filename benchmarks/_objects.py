@@ -20,7 +20,7 @@ TRUTH_SEED = 2**30  # jobs' own seeds lie below; with theirs, their samples woul
 def collect(folder: Path, scene: SceneConfig, count: int) -> list[Item]:
     """`count` procedural recipes and the heavy object, written to files below `folder`: all of them are local files."""
     procedural, items = sources.load("procedural"), []
-    for _, item in zip(range(count), procedural.items(RenderConfig(scene=scene)), strict=False):
+    for _, item in zip(range(count), procedural.items(RenderConfig(), scene.seed, None), strict=False):
         home = folder / "recipes" / item.uid
         home.mkdir(parents=True)
         items.append(Item(item.uid, "local", url=str(procedural.fetch(item, home))))

@@ -40,7 +40,7 @@ def measure(options: Options, scratch: Path) -> list[float]:
     blender = Blender(scratch / "blender", Limits(recycle_objects=options.objects + 1, recycle_rss_mb=1e9))
     resident = []
     try:
-        for _, item in zip(range(options.objects), procedural.items(cfg), strict=False):
+        for _, item in zip(range(options.objects), procedural.items(cfg, cfg.scene.seed, None), strict=False):
             path = procedural.fetch(item, scratch)
             job = build_job(cfg.scene, item.uid, poses, 1) | {"path": str(path), "format": "procedural"}
             for _ in blender.render(job):

@@ -134,7 +134,7 @@ class Run:
         items = collect(self.folder, self.scene, count)
         if self.bench.input is not None:
             cfg = RenderConfig(input=self.bench.input.absolute(), allow_blend=True, scene=self.scene)
-            items += sources.load("local").items(cfg)
+            items += sources.load("local").items(cfg, self.scene.seed, None)
         return items
 
     def alive(self) -> list[Item]:

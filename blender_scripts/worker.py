@@ -1,6 +1,8 @@
 """The loop inside Blender: one JSON job per line on standard input, JSON replies (and raw pixels) on a descriptor of their own.
 
-    python -I worker.py REPLY_FD
+    python -I worker.py REPLY_FD [READABLE_FOLDER ...]
+
+It writes to its working folder and to XDG_CACHE_HOME (compiled GPU kernels), and reads the folders that are named.
 
 Knows no OpenCV and no shards: the parent (`pipeline/blender.py`) sends numbers that Blender takes as they are. A Python
 error here ends the process; the parent sees that as a crash, with this process's last lines as the reason.
@@ -21,7 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import confine  # noqa: E402
 
-NETWORK = not confine.confine()
+LEFT_OPEN = confine.confine(sys.argv[2:], [os.getcwd(), os.environ.get("XDG_CACHE_HOME", "")])
 
 import bpy  # noqa: E402
 import engines  # noqa: E402
@@ -90,7 +92,7 @@ def render(job, channel):
 def main():
     """Greets the parent, then serves one job per line until standard input ends."""
     channel = Channel(int(sys.argv[1]))
-    facts = {"blender": bpy.app.version_string, "network": NETWORK, "devices": engines.devices()}
+    facts = {"blender": bpy.app.version_string, "devices": engines.devices()} | LEFT_OPEN
     channel.send({"type": "ready"} | facts)
     for line in sys.stdin:
         try:

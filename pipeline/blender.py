@@ -12,30 +12,42 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from pipeline.images import paste
 from pipeline.scene import Retry, Skip
 
 SCRIPT = Path(__file__).resolve().parent.parent / "blender_scripts" / "worker.py"
 START_TIMEOUT_S = 120.0
+WATCH_S = 0.2  # how often its memory is looked at
 LOG_LINES = 50
+FOLDERS = 256  # that one process may be asked to read; beyond, the oldest go
 NOWHERE = 1e10  # Cycles' depth where no surface is
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
 
+def _most_memory_gb() -> float:
+    return min(16.0, 0.8 * psutil.virtual_memory().available / 1e9)
+
+
 @dataclass(frozen=True)
 class Limits:
-    """When to give up on an object, and when to replace a healthy process (memory creeps, however clean the reset)."""
+    """When to give up on an object, and when to replace a healthy process (memory creeps, however clean the reset).
+
+    Time is the clock's, since an object that waits for ever uses no CPU. Memory is what is resident: address space says
+    nothing of it (a GPU driver reserves a hundred GB), so there is no RLIMIT_AS or RLIMIT_DATA.
+    """
 
     timeout_s: float = 600.0  # for a whole object, import and all views
     recycle_objects: int = 200
-    recycle_rss_mb: float = 6000.0
+    recycle_rss_mb: float = 6000.0  # or half of memory_gb, so that no object pays for those before it
+    memory_gb: float = field(default_factory=_most_memory_gb)  # 16, or 80 % of what the machine has to spare
 
 
 @dataclass(frozen=True)
@@ -61,39 +73,57 @@ class Blender:
     """One persistent Blender process. `render` starts it when there is none and leaves it running.
 
     scratch: a folder of its own (working folder and user settings). environment: variables besides those that every
-    Blender of ours gets. Not thread-safe: one owner, one job at a time.
+    Blender of ours gets. readable: folders that jobs' files lie in, at any depth; the process can open no others (where
+    the kernel has Landlock; the greeting says). Not thread-safe: one owner, one job at a time.
     """
 
-    def __init__(self, scratch: Path, limits: Limits, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        scratch: Path,
+        limits: Limits,
+        environment: dict[str, str] | None = None,
+        readable: Iterable[Path] = (),
+    ) -> None:
         self.scratch = scratch
         self.limits = limits
         self.environment = environment or {}
+        self.readable = [Path(os.path.realpath(folder)) for folder in readable]
         self.process: subprocess.Popen[bytes] | None = None
         self.log: collections.deque[str] = collections.deque(maxlen=LOG_LINES)
         self.hello: dict[str, Any] = {}
         self.rss_mb = 0.0
         self.served = 0
         self._allowed_s = 0.0
+        self._granted: dict[Path, tuple[int, int] | None] = {}
+        self._watched = 0.0
         self._reply_fd = -1
         self._unread = bytearray()
 
     def start(self) -> dict[str, Any]:
         """Starts the process if there is none; returns its greeting.
 
-        {"blender": version, "network": whether it can reach one, "devices": {kind: names}}
+        {"blender": version, "network": whether it can reach one, "files": whether it can open more than it must,
+        "devices": {kind: names}}
         """
         if self.process is None:
             self._spawn()
             self._allowed_s = START_TIMEOUT_S
-            self.hello = self._message(time.monotonic() + START_TIMEOUT_S)
+            try:
+                self.hello = self._message(time.monotonic() + START_TIMEOUT_S)
+            except (Retry, Skip):
+                self.close()
+                raise
         return self.hello
 
     def render(self, job: dict[str, Any]) -> Iterator[dict[str, Any] | Frame]:
         """Runs one job: yields {"facts", "device", "timings"} first, then a Frame per camera, in order.
 
-        Raises Skip where Blender says that the object is unusable; Retry("blender_crash") where the process died and
-        Retry("timeout") where it outlived `limits.timeout_s` and was killed. After a Retry the process is gone.
+        job["root"] (default: the folder of job["path"]) is what the object may read. A process that was started without
+        it is replaced by one that has it. Raises Skip where Blender says that the object is unusable, and
+        Skip("out_of_memory") where it took more than `limits.memory_gb`; Retry("blender_crash") where the process died
+        and Retry("timeout") where it outlived `limits.timeout_s`. After a Retry or out_of_memory the process is gone.
         """
+        self._open_to(Path(os.path.realpath(job.get("root") or Path(job["path"]).parent)))
         self.start()
         self._allowed_s = self.limits.timeout_s
         deadline = time.monotonic() + self._allowed_s
@@ -134,20 +164,32 @@ class Blender:
         self.process = None
 
     def _worn_out(self) -> bool:
-        return self.served >= self.limits.recycle_objects or self.rss_mb > self.limits.recycle_rss_mb
+        too_large_mb = min(self.limits.recycle_rss_mb, self.limits.memory_gb * 500)
+        return self.served >= self.limits.recycle_objects or self.rss_mb > too_large_mb
+
+    def _open_to(self, root: Path) -> None:
+        """What a process may read is fixed when it starts, as folders, not as names: one made anew is another one."""
+        above = [folder for folder in self.readable if root.is_relative_to(folder)]
+        if not above:
+            self.readable = [*self.readable[-FOLDERS + 1 :], root]
+        if not any(self._granted.get(folder) == _identity(folder) for folder in above):
+            self.close()
 
     def _spawn(self) -> None:
         self.scratch.mkdir(parents=True, exist_ok=True)
         read_fd, write_fd = os.pipe()
         # -I and a neutral working folder: a stray cycles.py in the user's folder must not shadow Blender's add-on
-        command = [sys.executable, "-I", str(SCRIPT), str(write_fd)]
+        command = [sys.executable, "-I", str(SCRIPT), str(write_fd), *map(str, self.readable)]
+        self._granted = {folder: _identity(folder) for folder in self.readable}
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         home = str(self.scratch)  # where Blender looks for settings and leaves its session's folder, which dies with us
         environment |= {"HOME": home, "TMPDIR": home, "BLENDER_USER_RESOURCES": home, "LC_ALL": "C.UTF-8"}
-        cache = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
-        # compiled GPU kernels survive the process
+        # compiled GPU kernels survive the process, in a folder of ours: the whole cache may hold others' credentials
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lvsm-data"
+        with contextlib.suppress(OSError):  # they are compiled again where there is nowhere to keep them
+            cache.mkdir(parents=True, exist_ok=True)
         environment |= {
-            "XDG_CACHE_HOME": cache,
+            "XDG_CACHE_HOME": str(cache),
             "CUDA_CACHE_PATH": f"{cache}/cuda",
             "OPTIX_CACHE_PATH": f"{cache}/optix",
         }
@@ -220,9 +262,23 @@ class Blender:
         return received
 
     def _wait(self, deadline: float) -> None:
-        readable, _, _ = select.select([self._reply_fd], [], [], max(0.0, deadline - time.monotonic()))
-        if not readable:
-            raise Retry("timeout", f"not done within {self._allowed_s:g} s\n{self._tail()}")
+        while True:
+            now = time.monotonic()
+            if now - self._watched >= WATCH_S:
+                self._watched = now
+                self._watch_memory()
+            if select.select([self._reply_fd], [], [], max(0.0, min(WATCH_S, deadline - now)))[0]:
+                return
+            if time.monotonic() >= deadline:
+                raise Retry("timeout", f"not done within {self._allowed_s:g} s\n{self._tail()}")
+
+    def _watch_memory(self) -> None:
+        assert self.process is not None
+        with contextlib.suppress(psutil.NoSuchProcess):  # its end shows as the end of its replies
+            used_gb = psutil.Process(self.process.pid).memory_info().rss / 1e9
+            if used_gb > self.limits.memory_gb:
+                said = f"Blender took {used_gb:.1f} GB, the limit is {self.limits.memory_gb:.1f} GB"
+                raise Skip("out_of_memory", f"{said}; fewer workers leave more for each\n{self._tail()}")
 
     def _last_words(self) -> str:
         assert self.process is not None
@@ -231,7 +287,17 @@ class Blender:
         self._log_reader.join(timeout=5)
         code = self.process.returncode
         how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit status {code}"
+        if code == -signal.SIGKILL:
+            how += " (not from us; the kernel, where the machine runs out of memory)"
         return f"Blender ended with {how}\n{self._tail()}"
 
     def _tail(self) -> str:
         return "\n".join(self.log)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Tells a folder from one of the same name that was made later; None where there is none."""
+    with contextlib.suppress(OSError):
+        status = folder.stat()
+        return status.st_dev, status.st_ino
+    return None

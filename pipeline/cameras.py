@@ -81,6 +81,73 @@ def projection(c2w: np.ndarray, fxfycxcy: np.ndarray) -> np.ndarray:
     return np.asarray(k @ w2c(np.asarray(c2w, np.float64))[..., :3, :])
 
 
+def from_opengl(c2w_gl: np.ndarray) -> np.ndarray:
+    """c2w (..., 4, 4) of a camera with OpenGL/Blender axes (+x right, +y up, -z forward) -> c2w with OpenCV axes."""
+    return np.asarray(np.asarray(c2w_gl, np.float64) @ FLIP_YZ)
+
+
+def homogeneous(rows: np.ndarray) -> np.ndarray:
+    """(..., 3, 4) -> (..., 4, 4) float64 with the row 0 0 0 1."""
+    rows = np.asarray(rows, np.float64)
+    last = np.broadcast_to([0.0, 0.0, 0.0, 1.0], (*rows.shape[:-2], 1, 4))
+    return np.concatenate([rows, last], -2)
+
+
+def rotation_of(quaternion: np.ndarray) -> np.ndarray:
+    """Hamilton quaternions (..., 4), real part first, of any length but 0 -> rotation matrices (..., 3, 3)."""
+    quaternion = np.asarray(quaternion, np.float64)
+    w, x, y, z = np.moveaxis(quaternion / np.linalg.norm(quaternion, axis=-1, keepdims=True), -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, -1) for row in rows], -2)
+
+
+def nearest_rigid(c2w: np.ndarray, tolerance: float = 1e-3) -> np.ndarray:
+    """c2w (V, 4, 4) with its rotations made orthonormal to float64. Raises ValueError where a pose is no rigid one.
+
+    tolerance: how far an entry of R^T R may be off the identity. Scaled, sheared and mirrored axes are not rigid.
+    """
+    c2w = np.asarray(c2w, np.float64)
+    if c2w.ndim != 3 or c2w.shape[1:] != (4, 4):
+        raise ValueError(f"poses of shape {c2w.shape}")
+    if not np.isfinite(c2w).all() or np.abs(c2w).max(initial=0) > 1e6:
+        raise ValueError("numbers that are no numbers, or absurdly large")
+    rotation = c2w[:, :3, :3]
+    off = np.abs(np.swapaxes(rotation, 1, 2) @ rotation - np.eye(3)).max((1, 2), initial=0)
+    if (off > tolerance).any():
+        worst = int(off.argmax())
+        raise ValueError(f"view {worst}: axes that are not orthonormal (off by {off[worst]:.2g})")
+    if (np.linalg.det(rotation) < 0).any():
+        raise ValueError("mirrored axes (a determinant of -1)")
+    if (np.abs(c2w[:, 3] - [0, 0, 0, 1]) > 1e-6).any():
+        raise ValueError("a last row that is not 0 0 0 1")
+    u, _, v = np.linalg.svd(rotation)
+    rigid = c2w.copy()
+    rigid[:, :3, :3] = u @ v
+    return rigid
+
+
+def circle(
+    count: int, elevation_deg: float, radius: float, azimuth_deg: float = 0.0, clockwise: bool = False
+) -> np.ndarray:
+    """c2w (V, 4, 4) float64 of a turntable: V even steps of azimuth from +x towards +y (or -y), looking at the origin."""
+    step = -360 / count if clockwise else 360 / count
+    azimuth, elevation = np.radians(azimuth_deg + step * np.arange(count)), np.radians(elevation_deg)
+    flat = np.cos(elevation)
+    ring = np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.full(count, np.sin(elevation))], -1)
+    return look_at(radius * ring)
+
+
+def spread(count: int, limit: int | None) -> np.ndarray:
+    """Indices of at most `limit` of `count` views, evenly over all of them: the first is always among them."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.arange(limit) * count // limit
+
+
 def blender_camera(c2w: np.ndarray, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> dict[str, object]:
     """One camera as the numbers that Blender's own camera takes (sensor_fit HORIZONTAL, sensor width 36 mm).
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipeline.config import RenderConfig
+from pipeline.config import ImportConfig, ManifestConfig, RenderConfig
 from pipeline.scene import UserError
 
 FEWER_THAN_ASKED = 3  # exit status
@@ -24,18 +24,44 @@ def render(cfg: Annotated[RenderConfig, tyro.conf.OmitArgPrefixes]) -> int:
 
     Example: lvsm-data render --n 20 --res 64 --out data/try
     """
+    return _run(cfg.resolved())
+
+
+def import_views(cfg: Annotated[ImportConfig, tyro.conf.OmitArgPrefixes]) -> int:
+    """Turn views that exist already, with their cameras, into the same shards.
+
+    The same command on the same folder goes on where it stopped. Exit status 0: N scenes were delivered; 3: fewer.
+
+    Example: lvsm-data import --source nerfstudio --input captures/ --n 10 --res 64 512
+    """
+    return _run(cfg.resolved())
+
+
+def _run(cfg: RenderConfig | ImportConfig) -> int:
     from pipeline import sources
     from pipeline.progress import shown
-    from pipeline.run import render as run
+    from pipeline.run import deliver
 
-    cfg = cfg.resolved()
     assert cfg.out is not None
-    print(f"source: {sources.load(cfg.source).SAYS}; {sources.others(cfg.source)}")
-    print(f"writing to {shown(cfg.out)}")
-    summary = run(cfg)
+    others = f" (others: {sources.others(cfg.source)})" if isinstance(cfg, RenderConfig) else ""
+    print(f"source: {sources.load(cfg.source).SAYS}{others}")
+    print(f"writing to {shown(cfg.out)}", flush=True)
+    summary = deliver(cfg)
     for line in summary.lines():
         print(line)
     return 0 if summary.complete else FEWER_THAN_ASKED
+
+
+def manifest(cfg: Annotated[ManifestConfig, tyro.conf.OmitArgPrefixes]) -> int:
+    """Write a reproducible list of objects: uid, url, license, sha256, size, file type, whom to name.
+
+    Example: lvsm-data manifest --source objaverse --n 1000 --seed 0 -o manifests/objaverse-1k.parquet
+    """
+    from pipeline.listing import write_manifest
+
+    for line in write_manifest(cfg.resolved()):
+        print(line)
+    return 0
 
 
 def status(run: tyro.conf.Positional[Path], /, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
@@ -95,6 +121,34 @@ def view(
     return 0
 
 
+def licenses(
+    run: tyro.conf.Positional[Path],
+    /,
+    attribution: Path | None = None,
+    card: Path | None = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> int:
+    """Say which licenses the delivered objects have, what that allows for the whole, and whom to name.
+
+    Prints a paragraph for a dataset card too. Works while the run goes on, and after its shards were deleted.
+
+    Example: lvsm-data licenses data/try --attribution data/try/attribution.csv
+
+    Args:
+        run: Folder of the run (its --out).
+        attribution: Write a CSV table with a line per delivered object: title, author, license, page, ...
+        card: Write the paragraph to this Markdown file.
+        as_json: Print JSON for machines.
+    """
+    from pipeline.attribution import account, as_dict, as_text, write_card
+    from pipeline.attribution import card as card_of
+
+    found = account(run, attribution)
+    paragraph = write_card(found, card) if card else card_of(found) if found.total else ""
+    print(json.dumps(as_dict(found), indent=2) if as_json else "\n\n".join(filter(None, [as_text(found), paragraph])))
+    return 0
+
+
 def doctor(as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
     """Say what is installed, what works, and what to do about the rest.
 
@@ -114,9 +168,12 @@ def doctor(as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
 
 VERBS: dict[str, Callable[..., Any]] = {
     "render": render,
+    "import": import_views,
+    "manifest": manifest,
     "status": status,
     "verify": verify,
     "view": view,
+    "licenses": licenses,
     "doctor": doctor,
 }
 

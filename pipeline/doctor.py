@@ -177,19 +177,25 @@ def check_blender() -> list[Check]:
             worker.close()
         seconds = time.perf_counter() - start
     started = Check("Blender", "ok", f"{hello['blender']}, starts in {seconds:.1f} s")
-    return [started, judge_network(hello["network"]), judge_gpus(hello["devices"])]
+    return [started, judge_isolation(hello["network"], hello["files"]), judge_gpus(hello["devices"])]
 
 
-def judge_network(reachable: bool) -> Check:
-    """reachable: whether Blender, which opens strangers' files, has a network (blender_scripts/confine.py)."""
-    if not reachable:
-        return Check("isolation", "ok", "Blender runs without a network")
-    fix = (
-        "sysctl kernel.unprivileged_userns_clone=1 (Debian) or kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); "
-        "in a container: --cap-add SYS_ADMIN"
-    )
-    says = "Blender can reach the network: this system gives it no namespace of its own; open only files that you trust"
-    return Check("isolation", "note", says, fix)
+def judge_isolation(network: bool, files: bool) -> Check:
+    """Whether Blender, which opens strangers' files, reaches a network, and files that it must not (confine.py)."""
+    left, fixes = [], []
+    if network:
+        left.append("the network: this system gives it no namespace of its own")
+        fixes.append(
+            "sysctl kernel.unprivileged_userns_clone=1 (Debian) or kernel.apparmor_restrict_unprivileged_userns=0 "
+            "(Ubuntu); in a container: --cap-add SYS_ADMIN"
+        )
+    if files:
+        left.append("your files: this kernel has no Landlock, or it is off")
+        fixes.append("Linux 5.13 or later with landlock among lsm= of its command line (/sys/kernel/security/lsm)")
+    if not left:
+        return Check("isolation", "ok", "Blender runs without a network, and opens no files but an object's own")
+    says = f"Blender can reach {'; and '.join(left)}; open only objects that you trust"
+    return Check("isolation", "note", says, "; ".join(fixes))
 
 
 def judge_gpus(devices: dict[str, list[str]]) -> Check:

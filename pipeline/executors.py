@@ -1,13 +1,13 @@
 """A stream of Items -> a stream of Outcomes, in completion order, with back-pressure: an item is drawn when a worker is free.
 
-The stream of items may yield None: "nothing now, come back after the next outcome". It may do so only while something is
-under way.
+The stream of items may yield None: "nothing now, ask again"; so it is asked again after the next outcome, or soon.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -25,6 +25,8 @@ class Worker(Protocol):
 
 MakeWorker = Callable[[], Worker]
 Started = Callable[[int, Item], None]
+ASK_AGAIN_S = 0.05
+END = object()
 
 
 def inline(make_worker: MakeWorker, items: Iterator[Item | None], started: Started) -> Iterator[Outcome]:
@@ -33,7 +35,8 @@ def inline(make_worker: MakeWorker, items: Iterator[Item | None], started: Start
     try:
         for item in items:
             if item is None:
-                raise RuntimeError("the stream of items waits for an outcome, but nothing is under way")
+                time.sleep(ASK_AGAIN_S)
+                continue
             started(0, item)
             yield worker(item)
     finally:
@@ -122,6 +125,7 @@ class _Pool:
         self.busy: dict[Any, tuple[int, Item]] = {}
         self.again: deque[Item] = deque()
         self.died: set[str] = set()
+        self.ended = False
         errors = ray.exceptions
         self.machine_faults = (
             errors.WorkerCrashedError,
@@ -134,15 +138,25 @@ class _Pool:
         """Keeps `workers` actors busy until the stream ends; yields outcomes as they come."""
         idle = deque(range(workers))
         self._fill(idle, items, started)
-        while self.busy:
-            (ready,), _ = self.ray.wait(list(self.busy), num_returns=1)
-            slot, item = self.busy.pop(ready)
-            idle.append(slot)
-            outcome = self._outcome(ready, slot, item)
+        while self.busy or not self.ended:
+            outcome = self._wait(idle)
             self._fill(idle, items, started)  # before the yield: workers go on while the driver writes
             if outcome is not None:
                 yield outcome
                 self._fill(idle, items, started)
+
+    def _wait(self, idle: deque[int]) -> Outcome | None:
+        """The next outcome; None where it is time to ask the stream again, or an item has to be done again."""
+        if not self.busy:
+            time.sleep(ASK_AGAIN_S)
+            return None
+        patience = ASK_AGAIN_S if idle and not self.ended else None
+        ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=patience)
+        if not ready:
+            return None
+        slot, item = self.busy.pop(ready[0])
+        idle.append(slot)
+        return self._outcome(ready[0], slot, item)
 
     def close(self) -> None:
         """Lets every worker end its Blender and remove its scratch folder."""
@@ -154,8 +168,10 @@ class _Pool:
 
     def _fill(self, idle: deque[int], items: Iterator[Item | None], started: Started) -> None:
         while idle:
-            item = self.again.popleft() if self.again else next(items, None)
-            if item is None:
+            item: Any = self.again.popleft() if self.again else next(items, END)
+            if item is END:
+                self.ended = True
+            if item is END or item is None:
                 return
             slot = idle.popleft()
             if slot not in self.actors:

@@ -1,12 +1,19 @@
-"""Pixels: linear light to sRGB bytes, resizing by area, JPEG and PNG. The only module that knows PIL."""
+"""Pixels: linear light to sRGB bytes, resizing by area, JPEG, PNG and WebP. The only module that knows PIL."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
+
+MAX_PIXELS = 50_000_000  # of a picture that somebody else made; the header is looked at before anything is decoded
 
 
 @functools.cache
@@ -106,6 +113,93 @@ def decode(data: bytes) -> np.ndarray:
             return np.asarray(image)
     except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises besides, on broken files
         raise OSError(str(error)) from error
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """(height, width) of an image file as its header says, without decoding. Raises OSError where it is no picture."""
+    if _is_webp(data):
+        return _webp_size(data)
+    with _opened(data) as image:
+        return image.height, image.width
+
+
+def decode_straight(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A PNG, JPEG or WebP file -> sRGB bytes (H, W, 3), or (H, W, 4) with straight alpha where the file has transparency.
+
+    Pixels are those of the file: orientation tags and colour profiles are ignored, as everything that computes poses
+    ignores them. Raises OSError where the file is broken, claims more than `max_pixels`, or is no colour picture
+    (16-bit grey, floats).
+    """
+    height, width = size_of(data)
+    if height * width > max_pixels:
+        raise OSError(f"{width}x{height} pixels are more than {max_pixels / 1e6:.0f} million")
+    if _is_webp(data):
+        return _decode_webp(data)
+    try:
+        with _opened(data) as image:
+            if image.mode in ("F", "I") or image.mode.startswith("I;"):
+                raise OSError(f"pixels of mode {image.mode} are no colours")
+            transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+            return np.asarray(image.convert("RGBA" if transparent else "RGB"))
+    except (SyntaxError, ValueError, IndexError, struct.error, EOFError, zlib.error) as error:
+        raise OSError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """A PNG or JPEG, nothing else: fewer parsers, fewer surprises."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+    except (
+        SyntaxError,
+        ValueError,
+        struct.error,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise OSError(str(error)) from error
+    with image:
+        yield image
+
+
+def _is_webp(data: bytes) -> bool:
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """The canvas as the first chunk of a WebP file (RFC 9649) has it."""
+    head, kind = data[20:30], data[12:16]
+    if len(head) == 10 and kind == b"VP8X":
+        width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (4, 7))
+    elif len(head) == 10 and kind == b"VP8L" and head[0] == 0x2F:
+        bits = int.from_bytes(head[1:5], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    elif len(head) == 10 and kind == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
+        width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (6, 8))
+    else:
+        raise OSError("a broken WebP header")
+    return height, width
+
+
+def _decode_webp(data: bytes) -> np.ndarray:
+    """By OpenCV, which brings its own libwebp; PIL has one only where the system had it when it was built."""
+    import cv2
+
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim != 3 or pixels.shape[:2] != _webp_size(data):
+        raise OSError("a broken WebP file")
+    return np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
+
+
+def premultiplied(straight: np.ndarray) -> np.ndarray:
+    """sRGB bytes with straight alpha (H, W, 4) or without (H, W, 3) -> premultiplied linear light (H, W, 4) float32."""
+    light = linear(straight[..., :3])
+    if straight.shape[2] == 3:
+        return np.concatenate([light, np.ones_like(light[..., :1])], -1)
+    alpha = straight[..., 3:].astype(np.float32) / 255
+    return np.concatenate([light * alpha, alpha], -1)
 
 
 def version() -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.scene import Outcome, UserError
+from pipeline.scene import Item, Outcome, UserError
 from pipeline.shards import Shard
 
 SCHEMA = """
@@ -19,7 +20,8 @@ CREATE TABLE IF NOT EXISTS item (
     uid TEXT PRIMARY KEY, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', detail TEXT NOT NULL DEFAULT '',
     tries INTEGER NOT NULL DEFAULT 1, shard TEXT, license TEXT NOT NULL DEFAULT '', views INTEGER NOT NULL DEFAULT 0,
     bytes INTEGER NOT NULL DEFAULT 0, worker TEXT NOT NULL DEFAULT '', timings TEXT NOT NULL DEFAULT '{}',
-    finished REAL NOT NULL
+    finished REAL NOT NULL, source TEXT NOT NULL DEFAULT '', url TEXT NOT NULL DEFAULT '',
+    sha256 TEXT NOT NULL DEFAULT '', credit TEXT NOT NULL DEFAULT '{}'
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS item_by_shard ON item (shard);
 CREATE TABLE IF NOT EXISTS shard (
@@ -27,6 +29,20 @@ CREATE TABLE IF NOT EXISTS shard (
     finished REAL NOT NULL
 ) WITHOUT ROWID;
 """
+
+# Columns that ledgers of earlier versions lack -> what stands for a value there.
+ADDED = {"source": "''", "url": "''", "sha256": "''", "credit": "'{}'"}
+
+
+@dataclass(frozen=True)
+class Owed:
+    """So many items ended alike. named: whether the ledger knows an author."""
+
+    state: str
+    source: str
+    license: str
+    named: bool
+    count: int
 
 
 class Ledger:
@@ -42,6 +58,8 @@ class Ledger:
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.execute("PRAGMA synchronous=NORMAL")
             self.db.executescript(SCHEMA)
+            for name in ADDED.keys() - self._columns():
+                self.db.execute(f"ALTER TABLE item ADD COLUMN {name} TEXT NOT NULL DEFAULT {ADDED[name]}")
 
     def __enter__(self) -> Ledger:
         return self
@@ -59,39 +77,47 @@ class Ledger:
     def record(self, outcome: Outcome, shard: str | None) -> None:
         """Writes how one item ended. shard: where a delivered one went."""
         scene = outcome.scene
+        item = scene.item if scene else outcome.item  # what the shard says, where there is one
         self.db.execute(
-            "INSERT OR REPLACE INTO item VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO item (uid, state, reason, detail, tries, shard, views, bytes, worker, timings, finished, "
+            "license, source, url, sha256, credit) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                outcome.item.uid,
+                item.uid,
                 "delivered" if scene else "failed",
                 outcome.reason,
                 outcome.detail,
                 outcome.tries,
                 shard,
-                outcome.item.license,
                 len(scene.c2w) if scene else 0,
                 scene.jpeg_bytes if scene else 0,
                 outcome.worker,
                 json.dumps({stage: round(seconds, 4) for stage, seconds in outcome.timings.items()}),
                 time.time(),
+                *_origin(item),
             ),
         )
 
     def add_shard(self, shard: Shard) -> None:
         """A shard stands complete on disk. Its items count as delivered even if a crash ate their own lines."""
-        views = shard.rows // len(shard.uids)
         now = time.time()
         with self.db:
             self.db.execute("BEGIN")
             self.db.execute(
                 "INSERT OR REPLACE INTO shard VALUES (?, 'complete', ?, ?, ?, ?)",
-                (shard.name, len(shard.uids), shard.rows, shard.file_bytes, now),
+                (shard.name, len(shard.entries), shard.rows, shard.file_bytes, now),
             )
             self.db.executemany(
-                "INSERT INTO item (uid, state, shard, views, finished) VALUES (?, 'delivered', ?, ?, ?) "
+                "INSERT INTO item (uid, state, shard, views, bytes, finished, license, source, url, sha256, credit) "
+                "VALUES (?, 'delivered', ?, ?, ?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (uid) DO UPDATE SET state = 'delivered', reason = '', detail = '', "
-                "shard = excluded.shard, views = excluded.views",
-                [(uid, shard.name, views, now) for uid in shard.uids],
+                "shard = excluded.shard, views = excluded.views, bytes = excluded.bytes, "
+                "license = excluded.license, source = excluded.source, sha256 = excluded.sha256, "
+                "url = IFNULL(NULLIF(excluded.url, ''), url), "  # a row does not tell where a local file lies
+                "credit = excluded.credit",
+                [
+                    (entry.item.uid, shard.name, entry.views, entry.image_bytes, now, *_origin(entry.item))
+                    for entry in shard.entries
+                ],
             )
 
     def shards(self) -> dict[str, str]:
@@ -133,6 +159,30 @@ class Ledger:
         query = "SELECT license, COUNT(*) FROM item WHERE state = 'delivered' GROUP BY license ORDER BY 2 DESC, 1"
         return dict(self.db.execute(query))
 
+    def owed(self) -> list[Owed]:
+        """Counts by how items ended, source, license as recorded, and whether an author is known."""
+        source, credit = self._read("source"), self._read("credit")
+        query = (
+            f"SELECT state, {source} AS source, license, INSTR({credit}, ?) > 0 AS named, COUNT(*) "
+            "FROM item GROUP BY 1, 2, 3, 4"
+        )
+        rows = self.db.execute(query, ('"author":',))  # inside a value its quotes would be escaped
+        return [Owed(*row) for row in rows]
+
+    def works(self) -> Iterator[tuple[Item, str]]:
+        """(item, shard) of everything delivered, by uid; one at a time, so that any number fits."""
+        fields = ", ".join(self._read(name) for name in ADDED)
+        query = f"SELECT uid, license, shard, {fields} FROM item WHERE state = 'delivered' ORDER BY uid"
+        for uid, license_name, shard, source, url, sha256, credit in self.db.execute(query):
+            yield Item(uid, source, url, license_name, sha256, json.loads(credit)), shard or ""
+
+    def _columns(self) -> set[str]:
+        return {name for _, name, *_ in self.db.execute("PRAGMA table_info(item)")}
+
+    def _read(self, name: str) -> str:
+        """A column of the item table, or what stands for it where an earlier version wrote the ledger."""
+        return name if name in self._columns() else ADDED[name]
+
     def snapshot(self) -> None:
         """From here on every read shows the same moment of a run that goes on."""
         self.db.execute("BEGIN")
@@ -152,3 +202,13 @@ class Ledger:
     def delivered_in(self) -> dict[str, str]:
         """Delivered uid -> shard."""
         return dict(self.db.execute("SELECT uid, shard FROM item WHERE state = 'delivered'"))
+
+    def licenses_of(self) -> dict[str, str]:
+        """Delivered uid -> license, where one is on record: of some objects earlier versions lost it in a crash."""
+        return dict(self.db.execute("SELECT uid, license FROM item WHERE state = 'delivered' AND license <> ''"))
+
+
+def _origin(item: Item) -> tuple[str, str, str, str, str]:
+    """The columns license, source, url, sha256 and credit."""
+    credit = {name: value for name, value in item.credit.items() if value}
+    return item.license, item.source, item.url, item.sha256, json.dumps(credit)

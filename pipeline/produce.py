@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -14,7 +15,9 @@ import numpy as np
 
 from pipeline import cameras, images, preflight, quality, sources
 from pipeline.blender import NOWHERE, Blender, Frame, Limits
-from pipeline.config import RenderConfig, SceneConfig
+from pipeline.config import ImportConfig, RenderConfig, SceneConfig
+from pipeline.downloads import fetcher
+from pipeline.fetch import Fetcher
 from pipeline.lights import LIGHTS
 from pipeline.scene import HEARTBEAT, Item, Outcome, Retry, Scene, Skip, Views, item_rng
 
@@ -22,21 +25,20 @@ TRIES = 2  # a crash or a hang costs one more try, in a fresh process
 HEARTBEAT_S = 1.0
 
 
-class Producer:
-    """Holds one Blender and one scratch folder; called once per item, never fails: every end is an Outcome."""
+class Worker:
+    """Holds a scratch folder; called once per item, never fails: every end is an Outcome."""
 
-    def __init__(self, cfg: RenderConfig) -> None:
-        assert cfg.out is not None and cfg.timeout_s is not None
+    def __init__(self, cfg: RenderConfig | ImportConfig) -> None:
+        assert cfg.out is not None
         self.cfg = cfg
+        self.net: Fetcher | None = None
         self.source = sources.load(cfg.source)
         shared = cfg.out / "scratch"
         self.scratch = Path(tempfile.mkdtemp(prefix="worker-", dir=shared if shared.is_dir() else None))
-        self.blender = Blender(self.scratch / "blender", Limits(timeout_s=cfg.timeout_s))
-        self.last_beat = 0.0
         self.name = f"{os.uname().nodename}:{os.getpid()}"
 
     def __call__(self, item: Item) -> Outcome:
-        """Renders one item. A Retry is tried again at once, in a fresh Blender; then it is a failure like any other."""
+        """Does one item. A Retry is tried again at once, in a fresh Blender; then it is a failure like any other."""
         timings: dict[str, float] = {}
         start = time.perf_counter()
         tries = 0
@@ -52,31 +54,85 @@ class Producer:
             except Skip as failure:
                 scene, reason, detail = None, failure.reason, failure.detail
             except Exception:  # the only broad one: a bug of ours costs one object and keeps its traceback
-                self.blender.close()
+                self.start_afresh()
                 scene, reason, detail = None, "bug", traceback.format_exc()
             timings["total"] = time.perf_counter() - start
             return Outcome(item, scene, reason, detail, tries, self.name, timings)
 
+    def start_afresh(self) -> None:
+        """Forgets whatever a bug may have left half done."""
+
+    def close(self) -> None:
+        """Removes the scratch folder."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _produce(self, item: Item, timings: dict[str, float]) -> Scene:
+        raise NotImplementedError
+
+    def _bring(self, item: Item, folder: Path) -> Path:
+        """The item's file: where a download put it, unless that was on another machine; else as its source fetches it."""
+        ready = item.extra.get("path")
+        if ready and os.path.exists(ready):
+            return Path(ready)
+        if hasattr(self.source, "fetch"):
+            return Path(self.source.fetch(item, folder))
+        if not sources.is_remote(self.cfg):
+            return Path(item.url)
+        self.net = self.net or fetcher(self.cfg, folder, self.cfg.cache)
+        try:
+            ((_, got),) = self.source.fetch_many([item], lambda _: folder, self.net)
+        finally:
+            self.net.room.release(item.uid)
+        if isinstance(got, Path):
+            return got
+        raise got
+
+
+class Producer(Worker):
+    """Renders objects: holds one Blender."""
+
+    cfg: RenderConfig
+
+    def __init__(self, cfg: RenderConfig) -> None:
+        super().__init__(cfg)
+        assert cfg.out is not None and cfg.timeout_s is not None
+        self.cfg = cfg
+        self.input = _folder_of_input(cfg)
+        folders = [self.scratch, cfg.out / "raw", cfg.cache, *self.input]
+        self.blender = Blender(self.scratch / "blender", Limits(timeout_s=cfg.timeout_s), readable=folders)
+        self.last_beat = 0.0
+
+    def start_afresh(self) -> None:
+        """Ends Blender; the next item starts another."""
+        self.blender.close()
+
     def close(self) -> None:
         """Ends Blender and removes the scratch folder."""
         self.blender.close()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        super().close()
 
     def _produce(self, item: Item, timings: dict[str, float]) -> Scene:
         start = time.perf_counter()
         folder = self.scratch / "item"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        path = self.source.fetch(item, folder)
-        file_format = preflight.check(path)
+        path = self._bring(item, folder)
+        root = self._root_of(item, path)
+        file_format = preflight.check(path, root, self.cfg.scene.max_polygons)
         timings["fetch"] = time.perf_counter() - start
-        return self._render(item, path, file_format, timings)
+        return self._render(item, {"path": str(path), "root": str(root), "format": file_format}, timings)
 
-    def _render(self, item: Item, path: Path, file_format: str, timings: dict[str, float]) -> Scene:
+    def _root_of(self, item: Item, path: Path) -> Path:
+        """The folder that an object may read: what its source says, else what the user named, else its own."""
+        if root := item.extra.get("root"):
+            return Path(root)
+        return next((folder for folder in self.input if path.is_relative_to(folder)), path.parent)
+
+    def _render(self, item: Item, file: dict[str, str], timings: dict[str, float]) -> Scene:
         scene_cfg = self.cfg.scene
         c2w = cameras.sample(scene_cfg.cameras, item_rng(scene_cfg.seed, item.uid, "cameras"), scene_cfg.views)
         job = build_job(scene_cfg, item.uid, c2w, threads=self.cfg.threads)
-        job |= {"path": str(path), "format": file_format}
+        job |= file
         gallery = Gallery(scene_cfg)
         facts: dict[str, Any] = {}
         timings |= {"render": 0.0, "encode": 0.0}
@@ -102,6 +158,46 @@ class Producer:
         if time.monotonic() - self.last_beat > HEARTBEAT_S:
             (self.scratch / HEARTBEAT).write_text(f"{views} {item.uid}")
             self.last_beat = time.monotonic()
+
+
+class Importer(Worker):
+    """Takes views that exist already."""
+
+    cfg: ImportConfig
+
+    def __init__(self, cfg: ImportConfig) -> None:
+        super().__init__(cfg)
+        self.cfg = cfg
+
+    def _produce(self, item: Item, timings: dict[str, float]) -> Scene:
+        from pipeline import consistency
+        from pipeline.posed import to_scene
+        from pipeline.vetting import FOUND, MARK
+
+        start = time.perf_counter()
+        folder = self.scratch / "item"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        posed = self.source.load(item, self._bring(item, folder), self.cfg)
+        timings["fetch"] = time.perf_counter() - start
+        start = time.perf_counter()
+        scene = to_scene(item, posed, self.cfg.scene)
+        timings["encode"] = time.perf_counter() - start
+        if item.extra.get(MARK):
+            scene.meta[FOUND] = dataclasses.asdict(consistency.check(posed))
+        return scene
+
+
+def _folder_of_input(cfg: RenderConfig) -> list[Path]:
+    """The folder with a user's files, or with the manifest of them. Not one that holds the home: credentials lie there."""
+    folder = cfg.input if cfg.input is None or cfg.input.is_dir() else cfg.input.parent
+    home = os.path.realpath(Path.home())
+    return [folder] if folder and not Path(home).is_relative_to(os.path.realpath(folder)) else []
+
+
+def make_worker(cfg: RenderConfig | ImportConfig) -> Worker:
+    """What a run's items go through, by the kind of its source."""
+    return Importer(cfg) if isinstance(cfg, ImportConfig) else Producer(cfg)
 
 
 def build_job(cfg: SceneConfig, uid: str, c2w: np.ndarray, threads: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ LINE_S = 10.0  # between plain lines
 class Progress:
     """What the run does right now. Fed by the driver; a thread of its own shows it and writes the status file."""
 
-    def __init__(self, n: int, views: int, delivered: int, reasons: dict[str, int], out: Path) -> None:
+    def __init__(self, n: int, views: int | None, delivered: int, reasons: dict[str, int], out: Path) -> None:
+        """views: of every object, None where that differs."""
         self.n = n
         self.views_per_object = views
         self.delivered = delivered
@@ -40,6 +42,7 @@ class Progress:
         self.served: dict[int, int] = {}
         self.under_way: dict[str, int] = {}
         self.recent: deque[tuple[float, int]] = deque()
+        self.downloads: Callable[[], dict[str, int]] = dict  # set by who has any
         self.lock = threading.Lock()
         self.console = Console(stderr=True)
         self._stop = threading.Event()
@@ -62,10 +65,11 @@ class Progress:
     def on_outcome(self, outcome: Outcome) -> None:
         """An item ended."""
         with self.lock:
-            slot = self.under_way.pop(outcome.item.uid)
-            self.served[slot] = self.served.get(slot, 0) + 1
-            if self.workers[slot][0] == outcome.item.uid:  # else it is at its next item already
-                self.workers[slot] = ("", time.time())
+            slot = self.under_way.pop(outcome.item.uid, None)
+            if slot is not None:  # else it ended before a worker had it
+                self.served[slot] = self.served.get(slot, 0) + 1
+                if self.workers[slot][0] == outcome.item.uid:  # else it is at its next item already
+                    self.workers[slot] = ("", time.time())
             if outcome.scene is None:
                 self.reasons[outcome.reason] = self.reasons.get(outcome.reason, 0) + 1
                 return
@@ -82,8 +86,9 @@ class Progress:
                 self.recent.popleft()
             seconds = max(1e-9, min(WINDOW_S, now - self.started))
             begun = self._begun()
-            views_per_s = (sum(views for _, views in self.recent) + sum(begun.values())) / seconds
-            per_s = views_per_s / self.views_per_object
+            recent = sum(views for _, views in self.recent)
+            views_per_s = (recent + sum(begun.values())) / seconds
+            per_s = views_per_s / (self.views_per_object or recent / max(1, len(self.recent)) or 1)
             missing = max(0, self.n - self.delivered)
             return {
                 "pid": os.getpid(),
@@ -98,6 +103,7 @@ class Progress:
                 "objects_per_h": per_s * 3600,
                 "eta_s": missing / per_s if per_s else None,
                 "bytes_written": self.bytes,
+                "downloads": self.downloads(),
                 "workers": [
                     {
                         "worker": slot,
@@ -176,10 +182,12 @@ def reasons_text(reasons: dict[str, int]) -> str:
 def one_line(status: dict[str, Any]) -> str:
     """A status as one plain line."""
     failed = f", {status['failed']} failed ({reasons_text(status['reasons'])})" if status["failed"] else ""
+    waiting = status["downloads"]
+    fetched = f" | {waiting['ready']} fetched ahead, {size(waiting['bytes'])} of disk" if waiting else ""
     return (
         f"{status['delivered']}/{status['n']} objects{failed} | {status['views_per_s']:.1f} views/s | "
         f"{status['objects_per_h']:.0f} objects/h | ETA {duration(status['eta_s'])} | "
-        f"{size(status['bytes_written'])} written"
+        f"{size(status['bytes_written'])} written{fetched}"
     )
 
 

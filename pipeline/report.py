@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import licenses
 from pipeline.ledger import Ledger
 from pipeline.progress import duration, size
 from pipeline.report_chart import Clock, throughput
@@ -152,7 +153,7 @@ def _read_books(path: Path) -> Books:
             counts=ledger.counts(),
             reasons=reasons,
             examples={reason: ledger.examples(reason, EXAMPLES) for reason in reasons},
-            licenses=ledger.licenses(),
+            licenses=licenses.tally(ledger.licenses()),
             timeline=ledger.timeline(),
             views=ledger.totals()["views"],
             by_shard=Counter(ledger.delivered_in().values()),
@@ -328,7 +329,7 @@ def _failures(books: Books) -> str:
 
 
 def _licenses(run: Run, tiles: list[dict[str, Any]]) -> str:
-    counts = run.books.licenses if run.books else dict(Counter(tile["facts"][0][1] for tile in tiles).most_common())
+    counts = run.books.licenses if run.books else licenses.tally(Counter(tile["facts"][0][1] for tile in tiles))
     if not counts:
         return ""
     note = "Delivered objects by license." if run.books else f"Of the {len(tiles)} objects shown above."

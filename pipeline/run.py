@@ -8,6 +8,7 @@ import errno
 import fcntl
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import shutil
@@ -17,19 +18,26 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pipeline import executors, sources
+from pipeline import executors, licenses, sources
 from pipeline.cameras import SAMPLERS
-from pipeline.config import RenderConfig, config_hash
+from pipeline.config import ImportConfig, RenderConfig, config_hash
+from pipeline.downloads import Downloads, fetcher
 from pipeline.images import version as pil_version
 from pipeline.ledger import Ledger
-from pipeline.produce import Producer
+from pipeline.produce import Worker, make_worker
 from pipeline.progress import Progress, duration, reasons_text, shown, size
 from pipeline.scene import Item, Outcome, UserError
-from pipeline.shards import LAYERS, SHARD_NAME, Shard, ShardWriter, shard_paths, split_of, uids_of
+from pipeline.selection import Selection
+from pipeline.shards import LAYERS, SHARD_NAME, Shard, ShardWriter, shard_on_disk, shard_paths, split_of
+
+if TYPE_CHECKING:
+    from pipeline.vetting import Vetting
+
+Config = RenderConfig | ImportConfig
 
 WORKER_MEMORY = 1.5e9  # bytes that a Blender of ordinary objects takes at its peak, with room
 
@@ -47,6 +55,8 @@ class Summary:
     shard_bytes: int = 0
     stopped: bool = False
     bugs: list[str] = field(default_factory=list)
+    licenses: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -65,6 +75,9 @@ class Summary:
             lines.append(f"{self.n - self.delivered} fewer than requested: {why}")
         if failed:
             lines.append(f"details: lvsm-data status {shown(self.out)}")
+        lines += self.notes
+        if set(self.licenses) - {"unknown", "CC0-1.0"}:  # somebody is to be named
+            lines.append(f"licenses: {reasons_text(self.licenses)}; whom to name: lvsm-data licenses {shown(self.out)}")
         lines.append(
             f"{self.views} views, {size(self.shard_bytes)} of shards in {shown(self.out)}, {duration(self.seconds)} this session"
         )
@@ -72,7 +85,7 @@ class Summary:
         return lines
 
 
-def render(cfg: RenderConfig) -> Summary:
+def deliver(cfg: Config) -> Summary:
     """Delivers cfg.n objects into shards, going on where an earlier session stopped. cfg is resolved.
 
     Raises UserError: another run holds the folder; the folder was made with other settings; the source cannot be listed.
@@ -102,13 +115,13 @@ def render(cfg: RenderConfig) -> Summary:
 class _Run:
     """One session: holds the writer and the counts while outcomes come in."""
 
-    def __init__(self, cfg: RenderConfig, ledger: Ledger) -> None:
+    def __init__(self, cfg: Config, ledger: Ledger) -> None:
         assert cfg.out is not None
         self.cfg = cfg
         self.out = cfg.out
         self.ledger = ledger
         scene = cfg.scene
-        layers = tuple(name for name in LAYERS if getattr(scene, name))
+        layers = tuple(name for name in LAYERS if getattr(scene, name, False))
         self.writer = ShardWriter(cfg.out, scene.res, layers, run_facts(cfg), cfg.shard_mb * 1e6)
         self.notes = self._recover()
         if cfg.retry_failed and (count := ledger.forget_failed()):
@@ -117,30 +130,29 @@ class _Run:
         self.finished = ledger.finished_uids()
         self.under_way = 0
         self.stopping = False
+        self.bugs: list[str] = []
+        self.selection = Selection(cfg)
+        self.downloads: Downloads | None = None
+        self.vetting: Vetting | None = None
+        if isinstance(cfg, ImportConfig) and cfg.verify_cameras and not self.delivered:  # an earlier session has looked
+            from pipeline.vetting import Vetting  # and with it what compares pictures, which renderers never need
+
+            self.vetting = Vetting(cfg)
 
     @property
     def delivered(self) -> int:
         return self.counts.get("delivered", 0)
 
     def go(self) -> Summary:
-        """Renders until n are delivered, the source is exhausted or the user stops it; shards are closed in any case."""
+        """Works until n are delivered, the source is exhausted or the user stops it; shards are closed in any case."""
         start = time.perf_counter()
-        reasons = self.ledger.reasons()
         for note in self.notes:
             print(note, file=sys.stderr)
-        bugs: list[str] = []
         if self.delivered < self.cfg.n:
-            with Progress(self.cfg.n, self.cfg.scene.views, self.delivered, reasons, self.out) as progress:
-                try:
-                    with _first_interrupt(self._stop):
-                        for outcome in self._executor()(self._make_worker, self._draw(), progress.on_start):
-                            self._take(outcome)
-                            progress.on_outcome(outcome)
-                            if outcome.reason == "bug":
-                                bugs.append(f"{outcome.item.uid}\n{outcome.detail}")
-                finally:
-                    self._close_shards()
-                    progress.state = "finished" if self.delivered >= self.cfg.n else "stopped"
+            with _first_interrupt(self._stop), self._sources() as drawn:
+                self._work(drawn)
+        if self.delivered >= self.cfg.n:
+            shutil.rmtree(self.out / "raw", ignore_errors=True)
         totals = self.ledger.totals()
         return Summary(
             n=self.cfg.n,
@@ -151,12 +163,61 @@ class _Run:
             views=totals["views"],
             shard_bytes=totals["shard_bytes"],
             stopped=self.stopping,
-            bugs=bugs,
+            bugs=self.bugs,
+            licenses=licenses.tally(self.ledger.licenses()),
+            notes=[*self.selection.lines(), *([self.vetting.says] if self.vetting and self.vetting.says else [])],
         )
 
+    def _work(self, drawn: Iterator[Item | None]) -> None:
+        reasons = self.ledger.reasons()
+        with Progress(self.cfg.n, self.cfg.scene.views, self.delivered, reasons, self.out) as progress:
+            items = drawn
+            if self.downloads:
+                items = self.downloads.stream(drawn, lambda outcome: self._end(outcome, progress))
+                progress.downloads = self.downloads.snapshot
+            try:
+                for outcome in self._executor()(self._make_worker, items, progress.on_start):
+                    self._end(outcome, progress)
+                if self.vetting:
+                    self._record(self.vetting.conclude(), progress)
+            finally:
+                self._close_shards()
+                progress.state = "finished" if self.delivered >= self.cfg.n else "stopped"
+
+    @contextlib.contextmanager
+    def _sources(self) -> Iterator[Iterator[Item | None]]:
+        """The items to come, the first of them drawn: the lists are there, and Progress may take over the terminal."""
+        source = sources.load(self.cfg.source)
+        net = None
+        if sources.is_remote(self.cfg):
+            net = fetcher(self.cfg, self.out / "raw", self.cfg.cache)
+            self.downloads = Downloads(source, net, self.cfg.downloads, self.finished)
+        try:
+            drawn = self._draw(source.items(self.cfg, self.cfg.scene.seed, net))
+            first = list(itertools.islice(drawn, 1))
+            yield itertools.chain(first, drawn)
+        finally:
+            if self.downloads:
+                self.downloads.close()
+
+    def _end(self, outcome: Outcome, progress: Progress) -> None:
+        """An item has ended: it is recorded, unless its cameras are still under suspicion."""
+        self.under_way -= 1
+        self._record(self.vetting.take(outcome) if self.vetting else [outcome], progress)
+
+    def _record(self, outcomes: list[Outcome], progress: Progress) -> None:
+        """Shards, ledger and screen hear of it, and the files go."""
+        for outcome in outcomes:
+            self._take(outcome)
+            if self.downloads:
+                self.downloads.done(outcome.item)
+            progress.on_outcome(outcome)
+            if outcome.reason == "bug":
+                self.bugs.append(f"{outcome.item.uid}\n{outcome.detail}")
+
     @property
-    def _make_worker(self) -> Callable[[], Producer]:
-        return functools.partial(Producer, self.cfg)
+    def _make_worker(self) -> Callable[[], Worker]:
+        return functools.partial(make_worker, self.cfg)
 
     def _executor(self) -> Callable[..., Iterator[Outcome]]:
         if self.cfg.executor == "inline":
@@ -166,23 +227,26 @@ class _Run:
             workers = min(workers or default_workers(self.cfg.threads), self.cfg.n - self.delivered)
         return functools.partial(executors.on_ray, workers=workers, threads=self.cfg.threads, address=self.cfg.address)
 
-    def _draw(self) -> Iterator[Item | None]:
-        """Items that are not in the ledger yet, never more at once than are still missing."""
-        for item in sources.load(self.cfg.source).items(self.cfg):
-            if item.uid in self.finished:
+    def _draw(self, items: Iterator[Item]) -> Iterator[Item | None]:
+        """Items that were asked for and are not in the ledger yet, never more at once than are still missing."""
+        for item in items:
+            if not self.selection.takes(item) or item.uid in self.finished:
                 continue
-            while self.delivered + self.under_way >= self.cfg.n and not self.stopping:
+            while self.delivered + self.under_way + self._held() >= self.cfg.n and not self.stopping:
                 if self.delivered >= self.cfg.n:
                     return
                 yield None
             if self.stopping:
                 return
             self.under_way += 1
-            yield item
+            yield self.vetting.mark(item) if self.vetting else item
+
+    def _held(self) -> int:
+        """Scenes that wait for a verdict on the cameras."""
+        return sum(outcome.scene is not None for outcome in self.vetting.held) if self.vetting else 0
 
     def _take(self, outcome: Outcome) -> None:
         """Writes one outcome: journal first, then the ledger, so that a crash between the two loses nothing."""
-        self.under_way -= 1
         uid = outcome.item.uid
         if uid in self.finished:
             return
@@ -224,7 +288,7 @@ class _Run:
         for shard in recovered:
             self.ledger.add_shard(shard)
         for name in sorted(on_disk - set(self.ledger.shards())):
-            self.ledger.add_shard(_shard_on_disk(self.out, widths, name))
+            self.ledger.add_shard(shard_on_disk(self.out, widths, name))
         if recovered:
             notes.append(f"recovered {sum(len(shard.uids) for shard in recovered)} objects of an interrupted session")
         if gone := self.ledger.forget_missing(on_disk):
@@ -237,13 +301,9 @@ class _Run:
 
     def _stop(self) -> None:
         self.stopping = True
+        if self.downloads:
+            self.downloads.stop()
         print("\nstopping: objects in flight are finished first; Ctrl-C again ends at once", file=sys.stderr)
-
-
-def _shard_on_disk(out: Path, widths: tuple[int, ...], name: str) -> Shard:
-    paths = [out / str(width) / f"{name}.parquet" for width in widths]
-    uids = tuple(uids_of(paths[0]))
-    return Shard(name, uids, len(uids), sum(path.stat().st_size for path in paths))
 
 
 def default_workers(threads: int) -> int:
@@ -253,26 +313,28 @@ def default_workers(threads: int) -> int:
     return max(1, min(cores // threads, by_memory))
 
 
-def run_facts(cfg: RenderConfig) -> dict[str, Any]:
+def run_facts(cfg: Config) -> dict[str, Any]:
     """What the file metadata of every shard of a run says."""
-    sampler = SAMPLERS[cfg.scene.cameras]
-    return {
+    facts = {
         "config_hash": config_hash(cfg.scene),
         "settings": dataclasses.asdict(cfg.scene),
         "source": cfg.source,
         "seed": cfg.scene.seed,
-        "cameras": f"{cfg.scene.cameras}: {sampler.says}; fov_x {cfg.scene.fov_x_deg:g} deg",
         "downsampling": "area average in linear light",
         "background": [255, 255, 255],
-        "versions": {
-            "lvsm-data": importlib.metadata.version("lvsm-data"),
-            "bpy": importlib.metadata.version("bpy"),
-            "pil": pil_version(),
-        },
+    }
+    versions = {"lvsm-data": importlib.metadata.version("lvsm-data"), "pil": pil_version()}
+    if isinstance(cfg, ImportConfig):
+        return facts | {"cameras": f"as {cfg.source} has them", "world": "as the source has it", "versions": versions}
+    sampler = SAMPLERS[cfg.scene.cameras]
+    return facts | {
+        "cameras": f"{cfg.scene.cameras}: {sampler.says}; fov_x {cfg.scene.fov_x_deg:g} deg",
+        "world": "objects are centred at the origin, longest side 1",
+        "versions": versions | {"bpy": importlib.metadata.version("bpy")},
     }
 
 
-def _check_identity(cfg: RenderConfig, ledger: Ledger) -> None:
+def _check_identity(cfg: Config, ledger: Ledger) -> None:
     """Once an item has ended, later sessions must ask for the same pictures; until then run.json is what was asked last."""
     assert cfg.out is not None
     path = cfg.out / "run.json"

@@ -16,8 +16,8 @@ class Item:
     """One manifest line: what to render, never its bytes.
 
     uid: unique within a source. url: where the payload is (a path for local files, empty for embedded sources).
-    license: SPDX-like name or "unknown". sha256: of the payload, lower-case hex, or "" when not known.
-    extra: what only the source itself understands.
+    license: a name of pipeline/licenses.py or "unknown". sha256: of the payload, lower-case hex, or "" when not known.
+    credit: whom to name for it: title, author and page, each where known. extra: what only the source itself understands.
     """
 
     uid: str
@@ -25,7 +25,24 @@ class Item:
     url: str = ""
     license: str = "unknown"
     sha256: str = ""
+    credit: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Posed:
+    """Views as somebody else rendered or photographed them: what a source of kind "posed" loads.
+
+    images: V encoded files (PNG, JPEG, WebP), with or without alpha (straight). c2w: (V, 4, 4) as in Scene.
+    fxfycxcy: (V, 4) pixels of the images as they are encoded; pixel centres at +0.5. distortion: None for a pinhole, or
+    (V, 8) of OpenCV's k1 k2 p1 p2 k3 k4 k5 k6. meta: facts about the object (JSON-able).
+    """
+
+    images: list[bytes]
+    c2w: np.ndarray
+    fxfycxcy: np.ndarray
+    distortion: np.ndarray | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ renamed; then the journal goes. Hence a name that ends in .parquet is complete, 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.scene import Scene, UserError
+from pipeline.scene import Item, Scene, UserError
 
 FORMAT_VERSION = "1"
 CONVENTION = (
@@ -33,6 +34,7 @@ CONVENTION = (
 )
 LAYERS = ("alpha", "depth", "normals")
 SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
+ENTRY_COLUMNS = ("uid", "source", "license", "sha256")  # fields of an Item that are columns
 METADATA_KEY = b"lvsm_data"
 RECORD = struct.Struct("<QI")  # of a journal: length and CRC-32 of the message that follows
 FSYNC_BYTES = 16_000_000  # how much a power cut may cost; a killed process costs nothing
@@ -72,13 +74,29 @@ def split_of(uid: str, val_percent: float) -> str:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """What the ledger books of an object: its item as far as its rows know it, and its image bytes at all resolutions."""
+
+    item: Item
+    views: int
+    image_bytes: int
+
+
+@dataclass(frozen=True)
 class Shard:
     """A complete shard: one name, one file per resolution with the same objects in the same order."""
 
     name: str
-    uids: tuple[str, ...]
-    rows: int
+    entries: tuple[Entry, ...]
     file_bytes: int
+
+    @property
+    def uids(self) -> tuple[str, ...]:
+        return tuple(entry.item.uid for entry in self.entries)
+
+    @property
+    def rows(self) -> int:
+        return sum(entry.views for entry in self.entries)
 
     @property
     def split(self) -> str:
@@ -157,11 +175,9 @@ class ShardWriter:
         if batches:
             for width in self.widths:
                 file_bytes += self._write_parquet(name, width, batches)
+        entries = tuple(_entry(batch, len(self.widths)) for batch in batches)
         path.unlink()
-        if not batches:
-            return None
-        uids = tuple(batch.column("uid")[0].as_py() for batch in batches)
-        return Shard(name, uids, sum(batch.num_rows for batch in batches) // len(self.widths), file_bytes)
+        return Shard(name, entries, file_bytes) if batches else None
 
     def _start(self, name: str) -> _Journal:
         path = self.out / "journal" / f"{name}.arrow"
@@ -227,11 +243,30 @@ def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
                 columns[name] += views.layers[name]
     rows = len(columns["view"])
     item = scene.item
-    meta = json.dumps(scene.meta, separators=(",", ":"), sort_keys=True)
+    known = {
+        "credit": item.credit,
+        "url": item.url if is_web(item.url) else "",
+    }  # paths of ours are nobody else's business
+    facts = scene.meta | {name: value for name, value in known.items() if value}
+    meta = json.dumps(facts, separators=(",", ":"), sort_keys=True)
     same = {"uid": item.uid, "source": item.source, "license": item.license, "sha256": item.sha256, "meta": meta}
     for name, value in (same | {"config_hash": config_hash}).items():
         columns[name] = [value] * rows
     return pa.RecordBatch.from_arrays([pa.array(columns[name], of.field(name).type) for name in of.names], schema=of)
+
+
+def is_web(url: str) -> bool:
+    """Whether others can look there too: an address with a scheme, not a path."""
+    return "://" in url and not url.startswith("file:")
+
+
+def _entry(rows: pa.RecordBatch | pa.Table, widths: int) -> Entry:
+    """From the rows of one object at so many resolutions together."""
+    first = {name: rows.column(name)[0].as_py() for name in (*ENTRY_COLUMNS, "meta")}
+    meta = json.loads(first.pop("meta"))
+    item = Item(**first, url=meta.get("url", ""), credit=meta.get("credit", {}))
+    sizes = pc.binary_length(pc.struct_field(rows.column("image"), "bytes"))
+    return Entry(item, rows.num_rows // widths, pc.sum(sizes).as_py() or 0)
 
 
 def _append(sink: IO[bytes], message: pa.Buffer) -> None:
@@ -302,6 +337,23 @@ def uids_of(path: Path) -> list[str]:
     """The objects of a shard file, in order; reads one column."""
     with pq.ParquetFile(path) as file:
         return [file.read_row_group(i, ["uid"])["uid"][0].as_py() for i in range(file.num_row_groups)]
+
+
+def shard_on_disk(out: Path, widths: Sequence[int], name: str) -> Shard:
+    """A complete shard as its files at these resolutions tell of it, for a ledger that has not heard of it."""
+    entries: dict[str, Entry] = {}
+    paths = [out / str(width) / f"{name}.parquet" for width in widths]
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    entry = _entry(file.read_row_group(group, [*ENTRY_COLUMNS, "meta", "image"]), 1)
+                    before = entries[entry.item.uid].image_bytes if entry.item.uid in entries else 0
+                    entries[entry.item.uid] = dataclasses.replace(entry, image_bytes=before + entry.image_bytes)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            hint = f"move {name}.parquet of every resolution away; the same command renders its objects again"
+            raise UserError(f"{path} cannot be read: {error}", hint) from None
+    return Shard(name, tuple(entries.values()), sum(path.stat().st_size for path in paths))
 
 
 def row_keys(path: Path) -> Iterator[tuple[set[str], list[int]]]:

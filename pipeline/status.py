@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline import licenses
 from pipeline.ledger import Ledger
 from pipeline.progress import doing, duration, reasons_text, size
 
 SHOWN_FAILURES = 5  # per reason
+SHOWN_LICENSES = 6
 
 
 def read_status(run: Path) -> dict[str, Any]:
@@ -22,6 +24,7 @@ def read_status(run: Path) -> dict[str, Any]:
     with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
         counts, totals = ledger.counts(), ledger.totals()
         reasons = ledger.reasons()
+        by_license = licenses.tally(ledger.licenses())
         failures = [
             {"uid": uid, "reason": reason, "detail": detail, "tries": tries}
             for reason in reasons
@@ -43,6 +46,7 @@ def read_status(run: Path) -> dict[str, Any]:
         "failed": counts.get("failed", 0),
         "reasons": reasons,
         "failures": failures,
+        "licenses": by_license,
         **totals,
         "updated": last.get("updated"),
         **{name: last[name] if state == "running" and name in last else None for name in sorted(live)},
@@ -71,6 +75,10 @@ def status_text(status: dict[str, Any]) -> str:
         f"{status['views']} views, {size(status['image_bytes'])} of images; "
         f"{status['shards']} finished shards, {size(status['shard_bytes'])}",
     ]
+    if by_license := status["licenses"]:
+        first = dict(list(by_license.items())[:SHOWN_LICENSES])
+        more = f" and {len(by_license) - SHOWN_LICENSES} more" if len(by_license) > SHOWN_LICENSES else ""
+        lines.append(f"licenses: {reasons_text(first)}{more}")
     if status["state"] == "running" and status["objects_per_h"] is not None:
         age = time.time() - status["updated"]
         lines.append(

@@ -49,6 +49,7 @@ NEEDS = (
     Need("library", "libEGL.so.1", "libegl1", "run", "Blender's EEVEE on a GPU"),
     Need("command", "chromium", "chromium", "test", "looks at the HTML pages"),
     Need("command", "ffmpeg", "ffmpeg", "test", "makes and reads test videos"),
+    Need("command", "git", "git", "test", "serves repositories to the tests of Objaverse-XL"),
 )
 
 

@@ -42,11 +42,12 @@ class Report:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an object stands and what must be the same at every resolution: its shard, its views, its poses."""
+    """Where an object stands and what must be the same at every resolution: its shard, views, poses and license."""
 
     shard: str
     views: int
     poses: bytes
+    license: str
 
 
 def verify(folder: Path) -> Report:
@@ -106,7 +107,8 @@ def _check_file(path: Path, width: int, report: Report) -> list[tuple[str, Place
                 problems.append(f"its views are {views[:8]}..., not 0, 1, 2, ...")
             report.problems += [f"{path.name}: {rows.uid}: {problem}" for problem in problems]
             report.views += len(rows.jpegs)
-            found.append((rows.uid, Place(path.stem, len(views), hashlib.sha256(rows.c2w.tobytes()).digest())))
+            poses = hashlib.sha256(rows.c2w.tobytes()).digest()
+            found.append((rows.uid, Place(path.stem, len(views), poses, rows.license)))
     except (UserError, pa.ArrowException, OSError, ValueError) as error:
         report.problems.append(f"{path.name}: {error}")
     if not found:
@@ -153,12 +155,14 @@ def _check_picture(file: bytes, shape: tuple[int, ...]) -> str:
 
 def _check_ledger(folder: Path, on_disk: dict[str, Place], report: Report) -> None:
     with Ledger(folder / "ledger.sqlite", readonly=True) as ledger:
-        delivered = ledger.delivered_in()
+        delivered, licenses = ledger.delivered_in(), ledger.licenses_of()
         states = ledger.shards()
     open_shards = {path.stem for path in (folder / "journal").glob("*.arrow")}
     for uid, place in on_disk.items():
         if delivered.get(uid) != place.shard:
             report.problems.append(f"{uid} stands in {place.shard}, the ledger says {delivered.get(uid, 'nothing')}")
+        elif (license_name := licenses.get(uid, place.license)) != place.license:
+            report.problems.append(f"{uid} has license {place.license!r}, the ledger says {license_name!r}")
     for uid, shard in delivered.items():
         if uid not in on_disk and shard not in open_shards and states.get(shard) != "deleted":
             report.problems.append(f"{uid}: the ledger says {shard}, no shard holds it")

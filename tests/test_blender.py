@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
+import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -86,33 +91,69 @@ def test_blender_has_no_network_and_leaves_no_core(blender: Blender) -> None:
 
 
 CONFINE = """
-import encodings.idna, os, socket, sys
-sys.path.insert(0, sys.argv[1])
+import encodings.idna, errno, json, os, socket, sys
+scripts, port, folder, somebody_else = sys.argv[1:]
+sys.path.insert(0, scripts)
 import confine
-if len(sys.argv) > 3:
+if somebody_else:
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
-gone = confine.confine()
+left = confine.confine([f"{folder}/readable"], [f"{folder}/writable"])
+
+def works(action, *arguments):
+    try:
+        action(*arguments)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EPERM, errno.EXDEV)
+    return True
+
+def write(path):
+    with open(path, "w") as stream:
+        stream.write("x")
+
+connected = True
 try:
-    socket.create_connection(("127.0.0.1", int(sys.argv[2])), timeout=5).close()
-    reached = True
+    socket.create_connection(("127.0.0.1", int(port)), timeout=5).close()
 except OSError:
-    reached = False
-print(gone, reached, os.getuid(), os.getgid())
+    connected = False
+print(json.dumps(left | {
+    "connected": connected,
+    "who": [os.getuid(), os.getgid()],
+    "read": [name for name in ("readable", "writable", "closed") if works(os.listdir, f"{folder}/{name}")],
+    "write": [name for name in ("readable", "writable", "closed") if works(write, f"{folder}/{name}/new")],
+    "link": works(os.link, f"{folder}/readable/file", f"{folder}/writable/link"),
+    "through": works(os.listdir, f"{folder}/readable/way_out"),
+    "execute": works(os.execv, "/bin/true", ["true"]),
+    "environment": works(open, f"/proc/{os.getppid()}/environ"),
+    "itself": works(open, "/proc/self/statm"),
+}))
 """
 
 
 @pytest.mark.parametrize("somebody_else", [False, True])
 def test_nothing_is_reached_from_inside(somebody_else: bool) -> None:
-    """Not even a server on this machine; and who is not root stays who he is."""
+    """No server on this machine, no file but those in the folders that were named; who is not root stays who he is."""
     if somebody_else and os.geteuid() != 0:
         pytest.skip("only root can become somebody else")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        arguments = [str(SCRIPT.parent), str(server.getsockname()[1]), *(["nobody"] if somebody_else else [])]
+    with tempfile.TemporaryDirectory() as name, socket.create_server(("127.0.0.1", 0)) as server:
+        folder = Path(name)
+        folder.chmod(0o755)
+        for part in ("readable", "writable", "closed"):
+            (folder / part).mkdir()
+            (folder / part).chmod(0o777)
+            (folder / part / "file").write_text("content")
+            (folder / part / "file").chmod(0o666)
+        (folder / "readable" / "way_out").symlink_to(folder / "closed")
+        arguments = [str(SCRIPT.parent), str(server.getsockname()[1]), name, "nobody" if somebody_else else ""]
         run = subprocess.run([sys.executable, "-I", "-c", CONFINE, *arguments], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    gone, reached, *identity = run.stdout.split()
-    assert identity == (["65534", "65534"] if somebody_else else [str(os.getuid()), str(os.getgid())])
-    assert (gone == "True") != (reached == "True")
+        assert run.returncode == 0, run.stderr
+        found = json.loads(run.stdout)
+        assert found["who"] == ([65534, 65534] if somebody_else else [os.getuid(), os.getgid()])
+        assert found["connected"] == found["network"]
+        if found["files"]:
+            pytest.skip("this kernel has no Landlock")
+        assert (found["read"], found["write"]) == (["readable", "writable"], ["writable"])
+        allowed = {what for what in ("link", "through", "execute", "environment", "itself") if found[what]}
+        assert allowed == {"itself"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
@@ -129,7 +170,7 @@ def test_a_crash_is_a_retry_with_the_last_words(assets: Path, blender: Blender, 
 
 
 def test_a_hang_is_killed_with_its_whole_group(assets: Path, tmp_path: Path) -> None:
-    wall = Blender(tmp_path, Limits(timeout_s=4))
+    wall = Blender(tmp_path, Limits(timeout_s=4), readable=[assets])
     wall.start()
     assert wall.process is not None
     pid = wall.process.pid
@@ -145,7 +186,7 @@ def test_a_hang_is_killed_with_its_whole_group(assets: Path, tmp_path: Path) -> 
 
 
 def test_process_is_replaced_after_its_share_of_objects(assets: Path, tmp_path: Path) -> None:
-    wall = Blender(tmp_path, Limits(recycle_objects=2))
+    wall = Blender(tmp_path, Limits(recycle_objects=2), readable=[assets])
     pids = []
     for _ in range(4):
         wall.start()
@@ -211,13 +252,84 @@ def test_an_idle_process_costs_no_cpu(assets: Path, blender: Blender) -> None:
     assert sum(process.cpu_times()[:2]) - before < 0.3
 
 
+SECRETS = "HF_TOKEN GITHUB_TOKEN AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY GOOGLE_APPLICATION_CREDENTIALS".split()
+
+
 def test_no_credentials_reach_blender(assets: Path, blender: Blender, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "secret")
+    for name in SECRETS:
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("PYTHONPATH", "/secret")
     blender.start()
     assert blender.process is not None
     environment = psutil.Process(blender.process.pid).environ()
-    assert "HF_TOKEN" not in environment
+    assert not {*SECRETS, "PYTHONPATH"} & set(environment)
+    assert "secret" not in " ".join(environment.values())
     assert environment["HOME"] == str(blender.scratch)
+
+
+def test_the_cache_is_a_folder_of_our_own(blender: Blender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole of ~/.cache holds tokens (huggingface/token)."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    blender.start()
+    assert blender.process is not None
+    environment = psutil.Process(blender.process.pid).environ()
+    assert environment["XDG_CACHE_HOME"] == str(tmp_path / "cache" / "lvsm-data")
+    assert (tmp_path / "cache" / "lvsm-data").is_dir()
+
+
+def test_limits_of_the_process(blender: Blender) -> None:
+    blender.start()
+    assert blender.process is not None
+    process = psutil.Process(blender.process.pid)
+    assert process.rlimit(psutil.RLIMIT_FSIZE) == (2**30, 2**30)
+    assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+    assert Path(f"/proc/{process.pid}/oom_score_adj").read_text().strip() == "1000"
+    assert re.search(r"NoNewPrivs:\s+1", Path(f"/proc/{process.pid}/status").read_text()) or blender.hello["files"]
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    assert int(re.search(r"CapEff:\s+(\w+)", status)[1], 16) in (0, 2)  # type: ignore[index]  # CAP_DAC_OVERRIDE
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 2**30  # ours are as they were
+
+
+def test_another_folder_takes_another_process_once(assets: Path, tmp_path: Path) -> None:
+    """A folder below a readable one needs none; one that was deleted and made again is another folder."""
+
+    def put(name: str) -> Path:
+        (tmp_path / name).mkdir(parents=True)
+        return Path(shutil.copy(assets / "off_origin.glb", tmp_path / name))
+
+    with contextlib.closing(Blender(tmp_path / "scratch", Limits(), readable=[tmp_path / "one"])) as wall:
+        pids = []
+        for path in (put("one/a"), put("one/b"), put("two"), put("one/c"), tmp_path / "two" / "off_origin.glb"):
+            assert len(list(wall.render(job_for(path)))) == 1 + SMALL.views
+            assert wall.process is not None
+            pids.append(wall.process.pid)
+        assert pids[0] == pids[1] != pids[2] == pids[3] == pids[4]
+        shutil.rmtree(tmp_path / "two")
+        assert len(list(wall.render(job_for(put("two"))))) == 1 + SMALL.views
+        assert wall.process.pid != pids[-1]
+        job = job_for(put("three/deep")) | {"root": str(tmp_path / "three")}
+        assert len(list(wall.render(job))) == 1 + SMALL.views
+        assert wall.readable == [tmp_path / "one", tmp_path / "two", tmp_path / "three"]
+
+
+def test_an_object_that_takes_the_memory_is_out(assets: Path, tmp_path: Path) -> None:
+    with contextlib.closing(Blender(tmp_path, Limits(memory_gb=0.05), readable=[assets])) as wall:
+        with pytest.raises(Skip) as failure:
+            list(wall.render(job_for(assets / "off_origin.glb")))
+        assert failure.value.reason == "out_of_memory"
+        assert "the limit is 0.1 GB" in failure.value.detail
+        assert wall.process is None
+    assert 0 < Limits().memory_gb <= 16
+
+
+def test_a_start_that_fails_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "worker.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr("pipeline.blender.SCRIPT", tmp_path / "worker.py")
+    monkeypatch.setattr("pipeline.blender.START_TIMEOUT_S", 0.5)
+    wall = Blender(tmp_path / "scratch", Limits())
+    with pytest.raises(Retry):
+        wall.start()
+    assert wall.process is None
 
 
 def test_depth_and_normals_agree_with_the_pose(assets: Path, blender: Blender) -> None:

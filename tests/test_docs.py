@@ -6,12 +6,15 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.cli import VERBS
+from tests import balls, foreign, trees
 from tests.conftest import lvsm_data
+from tests.hub import Hub
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,13 +27,31 @@ def example(verb: str) -> str:
     return found[1]
 
 
+FEW = {"render": "3", "import": "1", "manifest": "5"}  # in place of the examples' --n
+
+
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the example of `render`, cut to few objects, has been run as it stands."""
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    folder = tmp_path_factory.mktemp("hub")
+    trees.objaverse(folder)
+    with Hub(folder) as hub:
+        yield hub
+
+
+def run_example(verb: str, folder: Path, hub: Hub) -> subprocess.CompletedProcess[str]:
+    """The example as it stands, but for fewer objects."""
+    command = shlex.split(example(verb))[1:]
+    if verb in FEW:
+        command[command.index("--n") + 1] = FEW[verb]
+    return lvsm_data(*command, cwd=folder, env=hub.environment(folder))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Path:
+    """A folder in which the example of `render` has been run, and the one of `import` has pictures."""
     folder = tmp_path_factory.mktemp("readme")
-    command = shlex.split(example("render"))[1:]
-    command[command.index("--n") + 1] = "3"
-    run = lvsm_data(*command, cwd=folder)
+    foreign.nerfstudio(folder / "captures/balls", balls.walk(4, (540, 600)))
+    run = run_example("render", folder, hub)
     assert run.returncode == 0, run.stderr
     return folder
 
@@ -44,8 +65,8 @@ def test_every_verb_is_in_the_readme_with_its_example_and_in_its_help(verb: str)
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "render"])
-def test_every_example_runs(verb: str, workplace: Path) -> None:
-    run = lvsm_data(*shlex.split(example(verb))[1:], cwd=workplace)
+def test_every_example_runs(verb: str, workplace: Path, hub: Hub) -> None:
+    run = run_example(verb, workplace, hub)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.strip()
 

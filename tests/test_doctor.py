@@ -111,6 +111,22 @@ def test_the_gpu_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "CPU only" in doctor.judge_gpus({"CPU": ["EPYC"]}).says
 
 
+@pytest.mark.parametrize(
+    ("network", "files", "level", "words"),
+    [
+        (False, False, "ok", ["without a network", "no files but"]),
+        (True, False, "note", ["network", "userns"]),
+        (False, True, "note", ["your files", "Landlock", "5.13", "lsm="]),
+        (True, True, "note", ["network", "your files", "userns", "lsm="]),
+    ],
+)
+def test_the_isolation_line(network: bool, files: bool, level: str, words: list[str]) -> None:
+    check = doctor.judge_isolation(network, files)
+    assert check.level == level
+    assert all(word in check.says + check.fix for word in words)
+    assert bool(check.fix) == (level != "ok")
+
+
 def test_lines_are_aligned_and_wrapped() -> None:
     checks = [doctor.Check("a", "ok", "fine"), doctor.Check("longer", "problem", "word " * 40, "do this")]
     told = doctor.lines(checks)

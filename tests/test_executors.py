@@ -98,9 +98,15 @@ def test_inline_lets_our_bugs_through(tmp_path: Path) -> None:
         next(executors.inline(partial(Stillborn, tmp_path), items("a"), ignore))
 
 
-def test_inline_never_waits_for_itself(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="nothing is under way"):
-        list(executors.inline(partial(Toy, tmp_path), iter([None]), ignore))
+def test_inline_asks_again_where_there_is_nothing_now(tmp_path: Path) -> None:
+    def stream() -> Iterator[Item | None]:
+        yield None
+        yield from items("a")
+        yield None
+        yield None
+        yield from items("b")
+
+    assert [outcome.item.uid for outcome in executors.inline(partial(Toy, tmp_path), stream(), ignore)] == ["a", "b"]
     assert list(executors.inline(partial(Toy, tmp_path), items(), ignore)) == []
 
 

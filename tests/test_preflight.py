@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import struct
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline import preflight
 from pipeline.scene import Skip
+from tests import parts
 
 
 def glb(document: Any = None, tail: bytes = b"", version: int = 2, kind: bytes = b"JSON") -> bytes:
@@ -22,6 +26,15 @@ def glb(document: Any = None, tail: bytes = b"", version: int = 2, kind: bytes =
     text += b" " * (-len(text) % 4)
     length = 20 + len(text) + len(tail)
     return struct.pack("<4sII", b"glTF", version, length) + struct.pack("<I4s", len(text), kind) + text + tail
+
+
+def usdz(*members: tuple[str, bytes], packing: int = zipfile.ZIP_STORED) -> bytes:
+    """An archive with these files, not aligned as USD wants it."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", packing) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return made.getvalue()
 
 
 def binary_stl(triangles: int = 2) -> bytes:
@@ -40,16 +53,18 @@ GOOD = {
     "usd": b"PXR-USDC" + bytes(20),
     "usda": b"#usda 1.0\n",
     "usdc": b"PXR-USDC" + bytes(20),
-    "usdz": b"PK\x03\x04" + bytes(30),
+    "usdz": usdz(("it.usda", b"#usda 1.0\n"), ("0/paint.png", b"\x89PNG")),
     "dae": b'<?xml version="1.0"?><COLLADA></COLLADA>',
-    "abc": b"Ogawa\xff" + bytes(20),
+    "abc": b"Ogawa\xff\0\1" + struct.pack("<QQ", 16, 0),
     "blend": b"BLENDER-v405",
     "procedural": b'{"seed": 1}',
 }
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
 SUFFIXES = sorted(preflight.FORMATS)
 REASONS = set(
-    "unsupported_format file_empty lfs_pointer html_page wrong_magic truncated broken_gltf unsupported_extension".split()
+    "unsupported_format file_empty lfs_pointer html_page wrong_magic truncated broken_gltf unsupported_extension not_a_file "
+    "escapes_folder broken_xml xml_entities broken_header bad_archive too_many_polygons image_too_large archive_bomb "
+    "decompression_bomb too_complex".split()
 )
 
 
@@ -59,12 +74,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return tmp_path_factory.mktemp("preflight")
 
 
-def look(folder: Path, name: str, data: bytes) -> str:
+def look(folder: Path, name: str, data: bytes, max_polygons: int = 20_000_000) -> str:
     """What the check says of a file: its format, or the reason, which never comes without words."""
     path = folder / name
     path.write_bytes(data)
     try:
-        return preflight.check(path)
+        return preflight.check(path, max_polygons=max_polygons)
     except Skip as skip:
         return skip.reason if skip.detail else "no words"
 
@@ -167,6 +182,156 @@ def test_a_glb_cut_anywhere_has_a_reason(folder: Path, length: int) -> None:
 def test_odd_json_ends_in_a_format_or_a_reason(folder: Path, text: bytes) -> None:
     assert look(folder, "odd.gltf", text) in ("gltf", "broken_gltf", "unsupported_extension")
     assert look(folder, "odd.glb", glb(text)) in ("glb", "broken_gltf", "unsupported_extension")
+
+
+# ---- what an object may read
+
+
+def judge(path: Path, root: Path | None = None) -> str:
+    """As `look`, for a file that is there."""
+    try:
+        return preflight.check(path, root)
+    except Skip as skip:
+        return skip.reason if skip.detail else "no words"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """root/models/chair for an object; pictures in root and beside root."""
+    (tmp_path / "root" / "models" / "chair").mkdir(parents=True)
+    for place in ("", "root", "root/models/chair"):
+        (tmp_path / place / "wood.png").write_bytes(parts.png(2, 2, (90, 60, 30)))
+    return tmp_path / "root"
+
+
+def write_gltf(tree: Path, uri: str) -> Path:
+    path = tree / "models" / "chair" / "it.gltf"
+    path.write_text(json.dumps({"asset": {"version": "2.0"}, "images": [{"uri": uri}]}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("uri", "with_root", "alone"),
+    [
+        ("wood.png", "gltf", "gltf"),
+        ("./wood.png", "gltf", "gltf"),
+        ("missing.png", "gltf", "gltf"),
+        ("wood%2Epng", "gltf", "gltf"),
+        ("../../wood.png", "gltf", "escapes_folder"),
+        (r"..\..\wood.png", "gltf", "escapes_folder"),
+        ("../missing.png", "gltf", "escapes_folder"),
+        ("../../../wood.png", "escapes_folder", "escapes_folder"),
+        ("../../../missing.png", "escapes_folder", "escapes_folder"),
+        ("../../../root/wood.png", "gltf", "escapes_folder"),
+        ("C:/wood.png", "escapes_folder", "escapes_folder"),
+        ("/nowhere/wood.png", "escapes_folder", "escapes_folder"),
+        ("data:image/png;base64,AAAA", "gltf", "gltf"),
+        ("\ud800.png", "gltf", "gltf"),
+    ],
+)
+def test_a_gltf_reads_below_its_root_alone(tree: Path, uri: str, with_root: str, alone: str) -> None:
+    path = write_gltf(tree, uri)
+    assert (judge(path, tree), judge(path)) == (with_root, alone)
+
+
+def test_links_are_followed_before_they_are_judged(tree: Path, tmp_path: Path) -> None:
+    chair = tree / "models" / "chair"
+    path = write_gltf(tree, "link.png")
+    (chair / "link.png").symlink_to(tree / "wood.png")
+    assert (judge(path, tree), judge(path)) == ("gltf", "escapes_folder")
+    (tmp_path / "way_in").symlink_to(tree)
+    assert judge(tmp_path / "way_in" / "models" / "chair" / "it.gltf", tmp_path / "way_in") == "gltf"
+    assert judge(tmp_path / "way_in" / "models" / "chair" / "it.gltf", tree) == "gltf"
+    (tree / "alias.gltf").symlink_to(path)
+    assert judge(tree / "alias.gltf", tree) == "gltf"
+    assert judge(tree / "alias.gltf", chair) == "not_a_file"  # what it names would be looked for beside the link
+    (tmp_path / "far").symlink_to(chair)
+    for name in ("../wood.png", "../../wood.png"):  # from the link's folder, or from where it leads to
+        assert judge(tmp_path / "far" / write_gltf(tree, name).name, tree) == "escapes_folder"
+    (chair / "alias.gltf").symlink_to(tmp_path / "it.gltf")
+    (tmp_path / "it.gltf").write_text("{}")
+    assert judge(chair / "alias.gltf", tree) == "not_a_file"
+    (chair / "broken.gltf").symlink_to(chair / "missing")
+    assert judge(chair / "broken.gltf", tree) == "not_a_file"
+    assert judge(chair / "missing.gltf", tree) == "not_a_file"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("map_Kd wood.png", "obj"),
+        ("map_Kd OUTSIDE/wood.png", "escapes_folder"),
+        ("map_Kd OUTSIDE/missing.png", "obj"),
+        ("map_Kd ROOT/wood.png", "obj"),  # an absolute path into the object's own folders
+        ("map_Kd file://OUTSIDE/wood.png", "escapes_folder"),
+        ("map_Kd file:///C:/wood.png", "obj"),
+        ("map_Kd http://host/wood.png", "escapes_folder"),
+        ("map_Kd wood: the second.png", "obj"),
+        (r"map_Kd C:\textures\wood.png", "obj"),
+        (r"map_Kd C:\..\..\..\..\wood.png", "escapes_folder"),
+        (r"map_Kd ..\..\..\wood.png", "escapes_folder"),
+        (r"map_Kd ..\..\..\missing.png", "obj"),
+        (r"map_Kd \\server\share\wood.png", "obj"),
+        (r"map_Kd \\..\wood.png", "escapes_folder"),
+        ("map_Kd -blendu on -s 2 2 2 ../../../wood.png", "escapes_folder"),
+        ('map_Kd ../../."./wood.png', "escapes_folder"),
+        ("map_Kd " + "a/" * 600 + "wood.png", "escapes_folder"),
+        ("Kd 1 1 1", "obj"),
+    ],
+)
+def test_what_exporters_leave_behind_passes_where_it_leads_nowhere(tree: Path, line: str, reason: str) -> None:
+    chair = tree / "models" / "chair"
+    (chair / "it.obj").write_text("mtllib it.mtl\nv 0 0 0\n")
+    (chair / "it.mtl").write_text(line.replace("OUTSIDE", str(tree.parent)).replace("ROOT", str(tree)))
+    assert judge(chair / "it.obj", tree) == reason
+
+
+def test_an_fbx_that_would_search_a_folder_outside(tree: Path) -> None:
+    """Blender's FBX reader looks through the folder of a name for a file of that name, in any case."""
+    path = tree / "models" / "chair" / "it.fbx"
+    for name, reason in (
+        ("nowhere.png", "fbx"),
+        ("../../nowhere.png", "fbx"),
+        ("../../../nowhere.png", "escapes_folder"),
+        ("../../../no_folder/nowhere.png", "fbx"),
+        (f"{tree.parent}/nowhere.png", "escapes_folder"),
+        (f"{tree.parent}/nowhere.png".upper(), "escapes_folder"),
+        ("/Users/bob/nowhere.png", "fbx"),
+    ):
+        path.write_bytes(parts.fbx_box(Filename=name))
+        assert judge(path, tree) == reason, name
+
+
+def test_names_are_followed_from_file_to_file(tree: Path) -> None:
+    chair = tree / "models" / "chair"
+    (chair / "a.usda").write_text(parts.usda("references = @b.usda@"))
+    (chair / "b.usda").write_text(parts.usda("references = @a.usda@"))  # round and round
+    assert judge(chair / "a.usda") == "usda"
+    (chair / "b.usda").write_text(parts.usda("references = @../../../c.usda@"))
+    assert judge(chair / "a.usda", tree) == "escapes_folder"
+    (chair / "b.usda").unlink()
+    assert judge(chair / "a.usda", tree) == "usda"
+    (chair / "it.obj").write_text("mtllib paint.txt\n")
+    (chair / "paint.txt").write_text("map_Kd ../../../wood.png")
+    assert judge(chair / "it.obj", tree) == "escapes_folder"
+
+
+def test_an_asset_of_very_many_files(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "MAX_FILES", 20)
+    for index in range(20):
+        (tree / f"{index}.png").touch()
+    for count, reason in ((19, "gltf"), (20, "too_complex")):
+        uris = [{"uri": f"{index}.png"} for index in range(count)]
+        (tree / "it.gltf").write_text(json.dumps({"images": uris}))
+        assert judge(tree / "it.gltf") == reason
+
+
+def test_a_file_that_may_not_be_read(tree: Path) -> None:
+    path = write_gltf(tree, "wood.png")
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("nothing is closed to root")
+    assert judge(path) == "file_unreadable"
 
 
 # ---- whatever the bytes are

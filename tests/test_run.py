@@ -86,7 +86,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = lvsm_data("render", "--n", 8, *QUICK, "--workers", 2, "--out", out)
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
-    assert lines[0] == "source: procedural (embedded); --source local --input FOLDER for local files"
+    assert lines[0].startswith("source: procedural (embedded) (others: --source local --input FOLDER | ")
     assert "requested 8: drawn 8 = delivered 8 + failed 0" in lines
     return out
 

@@ -313,6 +313,14 @@ def ledger_says_failed(run: Run) -> None:
     run.books("UPDATE item SET state = 'failed', shard = NULL WHERE uid = 'b'")
 
 
+def ledger_says_another_license(run: Run) -> None:
+    run.books("UPDATE item SET license = 'CC0-1.0' WHERE uid = 'b'")
+
+
+def other_license_than_the_other_resolution(run: Run) -> None:
+    run.rewrite(lambda rows: [row.update(license="CC0-1.0") for row in rows[2:4]])
+
+
 def ledger_does_not_know(run: Run) -> None:
     run.books("DELETE FROM item WHERE uid = 'b'")
 
@@ -362,6 +370,8 @@ DAMAGE: dict[Callable[[Run], None], str] = {
     wrong_folder: r"^train-000000\.parquet: says width 32, stands in 16",
     ledger_says_another_shard: r"^b stands in train-000000, the ledger says train-000001",
     ledger_says_failed: r"^b stands in train-000000, the ledger says nothing",
+    ledger_says_another_license: r"^b has license 'unknown', the ledger says 'CC0-1.0'",
+    other_license_than_the_other_resolution: r"16 px and 32 px hold different objects, for example b",
     ledger_does_not_know: r"^b stands in train-000000, the ledger says nothing",
     ledger_claims_more: r"^ghost: the ledger says train-000001, no shard holds it",
     ledger_claims_a_journal_that_is_gone: r"^f: the ledger says train-000002, no shard holds it",
@@ -398,6 +408,11 @@ def test_a_shard_that_was_deleted_on_record_is_no_problem(run: Run) -> None:
     report = verify(run.out)
     assert report.problems == []
     assert report.objects == 3
+
+
+def test_a_license_that_an_earlier_version_lost_is_no_problem(run: Run) -> None:
+    run.books("UPDATE item SET license = '' WHERE uid = 'b'")
+    assert verify(run.out).problems == []
 
 
 def test_a_run_without_a_ledger_is_checked_all_the_same(run: Run) -> None:

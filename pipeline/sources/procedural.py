@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.config import RenderConfig
+from pipeline.config import Listing
+from pipeline.fetch import Fetcher
 from pipeline.scene import Item, item_rng
 
 KIND = "object"
@@ -18,10 +19,10 @@ SAYS = "procedural (embedded)"
 HOWTO = "--source procedural"
 
 
-def items(cfg: RenderConfig) -> Iterator[Item]:
+def items(cfg: Listing, seed: int, net: Fetcher | None) -> Iterator[Item]:
     """Items without end. The uid names the seed, so objects of different seeds never collide."""
     for index in itertools.count():
-        uid = f"procedural-{cfg.scene.seed}-{index:07d}"
+        uid = f"procedural-{seed}-{index:07d}"
         yield Item(uid=uid, source="procedural", license="CC0-1.0")
 
 

@@ -1,0 +1,170 @@
+"""Downloads that run ahead of the renderers: items in, items whose file lies on disk out, within a budget of disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import queue
+import shutil
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+from pipeline.config import Fetching
+from pipeline.fetch import Fetcher, FetchLimits
+from pipeline.room import Room
+from pipeline.scene import Item, Outcome, Retry, Skip, UserError
+
+AHEAD = 4  # items under way or ready, times the number of downloads
+IN_A_ROW = 20  # downloads that fail for reasons that may pass, with none between that works: then it is the connection
+UID = "uid"  # a file in an item's folder: whose it is
+
+Result = tuple[Item, Path | Skip | Retry | BaseException]
+
+
+def fetcher(cfg: Fetching, folder: Path, cache: Path) -> Fetcher:
+    """A Fetcher as the flags say. folder: where files wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mirrors = tuple((before, after) for rule in cfg.mirror for before, _, after in [rule.partition("=")])
+    limits = FetchLimits(cfg.per_host, cfg.max_file_mb * 1e6, cfg.stall_s, mirrors, cache, cfg.keep_raw)
+    return Fetcher(limits, Room(folder, cfg.raw_gb * 1e9))
+
+
+class Downloads:
+    """Threads that fetch for one source into folders of `net.room.folder`, one per item, gone after `done`.
+
+    finished: uids that need no file any more; what an earlier session left for them is removed.
+    """
+
+    def __init__(self, source: ModuleType, net: Fetcher, threads: int, finished: set[str]) -> None:
+        self.source = source
+        self.net = net
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="download")
+        self.ahead = max(AHEAD * threads, getattr(source, "BATCH", 1))
+        self.results: queue.SimpleQueue[Result] = queue.SimpleQueue()
+        self.out_there = 0  # items that were given to a thread and not handed on yet
+        self.in_a_row = 0
+        self._held_back: Item | None = None
+        self._take_over(finished)
+
+    def stream(self, drawn: Iterator[Item | None], failed: Callable[[Outcome], None]) -> Iterator[Item | None]:
+        """Hands items on as soon as their files are there, with the path in extra["path"]; None: nothing now, ask again.
+
+        failed is called, in the caller's thread, with the Outcome of each item whose file cannot be had. Raises UserError
+        where nothing comes through any more.
+        """
+        more = True
+        while not self.net.stopped.is_set():
+            while more and self.out_there < self.ahead:
+                group, more = self._next_batch(drawn)
+                if not group:
+                    break
+                self.out_there += len(group)
+                waiting = {each.uid: each for each in group}
+                self.pool.submit(self._fetch, group, waiting).add_done_callback(partial(self._ended, waiting))
+            try:
+                item, got = self.results.get_nowait()
+            except queue.Empty:
+                if not more and not self.out_there:
+                    return
+                yield None
+                continue
+            self.out_there -= 1
+            if isinstance(got, Path):
+                self.in_a_row = 0
+                found = {"path": str(got), "root": str(self.source.root_of(item, got))}
+                yield dataclasses.replace(item, extra=item.extra | found)
+            else:
+                self._give_up(item, got, failed)
+
+    def snapshot(self) -> dict[str, int]:
+        """Items under way, files that wait for a renderer, and the disk that they hold."""
+        ready = self.results.qsize()
+        return {"under_way": self.out_there - ready, "ready": ready, "bytes": self.net.room.used}
+
+    def done(self, item: Item) -> None:
+        """Removes an item's files, and gives back their disk."""
+        shutil.rmtree(self.folder_of(item.uid), ignore_errors=True)
+        self.net.room.release(item.uid)
+
+    def stop(self) -> None:
+        """Ends the stream and what is under way. What is complete stays for the next session."""
+        self.net.close()
+
+    def close(self) -> None:
+        """`stop`, and waits for the threads."""
+        self.stop()
+        self.pool.shutdown(cancel_futures=True)
+
+    def folder_of(self, uid: str) -> Path:
+        """An item's own folder."""
+        return self.net.room.folder / hashlib.blake2b(uid.encode(), digest_size=12).hexdigest()
+
+    def _next_batch(self, drawn: Iterator[Item | None]) -> tuple[list[Item], bool]:
+        """Items in a row that one call fetches, and whether there may be more. Keeps the first of the next batch."""
+        group: list[Item] = []
+        most = getattr(self.source, "BATCH", 1)
+        while len(group) < most:
+            item = self._held_back or next(drawn, END)
+            self._held_back = None
+            if item is END:
+                return group, False
+            if item is None:
+                break
+            assert isinstance(item, Item)
+            if group and self.source.batch(item) != self.source.batch(group[0]):
+                self._held_back = item
+                break
+            group.append(item)
+        return group, True
+
+    def _fetch(self, group: Sequence[Item], waiting: dict[str, Item]) -> None:
+        """In a thread: puts every item into `results`, and takes it off `waiting`."""
+        for item, got in self.source.fetch_many(group, self._make_folder, self.net):
+            self.results.put((waiting.pop(item.uid), got))
+
+    def _ended(self, waiting: dict[str, Item], future: Future[None]) -> None:
+        """What the source did not account for ends with the error that stopped it."""
+        if future.cancelled():
+            return
+        error = future.exception() or RuntimeError("the source did not say what became of it")
+        for item in waiting.values():
+            self.results.put((item, error))
+
+    def _make_folder(self, item: Item) -> Path:
+        folder = self.folder_of(item.uid)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / UID).write_text(item.uid)
+        return folder
+
+    def _give_up(self, item: Item, error: BaseException, failed: Callable[[Outcome], None]) -> None:
+        self.done(item)
+        if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+            raise error
+        if isinstance(error, Skip | Retry):
+            reason, detail = error.reason, error.detail
+        else:
+            reason, detail = "bug", "".join(traceback.format_exception(error))
+        failed(Outcome(item, None, reason, detail))
+        self.in_a_row = self.in_a_row + 1 if isinstance(error, Retry) else 0
+        if self.in_a_row >= IN_A_ROW:
+            hint = "look at the connection; the same command with --retry-failed goes on"
+            raise UserError(f"{IN_A_ROW} downloads in a row failed, the last with {reason}: {detail}", hint)
+
+    def _take_over(self, finished: set[str]) -> None:
+        """What an earlier session left: kept, and counted, where its item is still to come."""
+        for folder in sorted(self.net.room.folder.iterdir()):
+            name = folder / UID
+            uid = name.read_text() if name.is_file() else ""
+            if not uid or uid in finished or self.folder_of(uid) != folder:
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+                self.net.room.settle(uid, sum(path.stat().st_size for path in files))
+
+
+END = object()

@@ -1,0 +1,188 @@
+"""Listing and unpacking .7z archives: the only module that knows py7zr, and the limits that it needs around it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import lzma
+import queue
+import struct
+import tempfile
+import threading
+import zlib
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+SIP = 1 << 16  # bytes of the archive that are unpacked at a time
+BROKEN = (  # what py7zr raises for damaged archives; some of their input it checks only by using it
+    zlib.error, lzma.LZMAError, OSError, EOFError, struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError,
+    AssertionError, NotImplementedError, RuntimeError, OverflowError, MemoryError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """name, size: as declared. fault: why it must not be read, or ""."""
+
+    name: str
+    size: int
+    is_folder: bool
+    fault: str
+
+
+def listed(path: Path) -> list[Entry]:
+    """Everything in the archive, in its order. Raises one of BROKEN."""
+    with path.open("rb") as stream, _opened(stream) as archive:
+        encrypted = archive.needs_password()
+        entries = []
+        for info in archive.list():
+            fault = "encrypted" if encrypted else "" if info.is_file else "no plain file"
+            entries.append(Entry(info.filename, info.uncompressed or 0, info.is_directory, fault))
+        return entries
+
+
+def _opened(stream: Any) -> Any:
+    """py7zr's reader of an open file. Given a file and not a path, it unpacks in one thread, in order."""
+    import py7zr
+    from py7zr.exceptions import ArchiveError, PasswordRequired
+
+    try:
+        return py7zr.SevenZipFile(stream)
+    except (ArchiveError, PasswordRequired) as error:
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+class _Stopped(Exception):
+    """Nobody takes what is unpacked any more."""
+
+
+Hand = Callable[[tuple[str, bytes] | BaseException | None], None]
+
+
+def walk(path: Path, wanted: Callable[[str], bool]) -> Generator[tuple[str, bytes], None, None]:
+    """(name, bytes) of the wanted files in order, names without "." and empty parts. Raises one of BROKEN.
+
+    py7zr pushes, we pull: it unpacks in a thread that is never more than two files ahead, and ends with this generator.
+    """
+    handed: queue.Queue[tuple[str, bytes] | BaseException | None] = queue.Queue(maxsize=1)
+    stop = threading.Event()
+
+    def hand(what: tuple[str, bytes] | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return handed.put(what, timeout=0.2)
+            except queue.Full:
+                continue
+        raise _Stopped
+
+    def unpack() -> None:
+        with contextlib.suppress(_Stopped):
+            try:
+                _unpack(path, wanted, hand)
+            except BROKEN as error:
+                hand(error)
+            hand(None)
+
+    thread = threading.Thread(target=unpack, name=f"unpack {path.name}", daemon=True)
+    thread.start()
+    try:
+        while (what := handed.get()) is not None:
+            if isinstance(what, BaseException):
+                raise what
+            yield what
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _unpack(path: Path, wanted: Callable[[str], bool], hand: Hand) -> None:
+    from py7zr.exceptions import ArchiveError, PasswordRequired
+    from py7zr.io import Py7zIO, WriterFactory
+
+    class Sink(Py7zIO):
+        def __init__(self, name: str) -> None:
+            self.name = name
+            self.parts: list[bytes] = []
+
+        def write(self, s: bytes | bytearray) -> int:
+            self.parts.append(bytes(s))
+            return len(s)
+
+        def read(self, size: int | None = None) -> bytes:
+            return b""
+
+        def seek(self, offset: int, whence: int = 0) -> int:
+            return 0
+
+        def flush(self) -> None:
+            pass
+
+        def size(self) -> int:
+            return sum(map(len, self.parts))
+
+        def close(self) -> None:  # the member is whole, and its CRC is right
+            data = b"".join(self.parts)
+            self.parts.clear()  # py7zr keeps this object to the end
+            hand((self.name, data))
+
+    class Sinks(WriterFactory):
+        def create(self, filename: str) -> Py7zIO:
+            return Sink(Path(filename).relative_to(nowhere).as_posix())
+
+    # py7zr checks names against a folder, following links; an empty one of its own keeps the current one out of it
+    with tempfile.TemporaryDirectory() as nowhere, path.open("rb") as stream:
+        sips = _Sips(stream)
+        with _opened(sips) as archive:
+            names = [info.filename for info in archive.list() if wanted(info.filename)]
+            sips.unpacking(archive)
+            try:
+                archive.extract(nowhere, targets=names, factory=Sinks())
+            except (ArchiveError, PasswordRequired) as error:
+                raise ValueError(str(error) or type(error).__name__) from None
+
+
+class _Sips(io.RawIOBase):
+    """An open .7z that gives py7zr no more than it can use. For every member it reads on, and what a decompressor cannot
+    use yet stays in memory: with many small members that soon is the whole archive.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.blocks: dict[int, Any] = {}  # place in the archive -> py7zr's Folder; empty until its header is read
+        self.block: Any = None  # that is read now
+
+    def unpacking(self, archive: Any) -> None:
+        """From here on py7zr reads members."""
+        streams = getattr(archive.header, "main_streams", None)
+        if streams is not None:
+            places = (archive.afterheader + place for place in streams.packinfo.packpositions)
+            self.blocks = dict(zip(places, streams.unpackinfo.folders, strict=False))
+
+    def read(self, size: int = -1) -> bytes:
+        if not self.blocks:
+            return self.stream.read(size)
+        chain = getattr(self.block, "decompressor", None)
+        if chain is not None and chain.chain and not _is_hungry(chain.chain[0]):
+            return b""
+        return self.stream.read(min(size, SIP) if size >= 0 else SIP)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.block = self.blocks.get(offset, self.block)
+        return self.stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+
+def _is_hungry(decompressor: Any) -> bool:
+    """Whether it has used what it got. Those that cannot say get what they ask for."""
+    inner = getattr(decompressor, "_decompressor", decompressor)
+    return bool(getattr(inner, "needs_input", True))

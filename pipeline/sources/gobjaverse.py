@@ -1,0 +1,247 @@
+"""G-Objaverse (Qiu et al., RichDreamer, arXiv 2311.16918): 40 views of 280,000 objects of Objaverse, rendered by TIDE.
+
+<dict>/<inst>/[campos_512_v4/]NNNNN/NNNNN.png (512x512 RGBA) and NNNNN.json with x, y, z, origin: the columns of an OpenCV
+camera-to-world matrix in a world with z up; x_fov, y_fov in radians. Views 24 and 39 repeat 0 and 27. Beside color there are
+albedo, normals and materials, which are not fetched. Published file by file, and as <dict>/<inst>.tar.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import cameras, licenses, selection
+from pipeline.config import ImportConfig
+from pipeline.fetch import Fetcher
+from pipeline.files import scene_files
+from pipeline.files.scene_files import Got
+from pipeline.scene import Item, Posed, Retry, Skip, UserError, item_rng
+from pipeline.sources import foreign, objaverse
+
+KIND = "posed"
+SAYS = "G-Objaverse renderings"
+HOWTO = "--source gobjaverse (fetched file by file), or with --input FOLDER"
+BASE = "https://virutalbuy-public.oss-cn-hangzhou.aliyuncs.com/share/aigc3d"  # spelt so
+MAPS = (
+    "gobjaverse_280k_index_to_objaverse.json",
+    "gobjaverse_index_to_objaverse.json",
+)  # "dict/inst" -> "000-NNN/<uid>.glb"
+UNIQUE = tuple(view for view in range(40) if view not in (24, 39))
+FILE = re.compile(r"(?:(.*)/)?(\d{5})\.(json|png)")
+LEVEL = "campos_512_v4"
+BATCH = 64  # of one archive
+root_of = foreign.root_of
+
+
+def scene_of(name: str) -> tuple[str, str] | None:
+    """Path in the collection -> ("dict/inst" or "inst", NNNNN.png or .json), with and without the folders in between."""
+    found = FILE.fullmatch(name)
+    if not found:
+        return None
+    folders = (found[1] or "").split("/")
+    if folders[-1] == found[2]:
+        folders.pop()
+    if folders and folders[-1] == LEVEL:
+        folders.pop()
+    key = "/".join(folders[-2:] if len(folders) < 2 or folders[-2].isdecimal() else folders[-1:])
+    return (key, f"{found[2]}.{found[3]}") if key else None
+
+
+def remote(cfg: ImportConfig) -> bool:
+    """Whether files have to be fetched or unpacked before a worker can read them."""
+    return cfg.input is None or foreign.is_staged(cfg)
+
+
+def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
+    """One item per object. uid: Objaverse's, where one of MAPS lies in the input or in --cache; else "dict/inst".
+
+    Raises UserError where the input holds no scene, or the list cannot be had.
+    """
+    nothing = f"{cfg.input or 'the list'} holds no object that was asked for"
+    return scene_files.never_empty(_remote(cfg, seed, net) if cfg.input is None else _local(cfg, seed), nothing, HOWTO)
+
+
+def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]:
+    """Folder by folder of Objaverse, since that is how its licenses and authors are listed."""
+    assert net is not None
+    known = _map(cfg) or _fetched_map(cfg, net)
+    names = selection.names(cfg)
+    folders: dict[str, list[str]] = defaultdict(list)
+    for key, glb in known.items():
+        if names is None or not names.isdisjoint((key, _uid(glb))):
+            folders[glb.split("/")[0]].append(key)
+    views = [UNIQUE[i] for i in cameras.spread(len(UNIQUE), cfg.scene.views)]
+    rights = _Rights(net, cfg.cache)
+    for folder in item_rng(seed, "gobjaverse", "order").permutation(sorted(folders)):
+        keys = sorted(folders[str(folder)])
+        for i in item_rng(seed, str(folder), "order").permutation(len(keys)):
+            key, uid = keys[i], _uid(known[keys[i]])
+            extra = {"key": key, "views": views}
+            yield Item(uid, cfg.source, f"{BASE}/objaverse/{key}", **rights.of(uid, str(folder)), extra=extra)
+
+
+class _Rights:
+    """Licenses and credits of Objaverse's objects; unknown where the Hub, which G-Objaverse itself does not need, is away."""
+
+    def __init__(self, net: Fetcher, cache: Path) -> None:
+        self.net, self.cache = net, cache
+        self.folder, self.facts = "", dict[str, Any]()
+        self.away = False
+
+    def of(self, uid: str, folder: str) -> dict[str, Any]:
+        """Fields of an Item."""
+        if folder != self.folder:
+            self.folder, self.facts = folder, {}
+            try:
+                self.facts = {} if self.away else objaverse.metadata(self.net, self.cache, folder)
+            except UserError:
+                self.away = True
+        known = objaverse.rights_of(uid, self.facts.get(uid, {}))
+        return known if uid in self.facts else known | {"license": licenses.UNKNOWN}
+
+
+def _uid(glb: str) -> str:
+    return Path(glb).stem
+
+
+def _item(cfg: ImportConfig, key: str, known: dict[str, str], url: str, extra: dict[str, Any]) -> Item:
+    uid = _uid(known[key]) if key in known else key
+    credit = {"page": f"{objaverse.PAGE}{uid}"} if key in known else {}
+    return Item(uid, cfg.source, url=url, credit=credit, extra={"key": key} | extra)
+
+
+def _map(cfg: ImportConfig) -> dict[str, str]:
+    """ "dict/inst" -> "000-NNN/<uid>.glb", from the first of MAPS that is on this machine; empty without."""
+    folders = [folder for folder in (cfg.input, cfg.cache / "gobjaverse") if folder is not None and folder.is_dir()]
+    for path in (folder / name for folder in folders for name in MAPS):
+        if path.is_file():
+            try:
+                return {str(key): str(value) for key, value in json.loads(path.read_bytes()).items()}
+            except (ValueError, RecursionError, AttributeError) as error:
+                raise UserError(
+                    f"{path} is not the map of G-Objaverse: {error}", "delete it; it is fetched again"
+                ) from None
+    return {}
+
+
+def _fetched_map(cfg: ImportConfig, net: Fetcher | None) -> dict[str, str]:
+    assert net is not None
+    address = f"{BASE}/{MAPS[0]}"
+    try:
+        net.get(address, cfg.cache / "gobjaverse" / MAPS[0], owner=address)
+    except (Skip, Retry) as error:
+        hint = f"put {MAPS[0]} into {cfg.cache / 'gobjaverse'}, or give --input FOLDER"
+        raise UserError(f"{address} cannot be had: {error}", hint) from None
+    finally:
+        net.room.release(address)
+    return _map(cfg)
+
+
+def _local(cfg: ImportConfig, seed: int) -> Iterator[Item]:
+    root, known = foreign.input_of(cfg), _map(cfg)
+    if not root.is_dir():
+        for found in scene_files.found(root, scene_of, seed):
+            item = found.item(cfg.source, root)
+            yield _item(cfg, found.key, known, url=item.url, extra=item.extra)
+        return
+    for folder in scene_files.folders(root, is_scene, seed):
+        yield _item(cfg, foreign.uid_of(folder, root), known, url=str(folder), extra={})
+    tars = sorted(root.glob("**/*.tar"))
+    for i in item_rng(seed, "tars", "order").permutation(len(tars)):
+        key = foreign.uid_of(tars[i].with_suffix(""), root)
+        yield _item(cfg, key, known, url=str(tars[i]), extra={"alone": True})
+
+
+def is_scene(folder: Path) -> bool:
+    """Whether a folder holds views, in one of the two published layouts."""
+    return (folder / LEVEL).is_dir() or any(
+        re.fullmatch(r"\d{5}(\.json)?", child.name) and _holds(child) for child in folder.iterdir()
+    )
+
+
+def _holds(child: Path) -> bool:
+    return child.is_file() or (child / f"{child.name}.json").is_file()
+
+
+def batch(item: Item) -> str:
+    """Objects are fetched one by one; those of one archive together."""
+    return item.uid if "views" in item.extra else item.url
+
+
+def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
+    """The views that were asked for, two files each; or scenes of a .tar.gz or .7z."""
+    if "views" not in items[0].extra:
+        yield from foreign.staged(items, folder_of, net, scene_of)
+        return
+    for item in items:
+        folder = folder_of(item)
+        try:
+            for view in item.extra["views"]:
+                for name in (f"{view:05d}.json", f"{view:05d}.png"):
+                    if not (folder / name).is_file():  # else an earlier session brought it
+                        net.get(f"{item.url}/{LEVEL}/{view:05d}/{name}", folder / name, owner=item.uid)
+            yield item, folder
+        except (Skip, Retry) as failure:
+            yield item, failure
+
+
+def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
+    """Raises Skip: no_images, no_cameras, count_mismatch, bad_cameras, broken_image, unsafe_archive, broken_archive."""
+    files = scene_files.Files(_opened(item, path), path, scene_of)
+    names = set(files.names())
+    numbers = [f"{view:05d}" for view in UNIQUE]
+    views = [view for view in numbers if f"{view}.png" in names]
+    poses = [view for view in numbers if f"{view}.json" in names]
+    if not views:
+        raise Skip("no_images", f"no NNNNN.png in {path.name}")
+    if not poses:
+        raise Skip("no_cameras", f"{len(views)} images and no .json file")
+    if views != poses:
+        raise Skip("count_mismatch", f"{len(views)} images and {len(poses)} poses")
+    chosen = [views[i] for i in cameras.spread(len(views), cfg.scene.views)]
+    pictures, poses_found, fxfycxcy = [], [], []
+    for view in chosen:
+        data = files.read(f"{view}.png")
+        facts = foreign.json_object(files.read(f"{view}.json"), f"{view}.json")
+        pictures.append(data)
+        poses_found.append(_c2w(facts, view))
+        fxfycxcy.append(_fxfycxcy(facts, foreign.hw_of(data, f"{view}.png"), view))
+    return Posed(pictures, np.stack(poses_found), np.array(fxfycxcy), meta={"views_found": len(views)})
+
+
+def _opened(item: Item, path: Path) -> Item:
+    """The item of a .tar of its own with its members, which nobody has looked at so far. Raises Skip("broken_archive")."""
+    if "alone" not in item.extra:
+        return item
+    try:
+        scenes = list(scene_files.found(path, scene_of, 0))
+    except UserError as error:
+        raise Skip("broken_archive", str(error)) from None
+    if len(scenes) > 1:
+        raise Skip("unsafe_archive", f"{len(scenes)} scenes in {path.name}, where one belongs")
+    return scenes[0].item(item.source, path) if scenes else item
+
+
+def _c2w(facts: dict[str, Any], view: str) -> np.ndarray:
+    try:
+        columns = np.array([facts[name] for name in ("x", "y", "z", "origin")], np.float64)
+    except (KeyError, ValueError, TypeError) as error:
+        raise Skip("bad_cameras", f"{view}.json: {type(error).__name__} {error}") from None
+    if columns.shape != (4, 3):
+        raise Skip("bad_cameras", f"{view}.json: axes of shape {columns.shape}")
+    return cameras.homogeneous(columns.T)
+
+
+def _fxfycxcy(facts: dict[str, Any], hw: tuple[int, int], view: str) -> list[float]:
+    fov_x = foreign.number(facts, "x_fov")
+    fov_y = foreign.number(facts, "y_fov")
+    if fov_x is None:
+        raise Skip("bad_cameras", f"{view}.json has no x_fov")
+    fx = foreign.focal(hw[1], fov_x)
+    return [fx, fx if fov_y is None else foreign.focal(hw[0], fov_y), hw[1] / 2, hw[0] / 2]

@@ -1,0 +1,93 @@
+"""Objaverse 1.0 (Deitke et al., arXiv 2212.08051): 800,000 GLB files of Sketchfab on the Hugging Face Hub.
+
+Lists lie where the objaverse package (0.1.7) keeps them, in its layout: CACHE/hf-objaverse-v1/object-paths.json.gz,
+metadata/000-NNN.json.gz (one per folder of files), lvis-annotations.json.gz.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline import hub, licenses, selection, transport
+from pipeline.config import Listing
+from pipeline.fetch import Fetcher
+from pipeline.scene import Item, UserError, item_rng
+
+KIND = "object"
+SAYS = "Objaverse 1.0 (Hugging Face)"
+HOWTO = "--source objaverse"
+PAGE = "https://sketchfab.com/3d-models/"  # how Objaverse-XL identifies the same objects
+batch, fetch_many, root_of = transport.batch, transport.fetch_many, transport.root_of
+
+
+def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
+    """Folder by folder in an order that the seed gives, shuffled within: a run of a few thousand reads one or two lists.
+
+    Raises UserError where a list cannot be had, for an unknown --lvis category, and where nothing is left to choose from.
+    """
+    paths = object_paths(net, cfg.cache)
+    uids = set(paths)
+    if cfg.lvis:
+        uids &= _of_categories(net, cfg)
+    if (names := selection.names(cfg)) is not None:
+        uids = {uid for uid in uids if uid in names or f"{PAGE}{uid}" in names}
+    if not uids:
+        raise UserError(
+            "no object of Objaverse is among those asked for", "--uids, --lvis and --scores narrow it together"
+        )
+    folders: dict[str, list[str]] = defaultdict(list)
+    for uid in uids:
+        folders[paths[uid].split("/")[1]].append(uid)
+    for folder in item_rng(seed, "objaverse", "order").permutation(sorted(folders)):
+        facts = metadata(net, cfg.cache, str(folder))
+        for uid in item_rng(seed, str(folder), "order").permutation(sorted(folders[folder])):
+            yield item_of(str(uid), paths[uid], facts.get(str(uid), {}))
+
+
+def item_of(uid: str, path: str, facts: dict[str, Any], source: str = "objaverse", **more: Any) -> Item:
+    """One object from its path in the repository and its Sketchfab annotations. more: further fields of the Item."""
+    url, extra = hub.url_of(transport.OBJAVERSE, path), {"id": f"{PAGE}{uid}"}
+    return Item(uid, source, **({"url": url, "extra": extra} | rights_of(uid, facts) | more))
+
+
+def rights_of(uid: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """License and credit of an object, as fields of an Item, from its Sketchfab annotations."""
+    user = facts.get("user") or {}
+    credit = {
+        "title": facts.get("name") or "",
+        "author": user.get("displayName") or user.get("username") or "",
+        "page": facts.get("viewerUrl") or f"{PAGE}{uid}",
+    }
+    named = {name: value for name, value in credit.items() if value}
+    return {"license": licenses.of_sketchfab(facts.get("license")), "credit": named}
+
+
+def metadata(net: Fetcher, cache: Path, folder: str) -> dict[str, Any]:
+    """uid -> Sketchfab's annotations, of the objects of one folder (000-NNN)."""
+    return dict(_read(net, cache, f"metadata/{folder}.json.gz"))
+
+
+def object_paths(net: Fetcher, cache: Path) -> dict[str, str]:
+    """uid -> path in the repository, glbs/000-NNN/<uid>.glb."""
+    return dict(_read(net, cache, "object-paths.json.gz"))
+
+
+def _of_categories(net: Fetcher, cfg: Listing) -> set[str]:
+    categories = _read(net, cfg.cache, "lvis-annotations.json.gz")
+    for name in cfg.lvis:
+        if name not in categories:
+            near = [known for known in sorted(categories) if name.lower() in known.lower()][:5]
+            hint = f"near it: {', '.join(near)}" if near else "the names are those of LVIS, for example chair, mug"
+            raise UserError(f"--lvis {name} is no category of Objaverse's {len(categories)}", hint)
+    return {uid for name in cfg.lvis for uid in categories[name]}
+
+
+def _read(net: Fetcher, cache: Path, path: str) -> Any:
+    file = hub.list_file(net, transport.OBJAVERSE, path, cache / transport.OBJAVERSE_FOLDER)
+    with gzip.open(file, "rt", encoding="utf-8") as stream:
+        return json.load(stream)

@@ -1,0 +1,191 @@
+"""Objaverse-MIX (BAAI, of Argus-3D, arXiv 2402.12225): 12 pictures of each object of Objaverse, and no cameras.
+
+160 archives of about 4.65 GB on the Hugging Face Hub, rendered_images/000-NNN.7z, one per folder of Objaverse. Within:
+[000-NNN/][000-NNN/]<uid>/NNN.png, 512x512 RGBA. Neither layout nor cameras are documented by those who published it; the
+cameras are those of --mix-*, by default what allenai/objaverse-rendering's script makes of its own defaults.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from pipeline import cameras, hub, selection
+from pipeline.config import ImportConfig
+from pipeline.fetch import Fetcher, Wanted
+from pipeline.files import scene_files
+from pipeline.files.scene_files import Found, Got
+from pipeline.room import Room
+from pipeline.scene import Item, Posed, Retry, Skip, UserError, item_rng
+from pipeline.sources import foreign, objaverse, zero123
+
+KIND = "posed"
+SAYS = "Objaverse-MIX pictures"
+HOWTO = "--source objaverse-mix (fetched archive by archive), or with --input FOLDER or 000-NNN.7z"
+REPO = "BAAI/Objaverse-MIX"
+BATCH = 256  # objects that one pass through an archive brings, of about 5,000
+root_of = foreign.root_of
+FILE = re.compile(r"(?:.*/)?([^/]+)/(\d{1,5})\.(png|jpg|jpeg|webp)", re.IGNORECASE)
+
+
+def scene_of(name: str) -> tuple[str, str] | None:
+    """Path in the collection -> (uid, NNNNN.png)."""
+    found = FILE.fullmatch(name)
+    return (found[1], f"{int(found[2]):05d}.{found[3].lower()}") if found else None
+
+
+def remote(cfg: ImportConfig) -> bool:
+    """Whether archives have to be fetched or unpacked before a worker can read them."""
+    return cfg.input is None or foreign.is_staged(cfg) or (cfg.input.is_dir() and bool(_archives(cfg.input)))
+
+
+def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
+    """One item per object, archive by archive. uid: Objaverse's. What an archive lacks ends as no_images.
+
+    Raises UserError where the input holds no scene, or Objaverse's list cannot be had.
+    """
+    nothing = f"{cfg.input or REPO} holds no object that was asked for"
+    return scene_files.never_empty(_remote(cfg, seed, net) if cfg.input is None else _local(cfg, seed), nothing, HOWTO)
+
+
+def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]:
+    assert net is not None
+    paths = objaverse.object_paths(net, cfg.cache)
+    names = selection.names(cfg)
+    folders: dict[str, list[str]] = defaultdict(list)
+    for uid, path in paths.items():
+        if names is None or uid in names:
+            folders[path.split("/")[1]].append(uid)
+    for folder in item_rng(seed, "objaverse-mix", "order").permutation(sorted(folders)):
+        url = hub.url_of(REPO, f"rendered_images/{folder}.7z")
+        facts = objaverse.metadata(net, cfg.cache, str(folder))
+        for uid in sorted(folders[str(folder)]):  # as archives are packed, so that batches follow each other in them
+            yield Item(uid, cfg.source, url=url, **objaverse.rights_of(uid, facts.get(uid, {})))
+
+
+def _archives(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.7z"), *folder.glob("*/*.7z")])
+
+
+def _local(cfg: ImportConfig, seed: int) -> Iterator[Item]:
+    root = foreign.input_of(cfg)
+    inputs = (_archives(root) if root.is_dir() else []) or [root]
+    for i in item_rng(seed, "archives", "order").permutation(len(inputs)):
+        if inputs[i].is_dir():
+            for folder in scene_files.folders(root, lambda folder: is_scene(folder, root), seed):
+                yield Item(folder.absolute().name, cfg.source, url=str(folder))
+        else:
+            yield from (found.item(cfg.source, inputs[i]) for found in scene_files.found(inputs[i], scene_of, seed))
+
+
+def is_scene(folder: Path, root: Path) -> bool:
+    """As zero123 tells them; the input itself where it has pictures."""
+    if folder == root:
+        return any(scene_of(f"x/{child.name}") for child in folder.iterdir() if child.is_file())
+    return zero123.is_scene(folder, root)
+
+
+def batch(item: Item) -> str:
+    """Objects of one archive are fetched together."""
+    return item.url
+
+
+def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
+    """Brings the archive, unless the batch before had the same, and of it the objects that were asked for, in one pass."""
+    if "://" not in items[0].url:
+        yield from foreign.staged(items, folder_of, net, scene_of)
+        return
+    try:
+        with _archives_of(net.room).open(items[0], folder_of, net) as path:
+            known = _index(path, path.stat().st_mtime_ns)
+            yield from scene_files.Staging(path, scene_of, net.room, folder_of).run(items, known)
+    except (Skip, Retry) as failure:
+        yield from ((item, failure) for item in items)
+    except UserError as error:
+        yield from ((item, Skip("broken_archive", str(error))) for item in items)
+
+
+@functools.lru_cache(maxsize=2)
+def _index(path: Path, mtime_ns: int) -> dict[str, Found]:
+    return scene_files.index(path, scene_of)
+
+
+class _Archives:
+    """The one fetched archive of a run, kept from batch to batch until another one is asked for."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()  # held by the one batch that reads it
+        self.url = self.owner = ""
+        self.path: Path | None = None
+
+    @contextlib.contextmanager
+    def open(self, item: Item, folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Path]:
+        """Waits for its turn. Raises Skip, Retry as downloads do."""
+        with self.turn:
+            if self.path is None or self.url != item.url or not self.path.is_file():
+                self._drop(net)
+                self._fetch(item, folder_of, net)
+            assert self.path is not None
+            yield self.path
+
+    def _drop(self, net: Fetcher) -> None:
+        scene_files.let_go(net.room)
+        if self.owner and self.path:  # ours, not one of a cache
+            self.path.unlink(missing_ok=True)
+            net.room.release(self.owner)
+        self.url, self.path = "", None
+
+    def _fetch(self, item: Item, folder_of: Callable[[Item], Path], net: Fetcher) -> None:
+        address = hub.parse(item.url)
+        assert address is not None
+        cached = net.limits.cache / "objaverse-mix" / address[1] if net.limits.cache else None
+        self.url, self.owner, self.path = item.url, "", cached
+        if cached and cached.is_file():
+            return
+        if not (cached and net.limits.keep):
+            self.owner = (
+                item.url
+            )  # as if it were an item: an earlier session's is found, and accounted for, in the same way
+            self.path = folder_of(Item(self.owner, item.source)) / Path(address[1]).name
+        assert self.path is not None
+        if not self.path.is_file():
+            got = hub.get(net, *address, self.path, Wanted(item.url))
+            self.path, self.owner = got, self.owner if got == self.path else ""  # the Hub's own cache may have it
+
+
+_by_room: WeakKeyDictionary[Room, _Archives] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _archives_of(room: Room) -> _Archives:
+    with _lock:
+        return _by_room.setdefault(room, _Archives())
+
+
+def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
+    """The cameras are cfg.scene.mix, as many on the circle as there are pictures.
+
+    Raises Skip: no_images, views_missing (numbers with gaps), broken_image, unsafe_archive, broken_archive.
+    """
+    files = scene_files.Files(item, path, scene_of)
+    names = files.names()
+    if not names:
+        raise Skip("no_images", f"nothing in {path.name}")
+    numbers = [int(name.split(".")[0]) for name in names]
+    if numbers != list(range(len(names))):
+        raise Skip("views_missing", f"{len(names)} pictures, numbered {numbers[:3]} to {numbers[-1]}")
+    mix = cfg.scene.mix
+    c2w = cameras.circle(len(names), mix.elevation_deg, mix.radius, mix.azimuth_deg, mix.clockwise)
+    chosen = cameras.spread(len(names), cfg.scene.views)
+    pictures = [files.read(names[view]) for view in chosen]
+    hws = [foreign.hw_of(data, names[view]) for view, data in zip(chosen, pictures, strict=True)]
+    fxfycxcy = np.array([cameras.intrinsics(mix.fov_x_deg, hw) for hw in hws])
+    return Posed(pictures, c2w[chosen], fxfycxcy, meta={"views_found": len(names), "cameras": "assumed"})

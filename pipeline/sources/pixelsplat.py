@@ -1,0 +1,129 @@
+"""RealEstate10K, ACID and DL3DV as pixelSplat packs them (Charatan et al., arXiv 2312.12337): chunks of about 100 MB.
+
+[train/ or test/]NNNNNN.torch is a list of {url, timestamps int64 (N,), cameras float32 (N, 18), images: N files as uint8,
+key}; index.json beside it maps key -> file. A camera is fx fy cx cy, as shares of width and height with the image's corners
+at 0 and 1, then two zeros, then a 3x4 world-to-camera matrix with OpenCV axes. See dcharatan/real_estate_10k_tools.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import cameras
+from pipeline.config import ImportConfig
+from pipeline.fetch import Fetcher
+from pipeline.files import scene_files, torch_files
+from pipeline.scene import Item, Posed, Skip, UserError, item_rng
+from pipeline.sources import foreign
+
+KIND = "posed"
+SAYS = "RealEstate10K, ACID or DL3DV in pixelSplat's chunks"
+HOWTO = "--source pixelsplat --input FOLDER (with train/ and test/, or one of them)"
+
+
+def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
+    """One item per clip, chunk by chunk in an order that the seed gives. uid: the clip's key.
+
+    A key that a second folder has too gets the folder's name. UserError where there is neither index nor chunk.
+    """
+    return scene_files.never_empty(_items(cfg, seed), f"{cfg.input} holds no index.json and no .torch file", HOWTO)
+
+
+def _items(cfg: ImportConfig, seed: int) -> Iterator[Item]:
+    root = foreign.input_of(cfg)
+    if root.is_file():
+        yield from (Item(key, cfg.source, url=str(root)) for key in _keys(root))
+        return
+    seen: set[str] = set()
+    for folder in sorted({path.parent for pattern in ("*", "*/*", "*/*/*") for path in root.glob(f"{pattern}.torch")}):
+        chunks = _index(folder) if (folder / "index.json").is_file() else None
+        names = sorted(chunks) if chunks is not None else sorted(path.name for path in folder.glob("*.torch"))
+        for i in item_rng(seed, folder.name, "order").permutation(len(names)):
+            path = folder / names[i]
+            for key in _keys(path) if chunks is None else sorted(chunks[names[i]]):
+                split = foreign.uid_of(folder, root) if folder != root else ""
+                uid = f"{split}/{key}" if key in seen else key
+                seen.add(key)
+                yield Item(uid, cfg.source, url=str(path), extra={"key": key, "split": split})
+
+
+def _index(folder: Path) -> dict[str, list[str]]:
+    """Chunk's name -> keys."""
+    try:
+        found = json.loads((folder / "index.json").read_bytes())
+        chunks: dict[str, list[str]] = defaultdict(list)
+        for key, name in found.items():
+            chunks[str(name)].append(str(key))
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise UserError(
+            f"{folder / 'index.json'} is no map from keys to chunks: {error}", "without it, chunks are read"
+        ) from None
+    return chunks
+
+
+def _keys(path: Path) -> list[str]:
+    try:
+        return list(_clips(path, path.stat().st_mtime_ns))
+    except Skip as error:
+        raise UserError(f"{path}: {error}", "move it away, or download it again") from None
+
+
+@functools.lru_cache(maxsize=2)
+def _clips(path: Path, mtime_ns: int) -> dict[str, dict[str, Any]]:
+    """Key -> record of one chunk; kept mapped, since its clips follow each other. Raises Skip as torch_files.read does."""
+    records = torch_files.read(path)
+    if not isinstance(records, list) or not all(isinstance(record, dict) and "key" in record for record in records):
+        raise Skip("broken_torch_file", f"{path.name} is no list of clips with a key")
+    return {str(record["key"]): record for record in records}
+
+
+def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
+    """Raises Skip: missing (chunk or clip), escapes_folder, unsafe_pickle, broken_torch_file, no_images, no_cameras,
+    count_mismatch, bad_cameras, broken_image.
+    """
+    root = foreign.input_of(cfg).resolve()
+    if not path.resolve().is_relative_to(root):
+        raise Skip("escapes_folder", f"index.json names {path}")
+    if not path.is_file():
+        raise Skip("missing", f"{path} is not there")
+    clip = _clips(path, path.stat().st_mtime_ns).get(scene_files.key_of(item))
+    if clip is None:
+        raise Skip("missing", f"{path.name} has no clip {scene_files.key_of(item)}")
+    pictures, rows = _fields(clip)
+    chosen = cameras.spread(len(pictures), cfg.scene.views)
+    files = [pictures[view].tobytes() for view in chosen]
+    hws = np.array([foreign.hw_of(data, f"frame {view}") for view, data in zip(chosen, files, strict=True)], np.float64)
+    fxfycxcy = rows[chosen, :4] * hws[:, [1, 0, 1, 0]]
+    c2w = foreign.inverted(rows[chosen, 6:].reshape(-1, 3, 4))
+    meta = {"views_found": len(pictures), "split": item.extra.get("split", "")}
+    if isinstance(clip.get("url"), str):
+        meta["video"] = clip["url"]
+    return Posed(files, c2w, fxfycxcy, meta=meta)
+
+
+def _fields(clip: dict[str, Any]) -> tuple[list[np.ndarray], np.ndarray]:
+    """The files, and the cameras (N, 18) float64."""
+    pictures, rows = clip.get("images"), clip.get("cameras")
+    if not isinstance(pictures, list) or not pictures:
+        raise Skip("no_images", "a clip without images")
+    if not all(isinstance(data, np.ndarray) and data.ndim == 1 and data.dtype == np.uint8 for data in pictures):
+        raise Skip("broken_image", "images that are not files as bytes")
+    if not isinstance(rows, np.ndarray):
+        raise Skip("no_cameras", "a clip without cameras")
+    if rows.ndim != 2 or rows.shape[1] != 18:
+        raise Skip("bad_cameras", f"cameras of shape {rows.shape} instead of (N, 18)")
+    if len(rows) != len(pictures):
+        raise Skip("count_mismatch", f"{len(pictures)} images and {len(rows)} cameras")
+    rows = rows.astype(np.float64)
+    if not np.isfinite(rows).all():
+        raise Skip("bad_cameras", "cameras with numbers that are none")
+    if rows[:, 4:6].any():
+        raise Skip("unsupported_camera", "numbers where RealEstate10K has zeros, which nobody documents")
+    return pictures, rows

@@ -1,0 +1,97 @@
+"""Zero-1-to-3's renderings of Objaverse (Liu et al., arXiv 2303.11328), views_release: 12 views of 772,870 objects.
+
+<any folder>/<Objaverse uid>/NNN.png (512x512 RGBA) and NNN.npy: a 3x4 world-to-camera matrix with Blender's axes (+x right,
++y up, -z forward) of a world with z up. The lens is 35 mm on a 32 mm sensor, so the focal length is exactly 35/32 widths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import cameras
+from pipeline.config import ImportConfig
+from pipeline.fetch import Fetcher
+from pipeline.files import scene_files
+from pipeline.files.scene_files import Got
+from pipeline.scene import Item, Posed, Skip
+from pipeline.sources import foreign
+
+KIND = "posed"
+SAYS = "Zero123 renderings of Objaverse"
+HOWTO = "--source zero123 --input FOLDER (or .zip, .tar, .tar.gz)"
+FILE = re.compile(r"(?:.*/)?([^/]+)/(\d{3}\.(?:png|npy))")
+UID = re.compile(r"[0-9a-f]{32}")
+FOCAL = 35 / 32  # of the width
+BATCH = 64  # scenes of an archive that are brought by one call; the next goes on where it ended
+remote, root_of = foreign.is_staged, foreign.root_of
+
+
+def scene_of(name: str) -> tuple[str, str] | None:
+    """Path in the collection -> (uid, NNN.png or NNN.npy)."""
+    found = FILE.fullmatch(name)
+    return (found[1], found[2]) if found else None
+
+
+def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
+    """One item per folder of an object, also of those that are empty. uid: the folder's name where it is Objaverse's.
+
+    Raises UserError where the input is no folder and no archive, or holds no scene.
+    """
+    return scene_files.never_empty(_items(cfg, seed), f"{cfg.input} holds no folder with NNN.png and NNN.npy", HOWTO)
+
+
+def _items(cfg: ImportConfig, seed: int) -> Iterator[Item]:
+    root = foreign.input_of(cfg)
+    if not root.is_dir():
+        yield from (found.item(cfg.source, root) for found in scene_files.found(root, scene_of, seed))
+        return
+    for folder in scene_files.folders(root, lambda folder: is_scene(folder, root), seed):
+        uid = folder.name if UID.fullmatch(folder.name) else foreign.uid_of(folder, root)
+        yield Item(uid, cfg.source, url=str(folder))
+
+
+def is_scene(folder: Path, root: Path) -> bool:
+    """Named like an object of Objaverse, or without folders in it: then it is not even opened, there are 772,870.
+
+    The input itself is a scene only where it has views: an empty one is none.
+    """
+    if folder == root:
+        return any(FILE.fullmatch(f"/x/{child.name}") for child in folder.iterdir() if child.is_file())
+    return bool(UID.fullmatch(folder.name)) or not any(child.is_dir() for child in folder.iterdir())
+
+
+def batch(item: Item) -> str:
+    """Items of one archive are fetched together."""
+    return item.url
+
+
+def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
+    """Scenes of a .tar.gz or .7z, from front to back."""
+    return foreign.staged(items, folder_of, net, scene_of)
+
+
+def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
+    """Raises Skip: no_images, no_cameras, count_mismatch, bad_cameras, broken_image, unsafe_archive, broken_archive."""
+    files = scene_files.Files(item, path, scene_of)
+    names = files.names()
+    views = [name[:3] for name in names if name.endswith(".png")]
+    poses = {name[:3] for name in names if name.endswith(".npy")}
+    if not views:
+        raise Skip("no_images", f"{path.name} is empty" if not names else f"{path.name} has poses alone")
+    if not poses:
+        raise Skip("no_cameras", f"{len(views)} images and no .npy file")
+    if poses != set(views):
+        raise Skip("count_mismatch", f"{len(views)} images and {len(poses)} poses")
+    chosen = [views[i] for i in cameras.spread(len(views), cfg.scene.views)]
+    w2c_gl = foreign.matrices([foreign.npy(files.read(f"{view}.npy"), f"{view}.npy") for view in chosen])
+    pictures = [files.read(f"{view}.png") for view in chosen]
+    fxfycxcy = []
+    for view, data in zip(chosen, pictures, strict=True):
+        height, width = foreign.hw_of(data, f"{view}.png")
+        fxfycxcy.append([FOCAL * width, FOCAL * width, width / 2, height / 2])
+    c2w = cameras.from_opengl(foreign.inverted(w2c_gl))
+    return Posed(pictures, c2w, np.array(fxfycxcy), meta={"views_found": len(views)})

@@ -1,0 +1,139 @@
+"""An item -> its file, by the kind of its address: the Hub, a commit of a GitHub repository, any URL, a local path."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from pipeline import checkout, hub
+from pipeline.fetch import Fetcher, Wanted
+from pipeline.scene import Item, Retry, Skip
+
+OBJAVERSE = "allenai/objaverse"
+OBJAVERSE_FOLDER = "hf-objaverse-v1"  # of the objaverse package's cache
+BLOB = re.compile(r"https://github\.com/([^/]+)/([^/]+)/blob/([0-9a-f]{40})/(.+)")
+FILE_TYPE = re.compile(r"[a-z0-9]{1,8}")
+KEPT_CHECKOUTS = "github/files"  # in the cache folder, by uid
+FILES_PER_CHECKOUT = 64
+Got = tuple[Item, Path | Skip | Retry]
+
+
+def github_parts(url: str) -> tuple[str, str, str] | None:
+    """(organization, repository, path) of a file's address on GitHub; None for another address."""
+    found = BLOB.fullmatch(url)
+    return (found[1], found[2], found[4]) if found else None
+
+
+def repository(url: str) -> str:
+    """What files share that one checkout serves: "https://github.com/<org>/<repo>@<commit>"; "" for another address."""
+    found = BLOB.fullmatch(url)
+    return f"https://github.com/{found[1]}/{found[2]}@{found[3]}" if found else ""
+
+
+def batch(item: Item) -> str:
+    """Items in a row with the same key are fetched by one call."""
+    return repository(item.url) or item.uid
+
+
+def file_type(item: Item) -> str:
+    """Suffix of an item's file, lower case, without the dot; "" where nothing says."""
+    suffix = Path(unquote(urlsplit(item.url).path)).suffix.lower().lstrip(".")
+    found: str = item.extra.get("type") or suffix
+    return found if FILE_TYPE.fullmatch(found) else ""
+
+
+def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
+    """Brings the files of a batch into folders of their own; yields each item once, with its file or with why not.
+
+    A file that lies in the cache folder is used where it is, one that an earlier session left in its folder too.
+    """
+    if not repository(items[0].url):
+        for item in items:
+            try:
+                yield item, _one(item, folder_of, net)
+            except (Skip, Retry) as failure:
+                yield item, failure
+        return
+    place = folder_of
+    if net.limits.keep and net.limits.cache:
+        kept = net.limits.cache / KEPT_CHECKOUTS
+
+        def place(item: Item) -> Path:
+            return kept / item.uid
+
+    missing = []
+    for item in items:
+        path = _path_in_repository(item)
+        if found := next((file for file in _places(item, path, place, net) if file.is_file()), None):
+            yield item, found
+        else:
+            missing.append((item, path))
+    if missing:
+        address, _, commit = repository(items[0].url).rpartition("@")
+        yield from checkout.fetch(f"{address}.git", commit, missing, place, net)
+
+
+def _places(item: Item, path: str, place: Callable[[Item], Path], net: Fetcher) -> Iterator[Path]:
+    """Where a file of a repository may lie already: from an earlier session, or as the objaverse package saves "files"."""
+    yield place(item) / checkout.TREE / path
+    parts = github_parts(item.url)
+    if net.limits.cache and item.sha256 and parts:  # which commit is saved there only the sum can tell
+        saved = net.limits.cache / "github" / "repos" / parts[0] / parts[1] / path
+        if saved.is_file() and _matches(saved, item.sha256):
+            yield saved
+
+
+def root_of(item: Item, file: Path) -> Path:
+    """The folder that an item's file may read from: its repository's, else its own."""
+    parts = github_parts(item.url)
+    return file.parents[len(PurePosixPath(parts[2]).parts) - 1] if parts else file.parent
+
+
+def _path_in_repository(item: Item) -> str:
+    parts = github_parts(item.url)
+    assert parts is not None
+    return parts[2]
+
+
+def _one(item: Item, folder_of: Callable[[Item], Path], net: Fetcher) -> Path:
+    if "://" not in item.url:
+        return _local(item)
+    cached = net.limits.cache / cached_at(item) if net.limits.cache else None
+    if cached and cached.is_file() and _matches(cached, item.sha256):
+        return cached
+    to = cached if cached and net.limits.keep else folder_of(item) / f"object.{file_type(item) or 'unknown'}"
+    if to.is_file() and _matches(to, item.sha256):
+        return to
+    wanted = Wanted(item.uid, item.sha256, int(item.extra.get("size", 0)))
+    if address := hub.parse(item.url):
+        return hub.get(net, *address, to, wanted)
+    return net.get(item.url, to, owner=wanted.owner, sha256=wanted.sha256, size=wanted.size)
+
+
+def cached_at(item: Item) -> str:
+    """Where the objaverse package would keep the file, relative to its folder; else a place of our own."""
+    address = hub.parse(item.url)
+    if address and address[0] == OBJAVERSE:
+        return f"{OBJAVERSE_FOLDER}/{address[1]}"
+    place: str | None = item.extra.get("cached")
+    name = hashlib.blake2b(item.url.encode(), digest_size=16).hexdigest()
+    return place or f"files/{name}.{file_type(item) or 'unknown'}"
+
+
+def _matches(path: Path, sha256: str) -> bool:
+    if not sha256:
+        return True
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == sha256
+
+
+def _local(item: Item) -> Path:
+    path = Path(item.url)
+    if not path.is_file():
+        raise Skip("missing", str(path))
+    if not _matches(path, item.sha256):
+        raise Skip("modified", f"{path} has another sha256 than {item.sha256}")
+    return path
