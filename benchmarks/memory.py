@@ -37,7 +37,9 @@ def measure(options: Options, scratch: Path) -> list[float]:
     """Resident memory in MB after each object."""
     cfg = RenderConfig(scene=SceneConfig(res=(options.res,), views=options.views, samples=4)).resolved()
     poses = cameras.sample("shell", np.random.default_rng(0), options.views)
-    blender = Blender(scratch / "blender", Limits(recycle_objects=options.objects + 1, recycle_rss_mb=1e9))
+    blender = Blender(
+        scratch / "blender", Limits(recycle_objects=options.objects + 1, recycle_rss_mb=1e9), readable=[scratch]
+    )
     resident = []
     try:
         for _, item in zip(range(options.objects), procedural.items(cfg, cfg.scene.seed, None), strict=False):

@@ -148,7 +148,7 @@ class Run:
         writer = ShardWriter(self.folder / "shards", self.scene.res, (), {"config_hash": ""}, 1e9)
         with (
             contextlib.closing(Producer(cfg.resolved())) as producer,
-            contextlib.closing(Blender(self.folder / "floor", Limits(TIMEOUT_S), VERBOSE)) as floor,
+            contextlib.closing(Blender(self.folder / "floor", Limits(TIMEOUT_S), VERBOSE, [self.folder])) as floor,
         ):
             start = time.perf_counter()
             self.blender_version = producer.blender.start()["blender"]
@@ -168,7 +168,9 @@ class Run:
 
     def judge(self) -> None:
         """PSNR of the first views of every object, as A wrote them, as B stored them, and of B before JPEG."""
-        with contextlib.closing(Blender(self.folder / "truth", Limits(timeout_s=86400))) as blender:
+        with contextlib.closing(
+            Blender(self.folder / "truth", Limits(timeout_s=86400), readable=[self.folder])
+        ) as blender:
             for item in self.alive():
                 if self._attempt("quality", item, functools.partial(self._compare, blender=blender)):
                     values = self.results[item.uid].psnr_db

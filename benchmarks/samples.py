@@ -61,7 +61,9 @@ def main() -> None:
     quality: dict[tuple[int, bool], list[float]] = {setting: [] for setting in settings}
     with (
         tempfile.TemporaryDirectory() as folder,
-        contextlib.closing(Blender(Path(folder) / "blender", Limits(timeout_s=86400))) as blender,
+        contextlib.closing(
+            Blender(Path(folder) / "blender", Limits(timeout_s=86400), readable=[Path(folder)])
+        ) as blender,
     ):
         for item in collect(Path(folder), scene, options.objects):
             job = job_of(item, scene, threads)

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from pipeline.fetch import CONNECT_S, Fetcher, Passing, check_status
-from pipeline.files.references import references
+from pipeline.files.references import companions
 from pipeline.scene import Item, Retry, Skip
 
 TREE = "tree"  # in an item's folder: the files of the repository, at their paths
@@ -153,14 +153,10 @@ class _Repository:
         if not file.is_file():
             return []
         try:
-            named = references(file)
+            named = companions(file, self.work)
         except Skip:  # broken or hostile: preflight says so in its turn, by the same reading
             return []
-        folder = posixpath.dirname(path)
-        inside = (
-            posixpath.normpath(posixpath.join(folder, name.replace("\\", "/"))) for name in named if "\0" not in name
-        )
-        return [real for name in inside if (real := self._real(name))]
+        return [real for name in named if (real := self._real(str(name)))]
 
     def _real(self, path: str) -> str:
         """Where a path's content lies in the repository, symbolic links followed; "" where it is no file of the commit.

@@ -190,7 +190,7 @@ def _header(run: Run) -> str:
     resolutions = ", ".join(f"{width}" for width in widths) or "?"
     cards = [
         *(_count_cards(run.books) if run.books else [("Objects", f"{splits.total():,}", "in these shards")]),
-        ("Views", _views(run), f"{settings.get('views', '?')} per object"),
+        ("Views", _views(run), f"{settings.get('views') or 'as many as there are'} per object"),
         ("Resolutions", f"{resolutions} px", "width of the stored pictures"),
         ("Shards", f"{len(run.objects):,}", f"{size(stored)} in {len(files):,} files; {by_split}"),
         *(_speed_cards(run.books) if run.books else []),
@@ -271,7 +271,7 @@ def _settings(facts: dict[str, Any], settings: dict[str, Any]) -> str:
         "cameras": facts.get("cameras") or settings.get("cameras"),
         "lights": settings.get("lights"),
         "samples": f"{settings['samples']} per pixel" if settings.get("samples") else None,
-        "denoise": settings.get("denoise", "?"),
+        "denoise": settings.get("denoise"),
         "engine": " on ".join(str(settings[name]) for name in ("engine", "device") if settings.get(name)),
         "seed": facts.get("seed", settings.get("seed")),
         "JPEG quality": settings.get("quality"),

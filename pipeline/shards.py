@@ -30,7 +30,7 @@ FORMAT_VERSION = "1"
 CONVENTION = (
     "c2w: 4x4 row-major camera-to-world, OpenCV axes (+x right, +y down, +z forward), world z up. "
     "fxfycxcy: pixels of the stored image, the centre of pixel (0, 0) is (0.5, 0.5). "
-    "Objects are centred at the origin, longest side 1. Poses are raw: no scene normalisation was applied."
+    "Poses are raw: no scene normalisation was applied."
 )
 LAYERS = ("alpha", "depth", "normals")
 SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")

@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline import checkout, hub
 from pipeline.fetch import Fetcher, Wanted
-from pipeline.scene import Item, Retry, Skip
+from pipeline.files import archives, references
+from pipeline.scene import Item, Retry, Skip, UserError
 
 OBJAVERSE = "allenai/objaverse"
 OBJAVERSE_FOLDER = "hf-objaverse-v1"  # of the objaverse package's cache
@@ -69,6 +70,8 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
         path = _path_in_repository(item)
         if found := next((file for file in _places(item, path, place, net) if file.is_file()), None):
             yield item, found
+        elif saved := _out_of_saved(item, place(item), net):
+            yield item, saved
         else:
             missing.append((item, path))
     if missing:
@@ -84,6 +87,41 @@ def _places(item: Item, path: str, place: Callable[[Item], Path], net: Fetcher) 
         saved = net.limits.cache / "github" / "repos" / parts[0] / parts[1] / path
         if saved.is_file() and _matches(saved, item.sha256):
             yield saved
+
+
+def _out_of_saved(item: Item, folder: Path, net: Fetcher) -> Path | None:
+    """The same out of a repository that was saved as "zip" or "tar", with what the file names; None where it is not there."""
+    parts = github_parts(item.url)
+    if not (net.limits.cache and item.sha256 and parts):
+        return None
+    organization, name, path = parts
+    for suffix, prefix in ((".zip", ""), (".tar", f"{name}/")):  # that package packs only the latter with its folder
+        archive = net.limits.cache / "github" / "repos" / organization / f"{name}{suffix}"
+        if not archive.is_file():
+            continue
+        try:
+            members = {each.name.removeprefix(prefix): each for each in archives.listed(archive) if not each.fault}
+            if path in members and (got := _unpacked(archive, members, path, folder / checkout.TREE, item.sha256)):
+                net.room.settle(item.uid, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+                return got
+        except (UserError, Skip):  # a saved archive that cannot be read is no reason not to fetch
+            continue
+    return None
+
+
+def _unpacked(archive: Path, members: dict[str, archives.Member], path: str, tree: Path, sha256: str) -> Path | None:
+    data = archives.read(archive, members[path].where, members[path].size)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        return None
+    new, done = {path}, set[str]()
+    while new:
+        for name in new:
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes(archives.read(archive, members[name].where, members[name].size))
+        done |= new
+        named = (str(found) for name in new for found in references.companions(tree / name, tree))
+        new = {name for name in named if name in members} - done
+    return tree / path
 
 
 def root_of(item: Item, file: Path) -> Path:

@@ -53,6 +53,11 @@ class World:
         )
         return self.run("render", *arguments, *QUICK, *mirrors, "--out", "out", expect=expect, **environment)
 
+    def start(self, *arguments: object) -> subprocess.Popen[bytes]:
+        """The command without waiting for it."""
+        command, nowhere = [COMMAND, *map(str, arguments)], subprocess.DEVNULL
+        return subprocess.Popen(command, env=self.environment, cwd=self.folder, stdout=nowhere, stderr=nowhere)
+
     def ended(self, out: str = "out") -> dict[str, str]:
         """uid -> reason, "" for delivered."""
         with sqlite3.connect(self.folder / out / "ledger.sqlite") as db:
@@ -136,13 +141,7 @@ def test_a_killed_run_goes_on_and_fetches_only_what_was_cut(world: World) -> Non
     objaverse(world, 30)
     fault = world.hub.fault("/cdn/", "slow", times=None, rate=20_000)
     arguments = ("render", *OBJAVERSE, "--n", 20, *QUICK, "--out", "out", "--downloads", 2)
-    driver = subprocess.Popen(
-        [COMMAND, *map(str, arguments)],
-        env=world.environment,
-        cwd=world.folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    driver = world.start(*arguments)
     ledger = world.folder / "out/ledger.sqlite"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (ledger.exists() and len(delivered(ledger)) >= 4):
@@ -298,13 +297,7 @@ def test_the_disk_budget_holds(world: World) -> None:
         path.write_bytes(data[:8] + struct.pack("<I", len(data)) + data[12:])
     peak = 0
     arguments = ("render", *OBJAVERSE, "--n", 16, *QUICK, "--out", "out", "--raw-gb", "0.001", "--max-file-mb", "1")
-    driver = subprocess.Popen(
-        [COMMAND, *map(str, arguments)],
-        env=world.environment,
-        cwd=world.folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    driver = world.start(*arguments)
     while driver.poll() is None:
         files = list((world.folder / "out").glob("raw/*/object*"))
         sizes = [os.stat(path).st_size for path in files if path.exists()]
@@ -349,6 +342,27 @@ def test_a_repository_is_asked_for_what_is_wanted_and_no_more(world: World) -> N
     assert world.reasons() == {"": 3}
     assert world.hub.sent("/git/") < 100_000
     assert world.hub.count("POST", "git-upload-pack") <= 3
+
+
+@pytest.mark.parametrize("saved", ["files", "zip", "tar"])
+def test_repositories_that_the_objaverse_package_saved_are_used(world: World, saved: str) -> None:
+    files = trees.obj_files(7)
+    path = next(name for name in files if name.endswith(".obj"))
+    base = world.cache / "github/repos/acme"
+    for name, data in files.items():
+        trees.put(base / "models" / name, data)
+    if saved != "files":
+        inside = {"root_dir": base / "models"} if saved == "zip" else {"root_dir": base, "base_dir": "models"}
+        shutil.make_archive(str(base / "models"), saved, **inside)  # type: ignore[arg-type]
+        shutil.rmtree(base / "models")
+    address = f"https://github.com/acme/models/blob/{'0' * 40}/{path}"
+    line = f"uid,url,license,sha256\nit,{address},MIT,{trees.sha256(files[path])}\n"
+    (world.folder / "list.csv").write_text(line)
+    world.render("--manifest", "list.csv", "--n", 1)
+    assert world.ended() == {"it": ""}
+    assert not world.hub.requests
+    (row,) = {row["meta"] for path in (world.folder / "out/32").glob("*.parquet") for row in rows(path)}
+    assert json.loads(row)["images"] and not json.loads(row)["missing_textures"]
 
 
 def test_the_default_licenses_leave_out_what_may_not_be_passed_on(world: World) -> None:
