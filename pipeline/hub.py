@@ -70,7 +70,7 @@ def _whole(path: Path) -> bool:
     """Whether a list can be read to its end. (The objaverse package leaves cut ones in place, and fails on them for ever.)"""
     if path.suffix == ".parquet":
         with path.open("rb") as stream:
-            stream.seek(-4, os.SEEK_END) if path.stat().st_size >= 8 else None
+            stream.seek(max(0, path.stat().st_size - 4))
             return stream.read() == b"PAR1"
     if path.suffix != ".gz":
         return True

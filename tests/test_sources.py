@@ -189,6 +189,15 @@ def test_a_list_that_was_cut_is_fetched_anew(world: World) -> None:
     assert (versioned / "object-paths.json.gz").read_bytes() == whole
 
 
+def test_a_table_that_was_cut_is_fetched_anew(world: World) -> None:
+    made = trees.objaverse_xl(world.folder / "root", world.hub.url, objaverse(world))
+    whole = (world.folder / "root/datasets" / made.repo / "smithsonian/smithsonian.parquet").read_bytes()
+    for cut in (whole[:-20], b"PA", b""):
+        trees.put(world.cache / "smithsonian/smithsonian.parquet", cut)
+        world.run("manifest", *XL, "--xl-sources", "smithsonian", "--n", 3, "-o", "list.csv")
+        assert (world.cache / "smithsonian/smithsonian.parquet").read_bytes() == whole
+
+
 def test_kept_files_serve_the_objaverse_package(world: World) -> None:
     made = objaverse(world)
     world.render(*OBJAVERSE, "--n", 10, "--keep-raw")
