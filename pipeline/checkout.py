@@ -7,7 +7,6 @@ so that git-lfs need not be installed. https://git-scm.com/docs/partial-clone, h
 
 from __future__ import annotations
 
-import hashlib
 import os
 import posixpath
 import re
@@ -21,9 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.fetch import CONNECT_S, Fetcher, Passing, check_status
+from pipeline.fetch import CONNECT_S, Fetcher, Passing, check_status, sha256_of
 from pipeline.files.references import companions
-from pipeline.scene import Item, Retry, Skip
+from pipeline.room import bytes_below
+from pipeline.scene import Got, Item, Retry, Skip
 
 TREE = "tree"  # in an item's folder: the files of the repository, at their paths
 LOOK_S = 0.1
@@ -48,7 +48,6 @@ GONE = re.compile(  # what a repository that was deleted, renamed away or made p
     re.IGNORECASE,
 )
 LIMITED = re.compile(r"returned error: 429|Too Many Requests|rate limit", re.IGNORECASE)
-Got = tuple[Item, Path | Skip | Retry]
 
 
 def fetch(
@@ -74,7 +73,7 @@ def fetch(
         for item, path in wanted:
             try:
                 got = repository.hand_over(item, path, folder_of(item))
-                net.room.settle(item.uid, _size_of(folder_of(item)))
+                net.room.settle(item.uid, bytes_below(folder_of(item)))
                 yield item, got
             except (Skip, Retry) as failure:
                 yield item, failure
@@ -124,11 +123,8 @@ class _Repository:
         if not real:
             raise Skip("missing", f"{self.address} has no {path} at {self.commit}")
         self._resolve_pointer(real)
-        if item.sha256:
-            with (self.work / real).open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-            if found != item.sha256:
-                raise Skip("modified", f"sha256 is {found}, expected {item.sha256}")
+        if item.sha256 and (found := sha256_of(self.work / real)) != item.sha256:
+            raise Skip("modified", f"sha256 is {found}, expected {item.sha256}")
         beside = folder / f"{TREE}.part"
         shutil.rmtree(beside, ignore_errors=True)
         for each in self._belongs_to(real):
@@ -251,7 +247,7 @@ class _Repository:
                 running = False
             except subprocess.TimeoutExpired:
                 pass
-            size = _size_of(self.work)
+            size = bytes_below(self.work)
             if self.net.stopped.is_set():
                 end: Exception = Retry("stopped")
             elif size > self.net.limits.max_bytes:  # of the wanted files alone, packed and unpacked
@@ -279,14 +275,3 @@ def _failure(address: str, complaint: str) -> Exception:
 def _escaped(path: str) -> str:
     """A path as a pattern of a sparse checkout that matches itself alone."""
     return re.sub(r"([*?\[\]\\!# ])", r"\\\1", path)
-
-
-def _size_of(folder: Path) -> int:
-    total = 0
-    for here, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(here, name)).st_size
-            except FileNotFoundError:  # git removes its temporary files meanwhile
-                continue
-    return total

@@ -16,7 +16,7 @@ from types import ModuleType
 
 from pipeline.config import Fetching
 from pipeline.fetch import Fetcher, FetchLimits
-from pipeline.room import Room
+from pipeline.room import Room, bytes_below
 from pipeline.scene import Item, Outcome, Retry, Skip, UserError
 
 AHEAD = 4  # items under way or ready, times the number of downloads
@@ -163,8 +163,7 @@ class Downloads:
             if not uid or uid in finished or self.folder_of(uid) != folder:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
-                files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-                self.net.room.settle(uid, sum(path.stat().st_size for path in files))
+                self.net.room.settle(uid, bytes_below(folder))
 
 
 END = object()

@@ -315,21 +315,30 @@ class _Transfer:
 
 def check_status(response: Any) -> None:
     """Raises Skip or Passing where an HTTP response (httpx2) is no success."""
-    status, url = response.status_code, str(response.url)
-    if status < 400:
-        return
-    detail = f"HTTP {status} from {url}"
+    if response.status_code >= 400:
+        raise failure_of(response, f"HTTP {response.status_code} from {response.url}")
+
+
+def failure_of(response: Any, detail: str) -> Skip | Passing:
+    """What an HTTP status from 400 up means: Passing for what may pass, Skip for what stays."""
+    status = response.status_code
     if status in GONE:
-        raise Skip("missing", detail)
+        return Skip("missing", detail)
     if status in REFUSED:
-        raise Skip("forbidden", detail)
+        return Skip("forbidden", detail)
     if status in (408, 425, 429):
-        raise Passing("rate_limited", detail, retry_after_s(response.headers))
+        return Passing("rate_limited", detail, retry_after_s(response.headers))
     if status >= 500:
-        raise Passing("server_error", detail, retry_after_s(response.headers))
+        return Passing("server_error", detail, retry_after_s(response.headers))
     if status == 416:
-        raise Passing("cut_off", detail)
-    raise Skip("refused", detail)
+        return Passing("cut_off", detail)
+    return Skip("refused", detail)
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in lower-case hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from pipeline.fetch import CONNECT_S, Fetcher, Passing, Wanted, retry_after_s
+from pipeline.fetch import CONNECT_S, Fetcher, Passing, Wanted, failure_of
 from pipeline.scene import Retry, Skip, UserError
 
 HOME = "https://huggingface.co"  # what manifests say, whichever mirror is asked
@@ -171,7 +171,7 @@ def _classified() -> Iterator[None]:
     except LocalEntryNotFoundError as error:  # how hf_hub_download reports that it could not ask, or got no answer
         cause = error.__cause__
         if isinstance(cause, HfHubHTTPError):
-            raise _by_status(cause) from None
+            raise failure_of(cause.response, str(cause).strip()) from None
         if cause is None or isinstance(cause, OfflineModeIsEnabled):
             raise Retry("offline", str(error)) from None
         raise Retry("connection", f"{cause or error}") from None  # the library has tried five times
@@ -180,19 +180,10 @@ def _classified() -> Iterator[None]:
     except EntryNotFoundError as error:
         raise Skip("missing", str(error).strip()) from None
     except HfHubHTTPError as error:
-        raise _by_status(error) from None
+        raise failure_of(error.response, str(error).strip()) from None
     except httpx2.TransportError as error:
         raise Passing("connection", str(error)) from None
     except OSError as error:  # its consistency check: a download of another size than announced
         if "Consistency check failed" not in str(error):
             raise
         raise Passing("cut_off", str(error)) from None
-
-
-def _by_status(error: Any) -> Skip | Passing:
-    status, detail = error.response.status_code, str(error).strip()
-    if status in (408, 425, 429):
-        return Passing("rate_limited", detail, retry_after_s(error.response.headers))
-    if status >= 500:
-        return Passing("server_error", detail, retry_after_s(error.response.headers))
-    return Skip("forbidden" if status in (401, 403) else "refused", detail)

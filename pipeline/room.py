@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -94,3 +95,15 @@ class Room:
     def _take(self, owner: str, size: int) -> None:
         self._held[owner] = self._held.get(owner, 0) + size
         self.peak = max(self.peak, self.used)
+
+
+def bytes_below(folder: Path) -> int:
+    """Of all files in a folder and below, links counted as links. Files may come and go meanwhile."""
+    total = 0
+    for here, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(here, name)).st_size
+            except FileNotFoundError:  # somebody's temporary file
+                continue
+    return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,9 @@ class Skip(_Reason):
 
 class Retry(_Reason):
     """The world misbehaved (a crash, a time-out, a reset connection); the same item may work the next time."""
+
+
+Got = tuple[Item, Path | Skip | Retry]  # what became of an item's file: where it lies, or why it cannot be had
 
 
 class UserError(Exception):

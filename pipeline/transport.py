@@ -9,9 +9,10 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from pipeline import checkout, hub
-from pipeline.fetch import Fetcher, Wanted
+from pipeline.fetch import Fetcher, Wanted, sha256_of
 from pipeline.files import archives, references
-from pipeline.scene import Item, Retry, Skip, UserError
+from pipeline.room import bytes_below
+from pipeline.scene import Got, Item, Retry, Skip, UserError
 
 OBJAVERSE = "allenai/objaverse"
 OBJAVERSE_FOLDER = "hf-objaverse-v1"  # of the objaverse package's cache
@@ -19,7 +20,6 @@ BLOB = re.compile(r"https://github\.com/([^/]+)/([^/]+)/blob/([0-9a-f]{40})/(.+)
 FILE_TYPE = re.compile(r"[a-z0-9]{1,8}")
 KEPT_CHECKOUTS = "github/files"  # in the cache folder, by uid
 FILES_PER_CHECKOUT = 64
-Got = tuple[Item, Path | Skip | Retry]
 
 
 def github_parts(url: str) -> tuple[str, str, str] | None:
@@ -102,7 +102,7 @@ def _out_of_saved(item: Item, folder: Path, net: Fetcher) -> Path | None:
         try:
             members = {each.name.removeprefix(prefix): each for each in archives.listed(archive) if not each.fault}
             if path in members and (got := _unpacked(archive, members, path, folder / checkout.TREE, item.sha256)):
-                net.room.settle(item.uid, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+                net.room.settle(item.uid, bytes_below(folder))
                 return got
         except (UserError, Skip):  # a saved archive that cannot be read is no reason not to fetch
             continue
@@ -162,10 +162,7 @@ def cached_at(item: Item) -> str:
 
 
 def _matches(path: Path, sha256: str) -> bool:
-    if not sha256:
-        return True
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() == sha256
+    return not sha256 or sha256_of(path) == sha256
 
 
 def _local(item: Item) -> Path:

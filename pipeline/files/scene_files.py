@@ -16,10 +16,9 @@ from weakref import WeakKeyDictionary
 from pipeline.files import archives
 from pipeline.files.archives import Member
 from pipeline.room import Room
-from pipeline.scene import Item, Retry, Skip, UserError, item_rng
+from pipeline.scene import Got, Item, Retry, Skip, UserError, item_rng
 
 SceneOf = Callable[[str], tuple[str, str] | None]
-Got = tuple[Item, Path | Skip | Retry]
 MAX_FILES = 10_000  # of one scene
 DEPTH = 5  # folders below the input
 

@@ -15,8 +15,8 @@ from pipeline import cameras, images
 from pipeline.config import ImportConfig
 from pipeline.fetch import Fetcher
 from pipeline.files import archives, scene_files
-from pipeline.files.scene_files import Got, SceneOf
-from pipeline.scene import Item, Skip, UserError
+from pipeline.files.scene_files import SceneOf
+from pipeline.scene import Got, Item, Skip, UserError
 
 MAX_JSON = 64_000_000  # bytes
 SMALLER = ("images_2", "images_4", "images_8")  # folders of smaller copies, by the factor

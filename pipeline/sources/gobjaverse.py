@@ -20,8 +20,7 @@ from pipeline import cameras, licenses, selection
 from pipeline.config import ImportConfig
 from pipeline.fetch import Fetcher
 from pipeline.files import scene_files
-from pipeline.files.scene_files import Got
-from pipeline.scene import Item, Posed, Retry, Skip, UserError, item_rng
+from pipeline.scene import Got, Item, Posed, Retry, Skip, UserError, item_rng
 from pipeline.sources import foreign, objaverse
 
 KIND = "posed"

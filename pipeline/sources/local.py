@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Listing
-from pipeline.fetch import Fetcher
+from pipeline.fetch import Fetcher, sha256_of
 from pipeline.files import tables
 from pipeline.scene import Item, Skip, UserError
 
@@ -66,9 +65,6 @@ def fetch(item: Item, folder: Path) -> Path:
         raise Skip("file_missing", str(path))
     if path.suffix.lower() == ".blend" and item.extra.get("no_blend"):
         raise Skip("blend_not_allowed", "pass --allow-blend to open .blend files (scripts stay off)")
-    if item.sha256:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != item.sha256.lower():
-            raise Skip("checksum_mismatch", f"sha256 is {found}, the manifest says {item.sha256}")
+    if item.sha256 and (found := sha256_of(path)) != item.sha256.lower():
+        raise Skip("checksum_mismatch", f"sha256 is {found}, the manifest says {item.sha256}")
     return path

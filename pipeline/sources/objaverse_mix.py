@@ -22,9 +22,9 @@ from pipeline import cameras, hub, selection
 from pipeline.config import ImportConfig
 from pipeline.fetch import Fetcher, Wanted
 from pipeline.files import scene_files
-from pipeline.files.scene_files import Found, Got
+from pipeline.files.scene_files import Found
 from pipeline.room import Room
-from pipeline.scene import Item, Posed, Retry, Skip, UserError, item_rng
+from pipeline.scene import Got, Item, Posed, Retry, Skip, UserError, item_rng
 from pipeline.sources import foreign, objaverse, zero123
 
 KIND = "posed"

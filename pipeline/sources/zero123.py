@@ -16,8 +16,7 @@ from pipeline import cameras
 from pipeline.config import ImportConfig
 from pipeline.fetch import Fetcher
 from pipeline.files import scene_files
-from pipeline.files.scene_files import Got
-from pipeline.scene import Item, Posed, Skip
+from pipeline.scene import Got, Item, Posed, Skip
 from pipeline.sources import foreign
 
 KIND = "posed"
