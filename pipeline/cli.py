@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipeline.config import ImportConfig, ManifestConfig, RenderConfig
+from pipeline.config import ClipConfig, ImportConfig, ManifestConfig, RenderConfig, RunConfig
 from pipeline.scene import UserError
 
 FEWER_THAN_ASKED = 3  # exit status
@@ -37,7 +37,22 @@ def import_views(cfg: Annotated[ImportConfig, tyro.conf.OmitArgPrefixes]) -> int
     return _run(cfg.resolved())
 
 
-def _run(cfg: RenderConfig | ImportConfig) -> int:
+def clip(cfg: Annotated[ClipConfig, tyro.conf.OmitArgPrefixes]) -> int:
+    """Fetch videos of RealEstate10K or ACID, take the frames that have poses, and write the same shards.
+
+    The same command on the same folder goes on where it stopped. Exit status 0: N clips were delivered; 3: fewer.
+
+    Example: lvsm-data clip --source realestate10k --cameras RealEstate10K.tar.gz --n 1000 --res 256
+    """
+    cfg = cfg.resolved()
+    if cfg.videos is None:
+        print(
+            f"disk beside the shards: at most {cfg.raw_gb:g} GB (--raw-gb) for videos and cuts that wait for a worker"
+        )
+    return _run(cfg)
+
+
+def _run(cfg: RunConfig) -> int:
     from pipeline import sources
     from pipeline.progress import shown
     from pipeline.run import deliver
@@ -169,6 +184,7 @@ def doctor(as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
 VERBS: dict[str, Callable[..., Any]] = {
     "render": render,
     "import": import_views,
+    "clip": clip,
     "manifest": manifest,
     "status": status,
     "verify": verify,

@@ -5,22 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tyro
 
 from pipeline.cameras import SAMPLERS
+from pipeline.flags import Fetching, Listing, Running, absolute
 from pipeline.scene import UserError
 
-Source = Literal["procedural", "local", "objaverse", "objaverse-xl", "manifest"]
 PosedSource = Literal["objaverse-mix", "gobjaverse", "zero123", "pixelsplat", "nerfstudio", "colmap"]
-XlSource = Literal["github", "sketchfab", "smithsonian", "thingiverse"]
-LicenseFamily = Literal[
-    "any", "cc0", "by", "by-sa", "by-nc", "by-nc-sa", "by-nd", "by-nc-nd", "open", "copyleft", "reserved", "unknown"
-]
-REMOTE = ("objaverse", "objaverse-xl", "manifest")  # sources whose lists have licenses, and whose files are fetched
+VideoSource = Literal["realestate10k", "acid"]
 LOOK = 2  # counted up by every change of ours that gives other pixels for the same settings
 DENOISE_ABOVE = 128  # pixels; below, what a denoiser costs buys more quality as samples
 
@@ -96,147 +93,6 @@ class SceneConfig:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """Which objects, from where: what a source's `items` goes by."""
-
-    source: Source = "procedural"
-    """Where objects come from: procedural (embedded, unlimited), local (--input), objaverse, objaverse-xl. docs/sources.md."""
-    input: Path | None = None
-    """For --source local: a folder, or a manifest (.parquet, .csv, .jsonl with path, uid, license)."""
-    manifest: Path | None = None
-    """A list of objects with their URLs, as `lvsm-data manifest` writes it; stands in place of --source."""
-    xl_sources: tuple[XlSource, ...] = ("github", "sketchfab", "smithsonian", "thingiverse")
-    """The parts of Objaverse-XL to draw from."""
-    lvis: tuple[str, ...] = ()
-    """LVIS categories of Objaverse, for example chair mug."""
-    uids: Path | None = None
-    """Only the objects that this text file names: uids, sha256 sums or file identifiers, one per line or CSV field."""
-    scores: Path | None = None
-    """A table (.csv, .parquet) of scores by uid, sha256 or file identifier; objects that it lacks are left out."""
-    min_score: float | None = None
-    """The least score to take, for example 5.5."""
-    score_column: str | None = None
-    """Column of --scores. Default: aesthetic_score or score."""
-    license: tuple[LicenseFamily, ...] = ()
-    """Licenses to take. Default: all that allow passing on derivatives; any: whatever it is. docs/sources.md."""
-    allow_blend: bool = False
-    """Take .blend files too. They are opened with scripts off."""
-    cache: Path = Path("~/.objaverse")
-    """Where lists are kept, and files that are there already are used; the layout is the objaverse package's."""
-
-    def listed(self) -> dict[str, Any]:
-        """The same with defaults filled in and paths made absolute, as keyword arguments.
-
-        Raises UserError where flags contradict each other.
-        """
-        source: str = self.source
-        if self.manifest is not None:
-            if source not in ("procedural", "manifest"):
-                raise UserError("--manifest says itself where each object is", f"leave --source {source} out")
-            source = "manifest"
-        elif source == "manifest":
-            raise UserError("--source manifest needs --manifest FILE", "`lvsm-data manifest` writes one")
-        if source == "local" and self.input is None:
-            raise UserError("--source local needs --input", "--input FOLDER or --input MANIFEST.csv")
-        if source != "local" and self.input is not None:
-            raise UserError(f"--input does not go with --source {source}", "add --source local")
-        if self.lvis and source != "objaverse":
-            raise UserError("--lvis names categories of Objaverse", "add --source objaverse")
-        if source == "procedural" and (self.uids or self.scores or self.license):
-            raise UserError(
-                "--uids, --scores and --license choose from a list; procedural objects have none", "add --source"
-            )
-        if (self.scores is None) != (self.min_score is None):
-            raise UserError("--scores and --min-score go together", "--scores scores.csv --min-score 5.5")
-        for name in ("manifest", "uids", "scores"):
-            path = getattr(self, name)
-            if path is not None and not path.is_file():
-                raise UserError(f"--{name} {path} is no file")
-        if not self.xl_sources:
-            raise UserError("--xl-sources is empty", "for example --xl-sources github sketchfab")
-        made: dict[str, Any] = {
-            name: _absolute(getattr(self, name)) for name in ("input", "manifest", "uids", "scores")
-        }
-        return made | {"source": source, "cache": self.cache.expanduser().absolute()}
-
-    def listing_identity(self) -> dict[str, Any]:
-        """What decides which objects come in which order, as JSON values by flag; what was not asked for stays out."""
-        asked: dict[str, Any] = {"source": self.source, "input": str(self.input) if self.input else None}
-        if self.source == "objaverse-xl":
-            asked["xl_sources"] = sorted(self.xl_sources)
-        for name in ("manifest", "lvis", "uids", "scores", "min_score", "score_column", "license"):
-            if value := getattr(self, name):
-                asked[name] = sorted(value) if isinstance(value, tuple) else value
-        return dict(json.loads(json.dumps(asked, default=str)))
-
-
-@dataclass(frozen=True)
-class Fetching:
-    """How hard to download, and how much disk it may take. Never changes what comes out."""
-
-    downloads: int = 16
-    """Downloads at once, which run ahead of the renderers."""
-    per_host: int = 8
-    """Connections to one host at once."""
-    raw_gb: float = 8.0
-    """Disk for downloaded files that were not rendered yet; reserved before a download starts."""
-    max_file_mb: float = 1000.0
-    """Larger files are left out, as too_large."""
-    stall_s: float = 60.0
-    """A connection that brings nothing for so long is given up, and tried again."""
-    keep_raw: bool = False
-    """Keep downloaded files, in --cache. Without it they go as soon as their shard has them."""
-    mirror: tuple[str, ...] = ()
-    """FROM=TO: fetch from another place what stands at a URL, for example https://host/=http://mirror/host/."""
-
-    def check_fetching(self) -> None:
-        """Raises UserError on nonsense."""
-        if min(self.downloads, self.per_host, self.raw_gb, self.max_file_mb, self.stall_s) <= 0:
-            raise UserError("--downloads, --per-host, --raw-gb, --max-file-mb and --stall-s must be positive")
-        if self.max_file_mb / 1e3 > self.raw_gb:
-            raise UserError(f"--max-file-mb {self.max_file_mb:g} does not fit into --raw-gb {self.raw_gb:g}")
-        for rule in self.mirror:
-            before, _, after = rule.partition("=")
-            if "://" not in before or "://" not in after:
-                raise UserError(f"--mirror {rule} is no FROM=TO of two URLs", "--mirror https://host/=http://mirror/")
-
-
-@dataclass(frozen=True)
-class Running:
-    """A run: how many, to where, and by how many workers."""
-
-    n: int = 100
-    """Objects to deliver. Failures are replaced from the source until n good ones stand in the shards."""
-    out: Path | None = None
-    """Folder of the run. Default: data/SOURCE-RES. The same command on the same folder goes on where it stopped."""
-    workers: int | None = None
-    """Processes at once. Default: one per core, as far as the memory reaches."""
-    threads: int = 1
-    """CPU cores of each worker."""
-    address: str | None = None
-    """Ray cluster to join (auto, or ray://HOST:10001). Default: a private Ray on this machine."""
-    executor: Literal["ray", "inline"] = "ray"
-    """inline works in this process, one object at a time, without Ray."""
-    retry_failed: bool = False
-    """Try again what failed in earlier sessions."""
-    shard_mb: float = 64.0
-    """Target size of a shard of the largest resolution."""
-    val_percent: float = 1.0
-    """Share of the objects, chosen by a hash of the uid, that goes to val-*.parquet."""
-
-    def check_running(self) -> None:
-        """Raises UserError on nonsense."""
-        if self.n < 1:
-            raise UserError(f"--n {self.n} asks for nothing", "for example --n 100")
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers {self.workers} would never finish", "leave it out for one per core")
-        if not 0 <= self.val_percent < 100:
-            raise UserError(f"--val-percent {self.val_percent:g} leaves nothing to train on", "0 <= percent < 100")
-        if self.threads < 1 or self.shard_mb <= 0:
-            raise UserError("--threads and --shard-mb must be positive")
-
-
-@dataclass(frozen=True)
 class RenderConfig(Fetching, Running, Listing):
     """A run of the renderer: what to render, from where, to where, and how hard."""
 
@@ -284,8 +140,8 @@ class MixCameras:
 
 
 @dataclass(frozen=True)
-class PosedConfig:
-    """What becomes of pictures that exist already. Every field changes pixels or poses, so all enter `config_hash`."""
+class PictureConfig:
+    """What becomes of pictures that somebody else took. Every field changes pixels or poses, so all enter `config_hash`."""
 
     res: tuple[int, ...] = (64,)
     """Image widths, area-averaged in linear light from one decoding. Pictures are never enlarged."""
@@ -295,19 +151,25 @@ class PosedConfig:
     """Chooses the order of the objects."""
     quality: int = 95
     """JPEG quality; chroma is never subsampled."""
-    crop: Literal["square", "none"] = "square"
-    """square: the centre of each picture, as LVSM takes it. The intrinsics follow."""
-    alpha: bool = False
-    """Add a lossless coverage column (8-bit PNG), where the pictures have one."""
-    mix: MixCameras = field(default_factory=MixCameras)
 
-    def resolved(self) -> PosedConfig:
+    def resolved(self) -> Self:
         """The same, sorted. Raises UserError on nonsense."""
         if not self.res or min(self.res) < 8 or max(self.res) > 8192:
             raise UserError(f"--res {' '.join(map(str, self.res))} is outside 8..8192", "for example --res 64 512")
         if (self.views is not None and self.views < 1) or not 1 <= self.quality <= 100 or self.seed < 0:
             raise UserError("--views must be positive, --quality between 1 and 100, --seed 0 or more")
         return dataclasses.replace(self, res=tuple(sorted(set(self.res))))
+
+
+@dataclass(frozen=True)
+class PosedConfig(PictureConfig):
+    """What becomes of pictures that come with their cameras."""
+
+    crop: Literal["square", "none"] = "square"
+    """square: the centre of each picture, as LVSM takes it. The intrinsics follow."""
+    alpha: bool = False
+    """Add a lossless coverage column (8-bit PNG), where the pictures have one."""
+    mix: MixCameras = field(default_factory=MixCameras)
 
 
 @dataclass(frozen=True)
@@ -340,7 +202,7 @@ class ImportConfig(Fetching, Running):
                 raise UserError(f"--{name} {path} does not exist")
         scene = self.scene.resolved()
         out = self.out or Path("data") / _folder_name(self.source, scene.res)
-        paths: dict[str, Any] = {"input": _absolute(self.input), "uids": _absolute(self.uids)}
+        paths: dict[str, Any] = {"input": absolute(self.input), "uids": absolute(self.uids)}
         cache = self.cache.expanduser().absolute()
         return dataclasses.replace(self, scene=scene, out=out.absolute(), cache=cache, **paths)
 
@@ -350,6 +212,93 @@ class ImportConfig(Fetching, Running):
         listing |= {"uids": str(self.uids)} if self.uids else {}
         run = {"val_percent": self.val_percent, "config_hash": config_hash(self.scene)}
         return listing | run | _plain(self.scene)
+
+
+@dataclass(frozen=True)
+class ClipScene(PictureConfig):
+    """What becomes of a video's frames."""
+
+    height_crop: int | None = None
+    """Rows of the largest images: the centre of each frame is cut to that shape. Default: a square; 0: the whole frame."""
+    max_error_ms: float = 50.0
+    """Most that a frame may be shown before or after the time of its pose."""
+
+    def hw(self, width: int, frame_hw: tuple[int, int]) -> tuple[int, int]:
+        """Of the images of one width, out of frames of that size."""
+        rows = frame_hw[0] * width / frame_hw[1] if self.height_crop == 0 else self.rows * width / max(self.res)
+        return max(1, round(rows)), width
+
+    @property
+    def rows(self) -> int:
+        """Of the images at the largest width; of a whole frame, as many as one of 16:9 has."""
+        return self.height_crop or (round(max(self.res) * 9 / 16) if self.height_crop == 0 else max(self.res))
+
+    @property
+    def stream_height(self) -> int:
+        """Rows that a stream must have: what is cut out of it, and half as much again, since codecs blur their finest detail."""
+        return math.ceil(1.5 * max(self.rows, max(self.res) * 9 / 16))
+
+
+@dataclass(frozen=True)
+class ClipConfig(Fetching, Running):
+    """A run over videos: frames at the times of known poses become the same shards."""
+
+    source: VideoSource = "realestate10k"
+    """Whose camera files they are; both have one format. docs/sources.md."""
+    cameras: Path | None = None
+    """The camera files: a folder (with train/ and test/, or files alone), or an archive (.tar.gz, .tar, .zip)."""
+    split: Literal["train", "test"] | None = None
+    """The part to take, where there are two. Default: train."""
+    scene: Annotated[ClipScene, tyro.conf.OmitArgPrefixes] = field(default_factory=ClipScene)
+    eval_index: Path | None = None
+    """Only the clips and frames of an evaluation index ({key: {context, target}}), as pixelSplat and LVSM have it."""
+    uids: Path | None = None
+    """Only the clips that this text file names, one per line or CSV field."""
+    videos: Path | None = None
+    """A folder with videos named by their YouTube id; nothing is fetched then."""
+    cookies: Path | None = None
+    """Cookies of a browser that is logged in, in Netscape's format. The file is only read."""
+    videos_per_hour: float = 240.0
+    """Most videos to ask for in an hour; YouTube serves guests about 300. 0: no limit, for a server of your own."""
+    backoff_s: float = 60.0
+    """Pause of all downloads after the first refusal for asking too often; it doubles with every further one."""
+    cache: Path = Path("~/.cache/lvsm-data")
+    """Where camera files of a compressed archive are kept for random access (as a .zip)."""
+    downloads: int = 4
+    """Videos at once, fetched ahead of the workers."""
+
+    def resolved(self) -> ClipConfig:
+        """The same with defaults filled in. Raises UserError where flags contradict each other."""
+        self.check_running()
+        self.check_fetching()
+        if self.cameras is None:
+            raise UserError("clip needs --cameras", "--cameras RealEstate10K.tar.gz, or the folder that it unpacks to")
+        for name in ("cameras", "eval_index", "uids", "videos", "cookies"):
+            path = getattr(self, name)
+            if path is not None and not path.expanduser().exists():
+                raise UserError(f"--{name.replace('_', '-')} {path} does not exist")
+        if self.videos_per_hour < 0 or self.backoff_s <= 0 or self.scene.max_error_ms <= 0:
+            raise UserError("--videos-per-hour must be 0 or more, --backoff-s and --max-error-ms positive")
+        if self.scene.height_crop is not None and self.scene.height_crop < 0:
+            raise UserError(f"--height-crop {self.scene.height_crop} is negative", "0 keeps the whole frame")
+        if self.eval_index and self.scene.views:
+            raise UserError("--eval-index says itself which frames", "leave --views out")
+        scene = self.scene.resolved()
+        names = ("cameras", "eval_index", "uids", "videos", "cookies", "cache")
+        paths: dict[str, Any] = {name: absolute(getattr(self, name)) for name in names}
+        out = self.out or Path("data") / _folder_name(self.source, scene.res)
+        return dataclasses.replace(self, scene=scene, out=out.absolute(), **paths)
+
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same for a run to go on in the same folder: JSON values by flag; written to run.json."""
+        named = ("split", "eval_index", "uids")
+        listing = {"source": self.source, "cameras": str(self.cameras)}
+        listing |= {name: str(getattr(self, name)) for name in named if getattr(self, name)}
+        run = {"val_percent": self.val_percent, "config_hash": config_hash(self.scene)}
+        return listing | run | _plain(self.scene)
+
+
+RunConfig = RenderConfig | ImportConfig | ClipConfig
 
 
 @dataclass(frozen=True)
@@ -374,20 +323,16 @@ class ManifestConfig(Listing):
         return dataclasses.replace(self, out=out.absolute(), **listed)
 
 
-def _absolute(path: Path | None) -> Path | None:
-    return path.expanduser().absolute() if path else None
-
-
 def _folder_name(source: str, res: tuple[int, ...]) -> str:
     return f"{source}-{'-'.join(map(str, res))}"
 
 
-def _plain(scene: SceneConfig | PosedConfig) -> dict[str, Any]:
+def _plain(scene: SceneConfig | PictureConfig) -> dict[str, Any]:
     """A scene's settings as they read back from JSON: tuples are lists."""
     return dict(json.loads(json.dumps(dataclasses.asdict(scene))))
 
 
-def config_hash(scene: SceneConfig | PosedConfig) -> str:
+def config_hash(scene: SceneConfig | PictureConfig) -> str:
     """16 hex digits that change with every setting, and every change of ours, that can change a pixel or a pose."""
     canonical = json.dumps(dataclasses.asdict(scene) | {"look": LOOK}, sort_keys=True)
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import blender, system
+from pipeline import blender, js_runtime, system
 from pipeline.scene import Retry
 
 COLUMNS = 100
@@ -221,6 +221,33 @@ def check_tools() -> list[Check]:
     return checks
 
 
+def judge_js_runtime(found: list[js_runtime.Runtime], solver: js_runtime.Solver) -> Check:
+    """found: the runtimes that yt-dlp sees, of any version. solver: what they solve YouTube's challenges with."""
+    usable = [f"{runtime.name} {runtime.version}" for runtime in found if runtime.supported]
+    if usable and solver.fits:
+        return Check("JavaScript", "ok", f"{', '.join(usable)}; yt-dlp-ejs {solver.installed}")
+    lacks = []
+    if not usable:
+        old = [
+            f"{runtime.name} {runtime.version} is too old (yt-dlp wants {runtime.least} or later)" for runtime in found
+        ]
+        lacks += old or ["no deno, node, bun or quickjs"]
+    if not solver.installed:
+        lacks.append("no yt-dlp-ejs")
+    elif not solver.fits:
+        lacks.append(f"yt-dlp-ejs {solver.installed} (yt-dlp wants {solver.wanted})")
+    says = f"{'; '.join(lacks)}; only fetching from YouTube needs them"
+    return Check("JavaScript", "note", says, f"{_pip()} install deno yt-dlp-ejs=={solver.wanted}")
+
+
+def check_videos() -> list[Check]:
+    """Whether yt-dlp can solve the challenges that YouTube sets in JavaScript."""
+    try:
+        return [judge_js_runtime(js_runtime.found_runtimes(), js_runtime.solver())]
+    except ImportError as error:  # no yt-dlp, or one that is arranged differently
+        return [Check("JavaScript", "note", f"yt-dlp cannot be asked: {error}", "make setup")]
+
+
 def _at_least(name: str, have_gb: float, need_gb: float, says: str, fix: str) -> Check:
     enough = have_gb >= need_gb
     return Check(name, "ok" if enough else "note", says, "" if enough else fix)
@@ -260,6 +287,7 @@ CHECKS: tuple[Callable[[], list[Check]], ...] = (
     check_libraries,
     check_blender,
     check_tools,
+    check_videos,
     check_room,
     check_open_files,
 )

@@ -14,10 +14,12 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from pipeline.config import Fetching
+from pipeline.config import ClipConfig
 from pipeline.fetch import Fetcher, FetchLimits
+from pipeline.flags import Fetching
 from pipeline.room import Room, bytes_below
 from pipeline.scene import Item, Outcome, Retry, Skip, UserError
+from pipeline.videos import VideoFetcher, wishes
 
 AHEAD = 4  # items under way or ready, times the number of downloads
 IN_A_ROW = 20  # downloads that fail for reasons that may pass, with none between that works: then it is the connection
@@ -27,11 +29,11 @@ Result = tuple[Item, Path | Skip | Retry | BaseException]
 
 
 def fetcher(cfg: Fetching, folder: Path, cache: Path) -> Fetcher:
-    """A Fetcher as the flags say. folder: where files wait."""
+    """A Fetcher as the flags say, one that opens videos for a run over videos. folder: where files wait."""
     folder.mkdir(parents=True, exist_ok=True)
-    mirrors = tuple((before, after) for rule in cfg.mirror for before, _, after in [rule.partition("=")])
-    limits = FetchLimits(cfg.per_host, cfg.max_file_mb * 1e6, cfg.stall_s, mirrors, cache, cfg.keep_raw)
-    return Fetcher(limits, Room(folder, cfg.raw_gb * 1e9))
+    limits = FetchLimits(cfg.per_host, cfg.max_file_mb * 1e6, cfg.stall_s, cfg.mirrors, cache, cfg.keep_raw)
+    room = Room(folder, cfg.raw_gb * 1e9)
+    return VideoFetcher(limits, room, wishes(cfg)) if isinstance(cfg, ClipConfig) else Fetcher(limits, room)
 
 
 class Downloads:
@@ -48,6 +50,7 @@ class Downloads:
         self.results: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self.out_there = 0  # items that were given to a thread and not handed on yet
         self.in_a_row = 0
+        self.failing = ""  # the batch that failed last: it counts once, however many items it has
         self._held_back: Item | None = None
         self._take_over(finished)
 
@@ -116,11 +119,14 @@ class Downloads:
             if item is None:
                 break
             assert isinstance(item, Item)
-            if group and self.source.batch(item) != self.source.batch(group[0]):
+            if group and self._batch(item) != self._batch(group[0]):
                 self._held_back = item
                 break
             group.append(item)
         return group, True
+
+    def _batch(self, item: Item) -> str:
+        return str(self.source.batch(item)) if hasattr(self.source, "BATCH") else item.uid
 
     def _fetch(self, group: Sequence[Item], waiting: dict[str, Item]) -> None:
         """In a thread: puts every item into `results`, and takes it off `waiting`."""
@@ -150,7 +156,11 @@ class Downloads:
         else:
             reason, detail = "bug", "".join(traceback.format_exception(error))
         failed(Outcome(item, None, reason, detail))
-        self.in_a_row = self.in_a_row + 1 if isinstance(error, Retry) else 0
+        batch = self._batch(item)
+        if not isinstance(error, Retry):
+            self.in_a_row = 0
+        elif batch != self.failing:
+            self.in_a_row, self.failing = self.in_a_row + 1, batch
         if self.in_a_row >= IN_A_ROW:
             hint = "look at the connection; the same command with --retry-failed goes on"
             raise UserError(f"{IN_A_ROW} downloads in a row failed, the last with {reason}: {detail}", hint)

@@ -238,12 +238,10 @@ class _Transfer:
 
     def attempt(self) -> None:
         """Asks once; goes on behind what is there where the host allows. Raises Skip, Passing."""
-        import httpx2
-
         headers = self.headers | {"Accept-Encoding": "identity"}  # lengths and ranges of the file itself
         if self.have and self.etag:
             headers |= {"Range": f"bytes={self.have}-", "If-Range": self.etag}
-        try:
+        with passing(self.url):
             while True:
                 with self.client.stream(
                     "GET", self.url, headers=headers, timeout=self.fetcher.timeout, follow_redirects=True
@@ -255,16 +253,6 @@ class _Transfer:
                         with self.fetcher.reading(response):
                             return self._read(response)
                 self.make_room(missing)  # without holding a connection open
-        except httpx2.TimeoutException as error:
-            raise Passing("timeout", f"{self.url}: {error or 'time-out'}") from None
-        except httpx2.TooManyRedirects:
-            raise Skip("refused", f"{self.url} redirects in circles") from None
-        except httpx2.RemoteProtocolError as error:
-            raise Passing("cut_off", f"{self.url}: {error}") from None
-        except httpx2.TransportError as error:
-            raise Passing("connection", f"{self.url}: {error}") from None
-        except httpx2.InvalidURL as error:
-            raise Skip("refused", f"{self.url}: {error}") from None
 
     def _lacks_room(self, response: Any) -> int:
         """Bytes that must be reserved before this body is read; 0 where that is done."""
@@ -311,6 +299,25 @@ class _Transfer:
 
     def _continues(self, response: Any) -> bool:
         return response.headers.get("content-range", "").startswith(f"bytes {self.have}-")
+
+
+@contextmanager
+def passing(url: str) -> Iterator[None]:
+    """What goes wrong with a connection while `url` is asked for, as Skip or Passing."""
+    import httpx2
+
+    try:
+        yield
+    except httpx2.TimeoutException as error:
+        raise Passing("timeout", f"{url}: {error or 'time-out'}") from None
+    except httpx2.TooManyRedirects:
+        raise Skip("refused", f"{url} redirects in circles") from None
+    except httpx2.RemoteProtocolError as error:
+        raise Passing("cut_off", f"{url}: {error}") from None
+    except httpx2.TransportError as error:
+        raise Passing("connection", f"{url}: {error}") from None
+    except httpx2.InvalidURL as error:
+        raise Skip("refused", f"{url}: {error}") from None
 
 
 def check_status(response: Any) -> None:

@@ -72,6 +72,15 @@ def resize_area(
     return np.ascontiguousarray(np.moveaxis(np.tensordot(columns, shrunk, (1, 1)), 0, 1))
 
 
+def shrink(rgb: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """sRGB bytes (H, W, 3) -> (h, w, 3) by exact area average in linear light: `resize_area` for opaque pictures, faster."""
+    import cv2
+
+    if rgb.shape[:2] == hw:
+        return rgb
+    return srgb8(cv2.resize(cv2.LUT(rgb, _linear_table()), (hw[1], hw[0]), interpolation=cv2.INTER_AREA))
+
+
 def paste(pixels: np.ndarray, corner: tuple[int, int], hw: tuple[int, int], background: float) -> np.ndarray:
     """Pixels (h, w, ...) at (top, left) of an image of size hw that is `background` elsewhere."""
     if pixels.shape[:2] == hw:

@@ -154,6 +154,10 @@ class Ledger:
         query = "SELECT uid, detail, tries FROM item WHERE state = 'failed' AND reason = ? ORDER BY uid LIMIT ?"
         return list(self.db.execute(query, (reason, limit)))
 
+    def ends_by_url(self) -> list[tuple[str, str, int]]:
+        """(url, reason or "" for a delivered one, number of items)."""
+        return list(self.db.execute("SELECT url, reason, COUNT(*) FROM item GROUP BY url, reason ORDER BY url, reason"))
+
     def licenses(self) -> dict[str, int]:
         """License -> number of delivered items, most frequent first."""
         query = "SELECT license, COUNT(*) FROM item WHERE state = 'delivered' GROUP BY license ORDER BY 2 DESC, 1"

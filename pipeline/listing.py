@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import hub, sources
-from pipeline.config import Fetching, ManifestConfig
+from pipeline.config import ManifestConfig
 from pipeline.downloads import fetcher
 from pipeline.fetch import Fetcher
 from pipeline.files import tables
+from pipeline.flags import Fetching
 from pipeline.progress import reasons_text, shown, size
 from pipeline.scene import Item, UserError
 from pipeline.selection import Selection

@@ -56,10 +56,7 @@ def _checked(posed: Posed) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     count = len(posed.images)
     fxfycxcy = np.asarray(posed.fxfycxcy, np.float64)
     distortion = None if posed.distortion is None else np.asarray(posed.distortion, np.float64)
-    try:
-        c2w = cameras.nearest_rigid(posed.c2w)
-    except ValueError as error:
-        raise Skip("bad_cameras", str(error)) from None
+    c2w = rigid(posed.c2w)
     if len(c2w) != count or fxfycxcy.shape != (count, 4):
         raise Skip("bad_cameras", f"{len(c2w)} poses and {len(fxfycxcy)} intrinsics for {count} images")
     if not np.isfinite(fxfycxcy).all() or (fxfycxcy[:, :2] <= 0).any():
@@ -69,6 +66,14 @@ def _checked(posed: Posed) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     if distortion is not None and not np.isfinite(distortion).all():
         raise Skip("bad_distortion", "coefficients that are no numbers")
     return c2w, fxfycxcy, distortion if distortion is not None and distortion.any() else None
+
+
+def rigid(c2w: np.ndarray) -> np.ndarray:
+    """c2w (V, 4, 4) with exactly orthonormal rotations. Raises Skip("bad_cameras")."""
+    try:
+        return cameras.nearest_rigid(c2w)
+    except ValueError as error:
+        raise Skip("bad_cameras", str(error)) from None
 
 
 class _Album:
@@ -90,7 +95,7 @@ class _Album:
     def add(self, view: int, straight: np.ndarray, fxfycxcy: np.ndarray, distortion: np.ndarray | None) -> None:
         """One decoded picture (H, W, 3 or 4) with its intrinsics (4,) and its distortion (8,)."""
         height, width = straight.shape[:2]
-        _check_intrinsics(view, fxfycxcy, (height, width))
+        check_intrinsics(view, fxfycxcy, (height, width))
         self.sizes.add((height, width))
         self.transparent |= straight.shape[2] == 4
         square = self.cfg.crop == "square"
@@ -161,7 +166,8 @@ class _Album:
         return facts
 
 
-def _check_intrinsics(view: int, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> None:
+def check_intrinsics(view: int, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> None:
+    """Raises Skip("bad_cameras") for what no camera has."""
     fx, fy, cx, cy = fxfycxcy
     height, width = hw
     if not (0.05 * width < fx < 100 * width and 0.05 * height < fy < 100 * height):

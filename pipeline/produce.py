@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 
 from pipeline import cameras, images, preflight, quality, sources
 from pipeline.blender import NOWHERE, Blender, Frame, Limits
-from pipeline.config import ImportConfig, RenderConfig, SceneConfig
+from pipeline.config import ClipConfig, ImportConfig, RenderConfig, RunConfig, SceneConfig
 from pipeline.downloads import fetcher
 from pipeline.fetch import Fetcher
 from pipeline.lights import LIGHTS
@@ -28,7 +30,7 @@ HEARTBEAT_S = 1.0
 class Worker:
     """Holds a scratch folder; called once per item, never fails: every end is an Outcome."""
 
-    def __init__(self, cfg: RenderConfig | ImportConfig) -> None:
+    def __init__(self, cfg: RunConfig) -> None:
         assert cfg.out is not None
         self.cfg = cfg
         self.net: Fetcher | None = None
@@ -68,6 +70,13 @@ class Worker:
 
     def _produce(self, item: Item, timings: dict[str, float]) -> Scene:
         raise NotImplementedError
+
+    def _item_folder(self) -> Path:
+        """An empty folder for what one item needs."""
+        folder = self.scratch / "item"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return folder
 
     def _bring(self, item: Item, folder: Path) -> Path:
         """The item's file: where a download put it, unless that was on another machine; else as its source fetches it."""
@@ -112,14 +121,10 @@ class Producer(Worker):
         super().close()
 
     def _produce(self, item: Item, timings: dict[str, float]) -> Scene:
-        start = time.perf_counter()
-        folder = self.scratch / "item"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        path = self._bring(item, folder)
-        root = self._root_of(item, path)
-        file_format = preflight.check(path, root, self.cfg.scene.max_polygons)
-        timings["fetch"] = time.perf_counter() - start
+        with _timed(timings, "fetch"):
+            path = self._bring(item, self._item_folder())
+            root = self._root_of(item, path)
+            file_format = preflight.check(path, root, self.cfg.scene.max_polygons)
         return self._render(item, {"path": str(path), "root": str(root), "format": file_format}, timings)
 
     def _root_of(self, item: Item, path: Path) -> Path:
@@ -174,18 +179,31 @@ class Importer(Worker):
         from pipeline.posed import to_scene
         from pipeline.vetting import FOUND, MARK
 
-        start = time.perf_counter()
-        folder = self.scratch / "item"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        posed = self.source.load(item, self._bring(item, folder), self.cfg)
-        timings["fetch"] = time.perf_counter() - start
-        start = time.perf_counter()
-        scene = to_scene(item, posed, self.cfg.scene)
-        timings["encode"] = time.perf_counter() - start
+        with _timed(timings, "fetch"):
+            posed = self.source.load(item, self._bring(item, self._item_folder()), self.cfg)
+        with _timed(timings, "encode"):
+            scene = to_scene(item, posed, self.cfg.scene)
         if item.extra.get(MARK):
             scene.meta[FOUND] = dataclasses.asdict(consistency.check(posed))
         return scene
+
+
+class Clipper(Worker):
+    """Takes frames out of videos."""
+
+    cfg: ClipConfig
+
+    def __init__(self, cfg: ClipConfig) -> None:
+        super().__init__(cfg)
+        self.cfg = cfg
+
+    def _produce(self, item: Item, timings: dict[str, float]) -> Scene:
+        from pipeline import clips
+
+        with _timed(timings, "fetch"):
+            clip = self.source.load(item, self._bring(item, self._item_folder()), self.cfg)
+        with _timed(timings, "encode"):
+            return clips.to_scene(item, clip, self.cfg.scene, self.cfg.threads)
 
 
 def _folder_of_input(cfg: RenderConfig) -> list[Path]:
@@ -195,9 +213,19 @@ def _folder_of_input(cfg: RenderConfig) -> list[Path]:
     return [folder] if folder and not Path(home).is_relative_to(os.path.realpath(folder)) else []
 
 
-def make_worker(cfg: RenderConfig | ImportConfig) -> Worker:
+def make_worker(cfg: RunConfig) -> Worker:
     """What a run's items go through, by the kind of its source."""
+    if isinstance(cfg, ClipConfig):
+        return Clipper(cfg)
     return Importer(cfg) if isinstance(cfg, ImportConfig) else Producer(cfg)
+
+
+@contextlib.contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    """Notes how long a stage took that came to its end."""
+    start = time.perf_counter()
+    yield
+    timings[stage] = time.perf_counter() - start
 
 
 def build_job(cfg: SceneConfig, uid: str, c2w: np.ndarray, threads: int) -> dict[str, Any]:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
-import fcntl
 import functools
-import importlib.metadata
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -18,26 +14,24 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
-from pipeline import executors, licenses, sources
-from pipeline.cameras import SAMPLERS
-from pipeline.config import ImportConfig, RenderConfig, config_hash
+from pipeline import availability, executors, licenses, sources
+from pipeline.config import ClipConfig, ImportConfig, RunConfig
 from pipeline.downloads import Downloads, fetcher
-from pipeline.images import version as pil_version
+from pipeline.files.camera_files import video_of
+from pipeline.folder import check_identity, held, run_facts
 from pipeline.ledger import Ledger
 from pipeline.produce import Worker, make_worker
 from pipeline.progress import Progress, duration, reasons_text, shown, size
-from pipeline.scene import Item, Outcome, UserError
+from pipeline.scene import Item, Outcome, Scene, UserError
 from pipeline.selection import Selection
-from pipeline.shards import LAYERS, SHARD_NAME, Shard, ShardWriter, shard_on_disk, shard_paths, split_of
+from pipeline.shards import LAYERS, NUMBERS, SHARD_NAME, Shard, ShardWriter, shard_on_disk, shard_paths, split_of
 
 if TYPE_CHECKING:
     from pipeline.vetting import Vetting
-
-Config = RenderConfig | ImportConfig
 
 WORKER_MEMORY = 1.5e9  # bytes that a Blender of ordinary objects takes at its peak, with room
 
@@ -85,7 +79,7 @@ class Summary:
         return lines
 
 
-def deliver(cfg: Config) -> Summary:
+def deliver(cfg: RunConfig) -> Summary:
     """Delivers cfg.n objects into shards, going on where an earlier session stopped. cfg is resolved.
 
     Raises UserError: another run holds the folder; the folder was made with other settings; the source cannot be listed.
@@ -93,8 +87,8 @@ def deliver(cfg: Config) -> Summary:
     assert cfg.out is not None
     try:
         cfg.out.mkdir(parents=True, exist_ok=True)
-        with _lock(cfg.out), Ledger(cfg.out / "ledger.sqlite") as ledger:
-            _check_identity(cfg, ledger)
+        with held(cfg.out), Ledger(cfg.out / "ledger.sqlite") as ledger:
+            check_identity(cfg, ledger)
             scratch = cfg.out / "scratch"
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
@@ -115,14 +109,15 @@ def deliver(cfg: Config) -> Summary:
 class _Run:
     """One session: holds the writer and the counts while outcomes come in."""
 
-    def __init__(self, cfg: Config, ledger: Ledger) -> None:
+    def __init__(self, cfg: RunConfig, ledger: Ledger) -> None:
         assert cfg.out is not None
         self.cfg = cfg
         self.out = cfg.out
         self.ledger = ledger
         scene = cfg.scene
-        layers = tuple(name for name in LAYERS if getattr(scene, name, False))
-        self.writer = ShardWriter(cfg.out, scene.res, layers, run_facts(cfg), cfg.shard_mb * 1e6)
+        optional = tuple(name for name in LAYERS if getattr(scene, name, False))
+        optional += NUMBERS if isinstance(cfg, ClipConfig) else ()
+        self.writer = ShardWriter(cfg.out, scene.res, optional, run_facts(cfg), cfg.shard_mb * 1e6)
         self.notes = self._recover()
         if cfg.retry_failed and (count := ledger.forget_failed()):
             self.notes.append(f"trying {count} failed objects again")
@@ -153,6 +148,9 @@ class _Run:
                 self._work(drawn)
         if self.delivered >= self.cfg.n:
             shutil.rmtree(self.out / "raw", ignore_errors=True)
+        notes = [*self.selection.lines(), *([self.vetting.says] if self.vetting and self.vetting.says else [])]
+        if isinstance(self.cfg, ClipConfig):
+            notes.append(availability.write(self.out, self.ledger))
         totals = self.ledger.totals()
         return Summary(
             n=self.cfg.n,
@@ -165,7 +163,7 @@ class _Run:
             stopped=self.stopping,
             bugs=self.bugs,
             licenses=licenses.tally(self.ledger.licenses()),
-            notes=[*self.selection.lines(), *([self.vetting.says] if self.vetting and self.vetting.says else [])],
+            notes=notes,
         )
 
     def _work(self, drawn: Iterator[Item | None]) -> None:
@@ -252,7 +250,7 @@ class _Run:
             return
         shard = closed = None
         if outcome.scene is not None:
-            split = split_of(uid, self.cfg.val_percent)
+            split = split_of(group_of(outcome.scene), self.cfg.val_percent)
             shard, closed = self.writer.add(outcome.scene, split, self._next_number(split))
         self.ledger.record(outcome, shard)
         if closed is not None:
@@ -306,74 +304,17 @@ class _Run:
         print("\nstopping: objects in flight are finished first; Ctrl-C again ends at once", file=sys.stderr)
 
 
+def group_of(scene: Scene) -> str:
+    """What must not be torn apart between train and val: all clips of one video; else every item stands alone."""
+    video = scene.meta.get("video")
+    return video_of(video) if video else scene.item.uid
+
+
 def default_workers(threads: int) -> int:
     """One per `threads` cores, as far as the free memory reaches."""
     cores = len(os.sched_getaffinity(0))
     by_memory = int(psutil.virtual_memory().available / WORKER_MEMORY)
     return max(1, min(cores // threads, by_memory))
-
-
-def run_facts(cfg: Config) -> dict[str, Any]:
-    """What the file metadata of every shard of a run says."""
-    facts = {
-        "config_hash": config_hash(cfg.scene),
-        "settings": dataclasses.asdict(cfg.scene),
-        "source": cfg.source,
-        "seed": cfg.scene.seed,
-        "downsampling": "area average in linear light",
-        "background": [255, 255, 255],
-    }
-    versions = {"lvsm-data": importlib.metadata.version("lvsm-data"), "pil": pil_version()}
-    if isinstance(cfg, ImportConfig):
-        return facts | {"cameras": f"as {cfg.source} has them", "world": "as the source has it", "versions": versions}
-    sampler = SAMPLERS[cfg.scene.cameras]
-    return facts | {
-        "cameras": f"{cfg.scene.cameras}: {sampler.says}; fov_x {cfg.scene.fov_x_deg:g} deg",
-        "world": "objects are centred at the origin, longest side 1",
-        "versions": versions | {"bpy": importlib.metadata.version("bpy")},
-    }
-
-
-def _check_identity(cfg: Config, ledger: Ledger) -> None:
-    """Once an item has ended, later sessions must ask for the same pictures; until then run.json is what was asked last."""
-    assert cfg.out is not None
-    path = cfg.out / "run.json"
-    now = cfg.identity()
-    if not path.exists() or not ledger.counts():
-        temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps({"identity": now, "facts": run_facts(cfg)}, indent=2))
-        os.replace(temporary, path)
-        return
-    before = json.loads(path.read_text())["identity"]
-    changed = [
-        f"{name.replace('_', '-')} was {before.get(name)}, now {now.get(name)}"
-        for name in sorted(now.keys() | before.keys())
-        if before.get(name) != now.get(name)
-    ]
-    if changed:
-        raise UserError(
-            f"{cfg.out} was made with other settings: {'; '.join(changed)}",
-            "use the same settings to go on, or another --out",
-        )
-
-
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Held by the kernel, so that it ends with the process, however that ends."""
-    with (out / ".lock").open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            raise UserError(
-                f"another run is writing to {out} (process {holder})",
-                f"lvsm-data status {out} shows it; wait for it, stop it, or use another --out",
-            ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
 
 
 @contextlib.contextmanager

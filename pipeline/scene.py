@@ -47,6 +47,23 @@ class Posed:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """A stretch of a video, and where its camera was: what a source of kind "video" loads.
+
+    path: a cut (pipeline/cuts.py). frame: (V,) which entries of the camera file these are, counted from 0. times_us: (V,) when
+    they are shown, microseconds from the start of the video. c2w: (V, 4, 4) as in Scene. shares: (V, 4) fx fy cx cy as shares of
+    the frame's width and height, with its corners at 0 and 1. meta: facts (JSON-able).
+    """
+
+    path: Path
+    frame: np.ndarray
+    times_us: np.ndarray
+    c2w: np.ndarray
+    shares: np.ndarray
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Views:
     """The V images of a scene at one resolution, and the intrinsics that belong to that resolution.
 
@@ -66,12 +83,14 @@ class Scene:
 
     c2w: (V, 4, 4) float32 camera-to-world, OpenCV axes (+x right, +y down, +z forward), world z up.
     by_width: image width in pixels -> Views. meta: facts about the object (JSON-able), the same for all its views.
+    numbers: name -> (V,) int64, what else is known of each view (see docs/shard_format.md).
     """
 
     item: Item
     c2w: np.ndarray
     by_width: dict[int, Views]
     meta: dict[str, Any]
+    numbers: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def jpeg_bytes(self) -> int:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import licenses, transport
-from pipeline.config import REMOTE, ImportConfig, Listing
+from pipeline.config import ClipConfig, ImportConfig
 from pipeline.files import tables
+from pipeline.flags import REMOTE, Listing
 from pipeline.scene import Item, UserError
 
 KEYS = ("uid", "sha256", "file_identifier", "fileIdentifier")  # columns of score tables that name an object
@@ -20,7 +21,7 @@ SCORES = ("aesthetic_score", "score", "aesthetic")
 class Selection:
     """Says of each item whether to take it. passed_over: reason -> how many; by_license: the licenses among them."""
 
-    def __init__(self, cfg: Listing | ImportConfig) -> None:
+    def __init__(self, cfg: Listing | ImportConfig | ClipConfig) -> None:
         self.names = names(cfg)
         self.families: frozenset[str] | None = None
         if isinstance(cfg, Listing) and (cfg.license or cfg.source in REMOTE):
@@ -61,7 +62,7 @@ def keys(item: Item) -> set[str]:
     return {item.uid, item.sha256, item.extra.get("id", "")} - {""}
 
 
-def names(cfg: Listing | ImportConfig) -> frozenset[str] | None:
+def names(cfg: Listing | ImportConfig | ClipConfig) -> frozenset[str] | None:
     """Every name that --uids and --scores leave; None where neither was given. Raises UserError for unusable files."""
     chosen = [_listed(cfg.uids)] if cfg.uids else []
     if isinstance(cfg, Listing) and cfg.scores is not None:

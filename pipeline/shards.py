@@ -28,11 +28,12 @@ from pipeline.scene import Item, Scene, UserError
 
 FORMAT_VERSION = "1"
 CONVENTION = (
-    "c2w: 4x4 row-major camera-to-world, OpenCV axes (+x right, +y down, +z forward), world z up. "
+    "c2w: 4x4 row-major camera-to-world, OpenCV axes (+x right, +y down, +z forward). "
     "fxfycxcy: pixels of the stored image, the centre of pixel (0, 0) is (0.5, 0.5). "
     "Poses are raw: no scene normalisation was applied."
 )
 LAYERS = ("alpha", "depth", "normals")
+NUMBERS = ("frame", "asked_us", "time_us")  # of views that are frames of a video: int64
 SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
 ENTRY_COLUMNS = ("uid", "source", "license", "sha256")  # fields of an Item that are columns
 METADATA_KEY = b"lvsm_data"
@@ -40,8 +41,11 @@ RECORD = struct.Struct("<QI")  # of a journal: length and CRC-32 of the message 
 FSYNC_BYTES = 16_000_000  # how much a power cut may cost; a killed process costs nothing
 
 
-def schema(layers: tuple[str, ...] = ()) -> pa.Schema:
-    """The columns of a shard. The Hugging Face metadata makes `image` a picture for `datasets` and the hub's viewer."""
+def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
+    """The columns of a shard, with those of LAYERS and NUMBERS that it has.
+
+    The Hugging Face metadata makes `image` a picture for `datasets` and the hub's viewer.
+    """
     columns: list[tuple[str, pa.DataType, dict[str, Any]]] = [
         ("uid", pa.string(), _hf("string")),
         ("view", pa.int32(), _hf("int32")),
@@ -55,7 +59,8 @@ def schema(layers: tuple[str, ...] = ()) -> pa.Schema:
         ("sha256", pa.string(), _hf("string")),
         ("config_hash", pa.string(), _hf("string")),
         ("meta", pa.string(), _hf("string")),
-        *[(name, pa.binary(), _hf("binary")) for name in layers],
+        *[(name, pa.binary(), _hf("binary")) for name in LAYERS if name in optional],
+        *[(name, pa.int64(), _hf("int64")) for name in NUMBERS if name in optional],
     ]
     features = {name: feature for name, _, feature in columns}
     huggingface = json.dumps({"info": {"features": features}})
@@ -123,11 +128,16 @@ class ShardWriter:
     """
 
     def __init__(
-        self, out: Path, widths: tuple[int, ...], layers: tuple[str, ...], metadata: dict[str, Any], target_bytes: float
+        self,
+        out: Path,
+        widths: tuple[int, ...],
+        optional: tuple[str, ...],
+        metadata: dict[str, Any],
+        target_bytes: float,
     ) -> None:
         self.out = out
         self.widths = widths
-        self.schema = schema(layers)
+        self.schema = schema(optional)
         self.metadata = metadata
         self.target_bytes = target_bytes
         self.open: dict[str, _Journal] = {}
@@ -241,6 +251,9 @@ def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
         for name in LAYERS:
             if name in columns:
                 columns[name] += views.layers[name]
+        for name in NUMBERS:
+            if name in columns:
+                columns[name] += scene.numbers[name].tolist()
     rows = len(columns["view"])
     item = scene.item
     known = {
@@ -366,7 +379,7 @@ def row_keys(path: Path) -> Iterator[tuple[set[str], list[int]]]:
 
 @dataclass(frozen=True)
 class Rows:
-    """One object as read back: c2w (V, 4, 4), fxfycxcy (V, 4), V JPEG files."""
+    """One object as read back: c2w (V, 4, 4), fxfycxcy (V, 4), V JPEG files; numbers: (V,) each, where the shard has them."""
 
     uid: str
     jpegs: list[bytes]
@@ -376,6 +389,7 @@ class Rows:
     meta: dict[str, Any]
     license: str
     layers: dict[str, list[bytes]]
+    numbers: dict[str, np.ndarray]
 
 
 def read_objects(path: Path) -> Iterator[Rows]:
@@ -393,6 +407,7 @@ def read_objects(path: Path) -> Iterator[Rows]:
                 meta=json.loads(first["meta"]),
                 license=first["license"],
                 layers={name: table[name].to_pylist() for name in LAYERS if name in table.column_names},
+                numbers={name: table[name].to_numpy() for name in NUMBERS if name in table.column_names},
             )
 
 

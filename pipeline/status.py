@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 from pipeline import licenses
+from pipeline.folder import is_locked
 from pipeline.ledger import Ledger
 from pipeline.progress import doing, duration, reasons_text, size
 
@@ -51,19 +51,6 @@ def read_status(run: Path) -> dict[str, Any]:
         "updated": last.get("updated"),
         **{name: last[name] if state == "running" and name in last else None for name in sorted(live)},
     }
-
-
-def is_locked(run: Path) -> bool:
-    """Whether a driver holds the run's folder now."""
-    path = run / ".lock"
-    if not path.exists():
-        return False
-    with path.open() as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def status_text(status: dict[str, Any]) -> str:

@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import track
 
 from pipeline import images
+from pipeline.files.camera_files import video_of
 from pipeline.ledger import Ledger
 from pipeline.scene import UserError
-from pipeline.shards import LAYERS, Rows, facts_of, find_shards, read_objects, row_keys, schema
+from pipeline.shards import Rows, facts_of, find_shards, read_objects, row_keys, schema
 
 RIGID_TOLERANCE = 1e-4  # of R^T R and det R, in float32
 
@@ -42,12 +43,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an object stands and what must be the same at every resolution: its shard, views, poses and license."""
+    """Where an object stands and what must be the same at every resolution: its shard, views, poses, license and video."""
 
     shard: str
     views: int
     poses: bytes
     license: str
+    video: str
 
 
 def verify(folder: Path) -> Report:
@@ -68,6 +70,7 @@ def verify(folder: Path) -> Report:
     widest = by_width[max(by_width)]
     report.objects = len(widest)
     _compare_widths(folder, by_width, report)
+    _check_leaks(widest, report)
     if (folder / "ledger.sqlite").exists():
         report.ledger = True
         _check_ledger(folder, widest, report)
@@ -87,13 +90,23 @@ def _compare_widths(folder: Path, by_width: dict[int, dict[str, Place]], report:
             report.problems.append(f"{width} px is missing: the run is of {', '.join(map(str, asked))} px")
 
 
+def _check_leaks(on_disk: dict[str, Place], report: Report) -> None:
+    """No video may stand in both parts: its clips show the same rooms."""
+    parts: dict[str, set[str]] = {}
+    for place in on_disk.values():
+        if place.video:
+            parts.setdefault(video_of(place.video), set()).add(place.shard.split("-")[0])
+    for video in sorted(video for video, found in parts.items() if len(found) > 1):
+        report.problems.append(f"clips of video {video} stand in both train and val")
+
+
 def _check_file(path: Path, width: int, report: Report) -> list[tuple[str, Place]]:
     """Problems of one file go into the report; returns its objects."""
     found: list[tuple[str, Place]] = []
     try:
         facts = facts_of(path)
         stored = pq.read_schema(path)
-        wanted = schema(tuple(name for name in LAYERS if name in stored.names))
+        wanted = schema(tuple(stored.names))
         if not stored.equals(wanted):
             report.problems.append(f"{path.name}: columns differ from the format: {stored.names}")
             return found
@@ -108,7 +121,7 @@ def _check_file(path: Path, width: int, report: Report) -> list[tuple[str, Place
             report.problems += [f"{path.name}: {rows.uid}: {problem}" for problem in problems]
             report.views += len(rows.jpegs)
             poses = hashlib.sha256(rows.c2w.tobytes()).digest()
-            found.append((rows.uid, Place(path.stem, len(views), poses, rows.license)))
+            found.append((rows.uid, Place(path.stem, len(views), poses, rows.license, rows.meta.get("video", ""))))
     except (UserError, pa.ArrowException, OSError, ValueError) as error:
         report.problems.append(f"{path.name}: {error}")
     if not found:

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.cli import VERBS
-from tests import balls, foreign, trees
+from tests import balls, foreign, trees, videos
 from tests.conftest import lvsm_data
 from tests.hub import Hub
+from tests.videos import VideoServer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +29,7 @@ def example(verb: str) -> str:
     return found[1]
 
 
-FEW = {"render": "3", "import": "1", "manifest": "5"}  # in place of the examples' --n
+FEW = {"render": "3", "import": "1", "clip": "2", "manifest": "5"}  # in place of the examples' --n
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,15 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     trees.objaverse(folder)
     with Hub(folder) as hub:
         yield hub
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[VideoServer, list[int]]]:
+    """A server with one video, and when its frames are shown, in microseconds."""
+    folder = tmp_path_factory.mktemp("films")
+    times = videos.make_video(folder / "house.mp4", (videos.numbered(i, (480, 854)) for i in range(60)))
+    with VideoServer(folder) as server:
+        yield server, [int(time * 1_000_000) for time in times]
 
 
 def run_example(verb: str, folder: Path, hub: Hub) -> subprocess.CompletedProcess[str]:
@@ -47,9 +58,13 @@ def run_example(verb: str, folder: Path, hub: Hub) -> subprocess.CompletedProces
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> Path:
-    """A folder in which the example of `render` has been run, and the one of `import` has pictures."""
+def workplace(tmp_path_factory: pytest.TempPathFactory, hub: Hub, films: tuple[VideoServer, list[int]]) -> Path:
+    """A folder in which the example of `render` has been run, the one of `import` has pictures, that of `clip` cameras."""
     folder = tmp_path_factory.mktemp("readme")
+    server, times = films
+    poses, shares = videos.circle_w2c(20), np.array([0.9, 1.6, 0.5, 0.5])
+    text = [videos.camera_file(f"{server.url}/house.mp4", times[at : at + 20], shares, poses) for at in (5, 30)]
+    videos.pack_dataset(folder / "RealEstate10K.tar.gz", {"train": {"first": text[0], "second": text[1]}})
     foreign.nerfstudio(folder / "captures/balls", balls.walk(4, (540, 600)))
     run = run_example("render", folder, hub)
     assert run.returncode == 0, run.stderr

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import json
 import os
 import re
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from pipeline import blender, doctor, system
+from pipeline import blender, doctor, js_runtime, system
+from pipeline.js_runtime import Runtime, Solver
 from tests.conftest import COMMAND, lvsm_data
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +37,9 @@ def test_json_is_for_machines() -> None:
     ran = lvsm_data("doctor", "--json")
     found = json.loads(ran.stdout)
     assert {check["level"] for check in found} <= LEVELS
-    assert {"bpy", "PIL", "libraries", "Blender", "GPU", "ffmpeg", "disk"} <= {check["name"] for check in found}
+    assert {"bpy", "PIL", "libraries", "Blender", "GPU", "ffmpeg", "JavaScript", "disk"} <= {
+        check["name"] for check in found
+    }
     assert all(check["says"] for check in found)
 
 
@@ -125,6 +130,74 @@ def test_the_isolation_line(network: bool, files: bool, level: str, words: list[
     assert check.level == level
     assert all(word in check.says + check.fix for word in words)
     assert bool(check.fix) == (level != "ok")
+
+
+DENO = Runtime("deno", "2.9.8", "2.3.0", True)
+NODE = Runtime("node", "20.20.2", "22.0.0", False)
+SOLVER = Solver("0.8.0", "0.8.0")
+
+
+@pytest.mark.parametrize(
+    ("found", "solver", "level", "says"),
+    [
+        ([DENO], SOLVER, "ok", "deno 2.9.8; yt-dlp-ejs 0.8.0"),
+        ([DENO, NODE], SOLVER, "ok", "deno 2.9.8; yt-dlp-ejs 0.8.0"),
+        ([DENO], Solver("0.8.3", "0.8.0"), "ok", "deno 2.9.8; yt-dlp-ejs 0.8.3"),
+        ([DENO], Solver("", "0.8.0"), "note", "no yt-dlp-ejs;"),
+        ([DENO], Solver("0.7.0", "0.8.0"), "note", "yt-dlp-ejs 0.7.0 (yt-dlp wants 0.8.0);"),
+        ([], SOLVER, "note", "no deno, node, bun or quickjs;"),
+        ([NODE], SOLVER, "note", "node 20.20.2 is too old (yt-dlp wants 22.0.0 or later);"),
+        ([], Solver("", "0.8.0"), "note", "no deno, node, bun or quickjs; no yt-dlp-ejs;"),
+    ],
+)
+def test_the_javascript_line(found: list[Runtime], solver: Solver, level: str, says: str) -> None:
+    check = doctor.judge_js_runtime(found, solver)
+    assert (check.name, check.level) == ("JavaScript", level)
+    assert check.says == says or check.says == f"{says} only fetching from YouTube needs them"
+    assert check.fix.endswith("-m pip install deno yt-dlp-ejs==0.8.0") if level == "note" else not check.fix
+    assert js_runtime.usable(found, solver) == ({"deno": "2.9.8"} if level == "ok" else {})
+
+
+@pytest.mark.parametrize("beside_python", [True, False])
+def test_runtimes_are_asked_for_their_version(
+    beside_python: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {
+        "deno": "deno 2.9.8 (stable, release, x86_64-unknown-linux-gnu)",
+        "node": "v20.20.2",
+        "qjs": "QuickJS version 2025-04-26\nusage: qjs [options] [file [args]]",
+        "bun": "a bun without a number",
+    }
+    for name, answer in answers.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\nprintf '%s\\n' '{answer}'\n")
+        (tmp_path / name).chmod(0o755)
+    elsewhere = str(tmp_path / "elsewhere")
+    monkeypatch.setenv("PATH", elsewhere if beside_python else str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path) if beside_python else elsewhere)
+    found = {runtime.name: runtime for runtime in js_runtime.found_runtimes()}
+    assert found["deno"] == Runtime("deno", "2.9.8", found["deno"].least, True)
+    assert found["node"] == Runtime("node", "20.20.2", found["node"].least, False)
+    assert (found["quickjs"].version, found["quickjs"].supported) == ("2025-04-26", True)
+    assert not found["bun"].supported
+
+    monkeypatch.setattr(js_runtime, "solver", lambda: SOLVER)
+    assert js_runtime.js_runtimes() == {"deno": "2.9.8", "quickjs": "2025-04-26"}
+    assert by_name(doctor.check_videos())["JavaScript"].level == "ok"
+    monkeypatch.setattr(js_runtime, "solver", lambda: Solver("", "0.8.0"))
+    assert js_runtime.js_runtimes() == {}
+
+
+def test_a_yt_dlp_that_cannot_be_asked_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yt_dlp", None)
+    (check,) = doctor.check_videos()
+    assert (check.name, check.level) == ("JavaScript", "note")
+    assert check.level == "note" and check.fix == "make setup"
+
+
+def test_the_fix_brings_a_runtime_and_the_solver() -> None:
+    wants = importlib.metadata.requires("yt-dlp") or []
+    assert f"yt-dlp-ejs=={js_runtime.solver().wanted}; extra == 'default'" in wants
+    assert any(line.startswith("deno") and line.endswith("; extra == 'deno'") for line in wants)
 
 
 def test_lines_are_aligned_and_wrapped() -> None:

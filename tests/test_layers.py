@@ -25,6 +25,10 @@ LAYERS = {
     "room": 1,
     "fetch": 1,
     "files": 1,
+    "flags": 1,
+    "cuts": 1,
+    "refusals": 1,
+    "js_runtime": 1,
     "config": 2,
     "hub": 2,
     "checkout": 2,
@@ -35,12 +39,17 @@ LAYERS = {
     "ledger": 2,
     "executors": 2,
     "progress": 2,
+    "remote": 2,
     "transport": 3,
     "selection": 3,
     "downloads": 3,
     "posed": 3,
     "epipolar": 3,
     "consistency": 3,
+    "videos": 3,
+    "folder": 3,
+    "availability": 3,
+    "clips": 4,
     "sources": 4,
     "produce": 5,
     "vetting": 5,
@@ -58,6 +67,7 @@ LAYERS = {
 BESIDE = {  # within a layer, by name
     ("lights", "cameras"),  # a sun's direction is a pose
     ("fetch", "room"),  # disk is reserved before it is written
+    ("downloads", "videos"),  # which kind of fetcher a run needs
     ("files", "files"),
     ("files", "room"),
     ("ledger", "shards"),  # it books a Shard
@@ -73,7 +83,9 @@ DOORS = {  # dependency -> the only modules that may know it
     "ray": {"executors"},
     "sqlite3": {"ledger"},
     "PIL": {"images"},
-    "cv2": {"images", "posed", "epipolar"},
+    "cv2": {"images", "posed", "epipolar", "clips"},
+    "av": {"cuts"},
+    "yt_dlp": {"videos", "js_runtime"},
     "py7zr": {"files.seven_zip"},
     "huggingface_hub": {"hub"},
     "httpx2": {"fetch", "hub", "checkout"},

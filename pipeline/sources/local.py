@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Listing
 from pipeline.fetch import Fetcher, sha256_of
 from pipeline.files import tables
+from pipeline.flags import Listing
 from pipeline.scene import Item, Skip, UserError
 
 KIND = "object"

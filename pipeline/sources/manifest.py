@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import licenses, transport
-from pipeline.config import Listing
 from pipeline.fetch import Fetcher
 from pipeline.files import tables
+from pipeline.flags import Listing
 from pipeline.scene import Item, UserError
 
 KIND = "object"

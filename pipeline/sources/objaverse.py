@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import hub, licenses, selection, transport
-from pipeline.config import Listing
 from pipeline.fetch import Fetcher
+from pipeline.flags import Listing
 from pipeline.scene import Item, UserError, item_rng
 
 KIND = "object"

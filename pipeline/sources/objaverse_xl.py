@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from pipeline import hub, licenses, selection, transport
-from pipeline.config import Listing
 from pipeline.fetch import Fetcher
+from pipeline.flags import Listing
 from pipeline.scene import Item, UserError, item_rng
 from pipeline.sources import objaverse
 

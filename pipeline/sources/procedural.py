@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.config import Listing
 from pipeline.fetch import Fetcher
+from pipeline.flags import Listing
 from pipeline.scene import Item, item_rng
 
 KIND = "object"

@@ -1,0 +1,204 @@
+"""RealEstate10K (Zhou et al., arXiv 1805.09817) and ACID (Liu et al., arXiv 2012.09855): camera files for videos of YouTube.
+
+Clips are cut out of their video ahead of the workers, all clips of one video in one go. The poses stay as the files have
+them: the world of each clip, its scale and its up are structure from motion's own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import cameras, cuts
+from pipeline.config import ClipConfig
+from pipeline.fetch import Fetcher
+from pipeline.files import archives, camera_files, scene_files
+from pipeline.files.camera_files import Trajectory
+from pipeline.files.eval_index import EvalIndex
+from pipeline.room import bytes_below
+from pipeline.scene import Clip, Got, Item, Retry, Skip, UserError, item_rng
+from pipeline.sources import foreign
+from pipeline.videos import VideoFetcher
+
+KIND = "video"
+SAYS = "clips of videos, by the camera files of RealEstate10K or ACID"
+HOWTO = "lvsm-data clip --cameras RealEstate10K.tar.gz"
+BATCH = 512  # clips of one video that one look at its page serves; there are about ten
+SLACK_US = (
+    250_000  # around a clip: what its first and last frame may be off, and still be told from one that is missing
+)
+CAMERAS = "cameras.txt"  # beside a cut: the camera file that it was made for
+MEMBER = re.compile(r"(?:(?:.*/)?(train|test|validation)/|(?:.*/)?)([^/]+)\.txt")
+
+
+def items(cfg: ClipConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
+    """One item per camera file, video by video in an order that the seed gives. uid: the file's name.
+
+    UserError where there is no camera file, or none of the part that was asked for.
+    """
+    where = _in_place(cfg)
+    chosen = _of_split(cfg, list(_listed(where)))
+    index = EvalIndex.read(cfg.eval_index) if cfg.eval_index else None
+    by_video: dict[str, list[Item]] = defaultdict(list)
+    for split, key, place in chosen:
+        if index is not None and key not in index:
+            continue
+        name = place if isinstance(place, str) else f"{key}.txt"
+        try:
+            url = camera_files.url_of(_read(where, place, head=True), name)
+        except Skip as failure:
+            raise UserError(str(failure), "camera files begin with the URL of their video") from None
+        video = camera_files.video_of(url)
+        extra: dict[str, Any] = {"video": video, "split": split, "list": str(where), "place": place}
+        if index is not None:
+            extra["frames"] = index.frames(key)
+        elif cfg.scene.views:
+            extra["views"] = cfg.scene.views
+        by_video[video].append(Item(key, cfg.source, url=url, credit={"page": url}, extra=extra))
+    if not by_video:
+        raise UserError(
+            f"{cfg.cameras} has none of the clips that {cfg.eval_index} names", "is it the index of this split?"
+        )
+    videos = sorted(by_video)
+    for i in item_rng(seed, cfg.source, "order").permutation(len(videos)):
+        yield from sorted(by_video[videos[i]], key=lambda item: item.uid)
+
+
+def batch(item: Item) -> str:
+    """Clips of one video come together."""
+    return str(item.extra["video"])
+
+
+root_of = foreign.root_of
+
+
+def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
+    """Cuts clips of one video into their folders. Raises UserError as `VideoFetcher.film` does."""
+    assert isinstance(net, VideoFetcher)
+    wanted: list[tuple[Item, np.ndarray]] = []
+    for item in items:
+        if cuts.is_there(folder_of(item)):
+            yield item, folder_of(item) / cuts.CUT
+            continue
+        try:
+            data = _read(Path(item.extra["list"]), item.extra["place"])
+            trajectory = camera_files.parse(data, f"{item.uid}.txt")
+            wanted.append((item, trajectory.times_us[_frames(item, trajectory)]))
+            (folder_of(item) / CAMERAS).write_bytes(data)
+        except Skip as failure:
+            yield item, failure
+    if not wanted:
+        return
+    first = wanted[0][0]
+    try:
+        with net.film(first.url, first.uid, folder_of(first)) as film:
+            while wanted:
+                item, times_us = wanted[0]
+                try:
+                    got: Path | Skip = film.cut(int(times_us.min()), int(times_us.max()), folder_of(item), SLACK_US)
+                except Skip as failure:  # of this clip: the video may end before it
+                    got = failure
+                if item is not first:
+                    net.room.settle(item.uid, bytes_below(folder_of(item)))
+                del wanted[0]
+                yield item, got
+    except (Skip, Retry) as failure:
+        yield from ((item, failure) for item, _ in wanted)
+    finally:
+        if net.room.held(first.uid):
+            net.room.settle(first.uid, bytes_below(folder_of(first)))
+
+
+def load(item: Item, path: Path, cfg: ClipConfig) -> Clip:
+    """Raises Skip: bad_cameras, unsupported_camera, no_images."""
+    trajectory = camera_files.parse((path.parent / CAMERAS).read_bytes(), f"{item.uid}.txt")
+    frame = _frames(item, trajectory)
+    c2w = foreign.inverted(trajectory.w2c[frame])
+    meta = {"video": item.url, "split": item.extra["split"], "views_found": len(trajectory.times_us)}
+    return Clip(path, frame, trajectory.times_us[frame], c2w, trajectory.fxfycxcy[frame], meta)
+
+
+def _frames(item: Item, trajectory: Trajectory) -> np.ndarray:
+    """Which of a camera file's entries are wanted."""
+    count = len(trajectory.times_us)
+    if (named := item.extra.get("frames")) is None:
+        return cameras.spread(count, item.extra.get("views"))
+    if max(named) >= count:
+        raise Skip("bad_cameras", f"the evaluation index names frame {max(named)} of {count}")
+    return np.array(named)
+
+
+# ---- where the camera files are
+
+
+def _in_place(cfg: ClipConfig) -> Path:
+    """A folder or an archive that can be read in any order; a compressed tar is packed anew, once."""
+    assert cfg.cameras is not None
+    if cfg.cameras.is_dir() or not archives.is_sequential(cfg.cameras):
+        return cfg.cameras
+    about = cfg.cameras.stat()
+    packed = cfg.cache / f"{cfg.cameras.name}-{about.st_size}-{about.st_mtime_ns}.zip"
+    if not packed.exists():
+        print(f"packing the camera files of {cfg.cameras.name} for random access, once: {packed}", file=sys.stderr)
+        packed.parent.mkdir(parents=True, exist_ok=True)
+        beside = packed.with_suffix(f".{os.getpid()}.part")
+        try:
+            with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target:
+                for member, data in archives.walk(cfg.cameras):
+                    if not member.fault and member.name.endswith(".txt"):
+                        target.writestr(member.name, data)
+            os.replace(beside, packed)
+        except Skip as failure:
+            raise UserError(f"{cfg.cameras}: {failure}", "download it again") from None
+        finally:
+            beside.unlink(missing_ok=True)
+    return packed
+
+
+def _listed(where: Path) -> Iterator[tuple[str, str, Any]]:
+    """(part or "", key, where it is) of every camera file, sorted by key."""
+    found = []
+    members: Iterator[tuple[str, Any]]
+    if where.is_dir():
+        paths = (Path(folder) / name for folder, _, names in os.walk(where) for name in names)
+        members = ((path.relative_to(where).as_posix(), path.relative_to(where).as_posix()) for path in paths)
+    else:
+        members = ((each.name, [each.where, each.size]) for each in archives.listed(where) if not each.fault)
+    for name, place in members:
+        if match := MEMBER.fullmatch(name):
+            found.append((match[1] or "", match[2], place))
+    yield from sorted(found, key=lambda each: (each[0], each[1]))
+
+
+def _of_split(cfg: ClipConfig, found: list[tuple[str, str, Any]]) -> list[tuple[str, str, Any]]:
+    """Those of the part that was asked for, each key once."""
+    parts: Counter[str] = Counter(split for split, _, _ in found)
+    asked: str = cfg.split or ("train" if "train" in parts else min(parts, default=""))
+    chosen = [each for each in found if each[0] == asked]
+    if not chosen:
+        has = ", ".join(f"{name or 'no part'} {count}" for name, count in sorted(parts.items())) or "no camera file"
+        raise UserError(
+            f"{cfg.cameras} has no camera files of {asked or 'RealEstate10K'}: {has}", "KEY.txt, or train/KEY.txt"
+        )
+    if len(parts) > 1 and not cfg.split:
+        rest = ", ".join(f"{name} {count}" for name, count in sorted(parts.items()) if name != asked)
+        print(f"taking {asked} ({len(chosen)} clips), not {rest}; --split chooses", file=sys.stderr)
+    return list({key: (split, key, place) for split, key, place in chosen}.values())
+
+
+def _read(where: Path, place: Any, head: bool = False) -> bytes:
+    """A camera file, or at least its first line."""
+    if isinstance(place, str):
+        if head:
+            with (where / place).open("rb") as stream:
+                return stream.readline(4096)
+        return scene_files.read_file(where / place)
+    return archives.read(where, *place)
