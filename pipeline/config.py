@@ -277,6 +277,9 @@ class ClipConfig(Fetching, Running):
             path = getattr(self, name)
             if path is not None and not path.expanduser().exists():
                 raise UserError(f"--{name.replace('_', '-')} {path} does not exist")
+        if self.keep_raw:
+            hint = "yt-dlp -f 'bv[height<=480]' -o '%(id)s.%(ext)s' downloads whole videos, --videos DIR uses them"
+            raise UserError("--keep-raw does not go with clip, which never has a whole video", hint)
         if self.videos_per_hour < 0 or self.backoff_s <= 0 or self.scene.max_error_ms <= 0:
             raise UserError("--videos-per-hour must be 0 or more, --backoff-s and --max-error-ms positive")
         if self.scene.height_crop is not None and self.scene.height_crop < 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,18 @@ from pipeline.scene import Skip
 
 CUT = "clip.nut"
 FACTS = "clip.json"
-STEPS_BACK_S = (0, 1, 4, 16, 64)  # where a seek lands behind what was asked for, it is asked to go further back
+STEPS_BACK_S = (
+    0,
+    1,
+    4,
+    16,
+    64,
+    math.inf,
+)  # where a seek lands behind what was asked for, it is asked to go further back
 MICRO = 1_000_000
 BT709 = 1  # AVCOL_SPC_BT709 of libavutil
+KEY_FRAME_S = 10.0  # from one to the next, at most, as videos for the web have it
+UNEVEN = 1.5
 UNREADABLE = "unreadable_video"
 
 
@@ -43,8 +53,11 @@ class Footage:
 class Film:
     """An open video, from which stretches are cut."""
 
-    def __init__(self, container: Any, about: dict[str, str]) -> None:
+    def __init__(self, container: Any, size: int, about: dict[str, str]) -> None:
+        """size: bytes of the whole video."""
         self.container = container
+        self.size = size
+        self.owner = ""
         self.about = about
         self.stream = container.streams.video[0]
         self.tick: Fraction = self.stream.time_base
@@ -54,10 +67,12 @@ class Film:
         self.codec = context.name
         self.matrix = "bt709" if int(context.colorspace) == BT709 else "bt601"
 
-    @property
-    def seconds(self) -> float | None:
-        """How long the video is, where its container says."""
-        return self.container.duration / MICRO if self.container.duration else None
+    def bytes_of(self, seconds: float, stretches: int) -> int:
+        """About what so many cuts of so many seconds together take, at most: a video's bytes are spread unevenly."""
+        if not self.container.duration:
+            return self.size
+        share = (seconds + stretches * KEY_FRAME_S) / (self.container.duration / MICRO)
+        return int(self.size * min(1.0, UNEVEN * share))
 
     def cut(self, first_us: int, last_us: int, folder: Path, slack_us: int) -> Path:
         """Writes what is shown from first_us to last_us, give or take slack_us, into folder/CUT, and its Footage beside it.
@@ -100,7 +115,7 @@ class Film:
         that key frame, which need what came earlier.
         """
         for back in STEPS_BACK_S:
-            target = max(Fraction(0), first - back)
+            target = max(0.0, float(first) - back)
             self.container.seek(int((target + self.start) / self.tick), stream=self.stream, backward=True)
             packets = (each for each in self.container.demux(self.stream) if None not in (each.pts, each.dts))
             key = next((each for each in packets if each.is_keyframe), None)
@@ -113,14 +128,14 @@ class Film:
 
 
 @contextmanager
-def opened(source: Path | io.RawIOBase, about: dict[str, str] | None = None) -> Iterator[Film]:
-    """A file, or something to read and seek in. about: as in Footage. Raises Skip("unreadable_video")."""
+def opened(source: Path | io.RawIOBase, size: int, about: dict[str, str] | None = None) -> Iterator[Film]:
+    """A file, or something to read and seek in. size: bytes. about: as in Footage. Raises Skip("unreadable_video")."""
     import av
 
     with _readable(), av.open(str(source) if isinstance(source, Path) else source) as container:
         if not container.streams.video:
             raise Skip(UNREADABLE, "it has no pictures")
-        yield Film(container, about or {})
+        yield Film(container, size, about or {})
 
 
 @contextmanager

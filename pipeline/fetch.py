@@ -76,11 +76,15 @@ class FetchLimits:
 
 @dataclass(frozen=True)
 class Wanted:
-    """owner: under whose name disk is reserved. sha256, size: of the file, "" and 0 where not known beforehand."""
+    """owner: under whose name disk is reserved. sha256, size: of the file, "" and 0 where not known beforehand.
+
+    fold: for how many files of its size, where others will be made of it.
+    """
 
     owner: str
     sha256: str = ""
     size: int = 0
+    fold: int = 1
 
 
 class Passing(Exception):
@@ -227,9 +231,9 @@ class _Transfer:
     def make_room(self, size: int) -> None:
         """Reserves disk for the whole file, waiting for it."""
         self._check_size(size)
-        if size > self.reserved:
-            self.fetcher.room.reserve(self.wanted.owner, size - self.reserved)
-            self.reserved = size
+        if (needed := size * self.wanted.fold) > self.reserved:
+            self.fetcher.room.reserve(self.wanted.owner, needed - self.reserved)
+            self.reserved = needed
 
     def _check_size(self, size: float) -> None:
         if size > self.fetcher.limits.max_bytes:
@@ -260,9 +264,9 @@ class _Transfer:
         begun = self.have if response.status_code == 206 else 0
         size = begun + int(length) if length and length.isdecimal() else int(self.fetcher.limits.max_bytes)
         self._check_size(size)
-        more = size - self.reserved
+        more = size * self.wanted.fold - self.reserved
         if more <= 0 or self.fetcher.room.try_reserve(self.wanted.owner, more):
-            self.reserved = max(self.reserved, size)
+            self.reserved += max(0, more)
             return 0
         return size
 
@@ -294,8 +298,8 @@ class _Transfer:
             self._restart()
             raise Passing("corrupt_download", f"{self.url}: sha256 is {found}, the host says {promised}")
         room, owner = self.fetcher.room, self.wanted.owner
-        room.settle(owner, room.held(owner) - self.reserved + self.have)
-        self.reserved = self.have
+        room.settle(owner, room.held(owner) - self.reserved + self.have * self.wanted.fold)
+        self.reserved = self.have * self.wanted.fold
 
     def _continues(self, response: Any) -> bool:
         return response.headers.get("content-range", "").startswith(f"bytes {self.have}-")

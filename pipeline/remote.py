@@ -88,7 +88,7 @@ class Remote(io.RawIOBase):
         ):
             check_status(response)
             if response.status_code != 206:
-                raise NoRanges
+                raise NoRanges if self.size < 0 else Passing("cut_off", f"{self.url} sends no ranges any more")
             data = self._body(response)
             found = CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
             if found is None or int(found[1]) != start or len(data) != int(found[2]) - start + 1:

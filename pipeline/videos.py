@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import random
 import re
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -37,6 +39,7 @@ IN_A_ROW = 5  # of these: then it is no use to go on
 BURST_S = 300  # so many seconds' worth of videos may be asked for at once
 REMEMBERED = 64  # pages; the addresses of YouTube's streams are good for hours
 REMEMBER_S = 3600
+WHOLE_AND_CUTS = 3  # times its size: cuts overlap by what lies before their first frame
 WHOLE_FILES = ("http", "https")  # protocols; others bring a video in pieces
 UNDECODABLE = ("av01",)  # OpenCV's own FFmpeg has no software decoder for it
 
@@ -130,8 +133,8 @@ class VideoFetcher(Fetcher):
         self.turn = threading.Lock()
 
     @contextmanager
-    def film(self, url: str, owner: str, folder: Path) -> Iterator[Film]:
-        """The video of a page, open to be cut. owner, folder: who holds the disk while it has to lie there as a whole.
+    def film(self, url: str) -> Iterator[Film]:
+        """The video of a page, open to be cut. Its `owner` has reserved disk for the cuts already, where there is one.
 
         Raises Skip and Retry with the reasons of `refusals`, of `Fetcher.get` and of `cuts`; UserError where one video after the
         other is refused to us.
@@ -139,7 +142,7 @@ class VideoFetcher(Fetcher):
         if self.files is not None:
             if (path := self.files.get(video_of(url))) is None:
                 raise Skip("missing", f"no file in {self.wishes.folder} is named {video_of(url)}")
-            with cuts.opened(path) as film:
+            with cuts.opened(path, path.stat().st_size) as film:
                 yield film
             return
         stream = self._stream(self.mirrored(url))
@@ -148,27 +151,36 @@ class VideoFetcher(Fetcher):
                 raise NoRanges
             remote = Remote(self, stream["url"], stream.get("http_headers") or {})
         except NoRanges:
-            with self._whole(stream, owner, folder) as path, cuts.opened(path, _about(stream)) as film:
+            with self._whole(stream) as path, cuts.opened(path, path.stat().st_size, _about(stream)) as film:
+                film.owner = path.parent.name
                 yield film
-            return
-        with cuts.opened(remote, _about(stream)) as film:
-            self.room.reserve(owner, remote.size)  # the most that all cuts together may take
-            yield film
+        except Skip as failure:
+            if failure.reason != "forbidden":
+                raise
+            with self.turn:  # YouTube's streams are refused for a while, or to an address that has grown old
+                self.pages.pop(self.mirrored(url), None)
+            raise Retry(failure.reason, failure.detail) from None
+        else:
+            with cuts.opened(remote, remote.size, _about(stream)) as film:
+                yield film
 
     @contextmanager
-    def _whole(self, stream: dict[str, Any], owner: str, folder: Path) -> Iterator[Path]:
-        """The whole file, for as long as it is cut."""
-        path = folder / "video"
+    def _whole(self, stream: dict[str, Any]) -> Iterator[Path]:
+        """The whole file, for as long as it is cut. Disk is reserved for it and for all cuts at once: those who hold a video must
+        not wait for each other.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="video-", dir=self.room.folder))
+        owner, path = folder.name, folder / "video"
         try:
             if stream.get("protocol") in WHOLE_FILES:
-                headers = stream.get("http_headers")
-                yield self.get_with(self.client, stream["url"], path, Wanted(owner), headers)
+                wanted = Wanted(owner, fold=WHOLE_AND_CUTS)
+                yield self.get_with(self.client, stream["url"], path, wanted, stream.get("http_headers"))
             else:
-                self.room.reserve(owner, int(self.limits.max_bytes))
+                self.room.reserve(owner, min(self.room.budget, WHOLE_AND_CUTS * int(self.limits.max_bytes)))
                 yield self._downloaded(stream, path)
         finally:
-            for each in folder.glob(f"{path.name}*"):
-                each.unlink()
+            shutil.rmtree(folder)
+            self.room.release(owner)
 
     def _stream(self, url: str) -> dict[str, Any]:
         """What yt-dlp says of the page and of the stream that was chosen. Asks again where that may help."""

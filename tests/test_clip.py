@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -18,6 +19,7 @@ from pipeline import images
 from pipeline.cameras import project
 from pipeline.files.camera_files import video_of
 from pipeline.ledger import Ledger
+from pipeline.room import bytes_below
 from pipeline.shards import Rows, facts_of, find_shards, read_objects
 from tests import videos
 from tests.conftest import lvsm_data
@@ -267,6 +269,29 @@ def test_only_what_is_needed_of_a_long_video_is_fetched(tmp_path: Path) -> None:
         assert not list(out.rglob("video*"))
 
 
+def test_videos_and_cuts_stay_within_their_disk(films: tuple[Path, Times], tmp_path: Path) -> None:
+    """Three videos would fit at once, whole as a server without ranges sends them, but not with what is cut out of them."""
+    given = videos.write_dataset(tmp_path / "cameras", {"train": camera_files(films[1])})
+    out = tmp_path / "out"
+    budget = 3.3 * max(path.stat().st_size for path in films[0].iterdir())
+    seen: list[int] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.005):
+            seen.append(bytes_below(out / "raw"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with VideoServer(films[0], ranges=False) as server:
+        arguments = ("clip", "--cameras", given, "--n", 12, "--out", out, *FASTER, *mirror(server), "--downloads", 4)
+        done = lvsm_data(*arguments, "--raw-gb", budget / 1e9, "--max-file-mb", budget / 1e6)
+    stop.set()
+    watcher.join()
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert 0 < max(seen) <= budget, f"{max(seen)} of {budget:.0f} bytes"
+
+
 def test_after_kill_9_nothing_is_lost_and_nothing_is_fetched_twice(
     films: tuple[Path, Times], server: VideoServer, tmp_path: Path
 ) -> None:
@@ -338,6 +363,7 @@ def test_an_evaluation_index_chooses_clips_and_frames(films: tuple[Path, Times],
         (("clip", "--cameras", "{cameras}", "--eval-index", "{tmp}/bad.txt"), "is no evaluation index", "context"),
         (("clip", "--cameras", "{cameras}", "--height-crop", "-3"), "--height-crop -3 is negative", "whole frame"),
         (("clip", "--cameras", "{cameras}", "--videos-per-hour", "-1"), "--videos-per-hour must be 0 or more", ""),
+        (("clip", "--cameras", "{cameras}", "--keep-raw"), "--keep-raw does not go with clip", "--videos DIR"),
         (("clip", "--cameras", "{tmp}/junk"), "begins with b'hello', not with the URL of a video", ""),
     ],
 )

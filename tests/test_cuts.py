@@ -69,7 +69,7 @@ def clip_of(cut: Path, times_us: list[int]) -> Clip:
 
 def taken(path: Path, asked_us: list[int], folder: Path, **settings: Any) -> Scene:
     folder.mkdir(exist_ok=True)
-    with cuts.opened(path) as open_film:
+    with cuts.opened(path, path.stat().st_size) as open_film:
         cut = open_film.cut(min(asked_us), max(asked_us), folder, SLACK_US)
     return clips.to_scene(Item("clip", "realestate10k"), clip_of(cut, asked_us), ClipScene(**settings))
 
@@ -135,7 +135,7 @@ def test_a_gap_between_frames_is_no_frame(film: Callable[[str], Film], tmp_path:
 )
 def test_what_is_no_video_is_unreadable(content: bytes, why: str, tmp_path: Path) -> None:
     (tmp_path / "video.mp4").write_bytes(content)
-    with pytest.raises(Skip, match=f"unreadable_video.*({why})"), cuts.opened(tmp_path / "video.mp4"):
+    with pytest.raises(Skip, match=f"unreadable_video.*({why})"), cuts.opened(tmp_path / "video.mp4", len(content)):
         pass
 
 
@@ -145,7 +145,7 @@ def test_sound_alone_is_unreadable(film: Callable[[str], Film], tmp_path: Path) 
     path, _ = film("start, with sound")
     command = ["ffmpeg", "-v", "error", "-i", path, "-vn", "-c", "copy", tmp_path / "sound.mp4"]
     subprocess.run(command, check=True, timeout=60)
-    with pytest.raises(Skip, match="unreadable_video: it has no pictures"), cuts.opened(tmp_path / "sound.mp4"):
+    with pytest.raises(Skip, match="unreadable_video: it has no pictures"), cuts.opened(tmp_path / "sound.mp4", 1):
         pass
 
 
@@ -232,7 +232,7 @@ def test_shrink_is_the_exact_area_average_in_linear_light() -> None:
 
 def test_the_cut_says_what_it_is(film: Callable[[str], Film], tmp_path: Path) -> None:
     path, times = film("29.97")
-    with cuts.opened(path) as open_film:
+    with cuts.opened(path, path.stat().st_size) as open_film:
         cut = open_film.cut(1_000_000, 2_000_000, tmp_path, SLACK_US)
     facts = cuts.footage(cut)
     expected = [round(time * 1_000_000) for time in times]

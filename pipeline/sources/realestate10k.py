@@ -97,24 +97,27 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
             yield item, failure
     if not wanted:
         return
-    first = wanted[0][0]
+    room, claim = net.room, f"cuts of {wanted[0][0].uid}"
     try:
-        with net.film(first.url, first.uid, folder_of(first)) as film:
+        with net.film(wanted[0][0].url) as film:
+            if not film.owner:
+                seconds = sum(float(np.ptp(times_us)) for _, times_us in wanted) / 1e6
+                room.reserve(claim, film.bytes_of(seconds, len(wanted)))
             while wanted:
                 item, times_us = wanted[0]
                 try:
                     got: Path | Skip = film.cut(int(times_us.min()), int(times_us.max()), folder_of(item), SLACK_US)
                 except Skip as failure:  # of this clip: the video may end before it
                     got = failure
-                if item is not first:
-                    net.room.settle(item.uid, bytes_below(folder_of(item)))
+                taken = bytes_below(folder_of(item))
+                room.settle(film.owner or claim, max(0, room.held(film.owner or claim) - taken))
+                room.settle(item.uid, taken)
                 del wanted[0]
                 yield item, got
     except (Skip, Retry) as failure:
         yield from ((item, failure) for item, _ in wanted)
     finally:
-        if net.room.held(first.uid):
-            net.room.settle(first.uid, bytes_below(folder_of(first)))
+        room.release(claim)
 
 
 def load(item: Item, path: Path, cfg: ClipConfig) -> Clip:
