@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import attribution, config, licenses
+from pipeline import attribution, flags, licenses
 from pipeline.attribution import COLUMNS, account, card, findings, hub_license
 from pipeline.ledger import Ledger
 from pipeline.licenses import DERIVATIVES, FAMILIES, details, family, is_allowed, normalise, of_sketchfab, tally
@@ -200,7 +200,7 @@ def test_the_table_is_sound() -> None:
     for found in licenses._BY_WORDS.values():
         assert normalise(found.name) == found.name and family(found.title) == found.family == family(found.name)
         assert details(found.name) == (found.title, found.url)
-    assert set(typing.get_args(config.LicenseFamily)) == {"any", *FAMILIES}
+    assert set(typing.get_args(flags.LicenseFamily)) == {"any", *FAMILIES}
 
 
 def test_families_allow_what_they_say() -> None:
