@@ -11,8 +11,8 @@ from typing import Any
 from pipeline.fetch import Fetcher, Passing, check_status, passing
 from pipeline.scene import Retry, Skip
 
-FIRST_WINDOW = 128_000  # bytes; the next one doubles where reading goes straight on
-LONGEST_WINDOW = 2_000_000
+FIRST_WINDOW = 64_000  # bytes; the next one doubles where reading goes straight on
+LONGEST_WINDOW = 256_000  # two seconds of a stream of 480 rows: what is fetched behind the end of a clip is for nothing
 KEPT = 4  # windows: a demuxer goes to and fro between an index and what it points to
 CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 

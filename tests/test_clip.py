@@ -297,7 +297,7 @@ def test_after_kill_9_nothing_is_lost_and_nothing_is_fetched_twice(
 ) -> None:
     given = videos.write_dataset(tmp_path / "cameras", {"train": camera_files(films[1])})
     out = tmp_path / "out"
-    arguments = ("clip", "--cameras", given, "--n", 12, "--out", out, *mirror(server), "--workers", 1, "--downloads", 1)
+    arguments = ("clip", "--cameras", given, "--n", 12, "--out", out, *FASTER, *mirror(server), "--downloads", 1)
     for name in ("/ccccccccccc.webm", "/aaaaaaaaaaa.mp4"):
         server.faults[name] = Fault("hang", after_bytes=-1)
     process = start(*arguments)
