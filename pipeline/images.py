@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 MAX_PIXELS = 50_000_000  # of a picture that somebody else made; the header is looked at before anything is decoded
 
@@ -103,9 +103,30 @@ def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
 
     Huffman tables fitted to the image save a fifth of the bytes at 64 pixels (the standard tables alone take 420).
     """
+    image = Image.fromarray(rgb)
+    try:
+        return _jpeg(image, quality)
+    except (
+        OSError
+    ):  # PIL hands libjpeg a buffer of a byte or two per pixel, which the whole of a very noisy picture overflows
+        with _larger_blocks(4 * rgb.size):
+            return _jpeg(image, quality)
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(rgb).save(stream, "JPEG", quality=quality, subsampling=0, optimize=True)
+    image.save(stream, "JPEG", quality=quality, subsampling=0, optimize=True)
     return stream.getvalue()
+
+
+@contextlib.contextmanager
+def _larger_blocks(size: int) -> Iterator[None]:
+    before = ImageFile.MAXBLOCK
+    ImageFile.MAXBLOCK = max(before, size)
+    try:
+        yield
+    finally:
+        ImageFile.MAXBLOCK = before
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

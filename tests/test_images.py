@@ -275,3 +275,11 @@ def test_contact_sheet_puts_every_picture_in_its_place() -> None:
             np.testing.assert_array_equal(sheet[6 * i : 6 * i + 4, 8 * j : 8 * j + 6], tile)
     assert (sheet[4:6] == 224).all()
     assert (sheet[:4, 16:] == 224).all()  # where a row is shorter
+
+
+@pytest.mark.parametrize("quality", [50, 90, 95, 100])
+def test_a_picture_of_noise_is_a_jpeg_too(quality: int) -> None:
+    noise = np.clip(np.random.default_rng(0).normal(128, 90, (256, 256, 3)), 0, 255).astype(np.uint8)
+    data = images.encode_jpeg(noise, quality)
+    seen = images.decode(data).astype(float)
+    assert seen.shape == noise.shape and np.abs(seen - noise).mean() < (40 if quality == 50 else 12)
