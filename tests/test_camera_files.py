@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import images
 from pipeline.files import camera_files
 from pipeline.files.camera_files import video_of
 from pipeline.files.eval_index import EvalIndex
-from pipeline.scene import Skip, UserError
+from pipeline.scene import Item, Scene, Skip, UserError, Views
+from pipeline.shards import ShardWriter
+from pipeline.verify import verify
 
 URL = "https://www.youtube.com/watch?v=dQw4w9WgXcQ"
 ROW = (  # as the data set's page shows one, with the rest of its matrix
@@ -129,3 +132,18 @@ def test_what_is_no_evaluation_index(content: str, tmp_path: Path) -> None:
     path.write_text(content)
     with pytest.raises(UserError, match=r"index\.json (is no evaluation index|names no clip)"):
         EvalIndex.read(path)
+
+
+@pytest.mark.parametrize(
+    ("other", "leaks"), [("https://youtu.be/dQw4w9WgXcQ", True), ("https://youtu.be/aaaaaaaaaaa", False)]
+)
+def test_verify_finds_a_video_in_both_parts(other: str, leaks: bool, tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, (16,), (), {"config_hash": "0"}, 1e9)
+    jpeg = images.encode_jpeg(np.full((16, 16, 3), 99, np.uint8), 90)
+    views = Views([jpeg], np.array([[16, 16, 8, 8]], np.float32), (16, 16))
+    for part, url in (("train", URL), ("val", other)):
+        meta = {"video": url}
+        writer.add(Scene(Item(part, "realestate10k"), np.eye(4, dtype=np.float32)[None], {16: views}, meta), part, 0)
+        writer.close(part)
+    found = verify(tmp_path).problems
+    assert found == (["clips of video dQw4w9WgXcQ stand in both train and val"] if leaks else [])
