@@ -41,10 +41,12 @@ def to_scene(item: Item, clip: Clip, cfg: ClipScene, threads: int = 1) -> Scene:
     """
     footage = cuts.footage(clip.path)
     c2w = rigid(clip.c2w)
-    which = nearest(np.array(footage.times_us), clip.times_us)
-    shown_us = np.array(footage.times_us)[which]
+    times_us = np.array(footage.times_us)
+    which = nearest(times_us, clip.times_us)
+    shown_us = times_us[which]
     error_us = np.abs(shown_us - clip.times_us)
-    if (worst := int(error_us.argmax())) >= 0 and error_us[worst] > cfg.max_error_ms * 1000:
+    worst = error_us.argmax()
+    if error_us[worst] > cfg.max_error_ms * 1000:
         raise Skip(
             "frame_missing",
             f"a pose is for {clip.times_us[worst] / 1e6:.3f} s, the nearest frame is shown at {shown_us[worst] / 1e6:.3f} s",
@@ -70,10 +72,10 @@ def _named(item: Item, about: dict[str, str]) -> Item:
 
 def nearest(times: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """For each of asked (V,) the index of the nearest of times (N,), which ascend; of two that are equally near, the first."""
-    after = np.clip(np.searchsorted(times, asked), 1, max(1, len(times) - 1))
-    before = after - 1
     if len(times) == 1:
         return np.zeros(len(asked), np.int64)
+    after = np.clip(np.searchsorted(times, asked), 1, len(times) - 1)
+    before = after - 1
     return np.where(asked - times[before] <= times[after] - asked, before, after)
 
 

@@ -12,8 +12,6 @@ import hashlib
 import json
 import os
 import re
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline import journals
 from pipeline.scene import Item, Scene, UserError
 
 FORMAT_VERSION = "1"
@@ -37,7 +36,6 @@ NUMBERS = ("frame", "asked_us", "time_us")  # of views that are frames of a vide
 SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
 ENTRY_COLUMNS = ("uid", "source", "license", "sha256")  # fields of an Item that are columns
 METADATA_KEY = b"lvsm_data"
-RECORD = struct.Struct("<QI")  # of a journal: length and CRC-32 of the message that follows
 FSYNC_BYTES = 16_000_000  # how much a power cut may cost; a killed process costs nothing
 
 
@@ -152,7 +150,7 @@ class ShardWriter:
         """
         journal = self.open.get(split) or self._start(f"{split}-{next_number:06d}")
         batch = to_batch(scene, self.schema, self.metadata["config_hash"])
-        _append(journal.sink, batch.serialize())
+        journals.append(journal.sink, batch.serialize())
         journal.uids.append(scene.item.uid)
         journal.image_bytes += sum(len(jpeg) for jpeg in scene.by_width[max(self.widths)].jpegs)
         journal.unsynced += batch.nbytes
@@ -174,12 +172,12 @@ class ShardWriter:
         for width in self.widths:
             for left_over in (self.out / str(width)).glob("*.tmp"):
                 left_over.unlink()
-        journals = sorted((self.out / "journal").glob("*.arrow"))
-        return [shard for path in journals if (shard := self.publish(path))]
+        left = sorted((self.out / "journal").glob("*.arrow"))
+        return [shard for path in left if (shard := self.publish(path))]
 
     def publish(self, path: Path) -> Shard | None:
         """A journal -> the Parquet files of its shard, then removes it. None (and no files) for an empty journal."""
-        batches = read_journal(path)
+        batches = journals.read(path)
         name = path.stem
         file_bytes = 0
         if batches:
@@ -192,7 +190,7 @@ class ShardWriter:
     def _start(self, name: str) -> _Journal:
         path = self.out / "journal" / f"{name}.arrow"
         journal = _Journal(name, path, path.open("wb"))
-        _append(journal.sink, self.schema.serialize())
+        journals.append(journal.sink, self.schema.serialize())
         self.open[name.split("-")[0]] = journal
         return journal
 
@@ -280,33 +278,6 @@ def _entry(rows: pa.RecordBatch | pa.Table, widths: int) -> Entry:
     item = Item(**first, url=meta.get("url", ""), credit=meta.get("credit", {}))
     sizes = pc.binary_length(pc.struct_field(rows.column("image"), "bytes"))
     return Entry(item, rows.num_rows // widths, pc.sum(sizes).as_py() or 0)
-
-
-def _append(sink: IO[bytes], message: pa.Buffer) -> None:
-    """One journal record: its length and CRC-32, then an Arrow IPC message."""
-    sink.write(RECORD.pack(message.size, zlib.crc32(message)))
-    sink.write(message)
-    sink.flush()
-
-
-def read_journal(path: Path) -> list[pa.RecordBatch]:
-    """The whole batches of a journal, whatever its end looks like: cut, or filled with zeros by a power cut."""
-    data = pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
-    messages: list[pa.Buffer] = []
-    start = 0
-    while start + RECORD.size <= data.size:
-        length, crc = RECORD.unpack(data[start : start + RECORD.size])
-        if not 0 < length <= data.size - start - RECORD.size:
-            break
-        message = data.slice(start + RECORD.size, length)
-        if zlib.crc32(message) != crc:
-            break
-        messages.append(message)
-        start += RECORD.size + length
-    if not messages:
-        return []
-    of = pa.ipc.read_schema(messages[0])
-    return [pa.ipc.read_record_batch(message, of) for message in messages[1:]]
 
 
 def shard_paths(folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +128,14 @@ class VideoFetcher(Fetcher):
         self.wishes = wishes
         self.governor = Governor(wishes.per_hour, self.stopped)
         self.refused_in_a_row = 0
-        self.runtimes: dict[str, str] | None = None
         self.pages: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
         self.files = named(wishes.folder) if wishes.folder else None
         self.turn = threading.Lock()
+
+    @cached_property
+    def runtimes(self) -> dict[str, str]:
+        """What yt-dlp may run JavaScript with; asking every program for its version takes a moment."""
+        return js_runtime.js_runtimes()
 
     @contextmanager
     def film(self, url: str) -> Iterator[Film]:
@@ -229,8 +234,6 @@ class VideoFetcher(Fetcher):
 
     def _look(self, url: str) -> dict[str, Any]:
         """Asks once. Raises Skip, _Refused."""
-        if self.runtimes is None:
-            self.runtimes = js_runtime.js_runtimes()
         with self._talking() as ydl:
             found: dict[str, Any] = ydl.extract_info(url, download=False)
         if found.get("_type", "video") != "video" or not found.get("url"):
@@ -276,7 +279,7 @@ class VideoFetcher(Fetcher):
             "fragment_retries": 2,
             "fixup": "never",
             "cookiefile": io.StringIO(self.wishes.cookies) if self.wishes.cookies else None,
-            "js_runtimes": {name: {} for name in self.runtimes or ()},
+            "js_runtimes": {name: {} for name in self.runtimes},
         }
         try:
             with yt_dlp.YoutubeDL(settings | more) as ydl:
@@ -291,7 +294,7 @@ class VideoFetcher(Fetcher):
         failure = refusals.refusal(
             f"{heard.cause}{error}",
             status=getattr(cause, "status", None),
-            has_runtime=self.runtimes is None or bool(self.runtimes),
+            has_runtime=bool(self.runtimes),
         )
         if isinstance(failure, Skip):
             return failure
@@ -343,9 +346,7 @@ def chosen(formats: list[dict[str, Any]], height: int) -> Iterator[dict[str, Any
 
 def _cost(stream: dict[str, Any], height: int) -> tuple[Any, ...]:
     sides = [side for side in (stream.get("height"), stream.get("width")) if side]
-    rows = (
-        min(sides) if sides else height
-    )  # an upright video has its short side across; where nothing is said, it may do
+    rows = min(sides) if sides else height  # an upright video's short side lies across; what says nothing may do
     size = stream.get("filesize") or stream.get("filesize_approx") or stream.get("tbr") or 0
     in_pieces = stream.get("protocol") not in WHOLE_FILES
     hdr = stream.get("dynamic_range") not in (None, "SDR")

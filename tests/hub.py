@@ -12,7 +12,6 @@ its token on the way.
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -24,10 +23,8 @@ import select
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +32,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
+
+from tests.serving import BoundedServer
 
 LFS_SUFFIXES = (".glb", ".parquet", ".7z", ".tar")
 INSTEAD = frozenset({"status", "429", "html", "redirect_loop", "hang"})  # of an answer
@@ -410,46 +409,10 @@ class Hub:
         return Reply.of({"transfer": "basic", "objects": objects, "hash_algo": "sha256"}, 200, kind)
 
 
-class _Server(http.server.ThreadingHTTPServer):
-    request_queue_size = 128
-
+class _Server(BoundedServer):
     def __init__(self, hub: Hub, cdn: bool) -> None:
-        self.hub = hub
-        self.cdn = cdn
-        self.connections: dict[socket.socket, threading.Thread] = {}
-        self.resets: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
-        with self.hub._lock:
-            self.connections[request] = thread
-        thread.start()
-
-    def shutdown_request(self, request: Any) -> None:
-        with self.hub._lock:
-            self.connections.pop(request, None)
-        if request in self.resets:  # no FIN before the RST
-            self.resets.discard(request)
-            self.close_request(request)
-        else:
-            super().shutdown_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        error = sys.exc_info()[1]
-        if not isinstance(error, ConnectionError | TimeoutError) and not self.hub.stopping.is_set():
-            self.hub._errors.append(traceback.format_exc())
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
-        with self.hub._lock:
-            left = list(self.connections.items())
-            for connection, _ in left:
-                with contextlib.suppress(OSError):  # it may be gone
-                    connection.shutdown(socket.SHUT_RDWR)
-        for _, thread in left:
-            thread.join(10)
+        self.hub, self.cdn = hub, cdn
+        super().__init__(_Handler, hub._errors, hub.stopping)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

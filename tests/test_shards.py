@@ -24,10 +24,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import cameras, shards
+from pipeline import cameras, journals, shards
 from pipeline.ledger import Ledger
 from pipeline.scene import Item, Outcome, Scene, UserError, Views
-from pipeline.shards import Entry, Shard, ShardWriter, read_journal, read_objects, shard_on_disk, split_of
+from pipeline.shards import Entry, Shard, ShardWriter, read_objects, shard_on_disk, split_of
 
 FACTS = {"config_hash": "0123456789abcdef", "seed": 7, "res": [16, 32]}
 WIDTHS = (16, 32)
@@ -352,7 +352,7 @@ def test_a_journal_cut_anywhere_gives_its_whole_objects(
     near = {length for end in (0, *ends) for length in range(end - 90, end + 90)}  # heads, ends and their alignment
     for length in sorted(near | set(range(0, len(data), 19))):
         path.write_bytes(data[: max(0, length)])
-        batches = read_journal(path)
+        batches = journals.read(path)
         assert [batch["uid"][0].as_py() for batch in batches] == [one.item.uid for one in scenes[: whole(ends, length)]]
 
 
@@ -368,7 +368,7 @@ def test_rubbish_after_the_last_object_does_no_harm(
     path = tmp_path_factory.getbasetemp() / "rubbish.arrow"
     count = data.draw(st.integers(1, len(ends)))
     path.write_bytes(stored[: ends[count - 1]] + tail)
-    assert len(read_journal(path)) == count
+    assert len(journals.read(path)) == count
 
 
 def test_a_tail_of_zeros_as_a_power_cut_leaves_it_is_no_object(
@@ -379,7 +379,7 @@ def test_a_tail_of_zeros_as_a_power_cut_leaves_it_is_no_object(
     path = tmp_path / "train-000000.arrow"
     for length in range(ends[0], len(data), 7):
         path.write_bytes(data[:length].ljust(len(data), b"\0"))
-        found = [(batch["uid"].to_pylist(), batch["image"].to_pylist()) for batch in read_journal(path)]
+        found = [(batch["uid"].to_pylist(), batch["image"].to_pylist()) for batch in journals.read(path)]
         for (uids, pictures), one in zip(found, scenes, strict=False):
             assert uids == [one.item.uid] * 2
             assert [picture["bytes"] for picture in pictures] == [views.jpegs[0] for views in one.by_width.values()]

@@ -5,7 +5,6 @@ Frame times are measured with ffprobe and not computed, so a caller compares wit
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import http.server
 import io
@@ -17,11 +16,9 @@ import select
 import socket
 import struct
 import subprocess
-import sys
 import tarfile
 import threading
 import time
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,6 +30,8 @@ from urllib.parse import unquote, urlsplit
 import av
 import cv2
 import numpy as np
+
+from tests.serving import BoundedServer
 
 # ---- frames that carry their number
 
@@ -502,45 +501,10 @@ class VideoServer:
             return fault
 
 
-class _Server(http.server.ThreadingHTTPServer):
-    request_queue_size = 128
-
+class _Server(BoundedServer):
     def __init__(self, owner: VideoServer) -> None:
         self.owner = owner
-        self.connections: dict[socket.socket, threading.Thread] = {}
-        self.resets: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
-        with self.owner._lock:
-            self.connections[request] = thread
-        thread.start()
-
-    def shutdown_request(self, request: Any) -> None:
-        with self.owner._lock:
-            self.connections.pop(request, None)
-        if request in self.resets:  # no FIN before the RST
-            self.resets.discard(request)
-            self.close_request(request)
-        else:
-            super().shutdown_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        error = sys.exc_info()[1]
-        if not isinstance(error, ConnectionError | TimeoutError) and not self.owner._stopping.is_set():
-            self.owner._errors.append(traceback.format_exc())
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
-        with self.owner._lock:
-            left = list(self.connections.items())
-            for connection, _ in left:
-                with contextlib.suppress(OSError):  # it may be gone
-                    connection.shutdown(socket.SHUT_RDWR)
-        for _, thread in left:
-            thread.join(10)
+        super().__init__(_Handler, owner._errors, owner._stopping)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
