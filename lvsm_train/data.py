@@ -1,0 +1,228 @@
+"""Batches for a trainer out of shards: what a step sees is a function of the seed and the step alone, see samples.py."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from lvsm_train import draws, samples, store
+from lvsm_train.config import DataConfig
+from lvsm_train.samples import Sample
+
+__all__ = ["Batch", "Data", "DataConfig", "Sample"]
+
+MEMORY_SHARE = 0.4  # of the free host memory, that decoded pictures may take
+TENSORS = ("image", "c2w", "fxfycxcy", "target_image", "target_c2w", "target_fxfycxcy")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples with V inputs and T targets each, on one device.
+
+    image: (B, V, 3, H, W) uint8 sRGB on white. c2w: (B, V, 4, 4) float32, OpenCV axes. fxfycxcy: (B, V, 4) float32, in pixels of
+    these pictures. target_image, target_c2w, target_fxfycxcy: the same with T. uids: B names of objects.
+    """
+
+    image: torch.Tensor
+    c2w: torch.Tensor
+    fxfycxcy: torch.Tensor
+    target_image: torch.Tensor
+    target_c2w: torch.Tensor
+    target_fxfycxcy: torch.Tensor
+    uids: list[str]
+
+    @property
+    def rgb(self) -> torch.Tensor:
+        """Inputs in [0, 1], float32."""
+        return self.image.float() / 255
+
+    @property
+    def target_rgb(self) -> torch.Tensor:
+        """Targets in [0, 1], float32."""
+        return self.target_image.float() / 255
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The same on a device; from pinned memory without waiting for the copy."""
+        moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A batch under way: rows (B, V + T) of its views among all, cameras, and pixels that `jobs` may still fill."""
+
+    samples: Sequence[Sample]
+    rows: torch.Tensor
+    c2w: torch.Tensor
+    fxfycxcy: torch.Tensor
+    pixels: torch.Tensor | None
+    jobs: list[Future[None]]
+
+
+class Data:
+    """The objects of some shards as batches: one per rank, each with the whole index.
+
+    index: objects and cameras. planner: which views of them. notes: what a user should hear. cached: where decoded pictures
+    are, "memory", "device" or "none".
+    """
+
+    def __init__(self, cfg: DataConfig, rank: int = 0, world: int = 1, device: str | torch.device = "cpu") -> None:
+        """Reads the index and, where pictures are kept, decodes them all.
+
+        Raises UserError: see DataConfig.check and store.read_index; pictures that are broken.
+        """
+        cfg.check()
+        cv2.setNumThreads(1)  # a thread per picture is ours to make; more within one only get into each other's way
+        self.cfg, self.rank, self.world, self.device = cfg, rank, world, torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:  # else threads would take this for the first GPU
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = max(1, len(os.sched_getaffinity(0)) // ranks_here)
+        self.index = store.read_index(cfg.data, cfg.res, cores)
+        self.planner = samples.Planner(cfg, self.index)
+        self.notes = self.planner.notes
+        needed = len(self.index.c2w) * 3 * self.index.hw[0] * self.index.hw[1]
+        fits = needed <= MEMORY_SHARE * store.memory_free() / ranks_here
+        self.cached = ("memory" if fits else "none") if cfg.cache == "auto" else cfg.cache
+        self.pixels: torch.Tensor | None = None
+        if self.cached != "none":
+            at = self.device if self.cached == "device" else torch.device("cpu")
+            self.pixels = store.decoded(self.index, at, cores, quiet=rank > 0)
+        elif slow := int((self.index.chunk[:, 1] == 0).sum()):
+            self.notes.append(f"{slow} objects are not packed as lvsm-data does it: their pictures are slow to find")
+        self.workers = cfg.workers if cfg.workers is not None else max(1, cores - 1 if self.pixels is None else 1)
+        self._files = store.Files()
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """(height, width) of all pictures."""
+        return self.index.hw
+
+    def epochs(self, steps: int) -> float:
+        """How often so many steps of all ranks show every object."""
+        entries = steps * self.world * self.cfg.batch / self.cfg.samples_per_object
+        return entries / max(1, len(self.planner.train))
+
+    def close(self) -> None:
+        """Closes the shards. Iterators must have ended."""
+        self._files.close()
+
+    def batch(self, step: int) -> Batch:
+        """What this rank sees at a step."""
+        return self.gather(self.planner.training(step, self.rank, self.world))
+
+    def gather(self, some: Sequence[Sample]) -> Batch:
+        """Samples as a batch. Raises ValueError where their numbers of views differ, UserError where shards are broken."""
+        return self._finish(self._begin(lambda: some, _at_once))
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """`batch` of every step from `start` on, without end, made ahead by threads. Close it when it is not needed any more."""
+        steps = itertools.count(start)
+        return self._flow(functools.partial(self.planner.training, step, self.rank, self.world) for step in steps)
+
+    def evaluation_batches(self, of: Sequence[Sample], size: int) -> Iterator[Batch]:
+        """`gather` of samples in their order, so many at a time; fewer where the numbers of views change."""
+        return self._flow(functools.partial(list, some) for some in samples.alike(of, size))
+
+    def _flow(self, plans: Iterator[Callable[[], Sequence[Sample]]]) -> Iterator[Batch]:
+        if self.workers == 0:
+            for plan in plans:
+                yield self._finish(self._begin(plan, _at_once))
+            return
+        pool = ThreadPoolExecutor(self.workers, "data", self._start_thread)
+        ahead: deque[Future[_Pending]] = deque()
+        depth = max(self.cfg.prefetch, -(-self.workers // self.cfg.batch))  # or some threads have nothing to do
+        try:
+            while True:
+                for plan in itertools.islice(plans, depth - len(ahead)):
+                    ahead.append(pool.submit(self._begin, plan, pool.submit))
+                if not ahead:
+                    return
+                yield self._finish(ahead.popleft().result())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _start_thread(self) -> None:
+        if self.device.type == "cuda":  # which GPU is the current one is a matter of each thread
+            torch.cuda.set_device(self.device)
+
+    def _begin(self, plan: Callable[[], Sequence[Sample]], submit: Callable[..., Future[None]]) -> _Pending:
+        """Everything of a batch that needs no device; what has to be decoded is submitted, and not waited for."""
+        some = plan()
+        if len({(len(sample.inputs), len(sample.targets)) for sample in some}) != 1:
+            raise ValueError("samples of one batch need equally many inputs, and equally many targets")
+        views = np.array([sample.inputs + sample.targets for sample in some])
+        rows = views + self.index.first[[sample.number for sample in some]][:, None]
+        c2w = self.index.c2w[rows]
+        if self.cfg.scenes:
+            c2w = np.stack([draws.normalise_poses(cameras) for cameras in c2w])
+        elif any(sample.angle for sample in some):
+            c2w = draws.rotate_z(c2w, np.array([sample.angle for sample in some]))
+        at, pose, k = (self._pinned(torch.from_numpy(one)) for one in (rows, c2w, self.index.fxfycxcy[rows]))
+        if self.cached == "device":
+            return _Pending(some, at, pose, k, None, [])
+        pin = self.device.type == "cuda"
+        pixels = torch.empty((*rows.shape, 3, *self.hw), dtype=torch.uint8, pin_memory=pin)
+        if self.pixels is not None:
+            np.take(self.pixels.numpy(), rows, 0, pixels.numpy(), mode="clip")  # the other modes make a copy first
+            return _Pending(some, at, pose, k, pixels, [])
+        of_object: dict[int, list[int]] = defaultdict(list)
+        for place, sample in enumerate(some):
+            of_object[sample.number].append(place)
+        out = pixels.numpy()
+        jobs = [submit(self._read, number, places, views, out) for number, places in of_object.items()]
+        return _Pending(some, at, pose, k, pixels, jobs)
+
+    def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+    def _read(self, number: int, places: list[int], views: np.ndarray, out: np.ndarray) -> None:
+        """The views of one object, each decoded once, into their places of a batch: views (B, S), out (B, S, 3, H, W)."""
+        jpegs = self.index.jpegs(number, self._files)
+        done: dict[int, np.ndarray] = {}
+        for place in places:
+            for view, planes in zip(views[place].tolist(), out[place], strict=True):
+                if view in done:
+                    planes[:] = done[view]
+                else:
+                    self.index.decode(number, view, jpegs[view], planes)
+                    done[view] = planes
+
+    def _finish(self, pending: _Pending) -> Batch:
+        """Waits for what is decoded, and hands over to the device."""
+        for job in pending.jobs:
+            job.result()
+        inputs = len(pending.samples[0].inputs)
+        rows, c2w, k = (one.to(self.device, non_blocking=True) for one in (pending.rows, pending.c2w, pending.fxfycxcy))
+        if pending.pixels is not None:
+            pixels = pending.pixels.to(self.device, non_blocking=True)
+        else:
+            assert self.pixels is not None
+            pixels = self.pixels.index_select(0, rows.flatten()).view(*rows.shape, 3, *self.hw)
+        return Batch(
+            image=pixels[:, :inputs],
+            c2w=c2w[:, :inputs],
+            fxfycxcy=k[:, :inputs],
+            target_image=pixels[:, inputs:],
+            target_c2w=c2w[:, inputs:],
+            target_fxfycxcy=k[:, inputs:],
+            uids=[sample.uid for sample in pending.samples],
+        )
+
+
+def _at_once(work: Callable[..., None], *given: Any) -> Future[None]:
+    """What a pool's submit does, without a pool."""
+    work(*given)
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done

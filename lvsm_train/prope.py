@@ -1,0 +1,126 @@
+"""PRoPE (arXiv 2507.10496): attention that knows cameras by how they stand to each other, and patches by where they lie.
+
+Of each head's channels the first half, in groups of four, is multiplied by the projective transform of the token's camera; the
+other half is turned by two-dimensional rotary codes of the patch. With D for both together, attention becomes
+D_i softmax((D_i^T q_i) . (D_j^-1 k_j)) D_j^-1 v_j: only D_i D_j^-1 counts, and a rigid change of the world's frame leaves it as
+it is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BASE = 100.0  # the slowest rotary code turns by about 1/BASE radian per patch, the fastest by 1
+
+
+class Codes(NamedTuple):
+    """What PRoPE knows of N tokens of each of B sequences, all float32.
+
+    project: (B, N, 4, 4), P = K [R|t], from the world to the token's image; lift: (B, N, 4, 4), its inverse. cos, sin:
+    (N, head_dim / 4), the angles of the patch position: the first half for its row, the second for its column.
+    """
+
+    project: Tensor
+    lift: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+def camera_codes(c2w: Tensor, fxfycxcy: Tensor, hw: tuple[int, int], patch: int, head_dim: int) -> Codes:
+    """Rigid c2w (B, V, 4, 4), fxfycxcy (B, V, 4) in pixels of an image of size hw -> codes of B x (V * hh * ww) tokens.
+
+    K is in units of the image's width and height, its centre at 0, so that resizing an image changes nothing of P. Lengths
+    enter P as they are: scenes should be about as large as 1. Patches count 0, 1, ... down and to the right.
+    """
+    height, width = hw
+    rows, columns = height // patch, width // patch
+    with torch.autocast(c2w.device.type, enabled=False):
+        fx, fy, cx, cy = fxfycxcy.float().unbind(-1)
+        fx, fy, cx, cy = fx / width, fy / height, cx / width - 0.5, cy / height - 0.5
+        zero, one = torch.zeros_like(fx), torch.ones_like(fx)
+        k = [fx, zero, cx, zero, zero, fy, cy, zero, zero, zero, one, zero, zero, zero, zero, one]
+        k_inverse = [1 / fx, zero, -cx / fx, zero, zero, 1 / fy, -cy / fy, zero, *k[8:]]
+        project = _product(torch.stack(k, -1).unflatten(-1, (4, 4)), _inverse(c2w))
+        lift = _product(c2w.float(), torch.stack(k_inverse, -1).unflatten(-1, (4, 4)))
+        cos, sin = _rotary(rows, columns, head_dim, c2w.device)
+    views, tokens = c2w.shape[1], rows * columns
+    project, lift = (matrix.repeat_interleave(tokens, 1) for matrix in (project, lift))
+    return Codes(project, lift, cos.repeat(views, 1), sin.repeat(views, 1))
+
+
+def without_camera(batch: int, tokens: int, head_dim: int, device: torch.device) -> Codes:
+    """Codes of tokens that belong to no camera and have no place: the identity."""
+    eye = torch.eye(4, device=device).expand(batch, tokens, 4, 4)
+    angle = torch.zeros(tokens, head_dim // 4, device=device)
+    return Codes(eye, eye, angle.cos(), angle.sin())
+
+
+def join(first: Codes, second: Codes) -> Codes:
+    """Codes of sequences put behind one another: B x N and B x M tokens -> B x (N + M)."""
+    matrices = (torch.cat(pair, 1) for pair in zip(first[:2], second[:2], strict=True))
+    angles = (torch.cat(pair, 0) for pair in zip(first[2:], second[2:], strict=True))
+    return Codes(*matrices, *angles)
+
+
+def seen_from(c2w: Tensor, frame: Tensor) -> Tensor:
+    """Cameras (B, V, 4, 4) of a world -> the same, in the frame of the rigid camera (B, 4, 4). float32."""
+    with torch.autocast(c2w.device.type, enabled=False):
+        return _product(_inverse(frame)[:, None], c2w.float())
+
+
+def query(x: Tensor, codes: Codes) -> Tensor:
+    """Queries (B, N, heads, head_dim) -> float32, as their cameras ask: D^T q."""
+    return _apply(x, codes.project.mT, codes.cos, -codes.sin)
+
+
+def key(x: Tensor, codes: Codes) -> Tensor:
+    """Keys or values (B, N, heads, head_dim) -> float32, out of their cameras into the world: D^-1 k."""
+    return _apply(x, codes.lift, codes.cos, -codes.sin)
+
+
+def output(x: Tensor, codes: Codes) -> Tensor:
+    """What attention found (B, N, heads, head_dim) -> float32, from the world back to the camera that asked: D x."""
+    return _apply(x, codes.project, codes.cos, codes.sin)
+
+
+def _apply(x: Tensor, matrix: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    quarter = x.shape[-1] // 4
+    with torch.autocast(x.device.type, enabled=False):
+        camera, u, v = x.float().split((2 * quarter, quarter, quarter), -1)
+        camera = _mix(camera.unflatten(-1, (-1, 4)), matrix).flatten(-2)
+        cos, sin = cos[:, None], sin[:, None]  # one code for all heads
+        return torch.cat([camera, u * cos - v * sin, u * sin + v * cos], -1)
+
+
+def _mix(x: Tensor, matrix: Tensor) -> Tensor:
+    """Each group of four channels (B, N, heads, groups, 4) times its token's matrix (B, N, 4, 4)."""
+    if (
+        torch.compiler.is_compiling()
+    ):  # as arithmetic it melts into its neighbours; a product of matrices would stay a kernel
+        return (matrix[:, :, None, None] * x[..., None, :]).sum(-1)
+    return (x.flatten(2, 3) @ matrix.mT).unflatten(2, x.shape[2:4])
+
+
+def _rotary(rows: int, columns: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin (rows * columns, head_dim / 4) of patches in row-major order."""
+    each = head_dim // 8
+    speed = BASE ** (-torch.arange(each, device=device) / each)
+    y = torch.arange(rows, device=device)[:, None, None] * speed
+    x = torch.arange(columns, device=device)[None, :, None] * speed
+    angle = torch.cat(torch.broadcast_tensors(y, x), -1).flatten(0, 1)
+    return angle.cos(), angle.sin()
+
+
+def _inverse(c2w: Tensor) -> Tensor:
+    """Of a rigid transform (..., 4, 4), float32: written out, since a general inverse makes a GPU wait."""
+    rotation, centre = c2w[..., :3, :3].float().mT, c2w[..., :3, 3:].float()
+    upper = torch.cat([rotation, -_product(rotation, centre)], -1)
+    return torch.cat([upper, c2w[..., 3:, :].float()], -2)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of small matrices. Not by matmul, which a GPU may round to TF32: a pose has to be better than that."""
+    return (a[..., :, :, None] * b[..., None, :, :]).sum(-2)
