@@ -258,6 +258,14 @@ class TrainConfig:
         """All of it, as JSON values."""
         return dict(json.loads(json.dumps(dataclasses.asdict(self), default=str)))
 
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> TrainConfig:
+        """What `as_json` told. Fields that it does not name have their defaults; those that are no more are left out."""
+        data = _made(DataConfig, told["data"], data=tuple(map(Path, told["data"]["data"])))
+        loss = _made(LossConfig, told["loss"], **_paths(told["loss"], "vgg", "lpips_weights"))
+        model, optim = _made(ModelConfig, told["model"]), _made(OptimConfig, told["optim"])
+        return _made(cls, told, model=model, data=data, loss=loss, optim=optim, **_paths(told, "out"))
+
     def identity(self) -> dict[str, Any]:
         """What must stay the same for a run to go on in its folder: what decides about a weight."""
         told = self.as_json()
@@ -265,6 +273,15 @@ class TrainConfig:
             name: told["data"][name] for name in told["data"] if name not in ("data", "cache", "workers", "prefetch")
         }
         return {name: told[name] for name in ("model", "loss", "optim", "steps", "precision")} | {"data": data}
+
+
+def _made(kind: type[Any], told: dict[str, Any], **given: Any) -> Any:
+    known = {one.name for one in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in told.items() if name in known} | given)
+
+
+def _paths(told: dict[str, Any], *names: str) -> dict[str, Path]:
+    return {name: Path(told[name]) for name in names if told.get(name) is not None}
 
 
 def _preset(name: Preset, model: ModelConfig, data: DataConfig, optim: OptimConfig, **more: Any) -> TrainConfig:

@@ -17,6 +17,7 @@ import torch
 from lvsm_train import checkpoint, evaluate, model
 from lvsm_train.config import TrainConfig
 from lvsm_train.data import Batch, Data
+from lvsm_train.devices import autocast, device_of
 from lvsm_train.evaluate import Scores
 from lvsm_train.loss import Loss
 from lvsm_train.model import LVSM
@@ -41,7 +42,7 @@ def train_fn(cfg: TrainConfig) -> Result:
     Raises UserError: no data, a folder of another run, memory that does not suffice (with what to lower).
     """
     assert cfg.out is not None
-    device = device_of(cfg)
+    device = device_of(cfg.device)
     with _setting(cfg, device), contextlib.closing(Data(cfg.data, device=device)) as data:
         state = _State(cfg, device)
         start = state.resume()
@@ -73,32 +74,11 @@ def train_fn(cfg: TrainConfig) -> Result:
     return Result(cfg.out, done, done >= cfg.steps, scores)
 
 
-def device_of(cfg: TrainConfig) -> torch.device:
-    """Where to train. Raises UserError for a device that is not here."""
-    name = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {cfg.device}: {str(error).splitlines()[0]}", "--device cpu works everywhere"
-        ) from None
-    return device
-
-
-def autocast(cfg: TrainConfig, device: torch.device) -> torch.autocast:
-    """What blocks compute in. auto: bf16 on GPUs, and on processors with matrix units for it."""
-    wanted = cfg.precision
-    if wanted == "auto":
-        wanted = "bf16" if device.type != "cpu" or torch.cpu._is_amx_tile_supported() else "fp32"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted == "bf16")
-
-
 def _backward(
     net: LVSM, loss: Loss, batch: Batch, step: int, cfg: TrainConfig
 ) -> tuple[float, dict[str, torch.Tensor]]:
     try:
-        with autocast(cfg, batch.image.device):
+        with autocast(cfg.precision, batch.image.device):
             render = net(batch.rgb, batch.c2w, batch.fxfycxcy, batch.target_c2w, batch.target_fxfycxcy)
         value, terms = loss(render.flatten(0, 1), batch.target_rgb.flatten(0, 1), step)
         value.backward()
@@ -202,7 +182,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") ->
 
 def _look(state: _State, data: Data, samples: list[Any], step: int, cfg: TrainConfig) -> Scores:
     """Measures the model on samples that do not train, and writes a picture of some."""
-    with state.evaluated() as net, torch.no_grad(), autocast(cfg, state.device):
+    with state.evaluated() as net, torch.no_grad(), autocast(cfg.precision, state.device):
 
         def render(batch: Batch) -> torch.Tensor:
             return net(batch.rgb, batch.c2w, batch.fxfycxcy, batch.target_c2w, batch.target_fxfycxcy)

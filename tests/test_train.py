@@ -22,6 +22,7 @@ from lvsm_train.config import PRESETS, DataConfig, LossConfig, ModelConfig, Opti
 from lvsm_train.data import Data  # noqa: E402
 from lvsm_train.evaluate import baselines, measure  # noqa: E402
 from lvsm_train.train import train_fn  # noqa: E402
+from lvsm_train.trained import open_run  # noqa: E402
 from pipeline import cameras, images, shards  # noqa: E402
 from pipeline.scene import Item, Scene, UserError, Views  # noqa: E402
 
@@ -197,3 +198,19 @@ def test_scores_of_a_perfect_and_of_a_white_model(data: Path) -> None:
     again = dataclasses.replace(batch, target_image=batch.image[:, 1:2], target_c2w=batch.c2w[:, 1:2])
     assert baselines(again)["nearest"].isinf().all()  # the input itself is the nearest to its own camera
     loader.close()
+
+
+def test_settings_survive_json(data: Path, tmp_path: Path) -> None:
+    made = config(data, tmp_path / "run", loss=LossConfig(vgg=Path("/a/b.mat")))
+    assert TrainConfig.from_json(made.as_json()) == made
+
+
+def test_a_run_can_be_opened(data: Path, tmp_path: Path) -> None:
+    train_fn(config(data, tmp_path / "run", steps=4, eval_every=0))
+    opened = open_run(tmp_path / "run", device="cpu")
+    assert opened.step == 4 and opened.cfg.model == config(data, tmp_path).model
+    _same(dict(opened.net.state_dict()), weights(tmp_path / "run")["average"]["weights"])
+    with pytest.raises(UserError, match="no checkpoint of step 3"):
+        open_run(tmp_path / "run", 3)
+    with pytest.raises(UserError, match="has no checkpoint"):
+        open_run(tmp_path)
