@@ -1,7 +1,9 @@
-"""What the tests share: 3D files made once, one Blender per set of settings, and the command line as a user runs it."""
+"""What the tests share: 3D files made once, one Blender, and the command line as a user runs it."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import cli
+from pipeline.blender import Blender, Limits
 from pipeline.config import RenderConfig, SceneConfig
 from pipeline.produce import Producer
 from pipeline.scene import Item, Outcome
@@ -16,6 +20,7 @@ from pipeline.scene import Item, Outcome
 HERE = Path(__file__).parent
 SHARED_OBJECTS = HERE.parent.parent / "shared" / "objects"  # beside the checkout, where it is there at all
 COMMAND = Path(sys.executable).parent / "lvsm-data"
+IMPATIENT = "from pipeline import cli, fetch, videos; fetch.FIRST_PAUSE_S = videos.SHORT_PAUSE_S = 0.02; cli.main()"
 
 Render = Callable[..., Outcome]
 
@@ -32,8 +37,16 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def render(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Render]:
-    """render(path, views=2, ...) -> Outcome: the real worker on one file; Blender stays up between calls."""
+def blender(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Blender]:
+    """One Blender for all who need no other: it stays up between tests, and starts anew after a crash."""
+    limits = Limits(timeout_s=120)
+    with contextlib.closing(Blender(tmp_path_factory.mktemp("blender"), limits, readable=[assets])) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def render(blender: Blender, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Render]:
+    """render(path, views=2, ...) -> Outcome: the real worker on one file, in the Blender that all share."""
     producers: dict[SceneConfig, Producer] = {}
     out = tmp_path_factory.mktemp("render")
 
@@ -42,6 +55,7 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Render]:
         if scene not in producers:
             cfg = RenderConfig(source="local", input=path.parent, allow_blend=True, out=out, scene=scene)
             producers[scene] = Producer(cfg.resolved())
+            producers[scene].blender = blender
         return producers[scene](Item(uid=uid or path.name, source="local", url=str(path)))
 
     yield run
@@ -49,7 +63,28 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Render]:
         producer.close()
 
 
-def lvsm_data(*arguments: object, timeout: float = 300, **options: object) -> subprocess.CompletedProcess[str]:
-    """The installed command, as a user runs it; never raises for its exit status."""
-    command = [str(COMMAND), *map(str, arguments)]
+def lvsm_data(
+    *arguments: object, timeout: float = 300, impatient: bool = False, **options: object
+) -> subprocess.CompletedProcess[str]:
+    """The installed command, as a user runs it; never raises for its exit status.
+
+    impatient: it waits next to nothing between two tries.
+    """
+    command = [*([sys.executable, "-c", IMPATIENT] if impatient else [str(COMMAND)]), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def lvsm_data_here(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The same in this process, where words and the exit status are the point: nothing has to start, a traceback is raised."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["lvsm-data", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    return subprocess.CompletedProcess(arguments, int(end.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def put_anew(path: Path, data: bytes) -> None:
+    """For files that change hundreds of times: ext4 flushes one that is emptied and written again, which takes 3 ms."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)

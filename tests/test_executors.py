@@ -110,7 +110,7 @@ def test_inline_asks_again_where_there_is_nothing_now(tmp_path: Path) -> None:
     assert list(executors.inline(partial(Toy, tmp_path), items(), ignore)) == []
 
 
-# ---- on Ray; every call starts and stops one, which takes seconds, so the first test asks many things at once
+# ---- on Ray; starting and stopping one takes seconds, so each test asks many things at once
 
 
 def test_ray_does_every_item_once_whatever_dies(tmp_path: Path) -> None:
@@ -169,19 +169,23 @@ def test_ray_does_every_item_once_whatever_dies(tmp_path: Path) -> None:
 
 
 def test_ray_lets_our_bugs_through(tmp_path: Path) -> None:
-    """With workers=None: as many as there are CPUs."""
+    """Also where a worker cannot start, else every item of an endless source would end as worker_died.
+
+    Whoever is connected already stays so. With workers=None: as many as there are CPUs.
+    """
+    stillborn = executors.on_ray(partial(Stillborn, tmp_path), items("a"), ignore, workers=1, threads=1, address=None)
     outcomes = executors.on_ray(
         partial(Toy, tmp_path), items("a", "bug", "b", "c"), ignore, workers=None, threads=1, address=None
     )
+
+    def in_one_ray() -> None:
+        with executors.connected(None):
+            with pytest.raises(Exception, match="a bug of ours"):
+                list(stillborn)
+            assert ray.is_initialized()
+            list(outcomes)
+
     with pytest.raises(ValueError, match="a bug of ours"):
-        list(outcomes)
+        in_one_ray()
     assert len(marks(tmp_path, "bug")) == 1  # trying again would not help
-    assert not ray.is_initialized()
-
-
-def test_ray_lets_a_worker_that_cannot_start_through(tmp_path: Path) -> None:
-    """Else every item of an endless source would end as worker_died."""
-    outcomes = executors.on_ray(partial(Stillborn, tmp_path), items("a"), ignore, workers=1, threads=1, address=None)
-    with pytest.raises(Exception, match="a bug of ours"):
-        list(outcomes)
     assert not ray.is_initialized()

@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.files import headers
 from tests import parts
+from tests.conftest import put_anew
 from tests.test_preflight import binary_stl, look, usdz
 
 
@@ -118,7 +119,7 @@ def test_large_pictures_of_every_kind(folder: Path, name: str) -> None:
     document = json.dumps({"asset": {"version": "2.0"}, "images": [{"uri": picture.name}]}).encode()
     assert look(folder, "it.gltf", document) == "image_too_large"
     for length in range(len(data)):
-        picture.write_bytes(data[:length])
+        put_anew(picture, data[:length])
         assert look(folder, "it.gltf", document) in ("gltf", "image_too_large")
 
 

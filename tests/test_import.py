@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import balls, foreign, trees
+from tests.conftest import lvsm_data_here
 from tests.hub import Hub
 from tests.test_sources import World
 
@@ -43,9 +44,9 @@ def column(path: Path) -> list[str]:
     return list(pq.read_table(path, columns=["uid"])["uid"].to_pylist())
 
 
-def mix(world: World, **options: float) -> trees.ObjaverseMix:
+def mix(world: World, objects: int = 3, elevation: float = 30.0) -> trees.ObjaverseMix:
     trees.objaverse(world.folder / "root", count=3, chunks=1)
-    return trees.objaverse_mix(world.folder / "root", objects=3, **options)  # type: ignore[arg-type]
+    return trees.objaverse_mix(world.folder / "root", objects=objects, elevation=elevation)
 
 
 def test_objaverse_mix_is_fetched_checked_and_stored_at_both_sizes(world: World) -> None:
@@ -59,16 +60,16 @@ def test_objaverse_mix_is_fetched_checked_and_stored_at_both_sizes(world: World)
 
 
 def test_cameras_that_do_not_fit_write_no_shard_and_better_ones_are_named(world: World) -> None:
-    mix(world, elevation=10.0)
-    said = run(world, "--source", "objaverse-mix", "--n", 3, "--res", 64, expect=2)
+    mix(world, objects=2, elevation=10.0)
+    said = run(world, "--source", "objaverse-mix", "--n", 2, "--res", 64, expect=2)
     assert "the cameras of objaverse-mix do not fit its pictures" in said
     assert "--elevation-deg 10" in said
     assert shards(world) == {64: []}
     assert not list((world.folder / "out/journal").iterdir())
     shutil.rmtree(world.folder / "out")
-    assert "cameras fit" in run(world, "--source", "objaverse-mix", "--n", 3, "--res", 64, "--elevation-deg", 10)
+    assert "cameras fit" in run(world, "--source", "objaverse-mix", "--n", 2, "--res", 64, "--elevation-deg", 10)
     shutil.rmtree(world.folder / "out")
-    assert "cameras" not in run(world, "--source", "objaverse-mix", "--n", 3, "--res", 64, "--no-verify-cameras")
+    assert "cameras" not in run(world, "--source", "objaverse-mix", "--n", 2, "--res", 64, "--no-verify-cameras")
 
 
 def test_gobjaverse_takes_the_views_it_needs_and_counts_what_is_gone(world: World) -> None:
@@ -126,6 +127,10 @@ def test_folders_and_what_is_wrong_in_some(world: World, source: str) -> None:
         (("--source", "nerfstudio", "--input", "empty", "--views", "0"), "--views must be positive"),
     ],
 )
-def test_a_mistake_gets_a_message(world: World, arguments: tuple[str, ...], says: str) -> None:
-    (world.folder / "empty").mkdir()
-    assert says in run(world, *arguments, "--n", 1, expect=2)
+def test_a_mistake_gets_a_message(
+    tmp_path: Path, arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    done = lvsm_data_here("import", *arguments, "--n", 1, "--executor", "inline", "--out", "out")
+    assert done.returncode == 2 and says in done.stderr

@@ -15,6 +15,7 @@ import torch
 from pipeline.scene import Item, Scene, Skip, UserError
 from pipeline.sources import colmap, gobjaverse, nerfstudio, objaverse_mix, zero123
 from tests import balls, foreign, importing
+from tests.conftest import put_anew
 from tests.importing import config, imported, seven_zipped, tarred, under, write_json, zipped
 
 UID = foreign.UID
@@ -341,7 +342,7 @@ def test_colmap_binary(tmp_path: Path) -> None:
         path = folder / "sparse/0" / name
         whole = path.read_bytes()
         for length in range(0, len(whole), 7):
-            path.write_bytes(whole[:length])
+            put_anew(path, whole[:length])
             assert reason("colmap", tmp_path / "in", tmp_path) == "bad_cameras"
         for data in (struct.pack("<Q", 2**60) + whole[8:], whole[:8] + b"\xff" * 60):
             path.write_bytes(data)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline import cameras
-from pipeline.blender import Blender, Frame, Limits
+from pipeline.blender import Blender, Frame
 from pipeline.config import SceneConfig
 from pipeline.produce import build_job
 
@@ -120,9 +120,9 @@ def test_projection_is_project_as_a_matrix(seed: int) -> None:
         ("hair.blend", False),
     ],
 )
-def test_tracing_less_changes_no_pixel(assets: Path, tmp_path: Path, name: str, tight: bool) -> None:
+def test_tracing_less_changes_no_pixel(assets: Path, blender: Blender, name: str, tight: bool) -> None:
     cfg = SceneConfig(res=(64,), views=4, samples=4, depth=True, normals=True).resolved()
-    traced, expected = traced_and_whole(assets / name, cfg, tmp_path)
+    traced, expected = traced_and_whole(assets / name, cfg, blender)
     area = np.mean([frame.passes["rgba"][..., 0].size for frame in traced]) / 64**2
     assert area < 0.8 if tight else area == 1
     for ours, theirs in zip(traced, expected, strict=True):
@@ -131,19 +131,17 @@ def test_tracing_less_changes_no_pixel(assets: Path, tmp_path: Path, name: str, 
 
 
 @pytest.mark.parametrize("width", [11, 37, 77, 100, 333, 1021])
-def test_rectangles_end_on_pixels_at_any_width(assets: Path, tmp_path: Path, width: int) -> None:
+def test_rectangles_end_on_pixels_at_any_width(assets: Path, blender: Blender, width: int) -> None:
     cfg = SceneConfig(res=(width,), views=6 if width < 1000 else 2, samples=1, denoise="off").resolved()
-    traced, expected = traced_and_whole(assets / "off_origin.glb", cfg, tmp_path)
+    traced, expected = traced_and_whole(assets / "off_origin.glb", cfg, blender)
     for ours, theirs in zip(traced, expected, strict=True):
         np.testing.assert_array_equal(ours.full("rgba"), theirs.full("rgba"))
 
 
-def traced_and_whole(path: Path, cfg: SceneConfig, scratch: Path) -> tuple[list[Frame], list[Frame]]:
+def traced_and_whole(path: Path, cfg: SceneConfig, blender: Blender) -> tuple[list[Frame], list[Frame]]:
     """The same views twice: as they are traced, and with cameras that know nothing of the object, hence whole."""
     poses = cameras.sample("shell", np.random.default_rng(3), cfg.views)
     job = build_job(cfg, path.name, poses, 2) | {"path": str(path), "format": path.suffix[1:]}
     whole = job | {"cameras": [camera | {"projection": NOTHING_KNOWN} for camera in job["cameras"]]}
-    wall = Blender(scratch / "scratch", Limits(timeout_s=60))
-    traced, expected = ([f for f in wall.render(j) if isinstance(f, Frame)] for j in (job, whole))
-    wall.close()
+    traced, expected = ([f for f in blender.render(j) if isinstance(f, Frame)] for j in (job, whole))
     return traced, expected

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pipeline import preflight
 from pipeline.scene import Skip
 from tests import parts
+from tests.conftest import put_anew
 
 
 def glb(document: Any = None, tail: bytes = b"", version: int = 2, kind: bytes = b"JSON") -> bytes:
@@ -77,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def look(folder: Path, name: str, data: bytes, max_polygons: int = 20_000_000) -> str:
     """What the check says of a file: its format, or the reason, which never comes without words."""
     path = folder / name
-    path.write_bytes(data)
+    put_anew(path, data)
     try:
         return preflight.check(path, max_polygons=max_polygons)
     except Skip as skip:

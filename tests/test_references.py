@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline.files.references import FINDERS, MAX_NAMES, companions, references
 from pipeline.scene import Skip
 from tests import parts
+from tests.conftest import put_anew
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def names(folder: Path, name: str, data: bytes | str) -> list[str]:
     path = folder / name
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    put_anew(path, data.encode() if isinstance(data, str) else data)
     return references(path)
 
 

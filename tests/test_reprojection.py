@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline import cameras
-from pipeline.blender import Blender, Frame, Limits
+from pipeline.blender import Blender, Frame
 from pipeline.config import SceneConfig
 from pipeline.produce import build_job
 from tests.conftest import lvsm_data
@@ -73,7 +73,7 @@ def apart(c2w: np.ndarray, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> bool:
     ids=["centred", "fx<fy", "fx>fy,off-centre", "not square"],
 )
 def test_spheres_are_where_the_pose_says(
-    assets: Path, tmp_path: Path, width: int, stretch: tuple[float, float], shift: tuple[float, float], ratio: float
+    assets: Path, blender: Blender, width: int, stretch: tuple[float, float], shift: tuple[float, float], ratio: float
 ) -> None:
     hw = (round(width * ratio), width)
     focal = cameras.focal_from_fov(52, width)
@@ -84,11 +84,7 @@ def test_spheres_are_where_the_pose_says(
     job |= {"path": str(assets / "spheres.glb"), "format": "glb", "hw": hw, "denoise": False}
     job["cameras"] = [cameras.blender_camera(pose, k, hw) for pose in poses]
     job["lights"] = {"world": [0, 0, 0], "suns": []}
-    blender = Blender(tmp_path, Limits())
-    try:
-        frames = [answer for answer in blender.render(job) if isinstance(answer, Frame)]
-    finally:
-        blender.close()
+    frames = [answer for answer in blender.render(job) if isinstance(answer, Frame)]
     assert len(frames) == len(poses) >= 3
     for pose, frame in zip(poses, frames, strict=True):
         error = np.linalg.norm(centroids(frame.full("rgba")[..., :3]) - sphere_pixels(pose, k), axis=-1)

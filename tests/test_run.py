@@ -18,7 +18,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import COMMAND, lvsm_data
+from tests.conftest import COMMAND, lvsm_data, lvsm_data_here
 
 QUICK = ("--res", 32, "--views", 3, "--samples", 4)
 
@@ -204,41 +204,44 @@ def test_ctrl_c_finishes_what_is_in_flight_and_the_same_command_goes_on(tmp_path
     assert done >= 4
     assert stored(out) == procedural(done)  # nothing in between is lost
     assert lvsm_data("verify", out).returncode == 0
-    again = lvsm_data("render", "--n", done + 2, *options)
+    again = lvsm_data("render", "--n", done + 2, *options, "--executor", "inline")
     assert again.returncode == 0, again.stderr
     assert stored(out) == procedural(done + 2)
 
 
-@pytest.mark.parametrize("victim", ["driver", "worker", "blender", "everything"])
-def test_kill_9_loses_nothing_and_doubles_nothing(victim: str, tmp_path: Path) -> None:
-    out, total = tmp_path / "run", 60
+@pytest.mark.parametrize("victims", [["driver"], ["worker", "blender"], ["everything"]], ids=" ".join)
+def test_kill_9_loses_nothing_and_doubles_nothing(victims: list[str], tmp_path: Path) -> None:
+    out, total = tmp_path / "run", 28 * len(victims)
     options = ("render", "--n", total, *QUICK, "--workers", 2, "--out", out)
-    rng = random.Random(victim)
+    rng = random.Random(victims[0])
     run = start(*options)
-    wait_for(lambda: count_in_ledger(out) >= 2 + rng.randrange(4))
-    time.sleep(rng.random() / 2)
-    blenders = [process.pid for process in named(run.pid, "blender_scripts/worker.py")]
-    assert blenders
-    if victim == "driver":
-        run.kill()
-    elif victim == "worker":
-        rng.choice(named(run.pid, "ray::_Host")).kill()
-    elif victim == "blender":
-        os.kill(rng.choice(blenders), signal.SIGKILL)
-    else:
-        for process in [*descendants(run.pid), psutil.Process(run.pid)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+    for victim in victims:
+        enough = count_in_ledger(out) + 2 + rng.randrange(4)
+        wait_for(lambda enough=enough: count_in_ledger(out) >= enough)  # type: ignore[misc]
+        time.sleep(rng.random() / 4)
+        assert run.poll() is None
+        blenders = [process.pid for process in named(run.pid, "blender_scripts/worker.py")]
+        assert blenders
+        if victim == "driver":
+            run.kill()
+        elif victim == "worker":
+            rng.choice(named(run.pid, "ray::_Host")).kill()
+        elif victim == "blender":
+            os.kill(rng.choice(blenders), signal.SIGKILL)
+        else:
+            for process in [*descendants(run.pid), psutil.Process(run.pid)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
     _, stderr = run.communicate(timeout=120)
-    if victim in ("driver", "everything"):
+    if "blender" in victims:
+        assert run.returncode == 0, stderr
+    else:
         assert run.returncode == -signal.SIGKILL
         wait_for(lambda: not any(psutil.pid_exists(pid) for pid in blenders), 30)  # no Blender outlives its run
         survivors = count_in_ledger(out)
         again = lvsm_data(*options)
         assert again.returncode == 0, again.stderr
         assert f"recovered {survivors} objects" in again.stderr
-    else:
-        assert run.returncode == 0, stderr
     assert stored(out) == procedural(total)
     check = lvsm_data("verify", out)
     assert check.returncode == 0, check.stdout
@@ -281,7 +284,7 @@ def test_no_cluster_at_the_address_is_said(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", out], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", out], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting a small disk needs root")
     try:
@@ -323,8 +326,9 @@ def test_bad_input_gets_two_lines_and_status_2(tmp_path: Path) -> None:
         (("verify", tmp_path / "nothing"), "is no folder"),
         (("view", tmp_path), "no"),
     ]:
-        run = lvsm_data(*arguments)
+        run = lvsm_data_here(*arguments)
         assert run.returncode == 2, (arguments, run.stderr)
         assert says in run.stderr
-        assert "Traceback" not in run.stderr
         assert run.stderr.startswith("error: ")
+    run = lvsm_data("render", "--n", 0)
+    assert (run.returncode, run.stdout, len(run.stderr.splitlines())) == (2, "", 2)

@@ -8,8 +8,6 @@ import hashlib
 import io
 import json
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from pipeline import cameras, journals, shards
 from pipeline.ledger import Ledger
 from pipeline.scene import Item, Outcome, Scene, UserError, Views
 from pipeline.shards import Entry, Shard, ShardWriter, read_objects, shard_on_disk, split_of
+from tests.conftest import put_anew
 
 FACTS = {"config_hash": "0123456789abcdef", "seed": 7, "res": [16, 32]}
 WIDTHS = (16, 32)
@@ -225,23 +224,7 @@ def test_hugging_face_datasets_show_pictures(written: tuple[Path, list[Scene]], 
         assert (row["uid"], row["view"], row["c2w"]) == (want["uid"], want["view"], want["c2w"])
 
 
-RAY_READS = """
-import json, pathlib, sys, ray, ray.data
-ray.init(num_cpus=1, include_dashboard=False, address="local", log_to_driver=False, logging_level="ERROR")
-rows = ray.data.read_parquet(sys.argv[1], override_num_blocks=1, concurrency=1).take_all()
-found = [[r["uid"], int(r["view"]), len(r["image"]["bytes"]), [float(v) for v in r["c2w"]]] for r in rows]
-pathlib.Path(sys.argv[2]).write_text(json.dumps(found))
-"""
-
-
-def test_ray_data_reads_it(written: tuple[Path, list[Scene]], tmp_path: Path) -> None:
-    out, scenes = written
-    path, answer = str(out / "16" / "train-000000.parquet"), tmp_path / "answer.json"
-    command = [sys.executable, "-c", RAY_READS, path, str(answer)]  # a process of its own: Ray is not shut down twice
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    expected = [[row["uid"], row["view"], len(row["jpeg"]), row["c2w"]] for row in rows_of(scenes, 16)]
-    assert sorted(json.loads(answer.read_text())) == sorted(expected)
+# and Ray Data in tests/test_docs.py
 
 
 # ---- splits and sizes
@@ -351,7 +334,7 @@ def test_a_journal_cut_anywhere_gives_its_whole_objects(
     path = tmp_path / "train-000000.arrow"
     near = {length for end in (0, *ends) for length in range(end - 90, end + 90)}  # heads, ends and their alignment
     for length in sorted(near | set(range(0, len(data), 19))):
-        path.write_bytes(data[: max(0, length)])
+        put_anew(path, data[: max(0, length)])
         batches = journals.read(path)
         assert [batch["uid"][0].as_py() for batch in batches] == [one.item.uid for one in scenes[: whole(ends, length)]]
 
@@ -367,7 +350,7 @@ def test_rubbish_after_the_last_object_does_no_harm(
     stored, ends, _ = journal
     path = tmp_path_factory.getbasetemp() / "rubbish.arrow"
     count = data.draw(st.integers(1, len(ends)))
-    path.write_bytes(stored[: ends[count - 1]] + tail)
+    put_anew(path, stored[: ends[count - 1]] + tail)
     assert len(journals.read(path)) == count
 
 
@@ -378,7 +361,7 @@ def test_a_tail_of_zeros_as_a_power_cut_leaves_it_is_no_object(
     data, ends, scenes = journal
     path = tmp_path / "train-000000.arrow"
     for length in range(ends[0], len(data), 7):
-        path.write_bytes(data[:length].ljust(len(data), b"\0"))
+        put_anew(path, data[:length].ljust(len(data), b"\0"))
         found = [(batch["uid"].to_pylist(), batch["image"].to_pylist()) for batch in journals.read(path)]
         for (uids, pictures), one in zip(found, scenes, strict=False):
             assert uids == [one.item.uid] * 2

@@ -16,6 +16,7 @@ import torch
 
 from pipeline.files import torch_files
 from pipeline.scene import Skip
+from tests.conftest import put_anew
 
 FORMATS = {"zip": True, "legacy": False}
 
@@ -184,11 +185,11 @@ def test_cut_off_or_damaged(tmp_path: Path, kind: str) -> None:
     whole = saved(tmp_path / "x.torch", [clip()], kind).read_bytes()
     rng, path = np.random.default_rng(0), tmp_path / "y.torch"
     for length in [0, 1, 3, *range(4, len(whole), len(whole) // 40)]:
-        path.write_bytes(whole[:length])
+        put_anew(path, whole[:length])
         with pytest.raises(Skip):
             torch_files.read(path)
     for at in [*range(0, min(len(whole), 1200), 3), *rng.integers(0, len(whole), 200)]:
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ int(rng.integers(1, 256))]) + whole[at + 1 :])
+        put_anew(path, whole[:at] + bytes([whole[at] ^ int(rng.integers(1, 256))]) + whole[at + 1 :])
         try:
             torch_files.read(path)
         except Skip as end:
