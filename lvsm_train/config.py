@@ -80,6 +80,8 @@ class DataConfig:
     """The least number of inputs: each step draws one between this and --inputs for all of its samples."""
     targets: int = 4
     """Views that a sample asks for."""
+    targets_from: int | None = None
+    """The least number of targets: each step draws one between this and --targets."""
     target_among_inputs: bool = False
     """Draw targets from all views of a sample, inputs included, as the LVSM paper's code does."""
     farthest_inputs: bool = False
@@ -108,10 +110,11 @@ class DataConfig:
     def check(self) -> None:
         """Raises UserError on nonsense."""
         least = self.least_inputs
-        if not 1 <= least <= self.inputs or min(self.targets, self.batch, self.samples_per_object, self.prefetch) < 1:
+        counts = least, self.least_targets, self.batch, self.samples_per_object, self.prefetch
+        if min(counts) < 1 or least > self.inputs or self.least_targets > self.targets:
             raise UserError(
-                "--inputs, --inputs-from, --targets, --batch, --samples-per-object and --prefetch must be positive, "
-                "and --inputs-from no more than --inputs"
+                "--inputs, --inputs-from, --targets, --targets-from, --batch, --samples-per-object and --prefetch must be "
+                "positive, --inputs-from no more than --inputs, and --targets-from no more than --targets"
             )
         if min(self.held_views, self.seed, self.workers or 0) < 0 or (self.res is not None and self.res < 8):
             raise UserError("--held-views, --seed and --workers must not be negative, nor --res below 8")
@@ -123,6 +126,10 @@ class DataConfig:
     @property
     def least_inputs(self) -> int:
         return self.inputs if self.inputs_from is None else self.inputs_from
+
+    @property
+    def least_targets(self) -> int:
+        return self.targets if self.targets_from is None else self.targets_from
 
     @property
     def gap(self) -> tuple[int, int]:
@@ -189,6 +196,8 @@ class OptimConfig:
     """Largest norm of the gradient; larger ones are scaled down to it."""
     skip_above: float = 5.0
     """Norms above make a step void. 0: none does."""
+    spike_above: float = 0.0
+    """A loss that is so many times its usual value for 20 steps takes training back to a checkpoint from before. 0: never."""
     ema: float = 0.0
     """Decay of the running average of the weights, which is then what is evaluated. 0: none."""
 
@@ -196,6 +205,10 @@ class OptimConfig:
         """Raises UserError on nonsense."""
         if self.lr <= 0 or self.clip <= 0 or self.skip_above < 0 or self.warmup < 0 or self.weight_decay < 0:
             raise UserError("--lr and --clip must be positive, --skip-above, --warmup and --weight-decay 0 or more")
+        if self.spike_above and self.spike_above <= 1:
+            raise UserError(
+                f"--spike-above {self.spike_above} would call every loss a spike", "for example 3; 0: none is"
+            )
         if not (0 <= self.ema < 1 and 0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and 0 <= self.final_lr <= 1):
             raise UserError("--ema, --beta1 and --beta2 lie in [0, 1), --final-lr in [0, 1]", "for example --ema 0.999")
 
@@ -214,6 +227,14 @@ class TrainConfig:
     """Folder of the run. Default: runs/PRESET. The same command on the same folder goes on where it stopped."""
     steps: int = 1000
     """Optimiser steps in all."""
+    accumulate: int = 1
+    """Batches per step and rank, one after the other: for steps that are larger than what fits into memory."""
+    curriculum: tuple[str, ...] = ()
+    """Smaller pictures first: WIDTH:STEP, each up to its step, ascending, then --res. For example 64:2000 128:6000."""
+    start_from: Path | None = None
+    """Initial weights: a run of train, or a checkpoint of the official LVSM."""
+    export_official: Path | None = None
+    """Write the weights at the end as the official LVSM's code reads them: a checkpoint file."""
     eval_every: int = 200
     """Steps between two looks at objects that do not train. 0: none."""
     eval_objects: int = 32
@@ -228,10 +249,22 @@ class TrainConfig:
     """cpu, cuda, cuda:1, ... auto: the GPU where there is one."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the blocks; rays, tokenizers, losses and weights are always float32. auto: bf16 where the processor has units for it."""
-    recompute: int = 0
-    """Blocks that are computed again in the backward pass, which saves memory and costs time."""
+    recompute: int | None = None
+    """Blocks that are computed again in the backward pass: memory for time. Default: as few as the GPU's memory asks for."""
+    compile: Literal["auto", "no", "blocks", "graphs"] = "auto"
+    """torch.compile, block by block, and CUDA graphs. auto: none on a CPU; graphs for small models of one shape; else blocks."""
     deterministic: bool = False
     """The same bits on the same machine, at some cost on a GPU."""
+    ray_workers: int = 0
+    """Train on so many GPUs (or processes) by Ray Train. 0: here, or as torchrun says. --batch is of each."""
+    address: str | None = None
+    """Ray cluster to use, for example auto. Default: one of this machine's own."""
+    hang_minutes: float = 30.0
+    """A step, evaluation or checkpoint that takes longer ends the process, and says where it was."""
+    tensorboard: bool = True
+    """Write curves and strips for TensorBoard into OUT/tensorboard (pip install tensorboard; tensorboard --logdir runs)."""
+    wandb: str | None = None
+    """The same for Weights & Biases, into the project of this name (pip install wandb)."""
 
     def resolved(self) -> TrainConfig:
         """The same with paths made absolute. Raises UserError where flags contradict each other."""
@@ -240,10 +273,11 @@ class TrainConfig:
         for path in self.data.data:
             if not path.expanduser().is_dir():
                 raise UserError(f"--data {path} is no folder", "give the --out of a run of lvsm-data render")
-        if min(self.steps, self.checkpoint_every, self.keep, self.eval_objects, self.eval_targets) < 1:
-            raise UserError("--steps, --checkpoint-every, --keep, --eval-objects and --eval-targets must be positive")
-        if min(self.eval_every, self.recompute) < 0:
-            raise UserError("--eval-every and --recompute must not be negative")
+        positive = ("steps", "accumulate", "checkpoint_every", "keep", "eval_objects", "eval_targets", "hang_minutes")
+        for name in (*positive, "eval_every", "recompute", "ray_workers"):
+            if (getattr(self, name) or 0) < 0 or (name in positive and not getattr(self, name)):
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small", "1 or more")
+        self.stages()
         try:
             self.model.check()
         except ValueError as error:
@@ -251,8 +285,33 @@ class TrainConfig:
         self.data.check()
         self.loss.check()
         self.optim.check()
+        if self.export_official and (self.model.prope or self.model.kind == "unidirectional"):
+            raise UserError(
+                "--export-official: the official code has no such model", "--kind decoder_only --no-prope, for example"
+            )
         data = dataclasses.replace(self.data, data=tuple(absolute(path) or path for path in self.data.data))
-        return dataclasses.replace(self, data=data, out=absolute(self.out or Path("runs") / self.preset))
+        out = absolute(self.out or Path("runs") / self.preset)
+        start_from, export_official = absolute(self.start_from), absolute(self.export_official)
+        return dataclasses.replace(self, data=data, out=out, start_from=start_from, export_official=export_official)
+
+    def stages(self) -> list[tuple[int, int | None]]:
+        """(the step that it ends before, the width of its pictures) of each stage of the curriculum, and of what follows it.
+
+        Raises UserError where --curriculum makes no sense.
+        """
+        made: list[tuple[int, int | None]] = []
+        for told in self.curriculum:
+            width, _, step = told.partition(":")
+            if not (width.isdecimal() and step.isdecimal()) or int(width) < 8:
+                raise UserError(f"--curriculum {told} is not WIDTH:STEP", "--curriculum 64:2000 128:6000")
+            if int(step) <= (made[-1][0] if made else 0) or int(step) >= self.steps:
+                raise UserError(
+                    f"--curriculum {' '.join(self.curriculum)}: steps must ascend, and stay below --steps {self.steps}"
+                )
+            made.append((int(step), int(width)))
+        if made and self.data.res is None:
+            raise UserError("--curriculum ends with --res, which is not given", "--res 256, for example")
+        return [*made, (self.steps, self.data.res)]
 
     def as_json(self) -> dict[str, Any]:
         """All of it, as JSON values."""
@@ -264,15 +323,28 @@ class TrainConfig:
         data = _made(DataConfig, told["data"], data=tuple(map(Path, told["data"]["data"])))
         loss = _made(LossConfig, told["loss"], **_paths(told["loss"], "vgg", "lpips_weights"))
         model, optim = _made(ModelConfig, told["model"]), _made(OptimConfig, told["optim"])
-        return _made(cls, told, model=model, data=data, loss=loss, optim=optim, **_paths(told, "out"))
+        return _made(
+            cls,
+            told,
+            model=model,
+            data=data,
+            loss=loss,
+            optim=optim,
+            **_paths(told, "out", "start_from", "export_official"),
+            curriculum=tuple(told.get("curriculum", ())),
+        )
 
-    def identity(self) -> dict[str, Any]:
-        """What must stay the same for a run to go on in its folder: what decides about a weight."""
+    def identity(self, ranks: int = 1) -> dict[str, Any]:
+        """What must stay the same for a run to go on in its folder: what decides about a weight.
+
+        How a step is shared among ranks, and into how many batches it is cut, is free as long as it has as many samples.
+        """
         told = self.as_json()
-        data = {
-            name: told["data"][name] for name in told["data"] if name not in ("data", "cache", "workers", "prefetch")
-        }
-        return {name: told[name] for name in ("model", "loss", "optim", "steps", "precision")} | {"data": data}
+        free = ("data", "cache", "workers", "prefetch")
+        data = {name: value for name, value in told["data"].items() if name not in free}
+        data["batch"] *= ranks * self.accumulate
+        kept = ("model", "loss", "optim", "steps", "precision", "curriculum", "start_from")
+        return {name: told[name] for name in kept} | {"data": data}
 
 
 def _made(kind: type[Any], told: dict[str, Any], **given: Any) -> Any:
@@ -282,74 +354,3 @@ def _made(kind: type[Any], told: dict[str, Any], **given: Any) -> Any:
 
 def _paths(told: dict[str, Any], *names: str) -> dict[str, Path]:
     return {name: Path(told[name]) for name in names if told.get(name) is not None}
-
-
-def _preset(name: Preset, model: ModelConfig, data: DataConfig, optim: OptimConfig, **more: Any) -> TrainConfig:
-    return TrainConfig(preset=name, model=model, data=data, optim=optim, **more)
-
-
-_OURS = OptimConfig(optimizer="muon", lr=2e-3, warmup=100, final_lr=0.05, ema=0.999)
-_SCENES = DataConfig((), res=256, inputs=2, targets=6, batch=8, scenes=True, target_among_inputs=True, rotate=False)
-PRESETS: dict[str, TrainConfig] = {
-    "small": _preset(
-        "small",
-        ModelConfig(
-            kind="unidirectional",
-            dim=128,
-            head_dim=32,
-            patch=8,
-            layers=8,
-            encoder_layers=4,
-            prope=True,
-            init="width_aware",
-        ),
-        DataConfig((), res=64, inputs=4, targets=8, batch=8),
-        _OURS,
-        loss=LossConfig(perceptual=0),
-        steps=2000,
-    ),
-    "thesis64": _preset(
-        "thesis64",
-        ModelConfig(
-            kind="unidirectional", dim=256, patch=8, layers=12, encoder_layers=6, prope=True, init="width_aware"
-        ),
-        DataConfig((), res=64, inputs=4, targets=8, batch=64),
-        _OURS,
-        loss=LossConfig(perceptual=1.0),
-        steps=20_000,
-        eval_every=1000,
-        checkpoint_every=1000,
-    ),
-    "base": _preset(
-        "base",
-        ModelConfig(
-            kind="unidirectional", dim=768, patch=8, layers=24, encoder_layers=12, prope=True, init="width_aware"
-        ),
-        DataConfig((), res=256, inputs=4, targets=8, batch=8),
-        dataclasses.replace(_OURS, lr=1e-3, warmup=1000),
-        loss=LossConfig(perceptual=1.0),
-        steps=100_000,
-        eval_every=2000,
-        checkpoint_every=2000,
-    ),
-    "official-dec": _preset(
-        "official-dec",
-        ModelConfig(kind="decoder_only", dim=768, layers=24),
-        _SCENES,
-        OptimConfig(),
-        loss=LossConfig(perceptual=0.5),
-        steps=100_000,
-        eval_every=2000,
-        checkpoint_every=2000,
-    ),
-    "official-encdec": _preset(
-        "official-encdec",
-        ModelConfig(kind="encoder_decoder", dim=768, layers=24, encoder_layers=12, latents=3072),
-        _SCENES,
-        OptimConfig(),
-        loss=LossConfig(perceptual=0.5),
-        steps=100_000,
-        eval_every=2000,
-        checkpoint_every=2000,
-    ),
-}

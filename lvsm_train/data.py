@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,14 +76,23 @@ class Data:
     are, "memory", "device" or "none".
     """
 
-    def __init__(self, cfg: DataConfig, rank: int = 0, world: int = 1, device: str | torch.device = "cpu") -> None:
-        """Reads the index and, where pictures are kept, decodes them all.
+    def __init__(
+        self,
+        cfg: DataConfig,
+        rank: int = 0,
+        world: int = 1,
+        device: str | torch.device = "cpu",
+        accumulate: int = 1,
+    ) -> None:
+        """Reads the index and, where pictures are kept, decodes them all. accumulate: batches of a rank in a step.
 
         Raises UserError: see DataConfig.check and store.read_index; pictures that are broken.
         """
         cfg.check()
         cv2.setNumThreads(1)  # a thread per picture is ours to make; more within one only get into each other's way
-        self.cfg, self.rank, self.world, self.device = cfg, rank, world, torch.device(device)
+        self.cfg, self.device = cfg, torch.device(device)
+        # a step's batches, of all ranks, and which are ours: what they are together does not depend on how they are shared
+        self.parts, self.ours = world * accumulate, range(rank, world * accumulate, world)
         if self.device.type == "cuda" and self.device.index is None:  # else threads would take this for the first GPU
             self.device = torch.device("cuda", torch.cuda.current_device())
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -108,9 +117,18 @@ class Data:
         """(height, width) of all pictures."""
         return self.index.hw
 
+    def says(self) -> str:
+        """For people."""
+        planner = self.planner
+        height, width = self.hw
+        return (
+            f"{len(planner.train)} objects train at {width}x{height} pixels, {len(planner.val)} are held out; "
+            f"decoded pictures in {self.cached if self.cached != 'none' else 'no cache: read as they are needed'}"
+        )
+
     def epochs(self, steps: int) -> float:
         """How often so many steps of all ranks show every object."""
-        entries = steps * self.world * self.cfg.batch / self.cfg.samples_per_object
+        entries = steps * self.parts * self.cfg.batch / self.cfg.samples_per_object
         return entries / max(1, len(self.planner.train))
 
     def close(self) -> None:
@@ -118,23 +136,25 @@ class Data:
         self._files.close()
 
     def batch(self, step: int) -> Batch:
-        """What this rank sees at a step."""
-        return self.gather(self.planner.training(step, self.rank, self.world))
+        """What this rank sees at a step, or first, where it sees several."""
+        return self.gather(self.planner.training(step, self.ours[0], self.parts))
 
     def gather(self, some: Sequence[Sample]) -> Batch:
         """Samples as a batch. Raises ValueError where their numbers of views differ, UserError where shards are broken."""
         return self._finish(self._begin(lambda: some, _at_once))
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """`batch` of every step from `start` on, without end, made ahead by threads. Close it when it is not needed any more."""
-        steps = itertools.count(start)
-        return self._flow(functools.partial(self.planner.training, step, self.rank, self.world) for step in steps)
+    def batches(self, start: int = 0) -> Generator[Batch, None, None]:
+        """All of this rank's, of every step from `start` on, without end, made ahead by threads. Close it after use."""
+        plan, parts = self.planner.training, self.parts
+        return self._flow(
+            functools.partial(plan, step, part, parts) for step in itertools.count(start) for part in self.ours
+        )
 
-    def evaluation_batches(self, of: Sequence[Sample], size: int) -> Iterator[Batch]:
+    def evaluation_batches(self, of: Sequence[Sample], size: int) -> Generator[Batch, None, None]:
         """`gather` of samples in their order, so many at a time; fewer where the numbers of views change."""
         return self._flow(functools.partial(list, some) for some in samples.alike(of, size))
 
-    def _flow(self, plans: Iterator[Callable[[], Sequence[Sample]]]) -> Iterator[Batch]:
+    def _flow(self, plans: Iterator[Callable[[], Sequence[Sample]]]) -> Generator[Batch, None, None]:
         if self.workers == 0:
             for plan in plans:
                 yield self._finish(self._begin(plan, _at_once))

@@ -30,9 +30,9 @@ def object_at(seed: int, position: int, objects: int, repeats: int = 1) -> int:
     return int(permutation(seed, epoch, objects)[place])
 
 
-def input_count(seed: int, step: int, least: int, most: int) -> int:
-    """How many input views all samples of a step have: uniform in least..most."""
-    return least if least == most else int(item_rng(seed, str(step), "inputs").integers(least, most + 1))
+def view_count(seed: int, step: int, of: str, least: int, most: int) -> int:
+    """How many views all samples of a step have of a kind ("inputs", "targets"): uniform in least..most."""
+    return least if least == most else int(item_rng(seed, str(step), of).integers(least, most + 1))
 
 
 def farthest_points(points: np.ndarray, count: int, start: int) -> np.ndarray:

@@ -51,24 +51,35 @@ class Optimizers:
             )
             self.all.append(muon)
 
-    def step(self, number: int) -> dict[str, float]:
+    def norm(self) -> torch.Tensor:
+        """Of all gradients together, on their device: nobody has waited for it yet."""
+        return nn.utils.get_total_norm(self._gradients(), foreach=True)
+
+    def step(self, number: int, norm: float | None = None) -> dict[str, float]:
         """Clips, and moves the weights unless the step is void. Gradients are gone afterwards in any case.
 
-        Returns grad_norm (before clipping), lr, and void: 1.0 where nothing moved.
+        norm: what `norm` gave. A gradient that is no number counts as 0 where the loss was one, as published. Returns
+        grad_norm (before clipping), lr, and void: 1.0 where nothing moved.
         """
         lr = self.cfg.lr * lr_share(number, self.steps, self.cfg.warmup, self.cfg.final_lr)
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                torch.nan_to_num_(parameter.grad, nan=0.0, posinf=0.0, neginf=0.0)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip, foreach=True))
+        norm = float(self.norm()) if norm is None else norm
+        if not math.isfinite(norm):
+            for gradient in self._gradients():
+                torch.nan_to_num_(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+            norm = float(self.norm())
         void = not math.isfinite(norm) or (self.cfg.skip_above > 0 and norm > self.cfg.skip_above)
         if not void:
+            if norm > self.cfg.clip:
+                torch._foreach_mul_(self._gradients(), self.cfg.clip / (norm + 1e-6))
             for optimizer in self.all:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 optimizer.step()
         self.zero_grad()
         return {"grad_norm": norm, "lr": lr, "void": float(void)}
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
     def zero_grad(self) -> None:
         """Forgets gradients: also those of a loss that was no number."""

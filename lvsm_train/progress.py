@@ -7,32 +7,48 @@ import json
 import math
 import time
 from collections import deque
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from lvsm_train.boards import Boards
 from lvsm_train.config import TrainConfig
 from lvsm_train.data import Batch
 from lvsm_train.evaluate import Scores
+from lvsm_train.flops import peak_flops, training_flops
+from lvsm_train.model import image_size
+from lvsm_train.ranks import Ranks
+from pipeline import images
 
 LINE_S = 10.0  # between plain lines
 WINDOW = 50  # steps that figures are means over
+BOARD_EVERY = 10  # steps between two points of a curve
+
+
+class _Step(NamedTuple):
+    """error: mean squared. seconds: of them `waited` for data. images and flops: of all ranks."""
+
+    error: float
+    seconds: float
+    waited: float
+    images: int
+    flops: float
 
 
 class Log:
-    """Open while a run trains."""
+    """Open while a run trains. Of several ranks only the first one's speaks and writes."""
 
-    def __init__(self, cfg: TrainConfig, start: int, notes: list[str]) -> None:
+    def __init__(self, cfg: TrainConfig, start: int, ranks: Ranks, device: torch.device) -> None:
         assert cfg.out is not None
-        self.cfg = cfg
+        self.cfg, self.ranks, self.speaks = cfg, ranks, ranks.first
+        self.peak = peak_flops(device)
         self.console = Console(stderr=True)
         self.path = cfg.out / "log.jsonl"
-        self._cut(start)
-        self.file = self.path.open("a")
-        self.recent: deque[tuple[float, float, float, int]] = deque(maxlen=WINDOW)
+        self.recent: deque[_Step] = deque(maxlen=WINDOW)
         self.last = self.next_line = time.monotonic()
         self.bar = Bar(
             BarColumn(),
@@ -42,17 +58,27 @@ class Log:
             console=self.console,
         )
         self.task = self.bar.add_task("", total=cfg.steps, completed=start)
-        for note in notes:
-            self.console.print(note, highlight=False, soft_wrap=True)
+        if self.speaks:
+            self._cut(start)
+            self.boards = Boards(cfg, start)
+            self.file = self.path.open("a")
 
     def __enter__(self) -> Log:
-        if self.console.is_terminal:
+        if self.speaks and self.console.is_terminal:
             self.bar.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.bar.stop()
-        self.file.close()
+        if self.speaks:
+            self.file.close()
+            self.boards.close()
+
+    def say(self, *lines: str) -> None:
+        """Notes for people; empty ones are none."""
+        for line in filter(None, lines):
+            if self.speaks:
+                self.console.print(line, highlight=False, soft_wrap=True)
 
     def _cut(self, start: int) -> None:
         """Steps behind the checkpoint that a run goes on from are done again: their lines go."""
@@ -67,48 +93,69 @@ class Log:
                 break
         self.path.write_text("".join(kept))
 
-    def step(
-        self,
-        done: int,
-        loss: float,
-        terms: dict[str, torch.Tensor],
-        facts: dict[str, float],
-        waited: float,
-        batch: Batch,
-    ) -> None:
-        """One step is done."""
+    def step(self, done: int, values: dict[str, float], waited: float, batches: list[Batch]) -> None:
+        """One step is done. values: its loss, its terms, and what the optimiser says."""
+        if not self.speaks:
+            return
         now = time.monotonic()
-        numbers = {name: float(value) for name, value in terms.items()}
-        line = (
-            {"step": done, "loss": loss}
-            | numbers
-            | facts
-            | {"waited_s": round(waited, 5), "seconds": round(now - self.last, 5)}
-        )
-        self._write(line | {"samples": len(batch.uids)})
-        images = batch.target_image.shape[0] * (batch.target_image.shape[1] + batch.image.shape[1])
-        self.recent.append((numbers.get("mse", math.nan), now - self.last, waited, images))
+        samples, pictures, flops = self._work(batches)
+        spent = now - self.last
+        self.recent.append(_Step(values.get("mse", math.nan), spent, waited, pictures, flops))
+        line = {"step": done} | values | {"waited_s": round(waited, 5), "seconds": round(spent, 5), "samples": samples}
+        self._write(line)
         self.last = now
+        figures = self._figures()
+        if done % BOARD_EVERY == 0 or done == 1:
+            self.boards.scalars(done, {f"train/{name}": value for name, value in (values | figures).items()})
         if self.console.is_terminal:
-            self.bar.update(self.task, completed=done, description=self._says(loss))
+            self.bar.update(self.task, completed=done, description=self._says(values["loss"], figures))
         elif now >= self.next_line:
             self.next_line = now + LINE_S
-            self.console.print(f"step {done}/{self.cfg.steps}: {self._says(loss)}", highlight=False, soft_wrap=True)
+            self.say(f"step {done}/{self.cfg.steps}: {self._says(values['loss'], figures)}")
 
-    def _says(self, loss: float) -> str:
-        errors, seconds, waits, images = zip(*self.recent, strict=True)
-        total = sum(seconds) or 1e-9
-        error = sum(errors) / len(errors)
-        quality = f"PSNR {-10 * math.log10(error):.2f} dB, " if error > 0 else ""
+    def _work(self, batches: list[Batch]) -> tuple[int, int, float]:
+        """Samples, images and floating-point operations of a step, of all ranks."""
+        samples = pictures = 0
+        flops = 0.0
+        for batch in batches:
+            count, inputs, targets = *batch.image.shape[:2], batch.target_image.shape[1]
+            samples, pictures = samples + count, pictures + count * (inputs + targets)
+            flops += training_flops(self.cfg.model, count, inputs, targets, image_size(batch.image))
+        world = self.ranks.world
+        return samples * world, pictures * world, flops * world
+
+    def _figures(self) -> dict[str, float]:
+        """Means over the last steps."""
+        total = sum(step.seconds for step in self.recent) or 1e-9
+        error = sum(step.error for step in self.recent) / len(self.recent)
+        figures = {
+            "steps_per_s": len(self.recent) / total,
+            "images_per_s": sum(step.images for step in self.recent) / total,
+            "data_wait": sum(step.waited for step in self.recent) / total,
+        }
+        if error > 0:
+            figures["psnr"] = -10 * math.log10(error)
+        if self.peak:
+            figures["mfu"] = sum(step.flops for step in self.recent) / total / self.peak / self.ranks.world
+        return figures
+
+    def _says(self, loss: float, figures: dict[str, float]) -> str:
+        quality = f"PSNR {figures['psnr']:.2f} dB, " if "psnr" in figures else ""
+        share = f"MFU {figures['mfu']:.0%}, " if "mfu" in figures else ""
         return (
-            f"loss {loss:.4f}, {quality}{len(seconds) / total:.2f} steps/s, {sum(images) / total:.0f} images/s, "
-            f"{sum(waits) / total:.0%} waiting for data"
+            f"loss {loss:.4f}, {quality}{figures['steps_per_s']:.2f} steps/s, {figures['images_per_s']:.0f} images/s, {share}"
+            f"{figures['data_wait']:.0%} waiting for data"
         )
 
-    def evaluation(self, done: int, scores: Scores) -> None:
+    def evaluation(self, done: int, scores: Scores, picture: Path) -> None:
         """Objects that do not train were looked at."""
-        self._write({"step": done, "evaluation": dataclasses.asdict(scores)})
-        self.console.print(f"step {done}: unseen objects: {scores.line()}", highlight=False, soft_wrap=True)
+        if not self.speaks:
+            return
+        told = dataclasses.asdict(scores)
+        self._write({"step": done, "evaluation": told})
+        self.boards.scalars(done, {f"unseen/{name}": float(value) for name, value in told.items() if value is not None})
+        self.boards.picture(done, "inputs, then target and rendering", images.decode(picture.read_bytes()))
+        self.say(f"step {done}: unseen objects: {scores.line()}")
         self.last = time.monotonic()
 
     def _write(self, line: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ it is.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,9 +18,9 @@ BASE = 100.0  # the slowest rotary code turns by about 1/BASE radian per patch, 
 
 
 class Codes(NamedTuple):
-    """What PRoPE knows of N tokens of each of B sequences, all float32.
+    """What PRoPE knows of N tokens of each of B sequences, in C runs of N / C tokens that share a camera; all float32.
 
-    project: (B, N, 4, 4), P = K [R|t], from the world to the token's image; lift: (B, N, 4, 4), its inverse. cos, sin:
+    project: (B, C, 4, 4), P = K [R|t], from the world to the tokens' image; lift: (B, C, 4, 4), its inverse. cos, sin:
     (N, head_dim / 4), the angles of the patch position: the first half for its row, the second for its column.
     """
 
@@ -30,7 +31,7 @@ class Codes(NamedTuple):
 
 
 def camera_codes(c2w: Tensor, fxfycxcy: Tensor, hw: tuple[int, int], patch: int, head_dim: int) -> Codes:
-    """Rigid c2w (B, V, 4, 4), fxfycxcy (B, V, 4) in pixels of an image of size hw -> codes of B x (V * hh * ww) tokens.
+    """Rigid c2w (B, V, 4, 4), fxfycxcy (B, V, 4) in pixels of an image of size hw -> codes of B x (V * hh * ww) tokens, C = V.
 
     K is in units of the image's width and height, its centre at 0, so that resizing an image changes nothing of P. Lengths
     enter P as they are: scenes should be about as large as 1. Patches count 0, 1, ... down and to the right.
@@ -46,21 +47,25 @@ def camera_codes(c2w: Tensor, fxfycxcy: Tensor, hw: tuple[int, int], patch: int,
         project = _product(torch.stack(k, -1).unflatten(-1, (4, 4)), _inverse(c2w))
         lift = _product(c2w.float(), torch.stack(k_inverse, -1).unflatten(-1, (4, 4)))
         cos, sin = _rotary(rows, columns, head_dim, c2w.device)
-    views, tokens = c2w.shape[1], rows * columns
-    project, lift = (matrix.repeat_interleave(tokens, 1) for matrix in (project, lift))
+    views = c2w.shape[1]
     return Codes(project, lift, cos.repeat(views, 1), sin.repeat(views, 1))
 
 
 def without_camera(batch: int, tokens: int, head_dim: int, device: torch.device) -> Codes:
     """Codes of tokens that belong to no camera and have no place: the identity."""
-    eye = torch.eye(4, device=device).expand(batch, tokens, 4, 4)
+    eye = torch.eye(4, device=device).expand(batch, 1, 4, 4)
     angle = torch.zeros(tokens, head_dim // 4, device=device)
     return Codes(eye, eye, angle.cos(), angle.sin())
 
 
 def join(first: Codes, second: Codes) -> Codes:
-    """Codes of sequences put behind one another: B x N and B x M tokens -> B x (N + M)."""
-    matrices = (torch.cat(pair, 1) for pair in zip(first[:2], second[:2], strict=True))
+    """Codes of sequences put behind one another: B x N and B x M tokens -> B x (N + M), with runs that both consist of."""
+    runs = [len(codes.cos) // codes.project.shape[1] for codes in (first, second)]
+    cuts = [run // math.gcd(*runs) for run in runs]
+    matrices = (
+        torch.cat([matrix.repeat_interleave(cut, 1) for matrix, cut in zip(pair, cuts, strict=True)], 1)
+        for pair in zip(first[:2], second[:2], strict=True)
+    )
     angles = (torch.cat(pair, 0) for pair in zip(first[2:], second[2:], strict=True))
     return Codes(*matrices, *angles)
 
@@ -96,12 +101,13 @@ def _apply(x: Tensor, matrix: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _mix(x: Tensor, matrix: Tensor) -> Tensor:
-    """Each group of four channels (B, N, heads, groups, 4) times its token's matrix (B, N, 4, 4)."""
-    if (
-        torch.compiler.is_compiling()
-    ):  # as arithmetic it melts into its neighbours; a product of matrices would stay a kernel
-        return (matrix[:, :, None, None] * x[..., None, :]).sum(-1)
-    return (x.flatten(2, 3) @ matrix.mT).unflatten(2, x.shape[2:4])
+    """Each group of four channels (B, N, heads, groups, 4) times the matrix of its token's run (B, C, 4, 4)."""
+    runs = x.unflatten(1, (matrix.shape[1], -1))  # (B, C, N / C, heads, groups, 4)
+    if torch.compiler.is_compiling():  # as arithmetic it melts into its neighbours; a product would stay a kernel
+        return (matrix[:, :, None, None, None] * runs[..., None, :]).sum(-1).flatten(1, 2)
+    # one product for all groups: several times the arithmetic, and a third of the time, of products with four columns
+    diagonal = torch.eye(x.shape[3], device=x.device)[:, None, :, None] * matrix.mT[..., None, :, None, :]
+    return (runs.flatten(4).flatten(2, 3) @ diagonal.flatten(4).flatten(2, 3)).reshape(x.shape)
 
 
 def _rotary(rows: int, columns: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -63,28 +63,29 @@ class Planner:
             return draws.clip_fits(np.sort(self.index.frame[self.index.of(number)]), views, self.cfg.gap)
         return self.index.views(number) - self.cfg.held_views >= views
 
-    def training(self, step: int, rank: int, world: int) -> list[Sample]:
-        """What one of `world` ranks sees at a step: its slice of a batch that is the same however many ranks share it.
+    def training(self, step: int, part: int, parts: int) -> list[Sample]:
+        """One of so many parts of what all ranks see at a step, which is the same however it is cut.
 
         Raises UserError where there is nothing to train on.
         """
         cfg = self.cfg
         if not len(self.train):
             raise UserError("there is nothing to train on", "; ".join(self.notes))
-        inputs = draws.input_count(cfg.seed, step, cfg.least_inputs, cfg.inputs)
-        start = (step * world + rank) * cfg.batch
-        return [self._entry(position, inputs) for position in range(start, start + cfg.batch)]
+        inputs = draws.view_count(cfg.seed, step, "inputs", cfg.least_inputs, cfg.inputs)
+        targets = draws.view_count(cfg.seed, step, "targets", cfg.least_targets, cfg.targets)
+        start = (step * parts + part) * cfg.batch
+        return [self._entry(position, inputs, targets) for position in range(start, start + cfg.batch)]
 
-    def _entry(self, position: int, inputs: int) -> Sample:
+    def _entry(self, position: int, inputs: int, targets: int) -> Sample:
         cfg = self.cfg
         number = int(self.train[draws.object_at(cfg.seed, position, len(self.train), cfg.samples_per_object)])
         rng = item_rng(cfg.seed, str(position), "views")
         if cfg.scenes:
-            return self._clip(number, rng, inputs, cfg.targets, cfg.target_among_inputs)
+            return self._clip(number, rng, inputs, targets, cfg.target_among_inputs)
         turn = item_rng(cfg.seed, str(position), "turn")  # of its own, so that --no-rotate changes nothing else
         angle = float(turn.uniform(0, 2 * np.pi)) if cfg.rotate else 0.0
         centres = self.index.c2w[self.index.of(number)][: self.index.views(number) - cfg.held_views, :3, 3]
-        views = draws.object_views(rng, centres, inputs, cfg.targets, cfg.farthest_inputs, cfg.target_among_inputs)
+        views = draws.object_views(rng, centres, inputs, targets, cfg.farthest_inputs, cfg.target_among_inputs)
         return self._sample(number, *views, angle)
 
     def _clip(self, number: int, rng: np.random.Generator, inputs: int, targets: int, among: bool) -> Sample:
@@ -97,23 +98,41 @@ class Planner:
         return Sample(self.index.uids[number], number, tuple(shown.tolist()), tuple(asked.tolist()), angle)
 
     def evaluation(
-        self, which: Literal["val", "held"] = "val", inputs: int = 4, targets: int = 10, count: int | None = None
+        self, which: Literal["val", "held", "all"] = "val", inputs: int = 4, targets: int = 10, count: int | None = None
     ) -> list[Sample]:
         """Fixed samples to measure with: the same for every seed and every way to train.
 
-        which: "val" shows and asks for views of objects that do not train; "held" asks for the held_views of those that do.
+        which: "val" shows and asks for views of objects that do not train, "all" of any; "held" asks for the held_views of
+        those that train.
         Inputs are farthest points from a first view that the uid gives; targets are drawn by the uid too, and are fewer where
         an object has no more. A clip gets one window, by its uid. count: of the objects, by a hash of their uid. Objects
         with too few views are left out. Raises UserError where "held" is asked for and no views are.
         """
         if which == "held" and not self.cfg.held_views:
             raise UserError("no views of training objects are held out", "--held-views 4")
-        numbers = (self.val if which == "val" else self.train).tolist()
-        fixed = self._fixed_clip if self.cfg.scenes else self._fixed_val if which == "val" else self._fixed_held
+        numbers = {"val": self.val, "held": self.train, "all": np.arange(len(self.index.uids))}[which].tolist()
+        fixed = self._fixed_clip if self.cfg.scenes else self._fixed_held if which == "held" else self._fixed_val
         made = (
             fixed(number, inputs, targets) for number in sorted(numbers, key=lambda one: _hash(self.index.uids[one]))
         )
         return list(itertools.islice((sample for sample in made if sample), count))
+
+    def named(self, uids: Sequence[str], inputs: int, targets: int) -> list[Sample]:
+        """Samples of these objects as `evaluation` makes them, whether they train or not.
+
+        Raises UserError for objects that are not there, or have too few views.
+        """
+        number_of = {uid: number for number, uid in enumerate(self.index.uids)}
+        made = []
+        for uid in uids:
+            if uid not in number_of:
+                some = [self.index.uids[number] for number in self.val[:3]] or self.index.uids[:3]
+                raise UserError(f"there is no object {uid} among {len(number_of)}", f"there are {', '.join(some)}, ...")
+            fixed = self._fixed_clip if self.cfg.scenes else self._fixed_val
+            if (sample := fixed(number_of[uid], inputs, targets)) is None:
+                raise UserError(f"{uid} has too few views for {inputs} inputs and a target", "choose another object")
+            made.append(sample)
+        return made
 
     def _fixed_clip(self, number: int, inputs: int, targets: int) -> Sample | None:
         if not draws.clip_fits(np.sort(self.index.frame[self.index.of(number)]), inputs + targets, self.cfg.gap):

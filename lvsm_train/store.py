@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -237,6 +238,17 @@ def _uid(file: pq.ParquetFile, group: int) -> str:
     if statistics is not None and statistics.has_min_max and isinstance(statistics.min, str):
         return str(statistics.min)
     return str(file.read_row_group(group, ["uid"])["uid"][0].as_py())
+
+
+def licenses(index: Index) -> dict[str, int]:
+    """How many objects have which license, most frequent first."""
+    counted: Counter[str] = Counter()
+    for path in index.paths:
+        with _reading(path), pq.ParquetFile(path) as file:
+            rows = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            column = file.read(["license"], use_threads=False)["license"]
+            counted.update(column.take(np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(int)).to_pylist())
+    return dict(counted.most_common())
 
 
 def _chunk(column: pq.ColumnChunkMetaData) -> tuple[int, int]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from lvsm_train import checkpoint, model
 from lvsm_train.config import TrainConfig
 from lvsm_train.devices import device_of
 from lvsm_train.model import LVSM
+from lvsm_train.official import from_official
+from lvsm_train.weight_files import read_torch
 from pipeline.scene import UserError
 
 
@@ -28,11 +33,35 @@ def open_run(run: Path, step: int | None = None, device: str = "auto") -> Traine
     Raises UserError: there is no checkpoint, none of that step, or it cannot be read.
     """
     at = device_of(device)
-    found = checkpoint.load(run, step, str(at))
-    if found is None:
-        raise UserError(f"{run} has no checkpoint", "give the --out of lvsm-data train, after its first checkpoint")
-    state, facts = found
+    state, facts = _newest(run, step, str(at))
     cfg = TrainConfig.from_json(facts["config"])
     net = model.build(cfg.model, cfg.data.seed).to(at)
-    net.load_state_dict(state["average"]["weights"] if state["average"] else state["model"])
+    net.load_state_dict(_weights(state))
     return Trained(net.eval().requires_grad_(False), cfg, int(facts["step"]), run)
+
+
+def start_weights(net: LVSM, where: Path) -> None:
+    """Fills a model with the weights of a run (its average's), or of a checkpoint file of the official LVSM.
+
+    Raises UserError where they cannot be read, or are of another model.
+    """
+    try:
+        if where.is_dir():
+            net.load_state_dict(_weights(_newest(where, None, "cpu")[0]))
+        else:
+            net.load_state_dict(from_official(read_torch(where), net.config).state_dict())
+    except (ValueError, RuntimeError) as error:  # PyTorch tells wrong names and shapes as a RuntimeError
+        said = " ".join(str(error).split("\n")[:2])
+        raise UserError(f"--start-from {where}: {said}", "the model's flags must be those of these weights") from None
+
+
+def _newest(run: Path, step: int | None, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    found = checkpoint.load(run, step, device)
+    if found is None:
+        raise UserError(f"{run} has no checkpoint", "give the --out of lvsm-data train, after its first checkpoint")
+    return found
+
+
+def _weights(state: dict[str, Any]) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = state["average"]["weights"] if state["average"] else state["model"]
+    return weights

@@ -160,9 +160,10 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_torch(path: Path) -> dict[str, torch.Tensor]:
-    """A state_dict that torch.save wrote, in either of its formats -> its tensors by name, on the CPU."""
+    """A state_dict that torch.save wrote, bare or as "model" of a checkpoint -> its tensors by name, on the CPU."""
     with _reading(str(path)):
         found = torch.load(path, map_location="cpu", weights_only=True)
+        found = found.get("model", found)
         return {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from lvsm_train.config import PRESETS, TrainConfig
+from lvsm_train.config import TrainConfig
+from lvsm_train.options import EvalConfig, LatentConfig
+from lvsm_train.presets import PRESETS
 from pipeline.config import ClipConfig, ImportConfig, ManifestConfig, RenderConfig, RunConfig
 from pipeline.scene import UserError
 
@@ -69,6 +72,15 @@ def _run(cfg: RunConfig) -> int:
     return 0 if summary.complete else FEWER_THAN_ASKED
 
 
+@contextlib.contextmanager
+def _torch_needed() -> Iterator[None]:
+    """For imports of what a plain set-up leaves out."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"this needs torch and what belongs to it: {error}", "make setup-train") from None
+
+
 def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
     """Train an LVSM on shards, measure it on objects that do not train, and keep checkpoints.
 
@@ -78,17 +90,53 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
     Example: lvsm-data train --data data/try --preset small --steps 50 --out runs/try
     """
     cfg = cfg.resolved()
-    try:
-        from lvsm_train.train import train_fn
-    except ImportError as error:
-        raise UserError(f"training needs torch: {error}", "make setup-train") from None
+    with _torch_needed():
+        from lvsm_train.launch import launch
     from pipeline.progress import shown
 
-    result = train_fn(cfg)
+    result = launch(cfg)
     if result.scores:
         print(f"unseen objects: {result.scores.line()}")
     print(f"{result.step} of {cfg.steps} steps in {shown(result.out)}; checkpoints, log.jsonl and strips are there")
     return 0 if result.finished else FEWER_THAN_ASKED
+
+
+def evaluate_run(cfg: Annotated[EvalConfig, tyro.conf.OmitArgPrefixes]) -> int:
+    """Measure a trained LVSM beside what needs no model, object by object, and show it on a page with films.
+
+    Writes index.html, objects.csv, summary.json and films into RUN/eval, the same for every seed.
+
+    Example: lvsm-data eval runs/try
+    """
+    cfg = cfg.resolved()
+    with _torch_needed():
+        from lvsm_train.evaluation.assess import assess
+    from pipeline.progress import shown
+
+    found = assess(cfg)
+    for line in found.lines():
+        print(line)
+    print(f"page: {shown(found.out)}/index.html; objects.csv and summary.json are beside it")
+    return 0
+
+
+def latent(cfg: Annotated[LatentConfig, tyro.conf.OmitArgPrefixes]) -> int:
+    """Edit, mix and measure the latent tokens of a trained encoder_decoder, and show what becomes of its pictures on a page.
+
+    Writes index.html, latent.json, pictures and films into RUN/latent, the same for the same seed. docs/latent.md.
+
+    Example: lvsm-data latent runs/encdec --frames 25
+    """
+    cfg = cfg.resolved()
+    with _torch_needed():
+        from lvsm_train.lab.explore import explore
+    from pipeline.progress import shown
+
+    report = explore(cfg)
+    for line in report.lines():
+        print(line)
+    print(f"page: {shown(report.out)}/index.html; latent.json, pictures and films are beside it")
+    return 0
 
 
 def manifest(cfg: Annotated[ManifestConfig, tyro.conf.OmitArgPrefixes]) -> int:
@@ -210,6 +258,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "import": import_views,
     "clip": clip,
     "train": train,
+    "eval": evaluate_run,
+    "latent": latent,
     "manifest": manifest,
     "status": status,
     "verify": verify,

@@ -5,6 +5,7 @@ The stream of items may yield None: "nothing now, ask again"; so it is asked aga
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -59,32 +60,41 @@ def on_ray(
     Only the machine's faults (a dead actor, worker or node, the memory monitor) put an item back, once; a second death
     makes it an Outcome with reason worker_died. Any other error of Ray is ours and is raised.
     """
-    ray = _connect(address, workers, threads)
-    try:
+    with connected(address, workers * threads if workers else None) as ray:
         workers = workers or max(1, int(ray.cluster_resources().get("CPU", 0)) // threads)
         pool = _Pool(ray, make_worker, threads)
         yield from pool.run(items, started, workers)
         pool.close()
-    finally:
-        ray.shutdown()
 
 
-def _connect(address: str | None, workers: int | None, threads: int) -> Any:
+@contextlib.contextmanager
+def connected(address: str | None, cpus: int | None = None, show_output: bool = False) -> Iterator[Any]:
+    """The module `ray`, connected to the cluster at `address`, or to a private Ray of this machine with so many CPUs.
+
+    A program that is connected already keeps its connection. show_output: pass on what workers print. Raises UserError where
+    nobody answers.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # an actor without GPUs still sees the machine's
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet: dict[str, Any] = {"log_to_driver": show_output, "logging_level": "ERROR", "configure_logging": True}
     try:
         if address:
             _reach(address)
             ray.init(address=address, **quiet)
         else:
-            ray.init(num_cpus=workers * threads if workers else None, include_dashboard=False, address="local", **quiet)
+            ray.init(num_cpus=cpus, include_dashboard=False, address="local", **quiet)
     except ConnectionError as error:
         hint = "start one with: ray start --head; or leave --address out for a private Ray on this machine"
         raise UserError(f"no Ray cluster at {address}: {error}", hint) from None
-    return ray
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 def _reach(address: str) -> None:

@@ -129,10 +129,10 @@ def _larger_blocks(size: int) -> Iterator[None]:
         ImageFile.MAXBLOCK = before
 
 
-def encode_png(pixels: np.ndarray) -> bytes:
-    """Bytes (H, W) or (H, W, 3) -> a lossless 8-bit PNG."""
+def encode_png(pixels: np.ndarray, level: int = 6) -> bytes:
+    """Bytes (H, W) or (H, W, 3) -> a lossless 8-bit PNG. level: zlib's, from 1, fast, to 9, small."""
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=level)
     return stream.getvalue()
 
 

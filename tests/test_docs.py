@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import VERBS
 from tests import balls, foreign, trees, videos
-from tests.conftest import lvsm_data
+from tests.conftest import lvsm_data, lvsm_data_here
 from tests.hub import Hub
 from tests.videos import VideoServer
 
@@ -34,6 +36,7 @@ FEW = {  # in place of what the examples ask for
     "import": ("--n", "1"),
     "clip": ("--n", "2"),
     "train": ("--steps", "2"),
+    "latent": ("--frames", "3"),
     "manifest": ("--n", "5"),
 }
 
@@ -61,7 +64,10 @@ def run_example(verb: str, folder: Path, hub: Hub) -> subprocess.CompletedProces
     if verb in FEW:
         flag, value = FEW[verb]
         command[command.index(flag) + 1] = value
-    return lvsm_data(*command, cwd=folder, env=hub.environment(folder))
+    if verb == "clip":
+        command += ["--executor", "inline"]  # the other examples, and tests/test_clip.py, start a Ray
+    offline = {"PIP_NO_INDEX": "1"}  # `eval` says then that it did not measure LPIPS
+    return lvsm_data(*command, cwd=folder, env=hub.environment(folder) | offline)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, hub: Hub, films: tuple[V
     poses, shares = videos.circle_w2c(20), np.array([0.9, 1.6, 0.5, 0.5])
     text = [videos.camera_file(f"{server.url}/house.mp4", times[at : at + 20], shares, poses) for at in (5, 30)]
     videos.pack_dataset(folder / "RealEstate10K.tar.gz", {"train": {"first": text[0], "second": text[1]}})
-    foreign.nerfstudio(folder / "captures/balls", balls.walk(4, (540, 600)))
+    eyes = balls.walk(3, (540, 600))  # as in tests/test_importers.py: drawn once
+    foreign.nerfstudio(folder / "captures/balls", eyes)
     run = run_example("render", folder, hub)
     assert run.returncode == 0, run.stderr
     return folder
@@ -81,22 +88,50 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, hub: Hub, films: tuple[V
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_in_the_readme_with_its_example_and_in_its_help(verb: str) -> None:
     assert f"`{example(verb)}`" in README
-    shown = lvsm_data(verb, "--help")
+    shown = lvsm_data_here(verb, "--help")
     assert shown.returncode == 0
     assert f"Example: {example(verb)}" in shown.stdout
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "render"])
 def test_every_example_runs(verb: str, workplace: Path, hub: Hub) -> None:
+    if verb == "latent":
+        encoder_decoder(workplace)
     run = run_example(verb, workplace, hub)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.strip()
 
 
+def encoder_decoder(folder: Path) -> None:
+    """A run of a tiny one in runs/encdec, for the example of `latent`."""
+    command = "train --data data/try --kind encoder_decoder --dim 32 --layers 2 --encoder-layers 1 --latents 8 --out runs/encdec"
+    run = lvsm_data(*command.split(), "--steps", 2, "--eval-every", 0, cwd=folder)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+RAY = """
+ray.init(num_cpus=1, include_dashboard=False, address="local", log_to_driver=False, logging_level="ERROR")
+"""
+RAY_READS = """
+import json
+rows = ray.data.read_parquet("data/try/64").take_all()
+print(json.dumps([[r["uid"], int(r["view"]), len(r["image"]["bytes"]), [float(v) for v in r["c2w"]]] for r in rows]))
+"""
+
+
 @pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=lambda block: block.split()[1])
 def test_every_python_block_runs(block: str, workplace: Path) -> None:
-    run = subprocess.run([sys.executable, "-c", block], cwd=workplace, capture_output=True, text=True, timeout=180)
+    """The one of Ray in a small Ray, which then reads everything."""
+    first, rest = block.split("\n", 1)
+    script = first + RAY + rest + RAY_READS if first == "import ray" else block
+    run = subprocess.run([sys.executable, "-c", script], cwd=workplace, capture_output=True, text=True, timeout=180)
     assert run.returncode == 0, run.stderr[-3000:]
+    if script != block:
+        table = [
+            row for path in (workplace / "data/try/64").glob("*.parquet") for row in pq.read_table(path).to_pylist()
+        ]
+        expected = [[row["uid"], row["view"], len(row["image"]["bytes"]), row["c2w"]] for row in table]
+        assert sorted(json.loads(run.stdout.splitlines()[-1])) == sorted(expected)
 
 
 def test_the_file_tree_names_every_module() -> None:
@@ -110,7 +145,7 @@ def test_the_file_tree_names_every_module() -> None:
 
 
 def test_every_flag_of_render_has_help_and_local_links_exist() -> None:
-    shown = lvsm_data("render", "--help").stdout
+    shown = lvsm_data_here("render", "--help").stdout
     for flag in (
         "--n",
         "--res",

@@ -20,8 +20,11 @@ from torch import Tensor  # noqa: E402
 import lvsm_train  # noqa: E402
 from lvsm_train import prope  # noqa: E402
 from lvsm_train.blocks import attend  # noqa: E402
+from lvsm_train.config import LossConfig, OptimConfig  # noqa: E402
+from lvsm_train.loss import Loss  # noqa: E402
 from lvsm_train.model import LVSM, ModelConfig, build  # noqa: E402
 from lvsm_train.official import config_of, from_official, official_names, to_official  # noqa: E402
+from lvsm_train.optim import Optimizers  # noqa: E402
 from tests.test_model import cameras, gradients, largest, one_thread, posed, tiny  # noqa: E402
 
 __all__ = ["one_thread"]  # an autouse fixture
@@ -87,6 +90,31 @@ def test_gradients_are_the_official_ones(recorded: dict[str, Any]) -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         assert relative(parameter.grad, recorded["grads"][names[name]]) < 1e-4, name
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.05])
+def test_training_goes_as_the_official_one(recorded: dict[str, Any], clip: float) -> None:
+    trace = recorded["train_trace" if clip == 1 else f"train_trace_clip{clip}"]
+    said = recorded["optim"]
+    beta1, beta2 = said["betas"]
+    optim = OptimConfig(
+        lr=said["lr"], beta1=beta1, beta2=beta2, weight_decay=said["wd"], warmup=said["warmup"], clip=clip
+    )
+    model = from_official(recorded["state_dict"]).requires_grad_(True)
+    optimizers, loss = Optimizers(model, optim, said["total"]), Loss(LossConfig(perceptual=0))
+    target = recorded["batch"]["image"][:, recorded["target_index"]].flatten(0, 1)
+    for then in trace:
+        value, _ = loss(model(*inputs_of(recorded)).flatten(0, 1), target, then["step"])
+        value.backward()
+        facts = optimizers.step(then["step"])
+        assert float(value.detach()) == pytest.approx(then["loss"], rel=1e-4)
+        assert facts["grad_norm"] == pytest.approx(then["grad_norm"], rel=1e-4)
+        assert facts["lr"] == pytest.approx(then["lr"], rel=1e-6)
+        assert not facts["void"]
+    if clip == 1:
+        ours = to_official(model)
+        for name, theirs in recorded["state_dict_after_8_steps"].items():
+            assert relative(ours[name], theirs) < 1e-4, name
 
 
 def test_the_official_start_is_as_wide_as_ours(recorded: dict[str, Any]) -> None:

@@ -18,9 +18,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from lvsm_train import checkpoint  # noqa: E402
-from lvsm_train.config import PRESETS, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig  # noqa: E402
+from lvsm_train.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig  # noqa: E402
 from lvsm_train.data import Data  # noqa: E402
 from lvsm_train.evaluate import baselines, measure  # noqa: E402
+from lvsm_train.presets import PRESETS  # noqa: E402
 from lvsm_train.train import train_fn  # noqa: E402
 from lvsm_train.trained import open_run  # noqa: E402
 from pipeline import cameras, images, shards  # noqa: E402
@@ -166,7 +167,7 @@ def test_other_settings_need_another_folder(data: Path, tmp_path: Path) -> None:
         ({"data": DataConfig(())}, "train needs --data"),
         ({"data": DataConfig((Path("/nowhere"),))}, "is no folder"),
         ({"model": ModelConfig(dim=60)}, "no multiple of head_dim"),
-        ({"steps": 0}, "must be positive"),
+        ({"steps": 0}, "--steps 0 is too small"),
         ({"optim": OptimConfig(lr=-1)}, "--lr"),
     ],
 )

@@ -1,0 +1,79 @@
+"""The model card: what a run's weights are, what they were made of, and how good they are. OUT/card.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lvsm_train import model, store
+from lvsm_train.config import TrainConfig
+from lvsm_train.data import Data
+from lvsm_train.evaluate import Scores
+from lvsm_train.optim import count
+from pipeline.attribution import Account, findings
+
+PAPERS = {
+    "model": "LVSM (arXiv 2410.17242)",
+    "prope": "PRoPE (arXiv 2507.10496)",
+    "unidirectional": "after SVSM (arXiv 2602.21341)",
+    "muon": "Muon (Jordan et al. 2024)",
+}
+
+
+def write_card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> Path:
+    """Writes the card of a run as it stands after so many steps."""
+    assert cfg.out is not None
+    path = cfg.out / "card.json"
+    path.with_suffix(".tmp").write_text(json.dumps(card(cfg, data, step, scores), indent=2))
+    os.replace(path.with_suffix(".tmp"), path)
+    return path
+
+
+def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict[str, Any]:
+    """The card as JSON values. Licenses are those of all objects that the shards have, trained on or held out."""
+    told = cfg.as_json()
+    licenses = store.licenses(data.index)
+    built_on = ["model", *(["prope"] * cfg.model.prope)]
+    built_on += [name for name in (cfg.model.kind, cfg.optim.optimizer) if name in PAPERS]
+    with torch.device("meta"):
+        weights = count(model.BY_KIND[cfg.model.kind](cfg.model).parameters())
+    return {
+        "model": {
+            "what": "renders new views of a scene out of a few posed images",
+            "after": [PAPERS[name] for name in built_on],
+            "weights": weights,
+            "conventions": "c2w camera to world, OpenCV axes; fxfycxcy in pixels; images sRGB in [0, 1]",
+            "settings": told["model"],
+        },
+        "data": {
+            "folders": [str(path) for path in cfg.data.data],
+            "trained_on": len(data.planner.train),
+            "held_out": len(data.planner.val),
+            "views": len(data.index.c2w),
+            "size": list(data.hw),
+            "licenses": licenses,
+            "what_they_allow": findings(Account(cfg.data.data[0], licenses, {}, {}, 0)),
+            "settings": told["data"],
+        },
+        "training": {
+            "preset": cfg.preset,
+            "steps": step,
+            "of": cfg.steps,
+            "passes_over_the_data": round(data.epochs(step), 3),
+            "settings": {name: value for name, value in told.items() if name not in ("model", "data")},
+        },
+        "held_out_objects": dataclasses.asdict(scores) if scores else None,
+        "made_with": {
+            "lvsm-data": metadata.version("lvsm-data"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name(data.device) if data.device.type == "cuda" else "cpu",
+        },
+    }

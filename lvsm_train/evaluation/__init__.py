@@ -1,0 +1,1 @@
+"""A trained model measured by a protocol: what `lvsm-data eval` does. docs/training.md."""

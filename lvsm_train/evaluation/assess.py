@@ -1,0 +1,180 @@
+"""A trained model measured by a protocol, beside what needs no model, with controls and films: what `lvsm-data eval` does."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from lvsm_train import evaluate, store
+from lvsm_train.config import DataConfig
+from lvsm_train.data import Batch, Data
+from lvsm_train.devices import autocast
+from lvsm_train.evaluation import controls, flight, protocols
+from lvsm_train.evaluation import page as assessment_page
+from lvsm_train.evaluation.assessment import Assessment, Control, write_table
+from lvsm_train.evaluation.protocols import PROTOCOLS
+from lvsm_train.evaluation.stopwatch import Timed
+from lvsm_train.films import write_film
+from lvsm_train.metrics import Lpips
+from lvsm_train.options import EvalConfig
+from lvsm_train.samples import Planner, Sample
+from lvsm_train.trained import Trained, open_run
+from pipeline.scene import UserError
+
+FPS = 24.0  # of films
+
+
+def assess(cfg: EvalConfig) -> Assessment:
+    """Measures a run as cfg says, and writes objects.csv, summary.json, index.html and films into a folder.
+
+    cfg is resolved. The same for every seed; only times differ from one call to the next. Raises UserError: no such run or
+    checkpoint, a protocol that does not suit the data, no objects with enough views, shards that are broken.
+    """
+    trained = open_run(cfg.run, cfg.step, cfg.device)
+    protocol = protocols.choose(cfg.protocol, cfg.index, trained.cfg.data.scenes)
+    out = cfg.out or cfg.run / "eval" / f"{protocol}-{trained.step:08d}"
+    device = next(trained.net.parameters()).device
+    with contextlib.closing(Data(_data_config(cfg, trained), device=device)) as data:
+        patch = trained.cfg.model.patch
+        if data.hw[0] % patch or data.hw[1] % patch:
+            raise UserError(
+                f"pictures of {data.hw[1]}x{data.hw[0]} have no whole patches of {patch}", "--res chooses a width"
+            )
+        with torch.no_grad(), autocast(trained.cfg.precision, device):
+            found = _measured(cfg, trained, protocol, data, out)
+            write_table(out / "objects.csv", found.rows())
+            (out / "summary.json").write_text(json.dumps(found.as_json(), indent=2, allow_nan=False))
+            assessment_page.write(found, functools.partial(_shown, trained, data), out / "index.html")
+    return found
+
+
+def _data_config(cfg: EvalConfig, trained: Trained) -> DataConfig:
+    own = trained.cfg.data  # no cache: of all objects a few are looked at
+    return dataclasses.replace(own, data=cfg.data or own.data, batch=cfg.batch, res=cfg.res or own.res, cache="none")
+
+
+def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out: Path) -> Assessment:
+    split, seen = _split(cfg, trained)
+    if PROTOCOLS[protocol].indexed and split == "val":  # an index may name whatever it likes
+        seen = {data.index.uids[number] for number in data.planner.train}
+    samples = protocols.plan(protocol, data.planner, split, cfg.index)
+    notes = list(data.notes) if split == "val" else []
+    if trained_on := [sample for sample in samples if sample.uid in seen]:
+        notes.append(f"{len(trained_on)} of {len(samples)} objects are left out: by their names, they were trained on")
+        samples = [sample for sample in samples if sample.uid not in seen]
+        if not samples:
+            raise UserError(
+                "the model was trained on all of these objects", "--split all measures on them all the same"
+            )
+    samples = samples[: cfg.objects]
+    lpips, more = _lpips(cfg, data.device)
+    notes += more
+    timed = Timed(trained.net)
+    found = evaluate.examine(timed, data.evaluation_batches(samples, cfg.batch), lpips)
+    facts = {
+        "run": str(trained.run),
+        "step": trained.step,
+        "kind": trained.cfg.model.kind,
+        "prope": trained.cfg.model.prope,
+        "protocol": protocol,
+        "says": PROTOCOLS[protocol].says,
+        "data": [str(path) for path in data.cfg.data],
+        "split": split,
+        "objects": len(samples),
+        "images": len(found.uids),
+        "height_width": list(data.hw),
+        "batch": min(cfg.batch, len(samples)),
+        "device": str(data.device),
+        "bf16": torch.is_autocast_enabled(data.device.type),
+        "lpips": lpips.says if lpips else None,
+    }
+    made = Assessment(out, facts, samples, found, timed.laps, notes=notes)
+    if cfg.controls:
+        made = _with_controls(made, trained, data, split)
+    return _with_films(made, cfg, trained, data)
+
+
+def _split(cfg: EvalConfig, trained: Trained) -> tuple[str, set[str]]:
+    """Which objects to take, and the names of those that are not to be among them: what the model was trained on."""
+    own = trained.cfg.data
+    if cfg.split or not cfg.data or set(cfg.data) & {path.absolute() for path in own.data}:
+        return cfg.split or "val", set()
+    try:
+        index = store.read_index(own.data, own.res, 1)
+    except UserError:  # those shards are gone by now
+        return "all", set()
+    return "all", {index.uids[number] for number in Planner(own, index).train}
+
+
+def _lpips(cfg: EvalConfig, device: torch.device) -> tuple[Lpips | None, list[str]]:
+    if not cfg.lpips:
+        return None, []
+    try:
+        return Lpips.load("vgg16", cfg.lpips_weights).to(device), []
+    except UserError as error:
+        if cfg.lpips_weights:
+            raise
+        return None, [f"LPIPS was not measured: {str(error).splitlines()[0]}"]
+
+
+# ---- controls
+
+
+def _with_controls(made: Assessment, trained: Trained, data: Data, split: str) -> Assessment:
+    size, render = data.cfg.batch, evaluate.render_of(trained.net)
+
+    def batches(samples: Sequence[Sample]) -> Iterator[Batch]:
+        return data.evaluation_batches(samples, size)
+
+    def control(says: str, samples: Sequence[Sample], changed: Iterable[Batch]) -> Control:
+        plain = made.found.only(sample.uid for sample in samples)
+        return Control(says, plain.scores().psnr, evaluate.measure(render, changed).psnr)
+
+    found, notes = [], []
+    try:
+        others = protocols.partners(made.samples)
+        pairs = zip(batches(made.samples), batches(others), strict=True)
+        swapped = (controls.with_inputs_of(one, other) for one, other in pairs)
+        found.append(control("another object's inputs", made.samples, swapped))
+    except UserError as error:
+        notes.append(f"no control by another object's inputs: {error}")
+    if several := [sample for sample in made.samples if len(sample.targets) > 1]:
+        found.append(control("target cameras shuffled", several, map(controls.shuffled_cameras, batches(several))))
+    else:
+        notes.append("no control by shuffled target cameras: objects have one target each")
+    moved = map(controls.moved_world, batches(made.samples))
+    found.append(control("the world turned and moved", made.samples, moved))
+    plans = protocols.by_inputs(made.facts["protocol"], data.planner, split, made.samples)
+    by_inputs = {count: evaluate.measure(render, batches(some)) for count, some in plans.items()}
+    return dataclasses.replace(made, controls=found, by_inputs=by_inputs, notes=made.notes + notes)
+
+
+# ---- films and pictures
+
+
+def _with_films(made: Assessment, cfg: EvalConfig, trained: Trained, data: Data) -> Assessment:
+    ranked = made.ranked()
+    wanted = list(dict.fromkeys([ranked[len(ranked) // 2], ranked[-1], ranked[0]]))[: cfg.video]
+    sample_of = {sample.uid: sample for sample in made.samples}
+    films = {}
+    for number, uid in enumerate(wanted, 1):
+        batch = data.gather([sample_of[uid]])
+        c2w, k = batch.c2w[0].cpu().numpy(), batch.fxfycxcy[0].cpu().numpy()
+        if data.cfg.scenes:
+            frames = list(flight.fly(trained.net, batch, 0, *flight.between(c2w, k, cfg.frames)))
+            frames += frames[-2:0:-1]  # and back, since films go round
+        else:
+            frames = list(flight.fly(trained.net, batch, 0, *flight.orbit(c2w, k, cfg.frames)))
+        films[uid] = write_film(made.out / f"film-{number}.mp4", frames, FPS)
+    return dataclasses.replace(made, films=films)
+
+
+def _shown(trained: Trained, data: Data, sample: Sample) -> tuple[Batch, torch.Tensor]:
+    batch = data.gather([sample])
+    return batch, evaluate.render_of(trained.net)(batch).float().clamp(0, 1)

@@ -1,0 +1,145 @@
+"""What an evaluation found: scores of every object, speed, controls, films; for people, as JSON, as a table."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lvsm_train.evaluate import BASELINES, Found, Scores
+from lvsm_train.evaluation.stopwatch import Lap
+from lvsm_train.samples import Sample
+
+NAMES = {"nearest": "nearest input", "best_input": "best input", "mean": "mean of inputs", "white": "white"}
+
+
+@dataclass(frozen=True)
+class Control:
+    """What changed, and PSNRs in dB over the same images: as it was, and with the change."""
+
+    says: str
+    plain: float
+    changed: float
+
+    @property
+    def difference(self) -> float:
+        return self.changed - self.plain
+
+    @property
+    def gain(self) -> str:
+        """The difference for people; never -0.00."""
+        return f"{round(self.difference, 2) + 0.0:+.2f}"
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What was found.
+
+    out: the folder with what was written. facts: about the run and the protocol. laps: uid -> time of its batch. by_inputs:
+    number of inputs -> scores of the same targets. films: uid -> file. notes: what a user should hear.
+    """
+
+    out: Path
+    facts: dict[str, Any]
+    samples: list[Sample]
+    found: Found
+    laps: dict[str, Lap]
+    controls: list[Control] = field(default_factory=list)
+    by_inputs: dict[int, Scores] = field(default_factory=dict)
+    films: dict[str, Path] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def scores(self) -> Scores:
+        """Means over images."""
+        return self.found.scores()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A line per object: the means over its images, and the speed of the batch that it was in."""
+        return [
+            {"uid": uid} | dataclasses.asdict(scores) | self.laps[uid].rates()
+            for uid, scores in self.found.by_object().items()
+        ]
+
+    def speed(self) -> dict[str, float]:
+        """Rates of all batches together."""
+        each = {id(lap): lap for lap in self.laps.values()}
+        return functools.reduce(Lap.__add__, each.values()).rates()
+
+    def ranked(self) -> list[str]:
+        """Objects by their PSNR, the worst first."""
+        psnrs = {uid: scores.psnr for uid, scores in self.found.by_object().items()}
+        return sorted(psnrs, key=lambda uid: (not math.isnan(psnrs[uid]), psnrs[uid], uid))
+
+    def over_objects(self) -> Scores:
+        """Means over objects."""
+        return self.found.over_objects()
+
+    def lines(self) -> list[str]:
+        """For people: the model beside what needs none, its speed, the controls."""
+        scores, speed, facts = self.scores(), self.speed(), self.facts
+        lpips = {"model": scores.lpips, "nearest input": scores.nearest_lpips}
+        told = [
+            f"{facts['protocol']}: {facts['says']}",
+            f"{facts['objects']} objects, {facts['images']} images, step {facts['step']}; means over images:",
+        ]
+        for name, value in {"model": scores.psnr, **{NAMES[one]: getattr(scores, one) for one in BASELINES}}.items():
+            beside = f"  foreground {scores.foreground_psnr:.2f} dB  SSIM {scores.ssim:.3f}" if name == "model" else ""
+            found = "" if lpips.get(name) is None else f"  LPIPS {lpips[name]:.3f}"
+            told.append(f"  {name:<15}PSNR {value:6.2f} dB{beside}{found}")
+        told.append(f"mean over objects: PSNR {self.over_objects().psnr:.2f} dB")
+        told += self.left_out()
+        told.append(
+            f"{speed['ms_per_view']:.3g} ms per view ({speed['fps']:.3g} a second, {speed['rays_per_s']:.3g} rays/s) and "
+            f"{speed['encode_ms']:.3g} ms per object for its inputs, {facts['batch']} objects at a time, on {facts['device']}"
+        )
+        told += [f"{one.says}: {one.changed:.2f} dB ({one.gain} dB)" for one in self.controls]
+        if self.by_inputs:
+            each = ", ".join(f"{count}: {found.psnr:.2f}" for count, found in self.by_inputs.items())
+            told.append(f"PSNR by number of inputs, in dB: {each}")
+        return told + self.notes
+
+    def left_out(self) -> list[str]:
+        """Which images do not count in which mean."""
+        scores = self.scores()
+        told = []
+        if scores.equal:
+            told.append(f"{scores.equal} renderings are their target, to the bit: their PSNR, inf, is in no mean")
+        if scores.blank:
+            told.append(f"{scores.blank} targets are blank: they have no foreground PSNR")
+        return told
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it but what stands in the table of objects. Numbers that are none are null."""
+        told = {
+            "facts": self.facts,
+            "means_over_images": dataclasses.asdict(self.scores()),
+            "means_over_objects": dataclasses.asdict(self.over_objects()),
+            "speed": self.speed(),
+            "controls": [dataclasses.asdict(one) | {"difference": one.difference} for one in self.controls],
+            "by_inputs": {str(count): dataclasses.asdict(scores) for count, scores in self.by_inputs.items()},
+            "films": {uid: path.name for uid, path in self.films.items()},
+            "notes": self.notes,
+        }
+        return dict(_finite(told))
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Writes rows with the same names as CSV; what is None, or no number, stays empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(_finite(row) for row in rows)
+    return path
+
+
+def _finite(told: Any) -> Any:
+    if isinstance(told, dict):
+        return {name: _finite(value) for name, value in told.items()}
+    if isinstance(told, list):
+        return [_finite(value) for value in told]
+    return None if isinstance(told, float) and not math.isfinite(told) else told

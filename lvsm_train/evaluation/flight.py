@@ -1,0 +1,66 @@
+"""Cameras that fly through a scene, and what a model makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+import torch
+
+from lvsm_train.data import Batch
+from lvsm_train.evaluate import pixels
+from lvsm_train.model import LVSM
+from pipeline import cameras
+
+ELEVATION_DEG = 20.0  # of an orbit
+AT_ONCE = 8  # views
+Route = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # cameras of inputs, how many -> cameras
+
+
+def orbit(c2w: np.ndarray, fxfycxcy: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Once around the origin: c2w (count, 4, 4), fxfycxcy (count, 4) float32, evenly, as far out as inputs are.
+
+    c2w (V, 4, 4), fxfycxcy (V, 4): of the inputs. The distance is their mean one, the azimuth begins at the first of them, and
+    so do the intrinsics, which stay.
+    """
+    centre = c2w[:, :3, 3].astype(np.float64)
+    azimuth = float(np.degrees(np.arctan2(centre[0, 1], centre[0, 0])))
+    path = cameras.circle(count, ELEVATION_DEG, float(np.linalg.norm(centre, axis=-1).mean()), azimuth)
+    return path.astype(np.float32), np.repeat(fxfycxcy[:1], count, 0).astype(np.float32)
+
+
+def between(c2w: np.ndarray, fxfycxcy: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """From the first input's camera to the last one's through all others: c2w (count, 4, 4), fxfycxcy (count, 4) float32.
+
+    c2w (V, 4, 4), fxfycxcy (V, 4): of the inputs, in their order along the path. count is 2 at least. Each part takes equally
+    long; centres and intrinsics go straight, rotations along the shortest arc (Shoemake 1985).
+    """
+    along = np.linspace(0, len(c2w) - 1, count)
+    first = np.minimum(along.astype(int), max(len(c2w) - 2, 0))
+    last = np.minimum(first + 1, len(c2w) - 1)
+    share = (along - first)[:, None]
+    c2w, fxfycxcy = c2w.astype(np.float64), fxfycxcy.astype(np.float64)
+    path = np.tile(np.eye(4), (count, 1, 1))
+    path[:, :3, 3] = (1 - share) * c2w[first, :3, 3] + share * c2w[last, :3, 3]
+    for place, (a, b) in enumerate(zip(c2w[first, :3, :3], c2w[last, :3, :3], strict=True)):
+        arc = cv2.Rodrigues(a.T @ b)[0]
+        path[place, :3, :3] = a @ cv2.Rodrigues(share[place] * arc)[0]
+    k = (1 - share) * fxfycxcy[first] + share * fxfycxcy[last]
+    return path.astype(np.float32), k.astype(np.float32)
+
+
+def fly(net: LVSM, batch: Batch, b: int, c2w: np.ndarray, fxfycxcy: np.ndarray) -> Iterator[np.ndarray]:
+    """Object b of a batch from each of these cameras, (F, 4, 4) and (F, 4): frames (H, W, 3) uint8.
+
+    Inputs are encoded once. Autocast and no_grad are the caller's matter.
+    """
+    one = slice(b, b + 1)
+    hw = batch.image.shape[-2], batch.image.shape[-1]
+    scene = net.encode(batch.rgb[one], batch.c2w[one], batch.fxfycxcy[one])
+    for start in range(0, len(c2w), AT_ONCE):
+        some, k = (
+            torch.from_numpy(given[start : start + AT_ONCE]).to(batch.c2w.device)[None] for given in (c2w, fxfycxcy)
+        )
+        for image in net.decode(scene, some, k, hw)[0].float().clamp(0, 1):
+            yield pixels(image)

@@ -1,0 +1,133 @@
+"""Which views of which objects an evaluation shows and asks for: fixed, the same for every model and every seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lvsm_train.samples import Planner, Sample, index_samples
+from pipeline.files.eval_index import EvalIndex
+from pipeline.scene import UserError
+
+COUNTS = (1, 2, 3, 4, 6, 8)  # of inputs, to compare
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """inputs, targets: how many views of an object are shown and asked for, 0: as many as the index says. scenes: whether it is
+    about clips, None: whatever it is. indexed: an index says which views.
+    """
+
+    says: str
+    inputs: int
+    targets: int
+    scenes: bool | None
+    indexed: bool
+
+
+PROTOCOLS = {
+    "gslrm-objects": Protocol("4 inputs of each object, far from each other, and 10 targets", 4, 10, False, False),
+    "clips": Protocol("of each clip the ends of a window as inputs, and 3 targets between them", 2, 3, True, False),
+    "re10k": Protocol("2 inputs and 3 targets of each clip, as an index says", 2, 3, True, True),
+    "index": Protocol("inputs and targets as an index says", 0, 0, None, True),
+}
+
+
+def choose(name: str | None, index: Path | None, scenes: bool) -> str:
+    """The protocol of that name, else what suits the data. scenes: whether it is clips.
+
+    Raises UserError for clips' protocols on objects and the other way round, and for an index that is missing or not needed.
+    """
+    chosen = name or ("index" if index else "clips" if scenes else "gslrm-objects")
+    protocol = PROTOCOLS[chosen]
+    if protocol.scenes is not None and protocol.scenes != scenes:
+        kind, other = ("clips", "objects") if protocol.scenes else ("objects", "clips")
+        suits = ", ".join(one for one, entry in PROTOCOLS.items() if entry.scenes in (None, scenes))
+        raise UserError(
+            f"--protocol {chosen} is for {kind}; this model was trained on {other}", f"for these there are {suits}"
+        )
+    if protocol.indexed and index is None:
+        raise UserError(
+            f"--protocol {chosen} needs --index FILE", 'pixelSplat\'s, or {clip: {"context": [0, 50], "target": [20]}}'
+        )
+    if index is not None and not protocol.indexed:
+        raise UserError(f"--protocol {chosen} has no use for --index", "--protocol index asks for what the index says")
+    return chosen
+
+
+def plan(name: str, planner: Planner, split: str = "val", index: Path | None = None) -> list[Sample]:
+    """What a protocol asks of the objects that a planner knows.
+
+    split: "val", those that do not train, or "all"; an index has those that it names. They come in the order of a hash of their
+    uids, of an index in its own. Raises UserError where there is nothing to measure on, and for an index that does not fit.
+    """
+    protocol = PROTOCOLS[name]
+    if protocol.indexed:
+        assert index is not None
+        return _indexed(protocol, index, planner)
+    made = _planned(planner, split, protocol.inputs, protocol.targets)
+    if not made:
+        known = len(planner.val) if split == "val" else len(planner.index.uids)
+        lack = "a window of --gap-min to --gap-max frames" if protocol.scenes else "other views to ask for"
+        raise UserError(
+            f"none of {known} objects has {protocol.inputs} views to show and {lack}",
+            "--data FOLDER names others; --split all takes all of a folder",
+        )
+    return made
+
+
+def _indexed(protocol: Protocol, index: Path, planner: Planner) -> list[Sample]:
+    made = index_samples(EvalIndex.read(index), planner.index)
+    for one in made:
+        has = len(one.inputs), len(one.targets)
+        if protocol.inputs and has != (protocol.inputs, protocol.targets):
+            raise UserError(
+                f"{index} shows {has[0]} and asks for {has[1]} views of {one.uid}, not {protocol.inputs} and {protocol.targets}",
+                "--protocol index takes it as it is",
+            )
+    return made
+
+
+def _planned(planner: Planner, split: str, inputs: int, targets: int) -> list[Sample]:
+    return planner.evaluation("all" if split == "all" else "val", inputs, targets)
+
+
+def by_inputs(name: str, planner: Planner, split: str, samples: Sequence[Sample]) -> dict[int, list[Sample]]:
+    """The same objects and the same targets with more and more of the same inputs: how many inputs -> samples.
+
+    Counts are those of COUNTS for which all objects have the views; an index has but the inputs that it names. A clip's first two
+    are the ends of a window. Targets are none of the most inputs, and so may be others than the protocol's.
+    """
+    protocol = PROTOCOLS[name]
+    most = list(samples)
+    if not protocol.indexed:
+        kept = {sample.number for sample in samples}
+        for count in reversed(COUNTS):
+            planned = _planned(planner, split, count, protocol.targets)
+            more = [sample for sample in planned if sample.number in kept]
+            if len(more) == len(kept):
+                most = more
+                break
+    least = min(len(sample.inputs) for sample in most)
+    return {
+        count: [dataclasses.replace(sample, inputs=sample.inputs[:count]) for sample in most]
+        for count in COUNTS
+        if count <= least
+    }
+
+
+def partners(samples: Sequence[Sample]) -> list[Sample]:
+    """For each sample another object with equally many inputs, to be shown in its place, in the same order.
+
+    Its targets only fill their places. Raises UserError where there is no other object.
+    """
+    made = []
+    for place, sample in enumerate(samples):
+        others = (samples[(place + step) % len(samples)] for step in range(1, len(samples)))
+        same = (one for one in others if one.number != sample.number and len(one.inputs) == len(sample.inputs))
+        if (other := next(same, None)) is None:
+            raise UserError(f"{sample.uid} has no other object beside it whose inputs could be shown instead")
+        made.append(dataclasses.replace(other, targets=other.inputs[:1] * len(sample.targets)))
+    return made

@@ -1,0 +1,73 @@
+"""How long a model takes: for what it does once per scene, and for each view."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from lvsm_train.data import Batch
+from lvsm_train.model import LVSM
+
+
+@dataclass(frozen=True)
+class Lap:
+    """What so many scenes took together, in seconds. views, pixels: that were rendered, all together."""
+
+    scenes: int
+    views: int
+    pixels: int
+    encode_s: float
+    decode_s: float
+
+    def __add__(self, other: Lap) -> Lap:
+        names = Lap.__dataclass_fields__
+        return Lap(*(getattr(self, name) + getattr(other, name) for name in names))
+
+    def rates(self) -> dict[str, float]:
+        """encode_ms: of a scene. ms_per_view, rays_per_s, fps: of rendering what is encoded; a ray is a pixel."""
+        return {
+            "encode_ms": 1000 * self.encode_s / self.scenes,
+            "ms_per_view": 1000 * self.decode_s / self.views,
+            "rays_per_s": self.pixels / self.decode_s,
+            "fps": self.views / self.decode_s,
+        }
+
+
+class Timed:
+    """A model as a function from a batch to its targets, (B, T, 3, H, W), that takes the time.
+
+    laps: uid -> the lap of the batch that the object was in. The first batch of each shape is rendered once before, which does
+    not count: kernels are chosen and memory is found then. A GPU is waited for before and after.
+    """
+
+    def __init__(self, net: LVSM) -> None:
+        self.net = net
+        self.laps: dict[str, Lap] = {}
+        self._seen: set[tuple[torch.Size, torch.Size]] = set()
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        shapes = batch.image.shape, batch.target_image.shape
+        if shapes not in self._seen:
+            self._seen.add(shapes)
+            self._render(batch)
+        start, encoded, end, made = self._render(batch)
+        scenes, views, _, height, width = batch.target_image.shape
+        lap = Lap(scenes, scenes * views, scenes * views * height * width, encoded - start, end - encoded)
+        self.laps |= dict.fromkeys(batch.uids, lap)
+        return made
+
+    def _render(self, batch: Batch) -> tuple[float, float, float, torch.Tensor]:
+        image, hw = batch.rgb, (batch.image.shape[-2], batch.image.shape[-1])
+        start = _now(image.device)
+        scene = self.net.encode(image, batch.c2w, batch.fxfycxcy)
+        encoded = _now(image.device)
+        made = self.net.decode(scene, batch.target_c2w, batch.target_fxfycxcy, hw)
+        return start, encoded, _now(image.device), made
+
+
+def _now(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

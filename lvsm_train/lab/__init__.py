@@ -1,0 +1,1 @@
+"""What a scene's latents mean: edits, mixtures and maps of them, in pictures and figures. docs/latent.md."""

@@ -1,0 +1,143 @@
+"""Everything that moves in training, and its way to and from a checkpoint. The data's cursor is the step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from lvsm_train import checkpoint, model
+from lvsm_train.config import TrainConfig
+from lvsm_train.evaluate import Scores
+from lvsm_train.model import LVSM
+from lvsm_train.optim import Average, Optimizers
+from lvsm_train.ranks import Ranks
+from lvsm_train.spikes import MOST, RECENT, Spikes
+from lvsm_train.trained import start_weights
+from pipeline.scene import UserError
+
+
+class State:
+    """net: the model, on its device. The same on all ranks; the first one alone writes."""
+
+    def __init__(self, cfg: TrainConfig, device: torch.device, ranks: Ranks) -> None:
+        assert cfg.out is not None
+        self.cfg, self.device, self.out, self.ranks = cfg, device, cfg.out, ranks
+        self.net: LVSM = model.build(cfg.model, cfg.data.seed).to(device)
+        if cfg.start_from:
+            start_weights(self.net, cfg.start_from)
+        self.optimizers = Optimizers(self.net, cfg.optim, cfg.steps)
+        self.average = Average(self.net, cfg.optim.ema) if cfg.optim.ema else None
+        self.spikes = Spikes(cfg.optim.spike_above)
+        self.best: tuple[float, int] | None = None
+        self.scores: Scores | None = None
+
+    def step(self, number: int, loss: float, norm: float) -> dict[str, float]:
+        """Moves the weights; a loss that is no number makes the step void."""
+        if math.isfinite(loss):
+            facts = self.optimizers.step(number, norm)
+        else:
+            self.optimizers.zero_grad()
+            facts = {"grad_norm": norm, "lr": math.nan, "void": 1.0}
+        if self.average:
+            self.average.update(self.net)
+        return facts
+
+    def settle(self, done: int, loss: float) -> str:
+        """Goes back to weights from before, where the loss has gone astray; says so. What comes next is other data.
+
+        Raises UserError where that does not help.
+        """
+        if not self.spikes.seen(loss):
+            return ""
+        said = f"step {done}: the loss is {self.cfg.optim.spike_above:g} times what it was"
+        if self.spikes.times > MOST:
+            raise UserError(
+                f"{said}, for the {self.spikes.times}th time", f"lower --lr ({self.cfg.optim.lr:g}) or --clip"
+            )
+        before = [step for step in checkpoint.steps_in(self.out) if step <= done - 2 * RECENT]
+        if not before:
+            return f"{said}, and there is no checkpoint from before"
+        found = checkpoint.load(self.out, before[-1], str(self.device))
+        assert found is not None
+        self._take(found[0])
+        return f"{said}: weights and optimiser are those of step {before[-1]} again, and go on with new data"
+
+    @contextlib.contextmanager
+    def evaluated(self) -> Iterator[LVSM]:
+        """The model with the averaged weights, where there are any."""
+        if self.average is None:
+            yield self.net
+            return
+        own = {name: value.clone() for name, value in self.net.state_dict().items()}
+        self.net.load_state_dict(self.average.weights)
+        try:
+            yield self.net
+        finally:
+            self.net.load_state_dict(own)
+
+    def note(self, step: int, scores: Scores) -> None:
+        """Remembers which step did best."""
+        self.scores = scores
+        if self.best is None or scores.psnr > self.best[0]:
+            self.best = (scores.psnr, step)
+
+    def save(self, step: int) -> None:
+        """Commits a checkpoint, of the first rank for all."""
+        if self.ranks.first:
+            state = {
+                "model": self.net.state_dict(),
+                "optimizers": self.optimizers.state_dict(),
+                "average": self.average.state_dict() if self.average else {},
+                "spikes": self.spikes.state_dict(),
+                "random": torch.get_rng_state(),
+                "best": list(self.best) if self.best else [],
+            }
+            facts = {
+                "best": self.best[1] if self.best else None,
+                "scores": dataclasses.asdict(self.scores) if self.scores else {},
+                "identity": self.cfg.identity(self.ranks.world),
+                "config": self.cfg.as_json(),
+            }
+            checkpoint.save(self.out, step, state, facts, self.cfg.keep)
+        self.ranks.wait()
+
+    def resume(self) -> int:
+        """The step to go on with. Raises UserError where the folder holds another run."""
+        found = checkpoint.load(self.out, device=str(self.device))
+        if found is None:
+            return 0
+        state, facts = found
+        before, now = facts["identity"], self.cfg.identity(self.ranks.world)
+        if changed := _differences(before, now):
+            raise UserError(
+                f"{self.out} was trained with other settings: {'; '.join(changed)}",
+                "use the same settings to go on, or another --out",
+            )
+        self._take(state)
+        self.spikes.load_state_dict(state["spikes"])
+        torch.set_rng_state(state["random"].cpu())
+        self.best = (float(state["best"][0]), int(state["best"][1])) if state["best"] else None
+        self.scores = Scores(**facts["scores"]) if facts["scores"] else None
+        return int(facts["step"])
+
+    def _take(self, state: dict[str, Any]) -> None:
+        self.net.load_state_dict(state["model"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:
+    told = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            told += _differences(old, new, f"{name}.")
+        elif old != new:
+            told.append(f"{name.replace('_', '-')} was {old}, now {new}")
+    return told
