@@ -15,7 +15,7 @@ import torch
 from lvsm_train import model, store
 from lvsm_train.config import TrainConfig
 from lvsm_train.data import Data
-from lvsm_train.evaluate import Scores
+from lvsm_train.evaluate import Scores, finite
 from lvsm_train.optim import count
 from pipeline.attribution import Account, findings
 
@@ -69,7 +69,7 @@ def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict
             "passes_over_the_data": round(data.epochs(step), 3),
             "settings": {name: value for name, value in told.items() if name not in ("model", "data")},
         },
-        "held_out_objects": dataclasses.asdict(scores) if scores else None,
+        "held_out_objects": finite(dataclasses.asdict(scores)) if scores else None,
         "made_with": {
             "lvsm-data": metadata.version("lvsm-data"),
             "torch": torch.__version__,

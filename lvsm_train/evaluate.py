@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -174,3 +176,12 @@ def row(batch: Batch, made: torch.Tensor, b: int, targets: int = 3) -> list[np.n
 def pixels(image: torch.Tensor) -> np.ndarray:
     """(3, H, W) in [0, 1] -> (H, W, 3) uint8."""
     return np.ascontiguousarray((image * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def finite(told: Any) -> Any:
+    """The same values for JSON, which has neither inf nor NaN: they become null."""
+    if isinstance(told, dict):
+        return {name: finite(value) for name, value in told.items()}
+    if isinstance(told, list):
+        return [finite(value) for value in told]
+    return None if isinstance(told, float) and not math.isfinite(told) else told

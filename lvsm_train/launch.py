@@ -86,5 +86,5 @@ def _result(cfg: TrainConfig) -> Result:
         raise UserError(*json.loads(path.read_text()))
     found = checkpoint.load(cfg.out)
     assert found is not None, "Ray Train ended well, and there is no checkpoint"
-    step, told = int(found[1]["step"]), found[1]["scores"]
+    step, told = int(found[1]["step"]), found[0]["scores"]
     return Result(cfg.out, step, step >= cfg.steps, Scores(**told) if told else None)

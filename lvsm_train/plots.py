@@ -9,6 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 620, 300
 LEFT, RIGHT, TOP, FOOT = 52, 112, 30, 250  # the field of the lines; right of it stand their names
+MARKS = 9  # places on the x axis that can all be named
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ def svg(plot: Plot) -> str:
     if not points or len(plot.series) > 4:
         raise ValueError(f"a plot of {len(plot.series)} lines and {len(points)} points")
     xs = sorted({x for x, _ in points})
+    marks = xs if len(xs) <= MARKS else [x for x in _ticks(xs[0], xs[-1]) if xs[0] <= x <= xs[-1]]
     ticks = list(_ticks(min(y for _, y in points), max(y for _, y in points)))
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -39,7 +41,7 @@ def svg(plot: Plot) -> str:
         y = place(xs[0], tick)[1]
         parts.append(f"<path class=grid d='M{LEFT} {y:.1f}H{WIDTH - RIGHT}'/>")
         parts.append(f"<text class=end x={LEFT - 8} y={y + 4:.1f}>{tick:g}</text>")
-    for x in xs:
+    for x in marks:
         parts.append(f"<text class=middle x={place(x, 0)[0]:.1f} y={FOOT + 18}>{x:g}</text>")
     parts.append(f"<text class=middle x={(LEFT + WIDTH - RIGHT) / 2} y={FOOT + 38}>{escape(plot.x_label)}</text>")
     names = _apart({name: place(*line[-1])[1] for name, line in plot.series.items()})

@@ -18,7 +18,7 @@ from rich.progress import Progress as Bar
 from lvsm_train.boards import Boards
 from lvsm_train.config import TrainConfig
 from lvsm_train.data import Batch
-from lvsm_train.evaluate import Scores
+from lvsm_train.evaluate import Scores, finite
 from lvsm_train.flops import peak_flops, training_flops
 from lvsm_train.model import image_size
 from lvsm_train.ranks import Ranks
@@ -159,5 +159,5 @@ class Log:
         self.last = time.monotonic()
 
     def _write(self, line: dict[str, Any]) -> None:
-        self.file.write(json.dumps(line) + "\n")
+        self.file.write(json.dumps(finite(line)) + "\n")
         self.file.flush()

@@ -12,7 +12,7 @@ import torch
 
 from lvsm_train import checkpoint, model
 from lvsm_train.config import TrainConfig
-from lvsm_train.evaluate import Scores
+from lvsm_train.evaluate import Scores, finite
 from lvsm_train.model import LVSM
 from lvsm_train.optim import Average, Optimizers
 from lvsm_train.ranks import Ranks
@@ -89,6 +89,7 @@ class State:
     def save(self, step: int) -> None:
         """Commits a checkpoint, of the first rank for all."""
         if self.ranks.first:
+            scores = dataclasses.asdict(self.scores) if self.scores else {}
             state = {
                 "model": self.net.state_dict(),
                 "optimizers": self.optimizers.state_dict(),
@@ -96,10 +97,11 @@ class State:
                 "spikes": self.spikes.state_dict(),
                 "random": torch.get_rng_state(),
                 "best": list(self.best) if self.best else [],
+                "scores": scores,
             }
             facts = {
                 "best": self.best[1] if self.best else None,
-                "scores": dataclasses.asdict(self.scores) if self.scores else {},
+                "scores": finite(scores),
                 "identity": self.cfg.identity(self.ranks.world),
                 "config": self.cfg.as_json(),
             }
@@ -122,7 +124,7 @@ class State:
         self.spikes.load_state_dict(state["spikes"])
         torch.set_rng_state(state["random"].cpu())
         self.best = (float(state["best"][0]), int(state["best"][1])) if state["best"] else None
-        self.scores = Scores(**facts["scores"]) if facts["scores"] else None
+        self.scores = Scores(**state["scores"]) if state["scores"] else None
         return int(facts["step"])
 
     def _take(self, state: dict[str, Any]) -> None:

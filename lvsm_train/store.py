@@ -311,6 +311,8 @@ def _in_threads(work: Callable[[Given], Made], items: Sequence[Given], workers: 
     pool = ThreadPoolExecutor(workers)
     try:
         results = pool.map(work, items)
-        yield from track(results, say, len(items), console=Console(stderr=True), transient=True) if say else results
+        console = Console(stderr=True)
+        shown = say and console.is_terminal  # elsewhere a bar that goes would leave an empty line
+        yield from track(results, say, len(items), console=console, transient=True) if shown else results
     finally:
         pool.shutdown(cancel_futures=True)

@@ -32,12 +32,14 @@ from lvsm_train.watchdog import Watchdog
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a session ended. step: how many steps the run has done. scores: of the last evaluation, None without one."""
+    """How a session ended. step: how many steps the run has done. scores: of the last evaluation, None without one, and of the
+    first rank alone. first: whether this is that rank, which speaks for all."""
 
     out: Path
     step: int
     finished: bool
     scores: Scores | None
+    first: bool = True
 
 
 def train_fn(cfg: TrainConfig) -> Result:
@@ -60,10 +62,10 @@ def train_fn(cfg: TrainConfig) -> Result:
             for data, step, batches, waited in _fed(cfg, ranks, device, start, log):
                 log.say(*gradients.suit(batches[0]))
                 told = gradients(batches, step)
-                values = ranks.mean(torch.stack([*told.values(), told["loss"].new_tensor(float(bool(stopped)))]))
-                *means, stop, norm = torch.cat(
-                    [values, state.optimizers.norm()[None]]
-                ).tolist()  # the one wait for a GPU
+                stopping = told["loss"].new_tensor(float(bool(stopped)))
+                shared = ranks.mean(torch.stack([*told.values(), stopping]))
+                # the one wait for a GPU
+                *means, stop, norm = torch.cat([shared, state.optimizers.norm()[None]]).tolist()
                 terms = dict(zip(told, means, strict=True))
                 facts = state.step(step, terms["loss"], norm)
                 done = step + 1
@@ -82,7 +84,7 @@ def train_fn(cfg: TrainConfig) -> Result:
                     break
         if ranks.first and done >= cfg.steps:
             _conclude(state, cfg)
-        return Result(cfg.out, done, done >= cfg.steps, state.scores)
+        return Result(cfg.out, done, done >= cfg.steps, state.scores, ranks.first)
 
 
 def _fed(
@@ -95,12 +97,11 @@ def _fed(
             settings = dataclasses.replace(cfg.data, res=res)
             with contextlib.closing(Data(settings, ranks.rank, ranks.world, device, cfg.accumulate)) as data:
                 log.say(*data.notes, data.says())
-                batches = data.batches(max(first, start))
-                for step in range(max(first, start), end):
-                    clock = time.perf_counter()
-                    some = list(itertools.islice(batches, cfg.accumulate))
-                    yield data, step, some, time.perf_counter() - clock
-                batches.close()
+                with contextlib.closing(data.batches(max(first, start))) as batches:
+                    for step in range(max(first, start), end):
+                        clock = time.perf_counter()
+                        some = list(itertools.islice(batches, cfg.accumulate))
+                        yield data, step, some, time.perf_counter() - clock
         first = end
 
 
@@ -113,10 +114,7 @@ def _look(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -> No
         log.say(f"step {step}: no held-out object has {cfg.data.inputs} views and one more: nothing is measured")
         return
     with state.evaluated() as net, torch.no_grad(), autocast(cfg.precision, state.device):
-
-        def render(batch: Batch) -> torch.Tensor:
-            return net(batch.rgb, batch.c2w, batch.fxfycxcy, batch.target_c2w, batch.target_fxfycxcy)
-
+        render = evaluate.render_of(net)
         scores = evaluate.measure(render, data.evaluation_batches(samples, cfg.data.batch))
         picture = state.out / "strips" / f"step-{step:08d}.png"
         evaluate.strip(render, next(data.evaluation_batches(samples[:6], 6)), picture)

@@ -95,9 +95,12 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
     from pipeline.progress import shown
 
     result = launch(cfg)
-    if result.scores:
+    if result.first and result.scores:
         print(f"unseen objects: {result.scores.line()}")
-    print(f"{result.step} of {cfg.steps} steps in {shown(result.out)}; checkpoints, log.jsonl and strips are there")
+    if result.first:
+        print(
+            f"{result.step} of {cfg.steps} steps in {shown(result.out)}; checkpoints, log.jsonl, strips and card.json are there"
+        )
     return 0 if result.finished else FEWER_THAN_ASKED
 
 

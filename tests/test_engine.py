@@ -103,7 +103,7 @@ def test_two_ranks_of_torchrun_are_one(data: Path, alone: Path, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A Ray that two tests share."""
+    """A Ray that tests share: to start one takes longer than they do."""
     with connected(None, 3):
         yield
 
@@ -112,6 +112,15 @@ RAY = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within Ray Dat
 
 
 @RAY
+@pytest.mark.usefixtures("cluster")
+def test_two_workers_of_ray_train_are_one(data: Path, alone: Path, tmp_path: Path) -> None:
+    result = launching.launch(short(data, tmp_path / "run", batch=2, ray_workers=2))
+    assert result.finished and result.step == 4
+    close(tmp_path / "run", alone)
+
+
+@RAY
+@pytest.mark.campaign
 @pytest.mark.usefixtures("cluster")
 def test_ray_train_goes_on_after_a_rank_dies(data: Path, alone: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """The first rank kills itself once, within the commit of the last checkpoint; Ray starts both anew."""
@@ -133,6 +142,7 @@ def test_ray_train_goes_on_after_a_rank_dies(data: Path, alone: Path, tmp_path: 
 
 
 @RAY
+@pytest.mark.campaign
 @pytest.mark.usefixtures("cluster")
 def test_ray_train_says_what_a_user_did_wrong(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no checkpoint"):

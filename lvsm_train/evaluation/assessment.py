@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lvsm_train.evaluate import BASELINES, Found, Scores
+from lvsm_train.evaluate import BASELINES, Found, Scores, finite
 from lvsm_train.evaluation.stopwatch import Lap
 from lvsm_train.samples import Sample
 
@@ -124,7 +124,7 @@ class Assessment:
             "films": {uid: path.name for uid, path in self.films.items()},
             "notes": self.notes,
         }
-        return dict(_finite(told))
+        return dict(finite(told))
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -133,13 +133,5 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
-        table.writerows(_finite(row) for row in rows)
+        table.writerows(finite(row) for row in rows)
     return path
-
-
-def _finite(told: Any) -> Any:
-    if isinstance(told, dict):
-        return {name: _finite(value) for name, value in told.items()}
-    if isinstance(told, list):
-        return [_finite(value) for value in told]
-    return None if isinstance(told, float) and not math.isfinite(told) else told
