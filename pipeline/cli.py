@@ -84,8 +84,8 @@ def _torch_needed() -> Iterator[None]:
 def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
     """Train an LVSM on shards, measure it on objects that do not train, and keep checkpoints.
 
-    The same command on the same folder goes on where it stopped, bit by bit on a CPU. --preset sets all defaults.
-    Exit status 0: all steps were done; 3: stopped before.
+    The same command on the same folder goes on where it stopped, bit by bit on a CPU with as many threads. --preset sets all
+    defaults. Exit status 0: all steps were done; 3: stopped before.
 
     Example: lvsm-data train --data data/try --preset small --steps 50 --out runs/try
     """

@@ -115,8 +115,10 @@ def test_it_learns_and_says_so(data: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_was_cut_goes_on_bit_by_bit(data: Path, tmp_path: Path) -> None:
     train_fn(config(data, tmp_path / "whole"))
+    threads = torch.get_num_threads()  # sums depend on how they are shared
     program = (
-        "import sys, pickle; from lvsm_train.train import train_fn; train_fn(pickle.load(open(sys.argv[1], 'rb')))"
+        f"import sys, pickle, torch; torch.set_num_threads({threads}); from lvsm_train.train import train_fn; "
+        "train_fn(pickle.load(open(sys.argv[1], 'rb')))"
     )
     import pickle
 
