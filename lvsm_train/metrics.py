@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from lvsm_train.vgg import BLOCKS, CACHE, Features, Net, Weights, layer_names, lpips_weights
+from pipeline.scene import UserError
 
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # pixels: eleven taps
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for a data range of 1
@@ -102,6 +103,23 @@ class Lpips(nn.Module):
                 x, y = (functional.normalize(z.float(), dim=1, eps=1e-10) for z in (x, y))
                 total = total + (getattr(self, f"linear{index}") * (x - y).square()).sum(1).mean((1, 2))
         return total
+
+
+def lpips_or_why(
+    wanted: bool, archive: Path | None, device: torch.device, cache: Path = CACHE
+) -> tuple[Lpips | None, list[str]]:
+    """LPIPS on a device, as published; None where it is not wanted, or, with a line that says why, where it cannot be had.
+
+    Raises UserError where the user named an archive, and that is not it.
+    """
+    if not wanted:
+        return None, []
+    try:
+        return Lpips.load("vgg16", archive, cache).to(device), []
+    except UserError as error:
+        if archive:
+            raise
+        return None, [f"LPIPS was not measured: {str(error).splitlines()[0]}"]
 
 
 def lpips_taps(net: Net) -> list[str]:

@@ -21,7 +21,7 @@ from lvsm_train.evaluation.assessment import Assessment, Control, write_table
 from lvsm_train.evaluation.protocols import PROTOCOLS
 from lvsm_train.evaluation.stopwatch import Timed
 from lvsm_train.films import write_film
-from lvsm_train.metrics import Lpips
+from lvsm_train.metrics import lpips_or_why
 from lvsm_train.options import EvalConfig
 from lvsm_train.samples import Planner, Sample
 from lvsm_train.trained import Trained, open_run
@@ -73,7 +73,7 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
                 "the model was trained on all of these objects", "--split all measures on them all the same"
             )
     samples = samples[: cfg.objects]
-    lpips, more = _lpips(cfg, data.device)
+    lpips, more = lpips_or_why(cfg.lpips, cfg.lpips_weights, data.device)
     notes += more
     timed = Timed(trained.net)
     found = evaluate.examine(timed, data.evaluation_batches(samples, cfg.batch), lpips)
@@ -110,17 +110,6 @@ def _split(cfg: EvalConfig, trained: Trained) -> tuple[str, set[str]]:
     except UserError:  # those shards are gone by now
         return "all", set()
     return "all", {index.uids[number] for number in Planner(own, index).train}
-
-
-def _lpips(cfg: EvalConfig, device: torch.device) -> tuple[Lpips | None, list[str]]:
-    if not cfg.lpips:
-        return None, []
-    try:
-        return Lpips.load("vgg16", cfg.lpips_weights).to(device), []
-    except UserError as error:
-        if cfg.lpips_weights:
-            raise
-        return None, [f"LPIPS was not measured: {str(error).splitlines()[0]}"]
 
 
 # ---- controls

@@ -26,11 +26,10 @@ from lvsm_train.lab.laws import Law, laws
 from lvsm_train.lab.mixtures import MIXTURES
 from lvsm_train.lab.study import Study, change, measure
 from lvsm_train.lab.workbench import Bench, data_config, open_bench
-from lvsm_train.metrics import Lpips
+from lvsm_train.metrics import Lpips, lpips_or_why
 from lvsm_train.options import OPERATIONS, LatentConfig
 from lvsm_train.trained import open_run
 from pipeline import images
-from pipeline.scene import UserError
 
 FPS = 12.0  # of films
 FILM_VIEWS = 4
@@ -77,7 +76,7 @@ def explore(cfg: LatentConfig) -> Report:
     device = next(trained.net.parameters()).device
     with contextlib.closing(Data(data_config(trained, cfg), device=device)) as data, torch.no_grad():
         bench = open_bench(trained, data, cfg)
-        lpips, notes = load_lpips(cfg)
+        lpips, notes = lpips_or_why(cfg.lpips, cfg.lpips_weights, device)
         report = Report(cfg.out or cfg.run / "latent", _facts(bench, lpips), notes=notes)
         report.out.mkdir(parents=True, exist_ok=True)
         _look(bench, report, lpips)
@@ -87,18 +86,6 @@ def explore(cfg: LatentConfig) -> Report:
     (report.out / "latent.json").write_text(json.dumps(report.as_json(), indent=1, allow_nan=False))
     lab_page.write(report, report.out / "index.html")
     return report
-
-
-def load_lpips(cfg: LatentConfig) -> tuple[Lpips | None, list[str]]:
-    """LPIPS, or None and why not. Raises UserError where the user named a file that is not its weights."""
-    if not cfg.lpips:
-        return None, []
-    try:
-        return Lpips.load("vgg16", cfg.lpips_weights), []
-    except UserError as error:
-        if cfg.lpips_weights:
-            raise
-        return None, [f"LPIPS was not measured: {str(error).splitlines()[0]}"]
 
 
 def _facts(bench: Bench, lpips: Lpips | None) -> dict[str, Any]:
