@@ -54,6 +54,7 @@ from pipeline import cameras, clips, cuts, images, shards
 from pipeline.config import ClipScene
 from pipeline.scene import Clip, Item
 from pipeline.sources import realestate10k
+from pipeline.writer import ShardWriter
 from tests import videos
 
 HW = (480, 854)
@@ -533,7 +534,7 @@ def profile(options: Options) -> None:
 def step(world: World, folder: Path, stages: Stages) -> None:
     """What A does to every clip, one after the other."""
     cfg = ClipScene(res=(world.options.res,))
-    writer = shards.ShardWriter(folder, cfg.res, shards.NUMBERS, {"config_hash": ""}, 64e6)
+    writer = ShardWriter(folder, cfg.res, shards.NUMBERS, {"config_hash": ""}, 64e6)
     to_scene = stages.timed("else", clips.to_scene)
     closed = 0
     for clip in world.clips:

@@ -42,7 +42,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from lvsm_train.data import Data, DataConfig
 from pipeline import cameras, images
 from pipeline.scene import Item, Scene, Views, item_rng
-from pipeline.shards import ShardWriter, find_shards, read_objects
+from pipeline.shards import find_shards, read_objects
+from pipeline.writer import ShardWriter
 
 VIEWS = 8  # of a sample
 Way = Callable[[], Iterator[Any]]

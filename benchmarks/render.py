@@ -39,7 +39,7 @@ from pipeline.blender import Blender, Frame, Limits
 from pipeline.config import RenderConfig, SceneConfig
 from pipeline.produce import Producer
 from pipeline.scene import Item, Retry, Skip, UserError
-from pipeline.shards import ShardWriter
+from pipeline.writer import ShardWriter
 
 SETTINGS = {"quick": (64, 16, 3), "small": (64, 128, 4), "large": (512, 32, 2)}  # pixels, views, procedural objects
 WAYS = {"A": "fresh Blender per object", "B": "lvsm-data, one Blender", "C": "Cycles' sample loop alone"}

@@ -8,40 +8,49 @@ from __future__ import annotations
 
 import json
 import os
-import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
+from pipeline.room import patiently
 from pipeline.scene import UserError
+from pipeline.window import CHECKPOINTS as FOLDER
+from pipeline.window import commits
 
-FOLDER = "checkpoints"
-NAME = re.compile(r"step-(\d{8})\.json")
 
+def save(
+    run: Path,
+    step: int,
+    state: dict[str, Any],
+    facts: dict[str, Any],
+    keep: int,
+    every: int = 1,
+    enough: Callable[[], bool] = lambda: True,
+) -> Path:
+    """Writes the checkpoint of a step; of those before, the newest keep - 1 and the best one (facts["best"]) stay.
 
-def save(run: Path, step: int, state: dict[str, Any], facts: dict[str, Any], keep: int) -> Path:
-    """Writes the checkpoint of a step; of those before, the newest keep - 1 and the best one (facts["best"]) stay."""
+    every: steps that are no multiple of it are extra, and go with the next checkpoint. A full disk is waited for until `enough`
+    is true; then it raises OSError, and what was there is still there.
+    """
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.glob("*.tmp"):
+        left_over.unlink()
     path = folder / f"step-{step:08d}.pt"
-    temporary = path.with_suffix(".pt.tmp")
-    torch.save(state, temporary)
-    _commit(temporary, path)
-    note = path.with_suffix(".json.tmp")
-    note.write_text(json.dumps({"step": step} | facts, indent=2))
-    _commit(note, path.with_suffix(".json"))
-    best = facts.get("best")
-    for old in steps_in(run)[:-keep]:
-        if old != best:  # the note goes first: what is left of a crash in between is no checkpoint
-            (folder / f"step-{old:08d}.json").unlink(missing_ok=True)
-            (folder / f"step-{old:08d}.pt").unlink(missing_ok=True)
+    note = json.dumps({"step": step} | facts, indent=2).encode()
+    patiently(lambda: _commit(lambda file: torch.save(state, file), path), folder, enough)
+    patiently(lambda: _commit(lambda file: file.write(note), path.with_suffix(".json")), folder, enough)
+    found = commits(run)
+    stay = {found[-1], facts.get("best"), *[one for one in found if one % every == 0][-keep:]}
+    for old in set(found) - stay:  # the note goes first: what is left of a crash in between is no checkpoint
+        (folder / f"step-{old:08d}.json").unlink(missing_ok=True)
+        (folder / f"step-{old:08d}.pt").unlink(missing_ok=True)
+    for left_over in folder.glob("*.pt"):
+        if not left_over.with_suffix(".json").exists():
+            left_over.unlink()
     return path
-
-
-def steps_in(run: Path) -> list[int]:
-    """Steps of the finished checkpoints, ascending."""
-    return sorted(int(match[1]) for path in (run / FOLDER).glob("*.json") if (match := NAME.fullmatch(path.name)))
 
 
 def load(run: Path, step: int | None = None, device: str = "cpu") -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -49,7 +58,7 @@ def load(run: Path, step: int | None = None, device: str = "cpu") -> tuple[dict[
 
     Raises UserError: there is no checkpoint of that step, or it cannot be read.
     """
-    found = steps_in(run)
+    found = commits(run)
     if step is not None and step not in found:
         has = ", ".join(map(str, found)) or "none"
         raise UserError(f"{run} has no checkpoint of step {step}; it has {has}", "leave the step out for the newest")
@@ -66,10 +75,20 @@ def load(run: Path, step: int | None = None, device: str = "cpu") -> tuple[dict[
     return state, facts
 
 
-def _commit(temporary: Path, path: Path) -> None:
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+def _commit(write: Callable[[IO[bytes]], Any], path: Path) -> None:
+    """A file that is there as a whole, or not at all. Raises OSError where the disk is full."""
+    temporary = path.with_suffix(f"{path.suffix}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)  # a full disk needs every byte
+        if isinstance(error.__context__, OSError):  # torch raises something else in its place
+            raise error.__context__ from None
+        raise
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -219,10 +219,10 @@ class TrainConfig:
 
     preset: Preset = "small"
     """Where all defaults come from. official-*: as published; the others: our own recipe. docs/training.md."""
-    model: Annotated[ModelConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=ModelConfig)
-    data: Annotated[DataConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=lambda: DataConfig(()))
-    loss: Annotated[LossConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=LossConfig)
-    optim: Annotated[OptimConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=OptimConfig)
+    model: Annotated[ModelConfig, tyro.conf.arg(prefix_name=False)] = field(default_factory=ModelConfig)
+    data: Annotated[DataConfig, tyro.conf.arg(prefix_name=False)] = field(default_factory=lambda: DataConfig(()))
+    loss: Annotated[LossConfig, tyro.conf.arg(prefix_name=False)] = field(default_factory=LossConfig)
+    optim: Annotated[OptimConfig, tyro.conf.arg(prefix_name=False)] = field(default_factory=OptimConfig)
     out: Path | None = None
     """Folder of the run. Default: runs/PRESET. The same command on the same folder goes on where it stopped."""
     steps: int = 1000
@@ -263,6 +263,8 @@ class TrainConfig:
     """A step, evaluation or checkpoint that takes longer ends the process, and says where it was."""
     tensorboard: bool = True
     """Write curves and strips for TensorBoard into OUT/tensorboard (pip install tensorboard; tensorboard --logdir runs)."""
+    cycle: bool = False
+    """--data is the folder of a run of `lvsm-data cycle`, which starts this: train on its shards while they come and go."""
     wandb: str | None = None
     """The same for Weights & Biases, into the project of this name (pip install wandb)."""
 
@@ -277,6 +279,8 @@ class TrainConfig:
         for name in (*positive, "eval_every", "recompute", "ray_workers"):
             if (getattr(self, name) or 0) < 0 or (name in positive and not getattr(self, name)):
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small", "1 or more")
+        if self.cycle and (len(self.data.data) > 1 or self.curriculum or self.data.samples_per_object > 1):
+            raise UserError("--cycle takes one --data, and neither --curriculum nor --samples-per-object")
         self.stages()
         try:
             self.model.check()
@@ -343,7 +347,7 @@ class TrainConfig:
         free = ("data", "cache", "workers", "prefetch")
         data = {name: value for name, value in told["data"].items() if name not in free}
         data["batch"] *= ranks * self.accumulate
-        kept = ("model", "loss", "optim", "steps", "precision", "curriculum", "start_from")
+        kept = ["model", "loss", "optim", "precision", "curriculum", "start_from"] + ["steps"] * (not self.cycle)
         return {name: told[name] for name in kept} | {"data": data}
 
 

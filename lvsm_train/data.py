@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -57,6 +58,16 @@ class Batch:
         return replace(self, **moved)
 
 
+Plan = Callable[[], tuple[store.Index, Sequence[Sample]]]
+
+
+class End:
+    """What comes after the last plan."""
+
+
+END = End()
+
+
 @dataclass(frozen=True)
 class _Pending:
     """A batch under way: rows (B, V + T) of its views among all, cameras, and pixels that `jobs` may still fill."""
@@ -83,8 +94,10 @@ class Data:
         world: int = 1,
         device: str | torch.device = "cpu",
         accumulate: int = 1,
+        split: str = "",
     ) -> None:
-        """Reads the index and, where pictures are kept, decodes them all. accumulate: batches of a rank in a step.
+        """Reads the index and, where pictures are kept, decodes them all. accumulate: batches of a rank in a step. split: see
+        store.read_index.
 
         Raises UserError: see DataConfig.check and store.read_index; pictures that are broken.
         """
@@ -97,7 +110,7 @@ class Data:
             self.device = torch.device("cuda", torch.cuda.current_device())
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = max(1, len(os.sched_getaffinity(0)) // ranks_here)
-        self.index = store.read_index(cfg.data, cfg.res, cores)
+        self.index = store.read_index(cfg.data, cfg.res, cores, split)
         self.planner = samples.Planner(cfg, self.index)
         self.notes = self.planner.notes
         needed = len(self.index.c2w) * 3 * self.index.hw[0] * self.index.hw[1]
@@ -110,7 +123,7 @@ class Data:
         elif slow := int((self.index.chunk[:, 1] == 0).sum()):
             self.notes.append(f"{slow} objects are not packed as lvsm-data does it: their pictures are slow to find")
         self.workers = cfg.workers if cfg.workers is not None else max(1, cores - 1 if self.pixels is None else 1)
-        self._files = store.Files()
+        self.files = store.Files()
 
     @property
     def hw(self) -> tuple[int, int]:
@@ -133,7 +146,7 @@ class Data:
 
     def close(self) -> None:
         """Closes the shards. Iterators must have ended."""
-        self._files.close()
+        self.files.close()
 
     def batch(self, step: int) -> Batch:
         """What this rank sees at a step, or first, where it sees several."""
@@ -141,34 +154,54 @@ class Data:
 
     def gather(self, some: Sequence[Sample]) -> Batch:
         """Samples as a batch. Raises ValueError where their numbers of views differ, UserError where shards are broken."""
-        return self._finish(self._begin(lambda: some, _at_once))
+        return self._finish(self._begin(lambda: (self.index, some), _at_once))
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """All of this rank's, of every step from `start` on, without end, made ahead by threads. Close it after use."""
         plan, parts = self.planner.training, self.parts
-        return self._flow(
-            functools.partial(plan, step, part, parts) for step in itertools.count(start) for part in self.ours
+        return self.made(
+            functools.partial(self._of_mine, functools.partial(plan, step, part, parts))
+            for step in itertools.count(start)
+            for part in self.ours
         )
 
-    def evaluation_batches(self, of: Sequence[Sample], size: int) -> Generator[Batch, None, None]:
+    def evaluation_batches(self, of: Sequence[Sample], size: int) -> Iterator[Batch]:
         """`gather` of samples in their order, so many at a time; fewer where the numbers of views change."""
-        return self._flow(functools.partial(list, some) for some in samples.alike(of, size))
+        return self.made(
+            functools.partial(self._of_mine, functools.partial(list, some)) for some in samples.alike(of, size)
+        )
 
-    def _flow(self, plans: Iterator[Callable[[], Sequence[Sample]]]) -> Generator[Batch, None, None]:
+    def _of_mine(self, plan: Callable[[], Sequence[Sample]]) -> tuple[store.Index, Sequence[Sample]]:
+        return self.index, plan()
+
+    def made(self, plans: Iterator[Plan]) -> Generator[Batch, None, None]:
+        """Batches of samples, each of an index of its own, made ahead by threads. Close it after use."""
+        with contextlib.closing(self.asked(plans)) as batches:
+            yield from (batch for batch in batches if batch is not None)
+
+    def asked(self, plans: Iterator[Plan | None]) -> Generator[Batch | None, None, None]:
+        """The same of plans that may be None: "nothing now, ask again"; so is a batch, where none is under way either."""
         if self.workers == 0:
-            for plan in plans:
-                yield self._finish(self._begin(plan, _at_once))
+            for each in plans:
+                yield self._finish(self._begin(each, _at_once)) if each else None
             return
         pool = ThreadPoolExecutor(self.workers, "data", self._start_thread)
         ahead: deque[Future[_Pending]] = deque()
         depth = max(self.cfg.prefetch, -(-self.workers // self.cfg.batch))  # or some threads have nothing to do
+        more = True
         try:
             while True:
-                for plan in itertools.islice(plans, depth - len(ahead)):
-                    ahead.append(pool.submit(self._begin, plan, pool.submit))
-                if not ahead:
+                while more and len(ahead) < depth:
+                    plan: Plan | End | None = next(plans, END)
+                    if plan is None:
+                        break
+                    if isinstance(plan, End):
+                        more = False
+                    else:
+                        ahead.append(pool.submit(self._begin, plan, pool.submit))
+                if not ahead and not more:
                     return
-                yield self._finish(ahead.popleft().result())
+                yield self._finish(ahead.popleft().result()) if ahead else None
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -176,46 +209,47 @@ class Data:
         if self.device.type == "cuda":  # which GPU is the current one is a matter of each thread
             torch.cuda.set_device(self.device)
 
-    def _begin(self, plan: Callable[[], Sequence[Sample]], submit: Callable[..., Future[None]]) -> _Pending:
+    def _begin(self, plan: Plan, submit: Callable[..., Future[None]]) -> _Pending:
         """Everything of a batch that needs no device; what has to be decoded is submitted, and not waited for."""
-        some = plan()
+        index, some = plan()
+        kept = self.pixels is not None and index is self.index
         if len({(len(sample.inputs), len(sample.targets)) for sample in some}) != 1:
             raise ValueError("samples of one batch need equally many inputs, and equally many targets")
         views = np.array([sample.inputs + sample.targets for sample in some])
-        rows = views + self.index.first[[sample.number for sample in some]][:, None]
-        c2w = self.index.c2w[rows]
+        rows = views + index.first[[sample.number for sample in some]][:, None]
+        c2w = index.c2w[rows]
         if self.cfg.scenes:
             c2w = np.stack([draws.normalise_poses(cameras) for cameras in c2w])
         elif any(sample.angle for sample in some):
             c2w = draws.rotate_z(c2w, np.array([sample.angle for sample in some]))
-        at, pose, k = (self._pinned(torch.from_numpy(one)) for one in (rows, c2w, self.index.fxfycxcy[rows]))
-        if self.cached == "device":
+        at, pose, k = (self._pinned(torch.from_numpy(one)) for one in (rows, c2w, index.fxfycxcy[rows]))
+        if kept and self.cached == "device":
             return _Pending(some, at, pose, k, None, [])
         pin = self.device.type == "cuda"
         pixels = torch.empty((*rows.shape, 3, *self.hw), dtype=torch.uint8, pin_memory=pin)
-        if self.pixels is not None:
+        if kept and self.pixels is not None:
             np.take(self.pixels.numpy(), rows, 0, pixels.numpy(), mode="clip")  # the other modes make a copy first
             return _Pending(some, at, pose, k, pixels, [])
         of_object: dict[int, list[int]] = defaultdict(list)
         for place, sample in enumerate(some):
             of_object[sample.number].append(place)
         out = pixels.numpy()
-        jobs = [submit(self._read, number, places, views, out) for number, places in of_object.items()]
+        jobs = [submit(self._read, index, number, places, views, out) for number, places in of_object.items()]
         return _Pending(some, at, pose, k, pixels, jobs)
 
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
-    def _read(self, number: int, places: list[int], views: np.ndarray, out: np.ndarray) -> None:
+    def _read(self, index: store.Index, number: int, places: list[int], views: np.ndarray, out: np.ndarray) -> None:
         """The views of one object, each decoded once, into their places of a batch: views (B, S), out (B, S, 3, H, W)."""
-        jpegs = self.index.jpegs(number, self._files)
+        jpegs = index.jpegs(number, self.files)
         done: dict[int, np.ndarray] = {}
         for place in places:
             for view, planes in zip(views[place].tolist(), out[place], strict=True):
                 if view in done:
                     planes[:] = done[view]
                 else:
-                    self.index.decode(number, view, jpegs[view], planes)
+                    index.decode(number, view, jpegs[view], planes)
                     done[view] = planes
 
     def _finish(self, pending: _Pending) -> Batch:

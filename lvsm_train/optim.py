@@ -15,8 +15,8 @@ from lvsm_train.config import OptimConfig
 WITHIN_BLOCKS = re.compile(r"(^|\.)(attn|mlp)\.")
 
 
-def lr_share(step: int, steps: int, warmup: int, final: float) -> float:
-    """Share of the peak learning rate at a step (0-based) of `steps`: a line up from 0, then half a cosine down to `final`.
+def lr_share(step: float, steps: int, warmup: int, final: float) -> float:
+    """Share of the peak learning rate at a step (from 0, perhaps not whole) of `steps`: a line up from 0, then half a cosine.
 
     With final 0 these are the figures of transformers' `get_cosine_schedule_with_warmup`, whose first step has a rate of 0.
     """
@@ -55,7 +55,7 @@ class Optimizers:
         """Of all gradients together, on their device: nobody has waited for it yet."""
         return nn.utils.get_total_norm(self._gradients(), foreach=True)
 
-    def step(self, number: int, norm: float | None = None) -> dict[str, float]:
+    def step(self, number: float, norm: float | None = None) -> dict[str, float]:
         """Clips, and moves the weights unless the step is void. Gradients are gone afterwards in any case.
 
         norm: what `norm` gave. A gradient that is no number counts as 0 where the loss was one, as published. Returns

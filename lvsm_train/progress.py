@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +21,12 @@ from lvsm_train.boards import Boards
 from lvsm_train.config import TrainConfig
 from lvsm_train.data import Batch
 from lvsm_train.evaluate import Scores, finite
+from lvsm_train.feeds import Fed
 from lvsm_train.flops import peak_flops, training_flops
 from lvsm_train.model import image_size
 from lvsm_train.ranks import Ranks
 from pipeline import images
+from pipeline.room import append, patiently
 
 LINE_S = 10.0  # between plain lines
 WINDOW = 50  # steps that figures are means over
@@ -45,6 +49,7 @@ class Log:
     def __init__(self, cfg: TrainConfig, start: int, ranks: Ranks, device: torch.device) -> None:
         assert cfg.out is not None
         self.cfg, self.ranks, self.speaks = cfg, ranks, ranks.first
+        self.enough: Callable[[], bool] = lambda: True  # waited for a disk that is full
         self.peak = peak_flops(device)
         self.console = Console(stderr=True)
         self.path = cfg.out / "log.jsonl"
@@ -61,7 +66,7 @@ class Log:
         if self.speaks:
             self._cut(start)
             self.boards = Boards(cfg, start)
-            self.file = self.path.open("a")
+            self.file = self.path.open("ab", buffering=0)
 
     def __enter__(self) -> Log:
         if self.speaks and self.console.is_terminal:
@@ -91,18 +96,21 @@ class Log:
                     kept.append(line)
             except ValueError:  # cut off by a crash
                 break
-        self.path.write_text("".join(kept))
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, self.path)
 
-    def step(self, done: int, values: dict[str, float], waited: float, batches: list[Batch]) -> None:
+    def step(self, done: int, values: dict[str, float], fed: Fed) -> None:
         """One step is done. values: its loss, its terms, and what the optimiser says."""
         if not self.speaks:
             return
         now = time.monotonic()
-        samples, pictures, flops = self._work(batches)
+        samples, pictures, flops = self._work(fed.batches)
         spent = now - self.last
-        self.recent.append(_Step(values.get("mse", math.nan), spent, waited, pictures, flops))
-        line = {"step": done} | values | {"waited_s": round(waited, 5), "seconds": round(spent, 5), "samples": samples}
-        self._write(line)
+        self.recent.append(_Step(values.get("mse", math.nan), spent, fed.waited, pictures, flops))
+        times = {"waited_s": round(fed.waited, 5), "seconds": round(spent, 5)}
+        slots = {"slots": {str(slot): count for slot, count in fed.slots.items()}} if fed.slots else {}
+        self._write({"step": done} | values | times | {"samples": samples} | slots)
         self.last = now
         figures = self._figures()
         if done % BOARD_EVERY == 0 or done == 1:
@@ -159,5 +167,5 @@ class Log:
         self.last = time.monotonic()
 
     def _write(self, line: dict[str, Any]) -> None:
-        self.file.write(json.dumps(finite(line)) + "\n")
-        self.file.flush()
+        data = f"{json.dumps(finite(line))}\n".encode()
+        patiently(lambda: append(self.file, data), self.path.parent, self.enough)

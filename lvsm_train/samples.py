@@ -38,13 +38,14 @@ class Planner:
     """Which views of which objects: training by a seed, evaluation the same for all.
 
     train, val: numbers of the objects in the index that train, and that are held out. notes: what a user should hear.
+    choose: where no shard says what is for validation, choose some of the objects.
     """
 
-    def __init__(self, cfg: DataConfig, index: Index) -> None:
+    def __init__(self, cfg: DataConfig, index: Index, choose: bool = True) -> None:
         self.cfg, self.index = cfg, index
         self.notes: list[str] = []
         held = index.val.copy()
-        if not held.any():
+        if choose and not held.any():
             names = index.videos() if cfg.scenes else index.uids
             held[:] = [split_of(name, HELD_PERCENT) == "val" for name in names]
             if not held.any() and len(set(names)) > 1:
@@ -71,14 +72,22 @@ class Planner:
         cfg = self.cfg
         if not len(self.train):
             raise UserError("there is nothing to train on", "; ".join(self.notes))
+        start = (step * parts + part) * cfg.batch
+        numbers = [
+            int(self.train[draws.object_at(cfg.seed, position, len(self.train), cfg.samples_per_object)])
+            for position in range(start, start + cfg.batch)
+        ]
+        return self.drawn(step, start, numbers)
+
+    def drawn(self, step: int, start: int, numbers: Sequence[int]) -> list[Sample]:
+        """Objects as samples of a step: views and turns by their positions in the sequence of all, `start` and the following."""
+        cfg = self.cfg
         inputs = draws.view_count(cfg.seed, step, "inputs", cfg.least_inputs, cfg.inputs)
         targets = draws.view_count(cfg.seed, step, "targets", cfg.least_targets, cfg.targets)
-        start = (step * parts + part) * cfg.batch
-        return [self._entry(position, inputs, targets) for position in range(start, start + cfg.batch)]
+        return [self._entry(position, number, inputs, targets) for position, number in enumerate(numbers, start)]
 
-    def _entry(self, position: int, inputs: int, targets: int) -> Sample:
+    def _entry(self, position: int, number: int, inputs: int, targets: int) -> Sample:
         cfg = self.cfg
-        number = int(self.train[draws.object_at(cfg.seed, position, len(self.train), cfg.samples_per_object)])
         rng = item_rng(cfg.seed, str(position), "views")
         if cfg.scenes:
             return self._clip(number, rng, inputs, targets, cfg.target_among_inputs)

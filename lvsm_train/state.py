@@ -1,11 +1,11 @@
-"""Everything that moves in training, and its way to and from a checkpoint. The data's cursor is the step."""
+"""Everything that moves in training, and its way to and from a checkpoint. The data's cursor is the step, or a cycle's."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from lvsm_train.ranks import Ranks
 from lvsm_train.spikes import MOST, RECENT, Spikes
 from lvsm_train.trained import start_weights
 from pipeline.scene import UserError
+from pipeline.window import Cursor, commits
 
 
 class State:
@@ -35,11 +36,13 @@ class State:
         self.spikes = Spikes(cfg.optim.spike_above)
         self.best: tuple[float, int] | None = None
         self.scores: Scores | None = None
+        self.cursor: Cursor | None = None  # of a cycle, as it was saved last
+        self.enough: Callable[[], bool] = lambda: True  # waited for a disk that is full
 
-    def step(self, number: int, loss: float, norm: float) -> dict[str, float]:
-        """Moves the weights; a loss that is no number makes the step void."""
+    def step(self, place: float, loss: float, norm: float) -> dict[str, float]:
+        """Moves the weights; a loss that is no number makes the step void. place: in the schedule of learning rates, in steps."""
         if math.isfinite(loss):
-            facts = self.optimizers.step(number, norm)
+            facts = self.optimizers.step(place, norm)
         else:
             self.optimizers.zero_grad()
             facts = {"grad_norm": norm, "lr": math.nan, "void": 1.0}
@@ -59,7 +62,7 @@ class State:
             raise UserError(
                 f"{said}, for the {self.spikes.times}th time", f"lower --lr ({self.cfg.optim.lr:g}) or --clip"
             )
-        before = [step for step in checkpoint.steps_in(self.out) if step <= done - 2 * RECENT]
+        before = [step for step in commits(self.out) if step <= done - 2 * RECENT]
         if not before:
             return f"{said}, and there is no checkpoint from before"
         found = checkpoint.load(self.out, before[-1], str(self.device))
@@ -86,8 +89,9 @@ class State:
         if self.best is None or scores.psnr > self.best[0]:
             self.best = (scores.psnr, step)
 
-    def save(self, step: int) -> None:
-        """Commits a checkpoint, of the first rank for all."""
+    def save(self, step: int, cursor: Cursor | None = None) -> None:
+        """Commits a checkpoint, of the first rank for all. cursor: of a cycle's data; else the step says where it is."""
+        self.cursor = cursor
         if self.ranks.first:
             scores = dataclasses.asdict(self.scores) if self.scores else {}
             state = {
@@ -104,8 +108,9 @@ class State:
                 "scores": finite(scores),
                 "identity": self.cfg.identity(self.ranks.world),
                 "config": self.cfg.as_json(),
+                "cursor": cursor.as_json() if cursor else None,
             }
-            checkpoint.save(self.out, step, state, facts, self.cfg.keep)
+            checkpoint.save(self.out, step, state, facts, self.cfg.keep, self.cfg.checkpoint_every, self.enough)
         self.ranks.wait()
 
     def resume(self) -> int:
@@ -125,6 +130,7 @@ class State:
         torch.set_rng_state(state["random"].cpu())
         self.best = (float(state["best"][0]), int(state["best"][1])) if state["best"] else None
         self.scores = Scores(**state["scores"]) if state["scores"] else None
+        self.cursor = Cursor.from_json(facts["cursor"]) if facts.get("cursor") else None
         return int(facts["step"])
 
     def _take(self, state: dict[str, Any]) -> None:

@@ -132,6 +132,13 @@ class Files:
         with path.open("rb", buffering=0) as file:
             return os.pread(file.fileno(), length, offset)
 
+    def forget(self, path: Path) -> None:
+        """Closes a file that nobody reads any more: until then the disk of one that was deleted is not free."""
+        with self._lock:
+            descriptor = self._open.pop(path, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
     def close(self) -> None:
         """No read may be under way."""
         while self._open:
@@ -142,7 +149,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class _File:
+class File:
     """The part of an Index that one shard file gives. views: (n,) of each object. hw: (m, 2) of each view as it is stored."""
 
     uids: list[str]
@@ -154,12 +161,12 @@ class _File:
     frame: np.ndarray
 
 
-def read_index(folders: Sequence[Path], res: int | None, workers: int) -> Index:
+def read_index(folders: Sequence[Path], res: int | None, workers: int, split: str = "") -> Index:
     """The index of run folders, or of folders of one resolution, for pictures that are `res` pixels wide.
 
-    res: None is the largest width that all folders can give. Of each folder the smallest width that is enough is read.
-    Raises UserError: no shards, a width that is larger than what is stored, broken files, pictures of different shapes, an
-    object in training and validation shards both.
+    res: None is the largest width that all folders can give. Of each folder the smallest width that is enough is read. split:
+    train or val for shards of that one alone. Raises UserError: no shards, a width that is larger than what is stored, broken
+    files, pictures of different shapes, an object in training and validation shards both.
     """
     if not folders:
         raise UserError("no data to train on", "--data RUN, a folder that lvsm-data made")
@@ -170,12 +177,13 @@ def read_index(folders: Sequence[Path], res: int | None, workers: int) -> Index:
         enough = [one for one in by_width if one >= width]
         if not enough:
             raise UserError(f"{folder} has pictures of {max(by_width)} pixels at most, --res asks for {width}")
-        paths += by_width[min(enough)]
-    files = list(_in_threads(_read_file, paths, workers, "reading cameras" if len(paths) > 16 else ""))
-    return _joined(paths, files, width)
+        paths += [path for path in by_width[min(enough)] if path.stem.startswith(split)]
+    files = list(_in_threads(read_file, paths, workers, "reading cameras" if len(paths) > 16 else ""))
+    return joined(paths, files, width)
 
 
-def _joined(paths: list[Path], files: list[_File], width: int) -> Index:
+def joined(paths: Sequence[Path], files: Sequence[File], width: int) -> Index:
+    """The index of some shard files, for pictures of that width. Raises UserError like `read_index`."""
     uids = [uid for file in files for uid in file.uids]
     path = np.repeat(np.arange(len(files)), [len(file.uids) for file in files])
     val = np.array([one.stem.startswith("val-") for one in paths])[path]
@@ -198,7 +206,7 @@ def _joined(paths: list[Path], files: list[_File], width: int) -> Index:
         same = (hw == size).all(1)
         fxfycxcy[same] = cameras.resize_intrinsics(fxfycxcy[same].astype(np.float64), tuple(size.tolist()), new_hw)
     group = np.concatenate([np.arange(len(file.uids)) for file in files])
-    return Index(uids, paths, path, group, chunk, first, val, hw[first[:-1]], c2w, fxfycxcy, frame, new_hw)
+    return Index(uids, list(paths), path, group, chunk, first, val, hw[first[:-1]], c2w, fxfycxcy, frame, new_hw)
 
 
 def _check_unique(uids: list[str], val: np.ndarray) -> None:
@@ -212,7 +220,7 @@ def _check_unique(uids: list[str], val: np.ndarray) -> None:
         )
 
 
-def _read_file(path: Path) -> _File:
+def read_file(path: Path) -> File:
     """Everything but the pictures of one shard."""
     with _reading(path), pq.ParquetFile(path) as file:
         if METADATA_KEY not in (file.schema_arrow.metadata or {}):
@@ -230,7 +238,7 @@ def _read_file(path: Path) -> _File:
     if len(c2w) != len(counted) or not (np.isfinite(c2w).all() and np.isfinite(k).all() and (k[:, :2] > 0).all()):
         raise UserError(f"{path} has cameras that are none", HINT)
     hw = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], -1).astype(int)
-    return _File(uids, views, chunk, c2w, k, hw, table["frame"].to_numpy() if has_frame else counted)
+    return File(uids, views, chunk, c2w, k, hw, table["frame"].to_numpy() if has_frame else counted)
 
 
 def _uid(file: pq.ParquetFile, group: int) -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-import json
 import os
 import signal
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,15 +17,20 @@ import torch
 from lvsm_train import evaluate, official
 from lvsm_train.card import write_card
 from lvsm_train.config import TrainConfig
-from lvsm_train.data import Batch, Data
+from lvsm_train.data import Data
 from lvsm_train.devices import autocast, device_of
 from lvsm_train.evaluate import Scores
+from lvsm_train.feeds import Epochs, Feed
 from lvsm_train.gradients import Gradients
 from lvsm_train.optim import count
 from lvsm_train.progress import Log
 from lvsm_train.ranks import Ranks, joined
 from lvsm_train.state import State
+from lvsm_train.stream import Stream
 from lvsm_train.watchdog import Watchdog
+from pipeline.room import is_full, patiently
+from pipeline.scene import UserError
+from pipeline.window import Cursor, put
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,55 +57,58 @@ def train_fn(cfg: TrainConfig) -> Result:
         state = State(cfg, device, ranks)
         done = start = state.resume()
         gradients = Gradients(cfg, state.net, device, ranks)
+        stop, saved = 0.0, start
         with Log(cfg, start, ranks, device) as log, Watchdog(cfg.hang_minutes) as dog, _stopping() as stopped:
             log.say(
                 *gradients.loss.says(),
                 f"{cfg.model.kind}, {count(state.net.parameters()) / 1e6:.1f} million weights, on {device}",
             )
-            for data, step, batches, waited in _fed(cfg, ranks, device, start, log):
-                log.say(*gradients.suit(batches[0]))
-                told = gradients(batches, step)
-                stopping = told["loss"].new_tensor(float(bool(stopped)))
-                shared = ranks.mean(torch.stack([*told.values(), stopping]))
-                # the one wait for a GPU
-                *means, stop, norm = torch.cat([shared, state.optimizers.norm()[None]]).tolist()
-                terms = dict(zip(told, means, strict=True))
-                facts = state.step(step, terms["loss"], norm)
-                done = step + 1
-                log.step(done, terms | facts, waited, batches)
-                log.say(state.settle(done, terms["loss"]))
-                if cfg.eval_every and (done % cfg.eval_every == 0 or done == cfg.steps):
-                    dog.alive()
-                    _look(state, data, done, cfg, log)
-                if done % cfg.checkpoint_every == 0 or done == cfg.steps or stop:
-                    dog.alive()
-                    state.save(done)
-                    if ranks.first:
-                        write_card(cfg, data, done, state.scores)
+
+            def waiting() -> bool:
                 dog.alive()
-                if stop:
-                    break
-        if ranks.first and done >= cfg.steps:
+                return bool(stopped)
+
+            state.enough = log.enough = waiting
+            feed = _feed(cfg, ranks, device, log, state, waiting)
+            with contextlib.closing(feed.steps(start)) as steps:
+                for fed in steps:
+                    log.say(*gradients.suit(fed.batches[0]))
+                    told = gradients(fed.batches, fed.step)
+                    asked = [float(bool(stopped)), float(feed.urgent(state.cursor))]
+                    shared = ranks.mean(torch.stack([*told.values(), *told["loss"].new_tensor(asked)]))
+                    # the one wait for a GPU
+                    *means, stop, urgent, norm = torch.cat([shared, state.optimizers.norm()[None]]).tolist()
+                    terms = dict(zip(told, means, strict=True))
+                    facts = state.step(fed.place, terms["loss"], norm)
+                    done = fed.step + 1
+                    log.step(done, terms | facts, fed)
+                    log.say(state.settle(done, terms["loss"]))
+                    if cfg.eval_every and (done % cfg.eval_every == 0 or fed.last):
+                        dog.alive()
+                        patiently(partial(_look, state, fed.data, done, cfg, log), cfg.out, waiting)
+                    if done % cfg.checkpoint_every == 0 or fed.last or stop or urgent:
+                        dog.alive()
+                        state.save(done, fed.cursor)
+                        saved = done
+                        if ranks.first:
+                            patiently(partial(write_card, cfg, fed.data, done, state.scores), cfg.out, waiting)
+                    dog.alive()
+                    if stop:
+                        break
+            if saved < done:  # stopped while it waited for data
+                state.save(done, fed.cursor)
+        finished = not (stop or stopped) or (start < done and fed.last)
+        if ranks.first and finished:
             _conclude(state, cfg)
-        return Result(cfg.out, done, done >= cfg.steps, state.scores, ranks.first)
+        return Result(cfg.out, done, finished, state.scores, ranks.first)
 
 
-def _fed(
-    cfg: TrainConfig, ranks: Ranks, device: torch.device, start: int, log: Log
-) -> Iterator[tuple[Data, int, list[Batch], float]]:
-    """Of each step from `start` on: its data, its number, this rank's batches, and the seconds that were waited for them."""
-    first = 0
-    for end, res in cfg.stages():
-        if start < end:
-            settings = dataclasses.replace(cfg.data, res=res)
-            with contextlib.closing(Data(settings, ranks.rank, ranks.world, device, cfg.accumulate)) as data:
-                log.say(*data.notes, data.says())
-                with contextlib.closing(data.batches(max(first, start))) as batches:
-                    for step in range(max(first, start), end):
-                        clock = time.perf_counter()
-                        some = list(itertools.islice(batches, cfg.accumulate))
-                        yield data, step, some, time.perf_counter() - clock
-        first = end
+def _feed(
+    cfg: TrainConfig, ranks: Ranks, device: torch.device, log: Log, state: State, waiting: Callable[[], bool]
+) -> Feed:
+    if cfg.cycle:
+        return Stream(cfg, ranks, device, log.say, state.cursor or Cursor(), waiting)
+    return Epochs(cfg, ranks, device, log.say)
 
 
 def _look(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -> None:
@@ -137,8 +143,7 @@ def _setting(cfg: TrainConfig, ranks: Ranks) -> Iterator[None]:
     if ranks.first:
         cfg.out.mkdir(parents=True, exist_ok=True)
         path = cfg.out / "train.json"
-        path.with_suffix(".tmp").write_text(json.dumps(cfg.as_json(), indent=2))
-        os.replace(path.with_suffix(".tmp"), path)
+        put(path, cfg.as_json())
     torch.manual_seed(cfg.data.seed)
     before = torch.are_deterministic_algorithms_enabled()
     if cfg.deterministic:
@@ -147,6 +152,12 @@ def _setting(cfg: TrainConfig, ranks: Ranks) -> Iterator[None]:
     torch.set_float32_matmul_precision("high")
     try:
         yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise UserError(
+            f"the disk of {cfg.out} is full", "make room; the same command goes on from the newest checkpoint"
+        ) from None
     finally:
         torch.use_deterministic_algorithms(before)
 

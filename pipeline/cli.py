@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ from lvsm_train.config import TrainConfig
 from lvsm_train.options import EvalConfig, LatentConfig
 from lvsm_train.presets import PRESETS
 from pipeline.config import ClipConfig, ImportConfig, ManifestConfig, RenderConfig, RunConfig
+from pipeline.cycle_config import CycleConfig
 from pipeline.scene import UserError
 
 FEWER_THAN_ASKED = 3  # exit status
@@ -102,6 +104,57 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
             f"{result.step} of {cfg.steps} steps in {shown(result.out)}; checkpoints, log.jsonl, strips and card.json are there"
         )
     return 0 if result.finished else FEWER_THAN_ASKED
+
+
+def cycle(
+    cfg: Annotated[CycleConfig, tyro.conf.OmitArgPrefixes],
+    train: Annotated[TrainConfig, tyro.conf.arg(name="train")],
+) -> int:
+    """Render, train and delete at once, on a disk that holds a part of the data.
+
+    A shard goes when it has been trained on --passes times and a checkpoint proves it. The same command on the same folder goes
+    on where it stopped. --train-config sets the defaults of training. docs/cycle.md. Exit status 0: all was delivered and
+    trained on; 3: less.
+
+    Example: lvsm-data cycle --n 100 --res 64 --views 16 --disk-budget 500MB --passes 8 --out cycles/try
+    """
+    with _torch_needed():
+        from lvsm_train.cycling import checkpoint_bytes, on_cpu, settings
+    from pipeline.cycle import cycle as run
+    from pipeline.cycle_config import divide
+    from pipeline.progress import shown
+
+    if cfg.train_config not in PRESETS:
+        raise UserError(f"--train-config {cfg.train_config} is no preset", f"one of {', '.join(PRESETS)}")
+    cfg = cfg.resolved().with_cores(on_cpu(train))
+    assert cfg.out is not None
+    trained = settings(train, cfg.out, cfg.scene.res, cfg.scene.views, cfg.samples)
+    looks = trained.steps // trained.eval_every if trained.eval_every else 0
+    shares = divide(cfg, cfg.budget(), checkpoint_bytes(trained), trained.steps, looks)
+    print(f"writing to {shown(cfg.out)}; training at {trained.data.res} pixels")
+    print(shares.line(), flush=True)
+    ended = run(cfg, shares, [sys.executable, "-m", "lvsm_train.follow", str(cfg.out)], trained.as_json())
+    for line in ended.lines():
+        print(line)
+    return 0 if ended.complete else FEWER_THAN_ASKED
+
+
+def audit(run: tyro.conf.Positional[Path], /, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
+    """Count what a cycle requested, delivered, failed, trained on and deleted, and say whether it adds up. Also while it runs.
+
+    Exit status 0: it adds up; 1: it does not.
+
+    Example: lvsm-data audit cycles/try
+
+    Args:
+        run: Folder of the cycle (its --out).
+        as_json: Print JSON for machines.
+    """
+    from pipeline.audit import audit as count
+
+    found = count(run)
+    print(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(found.lines()))
+    return 1 if found.problems else 0
 
 
 def evaluate_run(cfg: Annotated[EvalConfig, tyro.conf.OmitArgPrefixes]) -> int:
@@ -261,6 +314,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "import": import_views,
     "clip": clip,
     "train": train,
+    "cycle": cycle,
+    "audit": audit,
     "eval": evaluate_run,
     "latent": latent,
     "manifest": manifest,
@@ -272,17 +327,19 @@ VERBS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _preset(arguments: list[str]) -> TrainConfig:
-    """Where the defaults of `train` come from: the preset that the command line names. Wrong names are left to the parser."""
-    named = [after for flag, after in itertools.pairwise(arguments) if flag == "--preset"]
-    named += [each.partition("=")[2] for each in arguments if each.startswith("--preset=")]
+def _preset(flag: str) -> TrainConfig:
+    """Where the defaults of training come from: the preset that the command line names. Wrong names are left to others."""
+    arguments = sys.argv[1:]
+    named = [after for each, after in itertools.pairwise(arguments) if each == flag]
+    named += [each.partition("=")[2] for each in arguments if each.startswith(f"{flag}=")]
     return PRESETS.get(named[-1] if named else "small", PRESETS["small"])
 
 
 def main() -> None:
     """Entry point of `lvsm-data`. Bad input ends with status 2 and two lines: what is wrong, and what to do."""
     try:
-        train.__defaults__ = (_preset(sys.argv[1:]),)
+        train.__defaults__ = (_preset("--preset"),)
+        cycle.__defaults__ = (CycleConfig(), dataclasses.replace(_preset("--train-config"), tensorboard=False))
         code = tyro.extras.subcommand_cli_from_dict(
             VERBS, prog="lvsm-data", description="From 3D objects to pose-labelled shards to a trained LVSM."
         )

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import psutil
+
 from pipeline.scene import Item, Outcome, UserError
 
 
@@ -27,6 +29,7 @@ class Worker(Protocol):
 MakeWorker = Callable[[], Worker]
 Started = Callable[[int, Item], None]
 ASK_AGAIN_S = 0.05
+WORKER_MEMORY = 1.5e9  # bytes that a Blender of ordinary objects takes at its peak, with room
 END = object()
 
 
@@ -105,6 +108,13 @@ def _reach(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, OverflowError) as error:
             raise ConnectionError(str(error)) from None
+
+
+def default_workers(threads: int) -> int:
+    """One per `threads` cores, as far as the free memory reaches."""
+    cores = len(os.sched_getaffinity(0))
+    by_memory = int(psutil.virtual_memory().available / WORKER_MEMORY)
+    return max(1, min(cores // threads, by_memory))
 
 
 class _Host:

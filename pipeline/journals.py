@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import struct
 import zlib
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
+
+from pipeline import room
 
 RECORD = struct.Struct("<QI")  # length and CRC-32 of the message that follows
 
 
-def append(sink: IO[bytes], message: pa.Buffer) -> None:
-    """One journal record: its length and CRC-32, then an Arrow IPC message."""
-    sink.write(RECORD.pack(message.size, zlib.crc32(message)))
-    sink.write(message)
-    sink.flush()
+def append(sink: FileIO, message: pa.Buffer) -> None:
+    """One journal record: its length and CRC-32, then an Arrow IPC message. sink: opened without a buffer.
+
+    Where it cannot be written as a whole, OSError is raised and the file ends where it did.
+    """
+    room.append(sink, RECORD.pack(message.size, zlib.crc32(message)), memoryview(message))
 
 
 def read(path: Path) -> list[pa.RecordBatch]:
     """The whole batches of a journal, whatever its end looks like: cut, or filled with zeros by a power cut."""
+    return mend(path)[0]
+
+
+def mend(path: Path) -> tuple[list[pa.RecordBatch], int]:
+    """The same, and where the first record starts that is not whole: what follows can be cut off."""
     data = pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
     messages: list[pa.Buffer] = []
     start = 0
@@ -34,6 +42,6 @@ def read(path: Path) -> list[pa.RecordBatch]:
         messages.append(message)
         start += RECORD.size + length
     if not messages:
-        return []
+        return [], 0
     of = pa.ipc.read_schema(messages[0])
-    return [pa.ipc.read_record_batch(message, of) for message in messages[1:]]
+    return [pa.ipc.read_record_batch(message, of) for message in messages[1:]], start

@@ -5,15 +5,17 @@ The disk is the truth for what exists; the ledger is the truth for what failed, 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.scene import Item, Outcome, UserError
-from pipeline.shards import Shard
+from pipeline.shards import Entry, Shard
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS item (
@@ -26,12 +28,23 @@ CREATE TABLE IF NOT EXISTS item (
 CREATE INDEX IF NOT EXISTS item_by_shard ON item (shard);
 CREATE TABLE IF NOT EXISTS shard (
     name TEXT PRIMARY KEY, state TEXT NOT NULL, objects INTEGER NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    finished REAL NOT NULL
+    finished REAL NOT NULL, passes INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 """
 
 # Columns that ledgers of earlier versions lack -> what stands for a value there.
 ADDED = {"source": "''", "url": "''", "sha256": "''", "credit": "'{}'"}
+FULL = "disk is full"  # in what SQLite says of it
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the ledger knows of a shard. state: complete, deleted. passes: how often a cycle trains on each of its objects."""
+
+    state: str
+    objects: int
+    bytes: int
+    passes: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,8 @@ class Ledger:
             self.db.executescript(SCHEMA)
             for name in ADDED.keys() - self._columns():
                 self.db.execute(f"ALTER TABLE item ADD COLUMN {name} TEXT NOT NULL DEFAULT {ADDED[name]}")
+            if "passes" not in self._columns("shard"):
+                self.db.execute("ALTER TABLE shard ADD COLUMN passes INTEGER NOT NULL DEFAULT 0")
 
     def __enter__(self) -> Ledger:
         return self
@@ -78,47 +93,88 @@ class Ledger:
         """Writes how one item ended. shard: where a delivered one went."""
         scene = outcome.scene
         item = scene.item if scene else outcome.item  # what the shard says, where there is one
-        self.db.execute(
-            "INSERT OR REPLACE INTO item (uid, state, reason, detail, tries, shard, views, bytes, worker, timings, finished, "
-            "license, source, url, sha256, credit) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                item.uid,
-                "delivered" if scene else "failed",
-                outcome.reason,
-                outcome.detail,
-                outcome.tries,
-                shard,
-                len(scene.c2w) if scene else 0,
-                scene.jpeg_bytes if scene else 0,
-                outcome.worker,
-                json.dumps({stage: round(seconds, 4) for stage, seconds in outcome.timings.items()}),
-                time.time(),
-                *_origin(item),
-            ),
+        with self._writing():
+            self.db.execute(
+                "INSERT OR REPLACE INTO item (uid, state, reason, detail, tries, shard, views, bytes, worker, timings, finished, "
+                "license, source, url, sha256, credit) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    item.uid,
+                    "delivered" if scene else "failed",
+                    outcome.reason,
+                    outcome.detail,
+                    outcome.tries,
+                    shard,
+                    len(scene.c2w) if scene else 0,
+                    scene.jpeg_bytes if scene else 0,
+                    outcome.worker,
+                    json.dumps({stage: round(seconds, 4) for stage, seconds in outcome.timings.items()}),
+                    time.time(),
+                    *_origin(item),
+                ),
+            )
+
+    def add_shard(self, shard: Shard, passes: int = 0) -> None:
+        """A shard stands complete on disk. Its items count as delivered even if a crash ate their own lines."""
+        with self._writing():
+            self.db.execute(
+                "INSERT OR REPLACE INTO shard (name, state, objects, rows, bytes, finished, passes) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                # of one that holds nothing there is no file
+                (
+                    shard.name,
+                    "complete" if shard.entries else "deleted",
+                    len(shard.entries),
+                    shard.rows,
+                    shard.file_bytes,
+                    time.time(),
+                    passes,
+                ),
+            )
+            self._book(shard.entries, shard.name)
+
+    def book(self, entries: Sequence[Entry], shard: str) -> None:
+        """What the journal of an open shard holds, and nothing else, is delivered into it."""
+        names = json.dumps([entry.item.uid for entry in entries])
+        with self._writing():
+            self.db.execute(
+                "DELETE FROM item WHERE shard = ? AND uid NOT IN (SELECT value FROM json_each(?))", (shard, names)
+            )
+            self._book(entries, shard)
+
+    def _book(self, entries: Sequence[Entry], shard: str) -> None:
+        now = time.time()
+        self.db.executemany(
+            "INSERT INTO item (uid, state, shard, views, bytes, finished, license, source, url, sha256, credit) "
+            "VALUES (?, 'delivered', ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (uid) DO UPDATE SET state = 'delivered', reason = '', detail = '', "
+            "shard = excluded.shard, views = excluded.views, bytes = excluded.bytes, "
+            "license = excluded.license, source = excluded.source, sha256 = excluded.sha256, "
+            "url = IFNULL(NULLIF(excluded.url, ''), url), "  # a row does not tell where a local file lies
+            "credit = excluded.credit",
+            [(entry.item.uid, shard, entry.views, entry.image_bytes, now, *_origin(entry.item)) for entry in entries],
         )
 
-    def add_shard(self, shard: Shard) -> None:
-        """A shard stands complete on disk. Its items count as delivered even if a crash ate their own lines."""
-        now = time.time()
-        with self.db:
-            self.db.execute("BEGIN")
-            self.db.execute(
-                "INSERT OR REPLACE INTO shard VALUES (?, 'complete', ?, ?, ?, ?)",
-                (shard.name, len(shard.entries), shard.rows, shard.file_bytes, now),
-            )
-            self.db.executemany(
-                "INSERT INTO item (uid, state, shard, views, bytes, finished, license, source, url, sha256, credit) "
-                "VALUES (?, 'delivered', ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT (uid) DO UPDATE SET state = 'delivered', reason = '', detail = '', "
-                "shard = excluded.shard, views = excluded.views, bytes = excluded.bytes, "
-                "license = excluded.license, source = excluded.source, sha256 = excluded.sha256, "
-                "url = IFNULL(NULLIF(excluded.url, ''), url), "  # a row does not tell where a local file lies
-                "credit = excluded.credit",
-                [
-                    (entry.item.uid, shard.name, entry.views, entry.image_bytes, now, *_origin(entry.item))
-                    for entry in shard.entries
-                ],
-            )
+    def delete_shards(self, names: Iterable[str]) -> None:
+        """Shards were used, and their files may go: nobody will miss them."""
+        with self._writing():
+            self.db.executemany("UPDATE shard SET state = 'deleted' WHERE name = ?", [(name,) for name in names])
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """All of it or nothing. Raises OSError where the disk is full."""
+        try:
+            with self.db:
+                self.db.execute("BEGIN IMMEDIATE")
+                yield
+        except sqlite3.OperationalError as error:
+            if FULL in str(error):
+                raise OSError(errno.ENOSPC, "No space left on device", str(self.path)) from error
+            raise
+
+    def kept(self) -> dict[str, Kept]:
+        """Shard name -> what is known of it."""
+        rows = self.db.execute("SELECT name, state, objects, bytes, passes FROM shard")
+        return {name: Kept(*rest) for name, *rest in rows}
 
     def shards(self) -> dict[str, str]:
         """Shard name -> state."""
@@ -130,8 +186,7 @@ class Ledger:
         states = self.shards()
         known = {name for (name,) in self.db.execute("SELECT DISTINCT shard FROM item WHERE shard IS NOT NULL")}
         gone = [name for name in sorted(known | set(states)) if name not in present and states.get(name) != "deleted"]
-        with self.db:
-            self.db.execute("BEGIN")
+        with self._writing():
             self.db.executemany("DELETE FROM item WHERE shard = ?", [(name,) for name in gone])
             self.db.executemany("DELETE FROM shard WHERE name = ?", [(name,) for name in gone])
         return gone
@@ -180,8 +235,8 @@ class Ledger:
         for uid, license_name, shard, source, url, sha256, credit in self.db.execute(query):
             yield Item(uid, source, url, license_name, sha256, json.loads(credit)), shard or ""
 
-    def _columns(self) -> set[str]:
-        return {name for _, name, *_ in self.db.execute("PRAGMA table_info(item)")}
+    def _columns(self, table: str = "item") -> set[str]:
+        return {name for _, name, *_ in self.db.execute(f"PRAGMA table_info({table})")}
 
     def _read(self, name: str) -> str:
         """A column of the item table, or what stands for it where an earlier version wrote the ledger."""
@@ -206,6 +261,13 @@ class Ledger:
     def delivered_in(self) -> dict[str, str]:
         """Delivered uid -> shard."""
         return dict(self.db.execute("SELECT uid, shard FROM item WHERE state = 'delivered'"))
+
+    def delivered_by_split(self) -> dict[str, int]:
+        """train, val -> number of delivered items."""
+        query = (
+            "SELECT SUBSTR(shard, 1, INSTR(shard, '-') - 1), COUNT(*) FROM item WHERE state = 'delivered' GROUP BY 1"
+        )
+        return dict(self.db.execute(query))
 
     def licenses_of(self) -> dict[str, str]:
         """Delivered uid -> license, where one is on record: of some objects earlier versions lost it in a crash."""

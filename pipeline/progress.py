@@ -43,6 +43,7 @@ class Progress:
         self.under_way: dict[str, int] = {}
         self.recent: deque[tuple[float, int]] = deque()
         self.downloads: Callable[[], dict[str, int]] = dict  # set by who has any
+        self.cycle: Callable[[], dict[str, Any]] = dict
         self.lock = threading.Lock()
         self.console = Console(stderr=True)
         self._stop = threading.Event()
@@ -104,6 +105,7 @@ class Progress:
                 "eta_s": missing / per_s if per_s else None,
                 "bytes_written": self.bytes,
                 "downloads": self.downloads(),
+                "cycle": self.cycle(),
                 "workers": [
                     {
                         "worker": slot,
@@ -183,12 +185,21 @@ def one_line(status: dict[str, Any]) -> str:
     """A status as one plain line."""
     failed = f", {status['failed']} failed ({reasons_text(status['reasons'])})" if status["failed"] else ""
     waiting = status["downloads"]
+    trained = f" | {training(status['cycle'])}" if status.get("cycle") else ""
     fetched = f" | {waiting['ready']} fetched ahead, {size(waiting['bytes'])} of disk" if waiting else ""
     return (
         f"{status['delivered']}/{status['n']} objects{failed} | {status['views_per_s']:.1f} views/s | "
         f"{status['objects_per_h']:.0f} objects/h | ETA {duration(status['eta_s'])} | "
-        f"{size(status['bytes_written'])} written{fetched}"
+        f"{size(status['bytes_written'])} written{fetched}{trained}"
     )
+
+
+def training(cycle: dict[str, Any]) -> str:
+    """How far a cycle's trainer is, and its disk."""
+    loss = f", loss {cycle['loss']:.4f}" if cycle["loss"] is not None else ""
+    unseen = f", unseen objects {cycle['unseen']['psnr']:.2f} dB" if cycle["unseen"] else ""
+    waits = f", waited {cycle['trainer_waited_s'] / cycle['trainer_seconds']:.0%}" if cycle["trainer_seconds"] else ""
+    return f"step {cycle['step']}{loss}{unseen}{waits} | disk {size(cycle['disk_bytes'])} of {size(cycle['budget'])}"
 
 
 def doing(worker: dict[str, Any]) -> str:

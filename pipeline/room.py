@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.scene import Retry, Skip
 
 FREE_AT_LEAST = 500e6  # bytes of the disk that downloads leave alone
+LOOK_AGAIN_S = 1.0  # at a disk that is full
+SAY_AGAIN_S = 60.0
+Made = TypeVar("Made")
 
 
 class Room:
     """Disk for files that wait to be used: reserved by owner before it is written, released when the owner is done.
 
-    budget: bytes. folder: on the disk in question. Thread-safe; waiting is first come, first served.
+    budget: bytes. folder: on the disk in question, of which `spare` bytes are left to others. patient: a disk that others have
+    filled is waited for. Thread-safe; waiting is first come, first served.
     """
 
-    def __init__(self, folder: Path, budget: float) -> None:
+    def __init__(self, folder: Path, budget: float, spare: float = FREE_AT_LEAST, patient: bool = False) -> None:
         self.folder = folder
         self.budget = int(budget)
+        self.spare = spare
+        self.patient = patient
         self.peak = 0
         self._held: dict[str, int] = {}
         self._queue: list[object] = []
@@ -73,6 +85,10 @@ class Room:
         """Bytes reserved by `owner`."""
         return self._held.get(owner, 0)
 
+    def disk_full(self) -> bool:
+        """Whether less of the disk is free than what is left to others."""
+        return shutil.disk_usage(self.folder).free < self.spare
+
     def close(self) -> None:
         """Sends everybody home who waits."""
         with self._changed:
@@ -86,9 +102,9 @@ class Room:
     def _fits(self, size: int) -> bool:
         if self.used + size > self.budget:
             return False
-        if shutil.disk_usage(self.folder).free >= size + FREE_AT_LEAST:
+        if shutil.disk_usage(self.folder).free >= size + self.spare:
             return True
-        if not self._held:  # nothing of ours will ever make room
+        if not self._held and not self.patient:  # nothing of ours will ever make room
             raise OSError(errno.ENOSPC, "No space left on device", str(self.folder))
         return False
 
@@ -99,11 +115,68 @@ class Room:
 
 def bytes_below(folder: Path) -> int:
     """Of all files in a folder and below, links counted as links. Files may come and go meanwhile."""
-    total = 0
+    return sum(found.st_size for found in _files_below(folder))
+
+
+def disk_below(folder: Path) -> int:
+    """The disk that a folder takes: of each file its blocks, or its size where the file system has not chosen blocks yet."""
+    return sum(_blocks(found) for found in _files_below(folder))
+
+
+def disk_of(path: Path) -> int:
+    """The disk that a file takes; 0 where there is none."""
+    return _blocks(path.lstat()) if path.exists() else 0
+
+
+def _blocks(found: os.stat_result) -> int:
+    return max(found.st_size, 512 * found.st_blocks)
+
+
+def _files_below(folder: Path) -> Iterator[os.stat_result]:
     for here, _, names in os.walk(folder):
         for name in names:
-            try:
-                total += os.lstat(os.path.join(here, name)).st_size
-            except FileNotFoundError:  # somebody's temporary file
-                continue
-    return total
+            with contextlib.suppress(FileNotFoundError):  # somebody's temporary file
+                yield os.lstat(os.path.join(here, name))
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or what a user may take of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def append(sink: FileIO, *parts: bytes | memoryview) -> None:
+    """All of it at the end of a file that was opened without a buffer, or nothing: then it raises OSError."""
+    start = sink.seek(0, os.SEEK_END)
+    try:
+        for part in parts:
+            while part := part[sink.write(part) :]:
+                pass
+    except OSError:
+        os.ftruncate(sink.fileno(), start)
+        raise
+
+
+def patiently(write: Callable[[], Made], where: Path, enough: Callable[[], bool] = lambda: False) -> Made:
+    """write(), again and again while the disk of `where` is full; it must leave nothing behind where it fails.
+
+    Says so on stderr. enough: where it turns true, the error is raised after all.
+    """
+    said = -SAY_AGAIN_S
+    while True:
+        try:
+            made = write()
+        except OSError as error:
+            if not is_full(error) or enough():
+                raise
+            if time.monotonic() - said >= SAY_AGAIN_S:
+                said = time.monotonic()
+                print(
+                    f"the disk of {where} is full: waiting; everything goes on where it is as soon as there is room",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            time.sleep(LOOK_AGAIN_S)
+            continue
+        if said > 0:
+            print(f"the disk of {where} has room again: going on", file=sys.stderr, flush=True)
+        return made

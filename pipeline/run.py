@@ -6,7 +6,6 @@ import contextlib
 import errno
 import functools
 import itertools
-import os
 import shutil
 import signal
 import sys
@@ -16,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from pipeline import availability, executors, licenses, sources
 from pipeline.config import ClipConfig, ImportConfig, RunConfig
 from pipeline.downloads import Downloads, fetcher
@@ -26,14 +23,14 @@ from pipeline.folder import check_identity, held, run_facts
 from pipeline.ledger import Ledger
 from pipeline.produce import Worker, make_worker
 from pipeline.progress import Progress, duration, reasons_text, shown, size
+from pipeline.room import is_full
 from pipeline.scene import Item, Outcome, Scene, UserError
 from pipeline.selection import Selection
-from pipeline.shards import LAYERS, NUMBERS, SHARD_NAME, Shard, ShardWriter, shard_on_disk, shard_paths, split_of
+from pipeline.shards import LAYERS, NUMBERS, SHARD_NAME, Shard, shard_on_disk, shard_paths, split_of
+from pipeline.writer import ShardWriter
 
 if TYPE_CHECKING:
     from pipeline.vetting import Vetting
-
-WORKER_MEMORY = 1.5e9  # bytes that a Blender of ordinary objects takes at its peak, with room
 
 
 @dataclass
@@ -84,6 +81,13 @@ def deliver(cfg: RunConfig) -> Summary:
 
     Raises UserError: another run holds the folder; the folder was made with other settings; the source cannot be listed.
     """
+    with opened(cfg) as ledger:
+        return Run(cfg, ledger).go()
+
+
+@contextlib.contextmanager
+def opened(cfg: RunConfig) -> Iterator[Ledger]:
+    """The folder of a run, for this process alone, with an empty scratch/. Raises UserError like `deliver`."""
     assert cfg.out is not None
     try:
         cfg.out.mkdir(parents=True, exist_ok=True)
@@ -93,11 +97,11 @@ def deliver(cfg: RunConfig) -> Summary:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
             try:
-                return _Run(cfg, ledger).go()
+                yield ledger
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
+        if is_full(error) or "No space left" in str(error):
             raise UserError(
                 f"the disk of {shown(cfg.out)} is full", "make room; the same command goes on, nothing finished is lost"
             ) from error
@@ -106,8 +110,8 @@ def deliver(cfg: RunConfig) -> Summary:
         raise
 
 
-class _Run:
-    """One session: holds the writer and the counts while outcomes come in."""
+class Run:
+    """One session: holds the writer and the counts while outcomes come in. Shards fill in the order in which objects come."""
 
     def __init__(self, cfg: RunConfig, ledger: Ledger) -> None:
         assert cfg.out is not None
@@ -138,12 +142,17 @@ class _Run:
     def delivered(self) -> int:
         return self.counts.get("delivered", 0)
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.delivered >= self.cfg.n
+
     def go(self) -> Summary:
         """Works until n are delivered, the source is exhausted or the user stops it; shards are closed in any case."""
         start = time.perf_counter()
         for note in self.notes:
             print(note, file=sys.stderr)
-        if self.delivered < self.cfg.n:
+        if not self.complete:
             with _first_interrupt(self._stop), self._sources() as drawn:
                 self._work(drawn)
         if self.delivered >= self.cfg.n:
@@ -170,6 +179,7 @@ class _Run:
         reasons = self.ledger.reasons()
         with Progress(self.cfg.n, self.cfg.scene.views, self.delivered, reasons, self.out) as progress:
             items = drawn
+            self._shows(progress)
             if self.downloads:
                 items = self.downloads.stream(drawn, lambda outcome: self._end(outcome, progress))
                 progress.downloads = self.downloads.snapshot
@@ -178,9 +188,16 @@ class _Run:
                     self._end(outcome, progress)
                 if self.vetting:
                     self._record(self.vetting.conclude(), progress)
+                self._afterwards(progress)
             finally:
                 self._close_shards()
-                progress.state = "finished" if self.delivered >= self.cfg.n else "stopped"
+                progress.state = "finished" if self.complete else "stopped"
+
+    def _shows(self, progress: Progress) -> None:
+        """Further things to show."""
+
+    def _afterwards(self, progress: Progress) -> None:
+        """What is left to do when all objects have ended."""
 
     @contextlib.contextmanager
     def _sources(self) -> Iterator[Iterator[Item | None]]:
@@ -191,7 +208,7 @@ class _Run:
             net = fetcher(self.cfg, self.out / "raw", self.cfg.cache)
             self.downloads = Downloads(source, net, self.cfg.downloads, self.finished)
         try:
-            drawn = self._draw(source.items(self.cfg, self.cfg.scene.seed, net))
+            drawn = self._draw(lambda: source.items(self.cfg, self.cfg.scene.seed, net))
             first = list(itertools.islice(drawn, 1))
             yield itertools.chain(first, drawn)
         finally:
@@ -222,12 +239,12 @@ class _Run:
             return executors.inline
         workers = self.cfg.workers
         if not self.cfg.address:
-            workers = min(workers or default_workers(self.cfg.threads), self.cfg.n - self.delivered)
+            workers = min(workers or executors.default_workers(self.cfg.threads), self.cfg.n - self.delivered)
         return functools.partial(executors.on_ray, workers=workers, threads=self.cfg.threads, address=self.cfg.address)
 
-    def _draw(self, items: Iterator[Item]) -> Iterator[Item | None]:
+    def _draw(self, listing: Callable[[], Iterator[Item]]) -> Iterator[Item | None]:
         """Items that were asked for and are not in the ledger yet, never more at once than are still missing."""
-        for item in items:
+        for item in listing():
             if not self.selection.takes(item) or item.uid in self.finished:
                 continue
             while self.delivered + self.under_way + self._held() >= self.cfg.n and not self.stopping:
@@ -251,11 +268,14 @@ class _Run:
         shard = closed = None
         if outcome.scene is not None:
             split = split_of(group_of(outcome.scene), self.cfg.val_percent)
-            shard, closed = self.writer.add(outcome.scene, split, self._next_number(split))
+            shard, closed = self.writer.add(outcome.scene, split, self.numbers.get(split, 0))
         self.ledger.record(outcome, shard)
         if closed is not None:
             self._shard_closed(closed)
-        self.finished.add(uid)
+        self._count(outcome)
+
+    def _count(self, outcome: Outcome) -> None:
+        self.finished.add(outcome.item.uid)
         state = "delivered" if outcome.scene else "failed"
         self.counts[state] = self.counts.get(state, 0) + 1
 
@@ -267,9 +287,6 @@ class _Run:
         for split in ("train", "val"):
             if shard := self.writer.close(split):
                 self._shard_closed(shard)
-
-    def _next_number(self, split: str) -> int:
-        return self.numbers.get(split, 0)
 
     def _recover(self) -> list[str]:
         """Makes disk and ledger agree after whatever ended the last session. Returns what a user should know of it."""
@@ -308,13 +325,6 @@ def group_of(scene: Scene) -> str:
     """What must not be torn apart between train and val: all clips of one video; else every item stands alone."""
     video = scene.meta.get("video")
     return video_of(video) if video else scene.item.uid
-
-
-def default_workers(threads: int) -> int:
-    """One per `threads` cores, as far as the free memory reaches."""
-    cores = len(os.sched_getaffinity(0))
-    by_memory = int(psutil.virtual_memory().available / WORKER_MEMORY)
-    return max(1, min(cores // threads, by_memory))
 
 
 @contextlib.contextmanager

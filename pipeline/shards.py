@@ -1,29 +1,22 @@
-"""Parquet shards: the schema, the journal that a crash cannot hurt, the writer and the reader. See docs/shard_format.md.
-
-A finished object is appended to a journal (one checksummed record, all resolutions together), so that a killed process loses
-nothing that was rendered. A full journal becomes one Parquet file per resolution, written beside, fsynced and
-renamed; then the journal goes. Hence a name that ends in .parquet is complete, and while a journal exists it is the truth.
-"""
+"""Parquet shards: the schema, what is in them, and how they are read. writer.py writes them. See docs/shard_format.md."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import journals
-from pipeline.scene import Item, Scene, UserError
+from pipeline.scene import Item, UserError
 
 FORMAT_VERSION = "1"
 CONVENTION = (
@@ -36,7 +29,6 @@ NUMBERS = ("frame", "asked_us", "time_us")  # of views that are frames of a vide
 SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
 ENTRY_COLUMNS = ("uid", "source", "license", "sha256")  # fields of an Item that are columns
 METADATA_KEY = b"lvsm_data"
-FSYNC_BYTES = 16_000_000  # how much a power cut may cost; a killed process costs nothing
 
 
 def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
@@ -106,178 +98,18 @@ class Shard:
         return self.name.split("-")[0]
 
 
-@dataclass
-class _Journal:
-    """An open shard: first a record with the schema, then one per object, with its rows at all resolutions."""
-
-    name: str
-    path: Path
-    sink: IO[bytes]
-    uids: list[str] = field(default_factory=list)
-    image_bytes: int = 0
-    unsynced: int = 0
-
-
-class ShardWriter:
-    """Writes scenes into OUT/<width>/<split>-NNNNNN.parquet. One process, one writer per folder.
-
-    widths: resolutions of every scene. metadata: run-level facts for the file metadata. target_bytes: size at which a
-    shard is closed, counted in image bytes of the largest width.
-    """
-
-    def __init__(
-        self,
-        out: Path,
-        widths: tuple[int, ...],
-        optional: tuple[str, ...],
-        metadata: dict[str, Any],
-        target_bytes: float,
-    ) -> None:
-        self.out = out
-        self.widths = widths
-        self.schema = schema(optional)
-        self.metadata = metadata
-        self.target_bytes = target_bytes
-        self.open: dict[str, _Journal] = {}
-        for width in widths:
-            (out / str(width)).mkdir(parents=True, exist_ok=True)
-        (out / "journal").mkdir(exist_ok=True)
-
-    def add(self, scene: Scene, split: str, next_number: int) -> tuple[str, Shard | None]:
-        """Appends one scene durably; returns its shard's name and, where that made the shard full, the closed shard.
-
-        next_number: the number of a new shard, used only when none of this split is open.
-        """
-        journal = self.open.get(split) or self._start(f"{split}-{next_number:06d}")
-        batch = to_batch(scene, self.schema, self.metadata["config_hash"])
-        journals.append(journal.sink, batch.serialize())
-        journal.uids.append(scene.item.uid)
-        journal.image_bytes += sum(len(jpeg) for jpeg in scene.by_width[max(self.widths)].jpegs)
-        journal.unsynced += batch.nbytes
-        if journal.unsynced > FSYNC_BYTES:
-            _fsync(journal.path)
-            journal.unsynced = 0
-        return journal.name, self.close(split) if journal.image_bytes >= self.target_bytes else None
-
-    def close(self, split: str) -> Shard | None:
-        """Turns the open journal of a split into its Parquet files. None where no journal is open."""
-        journal = self.open.pop(split, None)
-        if journal is None:
-            return None
-        journal.sink.close()
-        return self.publish(journal.path)
-
-    def recover(self) -> list[Shard]:
-        """Publishes what a killed run left behind, after removing its half-written files."""
-        for width in self.widths:
-            for left_over in (self.out / str(width)).glob("*.tmp"):
-                left_over.unlink()
-        left = sorted((self.out / "journal").glob("*.arrow"))
-        return [shard for path in left if (shard := self.publish(path))]
-
-    def publish(self, path: Path) -> Shard | None:
-        """A journal -> the Parquet files of its shard, then removes it. None (and no files) for an empty journal."""
-        batches = journals.read(path)
-        name = path.stem
-        file_bytes = 0
-        if batches:
-            for width in self.widths:
-                file_bytes += self._write_parquet(name, width, batches)
-        entries = tuple(_entry(batch, len(self.widths)) for batch in batches)
-        path.unlink()
-        return Shard(name, entries, file_bytes) if batches else None
-
-    def _start(self, name: str) -> _Journal:
-        path = self.out / "journal" / f"{name}.arrow"
-        journal = _Journal(name, path, path.open("wb"))
-        journals.append(journal.sink, self.schema.serialize())
-        self.open[name.split("-")[0]] = journal
-        return journal
-
-    def _write_parquet(self, name: str, width: int, batches: list[pa.RecordBatch]) -> int:
-        folder = self.out / str(width)
-        temporary, final = folder / f"{name}.tmp", folder / f"{name}.parquet"
-        facts = json.dumps(self.metadata | {"width": width, "format_version": FORMAT_VERSION, "convention": CONVENTION})
-        with_facts = self.schema.with_metadata((self.schema.metadata or {}) | {METADATA_KEY: facts.encode()})
-        with pq.ParquetWriter(
-            temporary,
-            with_facts,
-            compression={column: "zstd" for column in _leaves(self.schema) if column not in ("image.bytes", "alpha")},
-            use_dictionary=False,  # zstd alone packs a group's repeated values smaller than a dictionary page does
-            column_encoding={"c2w.list.element": "BYTE_STREAM_SPLIT"},
-            write_statistics=["uid"],
-        ) as writer:
-            for batch in batches:
-                rows = pc.equal(batch.column("width"), width)
-                writer.write_table(pa.Table.from_batches([batch.filter(rows)]).cast(with_facts))
-        _fsync(temporary)
-        os.replace(temporary, final)
-        _fsync(folder)
-        return final.stat().st_size
-
-
-def _leaves(of: pa.Schema) -> list[str]:
-    """Parquet column paths of a schema, as the writer's options want them."""
-    nested = {
-        "image": ["image.bytes", "image.path"],
-        "c2w": ["c2w.list.element"],
-        "fxfycxcy": ["fxfycxcy.list.element"],
-    }
-    return [path for name in of.names for path in nested.get(name, [name])]
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
-    """One scene at all its resolutions -> a record batch, widths ascending, views in order within each."""
-    columns: dict[str, list[Any]] = {name: [] for name in of.names}
-    poses = scene.c2w.reshape(len(scene.c2w), 16)
-    for width, views in sorted(scene.by_width.items()):
-        count = len(views.jpegs)
-        columns["view"] += range(count)
-        columns["image"] += [{"bytes": jpeg, "path": None} for jpeg in views.jpegs]
-        columns["c2w"] += list(poses)
-        columns["fxfycxcy"] += list(views.fxfycxcy)
-        columns["height"] += [views.hw[0]] * count
-        columns["width"] += [width] * count
-        for name in LAYERS:
-            if name in columns:
-                columns[name] += views.layers[name]
-        for name in NUMBERS:
-            if name in columns:
-                columns[name] += scene.numbers[name].tolist()
-    rows = len(columns["view"])
-    item = scene.item
-    known = {
-        "credit": item.credit,
-        "url": item.url if is_web(item.url) else "",
-    }  # paths of ours are nobody else's business
-    facts = scene.meta | {name: value for name, value in known.items() if value}
-    meta = json.dumps(facts, separators=(",", ":"), sort_keys=True)
-    same = {"uid": item.uid, "source": item.source, "license": item.license, "sha256": item.sha256, "meta": meta}
-    for name, value in (same | {"config_hash": config_hash}).items():
-        columns[name] = [value] * rows
-    return pa.RecordBatch.from_arrays([pa.array(columns[name], of.field(name).type) for name in of.names], schema=of)
-
-
-def is_web(url: str) -> bool:
-    """Whether others can look there too: an address with a scheme, not a path."""
-    return "://" in url and not url.startswith("file:")
-
-
-def _entry(rows: pa.RecordBatch | pa.Table, widths: int) -> Entry:
-    """From the rows of one object at so many resolutions together."""
+def entry_of(rows: pa.RecordBatch | pa.Table, widths: int) -> Entry:
+    """What the ledger books, from the rows of one object at so many resolutions together."""
     first = {name: rows.column(name)[0].as_py() for name in (*ENTRY_COLUMNS, "meta")}
     meta = json.loads(first.pop("meta"))
     item = Item(**first, url=meta.get("url", ""), credit=meta.get("credit", {}))
     sizes = pc.binary_length(pc.struct_field(rows.column("image"), "bytes"))
     return Entry(item, rows.num_rows // widths, pc.sum(sizes).as_py() or 0)
+
+
+def is_web(url: str) -> bool:
+    """Whether others can look there too: an address with a scheme, not a path."""
+    return "://" in url and not url.startswith("file:")
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -331,7 +163,7 @@ def shard_on_disk(out: Path, widths: Sequence[int], name: str) -> Shard:
         try:
             with pq.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):
-                    entry = _entry(file.read_row_group(group, [*ENTRY_COLUMNS, "meta", "image"]), 1)
+                    entry = entry_of(file.read_row_group(group, [*ENTRY_COLUMNS, "meta", "image"]), 1)
                     before = entries[entry.item.uid].image_bytes if entry.item.uid in entries else 0
                     entries[entry.item.uid] = dataclasses.replace(entry, image_bytes=before + entry.image_bytes)
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -14,7 +14,8 @@ from lvsm_train import data
 from lvsm_train.data import Batch, Data, DataConfig, Sample
 from pipeline import cameras, images
 from pipeline.scene import Item, Scene, Views, item_rng
-from pipeline.shards import NUMBERS, ShardWriter
+from pipeline.shards import NUMBERS
+from pipeline.writer import ShardWriter
 
 FACTS = {"config_hash": "0123456789abcdef", "seed": 7}
 VIEWS = 13

@@ -15,8 +15,8 @@ from pipeline.files import camera_files
 from pipeline.files.camera_files import video_of
 from pipeline.files.eval_index import EvalIndex
 from pipeline.scene import Item, Scene, Skip, UserError, Views
-from pipeline.shards import ShardWriter
 from pipeline.verify import verify
+from pipeline.writer import ShardWriter
 
 URL = "https://www.youtube.com/watch?v=dQw4w9WgXcQ"
 ROW = (  # as the data set's page shows one, with the rest of its matrix

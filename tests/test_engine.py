@@ -18,8 +18,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lvsm_train import checkpoint, model  # noqa: E402
 from lvsm_train import launch as launching  # noqa: E402
+from lvsm_train import model  # noqa: E402
 from lvsm_train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig  # noqa: E402
 from lvsm_train.data import Data  # noqa: E402
 from lvsm_train.official import to_official  # noqa: E402
@@ -29,6 +29,7 @@ from lvsm_train.trained import open_run  # noqa: E402
 from lvsm_train.watchdog import HUNG  # noqa: E402
 from pipeline.executors import connected  # noqa: E402
 from pipeline.scene import UserError  # noqa: E402
+from pipeline.window import commits  # noqa: E402
 from tests.test_train import balls, config, losses, weights  # noqa: E402
 
 PYTHON = [sys.executable, "-c"]
@@ -310,4 +311,4 @@ def test_wandb_that_is_not_here(data: Path, tmp_path: Path) -> None:
 def test_checkpoints_name_what_they_are(alone: Path) -> None:
     facts = json.loads((alone / "checkpoints" / "step-00000004.json").read_text())
     assert facts["step"] == 4 and facts["identity"]["data"]["batch"] == 4
-    assert checkpoint.steps_in(alone) == [2, 4]
+    assert commits(alone) == [2, 4]

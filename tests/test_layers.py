@@ -37,6 +37,14 @@ LAYERS = {
     "preflight": 2,
     "quality": 2,
     "shards": 2,
+    "writer": 3,
+    "window": 1,
+    "training_log": 1,
+    "trainer": 2,
+    "cycle_config": 3,
+    "janitor": 5,
+    "audit": 5,
+    "cycle": 7,
     "ledger": 2,
     "executors": 2,
     "progress": 2,
@@ -62,8 +70,8 @@ LAYERS = {
     "report_tiles": 5,
     "run": 6,
     "listing": 6,
-    "cli": 7,
-    "doctor": 7,
+    "cli": 8,
+    "doctor": 8,
 }
 BESIDE = {  # within a layer, by name
     ("lights", "cameras"),  # a sun's direction is a pose
@@ -71,6 +79,7 @@ BESIDE = {  # within a layer, by name
     ("downloads", "videos"),  # which kind of fetcher a run needs
     ("files", "files"),
     ("files", "room"),
+    ("journals", "room"),  # an append that leaves nothing behind
     ("ledger", "shards"),  # it books a Shard
     ("selection", "transport"),  # a file's type is told by its address
     ("consistency", "epipolar"),  # the other of its two looks
@@ -90,7 +99,7 @@ DOORS = {  # dependency -> the only modules that may know it
     "py7zr": {"files.seven_zip"},
     "huggingface_hub": {"hub"},
     "httpx2": {"fetch", "hub", "checkout"},
-    "pyarrow": {"shards", "journals", "verify", "files.tables", "sources.objaverse_xl"},
+    "pyarrow": {"shards", "writer", "journals", "verify", "files.tables", "sources.objaverse_xl"},
     "bpy": set(),
     "torch": set(),
     "lvsm_train": {"cli"},

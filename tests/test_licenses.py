@@ -22,8 +22,9 @@ from pipeline.attribution import COLUMNS, account, card, findings, hub_license
 from pipeline.ledger import Ledger
 from pipeline.licenses import DERIVATIVES, FAMILIES, details, family, is_allowed, normalise, of_sketchfab, tally
 from pipeline.scene import Item, Outcome, Scene, UserError, Views
-from pipeline.shards import ShardWriter, shard_on_disk
+from pipeline.shards import shard_on_disk
 from pipeline.status import read_status, status_text
+from pipeline.writer import ShardWriter
 from tests.conftest import lvsm_data, lvsm_data_here
 
 NAMES = {  # text -> name, family
@@ -390,7 +391,7 @@ def test_a_crash_between_journal_and_ledger_loses_no_license(tmp_path: Path) -> 
     writer = ShardWriter(out, (16,), (), {"config_hash": "0"}, 1e9)
     for item in ITEMS:
         writer.add(scene(item), "train", 0)
-    writer.open["train"].sink.close()  # kill -9 before any of their lines
+    writer.open["train-000000"].sink.close()  # kill -9 before any of their lines
     (recovered,) = ShardWriter(out, (16,), (), {"config_hash": "0"}, 1e9).recover()
     for shard in (recovered, shard_on_disk(out, (16,), "train-000000")):
         (out / "ledger.sqlite").unlink(missing_ok=True)

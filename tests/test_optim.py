@@ -19,6 +19,7 @@ from torch import nn  # noqa: E402
 from lvsm_train import checkpoint  # noqa: E402
 from lvsm_train.optim import Average, OptimConfig, Optimizers, lr_share  # noqa: E402
 from pipeline.scene import UserError  # noqa: E402
+from pipeline.window import commits  # noqa: E402
 
 
 class Blocks(nn.Module):
@@ -160,7 +161,7 @@ def test_state_goes_through_a_checkpoint_bit_by_bit(tmp_path: Path) -> None:
 def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40):
         checkpoint.save(tmp_path, step, {"x": torch.tensor(step)}, {"best": 20}, keep=1)
-    assert checkpoint.steps_in(tmp_path) == [20, 40]
+    assert commits(tmp_path) == [20, 40]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 4
     state, _ = checkpoint.load(tmp_path, 20)  # type: ignore[misc]
     assert state["x"] == 20
@@ -189,8 +190,8 @@ def test_kill_9_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     for attempt in range(4):
         process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
-        before = len(checkpoint.steps_in(tmp_path))
-        while time.monotonic() < deadline and (checkpoint.steps_in(tmp_path)[-1:] or [0])[0] < 3:
+        before = len(commits(tmp_path))
+        while time.monotonic() < deadline and (commits(tmp_path)[-1:] or [0])[0] < 3:
             time.sleep(0.01)
         time.sleep(0.017 * attempt)
         os.kill(process.pid, signal.SIGKILL)

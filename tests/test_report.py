@@ -21,7 +21,8 @@ from pipeline.ledger import Ledger
 from pipeline.report import write_page
 from pipeline.report_chart import BINS, Clock, throughput
 from pipeline.scene import Item, Outcome, Scene, UserError, Views
-from pipeline.shards import ShardWriter, read_objects
+from pipeline.shards import read_objects
+from pipeline.writer import ShardWriter
 
 VIEWS = 3
 EVIL = '</script><script>document.body.dataset.pwned=1</script><img src=x onerror="document.body.dataset.pwned=1">'

@@ -25,7 +25,8 @@ from PIL import Image
 from pipeline import cameras, journals, shards
 from pipeline.ledger import Ledger
 from pipeline.scene import Item, Outcome, Scene, UserError, Views
-from pipeline.shards import Entry, Shard, ShardWriter, read_objects, shard_on_disk, split_of
+from pipeline.shards import Entry, Shard, read_objects, shard_on_disk, split_of
+from pipeline.writer import ShardWriter
 from tests.conftest import put_anew
 
 FACTS = {"config_hash": "0123456789abcdef", "seed": 7, "res": [16, 32]}
@@ -406,7 +407,7 @@ def test_a_crash_does_not_lose_whom_to_name(tmp_path: Path) -> None:
     scenes = [scene("web"), scene("local")]
     local = Item("local", "local", "/home/me/private/model.glb", "MIT")
     scenes[1] = dataclasses.replace(scenes[1], item=local)
-    write(tmp_path, scenes).open["train"].sink.close()  # as kill -9 leaves it: the journal is all there is
+    write(tmp_path, scenes).open["train-000000"].sink.close()  # as kill -9 leaves it: the journal is all there is
     (recovered,) = ShardWriter(tmp_path, WIDTHS, (), FACTS, 1e12).recover()
     assert recovered == shard_on_disk(tmp_path, WIDTHS, "train-000000")
     assert recovered.entries == (

@@ -24,15 +24,17 @@ from lvsm_train.evaluate import baselines, measure  # noqa: E402
 from lvsm_train.presets import PRESETS  # noqa: E402
 from lvsm_train.train import train_fn  # noqa: E402
 from lvsm_train.trained import open_run  # noqa: E402
-from pipeline import cameras, images, shards  # noqa: E402
+from pipeline import cameras, images  # noqa: E402
 from pipeline.scene import Item, Scene, UserError, Views  # noqa: E402
+from pipeline.window import commits  # noqa: E402
+from pipeline.writer import ShardWriter  # noqa: E402
 
 HW = (32, 32)
 
 
 def balls(folder: Path, objects: int, views: int = 12) -> Path:
     """Shards of coloured balls on white, drawn exactly: `objects` of them, a fifth of these held out."""
-    writer = shards.ShardWriter(folder, (32,), (), {"config_hash": "0"}, 1e9)
+    writer = ShardWriter(folder, (32,), (), {"config_hash": "0"}, 1e9)
     k = cameras.intrinsics(50.0, HW)
     rays = np.stack(np.meshgrid(np.arange(32) + 0.5, np.arange(32) + 0.5), -1)
     local = np.concatenate([(rays - k[2:]) / k[:2], np.ones((*HW, 1))], -1)
@@ -125,11 +127,11 @@ def test_a_run_that_was_cut_goes_on_bit_by_bit(data: Path, tmp_path: Path) -> No
     (tmp_path / "cfg").write_bytes(pickle.dumps(config(data, tmp_path / "cut")))
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "cfg")], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not checkpoint.steps_in(tmp_path / "cut"):
+    while time.monotonic() < deadline and not commits(tmp_path / "cut"):
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert checkpoint.steps_in(tmp_path / "cut")
+    assert commits(tmp_path / "cut")
     result = train_fn(config(data, tmp_path / "cut"))
     assert result.finished
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")

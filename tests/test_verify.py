@@ -22,8 +22,8 @@ from PIL import Image
 from pipeline import cameras
 from pipeline.ledger import Ledger
 from pipeline.scene import Item, Outcome, Scene, UserError, Views
-from pipeline.shards import ShardWriter
 from pipeline.verify import Report, verify
+from pipeline.writer import ShardWriter
 
 FACTS = {"config_hash": "0123456789abcdef"}
 WIDTHS = (16, 32)
@@ -74,8 +74,8 @@ class Run:
             ledger.record(Outcome(scene("f").item, scene("f")), writer.add(scene("f"), "train", 2)[0])
             ledger.record(Outcome(Item("x", "local"), None, "tiny"), None)
         # as kill -9 leaves it, with its journal
-        journal = writer.open["train"].path.read_bytes()
-        writer.open["train"].sink.close()
+        journal = writer.open["train-000002"].path.read_bytes()
+        writer.open["train-000002"].sink.close()
         (out / "journal" / "train-000002.arrow").write_bytes(journal)
 
     def path(self, number: int = 0, width: int = 16) -> Path:

@@ -1,0 +1,71 @@
+"""What a training run's log.jsonl says, read while it grows. For a cycle's driver, page and audit: no torch here."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LOG = "log.jsonl"
+
+
+@dataclass
+class TrainingLog:
+    """Sums and last words of a log; `read` takes in what is new.
+
+    curve: (step, loss, seconds, waited seconds, samples) of each step. looks: (step, scores) at objects that do not train.
+    slots: of a cycle, shard number -> samples of it.
+    """
+
+    folder: Path
+    curve: list[tuple[int, float, float, float, int]] = field(default_factory=list)
+    looks: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    slots: dict[int, int] = field(default_factory=dict)
+    samples: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    _at: tuple[int, int] = (0, 0)  # inode, bytes read
+
+    def read(self, until: int | None = None) -> TrainingLog:
+        """Goes on reading; from the start where the file is another one. until: the last step to take in."""
+        try:
+            with (self.folder / LOG).open("rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._at[0] or found.st_size < self._at[1]:
+                    self.__init__(self.folder)  # type: ignore[misc]
+                file.seek(self._at[1])
+                data = file.read()
+        except FileNotFoundError:
+            return self
+        whole = data[: data.rfind(b"\n") + 1]
+        self._at = (found.st_ino, self._at[1] + len(whole))
+        for line in whole.splitlines():
+            told = json.loads(line)
+            if until is None or told["step"] <= until:
+                self._take(told)
+        return self
+
+    def _take(self, told: dict[str, Any]) -> None:
+        step = int(told["step"])
+        if "evaluation" in told:
+            self.looks.append((step, told["evaluation"]))
+            return
+        loss = told["loss"] if told["loss"] is not None else float("nan")
+        self.curve.append((step, loss, told["seconds"], told["waited_s"], told["samples"]))
+        self.samples += told["samples"]
+        self.seconds += told["seconds"]
+        self.waited += told["waited_s"]
+        for slot, count in told.get("slots", {}).items():
+            self.slots[int(slot)] = self.slots.get(int(slot), 0) + count
+
+    @property
+    def step(self) -> int:
+        return self.curve[-1][0] if self.curve else 0
+
+    @property
+    def samples_per_s(self) -> float | None:
+        """While it does not wait for data; None before the second step: the first one starts things."""
+        busy = sum(seconds - waited for _, _, seconds, waited, _ in self.curve[1:])
+        return sum(each[4] for each in self.curve[1:]) / busy if busy > 0 else None
