@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +16,8 @@ from lvsm_train.data import Data
 from lvsm_train.evaluate import Scores, finite
 from lvsm_train.optim import count
 from pipeline.attribution import Account, findings
+from pipeline.ledger import Ledger
+from pipeline.window import committed, put
 
 PAPERS = {
     "model": "LVSM (arXiv 2410.17242)",
@@ -31,15 +31,14 @@ def write_card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -
     """Writes the card of a run as it stands after so many steps."""
     assert cfg.out is not None
     path = cfg.out / "card.json"
-    path.with_suffix(".tmp").write_text(json.dumps(card(cfg, data, step, scores), indent=2))
-    os.replace(path.with_suffix(".tmp"), path)
+    put(path, card(cfg, data, step, scores))
     return path
 
 
 def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict[str, Any]:
-    """The card as JSON values. Licenses are those of all objects that the shards have, trained on or held out."""
+    """The card as JSON values. Licenses are those of all objects that the shards have or had, trained on or held out."""
     told = cfg.as_json()
-    licenses = store.licenses(data.index)
+    licenses, trained_on, passes = _of_cycle(cfg) if cfg.cycle else _of_shards(data, step)
     built_on = ["model", *(["prope"] * cfg.model.prope)]
     built_on += [name for name in (cfg.model.kind, cfg.optim.optimizer) if name in PAPERS]
     with torch.device("meta"):
@@ -54,7 +53,7 @@ def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict
         },
         "data": {
             "folders": [str(path) for path in cfg.data.data],
-            "trained_on": len(data.planner.train),
+            "trained_on": trained_on,
             "held_out": len(data.planner.val),
             "views": len(data.index.c2w),
             "size": list(data.hw),
@@ -66,7 +65,7 @@ def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict
             "preset": cfg.preset,
             "steps": step,
             "of": cfg.steps,
-            "passes_over_the_data": round(data.epochs(step), 3),
+            "passes_over_the_data": round(passes, 3),
             "settings": {name: value for name, value in told.items() if name not in ("model", "data")},
         },
         "held_out_objects": finite(dataclasses.asdict(scores)) if scores else None,
@@ -77,3 +76,16 @@ def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict
             "device": torch.cuda.get_device_name(data.device) if data.device.type == "cuda" else "cpu",
         },
     }
+
+
+def _of_shards(data: Data, step: int) -> tuple[dict[str, int], int, float]:
+    """Licenses of all objects, how many train, and how often each was shown."""
+    return store.licenses(data.index), len(data.planner.train), data.epochs(step)
+
+
+def _of_cycle(cfg: TrainConfig) -> tuple[dict[str, int], int, float]:
+    """The same of a cycle, whose ledger remembers what has gone."""
+    (out,) = cfg.data.data
+    with Ledger(out / "ledger.sqlite", readonly=True) as ledger:
+        licenses, trained_on = ledger.licenses(), ledger.delivered_by_split().get("train", 0)
+    return licenses, trained_on, committed(out)[1].position / max(1, trained_on)

@@ -36,8 +36,9 @@ def save(
     """
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob("*.tmp"):
-        left_over.unlink()
+    for left_over in folder.iterdir():  # of a crash: no checkpoint, and a full disk needs every byte
+        if left_over.suffix == ".tmp" or (left_over.suffix == ".pt" and not left_over.with_suffix(".json").exists()):
+            left_over.unlink()
     path = folder / f"step-{step:08d}.pt"
     note = json.dumps({"step": step} | facts, indent=2).encode()
     patiently(lambda: _commit(lambda file: torch.save(state, file), path), folder, enough)
@@ -47,9 +48,6 @@ def save(
     for old in set(found) - stay:  # the note goes first: what is left of a crash in between is no checkpoint
         (folder / f"step-{old:08d}.json").unlink(missing_ok=True)
         (folder / f"step-{old:08d}.pt").unlink(missing_ok=True)
-    for left_over in folder.glob("*.pt"):
-        if not left_over.with_suffix(".json").exists():
-            left_over.unlink()
     return path
 
 

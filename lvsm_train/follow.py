@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lvsm_train.config import TrainConfig
 from pipeline.folder import held
+from pipeline.room import patiently
 from pipeline.scene import UserError
 from pipeline.window import TRAIN
 
@@ -47,7 +48,7 @@ def _alone(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(held(folder))
+                patiently(lambda: stack.enter_context(held(folder)), folder)
                 break
             except UserError:
                 if time.monotonic() > until:

@@ -97,7 +97,7 @@ class Log:
             except ValueError:  # cut off by a crash
                 break
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
+        patiently(lambda: temporary.write_text("".join(kept)), self.path.parent)
         os.replace(temporary, self.path)
 
     def step(self, done: int, values: dict[str, float], fed: Fed) -> None:

@@ -64,9 +64,8 @@ class Rounds:
 
         Knows what comes after, or that nothing does: so the last step knows that it is the last.
         """
-        while len(self.ahead) < count + parts and not self.over:
-            if not self._draw(window):
-                return None
+        if not self.ready(window, count, parts):
+            return None
         count = min(count, len(self.ahead) // parts * parts)
         if not count:
             return None
@@ -74,6 +73,13 @@ class Rounds:
         first, last = self.cursor.position, self.over and len(self.ahead) < parts
         self.cursor = self._moved(window, [slot for _, _, slot, _ in some], last)
         return Taken(np.array([each[2:] for each in some]), first, self.cursor, last)
+
+    def ready(self, window: Window, count: int, parts: int = 1) -> bool:
+        """Whether `take` would give something now, or know that there is nothing more."""
+        while len(self.ahead) < count + parts and not self.over:
+            if not self._draw(window):
+                return False
+        return True
 
     @property
     def waits_for(self) -> int:
@@ -103,8 +109,9 @@ class Rounds:
         while done in window.slots and counts.get(done, 0) == window.slots[done].samples:
             counts.pop(done, None)
             done += 1
-        if last and window.end is not None:  # what is left, if anything, is less than one for each of `parts`
-            done, counts = window.end, {}
-            self.ahead.clear()
+        if last and window.end is not None:
+            done = window.end
+            while self.ahead:  # less than one for each of `parts`: it is left out, and stays in `counts`
+                counts.setdefault(self.ahead.popleft()[2], 0)
         number, offset = self.ahead[0][:2] if self.ahead else (self.round, 0)
         return Cursor(number, offset, before.position + len(slots), done, counts, place)

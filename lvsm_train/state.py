@@ -62,7 +62,9 @@ class State:
             raise UserError(
                 f"{said}, for the {self.spikes.times}th time", f"lower --lr ({self.cfg.optim.lr:g}) or --clip"
             )
-        before = [step for step in commits(self.out) if step <= done - 2 * RECENT]
+        # those that a cycle makes in between depend on when somebody waited
+        regular = [step for step in commits(self.out) if step % self.cfg.checkpoint_every == 0]
+        before = [step for step in regular if step <= done - 2 * RECENT]
         if not before:
             return f"{said}, and there is no checkpoint from before"
         found = checkpoint.load(self.out, before[-1], str(self.device))

@@ -51,10 +51,11 @@ class Stream:
         self.planner: Planner | None = None
         self.first: dict[int, int] = {}  # slot -> its first object's number in the index of `planner`
         self.taken: deque[tuple[int, Taken]] = deque()
-        self.hungry = False
+        self.hungry: int | None = -1  # the slot that was waited for last; -1: nothing has been said
 
     def steps(self, start: int) -> Generator[Fed, None, None]:
         """Every step from `start` on, until the cycle has no more or `waiting` says so."""
+        self._say_hungry(None)
         if not self._wait(lambda: self._window().validated):
             return
         made = Data(self.cfg.data, self.ranks.rank, self.ranks.world, self.device, self.cfg.accumulate, "val")
@@ -74,8 +75,7 @@ class Stream:
         return frees and ((not self.taken and not self._ready()) or self._window().pressed)
 
     def _ready(self) -> bool:
-        window = self._window()
-        return window.end is not None or self.rounds.waits_for in window.slots
+        return self.rounds.ready(self._window(), self.parts * self.cfg.data.batch, self.parts)
 
     def _window(self) -> Window:
         return Window.read(self.out) or Window(life=1, objects=1)
@@ -105,8 +105,8 @@ class Stream:
         return some
 
     def _say_hungry(self, slot: int | None) -> None:
-        if self.ranks.first and self.hungry != (slot is not None):
-            self.hungry = slot is not None
+        if self.ranks.first and self.hungry != slot:
+            self.hungry = slot
             patiently(lambda: Hunger(slot).write(self.out), self.out, self.waiting)
 
     def _fed(self, data: Data, batches: list[Batch], waited: float) -> Fed:

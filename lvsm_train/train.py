@@ -143,7 +143,7 @@ def _setting(cfg: TrainConfig, ranks: Ranks) -> Iterator[None]:
     if ranks.first:
         cfg.out.mkdir(parents=True, exist_ok=True)
         path = cfg.out / "train.json"
-        put(path, cfg.as_json())
+        patiently(lambda: put(path, cfg.as_json()), cfg.out)
     torch.manual_seed(cfg.data.seed)
     before = torch.are_deterministic_algorithms_enabled()
     if cfg.deterministic:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline import journals
+from pipeline.folder import is_locked
 from pipeline.ledger import Kept, Ledger
 from pipeline.progress import reasons_text
 from pipeline.scene import UserError
@@ -58,6 +61,14 @@ class Audit:
 
 def audit(run: Path) -> Audit:
     """Counts everything, at rest or while the cycle goes on. Raises UserError where there is no cycle."""
+    report = _counted(run)
+    if report.problems and is_locked(run):  # what moved meanwhile is no problem: another one has moved the next time
+        before, report = report, _counted(run)
+        report.problems = [problem for problem in report.problems if problem in before.problems]
+    return report
+
+
+def _counted(run: Path) -> Audit:
     told = layout(run)
     with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
         ledger.snapshot()
@@ -77,10 +88,10 @@ def audit(run: Path) -> Audit:
 
 def _objects(report: Audit, run: Path, widths: list[int], kept: dict[str, Kept], booked: dict[str, str]) -> None:
     """Where each object is: in shards of each resolution, in a journal, or in a shard that was deleted."""
-    journal = {path.stem: [batch.column("uid")[0].as_py() for batch in journals.read(path)] for path in _journals(run)}
+    journal = _uids(_journals(run), lambda path: [batch.column("uid")[0].as_py() for batch in journals.read(path)])
     found: dict[str, str] = {uid: name for name, uids in journal.items() for uid in uids}
     for width in widths:
-        here = {path.stem: uids_of(path) for path in shard_paths(run / str(width)) if path.stem not in journal}
+        here = _uids([path for path in shard_paths(run / str(width)) if path.stem not in journal], uids_of)
         for name, uids in here.items():
             if name in kept and kept[name].state == "deleted":
                 continue  # its files are about to go
@@ -103,6 +114,15 @@ def _objects(report: Audit, run: Path, widths: list[int], kept: dict[str, Kept],
         report.problems.append(f"{len(deleted & found.keys())} objects are deleted and on disk")
 
 
+def _uids(paths: list[Path], read: Callable[[Path], list[str]]) -> dict[str, list[str]]:
+    """Shard name -> the objects in its file. Of a run that goes on, files may go meanwhile."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found[path.stem] = read(path)
+    return found
+
+
 def _journals(run: Path) -> list[Path]:
     return sorted((run / "journal").glob("*.arrow"))
 
@@ -121,7 +141,7 @@ def _samples(report: Audit, run: Path, kept: dict[str, Kept]) -> None:
         report.problems.append(f"the checkpoint counts {cursor.position} samples, log.jsonl {log.samples}")
     for number, shard in sorted(slots.items()):
         owed, logged = shard.objects * shard.passes, log.slots.get(number, 0)
-        counted = owed if number < cursor.done else cursor.counts.get(number, 0)
+        counted = cursor.counts.get(number, owed if number < cursor.done else 0)
         if logged != counted:
             report.problems.append(
                 f"of shard train-{number:06d} {counted} samples were trained on, log.jsonl says {logged}"

@@ -18,10 +18,9 @@ from lvsm_train.config import TrainConfig
 from lvsm_train.options import EvalConfig, LatentConfig
 from lvsm_train.presets import PRESETS
 from pipeline.config import ClipConfig, ImportConfig, ManifestConfig, RenderConfig, RunConfig
-from pipeline.cycle_config import CycleConfig
-from pipeline.scene import UserError
-
-FEWER_THAN_ASKED = 3  # exit status
+from pipeline.cycle_config import CycleConfig, Shares
+from pipeline.plan import PlanConfig
+from pipeline.scene import FEWER_THAN_ASKED, UserError
 
 
 def render(cfg: Annotated[RenderConfig, tyro.conf.OmitArgPrefixes]) -> int:
@@ -106,6 +105,21 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
     return 0 if result.finished else FEWER_THAN_ASKED
 
 
+def _prepared(cfg: CycleConfig, train: TrainConfig) -> tuple[CycleConfig, TrainConfig, Shares]:
+    """A cycle's settings, its trainer's, and the shares of its disk."""
+    with _torch_needed():
+        from lvsm_train.cycling import checkpoint_bytes, on_cpu, settings
+    from pipeline.cycle_config import divide
+
+    if cfg.train_config not in PRESETS:
+        raise UserError(f"--train-config {cfg.train_config} is no preset", f"one of {', '.join(PRESETS)}")
+    cfg = cfg.resolved().with_cores(on_cpu(train))
+    assert cfg.out is not None
+    trained = settings(train, cfg.out, cfg.scene.res, cfg.scene.views, cfg.samples)
+    looks = trained.steps // trained.eval_every if trained.eval_every else 0
+    return cfg, trained, divide(cfg, cfg.budget(), checkpoint_bytes(trained), trained.steps, looks)
+
+
 def cycle(
     cfg: Annotated[CycleConfig, tyro.conf.OmitArgPrefixes],
     train: Annotated[TrainConfig, tyro.conf.arg(name="train")],
@@ -114,29 +128,49 @@ def cycle(
 
     A shard goes when it has been trained on --passes times and a checkpoint proves it. The same command on the same folder goes
     on where it stopped. --train-config sets the defaults of training. docs/cycle.md. Exit status 0: all was delivered and
-    trained on; 3: less.
+    trained on; 3: less; 1: it does not add up.
 
     Example: lvsm-data cycle --n 100 --res 64 --views 16 --disk-budget 500MB --passes 8 --out cycles/try
     """
-    with _torch_needed():
-        from lvsm_train.cycling import checkpoint_bytes, on_cpu, settings
     from pipeline.cycle import cycle as run
-    from pipeline.cycle_config import divide
     from pipeline.progress import shown
 
-    if cfg.train_config not in PRESETS:
-        raise UserError(f"--train-config {cfg.train_config} is no preset", f"one of {', '.join(PRESETS)}")
-    cfg = cfg.resolved().with_cores(on_cpu(train))
+    cfg, trained, shares = _prepared(cfg, train)
     assert cfg.out is not None
-    trained = settings(train, cfg.out, cfg.scene.res, cfg.scene.views, cfg.samples)
-    looks = trained.steps // trained.eval_every if trained.eval_every else 0
-    shares = divide(cfg, cfg.budget(), checkpoint_bytes(trained), trained.steps, looks)
     print(f"writing to {shown(cfg.out)}; training at {trained.data.res} pixels")
-    print(shares.line(), flush=True)
+    print(shares.line() + ("" if cfg.disk_budget else " (80 % of what is free; --disk-budget)"), flush=True)
     ended = run(cfg, shares, [sys.executable, "-m", "lvsm_train.follow", str(cfg.out)], trained.as_json())
     for line in ended.lines():
         print(line)
-    return 0 if ended.complete else FEWER_THAN_ASKED
+    return ended.status
+
+
+def plan(
+    cfg: Annotated[PlanConfig, tyro.conf.OmitArgPrefixes],
+    train: Annotated[TrainConfig, tyro.conf.arg(name="train")],
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> int:
+    """Say what a cycle with the same flags will take, before the work: hours, disk, downloads, steps, yield, licenses.
+
+    Renders --pilot objects and takes steps on them, for real, in OUT/pilot, which goes again. Each figure comes with its
+    range; OUT/plan.json keeps them, and `cycle` on the same folder compares at its end.
+
+    Example: lvsm-data plan --n 100 --res 64 --views 16 --disk-budget 500MB --passes 8 --out cycles/try
+
+    Args:
+        cfg: What a cycle would do.
+        train: How it would train.
+        as_json: Print JSON for machines.
+    """
+    from pipeline.plan import plan as make
+    from pipeline.progress import shown
+
+    ready, trained, shares = _prepared(cfg, train)
+    assert isinstance(ready, PlanConfig) and ready.out is not None
+    made = make(ready, shares, [sys.executable, "-m", "lvsm_train.pace"], trained.as_json())
+    where = f"plan: {shown(ready.out)}/plan.json; `lvsm-data cycle` with the same flags goes by it"
+    print(json.dumps(made.as_json(), indent=2) if as_json else "\n".join((shares.line(), *made.lines(), where)))
+    return 0
 
 
 def audit(run: tyro.conf.Positional[Path], /, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
@@ -314,6 +348,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "import": import_views,
     "clip": clip,
     "train": train,
+    "plan": plan,
     "cycle": cycle,
     "audit": audit,
     "eval": evaluate_run,
@@ -339,7 +374,9 @@ def main() -> None:
     """Entry point of `lvsm-data`. Bad input ends with status 2 and two lines: what is wrong, and what to do."""
     try:
         train.__defaults__ = (_preset("--preset"),)
-        cycle.__defaults__ = (CycleConfig(), dataclasses.replace(_preset("--train-config"), tensorboard=False))
+        trained = dataclasses.replace(_preset("--train-config"), tensorboard=False)
+        cycle.__defaults__ = (CycleConfig(), trained)
+        plan.__defaults__ = (PlanConfig(), trained, False)
         code = tyro.extras.subcommand_cli_from_dict(
             VERBS, prog="lvsm-data", description="From 3D objects to pose-labelled shards to a trained LVSM."
         )

@@ -13,62 +13,45 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import executors
-from pipeline.audit import audit
+from pipeline.audit import Audit, audit
 from pipeline.cycle_config import CycleConfig, Shares
 from pipeline.janitor import Janitor
 from pipeline.ledger import Ledger
-from pipeline.progress import Progress, duration, size
-from pipeline.room import Room, disk_of, patiently
+from pipeline.plan import compare, real_figures
+from pipeline.progress import Progress
+from pipeline.room import disk_of, patiently
 from pipeline.run import Run, opened
-from pipeline.scene import Item, Outcome, Skip, UserError
+from pipeline.scene import FEWER_THAN_ASKED, Item, Outcome, UserError
+from pipeline.selection import Selection
 from pipeline.shards import Shard, shard_on_disk, shard_paths, split_of
+from pipeline.slots import VAL_OBJECTS, Open, Slots, objects_per_shard
+from pipeline.standing import standing
 from pipeline.trainer import Trainer
 from pipeline.window import LAYOUT, TRAIN, Hunger, Slot, Window, committed, layout, put
 from pipeline.writer import PARQUET_EXTRA
 
-SPARE = 50e6  # bytes of the disk that are left alone
-VAL_OBJECTS = 64  # per shard
-BYTES_PER_PIXEL = 0.75  # of pictures that nobody has seen yet
-CAUTION, CAUTION_FEW = 1.25, 1.5  # a shard may be so much larger than the mean says; with few objects to know it from
-FEW = 16
-MOST_SHARD = 512e6  # bytes
-AT_ONCE = 5  # shards beside the window: one on its way out; one being closed and one being filled, which count twice
+MOST_WAITING = 16  # outcomes, in memory
 WAIT_S = 0.2
 WORTH_A_WORD = 0.05  # of the time
-
-
-@dataclass
-class Open:
-    """A shard that is being filled. order: its uids so far, as the source has them. missing: those that have not ended.
-
-    full: nothing will be added to `order`. written: bytes that it takes, and will take until it is closed.
-    """
-
-    name: str
-    number: int
-    order: list[str] = field(default_factory=list)
-    missing: set[str] = field(default_factory=set)
-    full: bool = False
-    written: int = 0
 
 
 class Cycle(Run):
     """One session of a cycle."""
 
     cfg: CycleConfig
+    progress: Progress
+    found: Audit
 
     def __init__(self, cfg: CycleConfig, ledger: Ledger, shares: Shares, trainer: Trainer) -> None:
         assert cfg.out is not None
-        self.room = Room(cfg.out, shares.shards, SPARE, patient=True)
+        self.slots = Slots(cfg, shares, ledger.kept())
         self.shares = shares
         self.places: dict[str, Open] = {}
-        self.open: dict[str, Open] = {}
-        self.blocked_s = 0.0
-        self.blocked: float | None = None  # since when production waits for disk
+        self.ended: list[Outcome] = []  # that wait for room
+        self.packed: dict[str, Any] = {}
         super().__init__(cfg, ledger)
         self.by_split = Counter(ledger.delivered_by_split())
         self.on_way: Counter[str] = Counter()
@@ -76,7 +59,7 @@ class Cycle(Run):
         self.end: int | None = None
         self.validated = self.layout is not None
         self.rendering: float | None = None  # since when train objects are rendered in this session
-        self.janitor = Janitor(self.out, ledger.path, self.room, shares, trainer, cfg.scene.res)
+        self.janitor = Janitor(self.out, ledger.path, self.slots.room, shares, trainer, cfg.scene.res, self.gone)
 
     @property
     def complete(self) -> bool:
@@ -94,6 +77,7 @@ class Cycle(Run):
         self._lay_out()
         assert self.layout is not None
         self.rendering = time.monotonic()
+        self.selection = Selection(self.cfg)  # or it would count twice what it passes over
         objects, of_each = self.layout["objects"], self.layout["shard_objects"]
         slots = yield from self._in_slots(listing, "train", objects, of_each)
         if not self.stopping:
@@ -117,6 +101,7 @@ class Cycle(Run):
                 if self.by_split[split] >= quota:
                     break
                 yield None
+                self._settle()
             if self.stopping:
                 return 0
             if not known and self.by_split[split] >= quota:
@@ -128,13 +113,14 @@ class Cycle(Run):
                 continue
             if slot is None or slot.name != name:
                 self._filled(slot)
-                slot = self.open.setdefault(name, Open(name, number))
+                slot = self.slots.open.setdefault(name, Open(name, number))
             slot.order.append(item.uid)
             if known:
                 continue
-            while not self._reserve(slot, of_each) and not self.stopping:
-                self._wait(slot)
+            while not self.slots.reserve(slot, of_each) and not self.stopping:
+                self._wait(slot, self.slots.all_of(slot, of_each))
                 yield None
+                self._settle()
             self._go_on()
             if self.stopping:
                 return 0
@@ -144,12 +130,13 @@ class Cycle(Run):
             self.under_way += 1
             yield item
         self._filled(slot)
-        while any(one.name.startswith(split) for one in self.open.values()) and not self.stopping:
+        while any(one.name.startswith(split) for one in self.slots.open.values()) and not self.stopping:
             yield None
+            self._settle()
         return -(-place // of_each)
 
     def _lay_out(self) -> None:
-        """Validation is there. Decides, once for all sessions, how large shards are: so that the window fits into the budget."""
+        """Validation is there: how large shards are is decided now, once for all sessions."""
         self.validated = True
         if self.layout is None:
             held_out = self.by_split["val"]
@@ -159,96 +146,59 @@ class Cycle(Run):
                     "a larger --val-percent",
                 )
             objects = self.cfg.n - held_out
-            free = self.room.budget - self.room.used
-            at_once = self.cfg.window + AT_ONCE
-            most = int(free // (at_once * self._expected()))
-            if most < (self.cfg.shard_objects or 1):
-                need = self.shares.total - free + at_once * self._expected() * (self.cfg.shard_objects or 1)
-                raise UserError(
-                    f"{size(free)} of the disk budget are left for shards to train on, and {at_once} of "
-                    f"{self.cfg.shard_objects or 1} objects have to fit",
-                    f"--disk-budget {math.ceil(need / 1e6) + 1}MB, or a smaller --window",
-                )
-            usual = min(most, max(1, int(MOST_SHARD // self._expected())), max(1, objects // (4 * self.cfg.window)))
-            self.layout = {
-                "val": held_out,
-                "objects": objects,
-                "shard_objects": self.cfg.shard_objects or usual,
-            }
+            of_each = objects_per_shard(self.cfg, self.slots.room.free, self.slots.expected(), objects)
+            self.layout = {"val": held_out, "objects": objects, "shard_objects": of_each}
             put(self.out / LAYOUT, self.layout)
         self.tell()
 
-    def _expected(self) -> float:
-        """Bytes that an object takes in shards."""
-        if not self.closed_objects:
-            pixels = sum(width**2 for width in self.cfg.scene.res)
-            return BYTES_PER_PIXEL * self.cfg.scene.views * pixels + PARQUET_EXTRA
-        caution = CAUTION if self.closed_objects >= FEW else CAUTION_FEW
-        return caution * self.closed_bytes / self.closed_objects
-
-    # ---- disk
-
-    def _reserve(self, slot: Open, of_each: int) -> bool:
-        """Room for all of a shard, twice: it stands in a journal and in its files for a moment. False: not now."""
-        wanted = max(slot.written, math.ceil(2 * of_each * self._expected()))
-        return self._grow(slot, wanted) if self.room.held(slot.name) < wanted else True
-
-    def _grow(self, slot: Open, wanted: int) -> bool:
-        try:
-            return self.room.try_reserve(slot.name, wanted - self.room.held(slot.name))
-        except Skip:
-            raise self._too_small() from None
-
-    def _make_room(self, slot: Open) -> None:
-        """Waits until what a shard has to take fits. Those after it have to step back, if they have only reserved."""
-        while self.room.held(slot.name) < slot.written and not self._grow(slot, slot.written):
-            for later in self.open.values():
-                if later.number > slot.number:
-                    self.room.settle(later.name, later.written)
-            self._wait(slot)
-            time.sleep(WAIT_S)
-        self._go_on()
-
-    def _wait(self, slot: Open) -> None:
-        """Notes that production waits for disk. Raises UserError where that would be for ever."""
+    def _wait(self, slot: Open, wanted: int) -> None:
+        """Production waits for disk. Raises UserError where that would be for ever."""
         self.janitor.check()
-        if self.blocked is None:
-            self.blocked = time.monotonic()
+        if self.slots.block():
             self.tell()
         waits = Hunger.read(self.out).slot
-        trains = slot.name.startswith("train")
-        if trains and waits is not None and waits >= slot.number and self.janitor.idle() and not self.room.disk_full():
-            raise self._too_small()
+        hungry = slot.name.startswith("train") and waits is not None and waits >= slot.number and self.janitor.idle()
+        if not self.slots.lacks_disk(slot, wanted) and hungry:
+            raise self.slots.too_small(slot, wanted)
 
     def _go_on(self) -> None:
-        if self.blocked is not None:
-            self.blocked_s += time.monotonic() - self.blocked
-            self.blocked = None
+        if self.slots.unblock():
             self.tell()
 
-    def _too_small(self) -> UserError:
-        need = (
-            self.shares.total + 2 * self._expected() * (self.layout or {"shard_objects": VAL_OBJECTS})["shard_objects"]
-        )
-        return UserError(
-            f"the disk budget of {size(self.shares.total)} is too small: the trainer waits for a shard that does not fit",
-            f"the same command with --disk-budget {math.ceil(need / 1e6)}MB goes on",
-        )
-
     # ---- what becomes of objects
+
+    def _end(self, outcome: Outcome, progress: Progress) -> None:
+        """An item has ended: it is recorded, unless there is no room for it now."""
+        slot = self.places[outcome.item.uid]
+        if outcome.scene is not None:
+            batch = self.writer.packed(outcome.scene)
+            self.packed[outcome.item.uid] = batch
+            slot.written += 2 * batch.nbytes + PARQUET_EXTRA
+        self.ended.append(outcome)
+        self.progress = progress
+        self._settle()
+        while len(self.ended) > MOST_WAITING and not self.stopping:  # nothing more is taken from workers meanwhile
+            time.sleep(WAIT_S)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Records what has ended, as far as there is room: of older shards first, since younger ones may wait for them."""
+        for outcome in sorted(self.ended, key=lambda one: self.places[one.item.uid].number):
+            slot = self.places[outcome.item.uid]
+            if outcome.scene is not None and not self.slots.fits(slot):
+                self._wait(slot, slot.written)
+                return
+            self.ended.remove(outcome)
+            super()._end(outcome, self.progress)
+            self._go_on()
 
     def _take(self, outcome: Outcome) -> None:
         """Writes one outcome: journal first, then the ledger. A full disk is waited for."""
         uid, name = outcome.item.uid, None
-        if uid in self.finished:
-            return
         slot = self.places.pop(uid)
         split = slot.name.split("-")[0]
         if outcome.scene is not None:
-            name = slot.name
-            batch = self.writer.packed(outcome.scene)
-            slot.written += 2 * batch.nbytes + PARQUET_EXTRA
-            self._make_room(slot)
+            name, batch = slot.name, self.packed.pop(uid)
             self._patiently(lambda: self.writer.append(slot.name, batch))
             self.by_split[split] += 1
         self._patiently(lambda: self.ledger.record(outcome, name))
@@ -277,11 +227,7 @@ class Cycle(Run):
             )
         passes = self._passes() if slot.name.startswith("train") else 0
         self._patiently(lambda: self.ledger.add_shard(shard or Shard(slot.name, (), 0), passes))
-        self.room.settle(slot.name, self._disk_of(slot.name))
-        if shard:
-            self.closed_objects += len(shard.entries)
-            self.closed_bytes += shard.file_bytes
-        del self.open[slot.name]
+        self.slots.close(slot, shard, self._disk_of(slot.name))
         self.tell()
 
     def _disk_of(self, name: str) -> int:
@@ -300,8 +246,7 @@ class Cycle(Run):
         """Objects to train on per second, while there was disk for them; None before there are any."""
         if self.rendering is None:
             return None
-        blocked = self.blocked_s + (time.monotonic() - self.blocked if self.blocked else 0)
-        seconds = time.monotonic() - self.rendering - blocked
+        seconds = time.monotonic() - self.rendering - self.slots.waited()
         made = self.by_split["train"] - self.before
         return made / seconds if made and seconds > 0 else None
 
@@ -327,13 +272,13 @@ class Cycle(Run):
         for name in journals:
             number = int(name[-6:])
             written = 2 * disk_of(self.writer.open[name].path) + PARQUET_EXTRA * len(journals[name])
-            self.open[name] = Open(name, number, written=written)
-            self.room.settle(name, written)
+            self.slots.open[name] = Open(name, number, written=written)
+            self.slots.room.settle(name, written)
         for name in on_disk - set(journals):
-            self.room.settle(name, self._disk_of(name))
+            self.slots.room.settle(name, self._disk_of(name))
+        there = [int(name[-6:]) for name in ledger.kept() if name.startswith("train") and name in on_disk]
+        self.gone = min(there, default=committed(self.out)[1].done)
         self.before = ledger.delivered_by_split().get("train", 0)
-        self.closed_objects = sum(shard.objects for shard in ledger.kept().values())
-        self.closed_bytes = sum(shard.bytes for shard in ledger.kept().values())
         found = sum(map(len, journals.values()))
         return [f"going on with {found} objects of an interrupted session"] * bool(found)
 
@@ -353,7 +298,7 @@ class Cycle(Run):
             slots={number: Slot(one.objects, one.passes) for number, one in sorted(slots.items()) if number >= first},
             validated=self.validated,
             end=self.end,
-            pressed=self.blocked is not None,
+            pressed=self.slots.blocked,
         )
         self._patiently(lambda: window.write(self.out))
 
@@ -381,38 +326,34 @@ class Cycle(Run):
             self.janitor.check()
             time.sleep(WAIT_S)
         self.janitor.trainer.stop()
+        while not self.janitor.idle():  # what its last checkpoint has done with goes before we do
+            self.janitor.check()
+            time.sleep(WAIT_S)
+
+    @property
+    def status(self) -> int:
+        """Exit status: 1 where it does not add up, 3 where it is less than was asked for."""
+        if self.found.problems:
+            return 1
+        return 0 if self.complete and self.delivered >= self.cfg.n else FEWER_THAN_ASKED
 
     def lines(self) -> list[str]:
         """What a user wants to know at the end: does it add up, who waited for whom, how good has it become."""
-        found = audit(self.out)
-        facts = self.janitor.facts()
         lines = (
-            [f"bug in lvsm-data, please report: {bug}" for bug in self.bugs] + self.selection.lines() + found.lines()
+            [f"bug in lvsm-data, please report: {bug}" for bug in self.bugs]
+            + self.selection.lines()
+            + self.found.lines()
         )
-        if facts["trainer_seconds"]:
-            lines.append(who_waits(self.blocked_s, facts["trainer_waited_s"], facts["trainer_seconds"]))
-        if self.janitor.log.looks:
-            step, scores = self.janitor.log.looks[-1]
-            lines.append(
-                f"unseen objects after {step} steps: PSNR {scores['psnr']:.2f} dB, nearest view {scores['nearest']:.2f}"
-            )
-        lines.append(f"disk: {size(self.janitor.peak)} at most in this session, of {size(self.shares.total)}")
+        with Ledger(self.out / "ledger.sqlite", readonly=True) as ledger:
+            now = standing(self.out, ledger, self.janitor.log)
+        lines += now.lines() if now else []
+        if self.complete:
+            lines += compare(self.out, real_figures(self.out))
         if not self.complete:
             lines.append("stopped; the same command goes on")
         elif self.delivered < self.cfg.n:
             lines.append(f"{self.cfg.n - self.delivered} fewer than requested: the source has no more objects")
         return lines
-
-
-def who_waits(blocked_s: float, waited_s: float, seconds: float) -> str:
-    """Which side of a cycle waits for the other, for how long, and what to change. seconds: of the trainer."""
-    trainer, rendering = waited_s / seconds, blocked_s / seconds
-    says = f"the trainer waited {duration(waited_s)} for data ({trainer:.0%}), rendering {duration(blocked_s)} for disk"
-    if max(trainer, rendering) < WORTH_A_WORD:
-        return f"{says}: neither holds up the other"
-    if trainer > rendering:
-        return f"{says}: rendering is slower; more --workers, more --passes, fewer --views"
-    return f"{says}: training is slower; fewer --passes, more GPUs, fewer --workers do as well"
 
 
 def cycle(cfg: CycleConfig, shares: Shares, command: Sequence[str], settings: dict[str, Any]) -> Cycle:
@@ -426,4 +367,5 @@ def cycle(cfg: CycleConfig, shares: Shares, command: Sequence[str], settings: di
         put(cfg.out / TRAIN / "train.json", settings)
         run = Cycle(cfg, ledger, shares, trainer)
         run.go()
+        run.found = audit(cfg.out)
         return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import shutil
@@ -51,8 +52,9 @@ class CycleConfig(RenderConfig):
         """The same with defaults filled in. Raises UserError where flags contradict each other."""
         if self.passes != "auto" and (not self.passes.isdecimal() or int(self.passes) < 1):
             raise UserError(f"--passes {self.passes} is no number of passes", "--passes 8, or --passes auto")
-        if min(self.max_passes, self.window, self.shard_objects or 1, self.train_threads or 1) < 1:
-            raise UserError("--max-passes, --window, --shard-objects and --train-threads must be positive")
+        for name in ("max_passes", "window", "shard_objects", "train_threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value} is too small", "1 or more")
         if self.val_percent <= 0:
             raise UserError("a cycle keeps some objects to measure with", "--val-percent 1, for example")
         if self.retry_failed or self.keep_raw:
@@ -69,6 +71,11 @@ class CycleConfig(RenderConfig):
         """What must stay the same for a cycle to go on in its folder. The disk budget is free."""
         own = ("n", "passes", "max_passes", "window", "shard_objects")
         return super().identity() | {name: getattr(self, name) for name in own}
+
+    @property
+    def patient(self) -> bool:
+        """A cycle waits for a disk that others have filled."""
+        return True
 
     @property
     def held_out(self) -> int:
@@ -124,11 +131,13 @@ class Shares:
 
     def line(self) -> str:
         """For people."""
+        return f"disk: at most {size(self.total)} = shards {size(self.shards)}, {self.rest()}"
+
+    def rest(self) -> str:
+        """The same of all but shards."""
         raw = f", downloads {size(self.raw)}" if self.raw else ""
-        return (
-            f"disk: at most {size(self.total)} = shards {size(self.shards)}, checkpoints {size(self.checkpoints)}{raw}, "
-            f"scratch {size(self.scratch)}, logs and pages {size(self.papers)}"
-        )
+        checkpoints, scratch, papers = (size(each) for each in (self.checkpoints, self.scratch, self.papers))
+        return f"checkpoints {checkpoints}{raw}, scratch {scratch}, logs and pages {papers}"
 
 
 def divide(cfg: CycleConfig, budget: float, checkpoints: float, steps: int, looks: int) -> Shares:
@@ -138,8 +147,9 @@ def divide(cfg: CycleConfig, budget: float, checkpoints: float, steps: int, look
     scratch = PER_WORKER * (cfg.workers or os.cpu_count() or 1)
     shares = Shares(budget, papers, checkpoints, raw, scratch)
     if shares.shards <= 0:
+        least = (papers + checkpoints + scratch) / (1 - RAW_SHARE if raw else 1)
         raise UserError(
-            f"a disk budget of {size(budget)} leaves nothing for shards: {shares.line().removeprefix('disk: ')}",
-            "a larger --disk-budget, a smaller model, or --train.keep 1",
+            f"a disk budget of {size(budget)} leaves nothing for shards: {shares.rest()}",
+            f"more than --disk-budget {math.ceil(least / 1e6)}MB, a smaller model, or --train.keep 1",
         )
     return shares

@@ -111,6 +111,11 @@ class Fetching:
     mirror: tuple[str, ...] = ()
     """FROM=TO: fetch from another place what stands at a URL, for example https://host/=http://mirror/host/."""
 
+    @property
+    def patient(self) -> bool:
+        """Whether a disk that others have filled is waited for, or ends the run."""
+        return False
+
     def check_fetching(self) -> None:
         """Raises UserError on nonsense."""
         if min(self.downloads, self.per_host, self.raw_gb, self.max_file_mb, self.stall_s) <= 0:

@@ -10,9 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pipeline import disk_log
 from pipeline.cycle_config import Shares
+from pipeline.disk_log import Note
 from pipeline.ledger import Ledger
-from pipeline.room import Room, append, disk_below, patiently
+from pipeline.report import LivePage
+from pipeline.room import Room, disk_below, patiently
 from pipeline.scene import Item
 from pipeline.trainer import Trainer
 from pipeline.training_log import TrainingLog
@@ -20,11 +23,10 @@ from pipeline.window import CHECKPOINTS, TRAIN, Window, committed
 
 TICK_S = 0.5
 NOTE_S = 5.0  # between two lines of disk.csv
-DISK = "disk.csv"  # unix time, bytes that the run takes, bytes of it that are shards, budget
 
 
 class Janitor:
-    """Within a `with` block it works."""
+    """Within a `with` block it works. deleted: train shards before this one have gone already."""
 
     def __init__(
         self,
@@ -34,6 +36,7 @@ class Janitor:
         shares: Shares,
         trainer: Trainer,
         widths: tuple[int, ...],
+        deleted: int,
     ) -> None:
         self.out, self.ledger, self.room, self.shares, self.trainer, self.widths = (
             out,
@@ -45,13 +48,20 @@ class Janitor:
         )
         self.log = TrainingLog(out / TRAIN)
         self.step, self.cursor = committed(out)
-        self.deleted = self.cursor.done
+        self.deleted = deleted
         self.disk: dict[str, int] = {}
         self.peak = 0
+        self.blocked_s = sum(
+            note.blocked_s for note in disk_log.read(out)
+        )  # rendering waited for disk, in all sessions
+        self.page = LivePage(out, self.log)
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(1, "janitor")
         self._work_done: Future[None] | None = None
-        self._noted = 0.0
+        self._noted = self._looked = 0.0
+        self._most = 0  # bytes since the last note
+        self._blocked_s = 0.0  # the same
+        self._waits = False
 
     def __enter__(self) -> Janitor:
         self._work_done = self._pool.submit(self._work)
@@ -60,6 +70,8 @@ class Janitor:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._pool.shutdown()
+        self.log.read()
+        self.page.end()
 
     def check(self) -> None:
         """Raises what went wrong here: UserError of the trainer, or a bug."""
@@ -84,6 +96,7 @@ class Janitor:
         with Ledger(self.ledger) as ledger:
             while not self._stop.wait(TICK_S):
                 self._tick(ledger)
+            self._measure(last=True)
 
     def _tick(self, ledger: Ledger) -> None:
         self.step, self.cursor = committed(self.out)
@@ -94,6 +107,7 @@ class Janitor:
         if self.cursor.done > self.deleted:
             self._delete(ledger)
         self._measure()
+        self.page.refresh()
 
     def _delete(self, ledger: Ledger) -> None:
         """Shards that a finished checkpoint has done with: the ledger first, so that nobody misses them, then the files."""
@@ -105,38 +119,54 @@ class Janitor:
             self.room.release(name)
         self.deleted = self.cursor.done
 
-    def _measure(self) -> None:
+    def _measure(self, last: bool = False) -> None:
         """What the run takes; where logs and scratch take more than their share, there is less for shards."""
         parts = {path.name: path for path in self.out.iterdir() if path.is_dir()}
-        self.disk = {name: disk_below(path) for name, path in parts.items()}
-        self.disk["checkpoints"] = disk_below(self.out / TRAIN / CHECKPOINTS)
-        self.disk[TRAIN] = self.disk.get(TRAIN, 0) - self.disk["checkpoints"]
-        self.disk["files"] = disk_below(self.out) - sum(self.disk.values())
+        disk = {name: disk_below(path) for name, path in parts.items()}
+        disk["checkpoints"] = disk_below(self.out / TRAIN / CHECKPOINTS)
+        disk[TRAIN] = disk.get(TRAIN, 0) - disk["checkpoints"]
+        disk["files"] = disk_below(self.out) - sum(disk.values())
+        self.disk = disk  # as a whole: others read it meanwhile
         self.peak = max(self.peak, self.used())
-        papers = self.disk["files"] + self.disk[TRAIN]
-        over = max(0, papers - self.shares.papers / 2) + max(0, self.disk.get("scratch", 0) - self.shares.scratch)
+        papers = disk["files"] + disk[TRAIN]
+        over = max(0, papers - self.shares.papers / 2) + max(0, disk.get("scratch", 0) - self.shares.scratch)
         self.room.budget = int(self.shares.shards - over)
-        now = time.time()
-        if now - self._noted >= NOTE_S:
-            self._noted = now
-            shards = sum(self.disk.get(str(width), 0) for width in self.widths) + self.disk.get("journal", 0)
-            line = f"{now:.0f},{self.used()},{shards},{self.shares.total:.0f}\n"
-            with contextlib.suppress(OSError), (self.out / DISK).open("ab", buffering=0) as file:
-                append(file, line.encode())  # a full disk is others' to report
+        self._note(last)
+
+    def _note(self, last: bool) -> None:
+        """The disk, and how long rendering has waited for it, into disk.csv from time to time."""
+        now = time.monotonic()
+        if self._waits:
+            self.blocked_s += now - self._looked
+            self._blocked_s += now - self._looked
+        self._looked = now
+        self._waits = (window := Window.read(self.out)) is not None and window.pressed
+        self._most = max(self._most, self.used())
+        if now - self._noted < NOTE_S and not last:
+            return
+        self._noted = now
+        shards = sum(self.disk.get(str(width), 0) for width in self.widths) + self.disk.get("journal", 0)
+        budget, checkpoints = int(self.shares.total), self.disk["checkpoints"]
+        note = Note(time.time(), self.used(), shards, budget, self._most, checkpoints, self._blocked_s)
+        with contextlib.suppress(OSError):  # a full disk is others' to report
+            disk_log.add(self.out, note)
+            self._most, self._blocked_s = 0, 0.0
 
     def facts(self) -> dict[str, Any]:
-        """For status.json."""
-        loss = self.log.curve[-1][1] if self.log.curve else None
+        """For status.json. Asked for by another thread than the one that counts."""
+        curve, looks = self.log.curve, self.log.looks
         return {
             "disk_bytes": self.used(),
             "disk_peak": self.peak,
             "budget": int(self.shares.total),
             "step": self.log.step,
-            "loss": loss,
-            "unseen": self.log.looks[-1][1] if self.log.looks else None,
+            "loss": curve[-1][1] if curve else None,
+            "unseen": looks[-1][1] if looks else None,
             "samples": self.log.samples,
             "samples_per_s": self.log.samples_per_s,
             "trainer_waited_s": round(self.log.waited, 1),
             "trainer_seconds": round(self.log.seconds, 1),
+            "blocked_s": round(self.blocked_s, 1),
+            "blocked": self._waits,
             "shards_deleted": self.deleted,
         }

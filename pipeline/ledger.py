@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS shard (
 
 # Columns that ledgers of earlier versions lack -> what stands for a value there.
 ADDED = {"source": "''", "url": "''", "sha256": "''", "credit": "'{}'"}
-FULL = "disk is full"  # in what SQLite says of it
+FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")  # what SQLite calls it, in the file and in the index of its log
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ class Ledger:
         mode = "ro" if readonly else "rwc"
         self.db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=30, isolation_level=None)
         if not readonly:
+            with self._telling():
+                self._prepare()
+
+    def _prepare(self) -> None:
+        try:
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.execute("PRAGMA synchronous=NORMAL")
             self.db.executescript(SCHEMA)
@@ -75,6 +80,9 @@ class Ledger:
                 self.db.execute(f"ALTER TABLE item ADD COLUMN {name} TEXT NOT NULL DEFAULT {ADDED[name]}")
             if "passes" not in self._columns("shard"):
                 self.db.execute("ALTER TABLE shard ADD COLUMN passes INTEGER NOT NULL DEFAULT 0")
+        except sqlite3.Error:
+            self.db.close()
+            raise
 
     def __enter__(self) -> Ledger:
         return self
@@ -162,12 +170,17 @@ class Ledger:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """All of it or nothing. Raises OSError where the disk is full."""
+        with self._telling(), self.db:
+            self.db.execute("BEGIN IMMEDIATE")
+            yield
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Raises OSError where SQLite finds that the disk is full."""
         try:
-            with self.db:
-                self.db.execute("BEGIN IMMEDIATE")
-                yield
+            yield
         except sqlite3.OperationalError as error:
-            if FULL in str(error):
+            if error.sqlite_errorname in FULL:
                 raise OSError(errno.ENOSPC, "No space left on device", str(self.path)) from error
             raise
 
@@ -253,6 +266,12 @@ class Ledger:
             "SELECT COUNT(*), TOTAL(bytes) FROM shard WHERE state = 'complete'"
         ).fetchone()
         return {"views": int(views), "image_bytes": int(image_bytes), "shards": shards, "shard_bytes": int(file_bytes)}
+
+    def busy(self) -> tuple[float, int]:
+        """Seconds that workers took in all, and how many workers there were."""
+        query = "SELECT TOTAL(json_extract(timings, '$.total')), COUNT(DISTINCT worker) FROM item WHERE worker <> ''"
+        seconds, workers = self.db.execute(query).fetchone()
+        return float(seconds), int(workers)
 
     def timeline(self) -> list[tuple[float, str, int]]:
         """(unix time, state, views) of every item in the order in which they ended."""

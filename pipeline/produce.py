@@ -21,6 +21,7 @@ from pipeline.config import ClipConfig, ImportConfig, RenderConfig, RunConfig, S
 from pipeline.downloads import fetcher
 from pipeline.fetch import Fetcher
 from pipeline.lights import LIGHTS
+from pipeline.room import LOOK_AGAIN_S, is_full
 from pipeline.scene import HEARTBEAT, Item, Outcome, Retry, Scene, Skip, Views, item_rng
 
 TRIES = 2  # a crash or a hang costs one more try, in a fresh process
@@ -55,7 +56,11 @@ class Worker:
                 scene, reason, detail = None, failure.reason, failure.detail
             except Skip as failure:
                 scene, reason, detail = None, failure.reason, failure.detail
-            except Exception:  # the only broad one: a bug of ours costs one object and keeps its traceback
+            except Exception as error:  # the only broad one: a bug of ours costs one object and keeps its traceback
+                if is_full(error):  # not this object's fault, and the driver says so, or ends
+                    time.sleep(LOOK_AGAIN_S)
+                    tries -= 1
+                    continue
                 self.start_afresh()
                 scene, reason, detail = None, "bug", traceback.format_exc()
             timings["total"] = time.perf_counter() - start

@@ -167,6 +167,14 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minute:02d}:{second:02d}"
 
 
+def duration_words(seconds: float) -> str:
+    """Seconds -> 3.1 s, 14 min, 2.5 h."""
+    for unit, unit_s in (("s", 1.0), ("min", 60.0)):
+        if seconds < 120 * unit_s:
+            return f"{seconds / unit_s:.3g} {unit}"
+    return f"{seconds / 3600:.3g} h"
+
+
 def size(count: float) -> str:
     """Bytes -> 12.3 MB (powers of 1000, as disks are sold)."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -185,21 +193,33 @@ def one_line(status: dict[str, Any]) -> str:
     """A status as one plain line."""
     failed = f", {status['failed']} failed ({reasons_text(status['reasons'])})" if status["failed"] else ""
     waiting = status["downloads"]
-    trained = f" | {training(status['cycle'])}" if status.get("cycle") else ""
     fetched = f" | {waiting['ready']} fetched ahead, {size(waiting['bytes'])} of disk" if waiting else ""
-    return (
-        f"{status['delivered']}/{status['n']} objects{failed} | {status['views_per_s']:.1f} views/s | "
-        f"{status['objects_per_h']:.0f} objects/h | ETA {duration(status['eta_s'])} | "
-        f"{size(status['bytes_written'])} written{fetched}{trained}"
+    objects = f"{status['delivered']}/{status['n']} objects{failed}"
+    rates = (
+        f" | {status['views_per_s']:.1f} views/s | {status['objects_per_h']:.0f} objects/h | "
+        f"ETA {duration(status['eta_s'])} | {size(status['bytes_written'])} written{fetched}"
     )
+    if not status.get("cycle"):
+        return objects + rates
+    rendered = status["delivered"] >= status["n"]  # and a cycle goes on
+    return f"{objects}{'' if rendered else rates} | {training(status['cycle'])}"
 
 
 def training(cycle: dict[str, Any]) -> str:
-    """How far a cycle's trainer is, and its disk."""
+    """How far a cycle's trainer is, who waits, and the disk."""
     loss = f", loss {cycle['loss']:.4f}" if cycle["loss"] is not None else ""
-    unseen = f", unseen objects {cycle['unseen']['psnr']:.2f} dB" if cycle["unseen"] else ""
+    unseen = _unseen(cycle["unseen"]) if cycle["unseen"] else ""
+    pace = f", {cycle['samples_per_s']:.1f} samples/s" if cycle["samples_per_s"] else ""
     waits = f", waited {cycle['trainer_waited_s'] / cycle['trainer_seconds']:.0%}" if cycle["trainer_seconds"] else ""
-    return f"step {cycle['step']}{loss}{unseen}{waits} | disk {size(cycle['disk_bytes'])} of {size(cycle['budget'])}"
+    blocked = ", rendering waits for it" if cycle["blocked"] else ""
+    disk = f"disk {size(cycle['disk_bytes'])} of {size(cycle['budget'])}{blocked}"
+    return f"step {cycle['step']}{loss}{unseen}{pace}{waits} | {disk}"
+
+
+def _unseen(scores: dict[str, Any]) -> str:
+    """Scores that are no numbers are null in the log."""
+    named = {"unseen objects": scores["psnr"], "nearest view": scores["nearest"]}
+    return "".join(f", {name} {value:.2f} dB" for name, value in named.items() if value is not None)
 
 
 def doing(worker: dict[str, Any]) -> str:

@@ -6,34 +6,42 @@ What others wrote (uids, licenses, log tails, facts) is hostile: it enters the p
 
 from __future__ import annotations
 
-import html
+import contextlib
 import json
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pipeline import licenses
+from pipeline import licenses, report_cycle
+from pipeline.folder import is_locked
 from pipeline.ledger import Ledger
 from pipeline.progress import duration, size
 from pipeline.report_chart import Clock, throughput
+from pipeline.report_tables import bars, cards, failures, text
 from pipeline.report_tiles import THUMB_WIDTH, make_sheet, make_tiles
 from pipeline.scene import UserError
 from pipeline.shards import CONVENTION, facts_of, find_shards, uids_of
+from pipeline.training_log import TrainingLog
 
+PAGE = "index.html"
 EXAMPLES = 20  # per reason
-DETAIL_CHARS = 4000  # of a log tail, from its end
-STALE_S = 60.0  # a running driver writes its status every second
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # terminal colours and the like
+
+LIVE_OBJECTS, LIVE_VIEWS = 16, 8  # on a page that is written again and again: objects, and views of each
+LIVE_S, LIVE_SHARE = 30.0, 0.05  # between two such pages, and the most of the time that writing them may take
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class Books:
-    """What the ledger says. timeline: (unix time, state, views). status: the driver's last status file, or {}."""
+    """What the ledger says. timeline: (unix time, state, views). status: the driver's last status file, or {}.
+
+    driven: whether a driver holds the folder. story: of a cycle.
+    """
 
     counts: dict[str, int]
     reasons: dict[str, int]
@@ -44,17 +52,23 @@ class Books:
     by_shard: dict[str, int]
     deleted: set[str]
     status: dict[str, Any] = field(default_factory=dict)
+    driven: bool = False
+    story: report_cycle.Story | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the folder holds. shards: width in pixels -> files. objects: shard name -> objects, of the shards on disk."""
+    """What the folder held. shards: width in pixels -> files. objects: shard name -> objects, of the shards on disk.
+
+    stored: bytes of all files. The shards of a cycle may be gone when they are read.
+    """
 
     folder: Path
     shards: dict[int, list[Path]]
     facts: dict[str, Any]
     objects: dict[str, int]
     books: Books | None
+    stored: int
 
     @property
     def widest(self) -> list[Path]:
@@ -69,14 +83,22 @@ def write_page(folder: Path, out: Path, objects: int = 64) -> Path:
     if objects < 1:
         raise UserError(f"--objects {objects} shows nothing", "for example --objects 64")
     run = _read_run(folder.absolute())
-    tiles = make_tiles(run.widest, run.objects, objects)
+    tiles = _of_those_there(run, lambda paths: make_tiles(paths, run.objects, objects))
+    live = run.books is not None and run.books.driven and out.absolute() == run.folder / PAGE
+    return _write(out, _page(run, tiles, live))
+
+
+def _page(run: Run, tiles: list[dict[str, Any]], live: bool) -> bytes:
+    """live: a driver writes it again and again, so a browser is to load it again and again."""
     books = run.books
     parts = {
-        "TITLE": f"{_text(run.folder.name)} · lvsm-data",
+        "TITLE": f"{text(run.folder.name)} · lvsm-data",
+        "REFRESH": f'<meta http-equiv="refresh" content="{LIVE_S:.0f}">' if live and books and books.story else "",
         "HEADER": _header(run),
+        "CYCLE": report_cycle.section(books.story) if books and books.story else "",
         "SHEET_NOTE": _sheet_note(run, tiles),
-        "CONVENTION": _text(CONVENTION),
-        "FAILURES": _failures(books) if books else "",
+        "CONVENTION": text(CONVENTION),
+        "FAILURES": failures(books.reasons, books.examples) if books else "",
         "THROUGHPUT": f"<section id=throughput><h2>Throughput</h2>{throughput(books.timeline)}</section>"
         if books
         else "",
@@ -85,8 +107,58 @@ def write_page(folder: Path, out: Path, objects: int = 64) -> Path:
     }
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     # One pass, so that no inserted text is searched for placeholders.
-    page = re.sub(r"<!--([A-Z_]+)-->", lambda match: parts[match[1]], template)
-    return _write(out, page.encode(errors="replace"))
+    return re.sub(r"<!--([A-Z_]+)-->", lambda match: parts[match[1]], template).encode(errors="replace")
+
+
+def _of_those_there(run: Run, make: Callable[[list[Path]], Made]) -> Made:
+    """make(the widest shards), again without those that a cycle has deleted meanwhile."""
+    while True:
+        there = [path for path in run.widest if path.exists()]
+        try:
+            return make(there)
+        except FileNotFoundError:
+            if all(path.exists() for path in there):
+                raise
+
+
+class LivePage:
+    """OUT/index.html of a cycle, written while it runs. log: of its trainer, read by whoever calls."""
+
+    def __init__(self, out: Path, log: TrainingLog) -> None:
+        self.out, self.log = out.absolute(), log
+        self.kept: tuple[list[Path], list[dict[str, Any]]] = ([], [])
+        self.next = 0.0
+
+    def refresh(self) -> None:
+        """Writes the page if it is time to. What a full disk or a damaged shard prevents is left for the next time."""
+        if time.monotonic() >= self.next:
+            start = time.monotonic()
+            self._write(live=True)
+            self.next = time.monotonic() + max(LIVE_S, (time.monotonic() - start) / LIVE_SHARE)
+
+    def end(self) -> None:
+        """Writes it as it stays."""
+        self._write(live=False)
+
+    def _write(self, live: bool) -> None:
+        with contextlib.suppress(UserError, OSError, ValueError):
+            run = _read_run(self.out, self.log)
+            if live and run.books:
+                run.books.status["state"] = "running"  # the file is of the last session in the first second
+            _write(self.out / PAGE, _page(run, self._tiles(run), live))
+
+    def _tiles(self, run: Run) -> list[dict[str, Any]]:
+        """Of objects for validation, which stay, so that they are made once; with few views of each."""
+        paths = [path for path in run.widest if path.name.startswith("val")]
+        if self.kept[0] != paths:
+            tiles = make_tiles(paths, run.objects, LIVE_OBJECTS)
+            self.kept = paths, [tile | {"jpegs": _some(tile["jpegs"], LIVE_VIEWS)} for tile in tiles]
+        return self.kept[1]
+
+
+def _some(each: dict[Any, Made], count: int) -> dict[Any, Made]:
+    names = list(each)
+    return {name: each[name] for name in names[:: -(-len(names) // count) or 1]}
 
 
 def write_sheet(folder: Path, out: Path, objects: int = 8) -> Path:
@@ -94,7 +166,7 @@ def write_sheet(folder: Path, out: Path, objects: int = 8) -> Path:
     run = _read_run(folder.absolute())
     if not run.widest:
         raise UserError(f"{folder} holds no finished shard", f"lvsm-data status {folder} shows how the run stands")
-    return _write(out, make_sheet(run.widest, run.objects, objects))
+    return _write(out, _of_those_there(run, lambda paths: make_sheet(paths, run.objects, objects)))
 
 
 def _write(out: Path, data: bytes) -> Path:
@@ -109,7 +181,8 @@ def _write(out: Path, data: bytes) -> Path:
     return out
 
 
-def _read_run(folder: Path) -> Run:
+def _read_run(folder: Path, log: TrainingLog | None = None) -> Run:
+    """log: of a cycle's trainer, where somebody has read it."""
     ledger = folder / "ledger.sqlite"
     try:
         shards = {width: paths for width, paths in find_shards(folder).items() if paths}
@@ -119,14 +192,31 @@ def _read_run(folder: Path) -> Run:
         shards = {}
     if not shards and not ledger.exists():
         raise UserError(f"{folder} holds neither a run nor shards", "give the --out of a run")
-    books = _read_books(ledger) if ledger.exists() else None
-    widest = shards[max(shards)] if shards else []
-    facts = facts_of(widest[0]) if widest else _planned(folder)
+    books = _read_books(ledger, log) if ledger.exists() else None
+    run = Run(folder, shards, {}, {}, books, sum(_size(path) for paths in shards.values() for path in paths))
     if books:
-        objects = {path.stem: books.by_shard.get(path.stem, 0) for path in widest}
+        objects = {path.stem: books.by_shard.get(path.stem, 0) for path in run.widest}
     else:
-        objects = {path.stem: len(uids_of(path)) for path in widest}
-    return Run(folder, shards, facts, objects, books)
+        objects = _of_those_there(run, lambda paths: {path.stem: len(uids_of(path)) for path in paths})
+    return replace(run, facts=_facts(run), objects=objects)
+
+
+def _size(path: Path) -> int:
+    """Bytes, 0 where it has gone."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    for path in run.widest[::-1]:  # those for validation first: they stay
+        try:
+            return facts_of(path)
+        except UserError:
+            if path.exists():
+                raise
+    return _planned(run.folder)
 
 
 def _planned(folder: Path) -> dict[str, Any]:
@@ -144,7 +234,7 @@ def _json_file(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _read_books(path: Path) -> Books:
+def _read_books(path: Path, log: TrainingLog | None) -> Books:
     """Everything from one snapshot, so that counts add up while a run goes on."""
     with Ledger(path, readonly=True) as ledger:
         ledger.snapshot()
@@ -159,48 +249,36 @@ def _read_books(path: Path) -> Books:
             by_shard=Counter(ledger.delivered_in().values()),
             deleted={name for name, state in ledger.shards().items() if state == "deleted"},
             status=_json_file(path.with_name("status.json")),
+            driven=is_locked(path.parent),
+            story=report_cycle.read_story(path.parent, ledger, log),
         )
 
 
 # ---- the parts of the page that Python writes
 
 
-def _text(value: object) -> str:
-    """Anything -> HTML text that can only be read, also inside an attribute."""
-    return html.escape(CONTROL.sub("", str(value)))
-
-
-def _cards(pairs: Iterable[tuple[str, str, str]]) -> str:
-    """(label, figure, small print) -> the figures at the top."""
-    return "".join(
-        f"<div class=card><dt>{_text(label)}</dt><dd>{_text(figure)}<small>{_text(note)}</small></dd></div>"
-        for label, figure, note in pairs
-    )
-
-
 def _header(run: Run) -> str:
     facts, settings = run.facts, run.facts.get("settings") or {}
     widths = sorted(run.shards) or settings.get("res", [])
     files = [path for paths in run.shards.values() for path in paths]
-    stored = sum(path.stat().st_size for path in files)
     splits: Counter[str] = Counter()
     for name, count in run.objects.items():
         splits[name.split("-")[0]] += count
     by_split = f"{splits['train']:,} train + {splits['val']:,} val objects"
     resolutions = ", ".join(f"{width}" for width in widths) or "?"
-    cards = [
+    figures = [
         *(_count_cards(run.books) if run.books else [("Objects", f"{splits.total():,}", "in these shards")]),
         ("Views", _views(run), f"{settings.get('views') or 'as many as there are'} per object"),
         ("Resolutions", f"{resolutions} px", "width of the stored pictures"),
-        ("Shards", f"{len(run.objects):,}", f"{size(stored)} in {len(files):,} files; {by_split}"),
+        ("Shards", f"{len(run.objects):,}", f"{size(run.stored)} in {len(files):,} files; {by_split}"),
         *(_speed_cards(run.books) if run.books else []),
     ]
-    notes = "".join(f"<p class=note>{_text(note)}</p>" for note in _notes(run))
-    source = _text(facts.get("source") or "unknown")
+    notes = "".join(f"<p class=note>{text(note)}</p>" for note in _notes(run))
+    source = text(facts.get("source") or "unknown")
     return (
-        f"<h1>{_text(run.folder.name)}</h1><p class=sub>source <b>{source}</b> · <code>{_text(run.folder)}</code>"
+        f"<h1>{text(run.folder.name)}</h1><p class=sub>source <b>{source}</b> · <code>{text(run.folder)}</code>"
         f"{_state(run.books)} · page of {time.strftime('%Y-%m-%d %H:%M')}</p>{notes}"
-        f"<dl class=cards>{_cards(cards)}</dl>{_settings(facts, settings)}"
+        f"<dl class=cards>{cards(figures)}</dl>{_settings(facts, settings)}"
     )
 
 
@@ -240,10 +318,10 @@ def _state(books: Books | None) -> str:
     status = books.status if books else {}
     if not status.get("state"):
         return ""
-    state, updated = str(status["state"]), float(status.get("updated") or 0)
-    if state == "running" and (age := time.time() - updated) > STALE_S:
-        state = f"interrupted {duration(age)} ago"
-    return f" · <b>{_text(state)}</b>"
+    state = str(status["state"])
+    if state == "running" and books and not books.driven:
+        state = f"interrupted {duration(time.time() - float(status.get('updated') or 0))} ago"
+    return f" · <b>{text(state)}</b>"
 
 
 def _notes(run: Run) -> list[str]:
@@ -280,7 +358,7 @@ def _settings(facts: dict[str, Any], settings: dict[str, Any]) -> str:
         "versions": versions,
         "config hash": facts.get("config_hash"),
     }
-    cells = (f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in rows.items() if v not in (None, ""))
+    cells = (f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in rows.items() if v not in (None, ""))
     return f"<dl class=settings>{''.join(cells)}</dl>"
 
 
@@ -289,43 +367,12 @@ def _sheet_note(run: Run, tiles: list[dict[str, Any]]) -> str:
         return ""
     stored, here = max(run.shards), min(max(run.shards), THUMB_WIDTH)
     shrunk = "as stored" if stored == here else f"shrunk from {stored} px for this page"
+    if run.books and run.books.story and all(tile["shard"].startswith("val") for tile in tiles):
+        return f"{len(tiles):,} held-out objects, which stay. Pictures {here} px wide, {shrunk}. Choose one to see its views."
     return (
         f"{len(tiles):,} of {sum(run.objects.values()):,} objects, spread over {len(run.objects):,} shards. "
         f"Pictures {here} px wide, {shrunk}. Choose one to see its views."
     )
-
-
-def _bars(rows: dict[str, int], below: dict[str, str], head: str) -> str:
-    """name -> count as a table with bars; `below` is HTML under a row."""
-    most, total = max(rows.values()), sum(rows.values())
-    lines = []
-    for name, count in rows.items():
-        lines.append(
-            f"<tr><th scope=row>{_text(name) or '<i>not recorded</i>'}</th><td class=number>{count:,}</td>"
-            f"<td class=share><span class=bar style='width:{count / most * 64:.1f}%'></span> {count / total:.1%}</td></tr>"
-        )
-        if name in below:
-            lines.append(f"<tr class=below><td colspan=3>{below[name]}</td></tr>")
-    titles = f"<tr><th>{head}</th><th class=number>objects</th><th>share</th></tr>"
-    return f"<table><thead>{titles}</thead><tbody>{''.join(lines)}</tbody></table>"
-
-
-def _failures(books: Books) -> str:
-    if not books.reasons:
-        return "<section id=failures><h2>Failures</h2><p>No failures.</p></section>"
-    below = {}
-    for reason, examples in books.examples.items():
-        items = []
-        for uid, detail, tries in examples:
-            tail = CONTROL.sub("", detail)[-DETAIL_CHARS:].strip()
-            again = f" <small>{tries} tries</small>" if tries > 1 else ""
-            inner = f"<details><summary>detail</summary><pre>{_text(tail)}</pre></details>" if tail else ""
-            items.append(f"<li><code>{_text(uid)}</code>{again}{inner}</li>")
-        title = f"{len(items)} of {books.reasons[reason]:,}" if books.reasons[reason] > len(items) else f"{len(items)}"
-        below[reason] = (
-            f"<details><summary>examples: {title}</summary><ul class=examples>{''.join(items)}</ul></details>"
-        )
-    return f"<section id=failures><h2>Failures by reason</h2>{_bars(books.reasons, below, 'reason')}</section>"
 
 
 def _licenses(run: Run, tiles: list[dict[str, Any]]) -> str:
@@ -333,4 +380,4 @@ def _licenses(run: Run, tiles: list[dict[str, Any]]) -> str:
     if not counts:
         return ""
     note = "Delivered objects by license." if run.books else f"Of the {len(tiles)} objects shown above."
-    return f"<section id=licenses><h2>Licenses</h2><p class=note>{note}</p>{_bars(counts, {}, 'license')}</section>"
+    return f"<section id=licenses><h2>Licenses</h2><p class=note>{note}</p>{bars(counts, {}, 'license')}</section>"

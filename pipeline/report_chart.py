@@ -1,12 +1,13 @@
-"""Throughput over time as inline SVG: objects per hour, and objects delivered so far, over the time a run really worked."""
+"""Charts as inline SVG: objects per hour and objects so far over the time a run really worked, and lines over any axis."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.progress import duration
+from pipeline.progress import duration, duration_words
 
 PAUSE_S = 300.0  # a longer silence, unless silences of that length are usual, is a pause between sessions
 USUAL = 20  # times the median silence
@@ -78,14 +79,6 @@ def throughput(timeline: list[Event]) -> str:
     label = "objects per hour and delivered objects over working time"
     picture = f"<svg viewBox='0 0 {WIDTH} {FOOT + 12}' role=img aria-label='{label}'>{''.join(parts)}</svg>"
     return f"<p class=note>{note}</p><div class=scroll>{picture}</div>"
-
-
-def duration_words(seconds: float) -> str:
-    """Seconds -> 3.1 s, 14 min, 2.5 h."""
-    for unit, unit_s in (("s", 1.0), ("min", 60.0)):
-        if seconds < 120 * unit_s:
-            return f"{seconds / unit_s:.3g} {unit}"
-    return f"{seconds / 3600:.3g} h"
 
 
 def _step(top: float, about: int) -> float:
@@ -166,3 +159,98 @@ def _pauses(clock: Clock) -> str:
         f"</title></path>"
         for at, length in clock.pauses
     )
+
+
+# ---- lines over one axis
+
+
+@dataclass(frozen=True)
+class Line:
+    """points: (x, y), x ascending. look: good, other, third or limit, a class of the style. dots: each point is a measurement.
+
+    area: filled down to the foot of its panel.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    look: str = "good"
+    dots: bool = False
+    area: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines of one unit. low: where its axis starts; None: near the least value. tall: in SVG units. steep: logarithmic."""
+
+    title: str
+    lines: Sequence[Line]
+    low: float | None = None
+    tall: int = 150
+    steep: bool = False
+
+
+def panels(some: Sequence[Panel], end: float, x_label: str, marks: Sequence[tuple[float, str]] = ()) -> str:
+    """Panels below each other over x from 0 to `end`. marks: x and what happened there."""
+    parts, top = [], 30
+    for panel in some:
+        foot = top + panel.tall
+        parts.append(_panel(panel, (top, foot), end))
+        parts += [
+            f"<path class=pause d='M{_x(at / end):.1f} {top}V{foot}'><title>{says}</title></path>" for at, says in marks
+        ]
+        top = foot + 44
+    foot = top - 44
+    for tick in _ticks(end, 8):
+        parts.append(f"<text class=middle x={_x(tick / end):.1f} y={foot + 18}>{tick:,g}</text>")
+    parts.append(f"<text class='middle title' x={_x(0.5):.1f} y={foot + 40}>{x_label}</text>")
+    label = f"{', '.join(panel.title for panel in some)} over {x_label}"
+    picture = f"<svg viewBox='0 0 {WIDTH} {foot + 52}' role=img aria-label='{label}'>{''.join(parts)}</svg>"
+    several = (line for panel in some for line in panel.lines if len(panel.lines) > 1)
+    names = " ".join(f"<span><span class='key {line.look}'></span> {line.name}</span>" for line in several)
+    return f"<p class='note keys'>{names}</p><div class=scroll>{picture}</div>"
+
+
+def _panel(panel: Panel, where: tuple[int, int], end: float) -> str:
+    upper, lower = where
+    ticks = _scale([y for line in panel.lines for _, y in line.points], panel.low, panel.steep)
+
+    def height(value: float) -> float:
+        low, high, at = (np.log(each) if panel.steep else each for each in (ticks[0], ticks[-1], value))
+        return float(lower - (lower - upper) * (at - low) / (high - low))
+
+    parts = [f"<text class=title x=0 y={upper - 12}>{panel.title}</text>"]
+    for tick in ticks:
+        parts.append(f"<path class=grid d='M{LEFT} {height(tick):.1f}H{WIDTH - RIGHT}'/>")
+        parts.append(f"<text class=end x={LEFT - 8} y={height(tick) + 4:.1f}>{tick:,g}</text>")
+    for line in panel.lines:
+        at = [(_x(x / end), height(y)) for x, y in _thinned(line.points)]
+        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+        if line.area and at:
+            parts.append(f"<polygon class=area points='{at[0][0]:.1f},{lower} {drawn} {at[-1][0]:.1f},{lower}'/>")
+        parts.append(f"<polyline class='line {line.look}' points='{drawn}'/>")
+        if line.dots:
+            tips = (f"<title>{line.name}, {x:,g}: {y:,.4g}</title>" for x, y in _thinned(line.points))
+            parts += [
+                f"<circle class={line.look} cx={x:.1f} cy={y:.1f} r=3>{tip}</circle>"
+                for (x, y), tip in zip(at, tips, strict=True)
+            ]
+    return "".join(parts)
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    kept = np.unique(np.linspace(0, len(points) - 1, min(len(points), POINTS)).round().astype(int))
+    return [points[i] for i in kept]
+
+
+def _scale(values: Sequence[float], low: float | None, steep: bool) -> list[float]:
+    """Round numbers from at or below the least value to at or above the largest: two at least. steep: values are positive."""
+    least, most = min(values) if low is None else low, max(values)
+    if steep:
+        powers = range(int(np.floor(np.log10(least))), int(np.ceil(np.log10(most))) + 1)
+        rounds = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 5)]
+        first = max(i for i, each in enumerate(rounds) if each <= least * (1 + 1e-9))
+        last = min((i for i, each in enumerate(rounds) if each >= most * (1 - 1e-9)), default=len(rounds) - 1)
+        return rounds[first : max(last, first + 1) + 1]
+    step = _step(max(most - least, abs(most) * 1e-3, 1e-9), 4)
+    first, last = int(np.floor(least / step + 1e-9)), int(np.ceil(most / step - 1e-9))
+    return [round(i * step, 15) for i in range(first, max(last, first + 1) + 1)]

@@ -44,6 +44,11 @@ class Room:
     def used(self) -> int:
         return sum(list(self._held.values()))
 
+    @property
+    def free(self) -> int:
+        """Bytes of the budget that nobody holds; negative where it has become smaller."""
+        return self.budget - self.used
+
     def try_reserve(self, owner: str, size: int) -> bool:
         """Takes `size` more bytes for `owner` if they are free now and nobody waits. Raises Skip("too_large")."""
         with self._changed:
@@ -85,9 +90,9 @@ class Room:
         """Bytes reserved by `owner`."""
         return self._held.get(owner, 0)
 
-    def disk_full(self) -> bool:
-        """Whether less of the disk is free than what is left to others."""
-        return shutil.disk_usage(self.folder).free < self.spare
+    def lacks_disk(self, size: int) -> bool:
+        """Whether the budget would allow `size` more bytes, but others have filled the disk."""
+        return self.used + size <= self.budget and shutil.disk_usage(self.folder).free < size + self.spare
 
     def close(self) -> None:
         """Sends everybody home who waits."""
@@ -156,6 +161,12 @@ def append(sink: FileIO, *parts: bytes | memoryview) -> None:
         raise
 
 
+def say_full(where: Path) -> None:
+    """Tells a user why nothing moves."""
+    says = "is full: waiting; everything goes on where it is as soon as there is room"
+    print(f"the disk of {where} {says}", file=sys.stderr, flush=True)
+
+
 def patiently(write: Callable[[], Made], where: Path, enough: Callable[[], bool] = lambda: False) -> Made:
     """write(), again and again while the disk of `where` is full; it must leave nothing behind where it fails.
 
@@ -170,11 +181,7 @@ def patiently(write: Callable[[], Made], where: Path, enough: Callable[[], bool]
                 raise
             if time.monotonic() - said >= SAY_AGAIN_S:
                 said = time.monotonic()
-                print(
-                    f"the disk of {where} is full: waiting; everything goes on where it is as soon as there is room",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                say_full(where)
             time.sleep(LOOK_AGAIN_S)
             continue
         if said > 0:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+FEWER_THAN_ASKED = 3  # exit status
 HEARTBEAT = "heartbeat"  # a file in a worker's scratch folder: how many views so far, and of which uid
 
 

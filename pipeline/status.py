@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from pipeline import licenses
 from pipeline.folder import is_locked
 from pipeline.ledger import Ledger
 from pipeline.progress import doing, duration, reasons_text, size
+from pipeline.standing import standing
 
 SHOWN_FAILURES = 5  # per reason
 SHOWN_LICENSES = 6
@@ -19,7 +21,8 @@ SHOWN_LICENSES = 6
 def read_status(run: Path) -> dict[str, Any]:
     """Counts from the ledger, rates and workers from the driver's last tick. Raises UserError where there is no run.
 
-    state: running, finished (n delivered), stopped (a graceful end with fewer), interrupted (the driver died).
+    state: running, finished (n delivered), stopped (a graceful end with fewer), interrupted (the driver died). cycle: a Standing,
+    None where the run is no cycle.
     """
     with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
         counts, totals = ledger.counts(), ledger.totals()
@@ -30,6 +33,7 @@ def read_status(run: Path) -> dict[str, Any]:
             for reason in reasons
             for uid, detail, tries in ledger.examples(reason, SHOWN_FAILURES)
         ]
+        cycle = standing(run, ledger)
     path = run / "status.json"
     last: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     state = last.get("state", "interrupted")
@@ -49,6 +53,7 @@ def read_status(run: Path) -> dict[str, Any]:
         "licenses": by_license,
         **totals,
         "updated": last.get("updated"),
+        "cycle": dataclasses.asdict(cycle) | {"text": cycle.lines()} if cycle else None,
         **{name: last[name] if state == "running" and name in last else None for name in sorted(live)},
     }
 
@@ -66,7 +71,8 @@ def status_text(status: dict[str, Any]) -> str:
         first = dict(list(by_license.items())[:SHOWN_LICENSES])
         more = f" and {len(by_license) - SHOWN_LICENSES} more" if len(by_license) > SHOWN_LICENSES else ""
         lines.append(f"licenses: {reasons_text(first)}{more}")
-    if status["state"] == "running" and status["objects_per_h"] is not None:
+    rendered = status["cycle"] and status["delivered"] == status["n"]
+    if status["state"] == "running" and status["objects_per_h"] is not None and not rendered:
         age = time.time() - status["updated"]
         lines.append(
             f"{status['views_per_s']:.1f} views/s, {status['objects_per_h']:.0f} objects/h, "
@@ -74,11 +80,13 @@ def status_text(status: dict[str, Any]) -> str:
         )
         for worker in status["workers"]:
             lines.append(f"  worker {worker['worker']}: {worker['done']} done, {doing(worker)}")
+    if status["cycle"]:
+        lines += status["cycle"]["text"]
     for failure in status["failures"]:
         last_line = failure["detail"].strip().splitlines()[-1] if failure["detail"].strip() else ""
         lines.append(f"  {failure['uid']}: {failure['reason']} {last_line}".rstrip())
     if len(status["failures"]) < status["failed"]:
         lines.append(f"  ... and {status['failed'] - len(status['failures'])} more failures")
     if status["state"] in ("stopped", "interrupted"):
-        lines.append("the same render command goes on where it stopped")
+        lines.append(f"the same {'cycle' if status['cycle'] else 'render'} command goes on where it stopped")
     return "\n".join(lines)

@@ -6,19 +6,22 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from pipeline.room import append
 from pipeline.scene import UserError
 from pipeline.window import TRAIN, committed
 
 TIMES = 3  # that it may end without a new checkpoint in between
-STOPPED = 3  # exit status: it ended on request, with a checkpoint
 USER = 2  # exit status: what was asked for cannot be done
 SAYS = "trainer.log"
 TAIL = 15  # lines of it, for a user
 STOP_S = 600.0  # for its last checkpoint
+LISTEN_S = 5.0  # for what it said last, once it has ended: processes of its own may hold on to the pipe
 
 
 class Trainer:
@@ -27,12 +30,19 @@ class Trainer:
     def __init__(self, out: Path, command: Sequence[str], threads: int | None) -> None:
         self.out, self.command, self.threads = out, command, threads
         self.process: subprocess.Popen[bytes] | None = None
-        self.said: IO[bytes] | None = None
-        self.finished = False
+        self.words: deque[str] = deque(maxlen=TAIL)
+        self.finished = self.stopping = False
+        self.listener: threading.Thread | None = None
+        self.changing = threading.RLock()  # one thread looks after it, another one stops it
         self.starts: list[int] = []  # the step at each start
 
     def start(self) -> None:
-        """Starts it. Raises UserError where it ended too often at the same step."""
+        """Starts it, unless it was stopped. Raises UserError where it ended too often at the same step."""
+        with self.changing:
+            if not self.stopping:
+                self._start()
+
+    def _start(self) -> None:
         step = committed(self.out)[0]
         if self.starts[-TIMES:] == [step] * TIMES:
             raise UserError(f"the trainer ended {TIMES} times at step {step}; its last words:\n{self.last_words()}")
@@ -41,19 +51,30 @@ class Trainer:
         folder.mkdir(exist_ok=True)
         environment = os.environ | ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})
         self.close()
-        self.said = (folder / SAYS).open("wb")
+        self.words.clear()
         self.process = subprocess.Popen(
             self.command,
             stdin=subprocess.PIPE,
-            stdout=self.said,
-            stderr=self.said,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,  # Ctrl-C is ours to pass on
         )
+        assert self.process.stdout is not None
+        self.listener = threading.Thread(target=self._listen, args=(self.process.stdout, folder / SAYS), daemon=True)
+        self.listener.start()
+
+    def _listen(self, said: IO[bytes], path: Path) -> None:
+        """Takes down what it says; a pipe, since a file on a full disk would end who writes to it."""
+        with said:
+            for line in said:
+                self.words.append(line.decode(errors="replace"))
+                with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:
+                    append(file, line)
 
     def look(self) -> None:
         """Has it ended? Then it has finished, or is started again. Raises UserError where that makes no sense."""
-        if self.finished or self.process is None or (status := self.process.poll()) is None:
+        if self.stopping or self.finished or self.process is None or (status := self.process.poll()) is None:
             return
         if status == 0:
             self.finished = True
@@ -63,7 +84,9 @@ class Trainer:
             self.start()
 
     def stop(self) -> None:
-        """Asks it to end with a checkpoint, and waits for that."""
+        """Asks it to end with a checkpoint, and waits for that. It is not started again."""
+        with self.changing:
+            self.stopping = True
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -80,11 +103,13 @@ class Trainer:
             assert self.process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
-        if self.said is not None:
-            self.said.close()
+            self._hear()
 
     def last_words(self) -> str:
-        """The end of what it said."""
-        path = self.out / TRAIN / SAYS
-        text = path.read_text(errors="replace") if path.exists() else ""
-        return "\n".join(text.strip().splitlines()[-TAIL:])
+        """The end of what it said, once it has ended."""
+        self._hear()
+        return "".join(self.words).strip()
+
+    def _hear(self) -> None:
+        if self.listener is not None:
+            self.listener.join(LISTEN_S)

@@ -67,5 +67,8 @@ class TrainingLog:
     @property
     def samples_per_s(self) -> float | None:
         """While it does not wait for data; None before the second step: the first one starts things."""
-        busy = sum(seconds - waited for _, _, seconds, waited, _ in self.curve[1:])
-        return sum(each[4] for each in self.curve[1:]) / busy if busy > 0 else None
+        if len(self.curve) < 2:
+            return None
+        _, _, seconds, waited, samples = self.curve[0]
+        busy = self.seconds - self.waited - (seconds - waited)
+        return (self.samples - samples) / busy if busy > 0 else None

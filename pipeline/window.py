@@ -68,8 +68,9 @@ class Window:
 class Cursor:
     """How far training is: all before `round`, and `offset` entries of that round. position: samples so far.
 
-    done: slots before this one have had all their passes. counts: of the others, slot -> samples so far. place: share of the
-    objects that have been trained on, a pass of P passes counting as 1/P of its object.
+    done: slots before this one have had all their passes. counts: of the others, and at the end of those that fall short by less
+    than a sample for each part of a step, slot -> samples so far. place: share of the objects that have been trained on, a pass
+    of P passes counting as 1/P of its object.
     """
 
     round: int = 0
@@ -96,9 +97,11 @@ def layout(out: Path) -> dict[str, int] | None:
 
 def committed(out: Path) -> tuple[int, Cursor]:
     """(step, cursor) of the newest finished checkpoint of a cycle's trainer; (0, the start) where there is none."""
-    steps = commits(out / TRAIN)
-    told = _told(out / TRAIN / CHECKPOINTS / f"step-{steps[-1]:08d}.json") if steps else None
-    return (int(told["step"]), Cursor.from_json(told["cursor"])) if told and told.get("cursor") else (0, Cursor())
+    while steps := commits(out / TRAIN):
+        told = _told(out / TRAIN / CHECKPOINTS / f"step-{steps[-1]:08d}.json")
+        if told is not None:  # else it has gone since, and there is a newer one
+            return (int(told["step"]), Cursor.from_json(told["cursor"])) if told.get("cursor") else (0, Cursor())
+    return 0, Cursor()
 
 
 def commits(run: Path) -> list[int]:

@@ -36,6 +36,8 @@ FEW = {  # in place of what the examples ask for
     "import": ("--n", "1"),
     "clip": ("--n", "2"),
     "train": ("--steps", "2"),
+    "plan": ("--n", "10"),
+    "cycle": ("--n", "12"),
     "latent": ("--frames", "3"),
     "manifest": ("--n", "5"),
 }

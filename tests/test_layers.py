@@ -42,7 +42,16 @@ LAYERS = {
     "training_log": 1,
     "trainer": 2,
     "cycle_config": 3,
-    "janitor": 5,
+    "janitor": 6,
+    "disk_log": 2,
+    "standing": 3,
+    "report_tables": 5,
+    "report_cycle": 5,
+    "ranges": 1,
+    "forecast": 6,
+    "pilot": 7,
+    "plan": 7,
+    "slots": 5,
     "audit": 5,
     "cycle": 7,
     "ledger": 2,
@@ -87,7 +96,13 @@ BESIDE = {  # within a layer, by name
     ("produce", "vetting"),  # how a verdict travels
     ("report", "report_chart"),  # three files of one page
     ("report", "report_tiles"),
+    ("report", "report_cycle"),
+    ("report", "report_tables"),
+    ("report_cycle", "report_chart"),
+    ("report_cycle", "report_tables"),
     ("cli", "doctor"),  # one command of it
+    ("plan", "pilot"),  # what it goes by
+    ("cycle", "plan"),  # predicted and real figures at the end
 }
 DOORS = {  # dependency -> the only modules that may know it
     "ray": {"executors"},
