@@ -31,6 +31,11 @@ def settings(cfg: TrainConfig, out: Path, res: tuple[int, ...], views: int, samp
             f"--views {data.held_views + data.inputs + data.targets}, or --data.inputs and --data.targets",
         )
     width = min(max(res), data.res or max(res))
+    if width % cfg.model.patch:
+        raise UserError(
+            f"pictures of {width} pixels have no whole patches of {cfg.model.patch}",
+            "--res a multiple, or --model.patch",
+        )
     world = max(1, cfg.ray_workers)
     steps = max(1, math.ceil(samples / (data.batch * cfg.accumulate * world)))
     out.mkdir(parents=True, exist_ok=True)

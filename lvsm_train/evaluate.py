@@ -116,8 +116,8 @@ def examine(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None
         }
         values |= baselines(batch)
         if lpips is not None:
-            values["lpips"] = _in_parts(lpips, made, target)
-            values["nearest_lpips"] = _in_parts(lpips, nearest(batch).flatten(0, 1), target)
+            values["lpips"] = in_parts(lpips, made, target)
+            values["nearest_lpips"] = in_parts(lpips, nearest(batch).flatten(0, 1), target)
         for name, some in values.items():
             found[name].append(some.cpu())
         uids += np.repeat(batch.uids, batch.target_image.shape[1]).tolist()
@@ -152,7 +152,8 @@ def _psnr(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return psnr(made.flatten(0, 1), target.flatten(0, 1))
 
 
-def _in_parts(lpips: Lpips, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def in_parts(lpips: Lpips, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """LPIPS (N,) of pictures (N, 3, H, W), a few at a time."""
     parts = zip(made.split(LPIPS_AT_ONCE), target.split(LPIPS_AT_ONCE), strict=True)
     with torch.no_grad():
         return torch.cat([lpips(*part) for part in parts])

@@ -11,7 +11,7 @@ from torch import Tensor
 from lvsm_train import checkpoint, model
 from lvsm_train.config import TrainConfig
 from lvsm_train.devices import device_of
-from lvsm_train.model import LVSM
+from lvsm_train.model import HW, LVSM
 from lvsm_train.official import from_official
 from lvsm_train.weight_files import read_torch
 from pipeline.scene import UserError
@@ -25,6 +25,12 @@ class Trained:
     cfg: TrainConfig
     step: int
     run: Path
+
+    def check(self, hw: HW) -> None:
+        """Raises UserError where pictures of that (height, width) are none for this model."""
+        patch = self.cfg.model.patch
+        if hw[0] % patch or hw[1] % patch:
+            raise UserError(f"pictures of {hw[1]}x{hw[0]} have no whole patches of {patch}", "--res chooses a width")
 
 
 def open_run(run: Path, step: int | None = None, device: str = "auto") -> Trained:

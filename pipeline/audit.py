@@ -105,6 +105,10 @@ def _objects(report: Audit, run: Path, widths: list[int], kept: dict[str, Kept],
     deleted = {uid for uid, name in booked.items() if name in kept and kept[name].state == "deleted"}
     report.on_disk, report.deleted = len(found), len(deleted)
     report.held_out = sum(name.startswith("val") for name in found.values())
+    if report.delivered != report.on_disk + report.deleted:
+        report.problems.append(
+            f"{report.delivered} delivered are not {report.on_disk} on disk and {report.deleted} deleted"
+        )
     for uid in sorted(found.keys() | deleted):
         if booked.get(uid) != found.get(uid, booked.get(uid)):
             report.problems.append(f"{uid} is in {found.get(uid)}, the ledger says {booked.get(uid, 'nothing')}")

@@ -117,7 +117,8 @@ def _prepared(cfg: CycleConfig, train: TrainConfig) -> tuple[CycleConfig, TrainC
     assert cfg.out is not None
     trained = settings(train, cfg.out, cfg.scene.res, cfg.scene.views, cfg.samples)
     looks = trained.steps // trained.eval_every if trained.eval_every else 0
-    return cfg, trained, divide(cfg, cfg.budget(), checkpoint_bytes(trained), trained.steps, looks)
+    shares = divide(cfg, cfg.budget(), checkpoint_bytes(trained), trained.steps, looks)
+    return cfg.within(shares), trained, shares
 
 
 def cycle(

@@ -71,7 +71,7 @@ class Cycle(Run):
     def _draw(self, listing: Callable[[], Iterator[Item]]) -> Iterator[Item | None]:
         """First what validation needs, then what is trained on; see `_in_slots`."""
         quota = min(self.cfg.held_out, max(1, self.cfg.n - 1))
-        yield from self._in_slots(listing, "val", quota if self.layout is None else self.layout["val"], VAL_OBJECTS)
+        yield from self._in_slots(listing, "val", self.layout["val"] if self.layout else quota, min(VAL_OBJECTS, quota))
         if self.stopping:
             return
         self._lay_out()
@@ -235,11 +235,9 @@ class Cycle(Run):
 
     def _passes(self) -> int:
         """How often the shard that is closed now will be trained on. auto: what keeps the trainer busy while the next is made."""
-        if self.cfg.passes != "auto":
-            return int(self.cfg.passes)
         rate, made = self.janitor.log.samples_per_s, self.made_per_s()
-        if not rate or not made:
-            return max(1, self.cfg.max_passes // 4)
+        if self.cfg.passes != "auto" or not rate or not made:
+            return self.cfg.first_passes
         return max(1, min(self.cfg.max_passes, math.ceil(rate / made)))
 
     def made_per_s(self) -> float | None:
@@ -263,9 +261,7 @@ class Cycle(Run):
             ledger.book(entries, name)
         on_disk = set.intersection(*({path.stem for path in shard_paths(self.out / str(width))} for width in widths))
         for name in sorted(on_disk - set(ledger.kept()) - set(journals)):
-            ledger.add_shard(
-                shard_on_disk(self.out, widths, name), int(self.cfg.passes) if self.cfg.passes.isdecimal() else 1
-            )
+            ledger.add_shard(shard_on_disk(self.out, widths, name), self.cfg.first_passes)
         gone = ledger.forget_missing(on_disk | set(journals))
         for name in gone:
             self._unlink(name)

@@ -85,8 +85,12 @@ class CycleConfig(RenderConfig):
     @property
     def samples(self) -> float:
         """That will be trained on, as far as that is known before the work."""
-        passes = max(1, self.max_passes // 4) if self.passes == "auto" else int(self.passes)
-        return (self.n - self.held_out) * passes
+        return (self.n - self.held_out) * self.first_passes
+
+    @property
+    def first_passes(self) -> int:
+        """Of shards that are closed before the pace of both sides is known, and of all where a number is given."""
+        return max(1, self.max_passes // 4) if self.passes == "auto" else int(self.passes)
 
     def with_cores(self, trains_on_cpu: bool) -> CycleConfig:
         """The same with this machine's cores shared between trainer and renderers. Nobody shares the cores of a cluster."""
@@ -96,6 +100,13 @@ class CycleConfig(RenderConfig):
         if workers is None and not self.address:
             workers = max(1, min((cores - (mine or 1)) // self.threads, executors.default_workers(self.threads)))
         return dataclasses.replace(self, train_threads=mine, workers=workers)
+
+    def within(self, shares: Shares) -> CycleConfig:
+        """The same with downloads that keep to their share; a file that is larger than all of it is left out, as too_large."""
+        if not shares.raw:
+            return self
+        most_mb = min(self.max_file_mb, shares.raw / 1e6)
+        return dataclasses.replace(self, raw_gb=shares.raw / 1e9, max_file_mb=most_mb)
 
     def budget(self) -> float:
         """Bytes."""

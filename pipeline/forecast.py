@@ -111,7 +111,7 @@ class Forecast:
         at_once = found.samples * max(1, told["ray_workers"])  # samples per step
         early = np.minimum(train, self.of_each * (1 + np.floor(found.pace_start_s / object_s / self.of_each)))
         passes = self._passes(at_once / step_s * object_s)
-        samples = early * self._before() + (train - early) * passes
+        samples = early * self.cfg.first_passes + (train - early) * passes
         steps = np.ceil(samples / at_once)
         saves = steps / told["checkpoint_every"] + self.slots
         train_s = steps * step_s + saves * found.save_s
@@ -141,10 +141,6 @@ class Forecast:
 
     def _files(self) -> int:
         return self.slots + -(-self.held_out // VAL_OBJECTS)
-
-    def _before(self) -> int:
-        """Passes of shards that are closed before the trainer's pace is known."""
-        return max(1, self.cfg.max_passes // 4) if self.cfg.passes == "auto" else int(self.cfg.passes)
 
     def _passes(self, samples_per_object: np.ndarray) -> np.ndarray:
         """So that the trainer is busy. samples_per_object: that it can take while one is made."""

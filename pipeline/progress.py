@@ -171,7 +171,7 @@ def duration_words(seconds: float) -> str:
     """Seconds -> 3.1 s, 14 min, 2.5 h."""
     for unit, unit_s in (("s", 1.0), ("min", 60.0)):
         if seconds < 120 * unit_s:
-            return f"{seconds / unit_s:.3g} {unit}"
+            return f"{round(seconds / unit_s, 1):.3g} {unit}"
     return f"{seconds / 3600:.3g} h"
 
 

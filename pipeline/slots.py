@@ -74,6 +74,8 @@ class Slots:
         """Takes them. False: not now. Raises UserError where that will never be."""
         if not slot.reserved:
             wanted = self.all_of(slot, of_each)
+            if not self.closed_objects:  # a guess is no reason to refuse: what is written will be known
+                wanted = min(wanted, self.room.held(slot.name) + max(0, self.room.free))
             slot.reserved = self.room.held(slot.name) >= wanted or self._grow(slot, wanted)
         return slot.reserved
 

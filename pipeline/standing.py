@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline import disk_log
 from pipeline.disk_log import Note
+from pipeline.folder import is_locked
 from pipeline.ledger import Kept, Ledger
 from pipeline.progress import duration_words, size
 from pipeline.room import disk_below
@@ -186,9 +187,9 @@ def _unseen(log: TrainingLog) -> dict[str, float] | None:
 
 
 def _left(run: Path, ledger: Ledger, pace: Pace, log: TrainingLog) -> float | None:
-    """The slower side decides, of those whose pace is known: None where it is neither's."""
+    """The slower side decides, of those whose pace is known: None where it is neither's, or nobody works."""
     told = layout(run)
-    if told is None or not pace.passes or not pace.samples_per_s:
+    if not is_locked(run) or told is None or not pace.passes or not pace.samples_per_s:
         return None
     objects = told["objects"] - ledger.delivered_by_split().get("train", 0)
     samples = told["objects"] * pace.passes - log.samples

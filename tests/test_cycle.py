@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ from lvsm_train import checkpoint  # noqa: E402
 from pipeline.room import disk_below  # noqa: E402
 from pipeline.training_log import TrainingLog  # noqa: E402
 from pipeline.window import committed  # noqa: E402
+from tests import trees  # noqa: E402
 from tests.conftest import lvsm_data  # noqa: E402
+from tests.hub import Hub  # noqa: E402
 from tests.test_run import count_in_ledger, descendants, named, start, wait_for  # noqa: E402
 
 TINY = ("--model.dim", 64, "--model.layers", 4, "--model.encoder-layers", 2, "--data.batch", 4, "--data.targets", 4)
@@ -253,3 +256,54 @@ def test_a_disk_that_others_fill_is_waited_for(whole: Path, small_disk: Path) ->
     assert run.returncode == 0, stderr
     assert f"the disk of {out} is full: waiting" in stderr
     equal(out, whole)
+
+
+def test_downloads_keep_to_their_share_and_go(tmp_path: Path) -> None:
+    """Files from a server, some of which are none: every object is accounted for, and nothing of them stays."""
+    with Hub(tmp_path / "root") as hub:
+        lines = ["uid,url,license"]
+        for number in range(16):
+            path = tmp_path / f"root/www/{number}.glb"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(trees.glb(number) if number not in (3, 6) else b"<!DOCTYPE html><html>moved</html>")
+            lines.append(f"object-{number},{hub.url}/{number}.glb,MIT")
+        (tmp_path / "list.csv").write_text("\n".join(lines))
+        words = [one for one in options(tmp_path / "run") if one not in ("--n", 20)]
+        more = ("--n", 8, "--manifest", tmp_path / "list.csv", "--val-percent", 25, "--disk-budget", "100MB")
+        with Watcher(tmp_path / "run") as watcher:
+            run = lvsm_data(*words, *more, "--executor", "inline", env=hub.environment(tmp_path))
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "downloads 20.0 MB" in run.stdout
+    assert watcher.most <= 100e6
+    told = audit_of(tmp_path / "run")
+    assert (told["delivered"], told["held_out"], told["deleted"]) == (8, 2, 6)
+    assert told["reasons"].keys() == {"html_page"}
+    assert not (tmp_path / "run" / "raw").exists()
+
+
+UNDERESTIMATED = (
+    "import sys; from pipeline import cli, slots; slots.CAUTION = slots.CAUTION_FEW = 0.2; "
+    "sys.argv[0] = 'lvsm-data'; cli.main()"
+)
+
+
+@pytest.mark.campaign
+def test_a_budget_that_turns_out_too_small_ends_with_what_it_takes(whole: Path, tmp_path: Path) -> None:
+    """Shards five times as large as expected: younger ones step back, and where that does not help, nothing is lost."""
+
+    def run(budget: float) -> subprocess.CompletedProcess[str]:
+        words = [*options(tmp_path / "run"), "--disk-budget", f"{budget:.0f}"]  # the later flag counts
+        command = [sys.executable, "-c", UNDERESTIMATED, *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    least = BUDGET - 4.1e6  # next to nothing for shards
+    sizes, ends = [least + 25e3 * more for more in range(40)], []
+    for budget in sizes:
+        done = run(budget)
+        ends.append(done.returncode)
+        if not done.returncode:
+            break
+        assert done.returncode == 2, done.stderr
+        assert "have to fit" in done.stderr or "is too small" in done.stderr
+    assert 2 in ends and ends[-1] == 0
+    equal(tmp_path / "run", whole)

@@ -44,7 +44,7 @@ LAYERS = {
     "cycle_config": 3,
     "janitor": 6,
     "disk_log": 2,
-    "standing": 3,
+    "standing": 4,
     "report_tables": 5,
     "report_cycle": 5,
     "ranges": 1,

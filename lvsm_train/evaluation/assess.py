@@ -41,11 +41,7 @@ def assess(cfg: EvalConfig) -> Assessment:
     out = cfg.out or cfg.run / "eval" / f"{protocol}-{trained.step:08d}"
     device = next(trained.net.parameters()).device
     with contextlib.closing(Data(_data_config(cfg, trained), device=device)) as data:
-        patch = trained.cfg.model.patch
-        if data.hw[0] % patch or data.hw[1] % patch:
-            raise UserError(
-                f"pictures of {data.hw[1]}x{data.hw[0]} have no whole patches of {patch}", "--res chooses a width"
-            )
+        trained.check(data.hw)
         with torch.no_grad(), autocast(trained.cfg.precision, device):
             found = _measured(cfg, trained, protocol, data, out)
             write_table(out / "objects.csv", found.rows())

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lvsm_train.evaluate import LPIPS_AT_ONCE
+from lvsm_train.evaluate import finite, in_parts
 from lvsm_train.metrics import Lpips, psnr
 
 
@@ -65,21 +64,17 @@ class Change:
     def as_json(self) -> dict[str, Any]:
         """PSNRs of equal pictures are null."""
         return {
-            "psnr": _number(self.mean_psnr),
+            "psnr": finite(self.mean_psnr),
             "lpips": self.mean_lpips,
             "largest_change": self.largest,
-            "psnr_views": [_number(each) for each in self.psnr],
+            "psnr_views": finite(self.psnr),
             "lpips_views": self.lpips,
         }
 
 
 def change(image: Tensor, other: Tensor, lpips: Lpips | None) -> Change:
     """Renders against others, (T, 3, H, W) both."""
-    perceived: list[float] | None = None
-    if lpips is not None:
-        with torch.no_grad():
-            parts = zip(image.split(LPIPS_AT_ONCE), other.split(LPIPS_AT_ONCE), strict=True)
-            perceived = torch.cat([lpips(*part) for part in parts]).tolist()
+    perceived = None if lpips is None else in_parts(lpips, image, other).tolist()
     return Change(psnr(image, other).tolist(), perceived, float((image - other).abs().max()))
 
 
@@ -98,7 +93,3 @@ def mean_of(told: Sequence[float | None]) -> float | None:
     """Of the numbers among these; None where there are none."""
     numbers = [each for each in told if each is not None]
     return sum(numbers) / len(numbers) if numbers else None
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

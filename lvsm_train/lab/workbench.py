@@ -87,11 +87,7 @@ def open_bench(trained: Trained, data: Data, cfg: LatentConfig) -> Bench:
             f"{trained.run} is a run of a {trained.cfg.model.kind} model, which keeps no latents of a scene",
             "train one that does: lvsm-data train --kind encoder_decoder --latents 64 --data FOLDER --out runs/encdec",
         )
-    patch = trained.cfg.model.patch
-    if data.hw[0] % patch or data.hw[1] % patch:
-        raise UserError(
-            f"pictures of {data.hw[1]}x{data.hw[0]} have no whole patches of {patch}", "--res chooses a width"
-        )
+    trained.check(data.hw)
     token_numbers(cfg.tokens, trained.cfg.model.latents)
     samples = choose(trained, data, cfg.objects, cfg.views)
     return Bench(trained, net, cfg, data, samples, gather(net, data, samples))
