@@ -29,7 +29,7 @@ demo: setup  ## Render 24 objects (under two minutes on 2 cores) and make a page
 	@echo "contact sheet: $(CURDIR)/data/demo/index.html (open it in a browser)"
 
 test: setup-test lint types  ## Lint, types and tests: what CI runs
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 lint: setup-test  ## Check style and formatting
 	@$(BIN)/ruff check .

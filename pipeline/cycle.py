@@ -21,7 +21,7 @@ from pipeline.cycle_config import CycleConfig, Shares
 from pipeline.janitor import Janitor
 from pipeline.ledger import Ledger
 from pipeline.plan import compare, real_figures
-from pipeline.progress import Progress
+from pipeline.progress import Progress, shown
 from pipeline.room import disk_of, patiently
 from pipeline.run import Run, opened
 from pipeline.scene import FEWER_THAN_ASKED, Item, Outcome, UserError
@@ -343,6 +343,9 @@ class Cycle(Run):
         with Ledger(self.out / "ledger.sqlite", readonly=True) as ledger:
             now = standing(self.out, ledger, self.janitor.log)
         lines += now.lines() if now else []
+        lines.append(
+            f"page: {shown(self.out)}/index.html; lvsm-data eval {shown(self.out)}/train tells more of the model"
+        )
         if self.complete:
             lines += compare(self.out, real_figures(self.out))
         if not self.complete:

@@ -565,7 +565,10 @@ def test_the_audit_of_a_cycle_that_goes_on(run: Path, monkeypatch: pytest.Monkey
     assert moved and found.problems == [] and (found.deleted, found.on_disk, found.samples) == (4, 2, 8)
     lost(run)
     with held(run):
-        assert audit(run).problems == ["open was delivered into train-000003, and is neither there nor deleted"]
+        assert audit(run).problems == [
+            "6 delivered are not 1 on disk and 4 deleted",
+            "open was delivered into train-000003, and is neither there nor deleted",
+        ]
 
 
 def test_only_cycles_are_audited(run: Path, tmp_path: Path) -> None:
