@@ -27,6 +27,7 @@ PAPERS = (
 )
 PER_OBJECT, PER_STEP, PER_LOOK = 1500, 300, 200_000
 PER_WORKER = 8e6  # scratch
+LEAST_HELD = 8  # objects for validation, if these are no more than a tenth
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class CycleConfig(RenderConfig):
 
     @property
     def held_out(self) -> int:
-        """Objects for validation, of those that are asked for."""
-        return max(1, round(self.n * self.val_percent / 100))
+        """Objects for validation, of those that are asked for: enough to tell how good a model is, where there are many."""
+        return max(1, min(LEAST_HELD, self.n // 10), round(self.n * self.val_percent / 100))
 
     @property
     def samples(self) -> float:

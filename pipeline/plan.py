@@ -85,7 +85,7 @@ class Plan:
         for name, one in self.figures.items():
             low, likely, high = (_told(name, value) for value in (one.low, one.likely, one.high))
             lines.append(f"{WORDS[name]:24} {likely:>10}   {low} and {high}")
-        lines.append(f"shards of {self.shard_objects} objects, {self.window} of them shuffled together")
+        lines.append(f"objects per shard: {self.shard_objects}; {self.window} shards are shuffled together")
         lines.append(f"bottleneck: {SAYS[self.bottleneck]}")
         if pilot["idle_share"] > 0.3:
             lines.append(

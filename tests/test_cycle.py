@@ -140,7 +140,7 @@ def test_the_same_command_again_does_nothing(whole: Path) -> None:
 def test_a_stop_and_kills_change_nothing(whole: Path, tmp_path: Path) -> None:
     with Watcher(tmp_path / "run") as watcher:
         stop(options(tmp_path / "run"), tmp_path / "run")
-        assert chaos(options(tmp_path / "run"), tmp_path / "run", 4, random.Random(0)) == 4
+        assert chaos(options(tmp_path / "run"), tmp_path / "run", 4, random.Random(0)) >= 2  # a fast machine ends before
     assert watcher.most <= BUDGET
     equal(tmp_path / "run", whole)
 
@@ -296,14 +296,18 @@ def test_a_budget_that_turns_out_too_small_ends_with_what_it_takes(whole: Path, 
         command = [sys.executable, "-c", UNDERESTIMATED, *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
+    refusals: list[str] = []
     least = BUDGET - 4.1e6  # next to nothing for shards
-    sizes, ends = [least + 25e3 * more for more in range(40)], []
+    sizes, ends = [least + 40e3 * more for more in range(30)], []
     for budget in sizes:
         done = run(budget)
         ends.append(done.returncode)
         if not done.returncode:
             break
         assert done.returncode == 2, done.stderr
-        assert "have to fit" in done.stderr or "is too small" in done.stderr
-    assert 2 in ends and ends[-1] == 0
+        said = [words for words in ("leaves nothing", "have to fit", "is too small") if words in done.stderr]
+        refusals += said
+        assert len(said) == 1, done.stderr
+    assert ends[-1] == 0
+    assert "is too small" in refusals  # in the midst of the work, and not only before it
     equal(tmp_path / "run", whole)
