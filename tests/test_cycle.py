@@ -140,7 +140,9 @@ def test_the_same_command_again_does_nothing(whole: Path) -> None:
 def test_a_stop_and_kills_change_nothing(whole: Path, tmp_path: Path) -> None:
     with Watcher(tmp_path / "run") as watcher:
         stop(options(tmp_path / "run"), tmp_path / "run")
-        assert chaos(options(tmp_path / "run"), tmp_path / "run", 4, random.Random(0)) >= 2  # a fast machine ends before
+        assert (
+            chaos(options(tmp_path / "run"), tmp_path / "run", 4, random.Random(0)) >= 2
+        )  # a fast machine ends before
     assert watcher.most <= BUDGET
     equal(tmp_path / "run", whole)
 
