@@ -35,7 +35,6 @@ from pipeline.writer import PARQUET_EXTRA
 
 MOST_WAITING = 16  # outcomes, in memory
 WAIT_S = 0.2
-WORTH_A_WORD = 0.05  # of the time
 
 
 class Cycle(Run):
@@ -70,7 +69,7 @@ class Cycle(Run):
 
     def _draw(self, listing: Callable[[], Iterator[Item]]) -> Iterator[Item | None]:
         """First what validation needs, then what is trained on; see `_in_slots`."""
-        quota = min(self.cfg.held_out, max(1, self.cfg.n - 1))
+        quota = min(self.cfg.held_out, self.cfg.n - 1)
         yield from self._in_slots(listing, "val", self.layout["val"] if self.layout else quota, min(VAL_OBJECTS, quota))
         if self.stopping:
             return
@@ -177,9 +176,17 @@ class Cycle(Run):
         self.ended.append(outcome)
         self.progress = progress
         self._settle()
-        while len(self.ended) > MOST_WAITING and not self.stopping:  # nothing more is taken from workers meanwhile
+        while self._must_wait():  # nothing more is taken from workers meanwhile
             time.sleep(WAIT_S)
             self._settle()
+
+    def _must_wait(self) -> bool:
+        """Whether there is enough in memory, and nothing that workers have is of an older shard, which would come first."""
+        if len(self.ended) <= MOST_WAITING or self.stopping:
+            return False
+        here = {outcome.item.uid for outcome in self.ended}
+        first = min(self.places[uid].number for uid in here)
+        return not any(one.missing - here for one in self.slots.open.values() if one.number < first)
 
     def _settle(self) -> None:
         """Records what has ended, as far as there is room: of older shards first, since younger ones may wait for them."""

@@ -56,6 +56,8 @@ class CycleConfig(RenderConfig):
         for name in ("max_passes", "window", "shard_objects", "train_threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value} is too small", "1 or more")
+        if self.n < 2:
+            raise UserError(f"--n {self.n} leaves nothing to train on", "one object at least is for validation")
         if self.val_percent <= 0:
             raise UserError("a cycle keeps some objects to measure with", "--val-percent 1, for example")
         if self.retry_failed or self.keep_raw:

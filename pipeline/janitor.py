@@ -101,7 +101,7 @@ class Janitor:
     def _tick(self, ledger: Ledger) -> None:
         self.step, self.cursor = committed(self.out)
         self.log.read()
-        if self.trainer.process is None and (window := Window.read(self.out)) and window.validated and window.slots:
+        if self.trainer.process is None and (window := Window.read(self.out)) and window.begun:
             self.trainer.start()
         self.trainer.look()
         if self.cursor.done > self.deleted:

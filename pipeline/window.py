@@ -50,6 +50,11 @@ class Window:
     end: int | None = None
     pressed: bool = False
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to train on, or will never be."""
+        return self.validated and (bool(self.slots) or self.end is not None)
+
     def write(self, out: Path) -> None:
         """Raises OSError, with the old one in place, where the disk is full."""
         slots = {number: [slot.objects, slot.passes] for number, slot in self.slots.items()}

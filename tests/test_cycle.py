@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,10 +23,11 @@ torch = pytest.importorskip("torch")
 
 from lvsm_train import checkpoint  # noqa: E402
 from pipeline.room import disk_below  # noqa: E402
+from pipeline.shards import split_of  # noqa: E402
 from pipeline.training_log import TrainingLog  # noqa: E402
 from pipeline.window import committed  # noqa: E402
 from tests import trees  # noqa: E402
-from tests.conftest import lvsm_data  # noqa: E402
+from tests.conftest import lvsm_data, lvsm_data_here  # noqa: E402
 from tests.hub import Hub  # noqa: E402
 from tests.test_run import count_in_ledger, descendants, named, start, wait_for  # noqa: E402
 
@@ -313,3 +315,17 @@ def test_a_budget_that_turns_out_too_small_ends_with_what_it_takes(whole: Path, 
     assert ends[-1] == 0
     assert "is too small" in refusals  # in the midst of the work, and not only before it
     equal(tmp_path / "run", whole)
+
+
+def test_a_source_with_nothing_to_train_on_ends_all_the_same(assets: Path, tmp_path: Path) -> None:
+    (tmp_path / "input").mkdir()
+    names = [f"{number}.ply" for number in range(40)]
+    chosen = next(name for name in names if split_of(name, 15) == "val")
+    shutil.copy(assets / "red.ply", tmp_path / "input" / chosen)
+    words = [one for one in options(tmp_path / "run") if one not in ("--n", 20)]
+    run = lvsm_data(*words, "--n", 2, "--source", "local", "--input", tmp_path / "input", "--executor", "inline")
+    assert run.returncode == 3, run.stdout + run.stderr
+    assert "delivered 1 = on disk 1 (of them 1 for validation) + trained and deleted 0" in run.stdout
+    assert "1 fewer than requested: the source has no more objects" in run.stdout
+    few = lvsm_data_here("cycle", "--n", 1)
+    assert few.returncode == 2 and "--n 1 leaves nothing to train on" in few.stderr

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cycle import MOST_WAITING, Cycle
 from pipeline.cycle_config import CycleConfig, Shares
-from pipeline.ledger import Kept
+from pipeline.ledger import Kept, Ledger
 from pipeline.room import Room
-from pipeline.scene import UserError
+from pipeline.scene import Item, Outcome, UserError
 from pipeline.slots import AT_ONCE, CAUTION, CAUTION_FEW, FEW, Open, Slots, objects_per_shard
+from pipeline.trainer import Trainer
 
 KEPT = {"val-000000": Kept("complete", FEW, FEW * 1000, 0)}
 
@@ -115,6 +117,28 @@ def test_shards_are_as_large_as_lets_the_window_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="8 shards of 5 objects have to fit") as refused:
         objects_per_shard(asked, 30_000, 1000, 600)
     assert "1 MB more for --disk-budget" in refused.value.hint or "2 MB more" in refused.value.hint
+
+
+def test_outcomes_wait_in_memory_unless_an_older_shard_is_under_way(tmp_path: Path) -> None:
+    cfg = CycleConfig(out=tmp_path, executor="inline", workers=1).resolved()
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        run = Cycle(cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None))
+        older, younger = Open("train-000000", 0), Open("train-000001", 1)
+        run.slots.open = {one.name: one for one in (older, younger)}
+        for number in range(MOST_WAITING + 1):
+            assert not run._must_wait()
+            item = Item(f"young-{number}", "test")
+            run.places[item.uid] = younger
+            younger.missing.add(item.uid)
+            run.ended.append(Outcome(item, None, "test"))
+        assert run._must_wait()
+        run.places["old"] = older
+        older.missing.add("old")
+        assert not run._must_wait()  # else its outcome would never be taken, and the younger ones wait for it for ever
+        run.ended.append(Outcome(Item("old", "test"), None, "test"))
+        assert run._must_wait()
+        run.stopping = True
+        assert not run._must_wait()
 
 
 def test_a_room_says_what_is_free(tmp_path: Path) -> None:
