@@ -24,7 +24,6 @@ import psutil
 import tyro
 
 COMMAND = Path(sys.executable).with_name("lvsm-data")
-MODEL = {"dim": 128, "layers": 8, "encoder-layers": 4}
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,7 @@ def move(pid: int, core: int, moved: set[int]) -> set[int]:
 
 def training(options: Options, data: Path, out: Path, steps: int, core: int) -> float:
     """Seconds of so many steps."""
-    model = [word for name, value in MODEL.items() for word in (f"--{name}", value)]
-    command = [COMMAND, "train", "--data", data, "--out", out, "--preset", "small", *model, "--batch", options.batch]
+    command = [COMMAND, "train", "--data", data, "--out", out, "--preset", "small", "--batch", options.batch]
     return timed([*command, "--steps", steps, "--eval-every", 0, "--checkpoint-every", 50, "--no-tensorboard"], core)
 
 
@@ -96,7 +94,6 @@ def main() -> None:
         passes = max(1, round((rendering - short) / step_s * options.batch / objects))
     steps = math.ceil(objects * passes / options.batch)
     alone = training(options, options.out / "render", options.out / "train", steps, second)
-    model = [word for name, value in MODEL.items() for word in (f"--model.{name}", value)]
     command = [
         COMMAND,
         "cycle",
@@ -109,7 +106,6 @@ def main() -> None:
         passes,
         "--window",
         4,
-        *model,
     ]
     command += ["--data.batch", options.batch, "--train.eval-every", 0, "--train.checkpoint-every", 50]
     both = timed([*command, "--disk-budget", "2GB", "--out", options.out / "cycle"], first, second)

@@ -17,7 +17,8 @@ from lvsm_train.evaluate import Scores, finite
 from lvsm_train.optim import count
 from pipeline.attribution import Account, findings
 from pipeline.ledger import Ledger
-from pipeline.window import committed, put
+from pipeline.room import put
+from pipeline.window import committed
 
 PAPERS = {
     "model": "LVSM (arXiv 2410.17242)",

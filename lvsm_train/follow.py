@@ -14,7 +14,7 @@ from pathlib import Path
 from lvsm_train.config import TrainConfig
 from pipeline.folder import held
 from pipeline.room import patiently
-from pipeline.scene import UserError
+from pipeline.scene import FEWER_THAN_ASKED, UserError
 from pipeline.window import TRAIN
 
 FORMER_S = 30.0  # that a trainer before this one may need to end
@@ -29,7 +29,7 @@ def main() -> int:
         with _alone(folder):
             from lvsm_train.launch import launch
 
-            return 0 if launch(cfg).finished else 3
+            return 0 if launch(cfg).finished else FEWER_THAN_ASKED
     except UserError as error:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return 2

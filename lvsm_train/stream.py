@@ -14,14 +14,14 @@ import torch
 
 from lvsm_train import store
 from lvsm_train.config import TrainConfig
-from lvsm_train.data import Batch, Data, Plan
+from lvsm_train.data import END, Batch, Data, End, Plan
 from lvsm_train.feeds import Fed
 from lvsm_train.ranks import Ranks
 from lvsm_train.rounds import Rounds, Taken
 from lvsm_train.samples import Planner, Sample
 from lvsm_train.store import Index
 from pipeline.room import patiently
-from pipeline.shards import widths_in
+from pipeline.shards import shard_name, widths_in
 from pipeline.window import Cursor, Hunger, Window
 
 LOOK_AGAIN_S = 0.1
@@ -92,7 +92,7 @@ class Stream:
         some: list[Batch] = []
         while len(some) < self.cfg.accumulate:
             batch = next(batches, END)
-            if isinstance(batch, str):
+            if isinstance(batch, End):
                 return []
             if batch is not None:
                 some.append(batch)
@@ -148,7 +148,7 @@ class Stream:
         folder = self.out / str(min(one for one in widths_in(self.out) if one >= width))
         for slot in slots:
             if slot not in self.files:
-                path = folder / f"train-{slot:06d}.parquet"
+                path = folder / f"{shard_name('train', slot)}.parquet"
                 self.files[slot] = path, store.read_file(path)
         held = sorted(self.files)
         paths, files = [self.files[slot][0] for slot in held], [self.files[slot][1] for slot in held]
@@ -160,6 +160,3 @@ class Stream:
 
 def _plan(planner: Planner, step: int, position: int, numbers: Sequence[int]) -> tuple[Index, list[Sample]]:
     return planner.index, planner.drawn(step, position, numbers)
-
-
-END = "end"

@@ -28,9 +28,9 @@ from lvsm_train.ranks import Ranks, joined
 from lvsm_train.state import State
 from lvsm_train.stream import Stream
 from lvsm_train.watchdog import Watchdog
-from pipeline.room import is_full, patiently
+from pipeline.room import is_full, patiently, put
 from pipeline.scene import UserError
-from pipeline.window import Cursor, put
+from pipeline.window import Cursor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing import Any
 
 from pipeline import journals
 from pipeline.folder import is_locked
-from pipeline.ledger import Kept, Ledger
+from pipeline.ledger import Kept, Ledger, train_shards
 from pipeline.progress import reasons_text
 from pipeline.scene import UserError
-from pipeline.shards import shard_paths, uids_of
+from pipeline.shards import shard_name, shard_paths, uids_of
+from pipeline.standing import is_cycle
 from pipeline.training_log import TrainingLog
 from pipeline.window import TRAIN, committed, layout
 
@@ -73,9 +74,9 @@ def _counted(run: Path) -> Audit:
     with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
         ledger.snapshot()
         counts, reasons, kept, booked = ledger.counts(), ledger.reasons(), ledger.kept(), ledger.delivered_in()
-    identity = json.loads((run / "run.json").read_text())["identity"]
-    if "passes" not in identity:
+    if not is_cycle(run):
         raise UserError(f"{run} is no cycle", "lvsm-data verify checks runs of render, import and clip")
+    identity = json.loads((run / "run.json").read_text())["identity"]
     report = Audit(run, identity["n"], counts.get("delivered", 0), reasons)
     _objects(report, run, identity["res"], kept, booked)
     _samples(report, run, kept)
@@ -135,7 +136,7 @@ def _samples(report: Audit, run: Path, kept: dict[str, Kept]) -> None:
     """What was trained on: by the cursor of the newest checkpoint, by the log up to it, and by the passes of each shard."""
     report.step, cursor = committed(run)
     log = TrainingLog(run / TRAIN).read(until=report.step)
-    slots = {int(name[-6:]): shard for name, shard in kept.items() if name.startswith("train")}
+    slots = train_shards(kept)
     report.samples, report.logged = cursor.position, log.samples
     report.owed = sum(shard.objects * shard.passes for shard in slots.values())
     for shard in slots.values():
@@ -143,14 +144,18 @@ def _samples(report: Audit, run: Path, kept: dict[str, Kept]) -> None:
             report.passes[shard.passes] = report.passes.get(shard.passes, 0) + shard.objects
     if log.samples != cursor.position:
         report.problems.append(f"the checkpoint counts {cursor.position} samples, log.jsonl {log.samples}")
-    for number, shard in sorted(slots.items()):
+    for number, shard in slots.items():
         owed, logged = shard.objects * shard.passes, log.slots.get(number, 0)
         counted = cursor.counts.get(number, owed if number < cursor.done else 0)
         if logged != counted:
             report.problems.append(
-                f"of shard train-{number:06d} {counted} samples were trained on, log.jsonl says {logged}"
+                f"of shard {shard_name('train', number)} {counted} samples were trained on, log.jsonl says {logged}"
             )
         if logged > owed:
-            report.problems.append(f"shard train-{number:06d} was trained on {logged} times, {owed} are its passes")
+            report.problems.append(
+                f"shard {shard_name('train', number)} was trained on {logged} times, {owed} are its passes"
+            )
         if shard.state == "deleted" and number >= cursor.done and shard.objects:
-            report.problems.append(f"shard train-{number:06d} is deleted, and no checkpoint has done with it")
+            report.problems.append(
+                f"shard {shard_name('train', number)} is deleted, and no checkpoint has done with it"
+            )

@@ -19,18 +19,18 @@ from pipeline import executors
 from pipeline.audit import Audit, audit
 from pipeline.cycle_config import CycleConfig, Shares
 from pipeline.janitor import Janitor
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, train_shards
 from pipeline.plan import compare, real_figures
 from pipeline.progress import Progress, shown
-from pipeline.room import disk_of, patiently
+from pipeline.room import disk_of, patiently, put
 from pipeline.run import Run, opened
 from pipeline.scene import FEWER_THAN_ASKED, Item, Outcome, UserError
 from pipeline.selection import Selection
-from pipeline.shards import Shard, shard_on_disk, shard_paths, split_of
+from pipeline.shards import Shard, number_of, shard_name, shard_on_disk, shard_paths, split_of
 from pipeline.slots import VAL_OBJECTS, Open, Slots, objects_per_shard
 from pipeline.standing import standing
 from pipeline.trainer import Trainer
-from pipeline.window import LAYOUT, TRAIN, Hunger, Slot, Window, committed, layout, put
+from pipeline.window import LAYOUT, TRAIN, Hunger, Slot, Window, committed, layout
 from pipeline.writer import PARQUET_EXTRA
 
 MOST_WAITING = 16  # outcomes, in memory
@@ -47,7 +47,6 @@ class Cycle(Run):
     def __init__(self, cfg: CycleConfig, ledger: Ledger, shares: Shares, trainer: Trainer) -> None:
         assert cfg.out is not None
         self.slots = Slots(cfg, shares, ledger.kept())
-        self.shares = shares
         self.places: dict[str, Open] = {}
         self.ended: list[Outcome] = []  # that wait for room
         self.packed: dict[str, Any] = {}
@@ -69,8 +68,8 @@ class Cycle(Run):
 
     def _draw(self, listing: Callable[[], Iterator[Item]]) -> Iterator[Item | None]:
         """First what validation needs, then what is trained on; see `_in_slots`."""
-        quota = min(self.cfg.held_out, self.cfg.n - 1)
-        yield from self._in_slots(listing, "val", self.layout["val"] if self.layout else quota, min(VAL_OBJECTS, quota))
+        quota = self.layout["val"] if self.layout else self.cfg.held_out
+        yield from self._in_slots(listing, "val", quota, min(VAL_OBJECTS, self.cfg.held_out))
         if self.stopping:
             return
         self._lay_out()
@@ -107,7 +106,7 @@ class Cycle(Run):
                 break
             number = place // of_each
             place += 1
-            name = f"{split}-{number:06d}"
+            name = shard_name(split, number)
             if name in closed:
                 continue
             if slot is None or slot.name != name:
@@ -273,13 +272,13 @@ class Cycle(Run):
         for name in gone:
             self._unlink(name)
         for name in journals:
-            number = int(name[-6:])
+            number = number_of(name)
             written = 2 * disk_of(self.writer.open[name].path) + PARQUET_EXTRA * len(journals[name])
             self.slots.open[name] = Open(name, number, written=written)
             self.slots.room.settle(name, written)
         for name in on_disk - set(journals):
             self.slots.room.settle(name, self._disk_of(name))
-        there = [int(name[-6:]) for name in ledger.kept() if name.startswith("train") and name in on_disk]
+        there = [number_of(name) for name in on_disk if name.startswith("train")]
         self.gone = min(there, default=committed(self.out)[1].done)
         self.before = ledger.delivered_by_split().get("train", 0)
         found = sum(map(len, journals.values()))
@@ -294,11 +293,11 @@ class Cycle(Run):
         if self.layout is None:
             return
         first = max(0, committed(self.out)[1].done - self.cfg.window)
-        slots = {int(name[-6:]): shard for name, shard in self.ledger.kept().items() if name.startswith("train")}
+        slots = train_shards(self.ledger.kept())
         window = Window(
             life=self.cfg.window,
             objects=self.layout["objects"],
-            slots={number: Slot(one.objects, one.passes) for number, one in sorted(slots.items()) if number >= first},
+            slots={number: Slot(one.objects, one.passes) for number, one in slots.items() if number >= first},
             validated=self.validated,
             end=self.end,
             pressed=self.slots.blocked,

@@ -22,9 +22,8 @@ UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 FREE_SHARE = 0.8  # of the free disk, where no budget is given
 RAW_SHARE = 0.2  # of the budget, at most, for files that wait to be rendered
-PAPERS = (
-    24e6  # bytes for what a run writes of itself, and for each object, step and look at unseen objects so many more:
-)
+# bytes for what a run writes of itself, and for each object, step and look at unseen objects so many more
+PAPERS = 24e6
 PER_OBJECT, PER_STEP, PER_LOOK = 1500, 300, 200_000
 PER_WORKER = 8e6  # scratch
 LEAST_HELD = 8  # objects for validation, if these are no more than a tenth
@@ -83,7 +82,8 @@ class CycleConfig(RenderConfig):
     @property
     def held_out(self) -> int:
         """Objects for validation, of those that are asked for: enough to tell how good a model is, where there are many."""
-        return max(1, min(LEAST_HELD, self.n // 10), round(self.n * self.val_percent / 100))
+        wanted = max(1, min(LEAST_HELD, self.n // 10), round(self.n * self.val_percent / 100))
+        return min(wanted, self.n - 1)
 
     @property
     def samples(self) -> float:

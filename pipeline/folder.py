@@ -16,6 +16,7 @@ from pipeline.cameras import SAMPLERS
 from pipeline.config import RenderConfig, RunConfig, config_hash
 from pipeline.images import version as pil_version
 from pipeline.ledger import Ledger
+from pipeline.room import put
 from pipeline.scene import UserError
 
 
@@ -46,9 +47,7 @@ def check_identity(cfg: RunConfig, ledger: Ledger) -> None:
     path = cfg.out / "run.json"
     now = cfg.identity()
     if not path.exists() or not ledger.counts():
-        temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps({"identity": now, "facts": run_facts(cfg)}, indent=2))
-        os.replace(temporary, path)
+        put(path, {"identity": now, "facts": run_facts(cfg)})
         return
     before = json.loads(path.read_text())["identity"]
     changed = [

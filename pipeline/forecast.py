@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.cycle_config import PER_LOOK, PER_OBJECT, PER_STEP, CycleConfig, Shares
 from pipeline.ranges import DRAWS, Range, in_blocks, means, normal, wilson
-from pipeline.slots import AT_ONCE, CAUTION, CAUTION_FEW, FEW, VAL_OBJECTS, objects_per_shard
+from pipeline.slots import AT_ONCE, VAL_OBJECTS, objects_per_shard, with_caution
 
 DRIFT = 0.1  # standard deviation of the logarithm of a machine's pace: it is not the same the next day
 PER_FILE = 6000  # bytes that a shard takes beside its objects
@@ -71,12 +71,12 @@ class Forecast:
 
     def __init__(self, cfg: CycleConfig, shares: Shares, settings: dict[str, Any], found: Found) -> None:
         self.cfg, self.shares, self.settings, self.found = cfg, shares, settings, found
-        self.held_out = min(cfg.held_out, max(1, cfg.n - 1))
+        self.held_out = cfg.held_out
         self.train = cfg.n - self.held_out
         self.file_bytes = PER_FILE * len(cfg.scene.res)
         self.object_bytes = max(1.0, found.shard_bytes - found.shards * self.file_bytes) / found.delivered
         held_bytes = self.held_out * self.object_bytes + -(-self.held_out // VAL_OBJECTS) * self.file_bytes
-        expected = (CAUTION if self.held_out >= FEW else CAUTION_FEW) * held_bytes / self.held_out
+        expected = with_caution(self.held_out, held_bytes)
         self.of_each = objects_per_shard(cfg, shares.shards - held_bytes, expected, self.train)
         self.slots = -(-self.train // self.of_each)
         self.yields = wilson(found.delivered, len(found.drawn))

@@ -15,8 +15,9 @@ from pipeline.cycle_config import Shares
 from pipeline.disk_log import Note
 from pipeline.ledger import Ledger
 from pipeline.report import LivePage
-from pipeline.room import Room, disk_below, patiently
+from pipeline.room import Room, disk_below, disk_of, patiently
 from pipeline.scene import Item
+from pipeline.shards import shard_name
 from pipeline.trainer import Trainer
 from pipeline.training_log import TrainingLog
 from pipeline.window import CHECKPOINTS, TRAIN, Window, committed
@@ -38,22 +39,15 @@ class Janitor:
         widths: tuple[int, ...],
         deleted: int,
     ) -> None:
-        self.out, self.ledger, self.room, self.shares, self.trainer, self.widths = (
-            out,
-            ledger,
-            room,
-            shares,
-            trainer,
-            widths,
-        )
+        self.out, self.ledger, self.room = out, ledger, room
+        self.shares, self.trainer, self.widths = shares, trainer, widths
         self.log = TrainingLog(out / TRAIN)
         self.step, self.cursor = committed(out)
         self.deleted = deleted
         self.disk: dict[str, int] = {}
         self.peak = 0
-        self.blocked_s = sum(
-            note.blocked_s for note in disk_log.read(out)
-        )  # rendering waited for disk, in all sessions
+        # seconds that rendering waited for disk, in all sessions
+        self.blocked_s = sum(note.blocked_s for note in disk_log.read(out))
         self.page = LivePage(out, self.log)
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(1, "janitor")
@@ -111,7 +105,7 @@ class Janitor:
 
     def _delete(self, ledger: Ledger) -> None:
         """Shards that a finished checkpoint has done with: the ledger first, so that nobody misses them, then the files."""
-        names = [f"train-{number:06d}" for number in range(self.deleted, self.cursor.done)]
+        names = [shard_name("train", number) for number in range(self.deleted, self.cursor.done)]
         patiently(lambda: ledger.delete_shards(names), self.out, self._stop.is_set)
         for name in names:
             for width in self.widths:
@@ -121,11 +115,11 @@ class Janitor:
 
     def _measure(self, last: bool = False) -> None:
         """What the run takes; where logs and scratch take more than their share, there is less for shards."""
-        parts = {path.name: path for path in self.out.iterdir() if path.is_dir()}
-        disk = {name: disk_below(path) for name, path in parts.items()}
+        parts = list(self.out.iterdir())
+        disk = {path.name: disk_below(path) for path in parts if path.is_dir()}
+        disk["files"] = sum(disk_of(path) for path in parts if not path.is_dir())
         disk["checkpoints"] = disk_below(self.out / TRAIN / CHECKPOINTS)
         disk[TRAIN] = disk.get(TRAIN, 0) - disk["checkpoints"]
-        disk["files"] = disk_below(self.out) - sum(disk.values())
         self.disk = disk  # as a whole: others read it meanwhile
         self.peak = max(self.peak, self.used())
         papers = disk["files"] + disk[TRAIN]

@@ -10,12 +10,12 @@ import errno
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.scene import Item, Outcome, UserError
-from pipeline.shards import Entry, Shard
+from pipeline.shards import Entry, Shard, number_of
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS item (
@@ -45,6 +45,11 @@ class Kept:
     objects: int
     bytes: int
     passes: int
+
+
+def train_shards(kept: Mapping[str, Kept]) -> dict[int, Kept]:
+    """Of all shards those to train on, by number, ascending."""
+    return {number_of(name): kept[name] for name in sorted(kept) if name.startswith("train")}
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from typing import Any
 
 from pipeline import licenses
 from pipeline.config import RenderConfig
-from pipeline.cycle_config import CycleConfig, Shares
+from pipeline.cycle_config import CycleConfig
 from pipeline.forecast import Drawn, Found
 from pipeline.ledger import Ledger
 from pipeline.progress import reasons_text
 from pipeline.run import Run, opened
 from pipeline.scene import Item, Outcome, UserError
-from pipeline.trainer import TAIL, USER
+from pipeline.trainer import TAIL, USER, environment
 
 FOLDER = "pilot"  # within a cycle's
 MOST_DRAWN = 10  # objects, for each that is asked for
@@ -39,14 +39,13 @@ class Pace:
 
     def __init__(self, folder: Path, command: Sequence[str], threads: int | None) -> None:
         self.says, self.errors = folder / "pace.jsonl", folder / "pace.log"
-        environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         with self.says.open("wb") as says, self.errors.open("wb") as errors:
             self.process = subprocess.Popen(
                 [*command, str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=says,
                 stderr=errors,
-                env=environment,
+                env=environment(threads),
                 start_new_session=True,  # Ctrl-C is ours to pass on
             )
 
@@ -169,7 +168,7 @@ class Pilot(Run):
         )
 
 
-def fly(cfg: CycleConfig, pilot: int, shares: Shares, command: Sequence[str], settings: dict[str, Any]) -> Found:
+def fly(cfg: CycleConfig, pilot: int, command: Sequence[str], settings: dict[str, Any]) -> Found:
     """Renders so many objects of a cycle's source into OUT/pilot, trains on them, measures both, and removes the folder.
 
     command: what measures the trainer's pace, given the folder. settings: the trainer's. Raises UserError: none could be
@@ -178,9 +177,8 @@ def fly(cfg: CycleConfig, pilot: int, shares: Shares, command: Sequence[str], se
     assert cfg.out is not None
     folder = cfg.out / FOLDER
     same = {one.name: getattr(cfg, one.name) for one in dataclasses.fields(RenderConfig)}
-    raw_gb = min(cfg.raw_gb, shares.raw / 1e9) if shares.raw else cfg.raw_gb
     # as many at once as there will be; and all to train on, since there is nothing to measure quality with
-    own = {"n": min(cfg.n, max(pilot, cfg.workers or 1)), "out": folder, "raw_gb": raw_gb, "val_percent": 0.0}
+    own = {"n": min(cfg.n, max(pilot, cfg.workers or 1)), "out": folder, "val_percent": 0.0}
     shutil.rmtree(folder, ignore_errors=True)
     pilot_cfg = RenderConfig(**same | own)
     paces: list[Pace] = []

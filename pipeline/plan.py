@@ -16,9 +16,10 @@ from pipeline import disk_log
 from pipeline.cycle_config import CycleConfig, Shares
 from pipeline.progress import duration, reasons_text, shown, size
 from pipeline.ranges import Range
+from pipeline.room import put
 from pipeline.scene import UserError
 from pipeline.training_log import TrainingLog
-from pipeline.window import TRAIN, put
+from pipeline.window import TRAIN
 
 PLAN = "plan.json"
 TRAINED = ("model", "loss", "optim", "accumulate", "ray_workers", "precision", "device", "eval_every")
@@ -125,7 +126,7 @@ def plan(cfg: PlanConfig, shares: Shares, command: Sequence[str], settings: dict
     if is_locked(cfg.out):
         raise UserError(f"a run is writing to {shown(cfg.out)}", "plan before it, or with another --out")
     cfg.out.mkdir(parents=True, exist_ok=True)
-    found = fly(cfg, cfg.pilot, shares, command, settings)
+    found = fly(cfg, cfg.pilot, command, settings)
     forecast = Forecast(cfg, shares, settings, found)
     told = {name: getattr(found, name) for name in ("delivered", "reasons", "seconds", "idle_share")}
     made = Plan(

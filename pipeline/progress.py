@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 import time
@@ -18,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.room import put
 from pipeline.scene import HEARTBEAT, Item, Outcome
 
 WINDOW_S = 300.0  # rates are over the last five minutes
@@ -145,10 +145,8 @@ class Progress:
 
     def _write_status(self) -> dict[str, Any]:
         snapshot = self.snapshot()
-        temporary = self.out / "status.json.tmp"
         with contextlib.suppress(OSError):  # a full disk is the driver's to report
-            temporary.write_text(json.dumps(snapshot))
-            os.replace(temporary, self.out / "status.json")
+            put(self.out / "status.json", snapshot)
         return snapshot
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.scene import Retry, Skip
 
@@ -129,8 +130,11 @@ def disk_below(folder: Path) -> int:
 
 
 def disk_of(path: Path) -> int:
-    """The disk that a file takes; 0 where there is none."""
-    return _blocks(path.lstat()) if path.exists() else 0
+    """The disk that a file takes; 0 where there is none, or none any more."""
+    try:
+        return _blocks(path.lstat())
+    except FileNotFoundError:
+        return 0
 
 
 def _blocks(found: os.stat_result) -> int:
@@ -158,6 +162,17 @@ def append(sink: FileIO, *parts: bytes | memoryview) -> None:
                 pass
     except OSError:
         os.ftruncate(sink.fileno(), start)
+        raise
+
+
+def put(path: Path, told: dict[str, Any]) -> None:
+    """Replaces a JSON file as a whole. Raises OSError, with nothing changed, where the disk is full."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(json.dumps(told, indent=2))
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -26,7 +26,7 @@ from pipeline.progress import Progress, duration, reasons_text, shown, size
 from pipeline.room import is_full
 from pipeline.scene import Item, Outcome, Scene, UserError
 from pipeline.selection import Selection
-from pipeline.shards import LAYERS, NUMBERS, SHARD_NAME, Shard, shard_on_disk, shard_paths, split_of
+from pipeline.shards import LAYERS, NUMBERS, SHARD_NAME, Shard, number_of, shard_on_disk, shard_paths, split_of
 from pipeline.writer import ShardWriter
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ class Run:
 
     def _shard_closed(self, shard: Shard) -> None:
         self.ledger.add_shard(shard)
-        self.numbers[shard.split] = max(self.numbers.get(shard.split, 0), int(shard.name[-6:]) + 1)
+        self.numbers[shard.split] = max(self.numbers.get(shard.split, 0), number_of(shard.name) + 1)
 
     def _close_shards(self) -> None:
         for split in ("train", "val"):

@@ -112,6 +112,16 @@ def is_web(url: str) -> bool:
     return "://" in url and not url.startswith("file:")
 
 
+def shard_name(split: str, number: int) -> str:
+    """train, 42 -> train-000042."""
+    return f"{split}-{number:06d}"
+
+
+def number_of(name: str) -> int:
+    """train-000042 -> 42."""
+    return int(name[-6:])
+
+
 def shard_paths(folder: Path) -> list[Path]:
     """Complete shards of one resolution's folder, sorted."""
     return sorted(path for path in folder.glob("*.parquet") if SHARD_NAME.match(path.stem))

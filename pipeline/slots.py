@@ -64,7 +64,7 @@ class Slots:
         if not self.closed_objects:
             pixels = sum(width**2 for width in self.cfg.scene.res)
             return BYTES_PER_PIXEL * self.cfg.scene.views * pixels + PARQUET_EXTRA
-        return (CAUTION if self.closed_objects >= FEW else CAUTION_FEW) * self.closed_bytes / self.closed_objects
+        return with_caution(self.closed_objects, self.closed_bytes)
 
     def all_of(self, slot: Open, of_each: int) -> int:
         """Bytes for all of a shard, twice: for a moment it stands in a journal and in its files."""
@@ -143,6 +143,11 @@ class Slots:
             self._said = time.monotonic()
             say_full(self.out)
         return True
+
+
+def with_caution(objects: int, total: float) -> float:
+    """Bytes to expect of an object, where so many took `total` bytes."""
+    return (CAUTION if objects >= FEW else CAUTION_FEW) * total / objects
 
 
 def objects_per_shard(cfg: CycleConfig, free: float, expected: float, objects: int) -> int:

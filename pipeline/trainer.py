@@ -24,6 +24,11 @@ STOP_S = 600.0  # for its last checkpoint
 LISTEN_S = 5.0  # for what it said last, once it has ended: processes of its own may hold on to the pipe
 
 
+def environment(threads: int | None) -> dict[str, str]:
+    """For a process that trains with so many threads; None: with as many as it likes."""
+    return os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+
+
 class Trainer:
     """Holds the process. command: what to run. It ends when this process does, in whatever way: its stdin is a pipe from here."""
 
@@ -49,7 +54,6 @@ class Trainer:
         self.starts.append(step)
         folder = self.out / TRAIN
         folder.mkdir(exist_ok=True)
-        environment = os.environ | ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})
         self.close()
         self.words.clear()
         self.process = subprocess.Popen(
@@ -57,7 +61,7 @@ class Trainer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=environment(self.threads),
             start_new_session=True,  # Ctrl-C is ours to pass on
         )
         assert self.process.stdout is not None

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pipeline.room import put
 
 WINDOW = "window.json"
 LAYOUT = "layout.json"
@@ -129,17 +130,6 @@ class Hunger:
     def read(cls, out: Path) -> Hunger:
         """The trainer's last word."""
         return cls(**_told(out / TRAIN / HUNGER) or {})
-
-
-def put(path: Path, told: dict[str, Any]) -> None:
-    """Replaces a JSON file as a whole. Raises OSError, with nothing changed, where the disk is full."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_text(json.dumps(told, indent=2))
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _told(path: Path) -> dict[str, Any] | None:

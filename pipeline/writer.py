@@ -32,6 +32,7 @@ from pipeline.shards import (
     entry_of,
     is_web,
     schema,
+    shard_name,
 )
 
 FSYNC_BYTES = 16_000_000  # how much a power cut may cost; a killed process costs nothing
@@ -81,7 +82,7 @@ class ShardWriter:
 
         next_number: the number of a new shard, used only when none of this split is open.
         """
-        name = next((name for name in self.open if name.startswith(split)), f"{split}-{next_number:06d}")
+        name = next((name for name in self.open if name.startswith(split)), shard_name(split, next_number))
         self.append(name, self.packed(scene))
         image_bytes = sum(len(jpeg) for jpeg in scene.by_width[max(self.widths)].jpegs)
         self.open[name].image_bytes += image_bytes

@@ -29,6 +29,7 @@ from pipeline.window import committed  # noqa: E402
 from tests import trees  # noqa: E402
 from tests.conftest import lvsm_data, lvsm_data_here  # noqa: E402
 from tests.hub import Hub  # noqa: E402
+from tests.test_cycle_parts import small_disk  # noqa: E402
 from tests.test_run import count_in_ledger, descendants, named, start, wait_for  # noqa: E402
 
 TINY = ("--model.dim", 64, "--model.layers", 4, "--model.encoder-layers", 2, "--data.batch", 4, "--data.targets", 4)
@@ -220,17 +221,10 @@ def victims(pid: int, kind: str) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 120 MB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120m", "none", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this system lets us mount nothing")
-    try:
+    with small_disk(tmp_path / "disk", 120) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def fill(folder: Path) -> Path:
@@ -242,12 +236,12 @@ def fill(folder: Path) -> Path:
     return glutton
 
 
-def test_a_disk_that_others_fill_is_waited_for(whole: Path, small_disk: Path) -> None:
-    out = small_disk / "run"
+def test_a_disk_that_others_fill_is_waited_for(whole: Path, disk: Path) -> None:
+    out = disk / "run"
     run = start(*options(out))
     try:
         wait_for(lambda: count_in_ledger(out) >= 6)
-        glutton = fill(small_disk)
+        glutton = fill(disk)
         time.sleep(6)
         assert run.poll() is None
         before = count_in_ledger(out), committed(out)

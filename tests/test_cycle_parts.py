@@ -30,12 +30,12 @@ from pipeline.audit import audit
 from pipeline.cycle_config import FREE_SHARE, CycleConfig, bytes_of, divide
 from pipeline.folder import held
 from pipeline.ledger import Kept, Ledger
-from pipeline.room import disk_below, is_full, patiently
+from pipeline.room import disk_below, is_full, patiently, put
 from pipeline.scene import Item, Outcome, Scene, UserError, Views
 from pipeline.shards import Entry, Shard, uids_of
 from pipeline.trainer import SAYS, TIMES, Trainer
 from pipeline.training_log import TrainingLog
-from pipeline.window import CHECKPOINTS, TRAIN, Cursor, Hunger, Slot, Window, committed, put
+from pipeline.window import CHECKPOINTS, TRAIN, Cursor, Hunger, Slot, Window, committed
 from pipeline.writer import ShardWriter
 from tests.conftest import lvsm_data_here
 
