@@ -279,7 +279,7 @@ class Cycle(Run):
         for name in on_disk - set(journals):
             self.slots.room.settle(name, self._disk_of(name))
         there = [number_of(name) for name in on_disk if name.startswith("train")]
-        self.gone = min(there, default=committed(self.out)[1].done)
+        self.gone = min([committed(self.out)[1].done, *there])  # of shards that hold nothing there are no files
         self.before = ledger.delivered_by_split().get("train", 0)
         found = sum(map(len, journals.values()))
         return [f"going on with {found} objects of an interrupted session"] * bool(found)

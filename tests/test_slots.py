@@ -12,6 +12,7 @@ from pipeline.cycle_config import CycleConfig, Shares
 from pipeline.ledger import Kept, Ledger
 from pipeline.room import Room
 from pipeline.scene import Item, Outcome, UserError
+from pipeline.shards import Entry, Shard
 from pipeline.slots import AT_ONCE, CAUTION, CAUTION_FEW, FEW, Open, Slots, objects_per_shard
 from pipeline.trainer import Trainer
 
@@ -139,6 +140,17 @@ def test_outcomes_wait_in_memory_unless_an_older_shard_is_under_way(tmp_path: Pa
         assert run._must_wait()
         run.stopping = True
         assert not run._must_wait()
+
+
+def test_a_session_after_a_shard_of_nothing_but_failures_has_nothing_to_delete(tmp_path: Path) -> None:
+    cfg = CycleConfig(out=tmp_path, executor="inline", workers=1).resolved()
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.add_shard(Shard("train-000000", (), 0), 1)
+        ledger.add_shard(Shard("train-000001", (Entry(Item("one", "test"), 1, 10),), 10), 1)
+        (tmp_path / "64").mkdir()
+        (tmp_path / "64" / "train-000001.parquet").write_bytes(b"0123456789")
+        run = Cycle(cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None))
+    assert run.janitor.idle()  # else a Ctrl-C would wait for ever for what cannot be deleted yet
 
 
 def test_a_room_says_what_is_free(tmp_path: Path) -> None:
