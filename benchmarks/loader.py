@@ -94,7 +94,10 @@ def make_shards(options: Options, out: Path) -> None:
             {options.res: Views(jpegs, k, hw)},
             {},
         )
-        number += writer.add(one, "train", number)[1] is not None
+        name, full = writer.add(one, "train", number)
+        if full:
+            writer.publish(name)
+        number += full
     writer.close("train")
 
 

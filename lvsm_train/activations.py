@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lvsm_train.model import LVSM
+from lvsm_train.sharding import cut_modules, local
 
 SHARE = 0.9  # of the free memory, since the allocator cannot use all of it
 UNMADE = 12  # bytes per weight that a first step adds: its gradient and AdamW's two moments
@@ -23,6 +24,11 @@ class Kept(NamedTuple):
     rest: int
 
 
+def own(module: torch.nn.Module) -> set[int]:
+    """Where its weights lie."""
+    return {local(parameter).untyped_storage().data_ptr() for parameter in module.parameters()}
+
+
 def kept(net: LVSM, forward: Callable[[], Any]) -> Kept:
     """Runs forward, which calls net once, with nothing recomputed, and sums what its autograd graph holds on to.
 
@@ -32,7 +38,10 @@ def kept(net: LVSM, forward: Callable[[], Any]) -> Kept:
     sizes = [0] * len(place)
     rest = 0
     current: list[int] = []
-    seen = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
+    seen = own(net)
+    lent: list[
+        set[int]
+    ] = []  # weights that are cut, and whole while they are used: later others may lie where they lay
 
     def count(tensor: Tensor) -> int:
         """Bytes of a storage that was not met before. What is met stays alive until the end, so that no address recurs."""
@@ -58,10 +67,19 @@ def kept(net: LVSM, forward: Callable[[], Any]) -> Kept:
     def leave(block: torch.nn.Module, args: tuple[Any, ...], made: Tensor) -> None:
         current.pop()
 
+    def lend(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        lent.append(own(module) - seen)
+        seen.update(lent[-1])
+
+    def take_back(module: torch.nn.Module, args: tuple[Any, ...], made: Any) -> None:
+        seen.difference_update(lent.pop())
+
     before = [block.recompute for block in net.every_block()]
     net.set_recompute(0)
     hooks = [block.register_forward_pre_hook(enter) for block in net.every_block()]
     hooks += [block.register_forward_hook(leave) for block in net.every_block()]
+    for module in cut_modules(net):
+        hooks += [module.register_forward_pre_hook(lend), module.register_forward_hook(take_back)]
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             held = forward()
@@ -106,4 +124,4 @@ def budget(net: LVSM, device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return SHARE * free - UNMADE * sum(parameter.numel() for parameter in net.parameters())
+    return SHARE * free - UNMADE * sum(local(parameter).numel() for parameter in net.parameters())

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pipeline.flags import absolute
+from pipeline.flags import absolute, address_of
 from pipeline.scene import UserError
 
 KINDS = ("decoder_only", "encoder_decoder", "unidirectional")
@@ -73,7 +73,7 @@ class DataConfig:
     res: int | None = None
     """Width of the pictures in pixels. Default: the largest that is stored. Smaller ones are area averages in linear light."""
     batch: int = 8
-    """Samples per step and rank. A sample is one object or clip with its inputs and targets."""
+    """Samples per step and rank; with --global-batch, at most. A sample is one object or clip with its inputs and targets."""
     inputs: int = 4
     """Views that a sample shows."""
     inputs_from: int | None = None
@@ -227,6 +227,8 @@ class TrainConfig:
     """Folder of the run. Default: runs/PRESET. The same command on the same folder goes on where it stopped."""
     steps: int = 1000
     """Optimiser steps in all."""
+    global_batch: int = 0
+    """Samples per step, of however many ranks: --accumulate and a --batch that is no larger follow. 0: as these two say."""
     accumulate: int = 1
     """Batches per step and rank, one after the other: for steps that are larger than what fits into memory."""
     curriculum: tuple[str, ...] = ()
@@ -255,6 +257,10 @@ class TrainConfig:
     """torch.compile, block by block, and CUDA graphs. auto: none on a CPU; graphs for small models of one shape; else blocks."""
     deterministic: bool = False
     """The same bits on the same machine, at some cost on a GPU."""
+    sharding: Literal["auto", "ddp", "fsdp"] = "auto"
+    """What each of several ranks has: all weights (ddp), or its part of them (fsdp). auto: ddp, where a GPU can hold all."""
+    ranks: int = 0
+    """Train on so many GPUs (or processes) of this machine. 0: one, or as torchrun says. --batch is of each."""
     ray_workers: int = 0
     """Train on so many GPUs (or processes) by Ray Train. 0: here, or as torchrun says. --batch is of each."""
     address: str | None = None
@@ -273,12 +279,17 @@ class TrainConfig:
         if not self.data.data:
             raise UserError("train needs --data", "--data FOLDER, the --out of a run of lvsm-data render")
         for path in self.data.data:
-            if not path.expanduser().is_dir():
+            if not address_of(path) and not path.expanduser().is_dir():
                 raise UserError(f"--data {path} is no folder", "give the --out of a run of lvsm-data render")
         positive = ("steps", "accumulate", "checkpoint_every", "keep", "eval_objects", "eval_targets", "hang_minutes")
-        for name in (*positive, "eval_every", "recompute", "ray_workers"):
+        for name in (*positive, "eval_every", "recompute", "global_batch", "ranks", "ray_workers"):
             if (getattr(self, name) or 0) < 0 or (name in positive and not getattr(self, name)):
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small", "1 or more")
+        if self.ranks and self.ray_workers:
+            raise UserError("--ranks are of this machine, --ray-workers of a cluster", "leave one of them out")
+        if self.global_batch and self.accumulate > 1:
+            raise UserError("--global-batch says how large a step is, and --accumulate too", "leave --accumulate out")
+        self.shared(self.world)
         if self.cycle and (len(self.data.data) > 1 or self.curriculum or self.data.samples_per_object > 1):
             raise UserError("--cycle takes one --data, and neither --curriculum nor --samples-per-object")
         self.stages()
@@ -297,6 +308,27 @@ class TrainConfig:
         out = absolute(self.out or Path("runs") / self.preset)
         start_from, export_official = absolute(self.start_from), absolute(self.export_official)
         return dataclasses.replace(self, data=data, out=out, start_from=start_from, export_official=export_official)
+
+    @property
+    def world(self) -> int:
+        """Ranks, as far as flags say: torchrun may have started more."""
+        return max(1, self.ranks, self.ray_workers)
+
+    def samples(self, ranks: int) -> int:
+        """Per step, of so many ranks."""
+        return self.global_batch or self.data.batch * ranks * self.accumulate
+
+    def shared(self, ranks: int) -> TrainConfig:
+        """The same with the `batch` and `accumulate` of each of so many ranks, for a step of --global-batch, where it is given.
+        Raises UserError where that is no multiple of their number."""
+        if not self.global_batch:
+            return self
+        each, rest = divmod(self.global_batch, ranks)
+        if rest:
+            said = f"--global-batch {self.global_batch} cannot be shared by {ranks} ranks"
+            raise UserError(said, f"another number of ranks, or --global-batch {ranks * (each + 1)}")
+        batch = max(size for size in range(1, min(each, self.data.batch) + 1) if each % size == 0)
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, batch=batch), accumulate=each // batch)
 
     def stages(self) -> list[tuple[int, int | None]]:
         """(the step that it ends before, the width of its pictures) of each stage of the curriculum, and of what follows it.
@@ -346,7 +378,7 @@ class TrainConfig:
         told = self.as_json()
         free = ("data", "cache", "workers", "prefetch")
         data = {name: value for name, value in told["data"].items() if name not in free}
-        data["batch"] *= ranks * self.accumulate
+        data["batch"] = self.samples(ranks)
         kept = ["model", "loss", "optim", "precision", "curriculum", "start_from"] + ["steps"] * (not self.cycle)
         return {name: told[name] for name in kept} | {"data": data}
 

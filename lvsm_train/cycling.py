@@ -36,8 +36,7 @@ def settings(cfg: TrainConfig, out: Path, res: tuple[int, ...], views: int, samp
             f"pictures of {width} pixels have no whole patches of {cfg.model.patch}",
             "--res a multiple, or --model.patch",
         )
-    world = max(1, cfg.ray_workers)
-    steps = max(1, math.ceil(samples / (data.batch * cfg.accumulate * world)))
+    steps = max(1, math.ceil(samples / cfg.samples(cfg.world)))
     out.mkdir(parents=True, exist_ok=True)
     return dataclasses.replace(
         cfg,
@@ -49,7 +48,9 @@ def settings(cfg: TrainConfig, out: Path, res: tuple[int, ...], views: int, samp
 
 
 def on_cpu(cfg: TrainConfig) -> bool:
-    """Whether it trains on a CPU."""
+    """Whether it trains on this machine's CPU: of a cluster's other machines it takes none."""
+    if cfg.ray_workers and cfg.address:
+        return False
     from lvsm_train.devices import device_of
 
     return device_of(cfg.device, 0).type == "cpu"

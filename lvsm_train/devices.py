@@ -19,7 +19,7 @@ def device_of(name: str, local_rank: int = 0) -> torch.device:
             device = torch.device("cuda", local_rank if device.index is None else device.index)
             torch.cuda.set_device(device)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, AttributeError) as error:  # the last from a torch without CUDA
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}", "--device cpu works everywhere") from None
     return device
 

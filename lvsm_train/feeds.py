@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,3 +68,32 @@ class Epochs:
     def urgent(self, saved: Cursor | None) -> bool:
         """Nobody waits for a checkpoint."""
         return False
+
+
+class Together:
+    """For ranks that wait for shards of a cycle, each by itself: they begin a step when all have it, and end when one is to.
+
+    stop: whether this rank is to end. Ranks meet in rounds: one that has its next step waits for the others there; one that has
+    not comes whenever it looks for shards again, by `asked`.
+    """
+
+    def __init__(self, ranks: Ranks, device: torch.device, stop: Callable[[], bool]) -> None:
+        self.ranks, self.device, self.stop = ranks, device, stop
+        self.stopped = False
+
+    def asked(self) -> bool:
+        """A round of a rank that waits. Whether it should no longer."""
+        _, self.stopped = self.ranks.meet(False, self.stop(), self.device)
+        return self.stopped
+
+    def steps(self, steps: Iterable[Fed]) -> Iterator[Fed]:
+        """Those that all ranks have. What `steps` waits with has to be `asked`."""
+        for fed in steps:
+            ready = False
+            while not ready:
+                ready, self.stopped = self.ranks.meet(True, self.stop(), self.device)
+                if self.stopped:
+                    return
+            yield fed
+        if not self.stopped:  # none of the others has a step more, but some may not know yet
+            self.ranks.meet(False, True, self.device)

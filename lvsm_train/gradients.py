@@ -18,6 +18,7 @@ from lvsm_train.graphs import Recorded
 from lvsm_train.loss import Loss
 from lvsm_train.model import HW, LVSM, image_size
 from lvsm_train.ranks import Ranks
+from lvsm_train.sharding import is_cut
 from pipeline.scene import UserError
 
 Terms = dict[str, Tensor]
@@ -80,7 +81,7 @@ class Gradients:
             )
         if way == "graphs":
             self.recorded = Recorded(self.net, self._backward)
-        if self.ranks.world > 1:
+        if self.ranks.world > 1 and not is_cut(self.net):
             on = [self.device] if self.device.type == "cuda" else None
             self.model = DistributedDataParallel(self.net, device_ids=on, gradient_as_bucket_view=True)
         return notes
@@ -121,7 +122,7 @@ class Gradients:
         return {name: term / len(batches) for name, term in told.items()}
 
     def _apart(self, more: bool) -> Any:
-        """Ranks meet at the last batch of a step alone."""
+        """Ranks meet at the last batch of a step alone; with weights that are cut at each, for gradients to stay cut."""
         if more and isinstance(self.model, DistributedDataParallel):
             return self.model.no_sync()
         return contextlib.nullcontext()
@@ -145,7 +146,8 @@ class Gradients:
 
     def _hint(self) -> str:
         cfg = self.cfg
+        raised = "" if cfg.global_batch else f" and raise --accumulate ({cfg.accumulate})"
         return (
-            f"lower --batch ({cfg.data.batch}) and raise --accumulate ({cfg.accumulate}), which keeps the recipe; or lower "
+            f"lower --batch ({cfg.data.batch}){raised}, which keeps the recipe; or lower "
             f"--targets ({cfg.data.targets}) or --inputs; or --recompute {cfg.model.layers}"
         )

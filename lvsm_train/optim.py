@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from lvsm_train.config import OptimConfig
+from lvsm_train.sharding import CutMuon, cut_like, is_cut, local, whole_number
 
 WITHIN_BLOCKS = re.compile(r"(^|\.)(attn|mlp)\.")
 
@@ -46,14 +48,14 @@ class Optimizers:
         ]
         if chosen:
             # with this rule one learning rate serves both (arXiv 2502.16982)
-            muon = torch.optim.Muon(
+            muon = (CutMuon if is_cut(model) else torch.optim.Muon)(
                 matrices, lr=cfg.lr, momentum=0.95, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
             )
             self.all.append(muon)
 
     def norm(self) -> torch.Tensor:
         """Of all gradients together, on their device: nobody has waited for it yet."""
-        return nn.utils.get_total_norm(self._gradients(), foreach=True)
+        return whole_number(nn.utils.get_total_norm(self._gradients(), foreach=True))
 
     def step(self, number: float, norm: float | None = None) -> dict[str, float]:
         """Clips, and moves the weights unless the step is void. Gradients are gone afterwards in any case.
@@ -65,12 +67,12 @@ class Optimizers:
         norm = float(self.norm()) if norm is None else norm
         if not math.isfinite(norm):
             for gradient in self._gradients():
-                torch.nan_to_num_(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+                torch.nan_to_num_(local(gradient), nan=0.0, posinf=0.0, neginf=0.0)
             norm = float(self.norm())
         void = not math.isfinite(norm) or (self.cfg.skip_above > 0 and norm > self.cfg.skip_above)
         if not void:
             if norm > self.cfg.clip:
-                torch._foreach_mul_(self._gradients(), self.cfg.clip / (norm + 1e-6))
+                torch._foreach_mul_([local(each) for each in self._gradients()], self.cfg.clip / (norm + 1e-6))
             for optimizer in self.all:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
@@ -95,7 +97,14 @@ class Optimizers:
         if len(state) != len(self.all):
             raise ValueError(f"a state of {len(state)} optimisers for {len(self.all)}")
         for i, optimizer in enumerate(self.all):
-            optimizer.load_state_dict(state[str(i)])
+            told = state[str(i)]
+            own = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
+            of_each = {
+                place: {name: cut_like(value, own_one) for name, value in told["state"][place].items()}
+                for place, own_one in enumerate(own)
+                if place in told["state"]
+            }
+            optimizer.load_state_dict(told | {"state": of_each})
 
 
 def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
@@ -117,7 +126,8 @@ class Average:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         state = model.state_dict()
-        torch._foreach_lerp_(list(self.weights.values()), [state[name] for name in self.weights], 1 - decay)
+        means = [local(mean) for mean in self.weights.values()]
+        torch._foreach_lerp_(means, [local(state[name]) for name in self.weights], 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         """The mean, and how often it was updated."""
@@ -127,7 +137,7 @@ class Average:
         """Goes on from there."""
         self.updates = int(state["updates"])
         for name, value in state["weights"].items():
-            self.weights[name].copy_(value)
+            self.weights[name].copy_(cut_like(value, self.weights[name]))
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:

@@ -65,6 +65,7 @@ def measure(cfg: TrainConfig, closed: threading.Event) -> None:
 
     cfg: resolved, its cfg.out is free for a checkpoint. Raises UserError like `train_fn`.
     """
+    cfg = cfg.shared(cfg.world)
     torch.manual_seed(cfg.data.seed)
     torch.set_float32_matmul_precision("high")
     device = device_of(cfg.device)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 from torch import distributed
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+
+TRY = timedelta(seconds=3)  # for a connection, before the port is asked for again
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,13 @@ class Ranks:
             values = values / self.world
         return values
 
+    def meet(self, ready: bool, stop: bool, device: torch.device) -> tuple[bool, bool]:
+        """(whether all are ready, whether one wants to stop): the same answer for each, when each has asked."""
+        if self.world == 1:
+            return ready, stop
+        waiting, stops = self.mean(torch.tensor([float(not ready), float(stop)], device=device)).tolist()
+        return waiting == 0, stops > 0
+
     def wait(self) -> None:
         """Until all are here."""
         if self.world > 1:
@@ -52,9 +63,38 @@ def joined(minutes: float) -> Iterator[Ranks]:
     if world == 1:
         yield Ranks()
         return
+    rank, timeout = int(os.environ["RANK"]), timedelta(minutes=minutes)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        distributed.init_process_group(
+            backend, store=_fresh_store(rank, timeout), rank=rank, world_size=world, timeout=timeout
+        )
+    else:
+        distributed.init_process_group(backend, timeout=timeout)
     try:
-        yield Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_RANK", "0")))
+        yield Ranks(rank, world, int(os.environ.get("LOCAL_RANK", "0")))
     finally:
         distributed.destroy_process_group()
+
+
+def _fresh_store(rank: int, timeout: timedelta) -> TCPStore:
+    """Where ranks find each other: of the first rank, so that it ends with it.
+
+    The one of torchrun stays when it starts ranks anew, and would tell them the addresses of dead ones (pytorch issue 135712).
+    It is asked for the port alone; a dead one is noticed.
+    """
+    host, place = os.environ["MASTER_ADDR"], "lvsm_train/port"
+    lasting = TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    if rank == 0:
+        own = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        lasting.set(place, str(own.port))
+        return own
+    until = time.monotonic() + timeout.total_seconds()
+    while True:
+        try:
+            found = TCPStore(host, int(lasting.get(place)), is_master=False, timeout=TRY)
+            found.set_timeout(timeout)
+            return found
+        except DistError:
+            if time.monotonic() > until:
+                raise

@@ -14,8 +14,9 @@ from lvsm_train import checkpoint, model
 from lvsm_train.config import TrainConfig
 from lvsm_train.evaluate import Scores, finite
 from lvsm_train.model import LVSM
-from lvsm_train.optim import Average, Optimizers
+from lvsm_train.optim import Average, Optimizers, count
 from lvsm_train.ranks import Ranks
+from lvsm_train.sharding import cut_like, put_together, shard, to_be_cut
 from lvsm_train.spikes import MOST, RECENT, Spikes
 from lvsm_train.trained import start_weights
 from pipeline.scene import UserError
@@ -23,14 +24,19 @@ from pipeline.window import Cursor, commits
 
 
 class State:
-    """net: the model, on its device. The same on all ranks; the first one alone writes."""
+    """net: the model, on its device. The same on all ranks, or cut among them; the first one alone writes."""
 
     def __init__(self, cfg: TrainConfig, device: torch.device, ranks: Ranks) -> None:
         assert cfg.out is not None
         self.cfg, self.device, self.out, self.ranks = cfg, device, cfg.out, ranks
-        self.net: LVSM = model.build(cfg.model, cfg.data.seed).to(device)
+        self.net: LVSM = model.build(cfg.model, cfg.data.seed)
         if cfg.start_from:
             start_weights(self.net, cfg.start_from)
+        self.cut = to_be_cut(cfg, count(self.net.parameters()), device, ranks)
+        if self.cut:
+            shard(self.net, device)
+        else:
+            self.net.to(device)
         self.optimizers = Optimizers(self.net, cfg.optim, cfg.steps)
         self.average = Average(self.net, cfg.optim.ema) if cfg.optim.ema else None
         self.spikes = Spikes(cfg.optim.spike_above)
@@ -67,15 +73,22 @@ class State:
         before = [step for step in regular if step <= done - 2 * RECENT]
         if not before:
             return f"{said}, and there is no checkpoint from before"
-        found = checkpoint.load(self.out, before[-1], str(self.device))
+        found = self._load(before[-1])
         assert found is not None
         self._take(found[0])
         return f"{said}: weights and optimiser are those of step {before[-1]} again, and go on with new data"
 
     @contextlib.contextmanager
     def evaluated(self) -> Iterator[LVSM]:
-        """The model with the averaged weights, where there are any."""
-        if self.average is None:
+        """The model with the averaged weights, where there are any, for the first rank.
+
+        All ranks have to come: of weights that are cut the first one gets a whole copy.
+        """
+        if self.cut:
+            weights = put_together(self.average.weights if self.average else self.net.state_dict(), self.ranks.first)
+            yield self._whole(weights) if self.ranks.first else self.net
+            return
+        if self.average is None or not self.ranks.first:
             yield self.net
             return
         own = {name: value.clone() for name, value in self.net.state_dict().items()}
@@ -85,6 +98,12 @@ class State:
         finally:
             self.net.load_state_dict(own)
 
+    def _whole(self, weights: dict[str, torch.Tensor]) -> LVSM:
+        with torch.device("meta"):
+            net = model.BY_KIND[self.cfg.model.kind](self.cfg.model)
+        net.load_state_dict(weights, assign=True)
+        return net.to(self.device)
+
     def note(self, step: int, scores: Scores) -> None:
         """Remembers which step did best."""
         self.scores = scores
@@ -92,14 +111,21 @@ class State:
             self.best = (scores.psnr, step)
 
     def save(self, step: int, cursor: Cursor | None = None) -> None:
-        """Commits a checkpoint, of the first rank for all. cursor: of a cycle's data; else the step says where it is."""
+        """Commits a checkpoint, of the first rank for all. cursor: of a cycle's data; else the step says where it is.
+
+        All ranks have to come. How weights are cut is not seen in it.
+        """
         self.cursor = cursor
+        moving = {
+            "model": self.net.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
+        }
+        if self.cut:
+            moving = put_together(moving, self.ranks.first)
         if self.ranks.first:
             scores = dataclasses.asdict(self.scores) if self.scores else {}
-            state = {
-                "model": self.net.state_dict(),
-                "optimizers": self.optimizers.state_dict(),
-                "average": self.average.state_dict() if self.average else {},
+            state = moving | {
                 "spikes": self.spikes.state_dict(),
                 "random": torch.get_rng_state(),
                 "best": list(self.best) if self.best else [],
@@ -117,16 +143,16 @@ class State:
 
     def resume(self) -> int:
         """The step to go on with. Raises UserError where the folder holds another run."""
-        found = checkpoint.load(self.out, device=str(self.device))
+        found = self._load()
         if found is None:
             return 0
         state, facts = found
         before, now = facts["identity"], self.cfg.identity(self.ranks.world)
         if changed := _differences(before, now):
-            raise UserError(
-                f"{self.out} was trained with other settings: {'; '.join(changed)}",
-                "use the same settings to go on, or another --out",
-            )
+            hint = "use the same settings to go on, or another --out"
+            if (size := before["data"]["batch"]) != now["data"]["batch"]:  # with other numbers of ranks, most often
+                hint += f"; --global-batch {size} has as many samples per step with any number of ranks"
+            raise UserError(f"{self.out} was trained with other settings: {'; '.join(changed)}", hint)
         self._take(state)
         self.spikes.load_state_dict(state["spikes"])
         torch.set_rng_state(state["random"].cpu())
@@ -135,8 +161,13 @@ class State:
         self.cursor = Cursor.from_json(facts["cursor"]) if facts.get("cursor") else None
         return int(facts["step"])
 
+    def _load(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """What is to be cut goes to the device tensor by tensor: the whole would not fit."""
+        return checkpoint.load(self.out, step, "cpu" if self.cut else str(self.device))
+
     def _take(self, state: dict[str, Any]) -> None:
-        self.net.load_state_dict(state["model"])
+        own = self.net.state_dict()
+        self.net.load_state_dict({name: cut_like(value, own[name]) for name, value in state["model"].items()})
         self.optimizers.load_state_dict(state["optimizers"])
         if self.average:
             self.average.load_state_dict(state["average"])

@@ -30,6 +30,7 @@ from rich.progress import track
 
 from lvsm_train import pages
 from pipeline import cameras, images
+from pipeline.copies import at_hand
 from pipeline.files.camera_files import video_of
 from pipeline.scene import UserError
 from pipeline.shards import METADATA_KEY, find_shards
@@ -166,11 +167,12 @@ def read_index(folders: Sequence[Path], res: int | None, workers: int, split: st
 
     res: None is the largest width that all folders can give. Of each folder the smallest width that is enough is read. split:
     train or val for shards of that one alone. Raises UserError: no shards, a width that is larger than what is stored, broken
-    files, pictures of different shapes, an object in training and validation shards both.
+    files, pictures of different shapes, an object in training and validation shards both. Of an address all is copied first.
     """
     if not folders:
         raise UserError("no data to train on", "--data RUN, a folder that lvsm-data made")
-    stored = [{width: paths for width, paths in find_shards(Path(one)).items() if paths} for one in folders]
+    here = [at_hand(Path(one), shards=None, least=res) for one in folders]
+    stored = [{width: paths for width, paths in find_shards(one).items() if paths} for one in here]
     width = res or min(max(by_width) for by_width in stored)
     paths: list[Path] = []
     for folder, by_width in zip(folders, stored, strict=True):

@@ -20,7 +20,7 @@ from lvsm_train.config import TrainConfig
 from lvsm_train.data import Data
 from lvsm_train.devices import autocast, device_of
 from lvsm_train.evaluate import Scores
-from lvsm_train.feeds import Epochs, Feed
+from lvsm_train.feeds import Epochs, Feed, Together
 from lvsm_train.gradients import Gradients
 from lvsm_train.optim import count
 from lvsm_train.progress import Log
@@ -53,6 +53,8 @@ def train_fn(cfg: TrainConfig) -> Result:
     """
     assert cfg.out is not None
     with joined(cfg.hang_minutes) as ranks, _setting(cfg, ranks):
+        cfg = cfg.shared(ranks.world)
+        assert cfg.out is not None
         device = device_of(cfg.device, ranks.local)
         state = State(cfg, device, ranks)
         done = start = state.resume()
@@ -69,9 +71,10 @@ def train_fn(cfg: TrainConfig) -> Result:
                 return bool(stopped)
 
             state.enough = log.enough = waiting
-            feed = _feed(cfg, ranks, device, log, state, waiting)
+            together = Together(ranks, device, waiting)
+            feed = _feed(cfg, ranks, device, log, state, together.asked)
             with contextlib.closing(feed.steps(start)) as steps:
-                for fed in steps:
+                for fed in together.steps(steps) if cfg.cycle else steps:
                     log.say(*gradients.suit(fed.batches[0]))
                     told = gradients(fed.batches, fed.step)
                     asked = [float(bool(stopped)), float(feed.urgent(state.cursor))]
@@ -85,7 +88,7 @@ def train_fn(cfg: TrainConfig) -> Result:
                     log.say(state.settle(done, terms["loss"]))
                     if cfg.eval_every and (done % cfg.eval_every == 0 or fed.last):
                         dog.alive()
-                        patiently(partial(_look, state, fed.data, done, cfg, log), cfg.out, waiting)
+                        _look(state, fed.data, done, cfg, log)
                     if done % cfg.checkpoint_every == 0 or fed.last or stop or urgent:
                         dog.alive()
                         state.save(done, fed.cursor)
@@ -97,9 +100,9 @@ def train_fn(cfg: TrainConfig) -> Result:
                         break
             if saved < done:  # stopped while it waited for data
                 state.save(done, fed.cursor)
-        finished = not (stop or stopped) or (start < done and fed.last)
-        if ranks.first and finished:
-            _conclude(state, cfg)
+        finished = not (stop or stopped or together.stopped) or (start < done and fed.last)
+        if finished and cfg.export_official:
+            _export(state, cfg.export_official)
         return Result(cfg.out, done, finished, state.scores, ranks.first)
 
 
@@ -113,27 +116,31 @@ def _feed(
 
 def _look(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -> None:
     """Measures the model on objects that do not train, and makes a picture of some. Of all ranks the first one does."""
-    if not state.ranks.first:
-        return
     samples = data.planner.evaluation("val", cfg.data.inputs, cfg.eval_targets, cfg.eval_objects)
     if not samples:
         log.say(f"step {step}: no held-out object has {cfg.data.inputs} views and one more: nothing is measured")
         return
     with state.evaluated() as net, torch.no_grad(), autocast(cfg.precision, state.device):
+        if not state.ranks.first:
+            return
         render = evaluate.render_of(net)
-        scores = evaluate.measure(render, data.evaluation_batches(samples, cfg.data.batch))
-        picture = state.out / "strips" / f"step-{step:08d}.png"
-        evaluate.strip(render, next(data.evaluation_batches(samples[:6], 6)), picture)
-    state.note(step, scores)
-    log.evaluation(step, scores, picture)
+
+        def look() -> None:
+            scores = evaluate.measure(render, data.evaluation_batches(samples, cfg.data.batch))
+            picture = state.out / "strips" / f"step-{step:08d}.png"
+            evaluate.strip(render, next(data.evaluation_batches(samples[:6], 6)), picture)
+            state.note(step, scores)
+            log.evaluation(step, scores, picture)
+
+        patiently(look, state.out, state.enough)
 
 
-def _conclude(state: State, cfg: TrainConfig) -> None:
-    """What a run leaves for others."""
-    if cfg.export_official:
-        with state.evaluated() as net:
-            cfg.export_official.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"model": official.to_official(net)}, cfg.export_official)
+def _export(state: State, path: Path) -> None:
+    """What a run leaves for others. All ranks have to come; the first one writes."""
+    with state.evaluated() as net:
+        if state.ranks.first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"model": official.to_official(net)}, path)
 
 
 @contextlib.contextmanager

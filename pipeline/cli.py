@@ -113,6 +113,7 @@ def _prepared(cfg: CycleConfig, train: TrainConfig) -> tuple[CycleConfig, TrainC
 
     if cfg.train_config not in PRESETS:
         raise UserError(f"--train-config {cfg.train_config} is no preset", f"one of {', '.join(PRESETS)}")
+    train = dataclasses.replace(train, address=train.address or cfg.address)
     cfg = cfg.resolved().with_cores(on_cpu(train))
     assert cfg.out is not None
     trained = settings(train, cfg.out, cfg.scene.res, cfg.scene.views, cfg.samples)
@@ -248,12 +249,13 @@ def status(run: tyro.conf.Positional[Path], /, as_json: Annotated[bool, tyro.con
     Example: lvsm-data status data/try
 
     Args:
-        run: Folder of the run (its --out).
+        run: Folder of the run (its --out), or its address.
         as_json: Print JSON for machines.
     """
+    from pipeline.copies import at_hand
     from pipeline.status import read_status, status_text
 
-    found = read_status(run)
+    found = read_status(at_hand(run))
     print(json.dumps(found, indent=2) if as_json else status_text(found))
     return 0
 
@@ -266,11 +268,12 @@ def verify(folder: tyro.conf.Positional[Path], /) -> int:
     Example: lvsm-data verify data/try
 
     Args:
-        folder: Folder of a run, or of one resolution's shards.
+        folder: Folder of a run, or of one resolution's shards; or the address of a run, all of which is copied to this machine.
     """
+    from pipeline.copies import at_hand
     from pipeline.verify import verify as check
 
-    report = check(folder)
+    report = check(at_hand(folder, shards=None))
     for problem in report.problems:
         print(f"problem: {problem}")
     print(report.line())
@@ -285,13 +288,15 @@ def view(
     Example: lvsm-data view data/try
 
     Args:
-        folder: Folder of a run.
+        folder: Folder of a run, or its address.
         out: The page. Default: FOLDER/index.html.
         objects: How many objects the contact sheet shows.
         png: Write a picture instead of a page: a row of views per object.
     """
+    from pipeline.copies import at_hand
     from pipeline.report import write_page, write_sheet
 
+    folder = at_hand(folder, shards=1)
     if png is not None:
         print(f"picture: {write_sheet(folder, png, objects)}")
         return 0
@@ -313,15 +318,16 @@ def licenses(
     Example: lvsm-data licenses data/try --attribution data/try/attribution.csv
 
     Args:
-        run: Folder of the run (its --out).
+        run: Folder of the run (its --out), or its address.
         attribution: Write a CSV table with a line per delivered object: title, author, license, page, ...
         card: Write the paragraph to this Markdown file.
         as_json: Print JSON for machines.
     """
     from pipeline.attribution import account, as_dict, as_text, write_card
     from pipeline.attribution import card as card_of
+    from pipeline.copies import at_hand
 
-    found = account(run, attribution)
+    found = account(at_hand(run), attribution)
     paragraph = write_card(found, card) if card else card_of(found) if found.total else ""
     print(json.dumps(as_dict(found), indent=2) if as_json else "\n\n".join(filter(None, [as_text(found), paragraph])))
     return 0

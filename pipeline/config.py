@@ -108,11 +108,11 @@ class RenderConfig(Fetching, Running, Listing):
             raise UserError(f"--timeout-s {self.timeout_s:g} gives no object any time")
         scene = self.scene.resolved()
         listed = self.listed()
-        out = self.out or Path("data") / _folder_name(listed["source"], scene.res)
+        placed = self.placed(Path("data") / _folder_name(listed["source"], scene.res))
         assert scene.samples is not None
         work = scene.views * (scene.width / 512) ** 2 * scene.samples / 32
         timeout_s = self.timeout_s or 300 + 20 * work
-        return dataclasses.replace(self, scene=scene, out=out.absolute(), timeout_s=timeout_s, **listed)
+        return dataclasses.replace(self, scene=scene, timeout_s=timeout_s, **placed, **listed)
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same for a run to go on in the same folder: JSON values by flag; written to run.json."""
@@ -201,10 +201,10 @@ class ImportConfig(Fetching, Running):
             if path is not None and not path.exists():
                 raise UserError(f"--{name} {path} does not exist")
         scene = self.scene.resolved()
-        out = self.out or Path("data") / _folder_name(self.source, scene.res)
+        placed = self.placed(Path("data") / _folder_name(self.source, scene.res))
         paths: dict[str, Any] = {"input": absolute(self.input), "uids": absolute(self.uids)}
         cache = self.cache.expanduser().absolute()
-        return dataclasses.replace(self, scene=scene, out=out.absolute(), cache=cache, **paths)
+        return dataclasses.replace(self, scene=scene, cache=cache, **placed, **paths)
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same for a run to go on in the same folder: JSON values by flag; written to run.json."""
@@ -289,8 +289,8 @@ class ClipConfig(Fetching, Running):
         scene = self.scene.resolved()
         names = ("cameras", "eval_index", "uids", "videos", "cookies", "cache")
         paths: dict[str, Any] = {name: absolute(getattr(self, name)) for name in names}
-        out = self.out or Path("data") / _folder_name(self.source, scene.res)
-        return dataclasses.replace(self, scene=scene, out=out.absolute(), **paths)
+        placed = self.placed(Path("data") / _folder_name(self.source, scene.res))
+        return dataclasses.replace(self, scene=scene, **placed, **paths)
 
     def identity(self) -> dict[str, Any]:
         """What must stay the same for a run to go on in the same folder: JSON values by flag; written to run.json."""

@@ -26,7 +26,7 @@ from pipeline.room import disk_of, patiently, put
 from pipeline.run import Run, opened
 from pipeline.scene import FEWER_THAN_ASKED, Item, Outcome, UserError
 from pipeline.selection import Selection
-from pipeline.shards import Shard, number_of, shard_name, shard_on_disk, shard_paths, split_of
+from pipeline.shards import Shard, complete_shards, number_of, shard_name, shard_on_disk, split_of
 from pipeline.slots import VAL_OBJECTS, Open, Slots, objects_per_shard
 from pipeline.standing import standing
 from pipeline.trainer import Trainer
@@ -49,7 +49,6 @@ class Cycle(Run):
         self.slots = Slots(cfg, shares, ledger.kept())
         self.places: dict[str, Open] = {}
         self.ended: list[Outcome] = []  # that wait for room
-        self.packed: dict[str, Any] = {}
         super().__init__(cfg, ledger)
         self.by_split = Counter(ledger.delivered_by_split())
         self.on_way: Counter[str] = Counter()
@@ -169,9 +168,7 @@ class Cycle(Run):
         """An item has ended: it is recorded, unless there is no room for it now."""
         slot = self.places[outcome.item.uid]
         if outcome.scene is not None:
-            batch = self.writer.packed(outcome.scene)
-            self.packed[outcome.item.uid] = batch
-            slot.written += 2 * batch.nbytes + PARQUET_EXTRA
+            slot.written += 2 * len(self.writer.pack(outcome.scene).record) + PARQUET_EXTRA
         self.ended.append(outcome)
         self.progress = progress
         self._settle()
@@ -204,8 +201,8 @@ class Cycle(Run):
         slot = self.places.pop(uid)
         split = slot.name.split("-")[0]
         if outcome.scene is not None:
-            name, batch = slot.name, self.packed.pop(uid)
-            self._patiently(lambda: self.writer.append(slot.name, batch))
+            name, scene = slot.name, self.writer.pack(outcome.scene)
+            self._patiently(lambda: self.writer.append(slot.name, scene))
             self.by_split[split] += 1
         self._patiently(lambda: self.ledger.record(outcome, name))
         self.on_way[split] -= 1
@@ -265,7 +262,7 @@ class Cycle(Run):
         journals = self.writer.reopen()
         for name, entries in journals.items():
             ledger.book(entries, name)
-        on_disk = set.intersection(*({path.stem for path in shard_paths(self.out / str(width))} for width in widths))
+        on_disk = complete_shards(self.out, widths)
         for name in sorted(on_disk - set(ledger.kept()) - set(journals)):
             ledger.add_shard(shard_on_disk(self.out, widths, name), self.cfg.first_passes)
         gone = ledger.forget_missing(on_disk | set(journals))
@@ -371,6 +368,7 @@ def cycle(cfg: CycleConfig, shares: Shares, command: Sequence[str], settings: di
         (cfg.out / TRAIN).mkdir(exist_ok=True)
         put(cfg.out / TRAIN / "train.json", settings)
         run = Cycle(cfg, ledger, shares, trainer)
+        run.apart = bool(settings.get("ray_workers"))  # nodes with a GPU are the trainer's
         run.go()
         run.found = audit(cfg.out)
         return run

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline import executors
 from pipeline.config import RenderConfig
-from pipeline.flags import REMOTE
+from pipeline.flags import REMOTE, address_of
 from pipeline.progress import size
 from pipeline.room import disk_below
 from pipeline.scene import UserError
@@ -61,6 +61,11 @@ class CycleConfig(RenderConfig):
             raise UserError("a cycle keeps some objects to measure with", "--val-percent 1, for example")
         if self.retry_failed or self.keep_raw:
             raise UserError("--retry-failed and --keep-raw do not go with a cycle", "`lvsm-data render` has them")
+        if address_of(self.out):
+            hint = "a folder; on a cluster one that the driver and the trainer's nodes share"
+            raise UserError(
+                f"--out {address_of(self.out)}: a cycle deletes what it has trained on, and needs a folder", hint
+            )
         if self.disk_budget is not None:
             bytes_of(self.disk_budget)
         out = self.out or Path("cycles") / f"{self.source}-{'-'.join(map(str, self.scene.res))}"
@@ -157,7 +162,8 @@ class Shares:
 def divide(cfg: CycleConfig, budget: float, checkpoints: float, steps: int, looks: int) -> Shares:
     """The shares of a budget. checkpoints: bytes of all that may exist at once. Raises UserError where nothing is left."""
     papers = PAPERS + PER_OBJECT * cfg.n + PER_STEP * steps + PER_LOOK * looks
-    raw = min(cfg.raw_gb * 1e9, RAW_SHARE * budget) if cfg.source in REMOTE else 0.0
+    here = cfg.source in REMOTE and not cfg.address  # the workers of a cluster fetch on their own disks
+    raw = min(cfg.raw_gb * 1e9, RAW_SHARE * budget) if here else 0.0
     scratch = PER_WORKER * (cfg.workers or os.cpu_count() or 1)
     shares = Shares(budget, papers, checkpoints, raw, scratch)
     if shares.shards <= 0:

@@ -8,7 +8,7 @@ import hashlib
 import queue
 import shutil
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ class Downloads:
     finished: uids that need no file any more; what an earlier session left for them is removed.
     """
 
-    def __init__(self, source: ModuleType, net: Fetcher, threads: int, finished: set[str]) -> None:
+    def __init__(self, source: ModuleType, net: Fetcher, threads: int, finished: Container[str]) -> None:
         self.source = source
         self.net = net
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="download")
@@ -165,7 +165,7 @@ class Downloads:
             hint = "look at the connection; the same command with --retry-failed goes on"
             raise UserError(f"{IN_A_ROW} downloads in a row failed, the last with {reason}: {detail}", hint)
 
-    def _take_over(self, finished: set[str]) -> None:
+    def _take_over(self, finished: Container[str]) -> None:
         """What an earlier session left: kept, and counted, where its item is still to come."""
         for folder in sorted(self.net.room.folder.iterdir()):
             name = folder / UID

@@ -8,29 +8,23 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import psutil
 
+from pipeline.nodes import Nodes, Share
+from pipeline.pool import ASK_AGAIN_S, Host, MakeWorker, Pool, Started
 from pipeline.scene import Item, Outcome, UserError
 
-
-class Worker(Protocol):
-    """What `make_worker` makes: called once per item, closed at the end."""
-
-    def __call__(self, item: Item) -> Outcome: ...
-
-    def close(self) -> None: ...
-
-
-MakeWorker = Callable[[], Worker]
-Started = Callable[[int, Item], None]
-ASK_AGAIN_S = 0.05
 WORKER_MEMORY = 1.5e9  # bytes that a Blender of ordinary objects takes at its peak, with room
-END = object()
+
+
+def _on_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def inline(make_worker: MakeWorker, items: Iterator[Item | None], started: Started) -> Iterator[Outcome]:
@@ -53,21 +47,43 @@ def on_ray(
     started: Started,
     *,
     workers: int | None,
-    threads: int,
-    address: str | None,
+    share: Share | None = None,
+    address: str | None = None,
+    apart: bool = False,
+    key: Callable[[Item], str] | None = None,
+    say: Callable[[str], None] = _on_stderr,
 ) -> Iterator[Outcome]:
-    """`workers` Ray actors of `threads` CPUs each, on a private Ray of this machine or on the cluster at `address`.
+    """`workers` Ray actors, each with its share of a node, on a private Ray of this machine or on the cluster at `address`.
 
-    workers: None for as many as the cluster has CPUs for, which a private Ray has to be told.
+    workers: None for as many as the cluster has room for, which a private Ray has to be told. apart, say: see `Nodes`. key: see
+    `Batches`; on a cluster workers fetch for themselves, and hear early what comes next.
 
     Only the machine's faults (a dead actor, worker or node, the memory monitor) put an item back, once; a second death
     makes it an Outcome with reason worker_died. Any other error of Ray is ours and is raised.
     """
-    with connected(address, workers * threads if workers else None) as ray:
-        workers = workers or max(1, int(ray.cluster_resources().get("CPU", 0)) // threads)
-        pool = _Pool(ray, make_worker, threads)
-        yield from pool.run(items, started, workers)
+    share = share or Share()
+    with connected(address, workers * share.cpus if workers else None) as ray:
+        nodes = Nodes(ray, share, workers, apart, _request if address else None, say)
+        pool = Pool(ray, nodes, partial(_start, ray, share, make_worker), prefetch=bool(address), key=key)
+        yield from pool.run(items, started)
         pool.close()
+
+
+def _start(ray: Any, share: Share, make_worker: MakeWorker, node: str) -> Any:
+    """An actor on that node, and on no other."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    actor_class = ray.remote(
+        num_cpus=share.cpus, num_gpus=share.gpus, memory=share.memory or None, scheduling_strategy=there
+    )(Host)
+    return actor_class.remote(make_worker)
+
+
+def _request(bundles: list[dict[str, float]]) -> None:
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=bundles)
 
 
 @contextlib.contextmanager
@@ -93,6 +109,8 @@ def connected(address: str | None, cpus: int | None = None, show_output: bool = 
             ray.init(num_cpus=cpus, include_dashboard=False, address="local", **quiet)
     except ConnectionError as error:
         hint = "start one with: ray start --head; or leave --address out for a private Ray on this machine"
+        if "AuthenticationError" in repr(error.__cause__) or "AuthenticationError" in str(error.__cause__):
+            hint = "it asks for a token: set RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
         raise UserError(f"no Ray cluster at {address}: {error}", hint) from None
     try:
         yield ray
@@ -115,98 +133,3 @@ def default_workers(threads: int) -> int:
     cores = len(os.sched_getaffinity(0))
     by_memory = int(psutil.virtual_memory().available / WORKER_MEMORY)
     return max(1, min(cores // threads, by_memory))
-
-
-class _Host:
-    """The body of a Ray actor. Makes its worker with the first item: an error in an actor's own start is a dead actor to
-    Ray, which would pass for the machine's fault."""
-
-    def __init__(self, make_worker: MakeWorker) -> None:
-        self.make_worker = make_worker
-        self.worker: Worker | None = None
-
-    def run(self, item: Item) -> Outcome:
-        self.worker = self.worker or self.make_worker()
-        return self.worker(item)
-
-    def close(self) -> None:
-        if self.worker is not None:
-            self.worker.close()
-
-
-class _Pool:
-    """Actors by slot. An actor that died is replaced in its slot."""
-
-    def __init__(self, ray: Any, make_worker: MakeWorker, threads: int) -> None:
-        self.ray = ray
-        self.actor_class = ray.remote(num_cpus=threads)(_Host)
-        self.make_worker = make_worker
-        self.actors: dict[int, Any] = {}
-        self.busy: dict[Any, tuple[int, Item]] = {}
-        self.again: deque[Item] = deque()
-        self.died: set[str] = set()
-        self.ended = False
-        errors = ray.exceptions
-        self.machine_faults = (
-            errors.WorkerCrashedError,
-            errors.OutOfMemoryError,
-            errors.NodeDiedError,
-            errors.ActorDiedError,
-        )
-
-    def run(self, items: Iterator[Item | None], started: Started, workers: int) -> Iterator[Outcome]:
-        """Keeps `workers` actors busy until the stream ends; yields outcomes as they come."""
-        idle = deque(range(workers))
-        self._fill(idle, items, started)
-        while self.busy or not self.ended:
-            outcome = self._wait(idle)
-            self._fill(idle, items, started)  # before the yield: workers go on while the driver writes
-            if outcome is not None:
-                yield outcome
-                self._fill(idle, items, started)
-
-    def _wait(self, idle: deque[int]) -> Outcome | None:
-        """The next outcome; None where it is time to ask the stream again, or an item has to be done again."""
-        if not self.busy:
-            time.sleep(ASK_AGAIN_S)
-            return None
-        patience = ASK_AGAIN_S if idle and not self.ended else None
-        ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=patience)
-        if not ready:
-            return None
-        slot, item = self.busy.pop(ready[0])
-        idle.append(slot)
-        return self._outcome(ready[0], slot, item)
-
-    def close(self) -> None:
-        """Lets every worker end its Blender and remove its scratch folder."""
-        for actor in self.actors.values():
-            try:
-                self.ray.get(actor.close.remote(), timeout=30)
-            except (*self.machine_faults, self.ray.exceptions.GetTimeoutError):
-                continue  # a dead worker has nothing left to close
-
-    def _fill(self, idle: deque[int], items: Iterator[Item | None], started: Started) -> None:
-        while idle:
-            item: Any = self.again.popleft() if self.again else next(items, END)
-            if item is END:
-                self.ended = True
-            if item is END or item is None:
-                return
-            slot = idle.popleft()
-            if slot not in self.actors:
-                self.actors[slot] = self.actor_class.remote(self.make_worker)
-            self.busy[self.actors[slot].run.remote(item)] = (slot, item)
-            started(slot, item)
-
-    def _outcome(self, ready: Any, slot: int, item: Item) -> Outcome | None:
-        try:
-            outcome: Outcome = self.ray.get(ready)
-            return outcome
-        except self.machine_faults as fault:
-            del self.actors[slot]
-            if item.uid not in self.died:
-                self.died.add(item.uid)
-                self.again.append(item)
-                return None
-            return Outcome(item, None, "worker_died", str(fault), tries=2)

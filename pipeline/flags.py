@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from pipeline.scene import UserError
 
@@ -16,6 +19,8 @@ LicenseFamily = Literal[
     "any", "cc0", "by", "by-sa", "by-nc", "by-nc-sa", "by-nd", "by-nc-nd", "open", "copyleft", "reserved", "unknown"
 ]
 MIRROR = re.compile(r"(\w+://.*)=(\w+://.*)")  # URLs may have an = too; a scheme follows the one that counts
+ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")
+DESKS = Path("~/.cache/lvsm-data/runs")
 REMOTE = ("objaverse", "objaverse-xl", "manifest")  # sources whose lists have licenses, and whose files are fetched
 
 
@@ -139,11 +144,23 @@ class Running:
     n: int = 100
     """Objects to deliver. Failures are replaced from the source until n good ones stand in the shards."""
     out: Path | None = None
-    """Folder of the run. Default: data/SOURCE-RES. The same command on the same folder goes on where it stopped."""
+    """Folder of the run, or s3://BUCKET/PATH, gs://..., file://...: docs/cluster.md. Default: data/SOURCE-RES. The same command
+    on the same folder goes on where it stopped."""
+    desk: Path | None = None
+    """Where --out is an address: the folder of this machine for the ledger and shards that are not uploaded yet. Default: below
+    ~/.cache/lvsm-data/runs."""
+    store: Annotated[str | None, tyro.conf.Suppress] = None
+    """The address that --out was; `out` is the desk then."""
+    backup_s: float = 60.0
+    """Where --out is an address: seconds between two copies of the ledger to it."""
     workers: int | None = None
-    """Processes at once. Default: one per core, as far as the memory reaches."""
+    """Processes at once. Default: one per core, as far as the memory reaches; on a cluster also of nodes that join later."""
     threads: int = 1
     """CPU cores of each worker."""
+    gpus: float = 0.0
+    """Share of a GPU that each worker of a cluster is given: 0.25 puts four on one. 0: none is reserved."""
+    memory_gb: float = 1.5
+    """Memory that each worker of a cluster is given. 0: it is not counted."""
     address: str | None = None
     """Ray cluster to join (auto, or ray://HOST:10001). Default: a private Ray on this machine."""
     executor: Literal["ray", "inline"] = "ray"
@@ -163,10 +180,36 @@ class Running:
             raise UserError(f"--workers {self.workers} would never finish", "leave it out for one per core")
         if not 0 <= self.val_percent < 100:
             raise UserError(f"--val-percent {self.val_percent:g} leaves nothing to train on", "0 <= percent < 100")
-        if self.threads < 1 or self.shard_mb <= 0:
-            raise UserError("--threads and --shard-mb must be positive")
+        if self.threads < 1 or self.shard_mb <= 0 or self.backup_s <= 0:
+            raise UserError("--threads, --shard-mb and --backup-s must be positive")
+        if self.gpus < 0 or self.memory_gb < 0:
+            raise UserError("--gpus and --memory-gb must be 0 or more")
+        if self.desk and not (self.store or address_of(self.out)):
+            raise UserError("--desk goes with an --out that is an address", "--out s3://BUCKET/PATH")
+
+    def placed(self, default: Path) -> dict[str, Any]:
+        """Where the run's folder is, and where its shards go from there, as keyword arguments. default: without --out."""
+        address = self.store or address_of(self.out)
+        if address is None:
+            return {"out": (self.out or default).absolute()}
+        return {"store": address, "out": (self.desk.expanduser() if self.desk else desk_of(address)).absolute()}
 
 
 def absolute(path: Path | None) -> Path | None:
-    """As it is seen from any folder; ~ is the home."""
-    return path.expanduser().absolute() if path else None
+    """As it is seen from any folder; ~ is the home. An address stays what it is."""
+    return path if path is None or address_of(path) else path.expanduser().absolute()
+
+
+def address_of(path: Path | None) -> str | None:
+    """s3:/bucket/run, as a Path has it, -> s3://bucket/run; None for a path of this machine."""
+    found = ADDRESS.fullmatch(str(path or ""))
+    if not found:
+        return None
+    slashes = ":///" if found[1] == "file" else "://"
+    return f"{found[1]}{slashes}{found[2].rstrip('/')}"
+
+
+def desk_of(address: str) -> Path:
+    """The folder of this machine for a run at an address, where none was named."""
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", address.split("://", 1)[1]).strip("-")[-60:]
+    return DESKS.expanduser() / f"{name}-{hashlib.blake2b(address.encode(), digest_size=4).hexdigest()}"

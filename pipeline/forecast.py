@@ -108,7 +108,7 @@ class Forecast:
         blocks = in_blocks(found.step_s)
         future = self.cfg.samples / found.samples * len(blocks) / len(found.step_s)
         step_s = self._first(blocks, "steps", future, DRIFT)
-        at_once = found.samples * max(1, told["ray_workers"])  # samples per step
+        at_once = found.samples * max(1, told["ranks"], told["ray_workers"])  # samples per step
         early = np.minimum(train, self.of_each * (1 + np.floor(found.pace_start_s / object_s / self.of_each)))
         passes = self._passes(at_once / step_s * object_s)
         samples = early * self.cfg.first_passes + (train - early) * passes

@@ -14,12 +14,13 @@ from pipeline import room
 RECORD = struct.Struct("<QI")  # length and CRC-32 of the message that follows
 
 
-def append(sink: FileIO, message: pa.Buffer) -> None:
+def append(sink: FileIO, message: bytes | pa.Buffer) -> None:
     """One journal record: its length and CRC-32, then an Arrow IPC message. sink: opened without a buffer.
 
     Where it cannot be written as a whole, OSError is raised and the file ends where it did.
     """
-    room.append(sink, RECORD.pack(message.size, zlib.crc32(message)), memoryview(message))
+    content = memoryview(message)
+    room.append(sink, RECORD.pack(content.nbytes, zlib.crc32(content)), content)
 
 
 def read(path: Path) -> list[pa.RecordBatch]:

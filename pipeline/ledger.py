@@ -9,13 +9,16 @@ import contextlib
 import errno
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.scene import Item, Outcome, UserError
 from pipeline.shards import Entry, Shard, number_of
+from pipeline.uids import Uids
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS item (
@@ -32,8 +35,44 @@ CREATE TABLE IF NOT EXISTS shard (
 ) WITHOUT ROWID;
 """
 
+# Sums over all items, kept by triggers: nothing that is asked often reads ten million lines.
+SPLIT = "IFNULL(SUBSTR({0}shard, 1, INSTR({0}shard, '-') - 1), '')"
+SUMS = f"""
+SELECT state, reason, license, {SPLIT.format("")} AS split, COUNT(*) AS items, SUM(views) AS views, SUM(bytes) AS bytes
+FROM item GROUP BY 1, 2, 3, 4
+"""
+_ADD = f"""
+INSERT INTO tally
+VALUES ({{0}}.state, {{0}}.reason, {{0}}.license, {SPLIT.format("{0}.")}, {{1}}1, {{1}}{{0}}.views, {{1}}{{0}}.bytes)
+ON CONFLICT DO UPDATE SET items = items + excluded.items, views = views + excluded.views, bytes = bytes + excluded.bytes;
+"""
+TALLY = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE tally (
+    state TEXT NOT NULL, reason TEXT NOT NULL, license TEXT NOT NULL, split TEXT NOT NULL,
+    items INTEGER NOT NULL, views INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    PRIMARY KEY (state, reason, license, split)
+) WITHOUT ROWID;
+INSERT INTO tally {SUMS};
+CREATE TRIGGER item_comes AFTER INSERT ON item BEGIN {_ADD.format("new", "")} END;
+CREATE TRIGGER item_goes AFTER DELETE ON item BEGIN {_ADD.format("old", "-")} END;
+CREATE TRIGGER item_changes AFTER UPDATE ON item BEGIN {_ADD.format("old", "-")} {_ADD.format("new", "")} END;
+COMMIT;
+"""
+
+COMMIT_S, COMMIT_ITEMS = 0.5, 1000  # how long, and how many, items wait for their transaction
+CACHE_KB = 131072
+LOG_PAGES = 8192  # of the log, before they are written to their places
+
 # Columns that ledgers of earlier versions lack -> what stands for a value there.
 ADDED = {"source": "''", "url": "''", "sha256": "''", "credit": "'{}'"}
+RECORD = f"""
+INSERT INTO item (uid, state, reason, detail, tries, shard, views, bytes, worker, timings, finished, license, source, url, sha256,
+credit) VALUES ({", ".join("?" * 16)}) ON CONFLICT (uid) DO UPDATE SET state = excluded.state, reason = excluded.reason,
+detail = excluded.detail, tries = excluded.tries, shard = excluded.shard, views = excluded.views, bytes = excluded.bytes,
+worker = excluded.worker, timings = excluded.timings, finished = excluded.finished, license = excluded.license,
+source = excluded.source, url = excluded.url, sha256 = excluded.sha256, credit = excluded.credit
+"""
 FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")  # what SQLite calls it, in the file and in the index of its log
 
 
@@ -64,72 +103,115 @@ class Owed:
 
 
 class Ledger:
-    """Item states: delivered, failed. Shard states: complete, deleted. An item without a row was never finished."""
+    """Item states: delivered, failed. Shard states: complete, deleted. An item without a row was never finished.
+
+    Items are written many at a time, at most COMMIT_S after `record`; whatever is read or written here knows of all of them.
+    """
 
     def __init__(self, path: Path, readonly: bool = False) -> None:
         if readonly and not path.exists():
             raise UserError(f"{path.parent} holds no run (no {path.name})", "give the --out of a run")
         self.path = path
-        mode = "ro" if readonly else "rwc"
-        self.db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=30, isolation_level=None)
-        if not readonly:
-            with self._telling():
-                self._prepare()
+        uri = f"{path.absolute().as_uri()}?mode={'ro' if readonly else 'rwc'}"
+        self._db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
+        self._waiting: list[tuple[Any, ...]] = []
+        self._turn = threading.RLock()
+        self._closing = threading.Event()
+        self._clock: threading.Thread | None = None
+        with self._telling():
+            self._prepare(readonly)
 
-    def _prepare(self) -> None:
+    def _prepare(self, readonly: bool) -> None:
         try:
-            self.db.execute("PRAGMA journal_mode=WAL")
-            self.db.execute("PRAGMA synchronous=NORMAL")
-            self.db.executescript(SCHEMA)
+            if readonly:
+                if not self._columns("tally") and self._columns():  # an earlier version wrote it
+                    self._db.execute(f"CREATE TEMP VIEW tally AS {SUMS}")
+                return
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute(f"PRAGMA cache_size=-{CACHE_KB}")
+            self._db.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
+            self._db.executescript(SCHEMA)
             for name in ADDED.keys() - self._columns():
-                self.db.execute(f"ALTER TABLE item ADD COLUMN {name} TEXT NOT NULL DEFAULT {ADDED[name]}")
+                self._db.execute(f"ALTER TABLE item ADD COLUMN {name} TEXT NOT NULL DEFAULT {ADDED[name]}")
             if "passes" not in self._columns("shard"):
-                self.db.execute("ALTER TABLE shard ADD COLUMN passes INTEGER NOT NULL DEFAULT 0")
+                self._db.execute("ALTER TABLE shard ADD COLUMN passes INTEGER NOT NULL DEFAULT 0")
+            if not self._columns("tally"):
+                self._db.executescript(TALLY)
         except sqlite3.Error:
-            self.db.close()
+            self._db.close()
             raise
 
     def __enter__(self) -> Ledger:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self.db.close()
+        self._closing.set()
+        if self._clock:
+            self._clock.join()
+        try:
+            self.flush()
+        finally:
+            self._db.close()
         if isinstance(error, sqlite3.DatabaseError):
             hint = "lvsm-data verify looks at the shards without it, once it is moved away"
             raise UserError(f"{self.path} cannot be read: {error}", hint) from None
 
-    def finished_uids(self) -> set[str]:
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The connection, for reading: items that waited are written now, unless the disk is full."""
+        with contextlib.suppress(OSError):
+            self.flush()
+        return self._db
+
+    def finished_uids(self) -> Uids:
         """Every uid that ended, one way or the other."""
-        return {uid for (uid,) in self.db.execute("SELECT uid FROM item")}
+        return Uids(uid for (uid,) in self.db.execute("SELECT uid FROM item INDEXED BY item_by_shard"))
 
     def record(self, outcome: Outcome, shard: str | None) -> None:
-        """Writes how one item ended. shard: where a delivered one went."""
+        """Says how one item ended, which is written at most COMMIT_S later. shard: where a delivered one went.
+
+        Raises OSError, without having heard of the item, where too many wait for a disk that is full.
+        """
+        if len(self._waiting) >= COMMIT_ITEMS:
+            self.flush()
         scene = outcome.scene
         item = scene.item if scene else outcome.item  # what the shard says, where there is one
-        with self._writing():
-            self.db.execute(
-                "INSERT OR REPLACE INTO item (uid, state, reason, detail, tries, shard, views, bytes, worker, timings, finished, "
-                "license, source, url, sha256, credit) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    item.uid,
-                    "delivered" if scene else "failed",
-                    outcome.reason,
-                    outcome.detail,
-                    outcome.tries,
-                    shard,
-                    len(scene.c2w) if scene else 0,
-                    scene.jpeg_bytes if scene else 0,
-                    outcome.worker,
-                    json.dumps({stage: round(seconds, 4) for stage, seconds in outcome.timings.items()}),
-                    time.time(),
-                    *_origin(item),
-                ),
+        self._waiting.append(
+            (
+                item.uid,
+                "delivered" if scene else "failed",
+                outcome.reason,
+                outcome.detail,
+                outcome.tries,
+                shard,
+                scene.view_count if scene else 0,
+                scene.jpeg_bytes if scene else 0,
+                outcome.worker,
+                json.dumps({stage: round(seconds, 4) for stage, seconds in outcome.timings.items()}),
+                time.time(),
+                *_origin(item),
             )
+        )
+        if self._clock is None:
+            self._clock = threading.Thread(target=self._tick, name="ledger", daemon=True)
+            self._clock.start()
+
+    def _tick(self) -> None:
+        while not self._closing.wait(COMMIT_S):
+            with contextlib.suppress(OSError, sqlite3.Error):  # the driver is told when it writes
+                self.flush()
+
+    def flush(self) -> None:
+        """Writes the items that wait. Raises OSError where the disk is full; then they go on waiting."""
+        if self._waiting:
+            with self._writing():
+                pass
 
     def add_shard(self, shard: Shard, passes: int = 0) -> None:
         """A shard stands complete on disk. Its items count as delivered even if a crash ate their own lines."""
         with self._writing():
-            self.db.execute(
+            self._db.execute(
                 "INSERT OR REPLACE INTO shard (name, state, objects, rows, bytes, finished, passes) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 # of one that holds nothing there is no file
@@ -143,20 +225,21 @@ class Ledger:
                     passes,
                 ),
             )
-            self._book(shard.entries, shard.name)
+            booked = {uid for (uid,) in self._db.execute("SELECT uid FROM item WHERE shard = ?", (shard.name,))}
+            self._book([entry for entry in shard.entries if entry.item.uid not in booked], shard.name)
 
     def book(self, entries: Sequence[Entry], shard: str) -> None:
         """What the journal of an open shard holds, and nothing else, is delivered into it."""
         names = json.dumps([entry.item.uid for entry in entries])
         with self._writing():
-            self.db.execute(
+            self._db.execute(
                 "DELETE FROM item WHERE shard = ? AND uid NOT IN (SELECT value FROM json_each(?))", (shard, names)
             )
             self._book(entries, shard)
 
     def _book(self, entries: Sequence[Entry], shard: str) -> None:
         now = time.time()
-        self.db.executemany(
+        self._db.executemany(
             "INSERT INTO item (uid, state, shard, views, bytes, finished, license, source, url, sha256, credit) "
             "VALUES (?, 'delivered', ?, ?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (uid) DO UPDATE SET state = 'delivered', reason = '', detail = '', "
@@ -170,14 +253,18 @@ class Ledger:
     def delete_shards(self, names: Iterable[str]) -> None:
         """Shards were used, and their files may go: nobody will miss them."""
         with self._writing():
-            self.db.executemany("UPDATE shard SET state = 'deleted' WHERE name = ?", [(name,) for name in names])
+            self._db.executemany("UPDATE shard SET state = 'deleted' WHERE name = ?", [(name,) for name in names])
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """All of it or nothing. Raises OSError where the disk is full."""
-        with self._telling(), self.db:
-            self.db.execute("BEGIN IMMEDIATE")
-            yield
+        """All of it, after the items that waited, or nothing. Raises OSError where the disk is full."""
+        with self._turn, self._telling():
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                rows = list(self._waiting)
+                self._db.executemany(RECORD, rows)
+                yield
+            del self._waiting[: len(rows)]
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
@@ -205,22 +292,29 @@ class Ledger:
         known = {name for (name,) in self.db.execute("SELECT DISTINCT shard FROM item WHERE shard IS NOT NULL")}
         gone = [name for name in sorted(known | set(states)) if name not in present and states.get(name) != "deleted"]
         with self._writing():
-            self.db.executemany("DELETE FROM item WHERE shard = ?", [(name,) for name in gone])
-            self.db.executemany("DELETE FROM shard WHERE name = ?", [(name,) for name in gone])
+            self._db.executemany("DELETE FROM item WHERE shard = ?", [(name,) for name in gone])
+            self._db.executemany("DELETE FROM shard WHERE name = ?", [(name,) for name in gone])
         return gone
 
     def forget_failed(self) -> int:
         """Forgets every failure, so that these items are tried again. Returns how many."""
-        return self.db.execute("DELETE FROM item WHERE state = 'failed'").rowcount
+        with self._writing():
+            return self._db.execute("DELETE FROM item WHERE state = 'failed'").rowcount
 
     def counts(self) -> dict[str, int]:
         """State -> number of items."""
-        return dict(self.db.execute("SELECT state, COUNT(*) FROM item GROUP BY state"))
+        return self._sums("state")
 
     def reasons(self) -> dict[str, int]:
         """Reason -> number of failed items, most frequent first."""
-        query = "SELECT reason, COUNT(*) FROM item WHERE state = 'failed' GROUP BY reason ORDER BY 2 DESC, 1"
-        return dict(self.db.execute(query))
+        return self._sums("reason", "failed")
+
+    def _sums(self, column: str, state: str | None = None) -> dict[str, int]:
+        """Value of a column of the tally -> number of items of a state, most first."""
+        query = (
+            f"SELECT {column}, SUM(items) FROM tally WHERE state = IFNULL(?, state) GROUP BY 1 HAVING SUM(items) > 0"
+        )
+        return dict(self.db.execute(f"{query} ORDER BY 2 DESC, 1", (state,)))
 
     def examples(self, reason: str, limit: int) -> list[tuple[str, str, int]]:
         """(uid, detail, tries) of the first `limit` items that failed for a reason."""
@@ -233,8 +327,7 @@ class Ledger:
 
     def licenses(self) -> dict[str, int]:
         """License -> number of delivered items, most frequent first."""
-        query = "SELECT license, COUNT(*) FROM item WHERE state = 'delivered' GROUP BY license ORDER BY 2 DESC, 1"
-        return dict(self.db.execute(query))
+        return self._sums("license", "delivered")
 
     def owed(self) -> list[Owed]:
         """Counts by how items ended, source, license as recorded, and whether an author is known."""
@@ -254,19 +347,25 @@ class Ledger:
             yield Item(uid, source, url, license_name, sha256, json.loads(credit)), shard or ""
 
     def _columns(self, table: str = "item") -> set[str]:
-        return {name for _, name, *_ in self.db.execute(f"PRAGMA table_info({table})")}
+        return {name for _, name, *_ in self._db.execute(f"PRAGMA table_info({table})")}
 
     def _read(self, name: str) -> str:
         """A column of the item table, or what stands for it where an earlier version wrote the ledger."""
         return name if name in self._columns() else ADDED[name]
 
+    def copy(self, path: Path) -> None:
+        """Writes all of it, as it is at one moment, to another file."""
+        path.unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(path)) as to:
+            self.db.backup(to)
+
     def snapshot(self) -> None:
         """From here on every read shows the same moment of a run that goes on."""
-        self.db.execute("BEGIN")
+        self._db.execute("BEGIN")
 
     def totals(self) -> dict[str, int]:
         """Views and image bytes delivered, and shard files' bytes."""
-        views, image_bytes = self.db.execute("SELECT TOTAL(views), TOTAL(bytes) FROM item").fetchone()
+        views, image_bytes = self.db.execute("SELECT TOTAL(views), TOTAL(bytes) FROM tally").fetchone()
         shards, file_bytes = self.db.execute(
             "SELECT COUNT(*), TOTAL(bytes) FROM shard WHERE state = 'complete'"
         ).fetchone()
@@ -288,10 +387,7 @@ class Ledger:
 
     def delivered_by_split(self) -> dict[str, int]:
         """train, val -> number of delivered items."""
-        query = (
-            "SELECT SUBSTR(shard, 1, INSTR(shard, '-') - 1), COUNT(*) FROM item WHERE state = 'delivered' GROUP BY 1"
-        )
-        return dict(self.db.execute(query))
+        return self._sums("split", "delivered")
 
     def licenses_of(self) -> dict[str, str]:
         """Delivered uid -> license, where one is on record: of some objects earlier versions lost it in a crash."""

@@ -22,7 +22,18 @@ from pipeline.training_log import TrainingLog
 from pipeline.window import TRAIN
 
 PLAN = "plan.json"
-TRAINED = ("model", "loss", "optim", "accumulate", "ray_workers", "precision", "device", "eval_every")
+TRAINED = (
+    "model",
+    "loss",
+    "optim",
+    "accumulate",
+    "global_batch",
+    "ranks",
+    "ray_workers",
+    "precision",
+    "device",
+    "eval_every",
+)
 WORDS = {  # figure -> what it is called
     "yield_share": "yield",
     "objects_drawn": "objects drawn",

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from pipeline import cameras, images, preflight, quality, sources
 from pipeline.blender import NOWHERE, Blender, Frame, Limits
 from pipeline.config import ClipConfig, ImportConfig, RenderConfig, RunConfig, SceneConfig
 from pipeline.downloads import fetcher
-from pipeline.fetch import Fetcher
 from pipeline.lights import LIGHTS
+from pipeline.prefetch import Prefetch
 from pipeline.room import LOOK_AGAIN_S, is_full
 from pipeline.scene import HEARTBEAT, Item, Outcome, Retry, Scene, Skip, Views, item_rng
+from pipeline.writer import Packer
 
 TRIES = 2  # a crash or a hang costs one more try, in a fresh process
 HEARTBEAT_S = 1.0
@@ -34,17 +35,25 @@ class Worker:
     def __init__(self, cfg: RunConfig) -> None:
         assert cfg.out is not None
         self.cfg = cfg
-        self.net: Fetcher | None = None
         self.source = sources.load(cfg.source)
         shared = cfg.out / "scratch"
         self.scratch = Path(tempfile.mkdtemp(prefix="worker-", dir=shared if shared.is_dir() else None))
         self.name = f"{os.uname().nodename}:{os.getpid()}"
+        self.prefetch: Prefetch | None = None
+        if sources.is_remote(cfg) and cfg.address:  # else the driver downloads
+            self.prefetch = Prefetch(self.source, fetcher(cfg, self.scratch / "raw", cfg.cache))
+
+    def ahead(self, items: list[Item]) -> None:
+        """What comes now and next. A worker of a cluster fetches it meanwhile."""
+        if self.prefetch:
+            self.prefetch.want(items)
 
     def __call__(self, item: Item) -> Outcome:
         """Does one item. A Retry is tried again at once, in a fresh Blender; then it is a failure like any other."""
         timings: dict[str, float] = {}
         start = time.perf_counter()
         tries = 0
+        passing = False
         while True:
             tries += 1
             try:
@@ -53,7 +62,7 @@ class Worker:
             except Retry as failure:
                 if tries < TRIES:
                     continue
-                scene, reason, detail = None, failure.reason, failure.detail
+                scene, reason, detail, passing = None, failure.reason, failure.detail, True
             except Skip as failure:
                 scene, reason, detail = None, failure.reason, failure.detail
             except Exception as error:  # the only broad one: a bug of ours costs one object and keeps its traceback
@@ -64,13 +73,17 @@ class Worker:
                 self.start_afresh()
                 scene, reason, detail = None, "bug", traceback.format_exc()
             timings["total"] = time.perf_counter() - start
-            return Outcome(item, scene, reason, detail, tries, self.name, timings)
+            if self.prefetch:
+                self.prefetch.drop(item.uid)
+            return Outcome(item, scene, reason, detail, tries, self.name, timings, passing)
 
     def start_afresh(self) -> None:
         """Forgets whatever a bug may have left half done."""
 
     def close(self) -> None:
         """Removes the scratch folder."""
+        if self.prefetch:
+            self.prefetch.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _produce(self, item: Item, timings: dict[str, float]) -> Scene:
@@ -90,16 +103,21 @@ class Worker:
             return Path(ready)
         if hasattr(self.source, "fetch"):
             return Path(self.source.fetch(item, folder))
-        if not sources.is_remote(self.cfg):
-            return Path(item.url)
-        self.net = self.net or fetcher(self.cfg, folder, self.cfg.cache)
-        try:
-            ((_, got),) = self.source.fetch_many([item], lambda _: folder, self.net)
-        finally:
-            self.net.room.release(item.uid)
-        if isinstance(got, Path):
-            return got
-        raise got
+        return self.prefetch.take(item) if self.prefetch else Path(item.url)
+
+
+class Packing:
+    """A worker whose scenes are packed before they leave it."""
+
+    def __init__(self, make: Callable[[], Worker], pack: Packer) -> None:
+        self.worker = make()
+        self.pack = pack
+        self.ahead, self.close = self.worker.ahead, self.worker.close
+
+    def __call__(self, item: Item) -> Outcome:
+        """The worker's outcome."""
+        outcome = self.worker(item)
+        return dataclasses.replace(outcome, scene=self.pack(outcome.scene)) if outcome.scene else outcome
 
 
 class Producer(Worker):

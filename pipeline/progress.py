@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.metrics import Metrics
 from pipeline.room import put
 from pipeline.scene import HEARTBEAT, Item, Outcome
 
@@ -34,15 +35,17 @@ class Progress:
         self.views_per_object = views
         self.delivered = delivered
         self.reasons = dict(reasons)
-        self.bytes = 0
+        self.bytes = self.views = 0
+        self.idle_s = 0.0  # of workers that are at work again
         self.started = time.time()
         self.out = out
         self.state = "running"
         self.workers: dict[int, tuple[str, float]] = {}
         self.served: dict[int, int] = {}
         self.under_way: dict[str, int] = {}
-        self.recent: deque[tuple[float, int]] = deque()
+        self.recent: deque[list[int]] = deque()  # second, objects and views that came in it
         self.downloads: Callable[[], dict[str, int]] = dict  # set by who has any
+        self.uploads: Callable[[], dict[str, int]] = dict
         self.cycle: Callable[[], dict[str, Any]] = dict
         self.lock = threading.Lock()
         self.console = Console(stderr=True)
@@ -50,6 +53,7 @@ class Progress:
         self._thread = threading.Thread(target=self._show, daemon=True)
 
     def __enter__(self) -> Progress:
+        self._metrics = Metrics(self.out.resolve().name, self.snapshot())
         self._thread.start()
         return self
 
@@ -60,7 +64,10 @@ class Progress:
     def on_start(self, worker: int, item: Item) -> None:
         """A worker took an item."""
         with self.lock:
-            self.workers[worker] = (item.uid, time.time())
+            now = time.time()
+            before, since = self.workers.get(worker, ("", now))
+            self.idle_s += 0.0 if before else now - since
+            self.workers[worker] = (item.uid, now)
             self.under_way[item.uid] = worker
 
     def on_outcome(self, outcome: Outcome) -> None:
@@ -74,10 +81,22 @@ class Progress:
             if outcome.scene is None:
                 self.reasons[outcome.reason] = self.reasons.get(outcome.reason, 0) + 1
                 return
-            views = len(outcome.scene.c2w)
+            views = outcome.scene.view_count
             self.delivered += 1
+            self.views += views
             self.bytes += outcome.scene.jpeg_bytes
-            self.recent.append((time.time(), views))
+            second = int(time.time())
+            if not self.recent or self.recent[-1][0] != second:
+                self.recent.append([second, 0, 0])
+            self.recent[-1][1] += 1
+            self.recent[-1][2] += views
+
+    def on_rest(self) -> None:
+        """The workers are gone: there is nothing more for them."""
+        with self.lock:
+            now = time.time()
+            self.idle_s += sum(now - since for uid, since in self.workers.values() if not uid)
+            self.workers.clear()
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that `status` shows. Rates in objects per hour and views per second; eta_s is None when unknown."""
@@ -87,10 +106,15 @@ class Progress:
                 self.recent.popleft()
             seconds = max(1e-9, min(WINDOW_S, now - self.started))
             begun = self._begun()
-            recent = sum(views for _, views in self.recent)
+            recent = sum(views for _, _, views in self.recent)
             views_per_s = (recent + sum(begun.values())) / seconds
-            per_s = views_per_s / (self.views_per_object or recent / max(1, len(self.recent)) or 1)
+            per_s = views_per_s / (
+                self.views_per_object or recent / max(1, sum(objects for _, objects, _ in self.recent)) or 1
+            )
             missing = max(0, self.n - self.delivered)
+            workers = sorted(self.workers.items())
+            workers = [(slot, at) for slot, at in workers if not at[0] or self.under_way.get(at[0]) == slot]
+            idle_s = self.idle_s + sum(now - since for _, (uid, since) in workers if not uid)
             return {
                 "pid": os.getpid(),
                 "state": self.state,
@@ -103,8 +127,12 @@ class Progress:
                 "views_per_s": views_per_s,
                 "objects_per_h": per_s * 3600,
                 "eta_s": missing / per_s if per_s else None,
+                "views": self.views,
                 "bytes_written": self.bytes,
+                "under_way": len(self.under_way),
+                "idle_s": round(idle_s, 3),
                 "downloads": self.downloads(),
+                "uploads": self.uploads(),
                 "cycle": self.cycle(),
                 "workers": [
                     {
@@ -114,7 +142,7 @@ class Progress:
                         "views": begun.get(uid, 0),
                         "done": self.served.get(slot, 0),
                     }
-                    for slot, (uid, since) in sorted(self.workers.items())
+                    for slot, (uid, since) in workers  # whose item went to another was lost
                 ],
             }
 
@@ -145,6 +173,7 @@ class Progress:
 
     def _write_status(self) -> dict[str, Any]:
         snapshot = self.snapshot()
+        self._metrics.publish(snapshot)
         with contextlib.suppress(OSError):  # a full disk is the driver's to report
             put(self.out / "status.json", snapshot)
         return snapshot
@@ -192,6 +221,8 @@ def one_line(status: dict[str, Any]) -> str:
     failed = f", {status['failed']} failed ({reasons_text(status['reasons'])})" if status["failed"] else ""
     waiting = status["downloads"]
     fetched = f" | {waiting['ready']} fetched ahead, {size(waiting['bytes'])} of disk" if waiting else ""
+    if leaving := status["uploads"]:
+        fetched += f" | {leaving['waiting']} shards to upload, {size(leaving['bytes'])}"
     objects = f"{status['delivered']}/{status['n']} objects{failed}"
     rates = (
         f" | {status['views_per_s']:.1f} views/s | {status['objects_per_h']:.0f} objects/h | "

@@ -157,9 +157,13 @@ def append(sink: FileIO, *parts: bytes | memoryview) -> None:
     """All of it at the end of a file that was opened without a buffer, or nothing: then it raises OSError."""
     start = sink.seek(0, os.SEEK_END)
     try:
-        for part in parts:
-            while part := part[sink.write(part) :]:
-                pass
+        left = [memoryview(part) for part in parts]
+        while left:
+            written = os.writev(sink.fileno(), left)
+            while left and written >= left[0].nbytes:
+                written -= left.pop(0).nbytes
+            if left:
+                left[0] = left[0][written:]
     except OSError:
         os.ftruncate(sink.fileno(), start)
         raise

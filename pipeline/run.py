@@ -10,70 +10,29 @@ import shutil
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from pipeline import availability, executors, licenses, sources
 from pipeline.config import ClipConfig, ImportConfig, RunConfig
 from pipeline.downloads import Downloads, fetcher
-from pipeline.files.camera_files import video_of
 from pipeline.folder import check_identity, held, run_facts
 from pipeline.ledger import Ledger
-from pipeline.produce import Worker, make_worker
-from pipeline.progress import Progress, duration, reasons_text, shown, size
+from pipeline.nodes import Share
+from pipeline.produce import Packing, Worker, make_worker
+from pipeline.progress import Progress, shown
 from pipeline.room import is_full
-from pipeline.scene import Item, Outcome, Scene, UserError
+from pipeline.scene import Item, Outcome, UserError
 from pipeline.selection import Selection
-from pipeline.shards import LAYERS, NUMBERS, SHARD_NAME, Shard, number_of, shard_on_disk, shard_paths, split_of
+from pipeline.shards import LAYERS, NUMBERS, SHARD_NAME, Shard, complete_shards, number_of, shard_on_disk, split_of
+from pipeline.summary import Summary
+from pipeline.uploads import LEDGER, Uploads, attached
 from pipeline.writer import ShardWriter
 
 if TYPE_CHECKING:
     from pipeline.vetting import Vetting
-
-
-@dataclass
-class Summary:
-    """How a run ended. drawn = delivered + failed, over all sessions of the run."""
-
-    n: int
-    out: Path
-    delivered: int
-    reasons: dict[str, int]
-    seconds: float = 0.0
-    views: int = 0
-    shard_bytes: int = 0
-    stopped: bool = False
-    bugs: list[str] = field(default_factory=list)
-    licenses: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def complete(self) -> bool:
-        return self.delivered >= self.n
-
-    def lines(self) -> list[str]:
-        """What a user wants to know at the end, adding up: requested, drawn = delivered + failed by reason."""
-        failed = sum(self.reasons.values())
-        by_reason = f" ({reasons_text(self.reasons)})" if failed else ""
-        lines = [f"bug in lvsm-data, please report: {bug}" for bug in self.bugs]
-        lines.append(
-            f"requested {self.n}: drawn {self.delivered + failed} = delivered {self.delivered} + failed {failed}{by_reason}"
-        )
-        if not self.complete:
-            why = "stopped; the same command goes on" if self.stopped else "the source has no more objects"
-            lines.append(f"{self.n - self.delivered} fewer than requested: {why}")
-        if failed:
-            lines.append(f"details: lvsm-data status {shown(self.out)}")
-        lines += self.notes
-        if set(self.licenses) - {"unknown", "CC0-1.0"}:  # somebody is to be named
-            lines.append(f"licenses: {reasons_text(self.licenses)}; whom to name: lvsm-data licenses {shown(self.out)}")
-        lines.append(
-            f"{self.views} views, {size(self.shard_bytes)} of shards in {shown(self.out)}, {duration(self.seconds)} this session"
-        )
-        lines.append(f"look at them: lvsm-data view {shown(self.out)}")
-        return lines
 
 
 def deliver(cfg: RunConfig) -> Summary:
@@ -81,8 +40,17 @@ def deliver(cfg: RunConfig) -> Summary:
 
     Raises UserError: another run holds the folder; the folder was made with other settings; the source cannot be listed.
     """
-    with opened(cfg) as ledger:
-        return Run(cfg, ledger).go()
+    with opened(cfg) as ledger, _uploads(cfg) as uploads:
+        return Run(cfg, ledger, uploads).go()
+
+
+def _uploads(cfg: RunConfig) -> contextlib.AbstractContextManager[Uploads | None]:
+    if cfg.store is None:
+        return contextlib.nullcontext()
+    from pipeline.stores import Store
+
+    assert cfg.out is not None
+    return Uploads(Store(cfg.store), cfg.out, cfg.scene.res, cfg.backup_s)
 
 
 @contextlib.contextmanager
@@ -91,7 +59,7 @@ def opened(cfg: RunConfig) -> Iterator[Ledger]:
     assert cfg.out is not None
     try:
         cfg.out.mkdir(parents=True, exist_ok=True)
-        with held(cfg.out), Ledger(cfg.out / "ledger.sqlite") as ledger:
+        with held(cfg.out), attached(cfg.store, cfg.out, cfg.backup_s), Ledger(cfg.out / LEDGER) as ledger:
             check_identity(cfg, ledger)
             scratch = cfg.out / "scratch"
             shutil.rmtree(scratch, ignore_errors=True)
@@ -110,12 +78,18 @@ def opened(cfg: RunConfig) -> Iterator[Ledger]:
         raise
 
 
+PUBLISHING = 1  # full shards that may be on their way to disk while the next is filled
+
+
 class Run:
     """One session: holds the writer and the counts while outcomes come in. Shards fill in the order in which objects come."""
 
-    def __init__(self, cfg: RunConfig, ledger: Ledger) -> None:
+    apart = False  # whether nodes with a GPU are left to others
+
+    def __init__(self, cfg: RunConfig, ledger: Ledger, uploads: Uploads | None = None) -> None:
         assert cfg.out is not None
         self.cfg = cfg
+        self.uploads = uploads
         self.out = cfg.out
         self.ledger = ledger
         scene = cfg.scene
@@ -128,8 +102,11 @@ class Run:
         self.counts = ledger.counts()
         self.finished = ledger.finished_uids()
         self.under_way = 0
+        self.publisher = ThreadPoolExecutor(1, "publish")
+        self.publishing: deque[Future[Shard | None]] = deque()
         self.stopping = False
         self.bugs: list[str] = []
+        self.said: list[str] = []  # of the machines
         self.selection = Selection(cfg)
         self.downloads: Downloads | None = None
         self.vetting: Vetting | None = None
@@ -155,9 +132,15 @@ class Run:
         if not self.complete:
             with _first_interrupt(self._stop), self._sources() as drawn:
                 self._work(drawn)
+        if self.uploads:
+            self.uploads.finish()
         if self.delivered >= self.cfg.n:
             shutil.rmtree(self.out / "raw", ignore_errors=True)
-        notes = [*self.selection.lines(), *([self.vetting.says] if self.vetting and self.vetting.says else [])]
+        notes = [
+            *self.said,
+            *self.selection.lines(),
+            *([self.vetting.says] if self.vetting and self.vetting.says else []),
+        ]
         if isinstance(self.cfg, ClipConfig):
             notes.append(availability.write(self.out, self.ledger))
         totals = self.ledger.totals()
@@ -173,25 +156,35 @@ class Run:
             bugs=self.bugs,
             licenses=licenses.tally(self.ledger.licenses()),
             notes=notes,
+            store=self.cfg.store,
         )
 
     def _work(self, drawn: Iterator[Item | None]) -> None:
         reasons = self.ledger.reasons()
-        with Progress(self.cfg.n, self.cfg.scene.views, self.delivered, reasons, self.out) as progress:
+        with self._cluster(), Progress(self.cfg.n, self.cfg.scene.views, self.delivered, reasons, self.out) as progress:
             items = drawn
+            packing = functools.partial(Packing, self._make_worker, self.writer.pack)
             self._shows(progress)
+            if self.uploads:
+                progress.uploads = self.uploads.snapshot
             if self.downloads:
                 items = self.downloads.stream(drawn, lambda outcome: self._end(outcome, progress))
                 progress.downloads = self.downloads.snapshot
             try:
-                for outcome in self._executor()(self._make_worker, items, progress.on_start):
+                for outcome in self._executor()(packing, items, progress.on_start):
                     self._end(outcome, progress)
+                progress.on_rest()
                 if self.vetting:
                     self._record(self.vetting.conclude(), progress)
                 self._afterwards(progress)
             finally:
                 self._close_shards()
                 progress.state = "finished" if self.complete else "stopped"
+
+    def _cluster(self) -> contextlib.AbstractContextManager[object]:
+        """The connection to a cluster outlives the workers there: metrics go through it to the end, of a cycle's training too."""
+        on_cluster = self.cfg.executor == "ray" and self.cfg.address
+        return executors.connected(self.cfg.address) if on_cluster else contextlib.nullcontext()
 
     def _shows(self, progress: Progress) -> None:
         """Further things to show."""
@@ -206,6 +199,7 @@ class Run:
         net = None
         if sources.is_remote(self.cfg):
             net = fetcher(self.cfg, self.out / "raw", self.cfg.cache)
+        if net and not self.cfg.address:  # the workers of a cluster fetch for themselves
             self.downloads = Downloads(source, net, self.cfg.downloads, self.finished)
         try:
             drawn = self._draw(lambda: source.items(self.cfg, self.cfg.scene.seed, net))
@@ -237,10 +231,25 @@ class Run:
     def _executor(self) -> Callable[..., Iterator[Outcome]]:
         if self.cfg.executor == "inline":
             return executors.inline
-        workers = self.cfg.workers
-        if not self.cfg.address:
-            workers = min(workers or executors.default_workers(self.cfg.threads), self.cfg.n - self.delivered)
-        return functools.partial(executors.on_ray, workers=workers, threads=self.cfg.threads, address=self.cfg.address)
+        cfg = self.cfg
+        if not cfg.address:
+            workers = min(cfg.workers or executors.default_workers(cfg.threads), cfg.n - self.delivered)
+            return functools.partial(executors.on_ray, workers=workers, share=Share(cfg.threads), say=self._say)
+        source = sources.load(cfg.source)
+        return functools.partial(
+            executors.on_ray,
+            workers=cfg.workers,
+            share=Share(cfg.threads, cfg.gpus, cfg.memory_gb * 1e9),
+            address=cfg.address,
+            apart=self.apart,
+            key=source.batch if hasattr(source, "BATCH") else None,
+            say=self._say,
+        )
+
+    def _say(self, line: str) -> None:
+        """Something that a user should know now, and find at the end again."""
+        print(line, file=sys.stderr, flush=True)
+        self.said.append(line)
 
     def _draw(self, listing: Callable[[], Iterator[Item]]) -> Iterator[Item | None]:
         """Items that were asked for and are not in the ledger yet, never more at once than are still missing."""
@@ -265,14 +274,23 @@ class Run:
         uid = outcome.item.uid
         if uid in self.finished:
             return
-        shard = closed = None
+        shard, full = None, False
         if outcome.scene is not None:
-            split = split_of(group_of(outcome.scene), self.cfg.val_percent)
-            shard, closed = self.writer.add(outcome.scene, split, self.numbers.get(split, 0))
+            scene = self.writer.pack(outcome.scene)
+            split = split_of(scene.group, self.cfg.val_percent)
+            shard, full = self.writer.add(scene, split, self.numbers.get(split, 0))
         self.ledger.record(outcome, shard)
-        if closed is not None:
-            self._shard_closed(closed)
         self._count(outcome)
+        if shard and full:
+            self.numbers[split] = number_of(shard) + 1
+            self.publishing.append(self.publisher.submit(self.writer.publish, shard))
+        self._book_shards(PUBLISHING)
+
+    def _book_shards(self, left: int) -> None:
+        """The ledger hears of the shards that are published; at most so many are still on their way afterwards."""
+        while self.publishing and (len(self.publishing) > left or self.publishing[0].done()):
+            if shard := self.publishing.popleft().result():
+                self._shard_closed(shard)
 
     def _count(self, outcome: Outcome) -> None:
         self.finished.add(outcome.item.uid)
@@ -282,8 +300,12 @@ class Run:
     def _shard_closed(self, shard: Shard) -> None:
         self.ledger.add_shard(shard)
         self.numbers[shard.split] = max(self.numbers.get(shard.split, 0), number_of(shard.name) + 1)
+        if self.uploads:
+            self.uploads.take(shard.name)
 
     def _close_shards(self) -> None:
+        self.publisher.shutdown()
+        self._book_shards(0)
         for split in ("train", "val"):
             if shard := self.writer.close(split):
                 self._shard_closed(shard)
@@ -293,25 +315,33 @@ class Run:
         notes = []
         recovered = self.writer.recover()
         widths = self.cfg.scene.res
-        on_disk = set.intersection(*({path.stem for path in shard_paths(self.out / str(width))} for width in widths))
+        here = complete_shards(self.out, widths)
+        there = self.uploads.there if self.uploads else set()
         self.numbers: dict[str, int] = {}
-        for name in on_disk | set(self.ledger.shards()):
+        for name in here | there | set(self.ledger.shards()):
             match = SHARD_NAME.match(name)
             assert match is not None
             split, number = match[1], int(match[2])
             self.numbers[split] = max(self.numbers.get(split, 0), number + 1)
         for shard in recovered:
             self.ledger.add_shard(shard)
-        for name in sorted(on_disk - set(self.ledger.shards())):
-            self.ledger.add_shard(shard_on_disk(self.out, widths, name))
+        for name in sorted((here | there) - set(self.ledger.shards())):
+            found = self.uploads.as_found(name) if self.uploads and name not in here else None
+            self.ledger.add_shard(found or shard_on_disk(self.out, widths, name))
         if recovered:
             notes.append(f"recovered {sum(len(shard.uids) for shard in recovered)} objects of an interrupted session")
-        if gone := self.ledger.forget_missing(on_disk):
+        if gone := self.ledger.forget_missing(here | there):
             for name in gone:  # what is left of it at other resolutions would stand there twice
                 for width in widths:
                     (self.out / str(width) / f"{name}.parquet").unlink(missing_ok=True)
+                if self.uploads:
+                    self.uploads.drop(name)
             some = ", ".join(gone[:3]) + (" ..." if gone[3:] else "")
-            notes.append(f"{len(gone)} shards are no longer on disk ({some}): rendering them again")
+            place = self.cfg.store or "on disk"
+            notes.append(f"{len(gone)} shards are no longer {place} ({some}): rendering them again")
+        if self.uploads:
+            for name in sorted(here):
+                self.uploads.take(name)
         return notes
 
     def _stop(self) -> None:
@@ -319,12 +349,6 @@ class Run:
         if self.downloads:
             self.downloads.stop()
         print("\nstopping: objects in flight are finished first; Ctrl-C again ends at once", file=sys.stderr)
-
-
-def group_of(scene: Scene) -> str:
-    """What must not be torn apart between train and val: all clips of one video; else every item stands alone."""
-    video = scene.meta.get("video")
-    return video_of(video) if video else scene.item.uid
 
 
 @contextlib.contextmanager

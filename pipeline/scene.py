@@ -94,21 +94,46 @@ class Scene:
     numbers: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
+    def view_count(self) -> int:
+        return len(self.c2w)
+
+    @property
     def jpeg_bytes(self) -> int:
         return sum(len(jpeg) for views in self.by_width.values() for jpeg in views.jpegs)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How one item ended: with a scene, or with a reason. Times are in seconds, by stage."""
+class Packed:
+    """A scene as a journal takes it, and what a driver has to know of it: workers pack, so that the driver only writes.
+
+    record: an Arrow message (pipeline/writer.py). group: what must not be torn apart between train and val. widest_bytes: of the
+    pictures at the largest resolution; jpeg_bytes: at all. meta: what the driver is told, and no shard.
+    """
 
     item: Item
-    scene: Scene | None = None
+    record: bytes
+    group: str
+    view_count: int
+    jpeg_bytes: int
+    widest_bytes: int
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one item ended: with a scene, or with a reason. Times are in seconds, by stage.
+
+    passing: the reason is one that the same item may not have on another machine.
+    """
+
+    item: Item
+    scene: Scene | Packed | None = None
     reason: str = ""
     detail: str = ""
     tries: int = 1
     worker: str = ""
     timings: dict[str, float] = field(default_factory=dict)
+    passing: bool = False
 
 
 class _Reason(Exception):

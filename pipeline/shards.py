@@ -98,13 +98,22 @@ class Shard:
         return self.name.split("-")[0]
 
 
-def entry_of(rows: pa.RecordBatch | pa.Table, widths: int) -> Entry:
-    """What the ledger books, from the rows of one object at so many resolutions together."""
-    first = {name: rows.column(name)[0].as_py() for name in (*ENTRY_COLUMNS, "meta")}
-    meta = json.loads(first.pop("meta"))
-    item = Item(**first, url=meta.get("url", ""), credit=meta.get("credit", {}))
-    sizes = pc.binary_length(pc.struct_field(rows.column("image"), "bytes"))
-    return Entry(item, rows.num_rows // widths, pc.sum(sizes).as_py() or 0)
+def entries_of(objects: Sequence[pa.RecordBatch | pa.Table], widths: int) -> list[Entry]:
+    """What the ledger books, from the rows of each object at so many resolutions together."""
+    if not objects:
+        return []
+    rows = pa.concat_tables([one if isinstance(one, pa.Table) else pa.Table.from_batches([one]) for one in objects])
+    counts = np.array([one.num_rows for one in objects])
+    starts = np.cumsum(counts) - counts
+    sizes = pc.binary_length(pc.struct_field(rows["image"], "bytes")).to_numpy()
+    image_bytes = np.add.reduceat(sizes, starts, dtype=np.int64).tolist()
+    firsts = rows.select([*ENTRY_COLUMNS, "meta"]).take(starts).to_pylist()
+    entries = []
+    for first, count, of_images in zip(firsts, counts.tolist(), image_bytes, strict=True):
+        meta = json.loads(first.pop("meta"))
+        item = Item(**first, url=meta.get("url", ""), credit=meta.get("credit", {}))
+        entries.append(Entry(item, count // widths, of_images))
+    return entries
 
 
 def is_web(url: str) -> bool:
@@ -125,6 +134,11 @@ def number_of(name: str) -> int:
 def shard_paths(folder: Path) -> list[Path]:
     """Complete shards of one resolution's folder, sorted."""
     return sorted(path for path in folder.glob("*.parquet") if SHARD_NAME.match(path.stem))
+
+
+def complete_shards(out: Path, widths: Sequence[int]) -> set[str]:
+    """Names of the shards of a run's folder that are there at all these resolutions."""
+    return set.intersection(*({path.stem for path in shard_paths(out / str(width))} for width in widths))
 
 
 def widths_in(out: Path) -> list[int]:
@@ -173,7 +187,7 @@ def shard_on_disk(out: Path, widths: Sequence[int], name: str) -> Shard:
         try:
             with pq.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):
-                    entry = entry_of(file.read_row_group(group, [*ENTRY_COLUMNS, "meta", "image"]), 1)
+                    (entry,) = entries_of([file.read_row_group(group, [*ENTRY_COLUMNS, "meta", "image"])], 1)
                     before = entries[entry.item.uid].image_bytes if entry.item.uid in entries else 0
                     entries[entry.item.uid] = dataclasses.replace(entry, image_bytes=before + entry.image_bytes)
         except (pa.ArrowException, OSError, ValueError) as error:

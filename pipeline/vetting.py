@@ -13,7 +13,7 @@ from pipeline.scene import Item, Outcome, UserError
 SCENES = 8  # that decide; fewer where fewer were asked for
 SUGGEST_FROM = 4  # scenes that other cameras are tried on
 MARK = "vet"  # in extra: this item's scene is to be looked at
-FOUND = "cameras_fit"  # in a scene's meta, on its way to the driver
+FOUND = "_cameras_fit"  # in a scene's meta, on its way to the driver
 
 
 class Vetting:

@@ -7,10 +7,11 @@ renamed; then the journal goes. Hence a name that ends in .parquet is complete, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import journals
-from pipeline.scene import Scene
+from pipeline.files.camera_files import video_of
+from pipeline.scene import Packed, Scene
 from pipeline.shards import (
     CONVENTION,
     FORMAT_VERSION,
@@ -29,13 +31,15 @@ from pipeline.shards import (
     NUMBERS,
     Entry,
     Shard,
-    entry_of,
+    entries_of,
     is_web,
     schema,
     shard_name,
 )
 
 FSYNC_BYTES = 16_000_000  # how much a power cut may cost; a killed process costs nothing
+TOGETHER = 32  # objects that are copied side by side, to be written by one call: a call for each takes twice the time
+SMALL = 128  # bytes of a column in a row group, below which it stays as it is
 PARQUET_EXTRA = (
     8192  # bytes that an object may take more in a shard than in a journal: its row group's share of the footer
 )
@@ -47,7 +51,6 @@ class _Journal:
 
     path: Path
     sink: FileIO
-    uids: list[str] = field(default_factory=list)
     image_bytes: int = 0
     unsynced: int = 0
 
@@ -70,6 +73,7 @@ class ShardWriter:
         self.out = out
         self.widths = widths
         self.schema = schema(optional)
+        self.pack = Packer(self.schema, metadata["config_hash"])
         self.metadata = metadata
         self.target_bytes = target_bytes
         self.open: dict[str, _Journal] = {}  # by shard name
@@ -77,27 +81,26 @@ class ShardWriter:
             (out / str(width)).mkdir(parents=True, exist_ok=True)
         (out / "journal").mkdir(exist_ok=True)
 
-    def add(self, scene: Scene, split: str, next_number: int) -> tuple[str, Shard | None]:
-        """Appends one scene durably; returns its shard's name and, where that made the shard full, the closed shard.
+    def add(self, scene: Scene | Packed, split: str, next_number: int) -> tuple[str, bool]:
+        """Appends one scene durably; returns its shard's name, and whether that made it full: then it waits for `publish`,
+        which may be called in another thread.
 
         next_number: the number of a new shard, used only when none of this split is open.
         """
         name = next((name for name in self.open if name.startswith(split)), shard_name(split, next_number))
-        self.append(name, self.packed(scene))
-        image_bytes = sum(len(jpeg) for jpeg in scene.by_width[max(self.widths)].jpegs)
-        self.open[name].image_bytes += image_bytes
-        return name, self.publish(name) if self.open[name].image_bytes >= self.target_bytes else None
+        packed = self.pack(scene)
+        self.append(name, packed)
+        self.open[name].image_bytes += packed.widest_bytes
+        full = self.open[name].image_bytes >= self.target_bytes
+        if full:
+            self.open.pop(name).sink.close()
+        return name, full
 
-    def packed(self, scene: Scene) -> pa.RecordBatch:
-        """A scene as `append` takes it."""
-        return to_batch(scene, self.schema, self.metadata["config_hash"])
-
-    def append(self, name: str, batch: pa.RecordBatch) -> None:
+    def append(self, name: str, packed: Packed) -> None:
         """Appends one scene durably to the shard of a name. Raises OSError, with nothing written, where the disk is full."""
         journal = self.open.get(name) or self._start(name)
-        journals.append(journal.sink, batch.serialize())
-        journal.uids.append(batch.column("uid")[0].as_py())
-        journal.unsynced += batch.nbytes
+        journals.append(journal.sink, packed.record)
+        journal.unsynced += len(packed.record)
         if journal.unsynced > FSYNC_BYTES:
             _fsync(journal.path)
             journal.unsynced = 0
@@ -117,8 +120,8 @@ class ShardWriter:
         found: dict[str, list[Entry]] = {}
         for path in self._journals():
             batches, end = journals.mend(path)
-            found[path.stem] = [entry_of(batch, len(self.widths)) for batch in batches]
-            journal = _Journal(path, path.open("ab", buffering=0), [entry.item.uid for entry in found[path.stem]])
+            found[path.stem] = entries_of(batches, len(self.widths))
+            journal = _Journal(path, path.open("ab", buffering=0))
             os.ftruncate(journal.sink.fileno(), end)
             if not end:  # not even its schema was written
                 journals.append(journal.sink, self.schema.serialize())
@@ -147,7 +150,7 @@ class ShardWriter:
         if batches:
             for width in self.widths:
                 file_bytes += self._write_parquet(name, width, batches)
-        entries = tuple(entry_of(batch, len(self.widths)) for batch in batches)
+        entries = tuple(entries_of(batches, len(self.widths)))
         if journal := self.open.pop(name, None):
             journal.sink.close()
         path.unlink()
@@ -187,25 +190,38 @@ class ShardWriter:
         with pq.ParquetWriter(
             temporary,
             with_facts,
-            compression={column: "zstd" for column in _leaves(self.schema) if column not in ("image.bytes", "alpha")},
+            compression=dict.fromkeys(_leaves(_compressible(batches[:TOGETHER], len(self.widths))), "zstd"),
             use_dictionary=False,  # zstd alone packs a group's repeated values smaller than a dictionary page does
             column_encoding={"c2w.list.element": "BYTE_STREAM_SPLIT"},
             write_statistics=["uid"],
         ) as writer:
-            for batch in batches:
-                rows = pc.equal(batch.column("width"), width)
-                writer.write_table(pa.Table.from_batches([batch.filter(rows)]).cast(with_facts))
+            for start in range(0, len(batches), TOGETHER):
+                some = batches[start : start + TOGETHER]
+                rows = pa.Table.from_batches(some).combine_chunks()
+                rows = rows.filter(pc.equal(rows["width"], width)).cast(with_facts)
+                place = 0
+                for views, alike in itertools.groupby(batch.num_rows // len(self.widths) for batch in some):
+                    count = views * sum(1 for _ in alike)
+                    writer.write_table(rows.slice(place, count), row_group_size=views)
+                    place += count
         _fsync(temporary)
 
 
-def _leaves(of: pa.Schema) -> list[str]:
-    """Parquet column paths of a schema, as the writer's options want them."""
+def _compressible(objects: list[pa.RecordBatch], widths: int) -> list[str]:
+    """Columns that zstd makes smaller. To start it takes longer than all else where an object has but a view or two."""
+    enough = SMALL * widths * len(objects)
+    names = [name for name in objects[0].schema.names if name != "alpha"]  # which is PNG
+    return [name for name in names if sum(one.column(name).nbytes for one in objects) >= enough]
+
+
+def _leaves(names: list[str]) -> list[str]:
+    """Parquet column paths of some columns, as the writer's options want them; those of JPEGs are left out."""
     nested = {
-        "image": ["image.bytes", "image.path"],
+        "image": ["image.path"],
         "c2w": ["c2w.list.element"],
         "fxfycxcy": ["fxfycxcy.list.element"],
     }
-    return [path for name in of.names for path in nested.get(name, [name])]
+    return [path for name in names for path in nested.get(name, [name])]
 
 
 def _fsync(path: Path) -> None:
@@ -214,6 +230,35 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Scenes of one run -> what `ShardWriter.append` takes. Crosses to workers."""
+
+    schema: pa.Schema
+    config_hash: str
+
+    def __call__(self, scene: Scene | Packed) -> Packed:
+        """What is packed already stays as it is."""
+        if isinstance(scene, Packed):
+            return scene
+        aside = {name: scene.meta.pop(name) for name in [*scene.meta] if name.startswith("_")}
+        return Packed(
+            item=scene.item,
+            record=to_batch(scene, self.schema, self.config_hash).serialize().to_pybytes(),
+            group=group_of(scene),
+            view_count=scene.view_count,
+            jpeg_bytes=scene.jpeg_bytes,
+            widest_bytes=sum(map(len, scene.by_width[max(scene.by_width)].jpegs)),
+            meta=aside,
+        )
+
+
+def group_of(scene: Scene) -> str:
+    """What must not be torn apart between train and val: all clips of one video; else every item stands alone."""
+    video = scene.meta.get("video")
+    return video_of(video) if video else scene.item.uid
 
 
 def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:

@@ -252,7 +252,7 @@ def journal() -> tuple[bytes, list[int]]:
     with tempfile.TemporaryDirectory() as folder:
         of, ends = writer(Path(folder)), []
         for number in range(4):
-            of.append("train-000003", of.packed(scene(f"object-{number}", 20 + 30 * number)))
+            of.append("train-000003", of.pack(scene(f"object-{number}", 20 + 30 * number)))
             ends.append((Path(folder) / "journal" / "train-000003.arrow").stat().st_size)
         of.leave()
         data = (Path(folder) / "journal" / "train-000003.arrow").read_bytes()
@@ -284,7 +284,7 @@ def test_a_journal_that_was_cut_anywhere_goes_on(at: int, how: str, order: list[
         assert all((each.views, each.item.license) == (2, "cc0") for each in found["train-000003"])
         rest = [f"object-{number}" for number in range(5) if f"object-{number}" not in whole]
         for uid in rest:
-            of.append("train-000003", of.packed(scene(uid)))
+            of.append("train-000003", of.pack(scene(uid)))
         made = of.publish("train-000003", [f"object-{number}" for number in order])
         assert made is not None and not path.exists()
         assert list(made.uids) == [f"object-{number}" for number in order]
@@ -302,17 +302,17 @@ def test_a_full_disk_loses_no_object(tmp_path: Path) -> None:
     """Neither where an object is appended, nor where a journal becomes a shard: both can be tried again."""
     with small_disk(tmp_path / "disk", 2) as disk:
         of = writer(disk)
-        of.append("train-000000", of.packed(scene("one", 100_000)))
+        of.append("train-000000", of.pack(scene("one", 100_000)))
         others = fill(disk, 60_000)
         for name in ("train-000000", "train-000001"):
             with pytest.raises(OSError, match="No space left") as error:
-                of.append(name, of.packed(scene("two", 100_000)))
+                of.append(name, of.pack(scene("two", 100_000)))
             assert is_full(error.value)
         with pytest.raises(OSError, match="No space left") as error:
             of.publish("train-000000")
         assert is_full(error.value) and not list(disk.rglob("*.tmp"))
         others.unlink()
-        of.append("train-000000", of.packed(scene("two", 1000)))
+        of.append("train-000000", of.pack(scene("two", 1000)))
         made = of.publish("train-000000", ["two", "one"])
         assert made is not None and made.uids == ("two", "one")
         assert made.file_bytes == sum(path.stat().st_size for path in disk.rglob("*.parquet"))
@@ -345,9 +345,9 @@ def test_the_ledger_remembers_shards_that_are_gone(tmp_path: Path) -> None:
             "train-000002": Kept("deleted", 0, 0, 2),  # there never was a file
         }
         assert ledger.forget_missing(["train-000001"]) == []
-        assert ledger.finished_uids() == {"a", "b", "c"}
+        assert ended(ledger, "abcd") == {"a", "b", "c"}
         assert ledger.forget_missing([]) == ["train-000001"]
-        assert ledger.finished_uids() == {"a", "b"} and set(ledger.kept()) == {"train-000000", "train-000002"}
+        assert ended(ledger, "abcd") == {"a", "b"} and set(ledger.kept()) == {"train-000000", "train-000002"}
 
 
 def test_a_ledger_of_an_earlier_version_learns_of_passes(tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_a_ledger_on_a_full_disk_says_so_and_goes_on(tmp_path: Path) -> None:
             fail_many(ledger, booked)
         assert is_full(error.value)
         failed = next(booked) - 1
-        assert ledger.counts() == {"delivered": 1} | ({"failed": failed} if failed else {})
+        assert ledger.counts()["delivered"] == 1  # it can be read meanwhile
         for write in (
             lambda: ledger.book([entry(f"more-{number}") for number in range(500)], "train-000001"),
             lambda: ledger.add_shard(Shard("train-000001", tuple(entry(f"o-{i}") for i in range(500)), 1), 1),
@@ -382,6 +382,11 @@ def test_a_ledger_on_a_full_disk_says_so_and_goes_on(tmp_path: Path) -> None:
         ledger.delete_shards(["train-000000"])
         assert ledger.counts() == {"delivered": 2, "failed": failed + 1}
         assert ledger.kept()["train-000000"].state == "deleted"
+
+
+def ended(ledger: Ledger, uids: str) -> set[str]:
+    finished = ledger.finished_uids()
+    return {uid for uid in uids if uid in finished}
 
 
 def fail_many(ledger: Ledger, numbers: Iterator[int]) -> None:
@@ -433,12 +438,12 @@ def run(tmp_path: Path) -> Path:
     with Ledger(out / "ledger.sqlite") as ledger:
         for name, count, passes in (("val-000000", 1, 0), ("train-000000", 2, 2), ("train-000001", 2, 2)):
             for number in range(count):
-                of.append(name, of.packed(scene(f"{name}-{number}")))
+                of.append(name, of.pack(scene(f"{name}-{number}")))
             made = of.publish(name)
             assert made is not None
             ledger.add_shard(made, passes)
         ledger.add_shard(Shard("train-000002", (), 0), 2)
-        of.append("train-000003", of.packed(scene("open")))
+        of.append("train-000003", of.pack(scene("open")))
         ledger.book([entry("open")], "train-000003")
         ledger.record(Outcome(Item("bad", "test"), None, "blank"), None)
         ledger.delete_shards(["train-000000"])
@@ -470,7 +475,7 @@ def test_the_audit_adds_up(run: Path) -> None:
 def on_disk(out: Path, name: str, *uids: str, booked: bool = True) -> None:
     of = writer(out)
     for uid in uids:
-        of.append(name, of.packed(scene(uid)))
+        of.append(name, of.pack(scene(uid)))
     made = of.publish(name)
     assert made is not None
     if booked:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline import executors
+from pipeline import executors, pool
 from pipeline.scene import Item, Outcome
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers need not find the tests
@@ -40,6 +40,9 @@ class Toy:
         if item.uid.startswith("bug"):
             raise ValueError("a bug of ours")
         return Outcome(item, None, "done", worker=str(os.getpid()))
+
+    def ahead(self, items: list[Item]) -> None:
+        pass
 
     def close(self) -> None:
         self.mark("closed")
@@ -113,7 +116,8 @@ def test_inline_asks_again_where_there_is_nothing_now(tmp_path: Path) -> None:
 # ---- on Ray; starting and stopping one takes seconds, so each test asks many things at once
 
 
-def test_ray_does_every_item_once_whatever_dies(tmp_path: Path) -> None:
+def test_ray_does_every_item_once_whatever_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "MOST", 1)  # else those that came along are done again too
     workers = 2
     uids = ["a", "once-1", "b", "always", "c", "d", "once-2", "e", "f"]
     drawn: list[str] = []
@@ -137,8 +141,6 @@ def test_ray_does_every_item_once_whatever_dies(tmp_path: Path) -> None:
         stream(),
         lambda slot, item: begun.append((slot, item.uid)),
         workers=workers,
-        threads=1,
-        address=None,
     )
     for outcome in results:
         outcomes.append(outcome)
@@ -173,10 +175,8 @@ def test_ray_lets_our_bugs_through(tmp_path: Path) -> None:
 
     Whoever is connected already stays so. With workers=None: as many as there are CPUs.
     """
-    stillborn = executors.on_ray(partial(Stillborn, tmp_path), items("a"), ignore, workers=1, threads=1, address=None)
-    outcomes = executors.on_ray(
-        partial(Toy, tmp_path), items("a", "bug", "b", "c"), ignore, workers=None, threads=1, address=None
-    )
+    stillborn = executors.on_ray(partial(Stillborn, tmp_path), items("a"), ignore, workers=1)
+    outcomes = executors.on_ray(partial(Toy, tmp_path), items("a", "bug", "b", "c"), ignore, workers=None)
 
     def in_one_ray() -> None:
         with executors.connected(None):

@@ -23,6 +23,14 @@ LAYERS = {
     "system": 1,
     "licenses": 1,
     "room": 1,
+    "stores": 1,
+    "metrics": 1,
+    "nodes": 1,
+    "batches": 1,
+    "pool": 1,
+    "uploads": 3,
+    "copies": 4,
+    "prefetch": 2,
     "fetch": 1,
     "files": 1,
     "flags": 1,
@@ -78,6 +86,8 @@ LAYERS = {
     "report_chart": 5,
     "report_tiles": 5,
     "run": 6,
+    "summary": 3,
+    "uids": 1,
     "listing": 6,
     "cli": 8,
     "doctor": 8,
@@ -100,12 +110,14 @@ BESIDE = {  # within a layer, by name
     ("report", "report_tables"),
     ("report_cycle", "report_chart"),
     ("report_cycle", "report_tables"),
+    ("pool", "batches"),  # what it hands out
+    ("pool", "nodes"),  # and where
     ("cli", "doctor"),  # one command of it
     ("plan", "pilot"),  # what it goes by
     ("cycle", "plan"),  # predicted and real figures at the end
 }
 DOORS = {  # dependency -> the only modules that may know it
-    "ray": {"executors"},
+    "ray": {"executors", "metrics"},
     "sqlite3": {"ledger"},
     "PIL": {"images"},
     "cv2": {"images", "posed", "epipolar", "clips"},
@@ -114,7 +126,7 @@ DOORS = {  # dependency -> the only modules that may know it
     "py7zr": {"files.seven_zip"},
     "huggingface_hub": {"hub"},
     "httpx2": {"fetch", "hub", "checkout"},
-    "pyarrow": {"shards", "writer", "journals", "verify", "files.tables", "sources.objaverse_xl"},
+    "pyarrow": {"shards", "writer", "journals", "verify", "stores", "files.tables", "sources.objaverse_xl"},
     "bpy": set(),
     "torch": set(),
     "lvsm_train": {"cli"},

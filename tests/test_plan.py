@@ -39,6 +39,8 @@ TRAINER: dict[str, Any] = {
     "loss": {},
     "optim": {},
     "accumulate": 1,
+    "global_batch": 0,
+    "ranks": 0,
     "ray_workers": 0,
     "precision": "auto",
     "device": "auto",

@@ -60,7 +60,7 @@ def close(maker: Maker, name: str) -> None:
 
 def deliver(maker: Maker, uid: str, shard: str) -> None:
     made = scene(uid)
-    maker.writer.append(shard, maker.writer.packed(made))
+    maker.writer.append(shard, maker.writer.pack(made))
     maker.now = (maker.now + 2) if maker.now > START else START + 2
     maker.ledger.record(Outcome(made.item, made), shard)
     maker.ledger.db.execute("UPDATE item SET finished = ? WHERE uid = ?", (maker.now, uid))

@@ -73,7 +73,9 @@ def write(
     for one in scenes:
         name, full = writer.add(one, split, number)
         assert name == f"{split}-{number:06d}"
-        number += full is not None
+        if full:
+            writer.publish(name)
+        number += full
     return writer
 
 
@@ -266,7 +268,7 @@ def test_a_full_shard_is_closed_and_the_next_begun(tmp_path: Path) -> None:
         name, full = writer.add(one, "train", len(done))
         assert name == f"train-{len(done):06d}"
         if full:
-            done.append(full)
+            done.append(writer.publish(name))
     assert [shard.uids for shard in done] == [("o0", "o1", "o2"), ("o3", "o4", "o5")]
     assert [(shard.name, shard.rows, shard.split) for shard in done] == [
         ("train-000000", 6, "train"),
@@ -493,7 +495,7 @@ def test_ledger_round_trip(tmp_path: Path) -> None:
         ledger.add_shard(booked("train-000000", "a", 1000))
         ledger.add_shard(booked("val-000000", "f", 500))  # whose line a crash ate
     with Ledger(path, readonly=True) as ledger:
-        assert ledger.finished_uids() == set("abcdef")
+        assert ended(ledger, "abcdefg") == set("abcdef")
         assert ledger.counts() == {"delivered": 3, "failed": 3}
         assert list(ledger.reasons().items()) == [("tiny", 2), ("timeout", 1)]
         assert ledger.examples("tiny", 10) == [("c", "why c", 1), ("e", "why e", 1)]
@@ -517,6 +519,12 @@ def test_a_shard_overrules_an_older_failure(tmp_path: Path) -> None:
         ledger.record(delivered("a"), "train-000000")
         ledger.add_shard(booked("train-000000", "a", 12))  # twice, as after a crash in between
         assert (ledger.totals()["views"], ledger.totals()["shard_bytes"]) == (VIEWS, 12)
+
+
+def ended(ledger: Ledger, uids: str) -> set[str]:
+    """Which of these one-letter uids have ended."""
+    finished = ledger.finished_uids()
+    return {uid for uid in uids if uid in finished}
 
 
 def old_ledger(path: Path) -> None:
@@ -600,7 +608,7 @@ def test_ledger_forgets_what_is_gone_and_what_failed(tmp_path: Path) -> None:
         assert ledger.totals()["shards"] == 0
         assert ledger.counts() == {"delivered": 1, "failed": 1}
         assert ledger.forget_failed() == 1
-        assert ledger.finished_uids() == {"a"}
+        assert ended(ledger, "abcdefx") == {"a"}
 
 
 def test_ledger_orders_reasons_by_number(tmp_path: Path) -> None:
@@ -638,7 +646,7 @@ def test_a_folder_of_any_name_holds_its_own_ledger(tmp_path: Path, name: str) ->
         ledger.record(failed("a", "tiny"), None)
     assert (folder / "ledger.sqlite").exists()
     with Ledger(folder / "ledger.sqlite", readonly=True) as ledger:
-        assert ledger.finished_uids() == {"a"}
+        assert ended(ledger, "abcdefx") == {"a"}
     assert {path.name for path in tmp_path.iterdir()} == {name}
 
 

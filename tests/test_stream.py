@@ -54,7 +54,7 @@ def shard(out: Path, name: str, objects: int) -> None:
     """On disk and in the ledger."""
     writer = ShardWriter(out, (WIDTH,), (), FACTS, 1e12)
     for number in range(objects):
-        writer.append(name, writer.packed(drawn(f"{name}-{number}")))
+        writer.append(name, writer.pack(drawn(f"{name}-{number}")))
     made = writer.publish(name) if objects else None
     with Ledger(out / "ledger.sqlite") as ledger:
         ledger.add_shard(made or Shard(name, (), 0))

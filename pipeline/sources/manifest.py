@@ -11,6 +11,7 @@ from pipeline.fetch import Fetcher
 from pipeline.files import tables
 from pipeline.flags import Listing
 from pipeline.scene import Item, UserError
+from pipeline.uids import Uids
 
 KIND = "object"
 SAYS = "the objects of a manifest"
@@ -29,6 +30,7 @@ COLUMNS: tuple[tuple[str, type], ...] = (
     ("file_identifier", str),
 )
 CREDIT = ("title", "author", "page")
+READ = ("uid", "path", "url", "source", "license", "sha256", "size", "file_type", "file_identifier", *CREDIT)
 batch, fetch_many, root_of, BATCH = (
     transport.batch,
     transport.fetch_many,
@@ -40,43 +42,55 @@ batch, fetch_many, root_of, BATCH = (
 def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
     """The lines in their order. Raises UserError for a line without url or path, or two lines with one uid."""
     assert cfg.manifest is not None
-    seen: set[str] = set()
-    for number, row in enumerate(tables.rows(cfg.manifest), 1):
-        item = _item(cfg.manifest, number, row)
-        if item.uid in seen:
-            raise UserError(f"{cfg.manifest}: uid {item.uid!r} appears twice (entry {number})", "uids must be unique")
-        seen.add(item.uid)
-        yield item
-    if not seen:
+    first, seen = 1, Uids()  # the number of a block's first line
+    for block in tables.blocks(cfg.manifest, READ):
+        found = _block(cfg.manifest, first, block)
+        if (place := seen.known([item.uid for item in found])) is not None:
+            twice = f"uid {found[place].uid!r} appears twice (entry {first + place})"
+            raise UserError(f"{cfg.manifest}: {twice}", "uids must be unique")
+        yield from found
+        first += len(found)
+    if first == 1:
         raise UserError(f"{cfg.manifest} lists no object", "`lvsm-data manifest --help` writes one")
 
 
-def _item(manifest: Path, number: int, row: dict[str, Any]) -> Item:
-    text = {name: str(value).strip() for name, value in row.items() if name and value not in (None, "")}
-    url = text.get("url") or (str(manifest.parent / text["path"]) if "path" in text else "")
-    if not url:
-        raise UserError(
-            f"{manifest}: entry {number} has neither url nor path", f"columns: {', '.join(n for n, _ in COLUMNS)}"
+def _block(manifest: Path, first: int, block: dict[str, list[Any]]) -> list[Item]:
+    """Lines of which each column is a list. first: the number of the first one."""
+    count = len(next(iter(block.values())))
+    columns = [_texts(block[name]) if name in block else [""] * count for name in READ]
+    names: dict[str, str] = {}
+    items: list[Item] = []
+    for uid, path, url, source, license_name, sha256, size, file_type, identifier, *credit in zip(
+        *columns, strict=True
+    ):
+        if not url and not path:
+            raise UserError(
+                f"{manifest}: entry {first + len(items)} has neither url nor path",
+                f"columns: {', '.join(n for n, _ in COLUMNS)}",
+            )
+        if license_name not in names:
+            names[license_name] = licenses.normalise(license_name)
+        extra: dict[str, Any] = {"id": identifier} if identifier else {}
+        if file_type:
+            extra["type"] = file_type
+        if size.isdecimal() and int(size):
+            extra["size"] = int(size)
+        items.append(
+            Item(
+                uid=uid or path or url,
+                source=source or "manifest",
+                url=url or str(manifest.parent / path),
+                license=names[license_name],
+                sha256=sha256.lower(),
+                credit={name: value for name, value in zip(CREDIT, credit, strict=True) if value},
+                extra=extra,
+            )
         )
-    return Item(
-        uid=text.get("uid") or text.get("path") or url,
-        source=text.get("source", "manifest"),
-        url=url,
-        license=licenses.normalise(text.get("license")),
-        sha256=text.get("sha256", "").lower(),
-        credit={name: text[name] for name in CREDIT if name in text},
-        extra=_extra(text),
-    )
+    return items
 
 
-def _extra(text: dict[str, str]) -> dict[str, Any]:
-    size = text.get("size", "")
-    facts = {
-        "id": text.get("file_identifier"),
-        "type": text.get("file_type"),
-        "size": int(size) if size.isdecimal() else None,
-    }
-    return {name: value for name, value in facts.items() if value}
+def _texts(values: list[Any]) -> list[str]:
+    return ["" if value is None else str(value).strip() for value in values]
 
 
 def row_of(item: Item) -> dict[str, Any]:

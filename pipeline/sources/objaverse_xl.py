@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -26,6 +27,7 @@ HOWTO = "--source objaverse-xl"
 REPO = "allenai/objaverse-xl"
 COLUMNS = ("fileIdentifier", "source", "license", "fileType", "sha256")
 REPEATED = ("source", "license", "fileType")
+LINES, WINDOW = 1 << 16, 1 << 20  # that are read at once, and that are in memory
 BLOCK = 4096  # lines that are put in order together: files of one repository follow each other, to be fetched together
 THING = re.compile(r"thing:(\d+)/files\?fileId=(\d+)")
 batch, fetch_many, root_of, BATCH = (
@@ -42,8 +44,8 @@ def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
     uid: Sketchfab's own for its objects, so that they match Objaverse 1.0; else uuid5 of the fileIdentifier, as in the
     objaverse package. Of files with the same sha256 the first is taken. Raises UserError where a list cannot be had.
     """
-    tables = [_table(net, cfg, source) for source in sorted(cfg.xl_sources)]
-    lines = _Lines(tables, selection.names(cfg))
+    lists = [hub.list_file(net, REPO, f"{source}/{source}.parquet", cfg.cache) for source in sorted(cfg.xl_sources)]
+    lines = _Lines(lists, selection.names(cfg))
     if not len(lines):
         raise UserError("no object of Objaverse-XL is among those asked for", "--uids and --scores narrow it together")
     sketchfab = objaverse.object_paths(net, cfg.cache) if "sketchfab" in cfg.xl_sources else {}
@@ -51,9 +53,9 @@ def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
         lines.keys ^ item_rng(seed, "objaverse-xl", "order").integers(2**64, dtype=np.uint64), kind="stable"
     )
     last = None
-    for start in range(0, len(order), BLOCK):
+    for rows in lines.blocks(order):
         block = []
-        for row in lines.rows(order[start : start + BLOCK]):
+        for row in rows:
             if row["sha256"] != last or not last:  # equal sums are neighbours in this order
                 block.append(row)
             last = row["sha256"]
@@ -70,29 +72,64 @@ def _grouped(block: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class _Lines:
-    """Lines of several tables, numbered through. keys: (N,) uint64, from the sha256 sums."""
+    """Lines of several lists, numbered through: those of `names`, or all. keys: (N,) uint64, from the sha256 sums.
 
-    def __init__(self, tables: list[Any], names: frozenset[str] | None) -> None:
-        import pyarrow as pa
-        import pyarrow.compute as pc
+    Ten million lines would be 4 GB. So only their keys are kept; the lines are read again, WINDOW of them at a time.
+    """
 
-        table = pa.concat_tables(tables).unify_dictionaries()
-        if names is not None:
-            wanted = pa.array(sorted(names), pa.string())
-            uids = {_uuid5(name) for name in names}  # a list may hold identifiers or the uids made of them
-            asked = pc.or_(pc.is_in(table["fileIdentifier"], wanted), pc.is_in(table["sha256"], wanted))
-            if not pc.all(asked).as_py():
-                asked = pc.or_(asked, _by_uid(table["fileIdentifier"], names - uids))
-            table = table.filter(asked)
-        self.table = table
-        self.keys = _first_64_bits(table["sha256"])
+    def __init__(self, lists: list[Path], names: frozenset[str] | None) -> None:
+        self.lists = lists
+        wanted = None if names is None else _Wanted(names)
+        keys, chosen, first = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], 0
+        for rows in _read(lists, COLUMNS if names is None else ("fileIdentifier", "sha256")):
+            asked = np.ones(len(rows), bool) if wanted is None else wanted.among(rows)
+            chosen.append(first + np.flatnonzero(asked))
+            keys.append(_heads(rows.column("sha256"))[asked])
+            first += len(rows)
+        self.chosen, self.keys = np.concatenate(chosen), np.concatenate(keys)
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return len(self.keys)
 
-    def rows(self, numbers: np.ndarray) -> list[dict[str, Any]]:
-        """The lines of these numbers, in that order."""
-        return list(self.table.take(numbers).to_pylist())
+    def blocks(self, order: np.ndarray) -> Iterator[list[dict[str, Any]]]:
+        """The lines in an order (their numbers), BLOCK at a time."""
+        for start in range(0, len(order), WINDOW):
+            numbers = self.chosen[order[start : start + WINDOW]]
+            ascending = np.sort(numbers)
+            window = self._window(ascending)
+            for place in range(0, len(numbers), BLOCK):
+                yield window.take(np.searchsorted(ascending, numbers[place : place + BLOCK])).to_pylist()
+
+    def _window(self, ascending: np.ndarray) -> Any:
+        """A table of the lines of these numbers."""
+        import pyarrow as pa
+
+        parts, first = [], 0
+        for rows in _read(self.lists, COLUMNS):
+            low, high = np.searchsorted(ascending, [first, first + len(rows)])
+            if low < high:
+                parts.append(rows.take(pa.array(ascending[low:high] - first)))
+            first += len(rows)
+        return pa.Table.from_batches(parts).unify_dictionaries().combine_chunks()
+
+
+class _Wanted:
+    """Lines that somebody named, by their identifiers, sums, or the uids made of the former."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        import pyarrow as pa
+
+        self.names = pa.array(sorted(names), pa.string())
+        self.uids = names - {_uuid5(name) for name in names}
+
+    def among(self, rows: Any) -> np.ndarray:
+        """Which of some rows they are: a mask."""
+        import pyarrow.compute as pc
+
+        asked = pc.or_(pc.is_in(rows["fileIdentifier"], self.names), pc.is_in(rows["sha256"], self.names))
+        if not pc.all(asked).as_py():
+            asked = pc.or_(asked, _by_uid(rows["fileIdentifier"], self.uids))
+        return np.asarray(asked.to_numpy(zero_copy_only=False), bool)
 
 
 def _by_uid(identifiers: Any, names: frozenset[str]) -> Any:
@@ -104,12 +141,8 @@ def _by_uid(identifiers: Any, names: frozenset[str]) -> Any:
     return pa.array([_uid(identifier) in names for identifier in identifiers.to_pylist()], pa.bool_())
 
 
-def _first_64_bits(sums: Any) -> np.ndarray:
-    """sha256 sums in hex, any of them missing -> (N,) uint64."""
-    return np.concatenate([np.zeros(0, np.uint64), *map(_heads, sums.chunks)])
-
-
 def _heads(sums: Any) -> np.ndarray:
+    """sha256 sums in hex, any of them missing -> (N,) uint64: their first 64 bits."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -119,21 +152,25 @@ def _heads(sums: Any) -> np.ndarray:
     return np.asarray(((nibbles[:, ::2] << 4) | nibbles[:, 1::2]).view(">u8").astype(np.uint64).reshape(-1))
 
 
-def _table(net: Fetcher, cfg: Listing, source: str) -> Any:
+def _read(lists: list[Path], columns: Sequence[str]) -> Iterator[Any]:
+    """Record batches of some columns of all lists. Raises UserError where one cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = hub.list_file(net, REPO, f"{source}/{source}.parquet", cfg.cache)
-    try:
-        table = pq.read_table(path, columns=list(COLUMNS), read_dictionary=list(REPEATED))
-    except (pa.ArrowInvalid, KeyError, OSError) as error:
-        raise UserError(
-            f"{path} is no list of Objaverse-XL: {error}", "remove it; the same command fetches it anew"
-        ) from None
-    if missing := set(COLUMNS) - set(table.column_names):
-        raise UserError(f"{path} lacks the columns {', '.join(sorted(missing))}", "remove it; it is fetched anew")
     words = pa.dictionary(pa.int32(), pa.string())
-    return table.cast(pa.schema([(name, words if name in REPEATED else pa.string()) for name in COLUMNS]))
+    schema = pa.schema([(name, words if name in REPEATED else pa.string()) for name in columns])
+    for path in lists:
+        try:
+            with pq.ParquetFile(path, read_dictionary=list(REPEATED), pre_buffer=False) as file:
+                if missing := set(COLUMNS) - set(file.schema_arrow.names):
+                    lacks = f"{path} lacks the columns {', '.join(sorted(missing))}"
+                    raise UserError(lacks, "remove it; it is fetched anew")
+                for batch in file.iter_batches(LINES, columns=list(columns)):
+                    yield batch.select(list(columns)).cast(schema)
+        except (pa.ArrowInvalid, KeyError, OSError) as error:
+            raise UserError(
+                f"{path} is no list of Objaverse-XL: {error}", "remove it; the same command fetches it anew"
+            ) from None
 
 
 def _item(row: dict[str, Any], sketchfab: dict[str, str]) -> Item:

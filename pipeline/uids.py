@@ -1,0 +1,63 @@
+"""Millions of uids in little memory."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+RECENT = 1 << 17  # uids in an ordinary set, before they join the others
+
+
+class Uids:
+    """A set of uids that only grows: 8 bytes for each, a hash of 64 bits.
+
+    Of ten million uids two have the same hash with a probability of 3e-6, and then the second would pass for known.
+    """
+
+    def __init__(self, uids: Iterable[str] = ()) -> None:
+        self._recent: set[int] = set()
+        self._hashes = np.fromiter(map(hash, uids), np.int64)
+        self._hashes.sort()
+        self._view = memoryview(self._hashes.data)  # whose numbers are Python's: quicker, one at a time
+
+    def __contains__(self, uid: object) -> bool:
+        key = hash(uid)
+        if key in self._recent:
+            return True
+        place = bisect_left(self._view, key)
+        return place < len(self._view) and self._view[place] == key
+
+    def __len__(self) -> int:
+        return len(self._hashes) + len(self._recent)
+
+    def add(self, uid: str) -> None:
+        """Adds one that may be there already."""
+        if uid not in self:
+            self._recent.add(hash(uid))
+            if len(self._recent) >= RECENT:
+                recent, self._recent = self._recent, set()
+                self._join(np.fromiter(recent, np.int64, len(recent)))
+
+    def known(self, uids: Sequence[str]) -> int | None:
+        """Adds thousands at once. The place of the first that was there already, or stands before it; then none is added."""
+        keys = np.fromiter(map(hash, uids), np.int64, len(uids))
+        fresh = np.unique(keys)
+        places = self._hashes.searchsorted(fresh)
+        within = places < len(self._hashes)
+        there = np.zeros(len(fresh), bool)
+        there[within] = self._hashes[places[within]] == fresh[within]
+        if len(fresh) < len(keys) or there.any() or not self._recent.isdisjoint(keys.tolist()):
+            so_far: set[str] = set()
+            for place, uid in enumerate(uids):
+                if uid in self or uid in so_far:
+                    return place
+                so_far.add(uid)
+        self._join(fresh)
+        return None
+
+    def _join(self, hashes: np.ndarray) -> None:
+        joined = np.concatenate([self._hashes, np.sort(hashes)])
+        joined.sort(kind="stable")  # two runs in order: merged, not sorted
+        self._hashes, self._view = joined, memoryview(joined.data)

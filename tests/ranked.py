@@ -1,0 +1,69 @@
+"""What ranks do in tests/test_ranks.py: `python -m tests.ranked FOLDER`, whose file `work` is a pickled list.
+
+Each of it: train or memory, the step in which the second rank gets a SIGTERM, and settings. In its fifth step the second rank
+kills itself where there is a file `die`, which goes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lvsm_train import activations, model, sharding
+from lvsm_train.config import TrainConfig
+from lvsm_train.ranks import joined
+from lvsm_train.state import State
+from lvsm_train.train import train_fn
+
+
+def train(cfg: TrainConfig, stop: int, folder: Path) -> None:
+    """A run, perhaps not to its end."""
+    step, before, die = 0, State.step, folder / "die"
+
+    def counted(self: State, *given: Any) -> dict[str, float]:
+        nonlocal step
+        step += 1
+        if os.environ["RANK"] == "1":
+            if step == 5 and die.exists():
+                die.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if step == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return before(self, *given)
+
+    State.step = counted  # type: ignore[method-assign,assignment]
+    train_fn(cfg)
+    State.step = before  # type: ignore[method-assign]
+
+
+def memory(cfg: TrainConfig, stop: int, folder: Path) -> None:
+    """What a model keeps from forward to backward, before and after its weights are cut, into a file `memory`."""
+    net = model.build(cfg.model, 0)
+
+    def forward(count: int) -> torch.Tensor:
+        image, c2w, k = torch.zeros(count, 2, 3, 32, 32), torch.eye(4).expand(count, 2, 4, 4), torch.ones(count, 2, 4)
+        made: torch.Tensor = net(image, c2w, k, c2w, k)
+        return made
+
+    whole = activations.kept_by(net, forward, 4)
+    sharding.shard(net, torch.device("cpu"))
+    (folder / "memory").write_text(json.dumps([whole, activations.kept_by(net, forward, 4)]))
+
+
+def main() -> None:
+    """All of it, in one group of ranks."""
+    folder = Path(sys.argv[1])
+    with joined(5):
+        for name, stop, cfg in pickle.loads((folder / "work").read_bytes()):
+            {"train": train, "memory": memory}[name](cfg, stop, folder)
+
+
+if __name__ == "__main__":
+    main()
