@@ -200,7 +200,7 @@ class Scaled(Run):
 def drive(options: Options) -> None:
     """One session of the run, in this process."""
     listed = ModuleType("listed")  # the real list, but nothing is fetched
-    vars(listed).update(KIND=manifest.KIND, SAYS=manifest.SAYS, HOWTO=manifest.HOWTO, items=manifest.items)
+    vars(listed).update({name: getattr(manifest, name) for name in ("KIND", "SAYS", "HOWTO", "LEAVES_OUT", "items")})
     sys.modules["listed"] = listed
     sources.SOURCES["manifest"] = "listed"
     scene = SceneConfig(res=(WIDTH,), views=options.views)

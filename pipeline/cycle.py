@@ -40,6 +40,7 @@ WAIT_S = 0.2
 class Cycle(Run):
     """One session of a cycle."""
 
+    passes_over = False  # an object's place among all tells its shard
     cfg: CycleConfig
     progress: Progress
     found: Audit

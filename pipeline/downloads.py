@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import queue
 import shutil
 import traceback
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+from pipeline.batches import Batches
 from pipeline.config import ClipConfig
 from pipeline.fetch import Fetcher, FetchLimits
 from pipeline.flags import Fetching
@@ -51,7 +51,6 @@ class Downloads:
         self.out_there = 0  # items that were given to a thread and not handed on yet
         self.in_a_row = 0
         self.failing = ""  # the batch that failed last: it counts once, however many items it has
-        self._held_back: Item | None = None
         self._take_over(finished)
 
     def stream(self, drawn: Iterator[Item | None], failed: Callable[[Outcome], None]) -> Iterator[Item | None]:
@@ -60,10 +59,10 @@ class Downloads:
         failed is called, in the caller's thread, with the Outcome of each item whose file cannot be had. Raises UserError
         where nothing comes through any more.
         """
-        more = True
+        batches = Batches(drawn, self._batch)
         while not self.net.stopped.is_set():
-            while more and self.out_there < self.ahead:
-                group, more = self._next_batch(drawn)
+            while not batches.exhausted and self.out_there < self.ahead:
+                group = batches.take(getattr(self.source, "BATCH", 1))
                 if not group:
                     break
                 self.out_there += len(group)
@@ -72,7 +71,7 @@ class Downloads:
             try:
                 item, got = self.results.get_nowait()
             except queue.Empty:
-                if not more and not self.out_there:
+                if batches.exhausted and not self.out_there:
                     return
                 yield None
                 continue
@@ -105,25 +104,7 @@ class Downloads:
 
     def folder_of(self, uid: str) -> Path:
         """An item's own folder."""
-        return self.net.room.folder / hashlib.blake2b(uid.encode(), digest_size=12).hexdigest()
-
-    def _next_batch(self, drawn: Iterator[Item | None]) -> tuple[list[Item], bool]:
-        """Items in a row that one call fetches, and whether there may be more. Keeps the first of the next batch."""
-        group: list[Item] = []
-        most = getattr(self.source, "BATCH", 1)
-        while len(group) < most:
-            item = self._held_back or next(drawn, END)
-            self._held_back = None
-            if item is END:
-                return group, False
-            if item is None:
-                break
-            assert isinstance(item, Item)
-            if group and self._batch(item) != self._batch(group[0]):
-                self._held_back = item
-                break
-            group.append(item)
-        return group, True
+        return self.net.room.folder_of(uid)
 
     def _batch(self, item: Item) -> str:
         return str(self.source.batch(item)) if hasattr(self.source, "BATCH") else item.uid
@@ -174,6 +155,3 @@ class Downloads:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 self.net.room.settle(uid, bytes_below(folder))
-
-
-END = object()

@@ -51,12 +51,14 @@ def on_ray(
     address: str | None = None,
     apart: bool = False,
     key: Callable[[Item], str] | None = None,
+    together: int = 1,
+    most: int | None = None,
     say: Callable[[str], None] = _on_stderr,
 ) -> Iterator[Outcome]:
     """`workers` Ray actors, each with its share of a node, on a private Ray of this machine or on the cluster at `address`.
 
-    workers: None for as many as the cluster has room for, which a private Ray has to be told. apart, say: see `Nodes`. key: see
-    `Batches`; on a cluster workers fetch for themselves, and hear early what comes next.
+    workers: None for as many as the cluster has room for, which a private Ray has to be told. apart, say: see `Nodes`. key,
+    together, most: see `Pool`; on a cluster workers fetch for themselves, and hear early what comes next.
 
     Only the machine's faults (a dead actor, worker or node, the memory monitor) put an item back, once; a second death
     makes it an Outcome with reason worker_died. Any other error of Ray is ours and is raised.
@@ -64,7 +66,8 @@ def on_ray(
     share = share or Share()
     with connected(address, workers * share.cpus if workers else None) as ray:
         nodes = Nodes(ray, share, workers, apart, _request if address else None, say)
-        pool = Pool(ray, nodes, partial(_start, ray, share, make_worker), prefetch=bool(address), key=key)
+        start = partial(_start, ray, share, make_worker)
+        pool = Pool(ray, nodes, start, bool(address), key, together, most)
         yield from pool.run(items, started)
         pool.close()
 

@@ -80,7 +80,8 @@ class _Seat:
 
 class Pool:
     """ray: the module, connected. actor_class: what `Host` becomes on a node; answers an actor. prefetch: tell workers what comes
-    next, so that they fetch it while they work. key: what items have in common that one worker should have, see Batches."""
+    next, so that they fetch it while they work. key: what items have in common that one worker should have, see Batches; of these
+    at most `together` are given to it. most: seats, whatever there is room for."""
 
     def __init__(
         self,
@@ -89,8 +90,11 @@ class Pool:
         start: Callable[[str], Any],
         prefetch: bool = False,
         key: Callable[[Item], str] | None = None,
+        together: int = 1,
+        most: int | None = None,
     ) -> None:
-        self.ray, self.nodes, self.start, self.prefetch, self.key = ray, nodes, start, prefetch, key
+        self.ray, self.nodes, self.start, self.prefetch = ray, nodes, start, prefetch
+        self.key, self.together, self.most = key, together, most
         self.seats: dict[int, _Seat] = {}
         self.idle: deque[_Seat] = deque()
         self.calls: dict[Any, _Seat] = {}
@@ -146,8 +150,9 @@ class Pool:
         if batches.exhausted and not self.again:
             return
         room = self.nodes.look()
-        most = sum(room.values()) if self.nodes.most is None else self.nodes.most
-        self.nodes.grow(self.nodes.most or 0)
+        most = min(each for each in (sum(room.values()), self.nodes.most, self.most) if each is not None)
+        if self.nodes.most:
+            self.nodes.grow(min(each for each in (self.nodes.most, self.most) if each is not None))
         taken = Counter(seat.node for seat in self.seats.values())
         while len(self.seats) < most and (free := [node for node in room if taken[node] < room[node]]):
             node = min(free, key=lambda one: taken[one])
@@ -191,16 +196,16 @@ class Pool:
             if seat.node in self.nodes.quarantined:
                 self._leave(seat)
                 continue
-            seat.now = seat.ahead or self._next(batches, seat.node)
-            seat.ahead = []
+            given, few = seat.ahead or self._next(batches, seat.node), self._handful()
+            seat.now, seat.ahead = given[:few], given[few:]
             if not seat.now:
                 if batches.exhausted and not self.again:
                     self._dismiss(seat)
                 else:
                     self.idle.append(seat)
                 continue
-            if self.prefetch:
-                seat.ahead = batches.take(self._handful())
+            if self.prefetch and not seat.ahead:
+                seat.ahead = self._draw(batches)
             self.calls[seat.actor.run.remote(seat.now, seat.ahead)] = seat
             seat.since = time.monotonic()
             for item in seat.now:
@@ -212,7 +217,7 @@ class Pool:
             if self.shunned.get(item.uid) != node or self.nodes.alone(node):
                 del self.again[place]
                 return [item]
-        if batch := batches.take(self._handful()):
+        if batch := self._draw(batches):
             return batch
         if batches.exhausted:  # what others have before them
             for seat in self.seats.values():
@@ -220,6 +225,10 @@ class Pool:
                     batch, seat.ahead = seat.ahead, []
                     return batch
         return []
+
+    def _draw(self, batches: Batches) -> list[Item]:
+        """For one seat: a call's worth, or all that belongs together, which one worker fetches at once."""
+        return batches.take(max(self._handful(), self.together))
 
     def _handful(self) -> int:
         """How many items a call takes: many where they are small."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import shutil
 from collections.abc import Sequence
@@ -51,7 +50,7 @@ class Prefetch:
         self._pool.shutdown(cancel_futures=True)
 
     def _clean(self, uid: str) -> None:
-        shutil.rmtree(self._folder_of(uid), ignore_errors=True)
+        shutil.rmtree(self.net.room.folder_of(uid), ignore_errors=True)
         self.net.room.release(uid)
 
     def _batch(self, item: Item) -> str:
@@ -72,10 +71,7 @@ class Prefetch:
         for future in waiting.values():
             future.set_exception(error or RuntimeError("the source did not say what became of it"))
 
-    def _folder_of(self, uid: str) -> Path:
-        return self.net.room.folder / hashlib.blake2b(uid.encode(), digest_size=12).hexdigest()
-
     def _make_folder(self, item: Item) -> Path:
-        folder = self._folder_of(item.uid)
+        folder = self.net.room.folder_of(item.uid)
         folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -40,6 +41,10 @@ class Room:
         self._queue: list[object] = []
         self._closed = False
         self._changed = threading.Condition()
+
+    def folder_of(self, owner: str) -> Path:
+        """An owner's own folder, which need not be there."""
+        return self.folder / hashlib.blake2b(owner.encode(), digest_size=12).hexdigest()
 
     @property
     def used(self) -> int:

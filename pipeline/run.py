@@ -85,6 +85,7 @@ class Run:
     """One session: holds the writer and the counts while outcomes come in. Shards fill in the order in which objects come."""
 
     apart = False  # whether nodes with a GPU are left to others
+    passes_over = True  # whether a list may leave out what has ended
 
     def __init__(self, cfg: RunConfig, ledger: Ledger, uploads: Uploads | None = None) -> None:
         assert cfg.out is not None
@@ -202,7 +203,9 @@ class Run:
         if net and not self.cfg.address:  # the workers of a cluster fetch for themselves
             self.downloads = Downloads(source, net, self.cfg.downloads, self.finished)
         try:
-            drawn = self._draw(lambda: source.items(self.cfg, self.cfg.scene.seed, net))
+            quick = self.passes_over and getattr(source, "LEAVES_OUT", False)
+            ended = {"ended": self.finished} if quick else {}
+            drawn = self._draw(lambda: source.items(self.cfg, self.cfg.scene.seed, net, **ended))
             first = list(itertools.islice(drawn, 1))
             yield itertools.chain(first, drawn)
         finally:
@@ -243,6 +246,8 @@ class Run:
             address=cfg.address,
             apart=self.apart,
             key=source.batch if hasattr(source, "BATCH") else None,
+            together=getattr(source, "BATCH", 1),
+            most=cfg.n - self.delivered,
             say=self._say,
         )
 
@@ -254,7 +259,7 @@ class Run:
     def _draw(self, listing: Callable[[], Iterator[Item]]) -> Iterator[Item | None]:
         """Items that were asked for and are not in the ledger yet, never more at once than are still missing."""
         for item in listing():
-            if not self.selection.takes(item) or item.uid in self.finished:
+            if item.uid in self.finished or not self.selection.takes(item):
                 continue
             while self.delivered + self.under_way + self._held() >= self.cfg.n and not self.stopping:
                 if self.delivered >= self.cfg.n:

@@ -40,15 +40,21 @@ class Uids:
                 recent, self._recent = self._recent, set()
                 self._join(np.fromiter(recent, np.int64, len(recent)))
 
+    def fresh(self, uids: Sequence[str]) -> list[int]:
+        """The places of those that are not in the set; thousands at once."""
+        keys = np.fromiter(map(hash, uids), np.int64, len(uids))
+        return [place for place in np.flatnonzero(~self._among(keys)).tolist() if uids[place] not in self]
+
+    def _among(self, keys: np.ndarray) -> np.ndarray:
+        """Which of them are among those that have joined."""
+        places = np.minimum(self._hashes.searchsorted(keys), max(0, len(self._hashes) - 1))
+        return self._hashes[places] == keys if len(self._hashes) else np.zeros(len(keys), bool)
+
     def known(self, uids: Sequence[str]) -> int | None:
         """Adds thousands at once. The place of the first that was there already, or stands before it; then none is added."""
         keys = np.fromiter(map(hash, uids), np.int64, len(uids))
         fresh = np.unique(keys)
-        places = self._hashes.searchsorted(fresh)
-        within = places < len(self._hashes)
-        there = np.zeros(len(fresh), bool)
-        there[within] = self._hashes[places[within]] == fresh[within]
-        if len(fresh) < len(keys) or there.any() or not self._recent.isdisjoint(keys.tolist()):
+        if len(fresh) < len(keys) or self._among(fresh).any() or not self._recent.isdisjoint(keys.tolist()):
             so_far: set[str] = set()
             for place, uid in enumerate(uids):
                 if uid in self or uid in so_far:

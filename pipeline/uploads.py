@@ -52,11 +52,15 @@ class Uploads:
         return self
 
     def __exit__(self, kind: object, *exc: object) -> None:
-        self._stop.set()
-        self._pool.shutdown(cancel_futures=kind is not None)
-        self._copying.shutdown()
+        self.close()
         if kind is None:
             self.check()
+
+    def close(self) -> None:
+        """Ends; what waits stays on the desk. `finish` comes first where all went well."""
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+        self._copying.shutdown()
 
     def take(self, shard: str) -> None:
         """A finished shard goes to the store, and then from the desk. Waits while too many wait; raises what went wrong."""

@@ -36,7 +36,7 @@ def test_thirty_kills_of_one_run(tmp_path: Path) -> None:
         while run.poll() is None and count_in_ledger(out) <= before and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(2 * rng.random())
-        victims = [[psutil.Process(run.pid)] if run.poll() is None else [], named(run.pid, "ray::_Host")]
+        victims = [[psutil.Process(run.pid)] if run.poll() is None else [], named(run.pid, "ray::Host")]
         victims += [named(run.pid, "blender_scripts/worker.py"), descendants(run.pid)]
         for victim in rng.choice(victims)[: rng.choice([1, 1, 2, 99])]:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -23,8 +23,8 @@ from ray.cluster_utils import Cluster
 from pipeline import executors
 from pipeline.nodes import Share
 from pipeline.scene import Item, Outcome
-from tests.conftest import COMMAND, lvsm_data
 from tests import trees
+from tests.conftest import COMMAND, lvsm_data
 from tests.hub import Hub
 from tests.test_run import count_in_ledger, descendants, start, wait_for
 from tests.test_sources import World
@@ -171,6 +171,21 @@ def test_workers_fetch_for_themselves_each_object_once(tmp_path: Path, monkeypat
         assert f"delivered {len(taken) - 1} + failed 1 (missing 1)" in said
         assert set(world.fetched().values()) == {1}
         assert not list((tmp_path / "out" / "raw").glob("*"))
+
+
+@pytest.mark.campaign
+def test_a_cycle_renders_on_cpu_nodes_and_trains_on_the_others(cluster: Cluster, tmp_path: Path) -> None:
+    """The trainer is Ray Train's. Renderers fill the nodes without a GPU, so that there is room for it on the other alone."""
+    cluster.add_node(num_cpus=2)
+    cluster.add_node(num_cpus=2, num_gpus=1)
+    small = ("--res", 32, "--views", 12, "--samples", 2, "--val-percent", 15, "--shard-objects", 2, "--window", 3)
+    model = ("--model.dim", 64, "--model.layers", 4, "--model.encoder-layers", 2, "--passes", 2)
+    train = ("--train.ray-workers", 1, "--train.device", "cpu", "--train.checkpoint-every", 4, "--train.eval-every", 0)
+    where = ("--disk-budget", "300MB", "--address", cluster.address, "--out", tmp_path / "cycle")
+    done = lvsm_data("cycle", "--n", 16, *small, *model, *train, *where)
+    assert done.returncode == 0, done.stdout + done.stderr
+    audit = lvsm_data("audit", tmp_path / "cycle")
+    assert audit.returncode == 0, audit.stdout
 
 
 @contextlib.contextmanager

@@ -214,7 +214,7 @@ def chaos(command: tuple[object, ...], out: Path, kills: int, rng: random.Random
 
 
 def victims(pid: int, kind: str) -> list[psutil.Process]:
-    parts = {"trainer": "lvsm_train.follow", "worker": "ray::_Host", "blender": "blender_scripts/worker.py"}
+    parts = {"trainer": "lvsm_train.follow", "worker": "ray::Host", "blender": "blender_scripts/worker.py"}
     if kind in parts:
         return named(pid, parts[kind])[:1]
     return [*([] if kind == "driver" else descendants(pid)), psutil.Process(pid)] if psutil.pid_exists(pid) else []

@@ -225,7 +225,7 @@ def test_kill_9_loses_nothing_and_doubles_nothing(victims: list[str], tmp_path: 
         if victim == "driver":
             run.kill()
         elif victim == "worker":
-            rng.choice(named(run.pid, "ray::_Host")).kill()
+            rng.choice(named(run.pid, "ray::Host")).kill()
         elif victim == "blender":
             os.kill(rng.choice(blenders), signal.SIGKILL)
         else:

@@ -44,7 +44,7 @@ def _parquet_blocks(path: Path, columns: Sequence[str] | None) -> Iterator[dict[
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # which would keep all that was read
             there = [name for name in file.schema_arrow.names if columns is None or name in columns]
             for batch in file.iter_batches(ROWS_PER_BLOCK, columns=there):
                 yield {name: batch.column(name).to_pylist() for name in there} or {"": [None] * batch.num_rows}

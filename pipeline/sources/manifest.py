@@ -29,6 +29,7 @@ COLUMNS: tuple[tuple[str, type], ...] = (
     ("page", str),
     ("file_identifier", str),
 )
+LEAVES_OUT = True  # `items` takes what has ended
 CREDIT = ("title", "author", "page")
 READ = ("uid", "path", "url", "source", "license", "sha256", "size", "file_type", "file_identifier", *CREDIT)
 batch, fetch_many, root_of, BATCH = (
@@ -39,35 +40,45 @@ batch, fetch_many, root_of, BATCH = (
 )
 
 
-def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
-    """The lines in their order. Raises UserError for a line without url or path, or two lines with one uid."""
+def items(cfg: Listing, seed: int, net: Fetcher, ended: Uids | None = None) -> Iterator[Item]:
+    """The lines in their order, without those of `ended`: of millions they cost little then.
+
+    Raises UserError for a line without url or path, or two lines with one uid.
+    """
     assert cfg.manifest is not None
     first, seen = 1, Uids()  # the number of a block's first line
     for block in tables.blocks(cfg.manifest, READ):
-        found = _block(cfg.manifest, first, block)
-        if (place := seen.known([item.uid for item in found])) is not None:
-            twice = f"uid {found[place].uid!r} appears twice (entry {first + place})"
+        uids = _uids(cfg.manifest, first, block)
+        if (place := seen.known(uids)) is not None:
+            twice = f"uid {uids[place]!r} appears twice (entry {first + place})"
             raise UserError(f"{cfg.manifest}: {twice}", "uids must be unique")
-        yield from found
-        first += len(found)
+        if ended and len(left := ended.fresh(uids)) < len(uids):
+            yield from _block(cfg.manifest, {name: [values[place] for place in left] for name, values in block.items()})
+        else:
+            yield from _block(cfg.manifest, block)
+        first += len(uids)
     if first == 1:
         raise UserError(f"{cfg.manifest} lists no object", "`lvsm-data manifest --help` writes one")
 
 
-def _block(manifest: Path, first: int, block: dict[str, list[Any]]) -> list[Item]:
-    """Lines of which each column is a list. first: the number of the first one."""
-    count = len(next(iter(block.values())))
-    columns = [_texts(block[name]) if name in block else [""] * count for name in READ]
+def _uids(manifest: Path, first: int, block: dict[str, list[Any]]) -> list[str]:
+    """Of lines of which each column is a list. first: the number of the first one."""
+    uids, paths, urls = (_texts(block, name) for name in ("uid", "path", "url"))
+    for place, (path, url) in enumerate(zip(paths, urls, strict=True)):
+        if not url and not path:
+            columns = f"columns: {', '.join(n for n, _ in COLUMNS)}"
+            raise UserError(f"{manifest}: entry {first + place} has neither url nor path", columns)
+    return [uid or path or url for uid, path, url in zip(uids, paths, urls, strict=True)]
+
+
+def _block(manifest: Path, block: dict[str, list[Any]]) -> list[Item]:
+    """Lines of which each column is a list."""
+    columns = [_texts(block, name) for name in READ]
     names: dict[str, str] = {}
     items: list[Item] = []
     for uid, path, url, source, license_name, sha256, size, file_type, identifier, *credit in zip(
         *columns, strict=True
     ):
-        if not url and not path:
-            raise UserError(
-                f"{manifest}: entry {first + len(items)} has neither url nor path",
-                f"columns: {', '.join(n for n, _ in COLUMNS)}",
-            )
         if license_name not in names:
             names[license_name] = licenses.normalise(license_name)
         extra: dict[str, Any] = {"id": identifier} if identifier else {}
@@ -89,8 +100,10 @@ def _block(manifest: Path, first: int, block: dict[str, list[Any]]) -> list[Item
     return items
 
 
-def _texts(values: list[Any]) -> list[str]:
-    return ["" if value is None else str(value).strip() for value in values]
+def _texts(block: dict[str, list[Any]], name: str) -> list[str]:
+    """A column of a block; without text where it is not there."""
+    count = len(next(iter(block.values())))
+    return ["" if value is None else str(value).strip() for value in block.get(name, [None] * count)]
 
 
 def row_of(item: Item) -> dict[str, Any]:
