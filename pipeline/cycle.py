@@ -125,7 +125,7 @@ class Cycle(Run):
             slot.missing.add(item.uid)
             self.places[item.uid] = slot
             self.on_way[split] += 1
-            self.under_way += 1
+            self.under_way.add(item.uid)
             yield item
         self._filled(slot)
         while any(one.name.startswith(split) for one in self.slots.open.values()) and not self.stopping:

@@ -124,7 +124,10 @@ class Ledger:
     def _prepare(self, readonly: bool) -> None:
         try:
             if readonly:
-                if not self._columns("tally") and self._columns():  # an earlier version wrote it
+                if not self._columns("shard"):  # its run begins this moment
+                    here = SCHEMA.replace("TABLE IF NOT EXISTS", "TEMP TABLE")
+                    self._db.executescript(here.replace("INDEX IF NOT EXISTS", "INDEX temp."))
+                if not self._columns("tally"):  # the same, or an earlier version wrote it
                     self._db.execute(f"CREATE TEMP VIEW tally AS {SUMS}")
                 return
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -138,9 +141,15 @@ class Ledger:
                 self._db.execute("ALTER TABLE shard ADD COLUMN passes INTEGER NOT NULL DEFAULT 0")
             if not self._columns("tally"):
                 self._db.executescript(TALLY)
-        except sqlite3.Error:
+        except sqlite3.DatabaseError as error:
             self._db.close()
+            if readonly:
+                raise self._unreadable(error) from None
             raise
+
+    def _unreadable(self, error: BaseException) -> UserError:
+        hint = "lvsm-data verify looks at the shards without it, once it is moved away"
+        return UserError(f"{self.path} cannot be read: {error}", hint)
 
     def __enter__(self) -> Ledger:
         return self
@@ -154,8 +163,7 @@ class Ledger:
         finally:
             self._db.close()
         if isinstance(error, sqlite3.DatabaseError):
-            hint = "lvsm-data verify looks at the shards without it, once it is moved away"
-            raise UserError(f"{self.path} cannot be read: {error}", hint) from None
+            raise self._unreadable(error) from None
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -211,20 +219,10 @@ class Ledger:
     def add_shard(self, shard: Shard, passes: int = 0) -> None:
         """A shard stands complete on disk. Its items count as delivered even if a crash ate their own lines."""
         with self._writing():
-            self._db.execute(
-                "INSERT OR REPLACE INTO shard (name, state, objects, rows, bytes, finished, passes) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                # of one that holds nothing there is no file
-                (
-                    shard.name,
-                    "complete" if shard.entries else "deleted",
-                    len(shard.entries),
-                    shard.rows,
-                    shard.file_bytes,
-                    time.time(),
-                    passes,
-                ),
-            )
+            state = "complete" if shard.entries else "deleted"  # of one that holds nothing there is no file
+            row = (shard.name, state, len(shard.entries), shard.rows, shard.file_bytes, time.time(), passes)
+            columns = "name, state, objects, rows, bytes, finished, passes"
+            self._db.execute(f"INSERT OR REPLACE INTO shard ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             booked = {uid for (uid,) in self._db.execute("SELECT uid FROM item WHERE shard = ?", (shard.name,))}
             self._book([entry for entry in shard.entries if entry.item.uid not in booked], shard.name)
 

@@ -102,7 +102,7 @@ class Run:
             self.notes.append(f"trying {count} failed objects again")
         self.counts = ledger.counts()
         self.finished = ledger.finished_uids()
-        self.under_way = 0
+        self.under_way: set[str] = set()
         self.publisher = ThreadPoolExecutor(1, "publish")
         self.publishing: deque[Future[Shard | None]] = deque()
         self.stopping = False
@@ -134,6 +134,7 @@ class Run:
             with _first_interrupt(self._stop), self._sources() as drawn:
                 self._work(drawn)
         if self.uploads:
+            self.ledger.flush()  # or the copy would lack what waits
             self.uploads.finish()
         if self.delivered >= self.cfg.n:
             shutil.rmtree(self.out / "raw", ignore_errors=True)
@@ -169,14 +170,14 @@ class Run:
             if self.uploads:
                 progress.uploads = self.uploads.snapshot
             if self.downloads:
-                items = self.downloads.stream(drawn, lambda outcome: self._end(outcome, progress))
+                items = self.downloads.stream(drawn, lambda outcome: self._arrived(outcome, progress))
                 progress.downloads = self.downloads.snapshot
             try:
                 for outcome in self._executor()(packing, items, progress.on_start):
-                    self._end(outcome, progress)
-                progress.on_rest()
+                    self._arrived(outcome, progress)
                 if self.vetting:
                     self._record(self.vetting.conclude(), progress)
+                progress.on_rest()
                 self._afterwards(progress)
             finally:
                 self._close_shards()
@@ -212,9 +213,14 @@ class Run:
             if self.downloads:
                 self.downloads.close()
 
+    def _arrived(self, outcome: Outcome, progress: Progress) -> None:
+        """An outcome is here; a second one of the same item, that comes late, is dropped."""
+        if outcome.item.uid in self.under_way:
+            self.under_way.remove(outcome.item.uid)
+            self._end(outcome, progress)
+
     def _end(self, outcome: Outcome, progress: Progress) -> None:
         """An item has ended: it is recorded, unless its cameras are still under suspicion."""
-        self.under_way -= 1
         self._record(self.vetting.take(outcome) if self.vetting else [outcome], progress)
 
     def _record(self, outcomes: list[Outcome], progress: Progress) -> None:
@@ -259,15 +265,15 @@ class Run:
     def _draw(self, listing: Callable[[], Iterator[Item]]) -> Iterator[Item | None]:
         """Items that were asked for and are not in the ledger yet, never more at once than are still missing."""
         for item in listing():
-            if item.uid in self.finished or not self.selection.takes(item):
+            if item.uid in self.finished or item.uid in self.under_way or not self.selection.takes(item):
                 continue
-            while self.delivered + self.under_way + self._held() >= self.cfg.n and not self.stopping:
+            while self.delivered + len(self.under_way) + self._held() >= self.cfg.n and not self.stopping:
                 if self.delivered >= self.cfg.n:
                     return
                 yield None
             if self.stopping:
                 return
-            self.under_way += 1
+            self.under_way.add(item.uid)
             yield self.vetting.mark(item) if self.vetting else item
 
     def _held(self) -> int:
@@ -276,9 +282,6 @@ class Run:
 
     def _take(self, outcome: Outcome) -> None:
         """Writes one outcome: journal first, then the ledger, so that a crash between the two loses nothing."""
-        uid = outcome.item.uid
-        if uid in self.finished:
-            return
         shard, full = None, False
         if outcome.scene is not None:
             scene = self.writer.pack(outcome.scene)

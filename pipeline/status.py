@@ -13,6 +13,7 @@ from pipeline.folder import is_locked
 from pipeline.ledger import Ledger
 from pipeline.progress import doing, duration, reasons_text, size
 from pipeline.standing import standing
+from pipeline.uploads import lives_elsewhere
 
 SHOWN_FAILURES = 5  # per reason
 SHOWN_LICENSES = 6
@@ -37,7 +38,7 @@ def read_status(run: Path) -> dict[str, Any]:
     path = run / "status.json"
     last: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     state = last.get("state", "interrupted")
-    if is_locked(run):
+    if is_locked(run) or lives_elsewhere(run):
         state = "running"
     elif state == "running":
         state = "interrupted"

@@ -27,6 +27,7 @@ from pipeline.stores import Store
 
 AT_ONCE = 4
 AHEAD = 8  # finished shards that may wait; then rendering waits for them
+WORDS = 3  # of a driver that may be missing before it passes for dead
 COPY_SHARE = 0.05  # of the time that copies of a large ledger may take
 DRIVER = "driver.json"  # in the store: whose desk is the present one, and when it was last heard of
 DESK = "desk.json"  # on the desk: its name
@@ -43,12 +44,12 @@ class Uploads:
         self.waiting: dict[str, Future[None]] = {}
         self._pool = ThreadPoolExecutor(AT_ONCE, "upload")
         self._stop = threading.Event()
-        self._copying = ThreadPoolExecutor(1, "copy")
-        self._copied: Future[None] | None = None
+        self._regular = ThreadPoolExecutor(2, "copy")
+        self._going: list[Future[None]] = []
         self._one_copy = threading.Lock()
 
     def __enter__(self) -> Uploads:
-        self._copied = self._copying.submit(self._copy_often)
+        self._going = [self._regular.submit(work) for work in (self._copy_often, self._claim_often)]
         return self
 
     def __exit__(self, kind: object, *exc: object) -> None:
@@ -60,7 +61,7 @@ class Uploads:
         """Ends; what waits stays on the desk. `finish` comes first where all went well."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
-        self._copying.shutdown()
+        self._regular.shutdown()
 
     def take(self, shard: str) -> None:
         """A finished shard goes to the store, and then from the desk. Waits while too many wait; raises what went wrong."""
@@ -75,8 +76,9 @@ class Uploads:
         for shard in [name for name, future in self.waiting.items() if future.done()]:
             self.waiting.pop(shard).result()
             self.there.add(shard)
-        if self._copied is not None and self._copied.done():
-            self._copied.result()
+        for work in self._going:
+            if work.done():
+                work.result()
 
     def finish(self) -> None:
         """Waits until all that was finished is there, and the ledger with it."""
@@ -134,6 +136,10 @@ class Uploads:
             self._copy()
             pause_s = max(self.every_s, (time.monotonic() - start) / COPY_SHARE)
 
+    def _claim_often(self) -> None:
+        while not self._stop.wait(self.every_s):  # a copy of a large ledger may take longer than others wait for a word
+            claim(self.store, self.out, self.every_s)
+
     def _copy(self) -> None:
         copy = self.out / f"{LEDGER}.copy"
         with self._one_copy:
@@ -144,21 +150,19 @@ class Uploads:
             for name in PAPERS:
                 if (self.out / name).exists():
                     self.store.put(self.out / name, name)
-            claim(self.store, self.out)
 
 
-def claim(store: Store, out: Path, ended: bool = False) -> None:
-    """Says in the store that this desk's driver lives, or has ended."""
+def claim(store: Store, out: Path, every_s: float, ended: bool = False) -> None:
+    """Says in the store that this desk's driver lives, and will say so again, or that it has ended."""
     path = out / DRIVER
-    facts = {
-        "desk": desk_name(out),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "updated": time.time(),
-        "ended": ended,
-    }
-    put(path, facts)
+    who = {"desk": desk_name(out), "host": socket.gethostname(), "pid": os.getpid()}
+    put(path, who | {"updated": time.time(), "every_s": every_s, "ended": ended})
     store.put(path, DRIVER)
+
+
+def believed_s(told: dict[str, Any]) -> float:
+    """For how long a driver will be believed to live, by what it said; not more than 0 where it has ended."""
+    return 0.0 if told["ended"] else float(told["updated"] + WORDS * told["every_s"] - time.time())
 
 
 @contextlib.contextmanager
@@ -174,25 +178,30 @@ def attached(address: str | None, out: Path, every_s: float) -> Iterator[None]:
     store = Store(address)
     told = driver(store, out)
     if told and told["desk"] != desk_name(out):
-        age, patience = time.time() - told["updated"], 3 * every_s
-        if not told["ended"] and age < patience:
+        if (left_s := believed_s(told)) > 0:
             raise UserError(
-                f"another run is writing to {address}: process {told['pid']} on {told['host']}, {age:.0f} s ago",
-                f"if it is dead, the same command goes on in {patience - age:.0f} s",
+                f"another run is writing to {address}: process {told['pid']} on {told['host']}",
+                f"if it is dead, the same command goes on in {left_s:.0f} s",
             )
         _bring_back(store, out)
     if not (out / DESK).exists():
         put(out / DESK, {"desk": uuid.uuid4().hex})
     store.tidy()
-    claim(store, out)
+    claim(store, out, every_s)
     yield
-    claim(store, out, ended=True)
+    claim(store, out, every_s, ended=True)
 
 
 def driver(store: Store, out: Path) -> dict[str, Any] | None:
     """What the last driver said of itself; None where there was none. out: where that is kept."""
     path = out / DRIVER
     return json.loads(path.read_text()) if store.get(DRIVER, path) else None
+
+
+def lives_elsewhere(copy: Path) -> bool:
+    """Whether the driver of a run that was copied from a store may still be at work."""
+    path = copy / DRIVER
+    return path.exists() and not (copy / DESK).exists() and believed_s(json.loads(path.read_text())) > 0
 
 
 def desk_name(out: Path) -> str:

@@ -379,6 +379,7 @@ def test_shards_may_be_gone_and_the_run_may_go_on(tmp_path: Path) -> None:
         ledger.db.execute("UPDATE shard SET state = 'deleted'")
         (tmp_path / "run" / "16" / "train-000000.parquet").unlink()
         ledger.record(Outcome(ITEMS[1], scene(ITEMS[1])), writer.add(scene(ITEMS[1]), "train", 1)[0])
+        ledger.flush()
         found = account(tmp_path / "run", tmp_path / "out.csv")  # the driver's own connection is still open
         writer.close("train")
     assert found.delivered == {"CC-BY-4.0": 1, "CC-BY-NC-4.0": 1}

@@ -6,18 +6,26 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import executors
+from pipeline.config import RenderConfig, SceneConfig
+from pipeline.run import deliver
+from pipeline.scene import Outcome
+from pipeline.shards import uids_of
 from tests.conftest import COMMAND, lvsm_data, lvsm_data_here
 
 QUICK = ("--res", 32, "--views", 3, "--samples", 4)
@@ -73,6 +81,23 @@ def count_in_ledger(out: Path) -> int:
     ):
         return int(db.execute("SELECT COUNT(*) FROM item").fetchone()[0])
     return 0
+
+
+def test_a_second_outcome_of_an_item_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a node may send it that was thought lost."""
+    once = executors.inline
+
+    def twice(*given: Any) -> Iterator[Outcome]:
+        for outcome in once(*given):
+            yield outcome
+            yield outcome
+
+    monkeypatch.setattr(executors, "inline", twice)
+    scene = SceneConfig(res=(16,), views=2, samples=1)
+    summary = deliver(RenderConfig(n=4, out=tmp_path / "run", executor="inline", scene=scene).resolved())
+    assert (summary.delivered, summary.complete, summary.reasons) == (4, True, {})
+    uids = [uid for path in (tmp_path / "run" / "16").glob("*.parquet") for uid in uids_of(path)]
+    assert sorted(uids) == procedural(4)
 
 
 def procedural(count: int, seed: int = 0) -> list[str]:
@@ -241,7 +266,8 @@ def test_kill_9_loses_nothing_and_doubles_nothing(victims: list[str], tmp_path: 
         survivors = count_in_ledger(out)
         again = lvsm_data(*options)
         assert again.returncode == 0, again.stderr
-        assert f"recovered {survivors} objects" in again.stderr
+        (recovered,) = re.findall(r"recovered (\d+) objects", again.stderr)
+        assert int(recovered) >= survivors  # the ledger hears of objects half a second after their journal
     assert stored(out) == procedural(total)
     check = lvsm_data("verify", out)
     assert check.returncode == 0, check.stdout
@@ -296,9 +322,10 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(tmp_path: Pa
         subprocess.run(["mount", "-o", "remount,size=64m", out], check=True)
         done = count_in_ledger(out)
         assert done > 5
-        again = lvsm_data("render", "--n", done + 3, *options[3:])
+        more = done + 40  # the journal may have some that the ledger found no room for
+        again = lvsm_data("render", "--n", more, *options[3:])
         assert again.returncode == 0, again.stderr
-        assert stored(out) == procedural(done + 3)
+        assert stored(out) == procedural(more)
     finally:
         subprocess.run(["umount", out], check=True)
 

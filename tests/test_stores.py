@@ -23,6 +23,7 @@ from tests.buckets import BUCKET, Buckets
 from tests.conftest import lvsm_data
 from tests.test_run import count_in_ledger, start, wait_for
 
+MANY = 24
 TINY = ("--res", 16, 24, "--views", 2, "--samples", 1, "--shard-mb", 0.002, "--val-percent", 30)
 
 
@@ -124,7 +125,7 @@ def test_addresses() -> None:
 
 def test_a_run_goes_to_a_store_that_fails_and_is_killed_and_loses_its_machine(s3: Buckets, tmp_path: Path) -> None:
     """The same objects, bit by bit, as a run on this disk; each exactly once, whatever happened in between."""
-    plain = lvsm_data("render", "--n", 8, *TINY, "--executor", "inline", "--out", tmp_path / "plain")
+    plain = lvsm_data("render", "--n", MANY, *TINY, "--executor", "inline", "--out", tmp_path / "plain")
     assert plain.returncode == 0, plain.stderr
     s3.failing = 0.05
     address = f"s3://{BUCKET}/runs/one"
@@ -133,53 +134,68 @@ def test_a_run_goes_to_a_store_that_fails_and_is_killed_and_loses_its_machine(s3
         flags = ("--executor", "inline", "--backup-s", 0.5, "--out", address, "--desk", desk)
         return ("render", "--n", n, *TINY, *flags)
 
-    first = start(*run(tmp_path / "desk", 8))
+    first = start(*run(tmp_path / "desk", MANY))
     wait_for(lambda: s3.sizes("runs/one/16/") and "runs/one/ledger.sqlite" in s3.sizes("runs/one/"))
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    assert 0 < count_in_ledger(tmp_path / "desk") < 8
+    assert 0 < count_in_ledger(tmp_path / "desk") < MANY
     # the same machine goes on at once
-    second = start(*run(tmp_path / "desk", 8))
+    second = start(*run(tmp_path / "desk", MANY))
     wait_for(lambda: count_in_ledger(tmp_path / "desk") >= 5)
     second.send_signal(signal.SIGKILL)
     second.communicate()
     # it is lost; another one has to be sure that it is
     shutil.rmtree(tmp_path / "desk")
-    early = lvsm_data(*run(tmp_path / "other", 8))
+    early = lvsm_data(*run(tmp_path / "other", MANY))
     assert early.returncode in (0, 2)
     if early.returncode == 2:
         assert "another run is writing to" in early.stderr and "if it is dead" in early.stderr
         time.sleep(1.6)
-    last = lvsm_data(*run(tmp_path / "other", 8))
+    last = lvsm_data(*run(tmp_path / "other", MANY))
     assert last.returncode == 0, last.stderr
-    assert "requested 8: drawn 8 = delivered 8 + failed 0" in last.stdout
+    assert f"requested {MANY}: drawn {MANY} = delivered {MANY} + failed 0" in last.stdout
     assert f"lvsm-data view {address}" in last.stdout
     assert s3.failures > 3
     s3.failing = 0.0
 
     there = objects(fetched(s3, "runs/one/", tmp_path / "there"))
     assert there == objects(tmp_path / "plain")
-    assert Counter(len(times) for times in there.values()) == {2: 8}  # once at each width
+    assert Counter(len(times) for times in there.values()) == {2: MANY}  # once at each width
     assert not s3.sizes("runs/one/uploading/")
     assert not list((tmp_path / "other").glob("*/*.parquet"))  # the desk keeps nothing that is there
 
     home = {**os.environ, "HOME": str(tmp_path / "home")}  # of somebody else
     status = lvsm_data("status", address, env=home)
-    assert "delivered 8 of 8, failed 0" in status.stdout
+    assert f"delivered {MANY} of {MANY}, failed 0" in status.stdout
     verify = lvsm_data("verify", address, env=home)
     assert verify.returncode == 0, verify.stdout + verify.stderr
     view = lvsm_data("view", address, env=home)
     assert view.returncode == 0, view.stderr
-    size = ("--dim", 32, "--layers", 2, "--encoder-layers", 1, "--patch", 8, "--batch", 2, "--inputs", 1, "--targets", 1)
+    size = (
+        "--dim",
+        32,
+        "--layers",
+        2,
+        "--encoder-layers",
+        1,
+        "--patch",
+        8,
+        "--batch",
+        2,
+        "--inputs",
+        1,
+        "--targets",
+        1,
+    )
     quick = ("--eval-every", 0, "--device", "cpu", "--out", tmp_path / "trained")
     trained = lvsm_data("train", "--data", address, "--res", 16, "--steps", 2, *size, *quick, env=home)
     assert trained.returncode == 0, trained.stdout + trained.stderr
     # a desk of an earlier time: what happened elsewhere counts
-    more = lvsm_data(*run(tmp_path / "third", 9))
-    assert "drawn 9 = delivered 9" in more.stdout, more.stderr
-    stale = lvsm_data(*run(tmp_path / "other", 10))
-    assert "drawn 10 = delivered 10" in stale.stdout, stale.stderr
-    assert Counter(map(len, objects(fetched(s3, "runs/one/", tmp_path / "again")).values())) == {2: 10}
+    more = lvsm_data(*run(tmp_path / "third", MANY + 1))
+    assert f"drawn {MANY + 1} = delivered {MANY + 1}" in more.stdout, more.stderr
+    stale = lvsm_data(*run(tmp_path / "other", MANY + 2))
+    assert f"drawn {MANY + 2} = delivered {MANY + 2}" in stale.stdout, stale.stderr
+    assert Counter(map(len, objects(fetched(s3, "runs/one/", tmp_path / "again")).values())) == {2: MANY + 2}
 
 
 def test_a_shared_folder_is_a_store_too(tmp_path: Path) -> None:
@@ -198,7 +214,9 @@ def test_a_shared_folder_is_a_store_too(tmp_path: Path) -> None:
 def test_rendering_waits_for_uploads_and_ends_where_they_never_succeed(
     s3: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from pipeline.copies import at_hand
     from pipeline.ledger import Ledger
+    from pipeline.status import read_status
     from pipeline.uploads import AHEAD, Uploads, attached
 
     out = tmp_path / "desk"
@@ -207,6 +225,9 @@ def test_rendering_waits_for_uploads_and_ends_where_they_never_succeed(
     gate = threading.Event()
     with attached(address, out, 60), Ledger(out / "ledger.sqlite"):
         store = Store(address)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))  # somebody else sees that it runs
+        store.put(out / "ledger.sqlite", "ledger.sqlite")
+        assert read_status(at_hand(Path(address)))["state"] == "running"
         put = store.put
 
         def slow(local: Path, name: str) -> None:
@@ -230,8 +251,8 @@ def test_rendering_waits_for_uploads_and_ends_where_they_never_succeed(
         assert store.names("16") == {f"{name}.parquet": 5 for name in names}
         monkeypatch.setattr(stores, "GIVE_UP_S", 1.0)
         (out / "16" / "train-000099.parquet").write_bytes(b"shard")
-        s3.failing = 1.0
         uploads = Uploads(store, out, (16,), 60)
+        s3.failing = 1.0
         uploads.take("train-000099")
         with pytest.raises(UserError, match="cannot be used"):
             uploads.finish()
