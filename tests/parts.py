@@ -177,5 +177,5 @@ def archive(*members: tuple[str, bytes], packing: int = zipfile.ZIP_STORED) -> b
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", packing) as files:
         for name, data in members:
-            files.writestr(name, data)
+            files.writestr(zipfile.ZipInfo(name), data, packing)  # without a date: names of tests are made of it
     return made.getvalue()
