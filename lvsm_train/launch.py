@@ -17,6 +17,7 @@ import torch
 
 from lvsm_train.config import TrainConfig
 from lvsm_train.evaluate import Scores
+from lvsm_train.ranks import leave
 from lvsm_train.train import Result, train_fn
 from pipeline.executors import connected
 from pipeline.scene import UserError
@@ -91,7 +92,8 @@ def main() -> None:
     try:
         _worker({"cfg": json.loads(sys.argv[1])})
     except UserError:  # who started it says so
-        sys.exit(1)
+        leave(1)
+    leave(0)
 
 
 def _end_with(parent: int) -> None:

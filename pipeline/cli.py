@@ -93,6 +93,7 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
     cfg = cfg.resolved()
     with _torch_needed():
         from lvsm_train.launch import launch
+        from lvsm_train.ranks import leave
     from pipeline.progress import shown
 
     result = launch(cfg)
@@ -102,7 +103,8 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
         print(
             f"{result.step} of {cfg.steps} steps in {shown(result.out)}; checkpoints, log.jsonl, strips and card.json are there"
         )
-    return 0 if result.finished else FEWER_THAN_ASKED
+    status = 0 if result.finished else FEWER_THAN_ASKED
+    return leave(status) if "TORCHELASTIC_RUN_ID" in os.environ else status
 
 
 def _prepared(cfg: CycleConfig, train: TrainConfig) -> tuple[CycleConfig, TrainConfig, Shares]:

@@ -18,7 +18,7 @@ import torch
 
 from lvsm_train import activations, model, sharding
 from lvsm_train.config import TrainConfig
-from lvsm_train.ranks import joined
+from lvsm_train.ranks import joined, leave
 from lvsm_train.state import State
 from lvsm_train.train import train_fn
 
@@ -63,6 +63,7 @@ def main() -> None:
     with joined(5):
         for name, stop, cfg in pickle.loads((folder / "work").read_bytes()):
             {"train": train, "memory": memory}[name](cfg, stop, folder)
+    leave(0)
 
 
 if __name__ == "__main__":
