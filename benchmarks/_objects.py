@@ -11,7 +11,7 @@ from _heavy import write_glb
 from pipeline import cameras, images, preflight, sources
 from pipeline.blender import Frame
 from pipeline.config import RenderConfig, SceneConfig
-from pipeline.produce import build_job
+from pipeline.render import build_job
 from pipeline.scene import Item, item_rng
 
 TRUTH_SEED = 2**30  # jobs' own seeds lie below; with theirs, their samples would be among the truth's

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lvsm_train.config import ModelConfig
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 
 def official(checkout: Path, config: ModelConfig, inputs: int, targets: int, res: int) -> nn.Module:

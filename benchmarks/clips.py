@@ -51,7 +51,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipeline import cameras, clips, cuts, images, shards
-from pipeline.config import ClipScene
+from pipeline.config_clip import ClipScene
 from pipeline.scene import Clip, Item
 from pipeline.sources import realestate10k
 from pipeline.writer import ShardWriter

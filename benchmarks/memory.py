@@ -15,7 +15,7 @@ import tyro
 from pipeline import cameras
 from pipeline.blender import Blender, Limits
 from pipeline.config import RenderConfig, SceneConfig
-from pipeline.produce import build_job
+from pipeline.render import build_job
 from pipeline.sources import procedural
 
 

@@ -37,8 +37,9 @@ from _reference_render import in_fresh_process, peak_rss_mb
 from pipeline import images, sources
 from pipeline.blender import Blender, Frame, Limits
 from pipeline.config import RenderConfig, SceneConfig
-from pipeline.produce import Producer
-from pipeline.scene import Item, Retry, Skip, UserError
+from pipeline.errors import Retry, Skip, UserError
+from pipeline.render import Producer
+from pipeline.scene import Item
 from pipeline.writer import ShardWriter
 
 SETTINGS = {"quick": (64, 16, 3), "small": (64, 128, 4), "large": (512, 32, 2)}  # pixels, views, procedural objects

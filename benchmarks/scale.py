@@ -37,11 +37,12 @@ from pipeline import sources
 from pipeline.config import RenderConfig, SceneConfig
 from pipeline.images import encode_jpeg
 from pipeline.ledger import Ledger
-from pipeline.progress import Progress, duration, size
+from pipeline.progress import Progress
 from pipeline.run import Run, opened
 from pipeline.scene import Item, Outcome, Scene, Views
 from pipeline.shards import shard_paths
 from pipeline.sources import manifest
+from pipeline.text import duration, size
 
 WIDTH = 16  # of the pictures
 LINES = 1 << 18  # of the manifest, made at once

@@ -36,7 +36,7 @@ from lvsm_train.official import from_official
 from lvsm_train.optim import Optimizers
 from lvsm_train.presets import PRESETS
 from pipeline import cameras
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 Batch = tuple[Tensor, ...]  # image, c2w, fxfycxcy of inputs; c2w, fxfycxcy, image of targets
 OPTIM = OptimConfig(skip_above=0, warmup=0)

@@ -16,8 +16,8 @@ from lvsm_train.data import Data
 from lvsm_train.evaluate import Scores, finite
 from lvsm_train.optim import count
 from pipeline.attribution import Account, findings
+from pipeline.disk import put
 from pipeline.ledger import Ledger
-from pipeline.room import put
 from pipeline.window import committed
 
 PAPERS = {

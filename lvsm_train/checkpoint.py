@@ -14,10 +14,10 @@ from typing import IO, Any
 
 import torch
 
-from pipeline.room import patiently
-from pipeline.scene import UserError
-from pipeline.window import CHECKPOINTS as FOLDER
-from pipeline.window import commits
+from pipeline.disk import patiently
+from pipeline.errors import UserError
+from pipeline.training_log import CHECKPOINTS as FOLDER
+from pipeline.training_log import commits
 
 
 def save(

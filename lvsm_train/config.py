@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from pipeline.errors import UserError
 from pipeline.flags import absolute, address_of
-from pipeline.scene import UserError
 
 KINDS = ("decoder_only", "encoder_decoder", "unidirectional")
 Preset = Literal["thesis64", "small", "base", "official-dec", "official-encdec"]

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from lvsm_train.config import TrainConfig
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 from pipeline.window import TRAIN
 
 ROUNDING = 1.03  # what a file takes more than its tensors do

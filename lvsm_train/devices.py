@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 
 def device_of(name: str, local_rank: int = 0) -> torch.device:

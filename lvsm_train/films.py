@@ -14,7 +14,7 @@ from av.filter import Graph
 from av.video.reformatter import ColorRange, Colorspace
 
 from pipeline import images
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 LEAST = 256  # pixels of the shorter side: players blur what they enlarge themselves
 CRF = "16"  # of H.264; 18 passes for visually lossless

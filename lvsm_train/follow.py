@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lvsm_train.config import TrainConfig
+from pipeline.disk import patiently
+from pipeline.errors import FEWER_THAN_ASKED, UserError
 from pipeline.folder import held
-from pipeline.room import patiently
-from pipeline.scene import FEWER_THAN_ASKED, UserError
 from pipeline.window import TRAIN
 
 FORMER_S = 30.0  # that a trainer before this one may need to end

@@ -19,7 +19,7 @@ from lvsm_train.loss import Loss
 from lvsm_train.model import HW, LVSM, image_size
 from lvsm_train.ranks import Ranks
 from lvsm_train.sharding import is_cut
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 Terms = dict[str, Tensor]
 

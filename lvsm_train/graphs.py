@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 WARM_UP = 3  # rounds before a recording, in which libraries choose their kernels and blocks are compiled
 

@@ -19,8 +19,8 @@ from lvsm_train.config import TrainConfig
 from lvsm_train.evaluate import Scores
 from lvsm_train.ranks import leave
 from lvsm_train.train import Result, train_fn
+from pipeline.errors import UserError
 from pipeline.executors import connected
-from pipeline.scene import UserError
 
 RETRIES = 3  # of ranks of which one dies, each from the newest checkpoint
 STOP_S = 600  # that ranks have for their last checkpoint

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from lvsm_train.vgg import BLOCKS, CACHE, Features, Net, Weights, layer_names, lpips_weights
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5  # pixels: eleven taps
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for a data range of 1

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 import tyro
 
+from pipeline.errors import UserError
 from pipeline.flags import absolute
-from pipeline.scene import UserError
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ from lvsm_train.devices import autocast, device_of
 from lvsm_train.gradients import Gradients
 from lvsm_train.ranks import Ranks
 from lvsm_train.state import State
-from pipeline.room import disk_below
-from pipeline.scene import UserError
-from pipeline.window import CHECKPOINTS
+from pipeline.disk import disk_below
+from pipeline.errors import UserError
+from pipeline.training_log import CHECKPOINTS
 
 LEAST = 8  # steps behind the first
 WITHIN_S = 45.0  # after stdin was closed, even where these are fewer

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from lvsm_train.boards import Boards
 from lvsm_train.config import TrainConfig
 from lvsm_train.data import Batch
 from lvsm_train.evaluate import Scores, finite
@@ -26,7 +26,8 @@ from lvsm_train.flops import peak_flops, training_flops
 from lvsm_train.model import image_size
 from lvsm_train.ranks import Ranks
 from pipeline import images
-from pipeline.room import append, patiently
+from pipeline.disk import append, patiently
+from pipeline.errors import UserError
 
 LINE_S = 10.0  # between plain lines
 WINDOW = 50  # steps that figures are means over
@@ -169,3 +170,53 @@ class Log:
     def _write(self, line: dict[str, Any]) -> None:
         data = f"{json.dumps(finite(line))}\n".encode()
         patiently(lambda: append(self.file, data), self.path.parent, self.enough)
+
+
+class Boards:
+    """All that cfg asks for; none is no error. start: the step that a run goes on from; what was told of later ones goes."""
+
+    def __init__(self, cfg: TrainConfig, start: int) -> None:
+        assert cfg.out is not None
+        self.tensorboard = _tensorboard(cfg.out / "tensorboard", start) if cfg.tensorboard else None
+        self.wandb = _wandb(cfg, cfg.wandb) if cfg.wandb else None
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Numbers of a step, by name."""
+        if self.tensorboard:
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log(values, step=step)
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """(H, W, 3) uint8."""
+        if self.tensorboard:
+            self.tensorboard.add_image(name, pixels, step, dataformats="HWC")
+        if self.wandb:
+            import wandb
+
+            self.wandb.log({name: wandb.Image(pixels)}, step=step)
+
+    def close(self) -> None:
+        """Writes what is not written yet."""
+        if self.tensorboard:
+            self.tensorboard.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def _tensorboard(folder: Path, start: int) -> Any:
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=start + 1 if start else None, write_to_disk=True)
+
+
+def _wandb(cfg: TrainConfig, project: str) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("--wandb needs the package wandb", "pip install wandb") from None
+    assert cfg.out is not None
+    return wandb.init(
+        project=project, name=cfg.out.name, id=cfg.out.name, dir=cfg.out, resume="allow", config=cfg.as_json()
+    )

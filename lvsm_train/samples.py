@@ -13,8 +13,9 @@ import numpy as np
 from lvsm_train import draws
 from lvsm_train.config import DataConfig
 from lvsm_train.store import Index
-from pipeline.files.eval_index import EvalIndex
-from pipeline.scene import UserError, item_rng
+from pipeline.errors import UserError
+from pipeline.files.camera_files import EvalIndex
+from pipeline.scene import item_rng
 from pipeline.shards import split_of
 
 HELD_PERCENT = 5.0  # of the objects, where no val-*.parquet says what is for validation

@@ -17,10 +17,11 @@ from lvsm_train.model import LVSM
 from lvsm_train.optim import Average, Optimizers, count
 from lvsm_train.ranks import Ranks
 from lvsm_train.sharding import cut_like, put_together, shard, to_be_cut
-from lvsm_train.spikes import MOST, RECENT, Spikes
 from lvsm_train.trained import start_weights
-from pipeline.scene import UserError
-from pipeline.window import Cursor, commits
+from lvsm_train.watchdog import MOST, RECENT, Spikes
+from pipeline.errors import UserError
+from pipeline.training_log import commits
+from pipeline.window import Cursor
 
 
 class State:

@@ -31,8 +31,8 @@ from rich.progress import track
 from lvsm_train import pages
 from pipeline import cameras, images
 from pipeline.copies import at_hand
-from pipeline.files.camera_files import video_of
-from pipeline.scene import UserError
+from pipeline.errors import UserError
+from pipeline.scene import video_of
 from pipeline.shards import METADATA_KEY, find_shards
 
 END_OF_IMAGE = b"\xff\xd9"

@@ -20,7 +20,7 @@ from lvsm_train.ranks import Ranks
 from lvsm_train.rounds import Rounds, Taken
 from lvsm_train.samples import Planner, Sample
 from lvsm_train.store import Index
-from pipeline.room import patiently
+from pipeline.disk import patiently
 from pipeline.shards import shard_name, widths_in
 from pipeline.window import Cursor, Hunger, Window
 

@@ -28,8 +28,8 @@ from lvsm_train.ranks import Ranks, joined
 from lvsm_train.state import State
 from lvsm_train.stream import Stream
 from lvsm_train.watchdog import Watchdog
-from pipeline.room import is_full, patiently, put
-from pipeline.scene import UserError
+from pipeline.disk import is_full, patiently, put
+from pipeline.errors import UserError
 from pipeline.window import Cursor
 
 

@@ -14,7 +14,7 @@ from lvsm_train.devices import device_of
 from lvsm_train.model import HW, LVSM
 from lvsm_train.official import from_official
 from lvsm_train.weight_files import read_torch
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 
 @dataclass(frozen=True)

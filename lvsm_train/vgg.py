@@ -26,9 +26,9 @@ from torch import nn
 from torch.nn import functional
 
 from lvsm_train import weight_files
+from pipeline.errors import Retry, Skip, UserError
 from pipeline.fetch import Fetcher, FetchLimits, sha256_of
 from pipeline.room import Room
-from pipeline.scene import Retry, Skip, UserError
 
 Net = Literal["vgg16", "vgg19", "alex"]
 Convs = list[tuple[torch.Tensor, torch.Tensor]]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 LARGEST = 1 << 31  # bytes that a compressed variable may grow to; VGG-19 has 575 million
 MALFORMED = (

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipeline.errors import UserError
 from pipeline.ledger import Ledger
 from pipeline.licenses import FAMILIES, UNKNOWN, Facts, details, family, normalise, tally
-from pipeline.progress import reasons_text, shown
-from pipeline.scene import Item, UserError
+from pipeline.scene import Item
 from pipeline.shards import is_web
+from pipeline.text import reasons_text, shown
 
 COLUMNS = ("uid", "source", "title", "author", "license", "license_url", "page", "url", "sha256", "shard")
 SHOWN = 30  # licenses by name; a source may have thousands of texts of its own

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import journals
+from pipeline.errors import UserError
 from pipeline.folder import is_locked
 from pipeline.ledger import Kept, Ledger, train_shards
-from pipeline.progress import reasons_text
-from pipeline.scene import UserError
 from pipeline.shards import shard_name, shard_paths, uids_of
 from pipeline.standing import is_cycle
+from pipeline.text import reasons_text
 from pipeline.training_log import TrainingLog
 from pipeline.window import TRAIN, committed, layout
 

@@ -9,9 +9,9 @@ import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from pipeline.files.camera_files import video_of
 from pipeline.ledger import Ledger
-from pipeline.progress import reasons_text, shown
+from pipeline.scene import video_of
+from pipeline.text import reasons_text, shown
 
 TABLE = "availability.csv"
 COLUMNS = ("video", "url", "clips", "delivered", "reasons")

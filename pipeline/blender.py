@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from pipeline.errors import Retry, Skip
 from pipeline.images import paste
-from pipeline.scene import Retry, Skip
 
 SCRIPT = Path(__file__).resolve().parent.parent / "blender_scripts" / "worker.py"
 START_TIMEOUT_S = 120.0

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from pipeline.disk import bytes_below
+from pipeline.errors import Retry, Skip
 from pipeline.fetch import CONNECT_S, Fetcher, Passing, check_status, sha256_of
 from pipeline.files.references import companions
-from pipeline.room import bytes_below
-from pipeline.scene import Got, Item, Retry, Skip
+from pipeline.scene import Got, Item
 
 TREE = "tree"  # in an item's folder: the files of the repository, at their paths
 LOOK_S = 0.1

@@ -17,10 +17,14 @@ import tyro
 from lvsm_train.config import TrainConfig
 from lvsm_train.options import EvalConfig, LatentConfig
 from lvsm_train.presets import PRESETS
-from pipeline.config import ClipConfig, ImportConfig, ManifestConfig, RenderConfig, RunConfig
+from pipeline.config import RenderConfig
+from pipeline.config_clip import ClipConfig
+from pipeline.config_manifest import ManifestConfig
+from pipeline.config_run import RunConfig
+from pipeline.config_views import ImportConfig
 from pipeline.cycle_config import CycleConfig, Shares
+from pipeline.errors import FEWER_THAN_ASKED, UserError
 from pipeline.plan import PlanConfig
-from pipeline.scene import FEWER_THAN_ASKED, UserError
 
 
 def render(cfg: Annotated[RenderConfig, tyro.conf.OmitArgPrefixes]) -> int:
@@ -60,8 +64,8 @@ def clip(cfg: Annotated[ClipConfig, tyro.conf.OmitArgPrefixes]) -> int:
 
 def _run(cfg: RunConfig) -> int:
     from pipeline import sources
-    from pipeline.progress import shown
     from pipeline.run import deliver
+    from pipeline.text import shown
 
     assert cfg.out is not None
     others = f" (others: {sources.others(cfg.source)})" if isinstance(cfg, RenderConfig) else ""
@@ -94,7 +98,7 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
     with _torch_needed():
         from lvsm_train.launch import launch
         from lvsm_train.ranks import leave
-    from pipeline.progress import shown
+    from pipeline.text import shown
 
     result = launch(cfg)
     if result.first and result.scores:
@@ -137,14 +141,17 @@ def cycle(
     Example: lvsm-data cycle --n 100 --res 64 --views 16 --disk-budget 500MB --passes 8 --out cycles/try
     """
     from pipeline.cycle import cycle as run
-    from pipeline.progress import shown
+    from pipeline.plan import compare, real_figures
+    from pipeline.report import LivePage
+    from pipeline.text import shown
 
     cfg, trained, shares = _prepared(cfg, train)
     assert cfg.out is not None
     print(f"writing to {shown(cfg.out)}; training at {trained.data.res} pixels")
     print(shares.line() + ("" if cfg.disk_budget else " (80 % of what is free; --disk-budget)"), flush=True)
-    ended = run(cfg, shares, [sys.executable, "-m", "lvsm_train.follow", str(cfg.out)], trained.as_json())
-    for line in ended.lines():
+    ended = run(cfg, shares, [sys.executable, "-m", "lvsm_train.follow", str(cfg.out)], trained.as_json(), LivePage)
+    compared = compare(cfg.out, real_figures(cfg.out)) if ended.complete else []
+    for line in ended.lines(compared):
         print(line)
     return ended.status
 
@@ -167,7 +174,7 @@ def plan(
         as_json: Print JSON for machines.
     """
     from pipeline.plan import plan as make
-    from pipeline.progress import shown
+    from pipeline.text import shown
 
     ready, trained, shares = _prepared(cfg, train)
     assert isinstance(ready, PlanConfig) and ready.out is not None
@@ -205,7 +212,7 @@ def evaluate_run(cfg: Annotated[EvalConfig, tyro.conf.OmitArgPrefixes]) -> int:
     cfg = cfg.resolved()
     with _torch_needed():
         from lvsm_train.evaluation.assess import assess
-    from pipeline.progress import shown
+    from pipeline.text import shown
 
     found = assess(cfg)
     for line in found.lines():
@@ -224,7 +231,7 @@ def latent(cfg: Annotated[LatentConfig, tyro.conf.OmitArgPrefixes]) -> int:
     cfg = cfg.resolved()
     with _torch_needed():
         from lvsm_train.lab.explore import explore
-    from pipeline.progress import shown
+    from pipeline.text import shown
 
     report = explore(cfg)
     for line in report.lines():

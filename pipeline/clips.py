@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import cameras, cuts, images, licenses
-from pipeline.config import ClipScene
+from pipeline.config_clip import ClipScene
 from pipeline.cuts import Footage
+from pipeline.errors import Skip
 from pipeline.posed import FLAT_LEVELS, check_intrinsics, rigid
-from pipeline.scene import Clip, Item, Scene, Skip, Views
+from pipeline.scene import Clip, Item, Scene, Views
 
 SAME_US = 1000  # two ways to compute when a frame is shown may differ so much: containers count in milliseconds
 

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline import cameras, epipolar, images
-from pipeline.config import MixCameras
+from pipeline.config_views import MixCameras
 from pipeline.scene import Posed
 
 SIDE = 256  # pixels of a silhouette
@@ -290,3 +290,7 @@ def silhouettes(posed: Posed) -> Silhouettes | None:
         return None
     c2w, fxfycxcy = np.asarray(posed.c2w, np.float64)[chosen], np.asarray(posed.fxfycxcy, np.float64)[chosen]
     return Silhouettes(np.stack(alphas), c2w, fxfycxcy * np.stack(scales), solid)
+
+
+MARK = "vet"  # in extra: this item's scene is to be looked at
+FOUND = "_cameras_fit"  # in a scene's meta, on its way to the driver

@@ -7,12 +7,12 @@ import shutil
 import sys
 from pathlib import Path
 
+from pipeline.errors import UserError
 from pipeline.flags import address_of, desk_of
 from pipeline.ledger import Ledger
-from pipeline.progress import size
-from pipeline.scene import UserError
 from pipeline.shards import SHARD_NAME
 from pipeline.stores import Store
+from pipeline.text import size
 from pipeline.uploads import LEDGER, PAPERS, desk_name, driver
 
 COPIES = "copy"  # folder of a desk

@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pipeline.scene import Skip
+from pipeline.errors import Skip
 
 CUT = "clip.nut"
 FACTS = "clip.json"

@@ -13,26 +13,30 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline import executors
 from pipeline.audit import Audit, audit
 from pipeline.cycle_config import CycleConfig, Shares
-from pipeline.janitor import Janitor
+from pipeline.disk import disk_of, patiently, put
+from pipeline.errors import FEWER_THAN_ASKED, UserError
+from pipeline.janitor import Janitor, Page
 from pipeline.ledger import Ledger, train_shards
-from pipeline.plan import compare, real_figures
-from pipeline.progress import Progress, shown
-from pipeline.room import disk_of, patiently, put
+from pipeline.progress import Progress
 from pipeline.run import Run, opened
-from pipeline.scene import FEWER_THAN_ASKED, Item, Outcome, UserError
+from pipeline.scene import Item, Outcome
 from pipeline.selection import Selection
 from pipeline.shards import Shard, complete_shards, number_of, shard_name, shard_on_disk, split_of
 from pipeline.slots import VAL_OBJECTS, Open, Slots, objects_per_shard
 from pipeline.standing import standing
+from pipeline.text import shown
 from pipeline.trainer import Trainer
+from pipeline.training_log import TrainingLog
 from pipeline.window import LAYOUT, TRAIN, Hunger, Slot, Window, committed, layout
 from pipeline.writer import PARQUET_EXTRA
 
+LivePage = Callable[[Path, TrainingLog], Page]
 MOST_WAITING = 16  # outcomes, in memory
 WAIT_S = 0.2
 
@@ -45,7 +49,7 @@ class Cycle(Run):
     progress: Progress
     found: Audit
 
-    def __init__(self, cfg: CycleConfig, ledger: Ledger, shares: Shares, trainer: Trainer) -> None:
+    def __init__(self, cfg: CycleConfig, ledger: Ledger, shares: Shares, trainer: Trainer, live_page: LivePage) -> None:
         assert cfg.out is not None
         self.slots = Slots(cfg, shares, ledger.kept())
         self.places: dict[str, Open] = {}
@@ -57,7 +61,9 @@ class Cycle(Run):
         self.end: int | None = None
         self.validated = self.layout is not None
         self.rendering: float | None = None  # since when train objects are rendered in this session
-        self.janitor = Janitor(self.out, ledger.path, self.slots.room, shares, trainer, cfg.scene.res, self.gone)
+        self.janitor = Janitor(
+            self.out, ledger.path, self.slots.room, shares, trainer, cfg.scene.res, self.gone, live_page
+        )
 
     @property
     def complete(self) -> bool:
@@ -337,7 +343,7 @@ class Cycle(Run):
             return 1
         return 0 if self.complete and self.delivered >= self.cfg.n else FEWER_THAN_ASKED
 
-    def lines(self) -> list[str]:
+    def lines(self, compared: Sequence[str] = ()) -> list[str]:
         """What a user wants to know at the end: does it add up, who waited for whom, how good has it become."""
         lines = (
             [f"bug in lvsm-data, please report: {bug}" for bug in self.bugs]
@@ -350,8 +356,7 @@ class Cycle(Run):
         lines.append(
             f"page: {shown(self.out)}/index.html; lvsm-data eval {shown(self.out)}/train tells more of the model"
         )
-        if self.complete:
-            lines += compare(self.out, real_figures(self.out))
+        lines += compared
         if not self.complete:
             lines.append("stopped; the same command goes on")
         elif self.delivered < self.cfg.n:
@@ -359,7 +364,9 @@ class Cycle(Run):
         return lines
 
 
-def cycle(cfg: CycleConfig, shares: Shares, command: Sequence[str], settings: dict[str, Any]) -> Cycle:
+def cycle(
+    cfg: CycleConfig, shares: Shares, command: Sequence[str], settings: dict[str, Any], live_page: LivePage
+) -> Cycle:
     """Runs a cycle, or goes on with one. command: what starts its trainer, which finds its settings in OUT/train/train.json.
 
     Answers how it stands. Raises UserError like `deliver`.
@@ -368,7 +375,7 @@ def cycle(cfg: CycleConfig, shares: Shares, command: Sequence[str], settings: di
     with opened(cfg) as ledger, contextlib.closing(Trainer(cfg.out, command, cfg.train_threads)) as trainer:
         (cfg.out / TRAIN).mkdir(exist_ok=True)
         put(cfg.out / TRAIN / "train.json", settings)
-        run = Cycle(cfg, ledger, shares, trainer)
+        run = Cycle(cfg, ledger, shares, trainer, live_page)
         run.apart = bool(settings.get("ray_workers"))  # nodes with a GPU are the trainer's
         run.go()
         run.found = audit(cfg.out)

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import executors
 from pipeline.config import RenderConfig
-from pipeline.flags import REMOTE, address_of
-from pipeline.progress import size
-from pipeline.room import disk_below
-from pipeline.scene import UserError
+from pipeline.disk import disk_below
+from pipeline.errors import UserError
+from pipeline.flags import REMOTE, address_of, default_workers
+from pipeline.text import size
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
@@ -106,7 +105,7 @@ class CycleConfig(RenderConfig):
         mine = self.train_threads or (max(1, cores // 2) if trains_on_cpu else None)
         workers = self.workers
         if workers is None and not self.address:
-            workers = max(1, min((cores - (mine or 1)) // self.threads, executors.default_workers(self.threads)))
+            workers = max(1, min((cores - (mine or 1)) // self.threads, default_workers(self.threads)))
         return dataclasses.replace(self, train_threads=mine, workers=workers)
 
     def within(self, shares: Shares) -> CycleConfig:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from pipeline.room import append
+from pipeline.disk import append
 
 DISK = "disk.csv"  # the fields of Note, without a head
 BREAK_S = 60.0  # a longer time between two lines lies between two sessions

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from pipeline import blender, js_runtime, system
-from pipeline.scene import Retry
+from pipeline.errors import Retry
 
 COLUMNS = 100
 DISK_GB, MEMORY_GB, SHM_GB, OPEN_FILES = 5, 2, 1, 8192  # less than this is worth a note

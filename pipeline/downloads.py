@@ -14,26 +14,16 @@ from pathlib import Path
 from types import ModuleType
 
 from pipeline.batches import Batches
-from pipeline.config import ClipConfig
-from pipeline.fetch import Fetcher, FetchLimits
-from pipeline.flags import Fetching
-from pipeline.room import Room, bytes_below
-from pipeline.scene import Item, Outcome, Retry, Skip, UserError
-from pipeline.videos import VideoFetcher, wishes
+from pipeline.disk import bytes_below
+from pipeline.errors import Retry, Skip, UserError
+from pipeline.fetch import Fetcher
+from pipeline.scene import Item, Outcome
 
 AHEAD = 4  # items under way or ready, times the number of downloads
 IN_A_ROW = 20  # downloads that fail for reasons that may pass, with none between that works: then it is the connection
 UID = "uid"  # a file in an item's folder: whose it is
 
 Result = tuple[Item, Path | Skip | Retry | BaseException]
-
-
-def fetcher(cfg: Fetching, folder: Path, cache: Path) -> Fetcher:
-    """A Fetcher as the flags say, one that opens videos for a run over videos. folder: where files wait."""
-    folder.mkdir(parents=True, exist_ok=True)
-    limits = FetchLimits(cfg.per_host, cfg.max_file_mb * 1e6, cfg.stall_s, cfg.mirrors, cache, cfg.keep_raw)
-    room = Room(folder, cfg.raw_gb * 1e9, patient=cfg.patient)
-    return VideoFetcher(limits, room, wishes(cfg)) if isinstance(cfg, ClipConfig) else Fetcher(limits, room)
 
 
 class Downloads:

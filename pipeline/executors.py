@@ -14,13 +14,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import psutil
-
+from pipeline.errors import UserError
 from pipeline.nodes import Nodes, Share
 from pipeline.pool import ASK_AGAIN_S, Host, MakeWorker, Pool, Started
-from pipeline.scene import Item, Outcome, UserError
-
-WORKER_MEMORY = 1.5e9  # bytes that a Blender of ordinary objects takes at its peak, with room
+from pipeline.scene import Item, Outcome
 
 
 def _on_stderr(line: str) -> None:
@@ -129,10 +126,3 @@ def _reach(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, OverflowError) as error:
             raise ConnectionError(str(error)) from None
-
-
-def default_workers(threads: int) -> int:
-    """One per `threads` cores, as far as the free memory reaches."""
-    cores = len(os.sched_getaffinity(0))
-    by_memory = int(psutil.virtual_memory().available / WORKER_MEMORY)
-    return max(1, min(cores // threads, by_memory))

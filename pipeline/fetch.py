@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipeline.errors import Retry, Skip
 from pipeline.room import Room
-from pipeline.scene import Retry, Skip
 
 TRIES = 5
 FIRST_PAUSE_S = 0.5  # doubles with every try

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import psutil
 import tyro
 
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 Source = Literal["procedural", "local", "objaverse", "objaverse-xl", "manifest"]
 XlSource = Literal["github", "sketchfab", "smithsonian", "thingiverse"]
@@ -213,3 +216,31 @@ def desk_of(address: str) -> Path:
     """The folder of this machine for a run at an address, where none was named."""
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", address.split("://", 1)[1]).strip("-")[-60:]
     return DESKS.expanduser() / f"{name}-{hashlib.blake2b(address.encode(), digest_size=4).hexdigest()}"
+
+
+WORKER_MEMORY = 1.5e9  # bytes that a Blender of ordinary objects takes at its peak, with room
+
+
+def default_workers(threads: int) -> int:
+    """One per `threads` cores, as far as the free memory reaches."""
+    cores = len(os.sched_getaffinity(0))
+    by_memory = int(psutil.virtual_memory().available / WORKER_MEMORY)
+    return max(1, min(cores // threads, by_memory))
+
+
+LOOK = 2  # counted up by every change of ours that gives other pixels for the same settings
+
+
+def folder_name(source: str, res: tuple[int, ...]) -> str:
+    return f"{source}-{'-'.join(map(str, res))}"
+
+
+def plain(scene: Any) -> dict[str, Any]:
+    """A scene's settings as they read back from JSON: tuples are lists."""
+    return dict(json.loads(json.dumps(dataclasses.asdict(scene))))
+
+
+def config_hash(scene: Any) -> str:
+    """16 hex digits that change with every setting, and every change of ours, that can change a pixel or a pose."""
+    canonical = json.dumps(dataclasses.asdict(scene) | {"look": LOOK}, sort_keys=True)
+    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()

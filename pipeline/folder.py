@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cameras import SAMPLERS
-from pipeline.config import RenderConfig, RunConfig, config_hash
+from pipeline.config import RenderConfig
+from pipeline.config_run import RunConfig
+from pipeline.disk import put
+from pipeline.errors import UserError
+from pipeline.flags import config_hash
 from pipeline.images import version as pil_version
 from pipeline.ledger import Ledger
-from pipeline.room import put
-from pipeline.scene import UserError
 
 
 def run_facts(cfg: RunConfig) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from pipeline.errors import Retry, Skip, UserError
 from pipeline.fetch import CONNECT_S, Fetcher, Passing, Wanted, failure_of
-from pipeline.scene import Retry, Skip, UserError
 
 HOME = "https://huggingface.co"  # what manifests say, whichever mirror is asked
 PATHS_PER_REQUEST = 500

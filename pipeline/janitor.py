@@ -5,25 +5,33 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline import disk_log
 from pipeline.cycle_config import Shares
+from pipeline.disk import disk_below, disk_of, patiently
 from pipeline.disk_log import Note
 from pipeline.ledger import Ledger
-from pipeline.report import LivePage
-from pipeline.room import Room, disk_below, disk_of, patiently
+from pipeline.room import Room
 from pipeline.scene import Item
 from pipeline.shards import shard_name
 from pipeline.trainer import Trainer
-from pipeline.training_log import TrainingLog
-from pipeline.window import CHECKPOINTS, TRAIN, Window, committed
+from pipeline.training_log import CHECKPOINTS, TrainingLog
+from pipeline.window import TRAIN, Window, committed
 
 TICK_S = 0.5
 NOTE_S = 5.0  # between two lines of disk.csv
+
+
+class Page(Protocol):
+    """What shows a cycle while it runs: `refresh` is called every tick, `end` once."""
+
+    def refresh(self) -> None: ...
+
+    def end(self) -> None: ...
 
 
 class Janitor:
@@ -38,6 +46,7 @@ class Janitor:
         trainer: Trainer,
         widths: tuple[int, ...],
         deleted: int,
+        live_page: Callable[[Path, TrainingLog], Page],
     ) -> None:
         self.out, self.ledger, self.room = out, ledger, room
         self.shares, self.trainer, self.widths = shares, trainer, widths
@@ -48,7 +57,7 @@ class Janitor:
         self.peak = 0
         # seconds that rendering waited for disk, in all sessions
         self.blocked_s = sum(note.blocked_s for note in disk_log.read(out))
-        self.page = LivePage(out, self.log)
+        self.page = live_page(out, self.log)
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(1, "janitor")
         self._work_done: Future[None] | None = None

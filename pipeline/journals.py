@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline import room
+from pipeline import disk
 
 RECORD = struct.Struct("<QI")  # length and CRC-32 of the message that follows
 
@@ -20,7 +20,7 @@ def append(sink: FileIO, message: bytes | pa.Buffer) -> None:
     Where it cannot be written as a whole, OSError is raised and the file ends where it did.
     """
     content = memoryview(message)
-    room.append(sink, RECORD.pack(content.nbytes, zlib.crc32(content)), content)
+    disk.append(sink, RECORD.pack(content.nbytes, zlib.crc32(content)), content)
 
 
 def read(path: Path) -> list[pa.RecordBatch]:

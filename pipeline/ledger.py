@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.scene import Item, Outcome, UserError
+from pipeline.errors import UserError
+from pipeline.scene import Item, Outcome
 from pipeline.shards import Entry, Shard, number_of
 from pipeline.uids import Uids
 

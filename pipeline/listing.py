@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import hub, sources
-from pipeline.config import ManifestConfig
-from pipeline.downloads import fetcher
+from pipeline.config_manifest import ManifestConfig
+from pipeline.errors import UserError
 from pipeline.fetch import Fetcher
 from pipeline.files import tables
 from pipeline.flags import Fetching
-from pipeline.progress import reasons_text, shown, size
-from pipeline.scene import Item, UserError
+from pipeline.scene import Item
 from pipeline.selection import Selection
 from pipeline.sources import manifest
+from pipeline.sources.fetchers import fetcher
+from pipeline.text import reasons_text, shown, size
 
 
 def write_manifest(cfg: ManifestConfig) -> list[str]:

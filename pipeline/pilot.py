@@ -17,11 +17,12 @@ from typing import Any
 from pipeline import licenses
 from pipeline.config import RenderConfig
 from pipeline.cycle_config import CycleConfig
+from pipeline.errors import UserError
 from pipeline.forecast import Drawn, Found
 from pipeline.ledger import Ledger
-from pipeline.progress import reasons_text
 from pipeline.run import Run, opened
-from pipeline.scene import Item, Outcome, UserError
+from pipeline.scene import Item, Outcome
+from pipeline.text import reasons_text
 from pipeline.trainer import TAIL, USER, environment
 
 FOLDER = "pilot"  # within a cycle's

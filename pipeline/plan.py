@@ -14,10 +14,10 @@ import numpy as np
 
 from pipeline import disk_log
 from pipeline.cycle_config import CycleConfig, Shares
-from pipeline.progress import duration, reasons_text, shown, size
+from pipeline.disk import put
+from pipeline.errors import UserError
 from pipeline.ranges import Range
-from pipeline.room import put
-from pipeline.scene import UserError
+from pipeline.text import duration, reasons_text, shown, size
 from pipeline.training_log import TrainingLog
 from pipeline.window import TRAIN
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipeline.batches import Batches
+from pipeline.errors import UserError
 from pipeline.nodes import Nodes
-from pipeline.scene import Item, Outcome, UserError
+from pipeline.scene import Item, Outcome
 
 ASK_AGAIN_S = 0.05
 CALL_S = 0.2  # that a call to a worker should take at least: what it costs is then below one percent

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import cameras, images, quality
-from pipeline.config import PosedConfig
-from pipeline.scene import Item, Posed, Scene, Skip, Views
+from pipeline.config_views import PosedConfig
+from pipeline.errors import Skip
+from pipeline.scene import Item, Posed, Scene, Views
 
 COEFFICIENTS = 8  # OpenCV's k1 k2 p1 p2 k3 k4 k5 k6
 GRID = 65  # points along each side of the picture at which a distortion is looked at

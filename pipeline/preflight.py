@@ -11,9 +11,9 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pipeline.errors import Skip
 from pipeline.files import gltf, headers
 from pipeline.files.references import SCHEME, WINDOWS, references, within_usdz
-from pipeline.scene import Skip
 
 FORMATS = frozenset("procedural glb gltf obj fbx stl ply usd usda usdc usdz dae abc blend".split())
 LFS_MAGIC = b"version https://git-lfs"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.scene import Retry, Skip
+from pipeline.errors import Retry, Skip
 
 LONGEST = 300  # characters of a message that are kept
 UNKNOWN = "video_error"

@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.errors import Retry, Skip
 from pipeline.fetch import Fetcher, Passing, check_status, passing
-from pipeline.scene import Retry, Skip
 
 FIRST_WINDOW = 64_000  # bytes; the next one doubles where reading goes straight on
 LONGEST_WINDOW = 256_000  # two seconds of a stream of 480 rows: what is fetched behind the end of a clip is for nothing

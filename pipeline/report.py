@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline import licenses, report_cycle
+from pipeline.errors import UserError
 from pipeline.folder import is_locked
 from pipeline.ledger import Ledger
-from pipeline.progress import duration, size
 from pipeline.report_chart import Clock, throughput
 from pipeline.report_tables import bars, cards, failures, text
 from pipeline.report_tiles import THUMB_WIDTH, make_sheet, make_tiles
-from pipeline.scene import UserError
 from pipeline.shards import CONVENTION, facts_of, find_shards, uids_of
+from pipeline.text import duration, size
 from pipeline.training_log import TrainingLog
 
 PAGE = "index.html"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.progress import duration, duration_words
+from pipeline.text import duration, duration_words
 
 PAUSE_S = 300.0  # a longer silence, unless silences of that length are usual, is a pause between sessions
 USUAL = 20  # times the median silence

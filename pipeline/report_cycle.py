@@ -15,10 +15,10 @@ import numpy as np
 from pipeline import disk_log, images
 from pipeline.disk_log import Note
 from pipeline.ledger import Ledger
-from pipeline.progress import duration, duration_words, size
 from pipeline.report_chart import UNITS, Line, Panel, panels
 from pipeline.report_tables import cards, text
 from pipeline.standing import Pace, Standing, rate, standing, who_waits
+from pipeline.text import duration, duration_words, size
 from pipeline.training_log import TrainingLog
 from pipeline.window import TRAIN
 

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
-import json
-import os
 import shutil
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from io import FileIO
 from pathlib import Path
-from typing import Any, TypeVar
 
-from pipeline.scene import Retry, Skip
+from pipeline.errors import Retry, Skip
 
 FREE_AT_LEAST = 500e6  # bytes of the disk that downloads leave alone
-LOOK_AGAIN_S = 1.0  # at a disk that is full
-SAY_AGAIN_S = 60.0
-Made = TypeVar("Made")
 
 
 class Room:
@@ -122,92 +111,3 @@ class Room:
     def _take(self, owner: str, size: int) -> None:
         self._held[owner] = self._held.get(owner, 0) + size
         self.peak = max(self.peak, self.used)
-
-
-def bytes_below(folder: Path) -> int:
-    """Of all files in a folder and below, links counted as links. Files may come and go meanwhile."""
-    return sum(found.st_size for found in _files_below(folder))
-
-
-def disk_below(folder: Path) -> int:
-    """The disk that a folder takes: of each file its blocks, or its size where the file system has not chosen blocks yet."""
-    return sum(_blocks(found) for found in _files_below(folder))
-
-
-def disk_of(path: Path) -> int:
-    """The disk that a file takes; 0 where there is none, or none any more."""
-    try:
-        return _blocks(path.lstat())
-    except FileNotFoundError:
-        return 0
-
-
-def _blocks(found: os.stat_result) -> int:
-    return max(found.st_size, 512 * found.st_blocks)
-
-
-def _files_below(folder: Path) -> Iterator[os.stat_result]:
-    for here, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # somebody's temporary file
-                yield os.lstat(os.path.join(here, name))
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether an error says that a disk, or what a user may take of it, is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def append(sink: FileIO, *parts: bytes | memoryview) -> None:
-    """All of it at the end of a file that was opened without a buffer, or nothing: then it raises OSError."""
-    start = sink.seek(0, os.SEEK_END)
-    try:
-        left = [memoryview(part) for part in parts]
-        while left:
-            written = os.writev(sink.fileno(), left)
-            while left and written >= left[0].nbytes:
-                written -= left.pop(0).nbytes
-            if left:
-                left[0] = left[0][written:]
-    except OSError:
-        os.ftruncate(sink.fileno(), start)
-        raise
-
-
-def put(path: Path, told: dict[str, Any]) -> None:
-    """Replaces a JSON file as a whole. Raises OSError, with nothing changed, where the disk is full."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_text(json.dumps(told, indent=2))
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def say_full(where: Path) -> None:
-    """Tells a user why nothing moves."""
-    says = "is full: waiting; everything goes on where it is as soon as there is room"
-    print(f"the disk of {where} {says}", file=sys.stderr, flush=True)
-
-
-def patiently(write: Callable[[], Made], where: Path, enough: Callable[[], bool] = lambda: False) -> Made:
-    """write(), again and again while the disk of `where` is full; it must leave nothing behind where it fails.
-
-    Says so on stderr. enough: where it turns true, the error is raised after all.
-    """
-    said = -SAY_AGAIN_S
-    while True:
-        try:
-            made = write()
-        except OSError as error:
-            if not is_full(error) or enough():
-                raise
-            if time.monotonic() - said >= SAY_AGAIN_S:
-                said = time.monotonic()
-                say_full(where)
-            time.sleep(LOOK_AGAIN_S)
-            continue
-        if said > 0:
-            print(f"the disk of {where} has room again: going on", file=sys.stderr, flush=True)
-        return made

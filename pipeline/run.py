@@ -16,19 +16,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from pipeline import availability, executors, licenses, sources
-from pipeline.config import ClipConfig, ImportConfig, RunConfig
-from pipeline.downloads import Downloads, fetcher
+from pipeline.config_clip import ClipConfig
+from pipeline.config_run import RunConfig
+from pipeline.config_views import ImportConfig
+from pipeline.disk import is_full
+from pipeline.downloads import Downloads
+from pipeline.errors import UserError
+from pipeline.flags import default_workers
 from pipeline.folder import check_identity, held, run_facts
 from pipeline.ledger import Ledger
 from pipeline.nodes import Share
-from pipeline.produce import Packing, Worker, make_worker
-from pipeline.progress import Progress, shown
-from pipeline.room import is_full
-from pipeline.scene import Item, Outcome, UserError
+from pipeline.produce import Packing, make_worker
+from pipeline.progress import Progress
+from pipeline.scene import Item, Outcome
 from pipeline.selection import Selection
 from pipeline.shards import LAYERS, NUMBERS, SHARD_NAME, Shard, complete_shards, number_of, shard_on_disk, split_of
+from pipeline.sources.fetchers import fetcher
 from pipeline.summary import Summary
+from pipeline.text import shown
 from pipeline.uploads import LEDGER, Uploads, attached
+from pipeline.worker import Worker
 from pipeline.writer import ShardWriter
 
 if TYPE_CHECKING:
@@ -242,7 +249,7 @@ class Run:
             return executors.inline
         cfg = self.cfg
         if not cfg.address:
-            workers = min(cfg.workers or executors.default_workers(cfg.threads), cfg.n - self.delivered)
+            workers = min(cfg.workers or default_workers(cfg.threads), cfg.n - self.delivered)
             return functools.partial(executors.on_ray, workers=workers, share=Share(cfg.threads), say=self._say)
         source = sources.load(cfg.source)
         return functools.partial(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
-FEWER_THAN_ASKED = 3  # exit status
+from pipeline.errors import Retry, Skip
+
 HEARTBEAT = "heartbeat"  # a file in a worker's scratch folder: how many views so far, and of which uid
 
 
@@ -136,36 +139,28 @@ class Outcome:
     passing: bool = False
 
 
-class _Reason(Exception):
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
-
-    def __reduce__(self) -> tuple[Any, ...]:  # crosses process borders with both fields
-        return type(self), (self.reason, self.detail)
-
-
-class Skip(_Reason):
-    """The item is hopeless; trying again would end the same way. `reason` is a snake_case word for the ledger."""
-
-
-class Retry(_Reason):
-    """The world misbehaved (a crash, a time-out, a reset connection); the same item may work the next time."""
-
-
 Got = tuple[Item, Path | Skip | Retry]  # what became of an item's file: where it lies, or why it cannot be had
-
-
-class UserError(Exception):
-    """What a user asked for cannot be done. `hint` names the next step; shown without a traceback."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 def item_rng(seed: int, uid: str, purpose: str) -> np.random.Generator:
     """The item's own random stream: depends on (seed, uid, purpose) alone, so neither order nor worker nor retry shows."""
     digest = hashlib.blake2b(f"{seed}\0{uid}\0{purpose}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+YOUTUBE = re.compile(r"(?:.*\.)?(?:youtube\.com|youtube-nocookie\.com|youtu\.be)")
+YOUTUBE_ID = re.compile(r"[0-9A-Za-z_-]{11}")
+
+
+def video_of(url: str) -> str:
+    """One name for all the ways to write a video's address: YouTube's id, else 16 hex digits of a hash."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        host = ""
+    if YOUTUBE.fullmatch(host):
+        asked = parse_qs(parts.query).get("v", [""])[0] or parts.path.rstrip("/").rsplit("/", 1)[-1]
+        if YOUTUBE_ID.fullmatch(asked):
+            return asked
+    return hashlib.blake2b(url.encode(), digest_size=8).hexdigest()

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import licenses, transport
-from pipeline.config import ClipConfig, ImportConfig
+from pipeline.config_clip import ClipConfig
+from pipeline.config_views import ImportConfig
+from pipeline.errors import UserError
 from pipeline.files import tables
 from pipeline.flags import REMOTE, Listing
-from pipeline.scene import Item, UserError
+from pipeline.scene import Item
 
 KEYS = ("uid", "sha256", "file_identifier", "fileIdentifier")  # columns of score tables that name an object
 SCORES = ("aesthetic_score", "score", "aesthetic")

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.scene import Item, UserError
+from pipeline.errors import UserError
+from pipeline.scene import Item
 
 FORMAT_VERSION = "1"
 CONVENTION = (

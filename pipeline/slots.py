@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.cycle_config import CycleConfig, Shares
+from pipeline.disk import SAY_AGAIN_S, say_full
+from pipeline.errors import Skip, UserError
 from pipeline.ledger import Kept
-from pipeline.progress import size
-from pipeline.room import SAY_AGAIN_S, Room, say_full
-from pipeline.scene import Skip, UserError
+from pipeline.room import Room
 from pipeline.shards import Shard
+from pipeline.text import size
 from pipeline.writer import PARQUET_EXTRA
 
 SPARE, SPARE_SHARE = 50e6, 0.05  # of the disk that is left alone: bytes, of a small one this share

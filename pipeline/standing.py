@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import disk_log
+from pipeline.disk import disk_below
 from pipeline.disk_log import Note
 from pipeline.folder import is_locked
 from pipeline.ledger import Kept, Ledger
-from pipeline.progress import duration_words, size
-from pipeline.room import disk_below
+from pipeline.text import duration_words, size
 from pipeline.training_log import TrainingLog
 from pipeline.window import TRAIN, Window, layout
 

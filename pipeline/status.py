@@ -11,8 +11,9 @@ from typing import Any
 from pipeline import licenses
 from pipeline.folder import is_locked
 from pipeline.ledger import Ledger
-from pipeline.progress import doing, duration, reasons_text, size
+from pipeline.progress import doing
 from pipeline.standing import standing
+from pipeline.text import duration, reasons_text, size
 from pipeline.uploads import lives_elsewhere
 
 SHOWN_FAILURES = 5  # per reason

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 ASIDE = "uploading"  # folder of what is not whole yet, or was left by a process that was killed
 GIVE_UP_S = 600.0  # of failures without an end

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.progress import duration, reasons_text, shown, size
+from pipeline.text import duration, reasons_text, shown, size
 
 
 @dataclass

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from pipeline.room import append
-from pipeline.scene import UserError
+from pipeline.disk import append
+from pipeline.errors import UserError
 from pipeline.window import TRAIN, committed
 
 TIMES = 3  # that it may end without a new checkpoint in between

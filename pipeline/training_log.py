@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,13 @@ class TrainingLog:
         _, _, seconds, waited, samples = self.curve[0]
         busy = self.seconds - self.waited - (seconds - waited)
         return (self.samples - samples) / busy if busy > 0 else None
+
+
+CHECKPOINTS = "checkpoints"
+COMMIT = re.compile(r"step-(\d{8})\.json")  # a finished checkpoint
+
+
+def commits(run: Path) -> list[int]:
+    """Steps of a training run's finished checkpoints, ascending."""
+    names = (path.name for path in (run / CHECKPOINTS).glob("*.json"))
+    return sorted(int(match[1]) for name in names if (match := COMMIT.fullmatch(name)))

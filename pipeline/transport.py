@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from pipeline import checkout, hub
+from pipeline.disk import bytes_below
+from pipeline.errors import Retry, Skip, UserError
 from pipeline.fetch import Fetcher, Wanted, sha256_of
 from pipeline.files import archives, references
-from pipeline.room import bytes_below
-from pipeline.scene import Got, Item, Retry, Skip, UserError
+from pipeline.scene import Got, Item
 
 OBJAVERSE = "allenai/objaverse"
 OBJAVERSE_FOLDER = "hf-objaverse-v1"  # of the objaverse package's cache

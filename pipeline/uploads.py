@@ -19,9 +19,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pipeline.disk import put
+from pipeline.errors import UserError
 from pipeline.ledger import Ledger
-from pipeline.room import put
-from pipeline.scene import UserError
 from pipeline.shards import SHARD_NAME, Shard, shard_on_disk
 from pipeline.stores import Store
 

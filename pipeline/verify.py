@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.progress import track
 
 from pipeline import images
-from pipeline.files.camera_files import video_of
+from pipeline.errors import UserError
 from pipeline.ledger import Ledger
-from pipeline.scene import UserError
+from pipeline.scene import video_of
 from pipeline.shards import Rows, facts_of, find_shards, read_objects, row_keys, schema
 
 RIGID_TOLERANCE = 1e-4  # of R^T R and det R, in float32

@@ -6,14 +6,13 @@ import dataclasses
 from pathlib import Path
 
 from pipeline import consistency, sources
-from pipeline.config import ImportConfig
-from pipeline.consistency import Verdict
-from pipeline.scene import Item, Outcome, UserError
+from pipeline.config_views import ImportConfig
+from pipeline.consistency import FOUND, MARK, Verdict
+from pipeline.errors import UserError
+from pipeline.scene import Item, Outcome
 
 SCENES = 8  # that decide; fewer where fewer were asked for
 SUGGEST_FROM = 4  # scenes that other cameras are tried on
-MARK = "vet"  # in extra: this item's scene is to be looked at
-FOUND = "_cameras_fit"  # in a scene's meta, on its way to the driver
 
 
 class Vetting:

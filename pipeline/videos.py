@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import cuts, js_runtime, refusals
-from pipeline.config import ClipConfig
+from pipeline.config_clip import ClipConfig
 from pipeline.cuts import Film
+from pipeline.errors import Retry, Skip, UserError
 from pipeline.fetch import LONGEST_PAUSE_S, Fetcher, FetchLimits, Wanted, retry_after_s
-from pipeline.files.camera_files import video_of
 from pipeline.remote import NoRanges, Remote
 from pipeline.room import Room
-from pipeline.scene import Retry, Skip, UserError
+from pipeline.scene import video_of
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".avi", ".flv", ".ts")
 NAMED = re.compile(r"\[([0-9A-Za-z_-]{11})\]$")  # yt-dlp's own template: title [id].ext

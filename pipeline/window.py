@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.room import put
+from pipeline.disk import put
+from pipeline.training_log import CHECKPOINTS, commits
 
 WINDOW = "window.json"
 LAYOUT = "layout.json"
 TRAIN = "train"  # the trainer's folder within a cycle's
 HUNGER = "hunger.json"
-CHECKPOINTS = "checkpoints"
-COMMIT = re.compile(r"step-(\d{8})\.json")  # a finished checkpoint
 
 
 @dataclass(frozen=True)
@@ -108,12 +106,6 @@ def committed(out: Path) -> tuple[int, Cursor]:
         if told is not None:  # else it has gone since, and there is a newer one
             return (int(told["step"]), Cursor.from_json(told["cursor"])) if told.get("cursor") else (0, Cursor())
     return 0, Cursor()
-
-
-def commits(run: Path) -> list[int]:
-    """Steps of a training run's finished checkpoints, ascending."""
-    names = (path.name for path in (run / CHECKPOINTS).glob("*.json"))
-    return sorted(int(match[1]) for name in names if (match := COMMIT.fullmatch(name)))
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import journals
-from pipeline.files.camera_files import video_of
-from pipeline.scene import Packed, Scene
+from pipeline.scene import Packed, Scene, video_of
 from pipeline.shards import (
     CONVENTION,
     FORMAT_VERSION,

@@ -14,7 +14,7 @@ import pytest
 from pipeline import cli
 from pipeline.blender import Blender, Limits
 from pipeline.config import RenderConfig, SceneConfig
-from pipeline.produce import Producer
+from pipeline.render import Producer
 from pipeline.scene import Item, Outcome
 
 HERE = Path(__file__).parent

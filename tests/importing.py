@@ -17,11 +17,12 @@ import numpy as np
 from PIL import Image
 
 from pipeline import sources
-from pipeline.config import ImportConfig, PosedConfig
+from pipeline.config_views import ImportConfig, PosedConfig
+from pipeline.errors import Retry, Skip
 from pipeline.fetch import Fetcher, FetchLimits
 from pipeline.posed import to_scene
 from pipeline.room import Room
-from pipeline.scene import Item, Retry, Scene, Skip
+from pipeline.scene import Item, Scene
 from pipeline.sources import colmap, gobjaverse, nerfstudio, objaverse_mix, pixelsplat, zero123
 from tests.balls import balls_in, expected
 

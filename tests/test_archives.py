@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import Skip, UserError
 from pipeline.files import archives, seven_zip
-from pipeline.scene import Skip, UserError
 from tests.conftest import put_anew
 from tests.importing import seven_zipped, tarred, zipped
 

@@ -19,7 +19,7 @@ from lvsm_train import checkpoint, model  # noqa: E402
 from lvsm_train.config import DataConfig, LossConfig, ModelConfig, TrainConfig  # noqa: E402
 from lvsm_train.evaluation.assess import assess  # noqa: E402
 from lvsm_train.options import EvalConfig  # noqa: E402
-from pipeline.scene import UserError  # noqa: E402
+from pipeline.errors import UserError  # noqa: E402
 from tests import noise  # noqa: E402
 from tests.conftest import lvsm_data  # noqa: E402
 from tests.test_report import dom, needs_browser  # noqa: E402

@@ -22,11 +22,12 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline import cameras, config
+from pipeline import cameras, config, flags
 from pipeline.blender import SCRIPT, Blender, Frame, Limits
 from pipeline.config import RenderConfig, SceneConfig
-from pipeline.produce import Producer, build_job
-from pipeline.scene import Item, Retry, Skip
+from pipeline.errors import Retry, Skip
+from pipeline.render import Producer, build_job
+from pipeline.scene import Item
 
 SMALL = SceneConfig(res=(32,), views=3, samples=4).resolved()
 
@@ -56,7 +57,8 @@ def test_samples_and_denoiser_follow_the_resolution(settings: dict[str, Any], sa
 def test_another_look_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = RenderConfig().resolved()
     before = cfg.identity()
-    monkeypatch.setattr(config, "LOOK", config.LOOK + 1)
+    for module in (config, flags):
+        monkeypatch.setattr(module, "LOOK", flags.LOOK + 1)
     assert {name for name in before if before[name] != cfg.identity()[name]} == {"look", "config_hash"}
 
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import images
+from pipeline.errors import Skip, UserError
 from pipeline.files import camera_files
-from pipeline.files.camera_files import video_of
-from pipeline.files.eval_index import EvalIndex
-from pipeline.scene import Item, Scene, Skip, UserError, Views
+from pipeline.files.camera_files import EvalIndex
+from pipeline.scene import Item, Scene, Views, video_of
 from pipeline.verify import verify
 from pipeline.writer import ShardWriter
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import checkout, fetch
+from pipeline.errors import Retry, Skip
 from pipeline.fetch import Fetcher, FetchLimits
 from pipeline.room import Room
-from pipeline.scene import Item, Retry, Skip
+from pipeline.scene import Item
 from tests import trees
 from tests.hub import Hub
 

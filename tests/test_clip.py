@@ -17,9 +17,9 @@ import pytest
 
 from pipeline import images
 from pipeline.cameras import project
-from pipeline.files.camera_files import video_of
+from pipeline.disk import bytes_below
 from pipeline.ledger import Ledger
-from pipeline.room import bytes_below
+from pipeline.scene import video_of
 from pipeline.shards import Rows, facts_of, find_shards, read_objects
 from tests import videos
 from tests.conftest import lvsm_data, lvsm_data_here

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline import cameras, consistency, epipolar
-from pipeline.config import MixCameras
+from pipeline.config_views import MixCameras
 from pipeline.consistency import Verdict, check, judge
 from pipeline.scene import Posed
 from tests import balls

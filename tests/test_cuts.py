@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from pipeline import clips, cuts, images
 from pipeline.cameras import homogeneous
-from pipeline.config import ClipScene
-from pipeline.scene import Clip, Item, Scene, Skip
+from pipeline.config_clip import ClipScene
+from pipeline.errors import Skip
+from pipeline.scene import Clip, Item, Scene
 from tests import videos
 
 COUNT = 130

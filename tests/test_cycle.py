@@ -22,7 +22,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from lvsm_train import checkpoint  # noqa: E402
-from pipeline.room import disk_below  # noqa: E402
+from pipeline.disk import disk_below  # noqa: E402
 from pipeline.shards import split_of  # noqa: E402
 from pipeline.training_log import TrainingLog  # noqa: E402
 from pipeline.window import committed  # noqa: E402

@@ -25,17 +25,18 @@ from hypothesis import strategies as st
 
 from lvsm_train.config import DataConfig, TrainConfig
 from pipeline import audit as auditing
-from pipeline import journals, room, window
+from pipeline import journals, window
 from pipeline.audit import audit
 from pipeline.cycle_config import FREE_SHARE, CycleConfig, bytes_of, divide
+from pipeline.disk import append, bytes_below, disk_below, disk_of, is_full, patiently, put
+from pipeline.errors import UserError
 from pipeline.folder import held
 from pipeline.ledger import Kept, Ledger
-from pipeline.room import disk_below, is_full, patiently, put
-from pipeline.scene import Item, Outcome, Scene, UserError, Views
+from pipeline.scene import Item, Outcome, Scene, Views
 from pipeline.shards import Entry, Shard, uids_of
 from pipeline.trainer import SAYS, TIMES, Trainer
-from pipeline.training_log import TrainingLog
-from pipeline.window import CHECKPOINTS, TRAIN, Cursor, Hunger, Slot, Window, committed
+from pipeline.training_log import CHECKPOINTS, TrainingLog
+from pipeline.window import TRAIN, Cursor, Hunger, Slot, Window, committed
 from pipeline.writer import ShardWriter
 from tests.conftest import lvsm_data_here
 
@@ -87,7 +88,7 @@ def entry(uid: str) -> Entry:
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "LOOK_AGAIN_S", 0.001)
+    monkeypatch.setattr("pipeline.disk.LOOK_AGAIN_S", 0.001)
 
 
 # ---- sizes and flags
@@ -192,18 +193,18 @@ def test_an_append_is_whole_or_nothing(tmp_path_factory: pytest.TempPathFactory,
         small_disk(tmp_path_factory.mktemp("room") / "disk", 1) as disk,
         (disk / "log").open("ab", buffering=0) as sink,
     ):
-        room.append(sink, b"before")
+        append(sink, b"before")
         fill(disk, 8192)
         if sum(sizes) <= 8192:
-            room.append(sink, *parts)
+            append(sink, *parts)
             assert (disk / "log").read_bytes() == b"before" + b"".join(parts)
         if sum(sizes) > 4090 + 8192:  # the rest of a page that is there, and two more
             with pytest.raises(OSError, match="No space left") as error:
-                room.append(sink, *parts)
+                append(sink, *parts)
             assert is_full(error.value) and (disk / "log").read_bytes() == b"before"
         (disk / "others").unlink()
         before = (disk / "log").read_bytes()
-        room.append(sink, *parts)
+        append(sink, *parts)
         assert (disk / "log").read_bytes() == before + b"".join(parts)
 
 
@@ -780,5 +781,5 @@ def test_disk_is_counted_in_blocks(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "one").write_bytes(b"x")
     os.sync()
-    assert room.disk_of(tmp_path / "below" / "one") == disk_below(tmp_path) == 4096
-    assert room.disk_of(tmp_path / "nothing") == 0 and room.bytes_below(tmp_path) == 1
+    assert disk_of(tmp_path / "below" / "one") == disk_below(tmp_path) == 4096
+    assert disk_of(tmp_path / "nothing") == 0 and bytes_below(tmp_path) == 1

@@ -23,7 +23,8 @@ torch = pytest.importorskip("torch")
 from lvsm_train import data, draws, pages, store  # noqa: E402
 from lvsm_train.data import Data  # noqa: E402
 from pipeline import cameras, images  # noqa: E402
-from pipeline.scene import Item, Scene, UserError, Views  # noqa: E402
+from pipeline.errors import UserError  # noqa: E402
+from pipeline.scene import Item, Scene, Views  # noqa: E402
 from pipeline.shards import Rows, read_objects  # noqa: E402
 from tests.noise import VIEWS, config, digests, scene, ten_and_three, views_of, write  # noqa: E402
 

@@ -10,9 +10,11 @@ import pytest
 
 from pipeline import downloads, fetch
 from pipeline.config import RenderConfig
-from pipeline.downloads import Downloads, fetcher
-from pipeline.scene import Item, Outcome, UserError
+from pipeline.downloads import Downloads
+from pipeline.errors import UserError
+from pipeline.scene import Item, Outcome
 from pipeline.sources import manifest
+from pipeline.sources.fetchers import fetcher
 from tests.hub import Hub
 
 COUNT = 60

@@ -23,13 +23,18 @@ from lvsm_train import model  # noqa: E402
 from lvsm_train.config import DataConfig, ModelConfig, OptimConfig, TrainConfig  # noqa: E402
 from lvsm_train.data import Data  # noqa: E402
 from lvsm_train.official import to_official  # noqa: E402
-from lvsm_train.spikes import MOST, RECENT, USUAL, Spikes  # noqa: E402
 from lvsm_train.train import train_fn  # noqa: E402
 from lvsm_train.trained import open_run  # noqa: E402
-from lvsm_train.watchdog import HUNG  # noqa: E402
+from lvsm_train.watchdog import (  # noqa: E402
+    HUNG,
+    MOST,
+    RECENT,
+    USUAL,
+    Spikes,
+)
+from pipeline.errors import UserError  # noqa: E402
 from pipeline.executors import connected  # noqa: E402
-from pipeline.scene import UserError  # noqa: E402
-from pipeline.window import commits  # noqa: E402
+from pipeline.training_log import commits  # noqa: E402
 from tests.test_train import balls, config, losses, weights  # noqa: E402
 
 PYTHON = [sys.executable, "-c"]
@@ -204,8 +209,8 @@ def test_what_a_spike_is() -> None:
 
 def test_a_spike_takes_training_back(data: Path, tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
     """A learning rate that wrecks the model: the loss never comes back by itself."""
-    import lvsm_train.spikes as spikes
     import lvsm_train.state as state
+    import lvsm_train.watchdog as spikes
 
     for module in (spikes, state):
         monkeypatch.setattr(module, "RECENT", 4)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import fetch
+from pipeline.errors import Retry, Skip
 from pipeline.fetch import Fetcher, FetchLimits
 from pipeline.room import Room
-from pipeline.scene import Retry, Skip
 from tests.hub import Hub
 
 DATA = os.urandom(300_000)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lvsm_train.films import LEAST, write_film
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 
 def frames(count: int, height: int = 33, width: int = 47) -> list[np.ndarray]:

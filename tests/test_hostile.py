@@ -23,9 +23,10 @@ import pytest
 from pipeline import cameras, images
 from pipeline.blender import Blender, Frame, Limits
 from pipeline.config import RenderConfig, SceneConfig
+from pipeline.errors import Skip
 from pipeline.files.references import WINDOWS
-from pipeline.produce import Producer, build_job
-from pipeline.scene import Item, Outcome, Skip
+from pipeline.render import Producer, build_job
+from pipeline.scene import Item, Outcome
 from tests import hostile, parts
 
 SMALL = SceneConfig(res=(32,), views=2, samples=4, device="cpu")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.scene import Item, Scene, Skip, UserError
+from pipeline.errors import Skip, UserError
+from pipeline.scene import Item, Scene
 from pipeline.sources import colmap, gobjaverse, nerfstudio, objaverse_mix, zero123
 from tests import balls, foreign, importing
 from tests.conftest import put_anew

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub.utils import close_session
 
+from pipeline.errors import Retry, Skip
 from pipeline.fetch import Fetcher, FetchLimits
 from pipeline.room import Room
-from pipeline.scene import Retry, Skip
 from pipeline.sources import gobjaverse, objaverse_mix
 from tests import balls, foreign, importing
 from tests.hub import Hub

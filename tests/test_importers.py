@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import MixCameras
-from pipeline.scene import Scene, Skip, UserError
+from pipeline.config_views import MixCameras
+from pipeline.errors import Skip, UserError
+from pipeline.scene import Scene
 from tests import balls, foreign, importing
 from tests.importing import config, imported, only, seven_zipped, tarred, under, write_json, zipped
 

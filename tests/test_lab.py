@@ -20,7 +20,7 @@ from lvsm_train.options import OPERATIONS, LatentConfig  # noqa: E402
 from lvsm_train.train import train_fn  # noqa: E402
 from lvsm_train.trained import open_run  # noqa: E402
 from pipeline import images  # noqa: E402
-from pipeline.scene import UserError  # noqa: E402
+from pipeline.errors import UserError  # noqa: E402
 from tests.test_train import balls, config  # noqa: E402
 
 ENCDEC = ModelConfig(

@@ -15,9 +15,13 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from lvsm_train.lab import components, influence, latents, pairing  # noqa: E402
-from lvsm_train.lab.latents import PATHS, Scene  # noqa: E402
-from lvsm_train.lab.pairing import PAIRINGS, Pairing  # noqa: E402
+from lvsm_train.lab import influence, latents, pairing  # noqa: E402
+from lvsm_train.lab.latents import (  # noqa: E402
+    PATHS,
+    Pairing,
+    Scene,
+)
+from lvsm_train.lab.pairing import PAIRINGS  # noqa: E402
 from lvsm_train.lab.subjects import Subject, render, standing_apart  # noqa: E402
 from lvsm_train.model import EncoderDecoder  # noqa: E402
 from pipeline.cameras import look_at  # noqa: E402
@@ -322,14 +326,14 @@ def test_components_find_a_plane_and_give_points_back() -> None:
     generator = torch.Generator().manual_seed(0)
     axes = torch.linalg.qr(torch.randn(9, 2, generator=generator))[0].mT
     points = torch.randn(60, 2, generator=generator) * torch.tensor([5.0, 1.0]) @ axes + 3
-    found = components.principal(points)
+    found = influence.principal(points)
     assert len(found.axes) == 2 and found.needed(0.5) == 1 and found.needed(1.0) == 2
     torch.testing.assert_close(found.points(found.coordinates(points)), points, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.coordinates(points).std(0), found.spread, atol=1e-4, rtol=1e-4)
     assert (found.axes[0] @ axes.mT).norm() == pytest.approx(1, abs=1e-5)
-    assert torch.equal(components.principal(points.flip(0)).axes.sign(), found.axes.sign())
+    assert torch.equal(influence.principal(points.flip(0)).axes.sign(), found.axes.sign())
     with pytest.raises(ValueError, match="all the same"):
-        components.principal(torch.ones(4, 3))
+        influence.principal(torch.ones(4, 3))
 
 
 def test_cameras_stand_alike_where_a_turn_about_z_takes_one_to_the_other() -> None:

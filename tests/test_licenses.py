@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from pipeline import attribution, flags, licenses
 from pipeline.attribution import COLUMNS, account, card, findings, hub_license
+from pipeline.errors import UserError
 from pipeline.ledger import Ledger
 from pipeline.licenses import DERIVATIVES, FAMILIES, details, family, is_allowed, normalise, of_sketchfab, tally
-from pipeline.scene import Item, Outcome, Scene, UserError, Views
+from pipeline.scene import Item, Outcome, Scene, Views
 from pipeline.shards import shard_on_disk
 from pipeline.status import read_status, status_text
 from pipeline.writer import ShardWriter

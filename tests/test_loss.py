@@ -15,7 +15,7 @@ from torch import nn  # noqa: E402
 from lvsm_train import vgg  # noqa: E402
 from lvsm_train.loss import TAPS, Loss, LossConfig, Perceptual  # noqa: E402
 from lvsm_train.vgg import CAFFE, TORCHVISION, Weights  # noqa: E402
-from pipeline.scene import UserError  # noqa: E402
+from pipeline.errors import UserError  # noqa: E402
 from tests.test_metrics import real_archive, waves  # noqa: E402
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity" / "perceptual_and_poses.pt"

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from lvsm_train import vgg  # noqa: E402
 from lvsm_train.metrics import Lpips, foreground, foreground_psnr, psnr, ssim  # noqa: E402
-from pipeline.scene import UserError  # noqa: E402
+from pipeline.errors import UserError  # noqa: E402
 
 
 def waves(size: int = 64) -> torch.Tensor:

@@ -18,8 +18,8 @@ from torch import nn  # noqa: E402
 
 from lvsm_train import checkpoint  # noqa: E402
 from lvsm_train.optim import Average, OptimConfig, Optimizers, lr_share  # noqa: E402
-from pipeline.scene import UserError  # noqa: E402
-from pipeline.window import commits  # noqa: E402
+from pipeline.errors import UserError  # noqa: E402
+from pipeline.training_log import commits  # noqa: E402
 
 
 class Blocks(nn.Module):

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from pipeline import cameras
 from pipeline.blender import Blender, Frame
 from pipeline.config import SceneConfig
-from pipeline.produce import build_job
+from pipeline.render import build_job
 
 SCRIPT = Path(__file__).parents[1] / "blender_scripts" / "outline.py"
 NOTHING_KNOWN = [

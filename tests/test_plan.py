@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from pipeline import disk_log
 from pipeline.cycle_config import CycleConfig, Shares
 from pipeline.disk_log import Note
+from pipeline.errors import UserError
 from pipeline.forecast import Drawn, Forecast, Found
 from pipeline.ledger import Ledger
 from pipeline.pilot import Pace
 from pipeline.plan import PLAN, WORDS, _training, compare, real_figures
 from pipeline.ranges import Range, Z, in_blocks, means, wilson
-from pipeline.scene import Item, Outcome, UserError
+from pipeline.scene import Item, Outcome
 from pipeline.shards import Entry, Shard
 from pipeline.slots import AT_ONCE, CAUTION
 from tests import trees

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline import cameras, posed
-from pipeline.scene import Skip
+from pipeline.errors import Skip
 from tests import balls
 from tests.test_posed import pixels, saved, scene_of, views
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import cameras, images, posed
-from pipeline.config import PosedConfig
-from pipeline.scene import Item, Posed, Scene, Skip
+from pipeline.config_views import PosedConfig
+from pipeline.errors import Skip
+from pipeline.scene import Item, Posed, Scene
 
 ITEM = Item("one", "zero123")
 quick = settings(deadline=None, max_examples=60)

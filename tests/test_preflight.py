@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import preflight
-from pipeline.scene import Skip
+from pipeline.errors import Skip
 from tests import parts
 from tests.conftest import put_anew
 

@@ -15,7 +15,7 @@ from lvsm_train.config import DataConfig  # noqa: E402
 from lvsm_train.evaluation import protocols  # noqa: E402
 from lvsm_train.samples import Planner, Sample  # noqa: E402
 from lvsm_train.store import read_index  # noqa: E402
-from pipeline.scene import UserError  # noqa: E402
+from pipeline.errors import UserError  # noqa: E402
 from tests import noise  # noqa: E402
 
 

@@ -27,9 +27,10 @@ from lvsm_train.config import DataConfig, OptimConfig, TrainConfig  # noqa: E402
 from lvsm_train.ranks import Ranks  # noqa: E402
 from lvsm_train.rounds import Rounds  # noqa: E402
 from lvsm_train.train import train_fn  # noqa: E402
+from pipeline.errors import FEWER_THAN_ASKED, UserError  # noqa: E402
 from pipeline.folder import held  # noqa: E402
-from pipeline.scene import FEWER_THAN_ASKED, UserError  # noqa: E402
-from pipeline.window import TRAIN, Hunger, commits, committed  # noqa: E402
+from pipeline.training_log import commits  # noqa: E402
+from pipeline.window import TRAIN, Hunger, committed  # noqa: E402
 from tests import test_stream  # noqa: E402
 from tests.test_engine import TINY  # noqa: E402
 from tests.test_rounds import CASES, Case  # noqa: E402

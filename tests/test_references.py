@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import Skip
 from pipeline.files.references import FINDERS, MAX_NAMES, companions, references
-from pipeline.scene import Skip
 from tests import parts
 from tests.conftest import put_anew
 

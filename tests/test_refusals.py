@@ -14,8 +14,8 @@ import yt_dlp
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pipeline.errors import Retry, Skip
 from pipeline.refusals import LONGEST, NEXT, REASONS, RETRY_LATER, SKIPPED, refusal
-from pipeline.scene import Retry, Skip
 from tests.hub import Hub
 
 SOURCE = Path(yt_dlp.__file__).parent

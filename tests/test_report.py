@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from pipeline import cameras, images, report, report_tiles
+from pipeline.errors import UserError
 from pipeline.ledger import Ledger
 from pipeline.report import write_page
 from pipeline.report_chart import BINS, Clock, throughput
-from pipeline.scene import Item, Outcome, Scene, UserError, Views
+from pipeline.scene import Item, Outcome, Scene, Views
 from pipeline.shards import read_objects
 from pipeline.writer import ShardWriter
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from pipeline import disk_log, images, report, report_chart, report_cycle
 from pipeline.cycle_config import Shares
 from pipeline.disk_log import Note
+from pipeline.errors import UserError
 from pipeline.folder import held
 from pipeline.janitor import Janitor
 from pipeline.ledger import Ledger
@@ -29,7 +30,7 @@ from pipeline.progress import training
 from pipeline.report import LivePage, write_page
 from pipeline.report_tiles import make_tiles
 from pipeline.room import Room
-from pipeline.scene import Outcome, UserError
+from pipeline.scene import Outcome
 from pipeline.standing import Pace, standing, who_waits
 from pipeline.status import read_status, status_text
 from pipeline.training_log import TrainingLog
@@ -228,7 +229,7 @@ def test_the_janitor_counts_how_long_rendering_waits(run: Path, monkeypatch: pyt
     clock = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: clock)
     shares = Shares(BUDGET, 5e6, 1e6, 0, 1e6)
-    janitor = Janitor(run, run / "ledger.sqlite", Room(run, shares.shards), shares, cast(Any, None), (64,), 0)
+    janitor = Janitor(run, run / "ledger.sqlite", Room(run, shares.shards), shares, cast(Any, None), (64,), 0, LivePage)
     assert janitor.facts()["blocked_s"] == 2  # of the sessions before
     for pressed, seconds in ((True, 0.5), (True, 0.5), (False, 1.0), (False, 7.0)):
         Window(2, 6, validated=True, pressed=pressed).write(run)

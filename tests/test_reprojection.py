@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline import cameras
 from pipeline.blender import Blender, Frame
 from pipeline.config import SceneConfig
-from pipeline.produce import build_job
+from pipeline.render import build_job
 from tests.conftest import lvsm_data
 
 # as in tests/assets.py: emissive spheres, one per colour channel

@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch")
 from lvsm_train import draws, samples  # noqa: E402
 from lvsm_train.data import Data  # noqa: E402
 from pipeline import cameras  # noqa: E402
-from pipeline.files.eval_index import EvalIndex, Example  # noqa: E402
-from pipeline.scene import UserError  # noqa: E402
+from pipeline.errors import UserError  # noqa: E402
+from pipeline.files.camera_files import EvalIndex, Example  # noqa: E402
 from tests.noise import VIEWS, config, digest, scene, ten_and_three, views_of, write  # noqa: E402
 
 PARITY = (

@@ -18,9 +18,10 @@ import pytest
 from benchmarks import scale
 from pipeline import uids
 from pipeline.config import RenderConfig, SceneConfig
+from pipeline.errors import UserError
 from pipeline.ledger import Ledger
 from pipeline.run import Run, opened
-from pipeline.scene import Item, Outcome, UserError
+from pipeline.scene import Item, Outcome
 from pipeline.uids import Uids
 
 ROOT = Path(__file__).parents[1]

@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import selection
-from pipeline.config import ImportConfig, RenderConfig
-from pipeline.scene import Item, UserError
+from pipeline.config import RenderConfig
+from pipeline.config_views import ImportConfig
+from pipeline.errors import UserError
+from pipeline.scene import Item
 from pipeline.selection import Selection
 
 PAGE = "https://sketchfab.com/3d-models/"

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import cameras, journals, shards
+from pipeline.errors import UserError
 from pipeline.ledger import Ledger
-from pipeline.scene import Item, Outcome, Scene, UserError, Views
+from pipeline.scene import Item, Outcome, Scene, Views
 from pipeline.shards import Entry, Shard, read_objects, shard_on_disk, split_of
 from pipeline.writer import ShardWriter
 from tests.conftest import put_anew

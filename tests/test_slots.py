@@ -9,9 +9,11 @@ import pytest
 
 from pipeline.cycle import MOST_WAITING, Cycle
 from pipeline.cycle_config import CycleConfig, Shares
+from pipeline.errors import UserError
 from pipeline.ledger import Kept, Ledger
+from pipeline.report import LivePage
 from pipeline.room import Room
-from pipeline.scene import Item, Outcome, UserError
+from pipeline.scene import Item, Outcome
 from pipeline.shards import Entry, Shard
 from pipeline.slots import AT_ONCE, CAUTION, CAUTION_FEW, FEW, Open, Slots, objects_per_shard
 from pipeline.trainer import Trainer
@@ -123,7 +125,7 @@ def test_shards_are_as_large_as_lets_the_window_fit(tmp_path: Path) -> None:
 def test_outcomes_wait_in_memory_unless_an_older_shard_is_under_way(tmp_path: Path) -> None:
     cfg = CycleConfig(out=tmp_path, executor="inline", workers=1).resolved()
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        run = Cycle(cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None))
+        run = Cycle(cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None), LivePage)
         older, younger = Open("train-000000", 0), Open("train-000001", 1)
         run.slots.open = {one.name: one for one in (older, younger)}
         for number in range(MOST_WAITING + 1):
@@ -149,7 +151,7 @@ def test_a_session_after_a_shard_of_nothing_but_failures_has_nothing_to_delete(t
         ledger.add_shard(Shard("train-000001", (Entry(Item("one", "test"), 1, 10),), 10), 1)
         (tmp_path / "64").mkdir()
         (tmp_path / "64" / "train-000001.parquet").write_bytes(b"0123456789")
-        run = Cycle(cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None))
+        run = Cycle(cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None), LivePage)
     assert run.janitor.idle()  # else a Ctrl-C would wait for ever for what cannot be deleted yet
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import stores
+from pipeline.errors import UserError
 from pipeline.flags import address_of, desk_of
-from pipeline.scene import UserError
 from pipeline.shards import find_shards, read_objects
 from pipeline.stores import Store
 from tests import buckets

@@ -31,11 +31,12 @@ from lvsm_train.state import State  # noqa: E402
 from lvsm_train.stream import Stream  # noqa: E402
 from lvsm_train.train import train_fn  # noqa: E402
 from pipeline import room  # noqa: E402
+from pipeline.disk import is_full  # noqa: E402
 from pipeline.ledger import Ledger  # noqa: E402
-from pipeline.room import is_full  # noqa: E402
 from pipeline.scene import Scene  # noqa: E402
 from pipeline.shards import Shard  # noqa: E402
-from pipeline.window import TRAIN, Cursor, Hunger, Slot, Window, commits, committed  # noqa: E402
+from pipeline.training_log import commits  # noqa: E402
+from pipeline.window import TRAIN, Cursor, Hunger, Slot, Window, committed  # noqa: E402
 from pipeline.writer import ShardWriter  # noqa: E402
 from tests.noise import FACTS, digest, scene  # noqa: E402
 from tests.test_cycle_parts import small_disk  # noqa: E402

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import Skip
 from pipeline.files import torch_files
-from pipeline.scene import Skip
 from tests.conftest import put_anew
 
 FORMATS = {"zip": True, "legacy": False}

@@ -25,8 +25,9 @@ from lvsm_train.presets import PRESETS  # noqa: E402
 from lvsm_train.train import train_fn  # noqa: E402
 from lvsm_train.trained import open_run  # noqa: E402
 from pipeline import cameras, images  # noqa: E402
-from pipeline.scene import Item, Scene, UserError, Views  # noqa: E402
-from pipeline.window import commits  # noqa: E402
+from pipeline.errors import UserError  # noqa: E402
+from pipeline.scene import Item, Scene, Views  # noqa: E402
+from pipeline.training_log import commits  # noqa: E402
 from pipeline.writer import ShardWriter  # noqa: E402
 
 HW = (32, 32)

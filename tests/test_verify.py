@@ -20,8 +20,9 @@ import pytest
 from PIL import Image
 
 from pipeline import cameras
+from pipeline.errors import UserError
 from pipeline.ledger import Ledger
-from pipeline.scene import Item, Outcome, Scene, UserError, Views
+from pipeline.scene import Item, Outcome, Scene, Views
 from pipeline.verify import Report, verify
 from pipeline.writer import ShardWriter
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from pipeline import images
-from pipeline.config import ClipConfig, ClipScene
-from pipeline.scene import Retry, UserError
+from pipeline.config_clip import ClipConfig, ClipScene
+from pipeline.errors import Retry, UserError
 from pipeline.shards import find_shards, read_objects
 from pipeline.videos import Governor, chosen, named, wishes
 from tests import videos

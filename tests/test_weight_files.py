@@ -28,8 +28,8 @@ import pipeline.fetch  # noqa: E402
 from lvsm_train import vgg, weight_files  # noqa: E402
 from lvsm_train.loss import Loss, LossConfig  # noqa: E402
 from lvsm_train.vgg import CAFFE, TORCHVISION, Weights  # noqa: E402
+from pipeline.errors import UserError  # noqa: E402
 from pipeline.fetch import sha256_of  # noqa: E402
-from pipeline.scene import UserError  # noqa: E402
 from tests.test_loss import random_convs  # noqa: E402
 
 STANDS = [

@@ -25,7 +25,7 @@ from lvsm_train.metrics import lpips_or_why
 from lvsm_train.options import EvalConfig
 from lvsm_train.samples import Planner, Sample
 from lvsm_train.trained import Trained, open_run
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 FPS = 24.0  # of films
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvsm_train.samples import Planner, Sample, index_samples
-from pipeline.files.eval_index import EvalIndex
-from pipeline.scene import UserError
+from pipeline.errors import UserError
+from pipeline.files.camera_files import EvalIndex
 
 COUNTS = (1, 2, 3, 4, 6, 8)  # of inputs, to compare
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lvsm_train.evaluation import flight
-from lvsm_train.lab import components, grids, influence, latents
-from lvsm_train.lab.components import Components
+from lvsm_train.lab import grids, influence, latents
+from lvsm_train.lab.influence import Components
 from lvsm_train.lab.latents import Scene
 from lvsm_train.lab.study import Step, Study
 from lvsm_train.lab.subjects import Subject, gather
@@ -114,7 +114,7 @@ def spectrum(bench: Bench) -> Finding | None:
     first = bench.subjects[0]
     points = torch.stack([latents.direction(subject.scene.tokens) for subject in subjects])  # (S, N, dim)
     others = points[[subject.uid != first.uid for subject in subjects]]
-    tokens, scenes = components.principal(points.flatten(0, 1)), components.principal(others.flatten(1))
+    tokens, scenes = influence.principal(points.flatten(0, 1)), influence.principal(others.flatten(1))
     places = scenes.coordinates(points.flatten(1))
     views = torch.stack([subject.inputs[0] for subject in subjects])
     caption = f"{len(subjects)} objects by the first two components of their scenes. Framed: the objects of this page."

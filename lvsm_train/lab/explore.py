@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ from lvsm_train.evaluate import pixels
 from lvsm_train.films import LEAST, write_film
 from lvsm_train.lab import grids
 from lvsm_train.lab import page as lab_page
-from lvsm_train.lab.atlas import FINDINGS, Finding
+from lvsm_train.lab.atlas import FINDINGS
 from lvsm_train.lab.edits import EDITS
-from lvsm_train.lab.laws import Law, laws
+from lvsm_train.lab.laws import laws
 from lvsm_train.lab.mixtures import MIXTURES
+from lvsm_train.lab.page import Report
 from lvsm_train.lab.study import Study, change, measure
 from lvsm_train.lab.workbench import Bench, data_config, open_bench
 from lvsm_train.metrics import Lpips, lpips_or_why
@@ -33,37 +33,6 @@ from pipeline import images
 
 FPS = 12.0  # of films
 FILM_VIEWS = 4
-
-
-@dataclass
-class Report:
-    """What was found. facts: about the run. objects: how well each is rendered at all. studies: as study.measure tells them,
-    each with its files. says: what each of these did. notes: what a user should hear."""
-
-    out: Path
-    facts: dict[str, Any]
-    objects: list[dict[str, Any]] = field(default_factory=list)
-    laws: list[Law] = field(default_factory=list)
-    says: dict[str, str] = field(default_factory=dict)
-    studies: list[dict[str, Any]] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """All numbers."""
-        told = {"facts": self.facts, "objects": self.objects, "by_construction": [law.as_json() for law in self.laws]}
-        for finding in self.findings:
-            told |= finding.told
-        return told | {"studies": self.studies, "notes": self.notes}
-
-    def lines(self) -> list[str]:
-        """For people."""
-        promised = [law for law in self.laws if law.bound is not None]
-        held = sum(law.largest <= law.bound for law in promised if law.bound is not None)
-        worst = max(promised, key=lambda law: law.largest)
-        made = [f"{len(self.studies)} studies of {', '.join(each['uid'] for each in self.objects)}"]
-        found = f"the largest change is {worst.largest:.1e} ({worst.says})"
-        return [*made, f"true by construction: {held} of {len(promised)} hold; {found}", *self.notes]
 
 
 def explore(cfg: LatentConfig) -> Report:

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from lvsm_train.blocks import EPS
-from lvsm_train.lab.pairing import Pairing
 from lvsm_train.model import Latents
 
 Path = Literal["linear", "slerp"]
@@ -241,3 +240,20 @@ def slerp(one: Tensor, other: Tensor, t: float) -> Tensor:
     safe = torch.where(flat, 1, sine)
     arc = ((1 - t) * angle).sin() / safe * one + (t * angle).sin() / safe * other
     return torch.where(flat, torch.lerp(one, other, t), arc)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """P pairs of a token of one scene and a token of another.
+
+    first, second: (P,) their numbers, -1 where there is none. before, after: (P,) what a pair counts at the first scene and at
+    the second. Over the pairs of a token these add up to its own weight.
+    """
+
+    first: Tensor
+    second: Tensor
+    before: Tensor
+    after: Tensor
+
+    def __len__(self) -> int:
+        return len(self.first)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from lvsm_train.lab import latents
+from lvsm_train.lab.latents import Pairing
 from lvsm_train.lab.mixtures import paired
-from lvsm_train.lab.pairing import Pairing
 from lvsm_train.lab.subjects import Subject
 from lvsm_train.lab.workbench import Bench
 

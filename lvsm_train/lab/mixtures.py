@@ -11,8 +11,7 @@ from torch import Tensor
 
 from lvsm_train.lab import latents, pairing
 from lvsm_train.lab.edits import SHARES
-from lvsm_train.lab.latents import Scene
-from lvsm_train.lab.pairing import Pairing
+from lvsm_train.lab.latents import Pairing, Scene
 from lvsm_train.lab.study import Step, Study
 from lvsm_train.lab.subjects import Subject
 from lvsm_train.lab.workbench import Bench

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lvsm_train.lab.atlas import Finding
 from lvsm_train.lab.laws import Law
 from lvsm_train.lab.study import mean_of
 from lvsm_train.plots import Plot
 from lvsm_train.webpage import Block, Figure, Section, Table, write_page
-
-if TYPE_CHECKING:
-    from lvsm_train.lab.explore import Report
 
 LAWS = """\
 Attention sums over latents and their decoder has no code for a place, so that a scene is a set of tokens: reordering changes
@@ -194,3 +193,34 @@ def _index(value: float | None) -> str:
 
 def _small(value: float) -> str:
     return "0" if not value else f"{value:.1e}" if value < 1e-3 else f"{value:.3f}"
+
+
+@dataclass
+class Report:
+    """What was found. facts: about the run. objects: how well each is rendered at all. studies: as study.measure tells them,
+    each with its files. says: what each of these did. notes: what a user should hear."""
+
+    out: Path
+    facts: dict[str, Any]
+    objects: list[dict[str, Any]] = field(default_factory=list)
+    laws: list[Law] = field(default_factory=list)
+    says: dict[str, str] = field(default_factory=dict)
+    studies: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """All numbers."""
+        told = {"facts": self.facts, "objects": self.objects, "by_construction": [law.as_json() for law in self.laws]}
+        for finding in self.findings:
+            told |= finding.told
+        return told | {"studies": self.studies, "notes": self.notes}
+
+    def lines(self) -> list[str]:
+        """For people."""
+        promised = [law for law in self.laws if law.bound is not None]
+        held = sum(law.largest <= law.bound for law in promised if law.bound is not None)
+        worst = max(promised, key=lambda law: law.largest)
+        made = [f"{len(self.studies)} studies of {', '.join(each['uid'] for each in self.objects)}"]
+        found = f"the largest change is {worst.largest:.1e} ({worst.says})"
+        return [*made, f"true by construction: {held} of {len(promised)} hold; {found}", *self.notes]

@@ -7,7 +7,6 @@ partner comes by its weight, from 0, or goes, so that scenes of different sizes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,25 +15,10 @@ from ot.lp import emd
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from lvsm_train.lab.latents import Pairing
+
 if TYPE_CHECKING:
     from lvsm_train.lab.latents import Scene
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """P pairs of a token of one scene and a token of another.
-
-    first, second: (P,) their numbers, -1 where there is none. before, after: (P,) what a pair counts at the first scene and at
-    the second. Over the pairs of a token these add up to its own weight.
-    """
-
-    first: Tensor
-    second: Tensor
-    before: Tensor
-    after: Tensor
-
-    def __len__(self) -> int:
-        return len(self.first)
 
 
 def costs(one: Scene, other: Scene) -> Tensor:

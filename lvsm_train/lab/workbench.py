@@ -17,7 +17,7 @@ from lvsm_train.model import EncoderDecoder
 from lvsm_train.options import LatentConfig
 from lvsm_train.samples import Sample
 from lvsm_train.trained import Trained
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 FEWEST = 8  # of N tokens are edited one in so many, unless the user says which
 

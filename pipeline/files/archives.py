@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.errors import Skip, UserError
 from pipeline.files import seven_zip
-from pipeline.scene import Skip, UserError
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z")
 SEQUENTIAL = (".tar.gz", ".tgz", ".7z")

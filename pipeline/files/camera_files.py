@@ -7,19 +7,18 @@ The prose of the data set's page counts its columns differently from its files; 
 
 from __future__ import annotations
 
-import hashlib
-import re
+import json
 from dataclasses import dataclass
-from urllib.parse import parse_qs, urlsplit
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
-from pipeline.scene import Skip
+from pipeline.errors import Skip, UserError
 
 NUMBERS = 19  # per line
 MAX_BYTES = 64_000_000  # of one file: 200,000 frames
-YOUTUBE = re.compile(r"(?:.*\.)?(?:youtube\.com|youtube-nocookie\.com|youtu\.be)")
-YOUTUBE_ID = re.compile(r"[0-9A-Za-z_-]{11}")
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,44 @@ def url_of(head: bytes, name: str) -> str:
     return url
 
 
-def video_of(url: str) -> str:
-    """One name for all the ways to write a video's address: YouTube's id, else 16 hex digits of a hash."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-    except ValueError:
-        host = ""
-    if YOUTUBE.fullmatch(host):
-        asked = parse_qs(parts.query).get("v", [""])[0] or parts.path.rstrip("/").rsplit("/", 1)[-1]
-        if YOUTUBE_ID.fullmatch(asked):
-            return asked
-    return hashlib.blake2b(url.encode(), digest_size=8).hexdigest()
+@dataclass(frozen=True)
+class Example:
+    """Frames of one clip, as entries of its camera file counted from 0."""
+
+    context: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EvalIndex:
+    """examples: key of a clip -> Example. Clips with null are left out."""
+
+    examples: dict[str, Example]
+
+    @staticmethod
+    def read(path: Path) -> EvalIndex:
+        """Raises UserError where the file is none."""
+        try:
+            found = json.loads(path.read_bytes())
+            examples = {str(key): _example(value) for key, value in found.items() if value is not None}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            hint = '{key: {"context": [0, 50], "target": [10, 20, 30]}} is needed'
+            raise UserError(f"{path} is no evaluation index: {error or type(error).__name__}", hint) from None
+        if not examples:
+            raise UserError(f"{path} names no clip")
+        return EvalIndex(examples)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.examples
+
+    def frames(self, key: str) -> list[int]:
+        """Every frame that the clip's example needs, sorted."""
+        example = self.examples[key]
+        return sorted({*example.context, *example.target})
+
+
+def _example(value: Any) -> Example:
+    context, target = ([int(frame) for frame in value[name]] for name in ("context", "target"))
+    if not context or not target or min(context + target) < 0:
+        raise ValueError(f"context {context[:8]} and target {target[:8]} name no frames")
+    return Example(tuple(context), tuple(target))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.scene import Skip
+from pipeline.errors import Skip
 
 # model -> its number in .bin files, and where its parameters go: fx fy cx cy k1 k2 p1 p2 k3 k4 k5 k6
 MODELS: dict[str, tuple[int, tuple[str, ...]]] = {

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import Skip
 from pipeline.files import headers
-from pipeline.scene import Skip
 
 MAX_JSON = 256_000_000  # bytes; pictures may stand in it as text
 MAX_VALUES = 5_000_000  # of JSON; they take a hundred times the bytes that "{}," has

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pipeline.scene import Skip
+from pipeline.errors import Skip
 
 Read = Callable[[int, int], bytes]  # (offset, size) -> at most `size` bytes; fewer at the end of the file
 

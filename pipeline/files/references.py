@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from xml.parsers import expat
 
+from pipeline.errors import Skip
 from pipeline.files import gltf, headers
-from pipeline.scene import Skip
 
 CHUNK = 2**22
 MAX_NAMES, MAX_HITS = 10_000, 100_000  # different names; places that look like one

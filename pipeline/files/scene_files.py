@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from pipeline.errors import Retry, Skip, UserError
 from pipeline.files import archives
 from pipeline.files.archives import Member
 from pipeline.room import Room
-from pipeline.scene import Got, Item, Retry, Skip, UserError, item_rng
+from pipeline.scene import Got, Item, item_rng
 
 SceneOf = Callable[[str], tuple[str, str] | None]
 MAX_FILES = 10_000  # of one scene

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.scene import UserError
+from pipeline.errors import UserError
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 ROWS_PER_GROUP = 65536

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from pipeline.scene import Skip
+from pipeline.errors import Skip
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: its mark, and how long its name and extra field are
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import cameras
-from pipeline.config import ImportConfig
+from pipeline.config_views import ImportConfig
+from pipeline.errors import Skip
 from pipeline.fetch import Fetcher
 from pipeline.files import colmap_files, scene_files
-from pipeline.scene import Item, Posed, Skip
+from pipeline.scene import Item, Posed
 from pipeline.sources import foreign
 
 KIND = "posed"

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from pipeline import cameras, images
-from pipeline.config import ImportConfig
+from pipeline.config_views import ImportConfig
+from pipeline.errors import Skip, UserError
 from pipeline.fetch import Fetcher
 from pipeline.files import archives, scene_files
 from pipeline.files.scene_files import SceneOf
-from pipeline.scene import Got, Item, Skip, UserError
+from pipeline.scene import Got, Item
 
 MAX_JSON = 64_000_000  # bytes
 SMALLER = ("images_2", "images_4", "images_8")  # folders of smaller copies, by the factor

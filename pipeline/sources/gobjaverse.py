@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from pipeline import cameras, licenses, selection
-from pipeline.config import ImportConfig
+from pipeline.config_views import ImportConfig
+from pipeline.errors import Retry, Skip, UserError
 from pipeline.fetch import Fetcher
 from pipeline.files import scene_files
-from pipeline.scene import Got, Item, Posed, Retry, Skip, UserError, item_rng
+from pipeline.scene import Got, Item, Posed, item_rng
 from pipeline.sources import foreign, objaverse
 
 KIND = "posed"

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import Skip, UserError
 from pipeline.fetch import Fetcher, sha256_of
 from pipeline.files import tables
 from pipeline.flags import Listing
-from pipeline.scene import Item, Skip, UserError
+from pipeline.scene import Item
 
 KIND = "object"
 SAYS = "local files"

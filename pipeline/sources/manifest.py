@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import licenses, transport
+from pipeline.errors import UserError
 from pipeline.fetch import Fetcher
 from pipeline.files import tables
 from pipeline.flags import Listing
-from pipeline.scene import Item, UserError
+from pipeline.scene import Item
 from pipeline.uids import Uids
 
 KIND = "object"

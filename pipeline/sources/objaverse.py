@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import hub, licenses, selection, transport
+from pipeline.errors import UserError
 from pipeline.fetch import Fetcher
 from pipeline.flags import Listing
-from pipeline.scene import Item, UserError, item_rng
+from pipeline.scene import Item, item_rng
 
 KIND = "object"
 SAYS = "Objaverse 1.0 (Hugging Face)"

@@ -19,12 +19,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from pipeline import cameras, hub, selection
-from pipeline.config import ImportConfig
+from pipeline.config_views import ImportConfig
+from pipeline.errors import Retry, Skip, UserError
 from pipeline.fetch import Fetcher, Wanted
 from pipeline.files import scene_files
 from pipeline.files.scene_files import Found
 from pipeline.room import Room
-from pipeline.scene import Got, Item, Posed, Retry, Skip, UserError, item_rng
+from pipeline.scene import Got, Item, Posed, item_rng
 from pipeline.sources import foreign, objaverse, zero123
 
 KIND = "posed"

@@ -16,9 +16,10 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from pipeline import hub, licenses, selection, transport
+from pipeline.errors import UserError
 from pipeline.fetch import Fetcher
 from pipeline.flags import Listing
-from pipeline.scene import Item, UserError, item_rng
+from pipeline.scene import Item, item_rng
 from pipeline.sources import objaverse
 
 KIND = "object"

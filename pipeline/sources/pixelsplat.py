@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from pipeline import cameras
-from pipeline.config import ImportConfig
+from pipeline.config_views import ImportConfig
+from pipeline.errors import Skip, UserError
 from pipeline.fetch import Fetcher
 from pipeline.files import scene_files, torch_files
-from pipeline.scene import Item, Posed, Skip, UserError, item_rng
+from pipeline.scene import Item, Posed, item_rng
 from pipeline.sources import foreign
 
 KIND = "posed"

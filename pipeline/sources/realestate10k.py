@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import cameras, cuts
-from pipeline.config import ClipConfig
+from pipeline.config_clip import ClipConfig
+from pipeline.disk import bytes_below
+from pipeline.errors import Retry, Skip, UserError
 from pipeline.fetch import Fetcher
 from pipeline.files import archives, camera_files, scene_files
-from pipeline.files.camera_files import Trajectory
-from pipeline.files.eval_index import EvalIndex
-from pipeline.room import bytes_below
-from pipeline.scene import Clip, Got, Item, Retry, Skip, UserError, item_rng
+from pipeline.files.camera_files import EvalIndex, Trajectory
+from pipeline.scene import Clip, Got, Item, item_rng, video_of
 from pipeline.sources import foreign
 from pipeline.videos import VideoFetcher
 
@@ -56,7 +56,7 @@ def items(cfg: ClipConfig, seed: int, net: Fetcher | None = None) -> Iterator[It
             url = camera_files.url_of(_read(where, place, head=True), name)
         except Skip as failure:
             raise UserError(str(failure), "camera files begin with the URL of their video") from None
-        video = camera_files.video_of(url)
+        video = video_of(url)
         extra: dict[str, Any] = {"video": video, "split": split, "list": str(where), "place": place}
         if index is not None:
             extra["frames"] = index.frames(key)

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import cameras
-from pipeline.config import ImportConfig
+from pipeline.config_views import ImportConfig
+from pipeline.errors import Skip
 from pipeline.fetch import Fetcher
 from pipeline.files import scene_files
-from pipeline.scene import Got, Item, Posed, Skip
+from pipeline.scene import Got, Item, Posed
 from pipeline.sources import foreign
 
 KIND = "posed"

@@ -1,0 +1,33 @@
+"""Skip and Retry, the two ways in which an item may fail; UserError, what a user asked for that cannot be done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+FEWER_THAN_ASKED = 3  # exit status
+
+
+class _Reason(Exception):
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[Any, ...]:  # crosses process borders with both fields
+        return type(self), (self.reason, self.detail)
+
+
+class Skip(_Reason):
+    """The item is hopeless; trying again would end the same way. `reason` is a snake_case word for the ledger."""
+
+
+class Retry(_Reason):
+    """The world misbehaved (a crash, a time-out, a reset connection); the same item may work the next time."""
+
+
+class UserError(Exception):
+    """What a user asked for cannot be done. `hint` names the next step; shown without a traceback."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint

@@ -1,0 +1,19 @@
+"""Fetcher or VideoFetcher, as a run's flags say: the one place that knows both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config_clip import ClipConfig
+from pipeline.fetch import Fetcher, FetchLimits
+from pipeline.flags import Fetching
+from pipeline.room import Room
+from pipeline.videos import VideoFetcher, wishes
+
+
+def fetcher(cfg: Fetching, folder: Path, cache: Path) -> Fetcher:
+    """A Fetcher as the flags say, one that opens videos for a run over videos. folder: where files wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    limits = FetchLimits(cfg.per_host, cfg.max_file_mb * 1e6, cfg.stall_s, cfg.mirrors, cache, cfg.keep_raw)
+    room = Room(folder, cfg.raw_gb * 1e9, patient=cfg.patient)
+    return VideoFetcher(limits, room, wishes(cfg)) if isinstance(cfg, ClipConfig) else Fetcher(limits, room)
