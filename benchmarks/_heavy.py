@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import images
+from pipeline.core import images
 
 FLOAT, UINT = 5126, 5125
 GLB, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942

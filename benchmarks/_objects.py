@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from _heavy import write_glb
 
-from pipeline import cameras, images, preflight, sources
-from pipeline.blender import Frame
-from pipeline.config import RenderConfig, SceneConfig
-from pipeline.render import build_job
-from pipeline.scene import Item, item_rng
+from pipeline import sources
+from pipeline.config.render import RenderConfig, SceneConfig
+from pipeline.core import cameras, images
+from pipeline.core.records import Item, item_rng
+from pipeline.worker import preflight
+from pipeline.worker.blender import Frame
+from pipeline.worker.render import build_job
 
 TRUTH_SEED = 2**30  # jobs' own seeds lie below; with theirs, their samples would be among the truth's
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lvsm_train.config import ModelConfig
-from pipeline.errors import UserError
+from lvsm_train.config.train import ModelConfig
+from pipeline.core.errors import UserError
 
 
 def official(checkout: Path, config: ModelConfig, inputs: int, targets: int, res: int) -> nn.Module:

@@ -50,11 +50,14 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from pipeline import cameras, clips, cuts, images, shards
-from pipeline.config_clip import ClipScene
-from pipeline.scene import Clip, Item
+from pipeline.config.clip import ClipScene
+from pipeline.core import cameras, images
+from pipeline.core.records import Clip, Item
 from pipeline.sources import realestate10k
-from pipeline.writer import ShardWriter
+from pipeline.storage import shards
+from pipeline.storage.writer import ShardWriter
+from pipeline.video import cut as cuts
+from pipeline.worker import clips
 from tests import videos
 
 HW = (480, 854)
@@ -498,8 +501,8 @@ STAGES = {  # of what a step calls, in the order in which a frame goes through i
     "crop and colours": "cv2.transform",
     "to linear light": "cv2.LUT",
     "area average": "cv2.resize",
-    "to sRGB bytes": "pipeline.images.shrink",
-    "JPEG": "pipeline.images.encode_jpeg",
+    "to sRGB bytes": "pipeline.core.images.shrink",
+    "JPEG": "pipeline.core.images.encode_jpeg",
 }
 
 

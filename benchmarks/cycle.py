@@ -63,7 +63,7 @@ def move(pid: int, core: int, moved: set[int]) -> set[int]:
     """Gives the trainer of a cycle its own core; answers its process."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(pid).children(recursive=True):
-            if child.pid not in moved and "lvsm_train.follow" in child.cmdline():
+            if child.pid not in moved and "lvsm_train.cycle.trainer" in child.cmdline():
                 for thread in child.threads():
                     os.sched_setaffinity(thread.id, {core})
                 return {child.pid}

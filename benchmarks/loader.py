@@ -39,11 +39,11 @@ import tyro
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from lvsm_train.data import Data, DataConfig
-from pipeline import cameras, images
-from pipeline.scene import Item, Scene, Views, item_rng
-from pipeline.shards import find_shards, read_objects
-from pipeline.writer import ShardWriter
+from lvsm_train.data.batches import Data, DataConfig
+from pipeline.core import cameras, images
+from pipeline.core.records import Item, Scene, Views, item_rng
+from pipeline.storage.shards import find_shards, read_objects
+from pipeline.storage.writer import ShardWriter
 
 VIEWS = 8  # of a sample
 Way = Callable[[], Iterator[Any]]

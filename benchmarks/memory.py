@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from pipeline import cameras
-from pipeline.blender import Blender, Limits
-from pipeline.config import RenderConfig, SceneConfig
-from pipeline.render import build_job
+from pipeline.config.render import RenderConfig, SceneConfig
+from pipeline.core import cameras
 from pipeline.sources import procedural
+from pipeline.worker.blender import Blender, Limits
+from pipeline.worker.render import build_job
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from pathlib import Path
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from lvsm_train.plots import Plot
-from lvsm_train.webpage import Section, Table, write_page
+from lvsm_train.media.plots import Plot
+from lvsm_train.media.webpage import Section, Table, write_page
 
 OFFICIAL = "--kind decoder_only --no-prope --init official --optimizer adamw --ema 0 --final-lr 0"
 RECIPES = {  # each with what the one before has

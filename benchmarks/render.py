@@ -34,13 +34,14 @@ import tyro
 from _objects import collect, job_of, pictures, psnr, truth_of
 from _reference_render import in_fresh_process, peak_rss_mb
 
-from pipeline import images, sources
-from pipeline.blender import Blender, Frame, Limits
-from pipeline.config import RenderConfig, SceneConfig
-from pipeline.errors import Retry, Skip, UserError
-from pipeline.render import Producer
-from pipeline.scene import Item
-from pipeline.writer import ShardWriter
+from pipeline import sources
+from pipeline.config.render import RenderConfig, SceneConfig
+from pipeline.core import images
+from pipeline.core.errors import Retry, Skip, UserError
+from pipeline.core.records import Item
+from pipeline.storage.writer import ShardWriter
+from pipeline.worker.blender import Blender, Frame, Limits
+from pipeline.worker.render import Producer
 
 SETTINGS = {"quick": (64, 16, 3), "small": (64, 128, 4), "large": (512, 32, 2)}  # pixels, views, procedural objects
 WAYS = {"A": "fresh Blender per object", "B": "lvsm-data, one Blender", "C": "Cycles' sample loop alone"}

@@ -23,8 +23,8 @@ import numpy as np
 import tyro
 from _objects import collect, job_of, pictures, psnr, truth_of
 
-from pipeline.blender import Blender, Frame, Limits
-from pipeline.config import SceneConfig
+from pipeline.config.render import SceneConfig
+from pipeline.worker.blender import Blender, Frame, Limits
 
 
 @dataclass(frozen=True)

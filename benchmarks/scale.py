@@ -34,15 +34,15 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipeline import sources
-from pipeline.config import RenderConfig, SceneConfig
-from pipeline.images import encode_jpeg
-from pipeline.ledger import Ledger
-from pipeline.progress import Progress
-from pipeline.run import Run, opened
-from pipeline.scene import Item, Outcome, Scene, Views
-from pipeline.shards import shard_paths
+from pipeline.config.render import RenderConfig, SceneConfig
+from pipeline.core.images import encode_jpeg
+from pipeline.core.records import Item, Outcome, Scene, Views
+from pipeline.core.text import duration, size
+from pipeline.run.driver import Run, opened
+from pipeline.run.progress import Progress
 from pipeline.sources import manifest
-from pipeline.text import duration, size
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.shards import shard_paths
 
 WIDTH = 16  # of the pictures
 LINES = 1 << 18  # of the manifest, made at once

@@ -27,16 +27,17 @@ import tyro
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from lvsm_train import activations, model, tuning
-from lvsm_train.config import ModelConfig, OptimConfig
-from lvsm_train.devices import device_of
-from lvsm_train.flops import attentions, peak_flops, training_flops
-from lvsm_train.graphs import Recorded
-from lvsm_train.official import from_official
-from lvsm_train.optim import Optimizers
-from lvsm_train.presets import PRESETS
-from pipeline import cameras
-from pipeline.errors import UserError
+from lvsm_train.config.presets import PRESETS
+from lvsm_train.config.train import ModelConfig, OptimConfig
+from lvsm_train.device import activations, tuning
+from lvsm_train.device.devices import device_of
+from lvsm_train.device.flops import attentions, peak_flops, training_flops
+from lvsm_train.device.graphs import Recorded
+from lvsm_train.models import lvsm
+from lvsm_train.training.optim import Optimizers
+from lvsm_train.weights.official import from_official
+from pipeline.core import cameras
+from pipeline.core.errors import UserError
 
 Batch = tuple[Tensor, ...]  # image, c2w, fxfycxcy of inputs; c2w, fxfycxcy, image of targets
 OPTIM = OptimConfig(skip_above=0, warmup=0)
@@ -121,7 +122,7 @@ def batch_of(case: Case, device: torch.device) -> Batch:
 
 def ours(case: Case, way: str, device: torch.device) -> Timed:
     """A step as `lvsm-data train` makes it."""
-    net = model.build(case.config, 0).to(device)
+    net = lvsm.build(case.config, 0).to(device)
     batch = batch_of(case, device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     attention = tuning.use_attention(tuning.choose_attention(attentions(case.config, *case.shape), device, dtype))

@@ -4,7 +4,7 @@
 
 It writes to its working folder and to XDG_CACHE_HOME (compiled GPU kernels), and reads the folders that are named.
 
-Knows no OpenCV and no shards: the parent (`pipeline/blender.py`) sends numbers that Blender takes as they are. A Python
+Knows no OpenCV and no shards: the parent (`pipeline/worker/blender.py`) sends numbers that Blender takes as they are. A Python
 error here ends the process; the parent sees that as a crash, with this process's last lines as the reason.
 """
 

@@ -14,17 +14,17 @@ from typing import Annotated, Any
 
 import tyro
 
-from lvsm_train.config import TrainConfig
-from lvsm_train.options import EvalConfig, LatentConfig
-from lvsm_train.presets import PRESETS
-from pipeline.config import RenderConfig
-from pipeline.config_clip import ClipConfig
-from pipeline.config_manifest import ManifestConfig
-from pipeline.config_run import RunConfig
-from pipeline.config_views import ImportConfig
-from pipeline.cycle_config import CycleConfig, Shares
-from pipeline.errors import FEWER_THAN_ASKED, UserError
-from pipeline.plan import PlanConfig
+from lvsm_train.config.presets import PRESETS
+from lvsm_train.config.train import TrainConfig
+from lvsm_train.config.trained import EvalConfig, LatentConfig
+from pipeline.config.clip import ClipConfig
+from pipeline.config.cycle import CycleConfig, Shares
+from pipeline.config.manifest import ManifestConfig
+from pipeline.config.render import RenderConfig
+from pipeline.config.run import RunConfig
+from pipeline.config.views import ImportConfig
+from pipeline.core.errors import FEWER_THAN_ASKED, UserError
+from pipeline.plan.plan import PlanConfig
 
 
 def render(cfg: Annotated[RenderConfig, tyro.conf.OmitArgPrefixes]) -> int:
@@ -64,8 +64,8 @@ def clip(cfg: Annotated[ClipConfig, tyro.conf.OmitArgPrefixes]) -> int:
 
 def _run(cfg: RunConfig) -> int:
     from pipeline import sources
-    from pipeline.run import deliver
-    from pipeline.text import shown
+    from pipeline.core.text import shown
+    from pipeline.run.driver import deliver
 
     assert cfg.out is not None
     others = f" (others: {sources.others(cfg.source)})" if isinstance(cfg, RenderConfig) else ""
@@ -96,9 +96,9 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
     """
     cfg = cfg.resolved()
     with _torch_needed():
-        from lvsm_train.launch import launch
-        from lvsm_train.ranks import leave
-    from pipeline.text import shown
+        from lvsm_train.device.ranks import leave
+        from lvsm_train.training.launch import launch
+    from pipeline.core.text import shown
 
     result = launch(cfg)
     if result.first and result.scores:
@@ -114,8 +114,8 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
 def _prepared(cfg: CycleConfig, train: TrainConfig) -> tuple[CycleConfig, TrainConfig, Shares]:
     """A cycle's settings, its trainer's, and the shares of its disk."""
     with _torch_needed():
-        from lvsm_train.cycling import checkpoint_bytes, on_cpu, settings
-    from pipeline.cycle_config import divide
+        from lvsm_train.cycle.settings import checkpoint_bytes, on_cpu, settings
+    from pipeline.config.cycle import divide
 
     if cfg.train_config not in PRESETS:
         raise UserError(f"--train-config {cfg.train_config} is no preset", f"one of {', '.join(PRESETS)}")
@@ -140,16 +140,18 @@ def cycle(
 
     Example: lvsm-data cycle --n 100 --res 64 --views 16 --disk-budget 500MB --passes 8 --out cycles/try
     """
-    from pipeline.cycle import cycle as run
-    from pipeline.plan import compare, real_figures
-    from pipeline.report import LivePage
-    from pipeline.text import shown
+    from pipeline.core.text import shown
+    from pipeline.cycle.driver import cycle as run
+    from pipeline.plan.plan import compare, real_figures
+    from pipeline.report.page import LivePage
 
     cfg, trained, shares = _prepared(cfg, train)
     assert cfg.out is not None
     print(f"writing to {shown(cfg.out)}; training at {trained.data.res} pixels")
     print(shares.line() + ("" if cfg.disk_budget else " (80 % of what is free; --disk-budget)"), flush=True)
-    ended = run(cfg, shares, [sys.executable, "-m", "lvsm_train.follow", str(cfg.out)], trained.as_json(), LivePage)
+    ended = run(
+        cfg, shares, [sys.executable, "-m", "lvsm_train.cycle.trainer", str(cfg.out)], trained.as_json(), LivePage
+    )
     compared = compare(cfg.out, real_figures(cfg.out)) if ended.complete else []
     for line in ended.lines(compared):
         print(line)
@@ -173,12 +175,12 @@ def plan(
         train: How it would train.
         as_json: Print JSON for machines.
     """
-    from pipeline.plan import plan as make
-    from pipeline.text import shown
+    from pipeline.core.text import shown
+    from pipeline.plan.plan import plan as make
 
     ready, trained, shares = _prepared(cfg, train)
     assert isinstance(ready, PlanConfig) and ready.out is not None
-    made = make(ready, shares, [sys.executable, "-m", "lvsm_train.pace"], trained.as_json())
+    made = make(ready, shares, [sys.executable, "-m", "lvsm_train.cycle.pace"], trained.as_json())
     where = f"plan: {shown(ready.out)}/plan.json; `lvsm-data cycle` with the same flags goes by it"
     print(json.dumps(made.as_json(), indent=2) if as_json else "\n".join((shares.line(), *made.lines(), where)))
     return 0
@@ -195,7 +197,7 @@ def audit(run: tyro.conf.Positional[Path], /, as_json: Annotated[bool, tyro.conf
         run: Folder of the cycle (its --out).
         as_json: Print JSON for machines.
     """
-    from pipeline.audit import audit as count
+    from pipeline.cycle.audit import audit as count
 
     found = count(run)
     print(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(found.lines()))
@@ -212,7 +214,7 @@ def evaluate_run(cfg: Annotated[EvalConfig, tyro.conf.OmitArgPrefixes]) -> int:
     cfg = cfg.resolved()
     with _torch_needed():
         from lvsm_train.evaluation.assess import assess
-    from pipeline.text import shown
+    from pipeline.core.text import shown
 
     found = assess(cfg)
     for line in found.lines():
@@ -230,8 +232,8 @@ def latent(cfg: Annotated[LatentConfig, tyro.conf.OmitArgPrefixes]) -> int:
     """
     cfg = cfg.resolved()
     with _torch_needed():
-        from lvsm_train.lab.explore import explore
-    from pipeline.text import shown
+        from lvsm_train.latent.explore import explore
+    from pipeline.core.text import shown
 
     report = explore(cfg)
     for line in report.lines():
@@ -245,7 +247,7 @@ def manifest(cfg: Annotated[ManifestConfig, tyro.conf.OmitArgPrefixes]) -> int:
 
     Example: lvsm-data manifest --source objaverse --n 1000 --seed 0 -o manifests/objaverse-1k.parquet
     """
-    from pipeline.listing import write_manifest
+    from pipeline.run.manifest import write_manifest
 
     for line in write_manifest(cfg.resolved()):
         print(line)
@@ -261,8 +263,8 @@ def status(run: tyro.conf.Positional[Path], /, as_json: Annotated[bool, tyro.con
         run: Folder of the run (its --out), or its address.
         as_json: Print JSON for machines.
     """
-    from pipeline.copies import at_hand
-    from pipeline.status import read_status, status_text
+    from pipeline.report.status import read_status, status_text
+    from pipeline.storage.copies import at_hand
 
     found = read_status(at_hand(run))
     print(json.dumps(found, indent=2) if as_json else status_text(found))
@@ -279,8 +281,8 @@ def verify(folder: tyro.conf.Positional[Path], /) -> int:
     Args:
         folder: Folder of a run, or of one resolution's shards; or the address of a run, all of which is copied to this machine.
     """
-    from pipeline.copies import at_hand
-    from pipeline.verify import verify as check
+    from pipeline.report.verify import verify as check
+    from pipeline.storage.copies import at_hand
 
     report = check(at_hand(folder, shards=None))
     for problem in report.problems:
@@ -302,8 +304,8 @@ def view(
         objects: How many objects the contact sheet shows.
         png: Write a picture instead of a page: a row of views per object.
     """
-    from pipeline.copies import at_hand
-    from pipeline.report import write_page, write_sheet
+    from pipeline.report.page import write_page, write_sheet
+    from pipeline.storage.copies import at_hand
 
     folder = at_hand(folder, shards=1)
     if png is not None:
@@ -332,9 +334,9 @@ def licenses(
         card: Write the paragraph to this Markdown file.
         as_json: Print JSON for machines.
     """
-    from pipeline.attribution import account, as_dict, as_text, write_card
-    from pipeline.attribution import card as card_of
-    from pipeline.copies import at_hand
+    from pipeline.report.attribution import account, as_dict, as_text, write_card
+    from pipeline.report.attribution import card as card_of
+    from pipeline.storage.copies import at_hand
 
     found = account(at_hand(run), attribution)
     paragraph = write_card(found, card) if card else card_of(found) if found.total else ""

@@ -20,8 +20,10 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import blender, js_runtime, system
-from pipeline.errors import Retry
+from pipeline import system
+from pipeline.core.errors import Retry
+from pipeline.video import js_runtime
+from pipeline.worker import blender
 
 COLUMNS = 100
 DISK_GB, MEMORY_GB, SHM_GB, OPEN_FILES = 5, 2, 1, 8192  # less than this is worth a note
@@ -127,7 +129,7 @@ def judge_pil(pillow: str | None, simd: str | None, active: str, x86: bool) -> C
 
 def check_pil() -> list[Check]:
     try:
-        from pipeline.images import version
+        from pipeline.core.images import version
 
         active = version()
     except ImportError:  # no PIL, or half of one and half of the other

@@ -12,15 +12,18 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
-from pipeline.blender import Blender, Limits
-from pipeline.config import RenderConfig, SceneConfig
-from pipeline.render import Producer
-from pipeline.scene import Item, Outcome
+from pipeline.config.render import RenderConfig, SceneConfig
+from pipeline.core.records import Item, Outcome
+from pipeline.worker.blender import Blender, Limits
+from pipeline.worker.render import Producer
 
 HERE = Path(__file__).parent
 SHARED_OBJECTS = HERE.parent.parent / "shared" / "objects"  # beside the checkout, where it is there at all
 COMMAND = Path(sys.executable).parent / "lvsm-data"
-IMPATIENT = "from pipeline import cli, fetch, videos; fetch.FIRST_PAUSE_S = videos.SHORT_PAUSE_S = 0.02; cli.main()"
+IMPATIENT = (
+    "from pipeline import cli; from pipeline.download import fetch; from pipeline.video import ytdlp; "
+    "fetch.FIRST_PAUSE_S = ytdlp.SHORT_PAUSE_S = 0.02; cli.main()"
+)
 
 Render = Callable[..., Outcome]
 

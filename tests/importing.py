@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image
 
 from pipeline import sources
-from pipeline.config_views import ImportConfig, PosedConfig
-from pipeline.errors import Retry, Skip
-from pipeline.fetch import Fetcher, FetchLimits
-from pipeline.posed import to_scene
-from pipeline.room import Room
-from pipeline.scene import Item, Scene
+from pipeline.config.views import ImportConfig, PosedConfig
+from pipeline.core.budget import Room
+from pipeline.core.errors import Retry, Skip
+from pipeline.core.records import Item, Scene
+from pipeline.download.fetch import Fetcher, FetchLimits
 from pipeline.sources import colmap, gobjaverse, nerfstudio, objaverse_mix, pixelsplat, zero123
+from pipeline.worker.posed import to_scene
 from tests.balls import balls_in, expected
 
 SOURCES: dict[str, ModuleType] = {

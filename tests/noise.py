@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from lvsm_train import data
-from lvsm_train.data import Batch, Data, DataConfig, Sample
-from pipeline import cameras, images
-from pipeline.scene import Item, Scene, Views, item_rng
-from pipeline.shards import NUMBERS
-from pipeline.writer import ShardWriter
+from lvsm_train.data import batches as data
+from lvsm_train.data.batches import Batch, Data, DataConfig, Sample
+from pipeline.core import cameras, images
+from pipeline.core.records import Item, Scene, Views, item_rng
+from pipeline.storage.shards import NUMBERS
+from pipeline.storage.writer import ShardWriter
 
 FACTS = {"config_hash": "0123456789abcdef", "seed": 7}
 VIEWS = 13

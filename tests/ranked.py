@@ -1,4 +1,4 @@
-"""What ranks do in tests/test_ranks.py: `python -m tests.ranked FOLDER`, whose file `work` is a pickled list.
+"""What ranks do in tests/lvsm_train/device/test_ranks.py: `python -m tests.ranked FOLDER`, whose file `work` is a pickled list.
 
 Each of it: train or memory, the step in which the second rank gets a SIGTERM, and settings. In its fifth step the second rank
 kills itself where there is a file `die`, which goes.
@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from lvsm_train import activations, model, sharding
-from lvsm_train.config import TrainConfig
-from lvsm_train.ranks import joined, leave
-from lvsm_train.state import State
-from lvsm_train.train import train_fn
+from lvsm_train.config.train import TrainConfig
+from lvsm_train.device import activations, sharding
+from lvsm_train.device.ranks import joined, leave
+from lvsm_train.models import lvsm
+from lvsm_train.training.state import State
+from lvsm_train.training.train import train_fn
 
 
 def train(cfg: TrainConfig, stop: int, folder: Path) -> None:
@@ -45,7 +46,7 @@ def train(cfg: TrainConfig, stop: int, folder: Path) -> None:
 
 def memory(cfg: TrainConfig, stop: int, folder: Path) -> None:
     """What a model keeps from forward to backward, before and after its weights are cut, into a file `memory`."""
-    net = model.build(cfg.model, 0)
+    net = lvsm.build(cfg.model, 0)
 
     def forward(count: int) -> torch.Tensor:
         image, c2w, k = torch.zeros(count, 2, 3, 32, 32), torch.eye(4).expand(count, 2, 4, 4), torch.ones(count, 2, 4)

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.memory import Options, measure
 from tests.conftest import lvsm_data
-from tests.test_run import QUICK, count_in_ledger, descendants, named, procedural, start, stored
+from tests.pipeline.run.test_run import QUICK, count_in_ledger, descendants, named, procedural, start, stored
 
 pytestmark = pytest.mark.campaign
 

@@ -32,8 +32,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 
 from pipeline import cli
-from pipeline.cycle_config import bytes_of
-from pipeline.status import read_status
+from pipeline.config.cycle import bytes_of
+from pipeline.report.status import read_status
 from pipeline.system import NEEDS
 
 ROOT = Path(__file__).parent.parent
@@ -507,7 +507,7 @@ def test_slurm_trains_with_flags_that_torchrun_has(slurm: dict[str, str], monkey
 @pytest.mark.campaign
 def test_slurm_trains_on_two_nodes(slurm: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from tests.test_train import balls
+    from tests.lvsm_train.training.test_train import balls
 
     data, out = balls(tmp_path / "balls", 10), tmp_path / "out"
     tiny = "--res 32 --kind unidirectional --dim 32 --head-dim 16 --layers 2 --encoder-layers 1 --inputs 2 --targets 2 --batch 2"

@@ -67,7 +67,7 @@ def run_example(verb: str, folder: Path, hub: Hub) -> subprocess.CompletedProces
         flag, value = FEW[verb]
         command[command.index(flag) + 1] = value
     if verb == "clip":
-        command += ["--executor", "inline"]  # the other examples, and tests/test_clip.py, start a Ray
+        command += ["--executor", "inline"]  # the other examples, and tests/pipeline/run/test_clip.py, start a Ray
     offline = {"PIP_NO_INDEX": "1"}  # `eval` says then that it did not measure LPIPS
     return lvsm_data(*command, cwd=folder, env=hub.environment(folder) | offline)
 
@@ -80,7 +80,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, hub: Hub, films: tuple[V
     poses, shares = videos.circle_w2c(20), np.array([0.9, 1.6, 0.5, 0.5])
     text = [videos.camera_file(f"{server.url}/house.mp4", times[at : at + 20], shares, poses) for at in (5, 30)]
     videos.pack_dataset(folder / "RealEstate10K.tar.gz", {"train": {"first": text[0], "second": text[1]}})
-    eyes = balls.walk(3, (540, 600))  # as in tests/test_importers.py: drawn once
+    eyes = balls.walk(3, (540, 600))  # as in tests/pipeline/sources/test_importers.py: drawn once
     foreign.nerfstudio(folder / "captures/balls", eyes)
     run = run_example("render", folder, hub)
     assert run.returncode == 0, run.stderr

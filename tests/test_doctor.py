@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import blender, doctor, js_runtime, system
-from pipeline.js_runtime import Runtime, Solver
+from pipeline import doctor, system
+from pipeline.video import js_runtime
+from pipeline.video.js_runtime import Runtime, Solver
+from pipeline.worker import blender
 from tests.conftest import COMMAND, lvsm_data
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +81,7 @@ def test_a_pil_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) 
     def broken() -> str:
         raise ImportError("The _imaging extension was built for another version of Pillow")
 
-    monkeypatch.setattr("pipeline.images.version", broken)
+    monkeypatch.setattr("pipeline.core.images.version", broken)
     assert by_name(doctor.check_pil())["PIL"].level == "problem"
 
 

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import torch
 
-from lvsm_train import evaluate, store
-from lvsm_train.config import DataConfig
-from lvsm_train.data import Batch, Data
-from lvsm_train.devices import autocast
-from lvsm_train.evaluation import controls, flight, protocols
+from lvsm_train.config.train import DataConfig
+from lvsm_train.config.trained import EvalConfig
+from lvsm_train.data import index as store
+from lvsm_train.data.batches import Batch, Data
+from lvsm_train.data.samples import Planner, Sample
+from lvsm_train.device.devices import autocast
+from lvsm_train.evaluation import controls, flight, protocols, scores
 from lvsm_train.evaluation import page as assessment_page
 from lvsm_train.evaluation.assessment import Assessment, Control, write_table
 from lvsm_train.evaluation.protocols import PROTOCOLS
 from lvsm_train.evaluation.stopwatch import Timed
-from lvsm_train.films import write_film
-from lvsm_train.metrics import lpips_or_why
-from lvsm_train.options import EvalConfig
-from lvsm_train.samples import Planner, Sample
-from lvsm_train.trained import Trained, open_run
-from pipeline.errors import UserError
+from lvsm_train.losses.metrics import lpips_or_why
+from lvsm_train.media.films import write_film
+from lvsm_train.weights.trained import Trained, open_run
+from pipeline.core.errors import UserError
 
 FPS = 24.0  # of films
 
@@ -72,7 +72,7 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
     lpips, more = lpips_or_why(cfg.lpips, cfg.lpips_weights, data.device)
     notes += more
     timed = Timed(trained.net)
-    found = evaluate.examine(timed, data.evaluation_batches(samples, cfg.batch), lpips)
+    found = scores.examine(timed, data.evaluation_batches(samples, cfg.batch), lpips)
     facts = {
         "run": str(trained.run),
         "step": trained.step,
@@ -112,14 +112,14 @@ def _split(cfg: EvalConfig, trained: Trained) -> tuple[str, set[str]]:
 
 
 def _with_controls(made: Assessment, trained: Trained, data: Data, split: str) -> Assessment:
-    size, render = data.cfg.batch, evaluate.render_of(trained.net)
+    size, render = data.cfg.batch, scores.render_of(trained.net)
 
     def batches(samples: Sequence[Sample]) -> Iterator[Batch]:
         return data.evaluation_batches(samples, size)
 
     def control(says: str, samples: Sequence[Sample], changed: Iterable[Batch]) -> Control:
         plain = made.found.only(sample.uid for sample in samples)
-        return Control(says, plain.scores().psnr, evaluate.measure(render, changed).psnr)
+        return Control(says, plain.scores().psnr, scores.measure(render, changed).psnr)
 
     found, notes = [], []
     try:
@@ -136,7 +136,7 @@ def _with_controls(made: Assessment, trained: Trained, data: Data, split: str) -
     moved = map(controls.moved_world, batches(made.samples))
     found.append(control("the world turned and moved", made.samples, moved))
     plans = protocols.by_inputs(made.facts["protocol"], data.planner, split, made.samples)
-    by_inputs = {count: evaluate.measure(render, batches(some)) for count, some in plans.items()}
+    by_inputs = {count: scores.measure(render, batches(some)) for count, some in plans.items()}
     return dataclasses.replace(made, controls=found, by_inputs=by_inputs, notes=made.notes + notes)
 
 
@@ -162,4 +162,4 @@ def _with_films(made: Assessment, cfg: EvalConfig, trained: Trained, data: Data)
 
 def _shown(trained: Trained, data: Data, sample: Sample) -> tuple[Batch, torch.Tensor]:
     batch = data.gather([sample])
-    return batch, evaluate.render_of(trained.net)(batch).float().clamp(0, 1)
+    return batch, scores.render_of(trained.net)(batch).float().clamp(0, 1)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lvsm_train.evaluate import BASELINES, Found, Scores, finite
+from lvsm_train.data.samples import Sample
+from lvsm_train.evaluation.scores import BASELINES, Found, Scores, finite
 from lvsm_train.evaluation.stopwatch import Lap
-from lvsm_train.samples import Sample
 
 NAMES = {"nearest": "nearest input", "best_input": "best input", "mean": "mean of inputs", "white": "white"}
 

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import torch
 
-from lvsm_train.data import Batch
-from pipeline import cameras
+from lvsm_train.data.batches import Batch
+from pipeline.core import cameras
 
 TURN, SHIFT = (0.5, -0.3, 0.6, 0.4), (0.3, -0.5, 0.2)  # a quaternion; a translation in units of the world
 

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import torch
 
-from lvsm_train.data import Batch
-from lvsm_train.evaluate import pixels
-from lvsm_train.model import LVSM
-from pipeline import cameras
+from lvsm_train.data.batches import Batch
+from lvsm_train.evaluation.scores import pixels
+from lvsm_train.models.lvsm import LVSM
+from pipeline.core import cameras
 
 ELEVATION_DEG = 20.0  # of an orbit
 AT_ONCE = 8  # views

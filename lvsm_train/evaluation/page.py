@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lvsm_train import evaluate
-from lvsm_train.data import Batch
-from lvsm_train.evaluate import BASELINES
+from lvsm_train.data.batches import Batch
+from lvsm_train.data.samples import Sample
+from lvsm_train.evaluation import scores as evaluate
 from lvsm_train.evaluation.assessment import NAMES, Assessment
-from lvsm_train.plots import Plot
-from lvsm_train.samples import Sample
-from lvsm_train.webpage import Figure, Section, Table, write_page
-from pipeline import images
+from lvsm_train.evaluation.scores import BASELINES
+from lvsm_train.media.plots import Plot
+from lvsm_train.media.webpage import Figure, Section, Table, write_page
+from pipeline.core import images
 
 Show = Callable[[Sample], tuple[Batch, torch.Tensor]]
 EACH = 3  # objects at most that are shown as the worst, as many in the middle, as many as the best

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvsm_train.samples import Planner, Sample, index_samples
-from pipeline.errors import UserError
-from pipeline.files.camera_files import EvalIndex
+from lvsm_train.data.samples import Planner, Sample, index_samples
+from pipeline.core.errors import UserError
+from pipeline.formats.trajectories import EvalIndex
 
 COUNTS = (1, 2, 3, 4, 6, 8)  # of inputs, to compare
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lvsm_train.data import Batch
-from lvsm_train.model import LVSM
+from lvsm_train.data.batches import Batch
+from lvsm_train.models.lvsm import LVSM
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ A source is a module with KIND ("object": to be rendered; "posed": views that ex
 its items' files come to a worker is one of two:
 
 - `fetch(item, folder) -> Path`: in the worker, from this machine (`local`, `procedural`);
-- `fetch_many(items, folder_of, net)`: ahead of the workers, by threads (pipeline/downloads.py). Items in a row with the
+- `fetch_many(items, folder_of, net)`: ahead of the workers, by threads (pipeline/download/ahead.py). Items in a row with the
   same `batch(item)`, at most BATCH of them, come in one call, which yields (item, Path or Skip or Retry) once for each.
   `root_of(item, path)` is the folder that the file may read. `remote(cfg)`, where a source has it, says whether this
   run needs them at all.

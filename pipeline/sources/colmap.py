@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import cameras
-from pipeline.config_views import ImportConfig
-from pipeline.errors import Skip
-from pipeline.fetch import Fetcher
-from pipeline.files import colmap_files, scene_files
-from pipeline.scene import Item, Posed
-from pipeline.sources import foreign
+from pipeline.config.views import ImportConfig
+from pipeline.core import cameras
+from pipeline.core.errors import Skip
+from pipeline.core.records import Item, Posed
+from pipeline.download.fetch import Fetcher
+from pipeline.formats import bundles, colmap
+from pipeline.sources import posed_views
 
 KIND = "posed"
 SAYS = "COLMAP models with their images"
@@ -27,21 +27,21 @@ MODELS = ("sparse/0", "sparse", ".")
 
 def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
     """One item per folder with a model. uid: the folder relative to the input. UserError where there is none."""
-    root = foreign.input_of(cfg)
-    folders = scene_files.folders(root, lambda folder: _model(folder) is not None, seed)
-    found = (Item(foreign.uid_of(folder, root), cfg.source, url=str(folder)) for folder in folders)
+    root = posed_views.input_of(cfg)
+    folders = bundles.folders(root, lambda folder: _model(folder) is not None, seed)
+    found = (Item(posed_views.uid_of(folder, root), cfg.source, url=str(folder)) for folder in folders)
     hint = f"{HOWTO}; a model is cameras and images, .bin or .txt, in {', '.join(MODELS[:2])} or the folder"
-    return scene_files.never_empty(found, f"{root} holds no COLMAP model", hint)
+    return bundles.never_empty(found, f"{root} holds no COLMAP model", hint)
 
 
 def _model(folder: Path) -> Path | None:
-    return next((folder / name for name in MODELS if colmap_files.is_model(folder / name)), None)
+    return next((folder / name for name in MODELS if colmap.is_model(folder / name)), None)
 
 
 def _images(folder: Path, model: Path) -> tuple[Path, bool]:
     """The folder that holds images/ (and whether there is one): the scene's, or above a model that was named itself."""
     for place in (folder, folder.parent, folder.parent.parent) if model.samefile(folder) else (folder,):
-        if any((place / name).is_dir() for name in ("images", *foreign.SMALLER)):
+        if any((place / name).is_dir() for name in ("images", *posed_views.SMALLER)):
             return place, True
     return folder, False
 
@@ -53,22 +53,22 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     model = _model(path)
     if model is None:
         raise Skip("no_cameras", f"no COLMAP model in {path}")
-    known, registered = colmap_files.read(model)
+    known, registered = colmap.read(model)
     if not registered:
         raise Skip("no_images", "the model has no registered image")
     chosen = [registered[i] for i in cameras.spread(len(registered), cfg.scene.views)]
     place, in_images = _images(path, model)
-    roots = (path, place, foreign.input_of(cfg))
+    roots = (path, place, posed_views.input_of(cfg))
     pictures, fxfycxcy, distortion = [], [], []
     for image in chosen:
         if image.camera not in known:
             raise Skip("bad_cameras", f"{image.name} has camera {image.camera}, which the model lacks")
         file = _picture(image.name, place, in_images, roots)
-        data = scene_files.read_file(file)
+        data = bundles.read_file(file)
         camera = known[image.camera]
         k, bent = camera.numbers()
         pictures.append(data)
-        fxfycxcy.append(foreign.fitted(k, camera.hw, foreign.hw_of(data, image.name), image.name))
+        fxfycxcy.append(posed_views.fitted(k, camera.hw, posed_views.hw_of(data, image.name), image.name))
         distortion.append(bent)
     quaternions = np.stack([image.quaternion for image in chosen])
     if not (np.isfinite(quaternions).all() and (np.linalg.norm(quaternions, axis=-1) > 1e-6).all()):
@@ -78,13 +78,13 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     )
     bent = np.stack(distortion)
     meta = {"views_found": len(registered)}
-    return Posed(pictures, foreign.inverted(w2c), np.stack(fxfycxcy), bent if bent.any() else None, meta)
+    return Posed(pictures, posed_views.inverted(w2c), np.stack(fxfycxcy), bent if bent.any() else None, meta)
 
 
 def _picture(name: str, place: Path, in_images: bool, roots: tuple[Path, ...]) -> Path:
     """Names are relative to the folder of images, and must stay in it."""
     if not in_images:
-        return foreign.picture(name, place, roots)
-    folder = next(place / known for known in ("images", *foreign.SMALLER) if (place / known).is_dir())
-    scene_files.inside(name, folder, (folder, *roots))
-    return foreign.picture(f"images/{name}", place, roots)
+        return posed_views.picture(name, place, roots)
+    folder = next(place / known for known in ("images", *posed_views.SMALLER) if (place / known).is_dir())
+    bundles.inside(name, folder, (folder, *roots))
+    return posed_views.picture(f"images/{name}", place, roots)

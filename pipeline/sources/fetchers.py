@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config_clip import ClipConfig
-from pipeline.fetch import Fetcher, FetchLimits
-from pipeline.flags import Fetching
-from pipeline.room import Room
-from pipeline.videos import VideoFetcher, wishes
+from pipeline.config.clip import ClipConfig
+from pipeline.config.shared import Fetching
+from pipeline.core.budget import Room
+from pipeline.download.fetch import Fetcher, FetchLimits
+from pipeline.video.ytdlp import VideoFetcher, wishes
 
 
 def fetcher(cfg: Fetching, folder: Path, cache: Path) -> Fetcher:

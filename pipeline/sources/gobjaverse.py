@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import cameras, licenses, selection
-from pipeline.config_views import ImportConfig
-from pipeline.errors import Retry, Skip, UserError
-from pipeline.fetch import Fetcher
-from pipeline.files import scene_files
-from pipeline.scene import Got, Item, Posed, item_rng
-from pipeline.sources import foreign, objaverse
+from pipeline.config.views import ImportConfig
+from pipeline.core import cameras, licenses
+from pipeline.core.errors import Retry, Skip, UserError
+from pipeline.core.records import Got, Item, Posed, item_rng
+from pipeline.download.fetch import Fetcher
+from pipeline.formats import bundles
+from pipeline.sources import objaverse, posed_views, selection
 
 KIND = "posed"
 SAYS = "G-Objaverse renderings"
@@ -36,7 +36,7 @@ UNIQUE = tuple(view for view in range(40) if view not in (24, 39))
 FILE = re.compile(r"(?:(.*)/)?(\d{5})\.(json|png)")
 LEVEL = "campos_512_v4"
 BATCH = 64  # of one archive
-root_of = foreign.root_of
+root_of = posed_views.root_of
 
 
 def scene_of(name: str) -> tuple[str, str] | None:
@@ -55,7 +55,7 @@ def scene_of(name: str) -> tuple[str, str] | None:
 
 def remote(cfg: ImportConfig) -> bool:
     """Whether files have to be fetched or unpacked before a worker can read them."""
-    return cfg.input is None or foreign.is_staged(cfg)
+    return cfg.input is None or posed_views.is_staged(cfg)
 
 
 def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
@@ -64,7 +64,7 @@ def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[
     Raises UserError where the input holds no scene, or the list cannot be had.
     """
     nothing = f"{cfg.input or 'the list'} holds no object that was asked for"
-    return scene_files.never_empty(_remote(cfg, seed, net) if cfg.input is None else _local(cfg, seed), nothing, HOWTO)
+    return bundles.never_empty(_remote(cfg, seed, net) if cfg.input is None else _local(cfg, seed), nothing, HOWTO)
 
 
 def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]:
@@ -144,17 +144,17 @@ def _fetched_map(cfg: ImportConfig, net: Fetcher | None) -> dict[str, str]:
 
 
 def _local(cfg: ImportConfig, seed: int) -> Iterator[Item]:
-    root, known = foreign.input_of(cfg), _map(cfg)
+    root, known = posed_views.input_of(cfg), _map(cfg)
     if not root.is_dir():
-        for found in scene_files.found(root, scene_of, seed):
+        for found in bundles.found(root, scene_of, seed):
             item = found.item(cfg.source, root)
             yield _item(cfg, found.key, known, url=item.url, extra=item.extra)
         return
-    for folder in scene_files.folders(root, is_scene, seed):
-        yield _item(cfg, foreign.uid_of(folder, root), known, url=str(folder), extra={})
+    for folder in bundles.folders(root, is_scene, seed):
+        yield _item(cfg, posed_views.uid_of(folder, root), known, url=str(folder), extra={})
     tars = sorted(root.glob("**/*.tar"))
     for i in item_rng(seed, "tars", "order").permutation(len(tars)):
-        key = foreign.uid_of(tars[i].with_suffix(""), root)
+        key = posed_views.uid_of(tars[i].with_suffix(""), root)
         yield _item(cfg, key, known, url=str(tars[i]), extra={"alone": True})
 
 
@@ -177,7 +177,7 @@ def batch(item: Item) -> str:
 def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
     """The views that were asked for, two files each; or scenes of a .tar.gz or .7z."""
     if "views" not in items[0].extra:
-        yield from foreign.staged(items, folder_of, net, scene_of)
+        yield from posed_views.staged(items, folder_of, net, scene_of)
         return
     for item in items:
         folder = folder_of(item)
@@ -193,7 +193,7 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
 
 def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     """Raises Skip: no_images, no_cameras, count_mismatch, bad_cameras, broken_image, unsafe_archive, broken_archive."""
-    files = scene_files.Files(_opened(item, path), path, scene_of)
+    files = bundles.Files(_opened(item, path), path, scene_of)
     names = set(files.names())
     numbers = [f"{view:05d}" for view in UNIQUE]
     views = [view for view in numbers if f"{view}.png" in names]
@@ -208,10 +208,10 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     pictures, poses_found, fxfycxcy = [], [], []
     for view in chosen:
         data = files.read(f"{view}.png")
-        facts = foreign.json_object(files.read(f"{view}.json"), f"{view}.json")
+        facts = posed_views.json_object(files.read(f"{view}.json"), f"{view}.json")
         pictures.append(data)
         poses_found.append(_c2w(facts, view))
-        fxfycxcy.append(_fxfycxcy(facts, foreign.hw_of(data, f"{view}.png"), view))
+        fxfycxcy.append(_fxfycxcy(facts, posed_views.hw_of(data, f"{view}.png"), view))
     return Posed(pictures, np.stack(poses_found), np.array(fxfycxcy), meta={"views_found": len(views)})
 
 
@@ -220,7 +220,7 @@ def _opened(item: Item, path: Path) -> Item:
     if "alone" not in item.extra:
         return item
     try:
-        scenes = list(scene_files.found(path, scene_of, 0))
+        scenes = list(bundles.found(path, scene_of, 0))
     except UserError as error:
         raise Skip("broken_archive", str(error)) from None
     if len(scenes) > 1:
@@ -239,9 +239,9 @@ def _c2w(facts: dict[str, Any], view: str) -> np.ndarray:
 
 
 def _fxfycxcy(facts: dict[str, Any], hw: tuple[int, int], view: str) -> list[float]:
-    fov_x = foreign.number(facts, "x_fov")
-    fov_y = foreign.number(facts, "y_fov")
+    fov_x = posed_views.number(facts, "x_fov")
+    fov_y = posed_views.number(facts, "y_fov")
     if fov_x is None:
         raise Skip("bad_cameras", f"{view}.json has no x_fov")
-    fx = foreign.focal(hw[1], fov_x)
-    return [fx, fx if fov_y is None else foreign.focal(hw[0], fov_y), hw[1] / 2, hw[0] / 2]
+    fx = posed_views.focal(hw[1], fov_x)
+    return [fx, fx if fov_y is None else posed_views.focal(hw[0], fov_y), hw[1] / 2, hw[0] / 2]

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Skip, UserError
-from pipeline.fetch import Fetcher, sha256_of
-from pipeline.files import tables
-from pipeline.flags import Listing
-from pipeline.scene import Item
+from pipeline.config.shared import Listing
+from pipeline.core.errors import Skip, UserError
+from pipeline.core.records import Item
+from pipeline.download.fetch import Fetcher, sha256_of
+from pipeline.formats import tables
 
 KIND = "object"
 SAYS = "local files"

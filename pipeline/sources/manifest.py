@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import licenses, transport
-from pipeline.errors import UserError
-from pipeline.fetch import Fetcher
-from pipeline.files import tables
-from pipeline.flags import Listing
-from pipeline.scene import Item
-from pipeline.uids import Uids
+from pipeline.config.shared import Listing
+from pipeline.core import licenses
+from pipeline.core.errors import UserError
+from pipeline.core.records import Item
+from pipeline.download import route
+from pipeline.download.fetch import Fetcher
+from pipeline.formats import tables
+from pipeline.storage.uids import Uids
 
 KIND = "object"
 SAYS = "the objects of a manifest"
@@ -34,10 +35,10 @@ LEAVES_OUT = True  # `items` takes what has ended
 CREDIT = ("title", "author", "page")
 READ = ("uid", "path", "url", "source", "license", "sha256", "size", "file_type", "file_identifier", *CREDIT)
 batch, fetch_many, root_of, BATCH = (
-    transport.batch,
-    transport.fetch_many,
-    transport.root_of,
-    transport.FILES_PER_CHECKOUT,
+    route.batch,
+    route.fetch_many,
+    route.root_of,
+    route.FILES_PER_CHECKOUT,
 )
 
 
@@ -116,7 +117,7 @@ def row_of(item: Item) -> dict[str, Any]:
         "license": item.license,
         "sha256": item.sha256,
         "size": int(item.extra.get("size", 0)),
-        "file_type": transport.file_type(item),
+        "file_type": route.file_type(item),
         **{name: item.credit.get(name, "") for name in CREDIT},
         "file_identifier": item.extra.get("id", ""),
     }

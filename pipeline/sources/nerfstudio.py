@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import cameras
-from pipeline.config_views import ImportConfig
-from pipeline.errors import Skip
-from pipeline.fetch import Fetcher
-from pipeline.files import scene_files
-from pipeline.scene import Item, Posed
-from pipeline.sources import foreign
+from pipeline.config.views import ImportConfig
+from pipeline.core import cameras
+from pipeline.core.errors import Skip
+from pipeline.core.records import Item, Posed
+from pipeline.download.fetch import Fetcher
+from pipeline.formats import bundles
+from pipeline.sources import posed_views
 
 KIND = "posed"
 SAYS = "nerfstudio folders"
@@ -31,10 +31,10 @@ DISTORTION = ("k1", "k2", "p1", "p2", "k3")  # in OpenCV's order; nerfstudio's k
 
 def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
     """One item per folder with one of FILES. uid: the folder relative to the input. UserError where there is none."""
-    root = foreign.input_of(cfg)
-    folders = scene_files.folders(root, lambda folder: any((folder / name).is_file() for name in FILES), seed)
-    found = (Item(foreign.uid_of(folder, root), cfg.source, url=str(folder)) for folder in folders)
-    return scene_files.never_empty(found, f"{root} holds no transforms.json", HOWTO)
+    root = posed_views.input_of(cfg)
+    folders = bundles.folders(root, lambda folder: any((folder / name).is_file() for name in FILES), seed)
+    found = (Item(posed_views.uid_of(folder, root), cfg.source, url=str(folder)) for folder in folders)
+    return bundles.never_empty(found, f"{root} holds no transforms.json", HOWTO)
 
 
 def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
@@ -47,23 +47,23 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     if not names:
         raise Skip("no_cameras", f"no transforms.json in {path}")
     for name in names[:1] if names[0] == FILES[0] else names:
-        shared = foreign.json_object(scene_files.read_file(path / name), name)
+        shared = posed_views.json_object(bundles.read_file(path / name), name)
         listed = shared.pop("frames", None)
         if not isinstance(listed, list) or not all(isinstance(frame, dict) for frame in listed):
             raise Skip("no_cameras", f"{name} has no list of frames")
         frames += [shared | frame for frame in listed]
         if "applied_transform" in shared:
-            meta["applied_transform"] = foreign.matrices([shared["applied_transform"]])[0].tolist()
+            meta["applied_transform"] = posed_views.matrices([shared["applied_transform"]])[0].tolist()
     if not frames:
         raise Skip("no_images", f"{names[0]} lists no frame")
     frames = _once(frames)
     chosen = [frames[i] for i in cameras.spread(len(frames), cfg.scene.views)]
-    roots = (path, foreign.input_of(cfg))
-    files = [foreign.picture(frame["file_path"], path, roots) for frame in chosen]
-    c2w_gl = foreign.matrices([frame.get("transform_matrix") for frame in chosen])
-    pictures = [scene_files.read_file(file) for file in files]
+    roots = (path, posed_views.input_of(cfg))
+    files = [posed_views.picture(frame["file_path"], path, roots) for frame in chosen]
+    c2w_gl = posed_views.matrices([frame.get("transform_matrix") for frame in chosen])
+    pictures = [bundles.read_file(file) for file in files]
     made = [
-        _camera(frame, foreign.hw_of(data, file.name))
+        _camera(frame, posed_views.hw_of(data, file.name))
         for frame, data, file in zip(chosen, pictures, files, strict=True)
     ]
     fxfycxcy, distortion = (np.stack(part) for part in zip(*made, strict=True))
@@ -81,7 +81,9 @@ def _once(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _camera(frame: dict[str, Any], hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """fxfycxcy (4,) for the picture's own size, distortion (8,)."""
-    values = {name: foreign.number(frame, name) for name in ("w", "h", "fl_x", "fl_y", "cx", "cy", "k4", *DISTORTION)}
+    values = {
+        name: posed_views.number(frame, name) for name in ("w", "h", "fl_x", "fl_y", "cx", "cy", "k4", *DISTORTION)
+    }
     model = frame.get("camera_model", "OPENCV")
     if model not in PERSPECTIVE or frame.get("is_fisheye") or values["k4"]:
         what = (
@@ -94,14 +96,14 @@ def _camera(frame: dict[str, Any], hw: tuple[int, int]) -> tuple[np.ndarray, np.
         raise Skip("bad_cameras", f"pictures of {values['w']}x{values['h']} pixels")
     width, height = values["w"] or float(hw[1]), values["h"] or float(hw[0])
     fx, fy = values["fl_x"], values["fl_y"]
-    if fx is None and (angle := foreign.number(frame, "camera_angle_x")) is not None:
-        fx = foreign.focal(width, angle)
-        if fy is None and (angle_y := foreign.number(frame, "camera_angle_y")) is not None:
-            fy = foreign.focal(height, angle_y)
+    if fx is None and (angle := posed_views.number(frame, "camera_angle_x")) is not None:
+        fx = posed_views.focal(width, angle)
+        if fy is None and (angle_y := posed_views.number(frame, "camera_angle_y")) is not None:
+            fy = posed_views.focal(height, angle_y)
     if fx is None:
         raise Skip("no_cameras", "neither fl_x nor camera_angle_x")
     cx, cy = values["cx"], values["cy"]
     made = [fx, fx if fy is None else fy, width / 2 if cx is None else cx, height / 2 if cy is None else cy]
     bent = np.zeros(8)
     bent[:5] = [values[name] or 0.0 for name in DISTORTION]
-    return foreign.fitted(np.array(made), (height, width), hw, Path(frame["file_path"]).name), bent
+    return posed_views.fitted(np.array(made), (height, width), hw, Path(frame["file_path"]).name), bent

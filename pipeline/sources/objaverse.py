@@ -13,17 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import hub, licenses, selection, transport
-from pipeline.errors import UserError
-from pipeline.fetch import Fetcher
-from pipeline.flags import Listing
-from pipeline.scene import Item, item_rng
+from pipeline.config.shared import Listing
+from pipeline.core import licenses
+from pipeline.core.errors import UserError
+from pipeline.core.records import Item, item_rng
+from pipeline.download import huggingface, route
+from pipeline.download.fetch import Fetcher
+from pipeline.sources import selection
 
 KIND = "object"
 SAYS = "Objaverse 1.0 (Hugging Face)"
 HOWTO = "--source objaverse"
 PAGE = "https://sketchfab.com/3d-models/"  # how Objaverse-XL identifies the same objects
-batch, fetch_many, root_of = transport.batch, transport.fetch_many, transport.root_of
+batch, fetch_many, root_of = route.batch, route.fetch_many, route.root_of
 
 
 def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
@@ -52,7 +54,7 @@ def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
 
 def item_of(uid: str, path: str, facts: dict[str, Any], source: str = "objaverse", **more: Any) -> Item:
     """One object from its path in the repository and its Sketchfab annotations. more: further fields of the Item."""
-    url, extra = hub.url_of(transport.OBJAVERSE, path), {"id": f"{PAGE}{uid}"}
+    url, extra = huggingface.url_of(route.OBJAVERSE, path), {"id": f"{PAGE}{uid}"}
     return Item(uid, source, **({"url": url, "extra": extra} | rights_of(uid, facts) | more))
 
 
@@ -89,6 +91,6 @@ def _of_categories(net: Fetcher, cfg: Listing) -> set[str]:
 
 
 def _read(net: Fetcher, cache: Path, path: str) -> Any:
-    file = hub.list_file(net, transport.OBJAVERSE, path, cache / transport.OBJAVERSE_FOLDER)
+    file = huggingface.list_file(net, route.OBJAVERSE, path, cache / route.OBJAVERSE_FOLDER)
     with gzip.open(file, "rt", encoding="utf-8") as stream:
         return json.load(stream)

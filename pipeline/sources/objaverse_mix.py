@@ -18,22 +18,23 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from pipeline import cameras, hub, selection
-from pipeline.config_views import ImportConfig
-from pipeline.errors import Retry, Skip, UserError
-from pipeline.fetch import Fetcher, Wanted
-from pipeline.files import scene_files
-from pipeline.files.scene_files import Found
-from pipeline.room import Room
-from pipeline.scene import Got, Item, Posed, item_rng
-from pipeline.sources import foreign, objaverse, zero123
+from pipeline.config.views import ImportConfig
+from pipeline.core import cameras
+from pipeline.core.budget import Room
+from pipeline.core.errors import Retry, Skip, UserError
+from pipeline.core.records import Got, Item, Posed, item_rng
+from pipeline.download import huggingface
+from pipeline.download.fetch import Fetcher, Wanted
+from pipeline.formats import bundles
+from pipeline.formats.bundles import Found
+from pipeline.sources import objaverse, posed_views, selection, zero123
 
 KIND = "posed"
 SAYS = "Objaverse-MIX pictures"
 HOWTO = "--source objaverse-mix (fetched archive by archive), or with --input FOLDER or 000-NNN.7z"
 REPO = "BAAI/Objaverse-MIX"
 BATCH = 256  # objects that one pass through an archive brings, of about 5,000
-root_of = foreign.root_of
+root_of = posed_views.root_of
 FILE = re.compile(r"(?:.*/)?([^/]+)/(\d{1,5})\.(png|jpg|jpeg|webp)", re.IGNORECASE)
 
 
@@ -45,7 +46,7 @@ def scene_of(name: str) -> tuple[str, str] | None:
 
 def remote(cfg: ImportConfig) -> bool:
     """Whether archives have to be fetched or unpacked before a worker can read them."""
-    return cfg.input is None or foreign.is_staged(cfg) or (cfg.input.is_dir() and bool(_archives(cfg.input)))
+    return cfg.input is None or posed_views.is_staged(cfg) or (cfg.input.is_dir() and bool(_archives(cfg.input)))
 
 
 def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
@@ -54,7 +55,7 @@ def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[
     Raises UserError where the input holds no scene, or Objaverse's list cannot be had.
     """
     nothing = f"{cfg.input or REPO} holds no object that was asked for"
-    return scene_files.never_empty(_remote(cfg, seed, net) if cfg.input is None else _local(cfg, seed), nothing, HOWTO)
+    return bundles.never_empty(_remote(cfg, seed, net) if cfg.input is None else _local(cfg, seed), nothing, HOWTO)
 
 
 def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]:
@@ -66,7 +67,7 @@ def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]
         if names is None or uid in names:
             folders[path.split("/")[1]].append(uid)
     for folder in item_rng(seed, "objaverse-mix", "order").permutation(sorted(folders)):
-        url = hub.url_of(REPO, f"rendered_images/{folder}.7z")
+        url = huggingface.url_of(REPO, f"rendered_images/{folder}.7z")
         facts = objaverse.metadata(net, cfg.cache, str(folder))
         for uid in sorted(folders[str(folder)]):  # as archives are packed, so that batches follow each other in them
             yield Item(uid, cfg.source, url=url, **objaverse.rights_of(uid, facts.get(uid, {})))
@@ -77,14 +78,14 @@ def _archives(folder: Path) -> list[Path]:
 
 
 def _local(cfg: ImportConfig, seed: int) -> Iterator[Item]:
-    root = foreign.input_of(cfg)
+    root = posed_views.input_of(cfg)
     inputs = (_archives(root) if root.is_dir() else []) or [root]
     for i in item_rng(seed, "archives", "order").permutation(len(inputs)):
         if inputs[i].is_dir():
-            for folder in scene_files.folders(root, lambda folder: is_scene(folder, root), seed):
+            for folder in bundles.folders(root, lambda folder: is_scene(folder, root), seed):
                 yield Item(folder.absolute().name, cfg.source, url=str(folder))
         else:
-            yield from (found.item(cfg.source, inputs[i]) for found in scene_files.found(inputs[i], scene_of, seed))
+            yield from (found.item(cfg.source, inputs[i]) for found in bundles.found(inputs[i], scene_of, seed))
 
 
 def is_scene(folder: Path, root: Path) -> bool:
@@ -102,12 +103,12 @@ def batch(item: Item) -> str:
 def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
     """Brings the archive, unless the batch before had the same, and of it the objects that were asked for, in one pass."""
     if "://" not in items[0].url:
-        yield from foreign.staged(items, folder_of, net, scene_of)
+        yield from posed_views.staged(items, folder_of, net, scene_of)
         return
     try:
         with _archives_of(net.room).open(items[0], folder_of, net) as path:
             known = _index(path, path.stat().st_mtime_ns)
-            yield from scene_files.Staging(path, scene_of, net.room, folder_of).run(items, known)
+            yield from bundles.Staging(path, scene_of, net.room, folder_of).run(items, known)
     except (Skip, Retry) as failure:
         yield from ((item, failure) for item in items)
     except UserError as error:
@@ -116,7 +117,7 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
 
 @functools.lru_cache(maxsize=2)
 def _index(path: Path, mtime_ns: int) -> dict[str, Found]:
-    return scene_files.index(path, scene_of)
+    return bundles.index(path, scene_of)
 
 
 class _Archives:
@@ -138,14 +139,14 @@ class _Archives:
             yield self.path
 
     def _drop(self, net: Fetcher) -> None:
-        scene_files.let_go(net.room)
+        bundles.let_go(net.room)
         if self.owner and self.path:  # ours, not one of a cache
             self.path.unlink(missing_ok=True)
             net.room.release(self.owner)
         self.url, self.path = "", None
 
     def _fetch(self, item: Item, folder_of: Callable[[Item], Path], net: Fetcher) -> None:
-        address = hub.parse(item.url)
+        address = huggingface.parse(item.url)
         assert address is not None
         cached = net.limits.cache / "objaverse-mix" / address[1] if net.limits.cache else None
         self.url, self.owner, self.path = item.url, "", cached
@@ -158,7 +159,7 @@ class _Archives:
             self.path = folder_of(Item(self.owner, item.source)) / Path(address[1]).name
         assert self.path is not None
         if not self.path.is_file():
-            got = hub.get(net, *address, self.path, Wanted(item.url))
+            got = huggingface.get(net, *address, self.path, Wanted(item.url))
             self.path, self.owner = got, self.owner if got == self.path else ""  # the Hub's own cache may have it
 
 
@@ -176,7 +177,7 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
 
     Raises Skip: no_images, views_missing (numbers with gaps), broken_image, unsafe_archive, broken_archive.
     """
-    files = scene_files.Files(item, path, scene_of)
+    files = bundles.Files(item, path, scene_of)
     names = files.names()
     if not names:
         raise Skip("no_images", f"nothing in {path.name}")
@@ -187,6 +188,6 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     c2w = cameras.circle(len(names), mix.elevation_deg, mix.radius, mix.azimuth_deg, mix.clockwise)
     chosen = cameras.spread(len(names), cfg.scene.views)
     pictures = [files.read(names[view]) for view in chosen]
-    hws = [foreign.hw_of(data, names[view]) for view, data in zip(chosen, pictures, strict=True)]
+    hws = [posed_views.hw_of(data, names[view]) for view, data in zip(chosen, pictures, strict=True)]
     fxfycxcy = np.array([cameras.intrinsics(mix.fov_x_deg, hw) for hw in hws])
     return Posed(pictures, c2w[chosen], fxfycxcy, meta={"views_found": len(names), "cameras": "assumed"})

@@ -15,12 +15,13 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from pipeline import hub, licenses, selection, transport
-from pipeline.errors import UserError
-from pipeline.fetch import Fetcher
-from pipeline.flags import Listing
-from pipeline.scene import Item, item_rng
-from pipeline.sources import objaverse
+from pipeline.config.shared import Listing
+from pipeline.core import licenses
+from pipeline.core.errors import UserError
+from pipeline.core.records import Item, item_rng
+from pipeline.download import huggingface, route
+from pipeline.download.fetch import Fetcher
+from pipeline.sources import objaverse, selection
 
 KIND = "object"
 SAYS = "Objaverse-XL (Hugging Face, GitHub, Smithsonian, Thingiverse)"
@@ -32,10 +33,10 @@ LINES, WINDOW = 1 << 16, 1 << 20  # that are read at once, and that are in memor
 BLOCK = 4096  # lines that are put in order together: files of one repository follow each other, to be fetched together
 THING = re.compile(r"thing:(\d+)/files\?fileId=(\d+)")
 batch, fetch_many, root_of, BATCH = (
-    transport.batch,
-    transport.fetch_many,
-    transport.root_of,
-    transport.FILES_PER_CHECKOUT,
+    route.batch,
+    route.fetch_many,
+    route.root_of,
+    route.FILES_PER_CHECKOUT,
 )
 
 
@@ -45,7 +46,9 @@ def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
     uid: Sketchfab's own for its objects, so that they match Objaverse 1.0; else uuid5 of the fileIdentifier, as in the
     objaverse package. Of files with the same sha256 the first is taken. Raises UserError where a list cannot be had.
     """
-    lists = [hub.list_file(net, REPO, f"{source}/{source}.parquet", cfg.cache) for source in sorted(cfg.xl_sources)]
+    lists = [
+        huggingface.list_file(net, REPO, f"{source}/{source}.parquet", cfg.cache) for source in sorted(cfg.xl_sources)
+    ]
     lines = _Lines(lists, selection.names(cfg))
     if not len(lines):
         raise UserError("no object of Objaverse-XL is among those asked for", "--uids and --scores narrow it together")
@@ -68,7 +71,7 @@ def _grouped(block: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same lines, those of one repository and commit moved up to the first of them."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in block:
-        groups.setdefault(transport.repository(row["fileIdentifier"]) or row["fileIdentifier"], []).append(row)
+        groups.setdefault(route.repository(row["fileIdentifier"]) or row["fileIdentifier"], []).append(row)
     return [row for group in groups.values() for row in group]
 
 
@@ -189,7 +192,7 @@ def _item(row: dict[str, Any], sketchfab: dict[str, str]) -> Item:
         return objaverse.item_of(uid, path, facts, source, sha256=sha256, extra=extra)
     credit, url = {"page": identifier}, identifier
     if source == "github":
-        organization, repository, path = transport.github_parts(identifier) or ("", "", "")[:3]
+        organization, repository, path = route.github_parts(identifier) or ("", "", "")[:3]
         credit |= {"title": path.rsplit("/", 1)[-1], "author": f"{organization}/{repository}"}
     elif thing := THING.search(identifier):
         url = f"https://www.thingiverse.com/download:{thing[2]}"

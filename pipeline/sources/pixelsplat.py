@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import cameras
-from pipeline.config_views import ImportConfig
-from pipeline.errors import Skip, UserError
-from pipeline.fetch import Fetcher
-from pipeline.files import scene_files, torch_files
-from pipeline.scene import Item, Posed, item_rng
-from pipeline.sources import foreign
+from pipeline.config.views import ImportConfig
+from pipeline.core import cameras
+from pipeline.core.errors import Skip, UserError
+from pipeline.core.records import Item, Posed, item_rng
+from pipeline.download.fetch import Fetcher
+from pipeline.formats import bundles, pickles
+from pipeline.sources import posed_views
 
 KIND = "posed"
 SAYS = "RealEstate10K, ACID or DL3DV in pixelSplat's chunks"
@@ -34,11 +34,11 @@ def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[
 
     A key that a second folder has too gets the folder's name. UserError where there is neither index nor chunk.
     """
-    return scene_files.never_empty(_items(cfg, seed), f"{cfg.input} holds no index.json and no .torch file", HOWTO)
+    return bundles.never_empty(_items(cfg, seed), f"{cfg.input} holds no index.json and no .torch file", HOWTO)
 
 
 def _items(cfg: ImportConfig, seed: int) -> Iterator[Item]:
-    root = foreign.input_of(cfg)
+    root = posed_views.input_of(cfg)
     if root.is_file():
         yield from (Item(key, cfg.source, url=str(root)) for key in _keys(root))
         return
@@ -49,7 +49,7 @@ def _items(cfg: ImportConfig, seed: int) -> Iterator[Item]:
         for i in item_rng(seed, folder.name, "order").permutation(len(names)):
             path = folder / names[i]
             for key in _keys(path) if chunks is None else sorted(chunks[names[i]]):
-                split = foreign.uid_of(folder, root) if folder != root else ""
+                split = posed_views.uid_of(folder, root) if folder != root else ""
                 uid = f"{split}/{key}" if key in seen else key
                 seen.add(key)
                 yield Item(uid, cfg.source, url=str(path), extra={"key": key, "split": split})
@@ -79,7 +79,7 @@ def _keys(path: Path) -> list[str]:
 @functools.lru_cache(maxsize=2)
 def _clips(path: Path, mtime_ns: int) -> dict[str, dict[str, Any]]:
     """Key -> record of one chunk; kept mapped, since its clips follow each other. Raises Skip as torch_files.read does."""
-    records = torch_files.read(path)
+    records = pickles.read(path)
     if not isinstance(records, list) or not all(isinstance(record, dict) and "key" in record for record in records):
         raise Skip("broken_torch_file", f"{path.name} is no list of clips with a key")
     return {str(record["key"]): record for record in records}
@@ -89,20 +89,22 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     """Raises Skip: missing (chunk or clip), escapes_folder, unsafe_pickle, broken_torch_file, no_images, no_cameras,
     count_mismatch, bad_cameras, broken_image.
     """
-    root = foreign.input_of(cfg).resolve()
+    root = posed_views.input_of(cfg).resolve()
     if not path.resolve().is_relative_to(root):
         raise Skip("escapes_folder", f"index.json names {path}")
     if not path.is_file():
         raise Skip("missing", f"{path} is not there")
-    clip = _clips(path, path.stat().st_mtime_ns).get(scene_files.key_of(item))
+    clip = _clips(path, path.stat().st_mtime_ns).get(bundles.key_of(item))
     if clip is None:
-        raise Skip("missing", f"{path.name} has no clip {scene_files.key_of(item)}")
+        raise Skip("missing", f"{path.name} has no clip {bundles.key_of(item)}")
     pictures, rows = _fields(clip)
     chosen = cameras.spread(len(pictures), cfg.scene.views)
     files = [pictures[view].tobytes() for view in chosen]
-    hws = np.array([foreign.hw_of(data, f"frame {view}") for view, data in zip(chosen, files, strict=True)], np.float64)
+    hws = np.array(
+        [posed_views.hw_of(data, f"frame {view}") for view, data in zip(chosen, files, strict=True)], np.float64
+    )
     fxfycxcy = rows[chosen, :4] * hws[:, [1, 0, 1, 0]]
-    c2w = foreign.inverted(rows[chosen, 6:].reshape(-1, 3, 4))
+    c2w = posed_views.inverted(rows[chosen, 6:].reshape(-1, 3, 4))
     meta = {"views_found": len(pictures), "split": item.extra.get("split", "")}
     if isinstance(clip.get("url"), str):
         meta["video"] = clip["url"]

@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.fetch import Fetcher
-from pipeline.flags import Listing
-from pipeline.scene import Item, item_rng
+from pipeline.config.shared import Listing
+from pipeline.core.records import Item, item_rng
+from pipeline.download.fetch import Fetcher
 
 KIND = "object"
 SAYS = "procedural (embedded)"

@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import cameras, cuts
-from pipeline.config_clip import ClipConfig
-from pipeline.disk import bytes_below
-from pipeline.errors import Retry, Skip, UserError
-from pipeline.fetch import Fetcher
-from pipeline.files import archives, camera_files, scene_files
-from pipeline.files.camera_files import EvalIndex, Trajectory
-from pipeline.scene import Clip, Got, Item, item_rng, video_of
-from pipeline.sources import foreign
-from pipeline.videos import VideoFetcher
+from pipeline.config.clip import ClipConfig
+from pipeline.core import cameras
+from pipeline.core.disk import bytes_below
+from pipeline.core.errors import Retry, Skip, UserError
+from pipeline.core.records import Clip, Got, Item, item_rng, video_of
+from pipeline.download.fetch import Fetcher
+from pipeline.formats import archives, bundles, trajectories
+from pipeline.formats.trajectories import EvalIndex, Trajectory
+from pipeline.sources import posed_views
+from pipeline.video import cut
+from pipeline.video.ytdlp import VideoFetcher
 
 KIND = "video"
 SAYS = "clips of videos, by the camera files of RealEstate10K or ACID"
@@ -53,7 +54,7 @@ def items(cfg: ClipConfig, seed: int, net: Fetcher | None = None) -> Iterator[It
             continue
         name = place if isinstance(place, str) else f"{key}.txt"
         try:
-            url = camera_files.url_of(_read(where, place, head=True), name)
+            url = trajectories.url_of(_read(where, place, head=True), name)
         except Skip as failure:
             raise UserError(str(failure), "camera files begin with the URL of their video") from None
         video = video_of(url)
@@ -77,7 +78,7 @@ def batch(item: Item) -> str:
     return str(item.extra["video"])
 
 
-root_of = foreign.root_of
+root_of = posed_views.root_of
 
 
 def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
@@ -85,12 +86,12 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
     assert isinstance(net, VideoFetcher)
     wanted: list[tuple[Item, np.ndarray]] = []
     for item in items:
-        if cuts.is_there(folder_of(item)):
-            yield item, folder_of(item) / cuts.CUT
+        if cut.is_there(folder_of(item)):
+            yield item, folder_of(item) / cut.CUT
             continue
         try:
             data = _read(Path(item.extra["list"]), item.extra["place"])
-            trajectory = camera_files.parse(data, f"{item.uid}.txt")
+            trajectory = trajectories.parse(data, f"{item.uid}.txt")
             wanted.append((item, trajectory.times_us[_frames(item, trajectory)]))
             (folder_of(item) / CAMERAS).write_bytes(data)
         except Skip as failure:
@@ -122,9 +123,9 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
 
 def load(item: Item, path: Path, cfg: ClipConfig) -> Clip:
     """Raises Skip: bad_cameras, unsupported_camera, no_images."""
-    trajectory = camera_files.parse((path.parent / CAMERAS).read_bytes(), f"{item.uid}.txt")
+    trajectory = trajectories.parse((path.parent / CAMERAS).read_bytes(), f"{item.uid}.txt")
     frame = _frames(item, trajectory)
-    c2w = foreign.inverted(trajectory.w2c[frame])
+    c2w = posed_views.inverted(trajectory.w2c[frame])
     meta = {"video": item.url, "split": item.extra["split"], "views_found": len(trajectory.times_us)}
     return Clip(path, frame, trajectory.times_us[frame], c2w, trajectory.fxfycxcy[frame], meta)
 
@@ -203,5 +204,5 @@ def _read(where: Path, place: Any, head: bool = False) -> bytes:
         if head:
             with (where / place).open("rb") as stream:
                 return stream.readline(4096)
-        return scene_files.read_file(where / place)
+        return bundles.read_file(where / place)
     return archives.read(where, *place)

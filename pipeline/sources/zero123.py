@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import cameras
-from pipeline.config_views import ImportConfig
-from pipeline.errors import Skip
-from pipeline.fetch import Fetcher
-from pipeline.files import scene_files
-from pipeline.scene import Got, Item, Posed
-from pipeline.sources import foreign
+from pipeline.config.views import ImportConfig
+from pipeline.core import cameras
+from pipeline.core.errors import Skip
+from pipeline.core.records import Got, Item, Posed
+from pipeline.download.fetch import Fetcher
+from pipeline.formats import bundles
+from pipeline.sources import posed_views
 
 KIND = "posed"
 SAYS = "Zero123 renderings of Objaverse"
@@ -27,7 +27,7 @@ FILE = re.compile(r"(?:.*/)?([^/]+)/(\d{3}\.(?:png|npy))")
 UID = re.compile(r"[0-9a-f]{32}")
 FOCAL = 35 / 32  # of the width
 BATCH = 64  # scenes of an archive that are brought by one call; the next goes on where it ended
-remote, root_of = foreign.is_staged, foreign.root_of
+remote, root_of = posed_views.is_staged, posed_views.root_of
 
 
 def scene_of(name: str) -> tuple[str, str] | None:
@@ -41,16 +41,16 @@ def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[
 
     Raises UserError where the input is no folder and no archive, or holds no scene.
     """
-    return scene_files.never_empty(_items(cfg, seed), f"{cfg.input} holds no folder with NNN.png and NNN.npy", HOWTO)
+    return bundles.never_empty(_items(cfg, seed), f"{cfg.input} holds no folder with NNN.png and NNN.npy", HOWTO)
 
 
 def _items(cfg: ImportConfig, seed: int) -> Iterator[Item]:
-    root = foreign.input_of(cfg)
+    root = posed_views.input_of(cfg)
     if not root.is_dir():
-        yield from (found.item(cfg.source, root) for found in scene_files.found(root, scene_of, seed))
+        yield from (found.item(cfg.source, root) for found in bundles.found(root, scene_of, seed))
         return
-    for folder in scene_files.folders(root, lambda folder: is_scene(folder, root), seed):
-        uid = folder.name if UID.fullmatch(folder.name) else foreign.uid_of(folder, root)
+    for folder in bundles.folders(root, lambda folder: is_scene(folder, root), seed):
+        uid = folder.name if UID.fullmatch(folder.name) else posed_views.uid_of(folder, root)
         yield Item(uid, cfg.source, url=str(folder))
 
 
@@ -71,12 +71,12 @@ def batch(item: Item) -> str:
 
 def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
     """Scenes of a .tar.gz or .7z, from front to back."""
-    return foreign.staged(items, folder_of, net, scene_of)
+    return posed_views.staged(items, folder_of, net, scene_of)
 
 
 def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     """Raises Skip: no_images, no_cameras, count_mismatch, bad_cameras, broken_image, unsafe_archive, broken_archive."""
-    files = scene_files.Files(item, path, scene_of)
+    files = bundles.Files(item, path, scene_of)
     names = files.names()
     views = [name[:3] for name in names if name.endswith(".png")]
     poses = {name[:3] for name in names if name.endswith(".npy")}
@@ -87,11 +87,11 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     if poses != set(views):
         raise Skip("count_mismatch", f"{len(views)} images and {len(poses)} poses")
     chosen = [views[i] for i in cameras.spread(len(views), cfg.scene.views)]
-    w2c_gl = foreign.matrices([foreign.npy(files.read(f"{view}.npy"), f"{view}.npy") for view in chosen])
+    w2c_gl = posed_views.matrices([posed_views.npy(files.read(f"{view}.npy"), f"{view}.npy") for view in chosen])
     pictures = [files.read(f"{view}.png") for view in chosen]
     fxfycxcy = []
     for view, data in zip(chosen, pictures, strict=True):
-        height, width = foreign.hw_of(data, f"{view}.png")
+        height, width = posed_views.hw_of(data, f"{view}.png")
         fxfycxcy.append([FOCAL * width, FOCAL * width, width / 2, height / 2])
-    c2w = cameras.from_opengl(foreign.inverted(w2c_gl))
+    c2w = cameras.from_opengl(posed_views.inverted(w2c_gl))
     return Posed(pictures, c2w, np.array(fxfycxcy), meta={"views_found": len(views)})

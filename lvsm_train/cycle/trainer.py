@@ -1,0 +1,61 @@
+"""`python -m lvsm_train.cycle.trainer RUN`: the trainer of a cycle, as its driver starts it. Ends when the driver does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lvsm_train.config.train import TrainConfig
+from pipeline.core.disk import patiently
+from pipeline.core.errors import FEWER_THAN_ASKED, UserError
+from pipeline.cycle.protocol import TRAIN
+from pipeline.storage.run_folder import held
+
+FORMER_S = 30.0  # that a trainer before this one may need to end
+
+
+def main() -> int:
+    """Trains until the cycle has no more. Exit status like the one of `lvsm-data train`."""
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    folder = Path(sys.argv[1]) / TRAIN
+    try:
+        cfg = TrainConfig.from_json(json.loads((folder / "train.json").read_text()))
+        with _alone(folder):
+            from lvsm_train.training.launch import launch
+
+            return 0 if launch(cfg).finished else FEWER_THAN_ASKED
+    except UserError as error:
+        print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
+        return 2
+
+
+def _end_with_driver() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the trainer's folder, as soon as a trainer of a driver that was killed has let go of it."""
+    until = time.monotonic() + FORMER_S
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                patiently(lambda: stack.enter_context(held(folder)), folder)
+                break
+            except UserError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

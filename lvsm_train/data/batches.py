@@ -1,0 +1,283 @@
+"""Batches for a trainer out of shards: what a step sees is a function of the seed and the step alone, see samples.py."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from lvsm_train.config.train import DataConfig
+from lvsm_train.data import draws, samples
+from lvsm_train.data import index as store
+from lvsm_train.data.samples import Sample
+
+__all__ = ["Batch", "Data", "DataConfig", "Sample"]
+
+MEMORY_SHARE = 0.4  # of the free host memory, that decoded pictures may take
+TENSORS = ("image", "c2w", "fxfycxcy", "target_image", "target_c2w", "target_fxfycxcy")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples with V inputs and T targets each, on one device.
+
+    image: (B, V, 3, H, W) uint8 sRGB on white. c2w: (B, V, 4, 4) float32, OpenCV axes. fxfycxcy: (B, V, 4) float32, in pixels of
+    these pictures. target_image, target_c2w, target_fxfycxcy: the same with T. uids: B names of objects.
+    """
+
+    image: torch.Tensor
+    c2w: torch.Tensor
+    fxfycxcy: torch.Tensor
+    target_image: torch.Tensor
+    target_c2w: torch.Tensor
+    target_fxfycxcy: torch.Tensor
+    uids: list[str]
+
+    @property
+    def rgb(self) -> torch.Tensor:
+        """Inputs in [0, 1], float32."""
+        return self.image.float() / 255
+
+    @property
+    def target_rgb(self) -> torch.Tensor:
+        """Targets in [0, 1], float32."""
+        return self.target_image.float() / 255
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The same on a device; from pinned memory without waiting for the copy."""
+        moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
+        return replace(self, **moved)
+
+
+Plan = Callable[[], tuple[store.Index, Sequence[Sample]]]
+
+
+class End:
+    """What comes after the last plan."""
+
+
+END = End()
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A batch under way: rows (B, V + T) of its views among all, cameras, and pixels that `jobs` may still fill."""
+
+    samples: Sequence[Sample]
+    rows: torch.Tensor
+    c2w: torch.Tensor
+    fxfycxcy: torch.Tensor
+    pixels: torch.Tensor | None
+    jobs: list[Future[None]]
+
+
+class Data:
+    """The objects of some shards as batches: one per rank, each with the whole index.
+
+    index: objects and cameras. planner: which views of them. notes: what a user should hear. cached: where decoded pictures
+    are, "memory", "device" or "none".
+    """
+
+    def __init__(
+        self,
+        cfg: DataConfig,
+        rank: int = 0,
+        world: int = 1,
+        device: str | torch.device = "cpu",
+        accumulate: int = 1,
+        split: str = "",
+    ) -> None:
+        """Reads the index and, where pictures are kept, decodes them all. accumulate: batches of a rank in a step. split: see
+        store.read_index.
+
+        Raises UserError: see DataConfig.check and store.read_index; pictures that are broken.
+        """
+        cfg.check()
+        cv2.setNumThreads(1)  # a thread per picture is ours to make; more within one only get into each other's way
+        self.cfg, self.device = cfg, torch.device(device)
+        # a step's batches, of all ranks, and which are ours: what they are together does not depend on how they are shared
+        self.parts, self.ours = world * accumulate, range(rank, world * accumulate, world)
+        if self.device.type == "cuda" and self.device.index is None:  # else threads would take this for the first GPU
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = max(1, len(os.sched_getaffinity(0)) // ranks_here)
+        self.index = store.read_index(cfg.data, cfg.res, cores, split)
+        self.planner = samples.Planner(cfg, self.index)
+        self.notes = self.planner.notes
+        needed = len(self.index.c2w) * 3 * self.index.hw[0] * self.index.hw[1]
+        fits = needed <= MEMORY_SHARE * store.memory_free() / ranks_here
+        self.cached = ("memory" if fits else "none") if cfg.cache == "auto" else cfg.cache
+        self.pixels: torch.Tensor | None = None
+        if self.cached != "none":
+            at = self.device if self.cached == "device" else torch.device("cpu")
+            self.pixels = store.decoded(self.index, at, cores, quiet=rank > 0)
+        elif slow := int((self.index.chunk[:, 1] == 0).sum()):
+            self.notes.append(f"{slow} objects are not packed as lvsm-data does it: their pictures are slow to find")
+        self.workers = cfg.workers if cfg.workers is not None else max(1, cores - 1 if self.pixels is None else 1)
+        self.files = store.Files()
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """(height, width) of all pictures."""
+        return self.index.hw
+
+    def says(self) -> str:
+        """For people."""
+        planner = self.planner
+        height, width = self.hw
+        return (
+            f"{len(planner.train)} objects train at {width}x{height} pixels, {len(planner.val)} are held out; "
+            f"decoded pictures in {self.cached if self.cached != 'none' else 'no cache: read as they are needed'}"
+        )
+
+    def epochs(self, steps: int) -> float:
+        """How often so many steps of all ranks show every object."""
+        entries = steps * self.parts * self.cfg.batch / self.cfg.samples_per_object
+        return entries / max(1, len(self.planner.train))
+
+    def close(self) -> None:
+        """Closes the shards. Iterators must have ended."""
+        self.files.close()
+
+    def batch(self, step: int) -> Batch:
+        """What this rank sees at a step, or first, where it sees several."""
+        return self.gather(self.planner.training(step, self.ours[0], self.parts))
+
+    def gather(self, some: Sequence[Sample]) -> Batch:
+        """Samples as a batch. Raises ValueError where their numbers of views differ, UserError where shards are broken."""
+        return self._finish(self._begin(lambda: (self.index, some), _at_once))
+
+    def batches(self, start: int = 0) -> Generator[Batch, None, None]:
+        """All of this rank's, of every step from `start` on, without end, made ahead by threads. Close it after use."""
+        plan, parts = self.planner.training, self.parts
+        return self.made(
+            functools.partial(self._of_mine, functools.partial(plan, step, part, parts))
+            for step in itertools.count(start)
+            for part in self.ours
+        )
+
+    def evaluation_batches(self, of: Sequence[Sample], size: int) -> Iterator[Batch]:
+        """`gather` of samples in their order, so many at a time; fewer where the numbers of views change."""
+        return self.made(
+            functools.partial(self._of_mine, functools.partial(list, some)) for some in samples.alike(of, size)
+        )
+
+    def _of_mine(self, plan: Callable[[], Sequence[Sample]]) -> tuple[store.Index, Sequence[Sample]]:
+        return self.index, plan()
+
+    def made(self, plans: Iterator[Plan]) -> Generator[Batch, None, None]:
+        """Batches of samples, each of an index of its own, made ahead by threads. Close it after use."""
+        with contextlib.closing(self.asked(plans)) as batches:
+            yield from (batch for batch in batches if batch is not None)
+
+    def asked(self, plans: Iterator[Plan | None]) -> Generator[Batch | None, None, None]:
+        """The same of plans that may be None: "nothing now, ask again"; so is a batch, where none is under way either."""
+        if self.workers == 0:
+            for each in plans:
+                yield self._finish(self._begin(each, _at_once)) if each else None
+            return
+        pool = ThreadPoolExecutor(self.workers, "data", self._start_thread)
+        ahead: deque[Future[_Pending]] = deque()
+        depth = max(self.cfg.prefetch, -(-self.workers // self.cfg.batch))  # or some threads have nothing to do
+        more = True
+        try:
+            while True:
+                while more and len(ahead) < depth:
+                    plan: Plan | End | None = next(plans, END)
+                    if plan is None:
+                        break
+                    if isinstance(plan, End):
+                        more = False
+                    else:
+                        ahead.append(pool.submit(self._begin, plan, pool.submit))
+                if not ahead and not more:
+                    return
+                yield self._finish(ahead.popleft().result()) if ahead else None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _start_thread(self) -> None:
+        if self.device.type == "cuda":  # which GPU is the current one is a matter of each thread
+            torch.cuda.set_device(self.device)
+
+    def _begin(self, plan: Plan, submit: Callable[..., Future[None]]) -> _Pending:
+        """Everything of a batch that needs no device; what has to be decoded is submitted, and not waited for."""
+        index, some = plan()
+        kept = self.pixels is not None and index is self.index
+        if len({(len(sample.inputs), len(sample.targets)) for sample in some}) != 1:
+            raise ValueError("samples of one batch need equally many inputs, and equally many targets")
+        views = np.array([sample.inputs + sample.targets for sample in some])
+        rows = views + index.first[[sample.number for sample in some]][:, None]
+        c2w = index.c2w[rows]
+        if self.cfg.scenes:
+            c2w = np.stack([draws.normalise_poses(cameras) for cameras in c2w])
+        elif any(sample.angle for sample in some):
+            c2w = draws.rotate_z(c2w, np.array([sample.angle for sample in some]))
+        at, pose, k = (self._pinned(torch.from_numpy(one)) for one in (rows, c2w, index.fxfycxcy[rows]))
+        if kept and self.cached == "device":
+            return _Pending(some, at, pose, k, None, [])
+        pin = self.device.type == "cuda"
+        pixels = torch.empty((*rows.shape, 3, *self.hw), dtype=torch.uint8, pin_memory=pin)
+        if kept and self.pixels is not None:
+            np.take(self.pixels.numpy(), rows, 0, pixels.numpy(), mode="clip")  # the other modes make a copy first
+            return _Pending(some, at, pose, k, pixels, [])
+        of_object: dict[int, list[int]] = defaultdict(list)
+        for place, sample in enumerate(some):
+            of_object[sample.number].append(place)
+        out = pixels.numpy()
+        jobs = [submit(self._read, index, number, places, views, out) for number, places in of_object.items()]
+        return _Pending(some, at, pose, k, pixels, jobs)
+
+    def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+    def _read(self, index: store.Index, number: int, places: list[int], views: np.ndarray, out: np.ndarray) -> None:
+        """The views of one object, each decoded once, into their places of a batch: views (B, S), out (B, S, 3, H, W)."""
+        jpegs = index.jpegs(number, self.files)
+        done: dict[int, np.ndarray] = {}
+        for place in places:
+            for view, planes in zip(views[place].tolist(), out[place], strict=True):
+                if view in done:
+                    planes[:] = done[view]
+                else:
+                    index.decode(number, view, jpegs[view], planes)
+                    done[view] = planes
+
+    def _finish(self, pending: _Pending) -> Batch:
+        """Waits for what is decoded, and hands over to the device."""
+        for job in pending.jobs:
+            job.result()
+        inputs = len(pending.samples[0].inputs)
+        rows, c2w, k = (one.to(self.device, non_blocking=True) for one in (pending.rows, pending.c2w, pending.fxfycxcy))
+        if pending.pixels is not None:
+            pixels = pending.pixels.to(self.device, non_blocking=True)
+        else:
+            assert self.pixels is not None
+            pixels = self.pixels.index_select(0, rows.flatten()).view(*rows.shape, 3, *self.hw)
+        return Batch(
+            image=pixels[:, :inputs],
+            c2w=c2w[:, :inputs],
+            fxfycxcy=k[:, :inputs],
+            target_image=pixels[:, inputs:],
+            target_c2w=c2w[:, inputs:],
+            target_fxfycxcy=k[:, inputs:],
+            uids=[sample.uid for sample in pending.samples],
+        )
+
+
+def _at_once(work: Callable[..., None], *given: Any) -> Future[None]:
+    """What a pool's submit does, without a pool."""
+    work(*given)
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done

@@ -1,0 +1,328 @@
+"""Objects and their cameras out of shards, and their pictures: decoded once into memory, or from the disk at each use.
+
+The index holds in memory where each object's JPEGs lie, and all cameras (80 bytes a view), so that a sample's views are known
+before a file is touched. An object's JPEGs are then one read away. Going through the footer of its shard instead would take 50 ms
+where objects are small and many, a hundred times what decoding eight views takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from lvsm_train.data import parquet_pages
+from pipeline.core import cameras, images
+from pipeline.core.errors import UserError
+from pipeline.core.records import video_of
+from pipeline.storage.copies import at_hand
+from pipeline.storage.shards import METADATA_KEY, find_shards
+
+END_OF_IMAGE = b"\xff\xd9"
+OPEN_FILES = 256  # that stay open; further ones are opened for each read
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+HINT = "`lvsm-data verify` says what is broken; a shard that is moved away is left out"
+
+
+@dataclass(frozen=True)
+class Index:
+    """All objects of some shards: N of them, with M views together.
+
+    uids: (N,). path: (N,) which of `paths` has it. group: (N,) its row group there. chunk: (N, 2) offset and length of its
+    JPEGs' column chunk; length 0 where only pyarrow can read that. first: (N + 1,) its first view among all. val: (N,) whether it
+    is for validation. stored_hw: (N, 2) of its pictures. c2w: (M, 4, 4), fxfycxcy: (M, 4) of pictures of size hw, float32. frame:
+    (M,) which frame of its clip a view is, else its number within the object.
+    """
+
+    uids: list[str]
+    paths: list[Path]
+    path: np.ndarray
+    group: np.ndarray
+    chunk: np.ndarray
+    first: np.ndarray
+    val: np.ndarray
+    stored_hw: np.ndarray
+    c2w: np.ndarray
+    fxfycxcy: np.ndarray
+    frame: np.ndarray
+    hw: tuple[int, int]
+
+    def views(self, number: int) -> int:
+        """How many an object has."""
+        return int(self.first[number + 1] - self.first[number])
+
+    def of(self, number: int) -> slice:
+        """Where an object's views stand among all."""
+        return slice(int(self.first[number]), int(self.first[number + 1]))
+
+    def videos(self) -> list[str]:
+        """Of each object the video that it is a clip of, else its uid: what training and validation must not share."""
+        names = list(self.uids)
+        for which, path in enumerate(self.paths):
+            numbers = np.flatnonzero(self.path == which)
+            with _reading(path), pq.ParquetFile(path) as file:
+                for number in numbers:
+                    meta = file.read_row_group(int(self.group[number]), ["meta"])["meta"][0].as_py()
+                    video = json.loads(meta).get("video")
+                    names[number] = video_of(video) if video else names[number]
+        return names
+
+    def jpegs(self, number: int, files: Files) -> list[memoryview]:
+        """An object's pictures. Raises UserError where they cannot be read."""
+        path = self.paths[self.path[number]]
+        offset, length = self.chunk[number].tolist()
+        with _reading(path):
+            if length:
+                data = files.read(path, length, offset)
+                with contextlib.suppress(ValueError):
+                    return parquet_pages.byte_strings(data, self.views(number))
+            with pq.ParquetFile(path) as file:
+                table = file.read_row_group(int(self.group[number]), ["image.bytes"], use_threads=False)
+                return [memoryview(jpeg.as_buffer()) for jpeg in pc.struct_field(table["image"], "bytes")]
+
+    def decode(self, number: int, view: int, jpeg: memoryview, planes: np.ndarray) -> None:
+        """A view of an object into planes (3, H, W) uint8, contiguous. Raises UserError where it is no picture of its size."""
+        stored = tuple(self.stored_hw[number].tolist())
+        rgb = _decode(jpeg)
+        if rgb is None or rgb.shape[:2] != stored:
+            path, size = self.paths[self.path[number]], f"{stored[1]}x{stored[0]}"
+            raise UserError(f"{path}: view {view} of {self.uids[number]} is no whole JPEG of {size} pixels", HINT)
+        cv2.split(images.shrink(rgb, self.hw), list(planes))  # in place, and 20 times as fast as NumPy turns axes round
+
+
+def _decode(jpeg: memoryview) -> np.ndarray | None:
+    """A JPEG as PIL would decode it, to the bit, in half the time; None where it is none."""
+    if bytes(jpeg[-2:]) != END_OF_IMAGE:  # OpenCV would fill up with grey what was cut off
+        return None
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+class Files:
+    """Shard files that stay open, for reads from any thread."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, path: Path, length: int, offset: int) -> bytes:
+        """Raises OSError; a file that ends too soon gives fewer bytes."""
+        with self._lock:
+            descriptor = self._open.get(path)
+            if descriptor is None and len(self._open) < OPEN_FILES:
+                descriptor = self._open[path] = os.open(path, os.O_RDONLY)
+        if descriptor is not None:
+            return os.pread(descriptor, length, offset)
+        with path.open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, offset)
+
+    def forget(self, path: Path) -> None:
+        """Closes a file that nobody reads any more: until then the disk of one that was deleted is not free."""
+        with self._lock:
+            descriptor = self._open.pop(path, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """No read may be under way."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
+# ---- reading the index
+
+
+@dataclass(frozen=True)
+class File:
+    """The part of an Index that one shard file gives. views: (n,) of each object. hw: (m, 2) of each view as it is stored."""
+
+    uids: list[str]
+    views: np.ndarray
+    chunk: np.ndarray
+    c2w: np.ndarray
+    fxfycxcy: np.ndarray
+    hw: np.ndarray
+    frame: np.ndarray
+
+
+def read_index(folders: Sequence[Path], res: int | None, workers: int, split: str = "") -> Index:
+    """The index of run folders, or of folders of one resolution, for pictures that are `res` pixels wide.
+
+    res: None is the largest width that all folders can give. Of each folder the smallest width that is enough is read. split:
+    train or val for shards of that one alone. Raises UserError: no shards, a width that is larger than what is stored, broken
+    files, pictures of different shapes, an object in training and validation shards both. Of an address all is copied first.
+    """
+    if not folders:
+        raise UserError("no data to train on", "--data RUN, a folder that lvsm-data made")
+    here = [at_hand(Path(one), shards=None, least=res) for one in folders]
+    stored = [{width: paths for width, paths in find_shards(one).items() if paths} for one in here]
+    width = res or min(max(by_width) for by_width in stored)
+    paths: list[Path] = []
+    for folder, by_width in zip(folders, stored, strict=True):
+        enough = [one for one in by_width if one >= width]
+        if not enough:
+            raise UserError(f"{folder} has pictures of {max(by_width)} pixels at most, --res asks for {width}")
+        paths += [path for path in by_width[min(enough)] if path.stem.startswith(split)]
+    files = list(_in_threads(read_file, paths, workers, "reading cameras" if len(paths) > 16 else ""))
+    return joined(paths, files, width)
+
+
+def joined(paths: Sequence[Path], files: Sequence[File], width: int) -> Index:
+    """The index of some shard files, for pictures of that width. Raises UserError like `read_index`."""
+    uids = [uid for file in files for uid in file.uids]
+    path = np.repeat(np.arange(len(files)), [len(file.uids) for file in files])
+    val = np.array([one.stem.startswith("val-") for one in paths])[path]
+    _check_unique(uids, val)
+    views, chunk, c2w, fxfycxcy, hw, frame = (
+        np.concatenate([getattr(file, name) for file in files])
+        for name in ("views", "chunk", "c2w", "fxfycxcy", "hw", "frame")
+    )
+    first = np.concatenate([[0], np.cumsum(views)])
+    heights = np.round(hw[:, 0] * width / hw[:, 1]).astype(int)
+    for odd in np.flatnonzero(heights != heights[0])[:1]:
+        number = int(np.searchsorted(first, odd, side="right")) - 1
+        raise UserError(
+            f"{paths[path[number]]}: pictures of {uids[number]} become {width}x{heights[odd]} pixels, those of "
+            f"{uids[0]} {width}x{heights[0]}",
+            "a batch needs one shape; lvsm-data clip --height-crop gives clips one",
+        )
+    new_hw = (int(heights[0]), width)
+    for size in np.unique(hw, axis=0):
+        same = (hw == size).all(1)
+        fxfycxcy[same] = cameras.resize_intrinsics(fxfycxcy[same].astype(np.float64), tuple(size.tolist()), new_hw)
+    group = np.concatenate([np.arange(len(file.uids)) for file in files])
+    return Index(uids, list(paths), path, group, chunk, first, val, hw[first[:-1]], c2w, fxfycxcy, frame, new_hw)
+
+
+def _check_unique(uids: list[str], val: np.ndarray) -> None:
+    """Raises UserError where an object is in both splits."""
+    both = {uid for uid, held in zip(uids, val, strict=True) if held}
+    both &= {uid for uid, held in zip(uids, val, strict=True) if not held}
+    if both:
+        raise UserError(
+            f"{len(both)} objects are in train-*.parquet and in val-*.parquet, for example {min(both)}",
+            "runs to be trained on together need the same --val-percent",
+        )
+
+
+def read_file(path: Path) -> File:
+    """Everything but the pictures of one shard."""
+    with _reading(path), pq.ParquetFile(path) as file:
+        if METADATA_KEY not in (file.schema_arrow.metadata or {}):
+            raise UserError(f"{path} was not written by lvsm-data")
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        names = [groups[0].column(i).path_in_schema for i in range(groups[0].num_columns)] if groups else []
+        pictures = names.index("image.bytes")
+        has_frame = "frame" in names
+        table = file.read(["height", "width", "c2w", "fxfycxcy", *["frame"] * has_frame], use_threads=False)
+        uids = [_uid(file, number) for number in range(len(groups))]
+    views = np.array([group.num_rows for group in groups])
+    chunk = np.array([_chunk(group.column(pictures)) for group in groups])
+    counted = np.concatenate([np.arange(count) for count in views])
+    c2w, k = _numbers(table["c2w"]).reshape(-1, 4, 4), _numbers(table["fxfycxcy"]).reshape(-1, 4)
+    if len(c2w) != len(counted) or not (np.isfinite(c2w).all() and np.isfinite(k).all() and (k[:, :2] > 0).all()):
+        raise UserError(f"{path} has cameras that are none", HINT)
+    hw = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], -1).astype(int)
+    return File(uids, views, chunk, c2w, k, hw, table["frame"].to_numpy() if has_frame else counted)
+
+
+def _uid(file: pq.ParquetFile, group: int) -> str:
+    statistics = file.metadata.row_group(group).column(0).statistics  # of `uid`, which is the same in all rows
+    if statistics is not None and statistics.has_min_max and isinstance(statistics.min, str):
+        return str(statistics.min)
+    return str(file.read_row_group(group, ["uid"])["uid"][0].as_py())
+
+
+def licenses(index: Index) -> dict[str, int]:
+    """How many objects have which license, most frequent first."""
+    counted: Counter[str] = Counter()
+    for path in index.paths:
+        with _reading(path), pq.ParquetFile(path) as file:
+            rows = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            column = file.read(["license"], use_threads=False)["license"]
+            counted.update(column.take(np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(int)).to_pylist())
+    return dict(counted.most_common())
+
+
+def _chunk(column: pq.ColumnChunkMetaData) -> tuple[int, int]:
+    """Offset and length of a column chunk that `pages` can read, else zeros."""
+    plain = column.compression == "UNCOMPRESSED" and set(column.encodings) <= {"PLAIN", "RLE"}
+    return (column.data_page_offset, column.total_compressed_size) if plain else (0, 0)
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    return np.array(column.combine_chunks().flatten(), np.float32)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever a missing or broken file raises becomes a UserError that names it."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, IndexError) as error:
+        raise UserError(f"{path} cannot be read: {error}", HINT) from None
+
+
+# ---- everything in memory
+
+
+def decoded(index: Index, device: torch.device, workers: int, quiet: bool = True) -> torch.Tensor:
+    """All pictures, (M, 3, H, W) uint8 on a device. Raises UserError where one is broken."""
+    made = torch.empty((len(index.c2w), 3, *index.hw), dtype=torch.uint8, device=device)
+    files = Files()
+
+    def decode(number: int) -> None:
+        mine = made[index.of(number)]
+        pixels = mine.numpy() if device.type == "cpu" else np.empty(mine.shape, np.uint8)
+        for view, jpeg in enumerate(index.jpegs(number, files)):
+            index.decode(number, view, jpeg, pixels[view])
+        if device.type != "cpu":
+            mine.copy_(torch.from_numpy(pixels))
+
+    say = f"decoding {len(made)} views" if made.nbytes > 1e8 and not quiet else ""
+    try:
+        for _ in _in_threads(decode, range(len(index.uids)), workers, say):
+            pass
+    finally:
+        files.close()
+    return made
+
+
+def memory_free() -> int:
+    """Bytes of host memory that this process may still take: what the system has, or the container it runs in."""
+    free = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        caches = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(caches.get("inactive_file", 0)))
+    return free
+
+
+def _in_threads(work: Callable[[Given], Made], items: Sequence[Given], workers: int, say: str) -> Iterator[Made]:
+    """work(item) of all, in order; the first error ends it. say: what a progress bar calls it, "" for none."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        results = pool.map(work, items)
+        console = Console(stderr=True)
+        shown = say and console.is_terminal  # elsewhere a bar that goes would leave an empty line
+        yield from track(results, say, len(items), console=console, transient=True) if shown else results
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,201 @@
+"""What a trainer sees: the settings, and which views of which objects a step, or an evaluation, consists of. No pixels here."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lvsm_train.config.train import DataConfig
+from lvsm_train.data import draws
+from lvsm_train.data.index import Index
+from pipeline.core.errors import UserError
+from pipeline.core.records import item_rng
+from pipeline.formats.trajectories import EvalIndex
+from pipeline.storage.shards import split_of
+
+HELD_PERCENT = 5.0  # of the objects, where no val-*.parquet says what is for validation
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which views of which object to show and to ask for.
+
+    number: of the object in the index. angle: by which the world is turned about z, radians.
+    """
+
+    uid: str
+    number: int
+    inputs: tuple[int, ...]
+    targets: tuple[int, ...]
+    angle: float = 0.0
+
+
+class Planner:
+    """Which views of which objects: training by a seed, evaluation the same for all.
+
+    train, val: numbers of the objects in the index that train, and that are held out. notes: what a user should hear.
+    choose: where no shard says what is for validation, choose some of the objects.
+    """
+
+    def __init__(self, cfg: DataConfig, index: Index, choose: bool = True) -> None:
+        self.cfg, self.index = cfg, index
+        self.notes: list[str] = []
+        held = index.val.copy()
+        if choose and not held.any():
+            names = index.videos() if cfg.scenes else index.uids
+            held[:] = [split_of(name, HELD_PERCENT) == "val" for name in names]
+            if not held.any() and len(set(names)) > 1:
+                held[:] = np.array(names) == min(names, key=_hash)
+            self.notes.append(f"no val-*.parquet: {held.sum()} of {len(held)} are held out, by a hash of their names")
+        train = np.flatnonzero(~held)
+        able = np.array([self._trains(number) for number in train], bool)
+        if not able.all():
+            lack = "no window of --gap-min to --gap-max frames with enough views" if cfg.scenes else "too few views"
+            self.notes.append(f"{(~able).sum()} of {len(able)} do not train: {lack}")
+        self.val, self.train = np.flatnonzero(held), train[able]
+
+    def _trains(self, number: int) -> bool:
+        views = self.cfg.inputs + self.cfg.targets
+        if self.cfg.scenes:
+            return draws.clip_fits(np.sort(self.index.frame[self.index.of(number)]), views, self.cfg.gap)
+        return self.index.views(number) - self.cfg.held_views >= views
+
+    def training(self, step: int, part: int, parts: int) -> list[Sample]:
+        """One of so many parts of what all ranks see at a step, which is the same however it is cut.
+
+        Raises UserError where there is nothing to train on.
+        """
+        cfg = self.cfg
+        if not len(self.train):
+            raise UserError("there is nothing to train on", "; ".join(self.notes))
+        start = (step * parts + part) * cfg.batch
+        numbers = [
+            int(self.train[draws.object_at(cfg.seed, position, len(self.train), cfg.samples_per_object)])
+            for position in range(start, start + cfg.batch)
+        ]
+        return self.drawn(step, start, numbers)
+
+    def drawn(self, step: int, start: int, numbers: Sequence[int]) -> list[Sample]:
+        """Objects as samples of a step: views and turns by their positions in the sequence of all, `start` and the following."""
+        cfg = self.cfg
+        inputs = draws.view_count(cfg.seed, step, "inputs", cfg.least_inputs, cfg.inputs)
+        targets = draws.view_count(cfg.seed, step, "targets", cfg.least_targets, cfg.targets)
+        return [self._entry(position, number, inputs, targets) for position, number in enumerate(numbers, start)]
+
+    def _entry(self, position: int, number: int, inputs: int, targets: int) -> Sample:
+        cfg = self.cfg
+        rng = item_rng(cfg.seed, str(position), "views")
+        if cfg.scenes:
+            return self._clip(number, rng, inputs, targets, cfg.target_among_inputs)
+        turn = item_rng(cfg.seed, str(position), "turn")  # of its own, so that --no-rotate changes nothing else
+        angle = float(turn.uniform(0, 2 * np.pi)) if cfg.rotate else 0.0
+        centres = self.index.c2w[self.index.of(number)][: self.index.views(number) - cfg.held_views, :3, 3]
+        views = draws.object_views(rng, centres, inputs, targets, cfg.farthest_inputs, cfg.target_among_inputs)
+        return self._sample(number, *views, angle)
+
+    def _clip(self, number: int, rng: np.random.Generator, inputs: int, targets: int, among: bool) -> Sample:
+        frame = self.index.frame[self.index.of(number)]
+        order = np.argsort(frame, kind="stable")
+        shown, asked = draws.clip_views(rng, frame[order], inputs, targets, self.cfg.gap, among)
+        return self._sample(number, order[shown], order[asked])
+
+    def _sample(self, number: int, shown: np.ndarray, asked: np.ndarray, angle: float = 0.0) -> Sample:
+        return Sample(self.index.uids[number], number, tuple(shown.tolist()), tuple(asked.tolist()), angle)
+
+    def evaluation(
+        self, which: Literal["val", "held", "all"] = "val", inputs: int = 4, targets: int = 10, count: int | None = None
+    ) -> list[Sample]:
+        """Fixed samples to measure with: the same for every seed and every way to train.
+
+        which: "val" shows and asks for views of objects that do not train, "all" of any; "held" asks for the held_views of
+        those that train.
+        Inputs are farthest points from a first view that the uid gives; targets are drawn by the uid too, and are fewer where
+        an object has no more. A clip gets one window, by its uid. count: of the objects, by a hash of their uid. Objects
+        with too few views are left out. Raises UserError where "held" is asked for and no views are.
+        """
+        if which == "held" and not self.cfg.held_views:
+            raise UserError("no views of training objects are held out", "--held-views 4")
+        numbers = {"val": self.val, "held": self.train, "all": np.arange(len(self.index.uids))}[which].tolist()
+        fixed = self._fixed_clip if self.cfg.scenes else self._fixed_held if which == "held" else self._fixed_val
+        made = (
+            fixed(number, inputs, targets) for number in sorted(numbers, key=lambda one: _hash(self.index.uids[one]))
+        )
+        return list(itertools.islice((sample for sample in made if sample), count))
+
+    def named(self, uids: Sequence[str], inputs: int, targets: int) -> list[Sample]:
+        """Samples of these objects as `evaluation` makes them, whether they train or not.
+
+        Raises UserError for objects that are not there, or have too few views.
+        """
+        number_of = {uid: number for number, uid in enumerate(self.index.uids)}
+        made = []
+        for uid in uids:
+            if uid not in number_of:
+                some = [self.index.uids[number] for number in self.val[:3]] or self.index.uids[:3]
+                raise UserError(f"there is no object {uid} among {len(number_of)}", f"there are {', '.join(some)}, ...")
+            fixed = self._fixed_clip if self.cfg.scenes else self._fixed_val
+            if (sample := fixed(number_of[uid], inputs, targets)) is None:
+                raise UserError(f"{uid} has too few views for {inputs} inputs and a target", "choose another object")
+            made.append(sample)
+        return made
+
+    def _fixed_clip(self, number: int, inputs: int, targets: int) -> Sample | None:
+        if not draws.clip_fits(np.sort(self.index.frame[self.index.of(number)]), inputs + targets, self.cfg.gap):
+            return None
+        return self._clip(number, self._by_uid(number), inputs, targets, among=False)
+
+    def _fixed_val(self, number: int, inputs: int, targets: int) -> Sample | None:
+        views = np.arange(self.index.views(number))
+        return self._fixed(number, views, views, inputs, targets)
+
+    def _fixed_held(self, number: int, inputs: int, targets: int) -> Sample | None:
+        views = np.arange(self.index.views(number))
+        return self._fixed(number, views[: -self.cfg.held_views], views[-self.cfg.held_views :], inputs, targets)
+
+    def _fixed(self, number: int, seen: np.ndarray, unseen: np.ndarray, inputs: int, targets: int) -> Sample | None:
+        """Inputs out of the views `seen`, targets out of `unseen`."""
+        rng = self._by_uid(number)
+        if len(seen) < inputs:
+            return None
+        centres = self.index.c2w[self.index.of(number)][seen, :3, 3]
+        shown = seen[draws.farthest_points(centres, inputs, int(rng.integers(len(seen))))]
+        asked = np.sort(rng.permutation(np.setdiff1d(unseen, shown))[:targets])
+        return self._sample(number, shown, asked) if len(asked) else None
+
+    def _by_uid(self, number: int) -> np.random.Generator:
+        return item_rng(0, self.index.uids[number], "evaluation")
+
+
+def index_samples(index: EvalIndex, shards: Index) -> list[Sample]:
+    """What an evaluation index asks for, of those of its clips that the shards have with all frames that it needs.
+
+    Raises UserError where these are none.
+    """
+    number_of = {uid: number for number, uid in enumerate(shards.uids)}
+    made = []
+    for key, example in index.examples.items():
+        if (number := number_of.get(key)) is None:
+            continue
+        view_of = {int(frame): view for view, frame in enumerate(shards.frame[shards.of(number)])}
+        if all(frame in view_of for frame in example.context + example.target):
+            shown, asked = ([view_of[frame] for frame in frames] for frames in (example.context, example.target))
+            made.append(Sample(key, number, tuple(shown), tuple(asked)))
+    if not made:
+        raise UserError("the shards have none of the clips of the evaluation index with the frames that it names")
+    return made
+
+
+def alike(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
+    """Samples in their order, at most `size` at a time, with equally many inputs and equally many targets each time."""
+    for _, same in itertools.groupby(samples, lambda sample: (len(sample.inputs), len(sample.targets))):
+        while some := list(itertools.islice(same, size)):
+            yield some
+
+
+def _hash(uid: str) -> bytes:
+    return hashlib.blake2b(uid.encode(), digest_size=8).digest()

@@ -1,0 +1,1 @@
+"""Devices, ranks, sharding, and the speed and memory of a step."""

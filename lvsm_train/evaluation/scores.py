@@ -1,0 +1,188 @@
+"""How good are renderings of views that a model was not shown? Beside what costs nothing: the nearest input, the mean, white."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lvsm_train.data.batches import Batch
+from lvsm_train.losses.metrics import Lpips, foreground_psnr, psnr, ssim
+from lvsm_train.models.lvsm import LVSM
+from pipeline.core import images
+
+BASELINES = ("nearest", "best_input", "mean", "white")
+LPIPS_AT_ONCE = 16  # images: VGG's first features are 64 times as many numbers as a picture
+Render = Callable[[Batch], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over images, as papers give them: each target counts alike, so that objects with more targets count for more.
+
+    In decibels but for ssim and the lpips. nearest: PSNR of the input whose camera is nearest to the target's; best_input: of the
+    input that happens to be most like it; mean: of the inputs; white: of a white picture. lpips, nearest_lpips: None where
+    they were not measured. What no mean may hold is left out of it: the PSNR of pictures that are equal, which is inf (`equal`
+    counts the model's own), and the foreground's of `blank` targets, which have none. A mean of nothing else is inf, or NaN. A
+    model that renders NaN has NaN for its means.
+    """
+
+    psnr: float
+    foreground_psnr: float
+    ssim: float
+    nearest: float
+    best_input: float
+    mean: float
+    white: float
+    targets: int
+    lpips: float | None = None
+    nearest_lpips: float | None = None
+    equal: int = 0
+    blank: int = 0
+
+    def line(self) -> str:
+        """For people."""
+        beside = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name):.2f}" for name in BASELINES)
+        lpips = "" if self.lpips is None else f", LPIPS {self.lpips:.3f} (nearest {self.nearest_lpips:.3f})"
+        return (
+            f"PSNR {self.psnr:.2f} dB ({beside}), foreground {self.foreground_psnr:.2f} dB, SSIM {self.ssim:.3f}{lpips}"
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured on N images. uids: whose they are. values: name, as in Scores -> (N,) float64."""
+
+    uids: np.ndarray
+    values: dict[str, np.ndarray]
+
+    def scores(self) -> Scores:
+        """Of all images."""
+        psnrs, foregrounds = self.values["psnr"], self.values["foreground_psnr"]
+        blank = np.isnan(foregrounds) & ~np.isnan(psnrs)
+        means = {
+            name: _mean(values) for name, values in (self.values | {"foreground_psnr": foregrounds[~blank]}).items()
+        }
+        return Scores(**means, targets=len(self.uids), equal=int(np.isposinf(psnrs).sum()), blank=int(blank.sum()))
+
+    def by_object(self) -> dict[str, Scores]:
+        """Of each object's images, in the order in which they came."""
+        rows: dict[str, list[int]] = defaultdict(list)
+        for row, uid in enumerate(self.uids.tolist()):
+            rows[uid].append(row)
+        return {uid: self._at(np.array(some)).scores() for uid, some in rows.items()}
+
+    def over_objects(self) -> Scores:
+        """Of objects, each of which counts alike, with its own mean; `targets` counts objects here."""
+        each = self.by_object()
+        means = {name: np.array([getattr(scores, name) for scores in each.values()]) for name in self.values}
+        return Found(np.array(list(each)), means).scores()
+
+    def only(self, uids: Iterable[str]) -> Found:
+        """Of these objects."""
+        return self._at(np.isin(self.uids, list(uids)))
+
+    def _at(self, rows: np.ndarray) -> Found:
+        return Found(self.uids[rows], {name: values[rows] for name, values in self.values.items()})
+
+
+def render_of(net: LVSM) -> Render:
+    """A model as what `measure` takes. Autocast and no_grad are the caller's matter."""
+    return lambda batch: net(batch.rgb, batch.c2w, batch.fxfycxcy, batch.target_c2w, batch.target_fxfycxcy)
+
+
+def measure(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None) -> Scores:
+    """render: a batch -> (B, T, 3, H, W) in [0, 1]."""
+    return examine(render, batches, lpips).scores()
+
+
+def examine(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None) -> Found:
+    """Every image of these batches, by itself. render: a batch -> (B, T, 3, H, W) in [0, 1]."""
+    uids: list[str] = []
+    found: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for batch in batches:
+        made = render(batch).float().clamp(0, 1).flatten(0, 1)
+        target = batch.target_rgb.flatten(0, 1)
+        values = {
+            "psnr": psnr(made, target),
+            "foreground_psnr": foreground_psnr(made, target),
+            "ssim": ssim(made, target),
+        }
+        values |= baselines(batch)
+        if lpips is not None:
+            values["lpips"] = in_parts(lpips, made, target)
+            values["nearest_lpips"] = in_parts(lpips, nearest(batch).flatten(0, 1), target)
+        for name, some in values.items():
+            found[name].append(some.cpu())
+        uids += np.repeat(batch.uids, batch.target_image.shape[1]).tolist()
+    return Found(np.array(uids), {name: torch.cat(some).double().numpy() for name, some in found.items()})
+
+
+def nearest(batch: Batch) -> torch.Tensor:
+    """For each target the input whose camera is nearest to its own: (B, T, 3, H, W) in [0, 1]."""
+    apart = torch.cdist(batch.target_c2w[..., :3, 3], batch.c2w[..., :3, 3])  # (B, T, V)
+    return batch.rgb[torch.arange(len(apart), device=apart.device)[:, None], apart.argmin(-1)]
+
+
+def baselines(batch: Batch) -> dict[str, torch.Tensor]:
+    """PSNR (B * T,) of what needs no model, for each of BASELINES."""
+    inputs, target = batch.rgb, batch.target_rgb  # (B, V, 3, H, W), (B, T, 3, H, W)
+    each = torch.stack([_psnr(view[:, None].expand_as(target), target) for view in inputs.unbind(1)])
+    return {
+        "nearest": _psnr(nearest(batch), target),
+        "best_input": each.max(0).values,
+        "mean": _psnr(inputs.mean(1, keepdim=True).expand_as(target), target),
+        "white": _psnr(torch.ones_like(target), target),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    """Without those that are inf, where others are there."""
+    counted = values[~np.isposinf(values)]
+    return float(counted.mean()) if len(counted) else np.inf if len(values) else np.nan
+
+
+def _psnr(made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return psnr(made.flatten(0, 1), target.flatten(0, 1))
+
+
+def in_parts(lpips: Lpips, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """LPIPS (N,) of pictures (N, 3, H, W), a few at a time."""
+    parts = zip(made.split(LPIPS_AT_ONCE), target.split(LPIPS_AT_ONCE), strict=True)
+    with torch.no_grad():
+        return torch.cat([lpips(*part) for part in parts])
+
+
+def strip(render: Render, batch: Batch, path: Path, objects: int = 6) -> Path:
+    """Writes a PNG: a row per object with its inputs, then target and rendering side by side for up to three targets."""
+    made = render(batch).float().clamp(0, 1)
+    rows = [row(batch, made, b) for b in range(min(objects, len(batch.uids)))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(images.encode_png(images.contact_sheet(rows)))
+    return path
+
+
+def row(batch: Batch, made: torch.Tensor, b: int, targets: int = 3) -> list[np.ndarray]:
+    """Object b's inputs, then target and rendering in turn for its first targets. made: (B, T, 3, H, W) in [0, 1]."""
+    pairs = [(batch.target_rgb[b, t], made[b, t]) for t in range(min(targets, made.shape[1]))]
+    return [pixels(view) for view in (*batch.rgb[b], *(view for pair in pairs for view in pair))]
+
+
+def pixels(image: torch.Tensor) -> np.ndarray:
+    """(3, H, W) in [0, 1] -> (H, W, 3) uint8."""
+    return np.ascontiguousarray((image * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def finite(told: Any) -> Any:
+    """The same values for JSON, which has neither inf nor NaN: they become null."""
+    if isinstance(told, dict):
+        return {name: finite(value) for name, value in told.items()}
+    if isinstance(told, list):
+        return [finite(value) for value in told]
+    return None if isinstance(told, float) and not math.isfinite(told) else told

@@ -1,0 +1,236 @@
+"""Where a model's tokens lie and what they are for: influence on pictures, principal components, neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lvsm_train.evaluation import flight
+from lvsm_train.latent import grids, influence, latents
+from lvsm_train.latent.influence import Components
+from lvsm_train.latent.latents import Scene
+from lvsm_train.latent.study import Step, Study
+from lvsm_train.latent.subjects import Subject, gather
+from lvsm_train.latent.workbench import Bench, pool
+from lvsm_train.media.plots import Plot
+from lvsm_train.media.webpage import Table
+
+SHOWN, LISTED, ORBIT = 6, 48, 12  # tokens with a map, tokens in a matrix, cameras of an orbit
+AXES, NEAREST = 4, 5
+SHADES = "half as red a quarter of it"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an operation found besides studies. pictures: file name -> (caption, (h, w, 3) uint8). told: for latent.json."""
+
+    name: str
+    title: str
+    says: str
+    pictures: dict[str, tuple[str, np.ndarray]]
+    blocks: list[Table | Plot]
+    told: dict[str, Any]
+    studies: list[Study] = field(default_factory=list)
+
+
+# ---- influence
+
+
+def influences(bench: Bench) -> Finding:
+    """How much pictures change without each token: in the image, over cameras, and over tokens."""
+    rows, told = [], []
+    for subject in bench.subjects:
+        strength = bench.strength(subject)
+        mean = strength.mean(1).sort(descending=True).values
+        half = int((mean.cumsum(0) < mean.sum() / 2).sum()) + 1
+        numbers = [float(mean[0]), float(mean.median()), float(mean[-1])]
+        rows.append([subject.uid, *(f"{each:.4f}" for each in numbers), f"{half} of {len(mean)}"])
+        told.append({"object": subject.uid, "rms_change": _rounded(strength), "tokens_for_half": half})
+    table = Table(["object", "strongest", "median", "weakest", "tokens for half of the sum"], rows)
+    pictures = {"influence": _maps(bench, bench.subjects[0])}
+    blocks: list[Table | Plot] = [table]
+    if not bench.data.cfg.scenes:
+        around, plot = _around(bench, bench.subjects[0])
+        pictures["influence-cameras"] = around
+        blocks.append(plot)
+    says = (
+        "The weight of one token after the other goes to 0. Its influence on a picture is the root mean squared change of values "
+        "in [0, 1]; the table has the mean over cameras."
+    )
+    return Finding("influence", "What each token is for", says, pictures, blocks, {"influence": told})
+
+
+def _maps(bench: Bench, subject: Subject) -> tuple[str, np.ndarray]:
+    order, whole = bench.strongest(subject)[:SHOWN], subject.render(bench.net)
+    maps = influence.maps(bench.net, subject, order, bench.cfg.batch)
+    top = float(maps.max())
+    rows = [("unedited", whole)]
+    strength = bench.strength(subject).mean(1)
+    for token, one in zip(order.tolist(), maps, strict=True):
+        rows.append((f"token {token}\n{float(strength[token]):.4f}", grids.heat(one, whole, top)))
+    caption = (
+        f"{subject.uid}: where pictures change without each of the strongest tokens; full red is {top:.3f}, {SHADES}."
+    )
+    return caption, grids.sheet(rows)
+
+
+def _around(bench: Bench, subject: Subject) -> tuple[tuple[str, np.ndarray], Plot]:
+    sample = bench.samples[0]
+    views = bench.data.index.first[sample.number] + np.array(sample.inputs)
+    index = bench.data.index
+    circle = flight.orbit(index.c2w[views], index.fxfycxcy[views], ORBIT)
+    turning = subject.from_cameras(*(torch.from_numpy(each) for each in circle))
+    order = bench.strongest(subject)[:LISTED]
+    strength = influence.strengths(bench.net, turning, order, bench.cfg.batch)
+    labels = [f"token {token}" for token in order.tolist()]
+    picture = grids.matrix(strength, turning.render(bench.net), labels)
+    most = float(strength.max())
+    caption = (
+        f"{subject.uid}: how much {len(labels)} tokens change views from around; full red is {most:.3f}, {SHADES}."
+    )
+    series = {
+        label: [(360 / ORBIT * view, float(value)) for view, value in enumerate(row)]
+        for label, row in zip(labels[:4], strength, strict=False)
+    }
+    plot = Plot(
+        series, "degrees around the object", "root mean squared change", "The four strongest tokens over an orbit."
+    )
+    return (caption, picture), plot
+
+
+# ---- principal components
+
+
+def spectrum(bench: Bench) -> Finding | None:
+    """Principal components of tokens, and of whole scenes, over many objects. None where there are fewer than three."""
+    subjects = gather(bench.net, bench.data, pool(bench))
+    if len(subjects) < 3:
+        return None
+    first = bench.subjects[0]
+    points = torch.stack([latents.direction(subject.scene.tokens) for subject in subjects])  # (S, N, dim)
+    others = points[[subject.uid != first.uid for subject in subjects]]
+    tokens, scenes = influence.principal(points.flatten(0, 1)), influence.principal(others.flatten(1))
+    places = scenes.coordinates(points.flatten(1))
+    views = torch.stack([subject.inputs[0] for subject in subjects])
+    caption = f"{len(subjects)} objects by the first two components of their scenes. Framed: the objects of this page."
+    pictures = {"pca-map": (caption, grids.scatter(_two(places), views, len(bench.subjects)))}
+    pictures["pca-nearest"], near = _neighbours(bench, subjects, points.flatten(1))
+    counts = [count for count in (1, 2, 4, 8, 16, 32, 64, 128) if count <= max(len(tokens.share), len(scenes.share))]
+    both = {"tokens": tokens, "scenes": scenes}
+    rows = [[name, *(_held(found, count) for count in counts)] for name, found in both.items()]
+    table = Table(["variance in the first ... components", *map(str, counts)], rows)
+    told = {
+        "objects": [subject.uid for subject in subjects],
+        "tokens": {"share": _rounded(tokens.share), "components_for_90_percent": tokens.needed(0.9)},
+        "scenes": {"share": _rounded(scenes.share), "coordinates": _rounded(places[:, :AXES])},
+        "nearest": near,
+    }
+    says = (
+        f"All {len(points.flatten(0, 1))} tokens of {len(subjects)} objects as points, and each object but {first.uid} as one: "
+        "its tokens' directions in the order of their slots."
+    )
+    studies = [_tokens_kept(bench, tokens), _scenes_kept(bench, scenes)]
+    studies += [_tokens_walked(bench, tokens), _scenes_walked(bench, scenes)]
+    return Finding("pca", "Principal components", says, pictures, [table], {"pca": told}, studies)
+
+
+def _tokens_kept(bench: Bench, found: Components) -> Study:
+    subject = bench.subjects[0]
+    own = found.coordinates(latents.direction(subject.scene.tokens))
+    counts = [2**power for power in range(len(found.share).bit_length())]
+    told = [(f"{count} components", count, _with(subject.scene, found.points(own[:, :count]))) for count in counts]
+    says = "Every token was replaced by the nearest point that the first components of all tokens reach."
+    return _study(bench, "pca-tokens-kept", "Tokens rebuilt from few components", says, told)
+
+
+def _scenes_kept(bench: Bench, found: Components) -> Study:
+    subject = bench.subjects[0]
+    own = found.coordinates(latents.direction(subject.scene.tokens).flatten())
+    counts = [0, *(2**power for power in range(len(found.share).bit_length()))]
+    told = [(f"{count} components", count, _from_point(subject.scene, found.points(own[:count]))) for count in counts]
+    says = f"{subject.uid} as the nearest point that the first components of the other objects' scenes reach; 0: their mean."
+    return _study(bench, "pca-scenes-kept", "A scene rebuilt from other scenes", says, told)
+
+
+def _tokens_walked(bench: Bench, found: Components) -> Study:
+    subject = bench.subjects[0]
+    own = latents.direction(subject.scene.tokens)
+    told = [
+        (
+            f"{axis + 1}: {step:+d} sd",
+            float(step),
+            _with(subject.scene, own + step * found.spread[axis] * found.axes[axis]),
+        )
+        for axis in range(min(AXES, len(found.share)))
+        for step in (-2, 2)
+    ]
+    says = "All tokens were moved along one component of all tokens, by two standard deviations."
+    return _study(bench, "pca-tokens-walk", "Along the components of tokens", says, told)
+
+
+def _scenes_walked(bench: Bench, found: Components) -> Study:
+    subject = bench.subjects[0]
+    mean = _from_point(subject.scene, found.mean)
+    told = [
+        (
+            f"{axis + 1}: {step:+d} sd",
+            float(step),
+            _from_point(subject.scene, found.mean + step * found.spread[axis] * found.axes[axis]),
+        )
+        for axis in range(min(AXES, len(found.share)))
+        for step in (-2, 2)
+    ]
+    says = "From the mean of the other objects' scenes, which is what is called unedited here, along their components."
+    return _study(bench, "pca-scenes-walk", "Along the components of scenes", says, told, mean)
+
+
+def _study(
+    bench: Bench, name: str, title: str, says: str, told: list[tuple[str, float, Scene]], base: Scene | None = None
+) -> Study:
+    subject = bench.subjects[0]
+    steps = [Step(label, value, subject.render(bench.net, scene)) for label, value, scene in told]
+    return Study(name, title, says, (subject.uid,), subject.render(bench.net, base), steps)
+
+
+def _with(scene: Scene, tokens: Tensor) -> Scene:
+    return scene.with_tokens(torch.arange(len(scene), device=tokens.device), tokens)
+
+
+def _from_point(scene: Scene, point: Tensor) -> Scene:
+    return _with(scene, point.unflatten(0, (len(scene), -1)))
+
+
+def _neighbours(
+    bench: Bench, subjects: list[Subject], points: Tensor
+) -> tuple[tuple[str, np.ndarray], list[dict[str, Any]]]:
+    """Of the bench's objects: those whose scenes are nearest, by the cosine of what differs from the mean scene."""
+    apart = torch.nn.functional.normalize(points - points.mean(0), dim=1)
+    alike = apart @ apart.mT
+    rows, told = [], []
+    for number, subject in enumerate(subjects[: len(bench.subjects)]):
+        order = [other for other in alike[number].argsort(descending=True).tolist() if other != number][:NEAREST]
+        rows.append((subject.uid[:16], torch.stack([subjects[other].inputs[0] for other in (number, *order)])))
+        near = [{"object": subjects[other].uid, "cosine": round(float(alike[number, other]), 4)} for other in order]
+        told.append({"object": subject.uid, "nearest": near})
+    columns = ["itself", *(f"nearest {place}" for place in range(1, len(rows[0][1])))]
+    return ("The objects of this page, each beside those whose scenes are nearest.", grids.sheet(rows, columns)), told
+
+
+def _two(places: Tensor) -> Tensor:
+    return torch.nn.functional.pad(places, (0, max(0, 2 - places.shape[1])))[:, :2]
+
+
+def _held(found: Components, count: int) -> str:
+    return f"{float(found.share[:count].sum()):.0%}" if count <= len(found.share) else ""
+
+
+def _rounded(values: Tensor) -> list[Any]:
+    return list(np.round(values.double().cpu().numpy(), 6).tolist())
+
+
+FINDINGS: dict[str, Callable[[Bench], Finding | None]] = {"influence": influences, "pca": spectrum}

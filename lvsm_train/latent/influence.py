@@ -1,0 +1,75 @@
+"""What each token does for a picture: how much changes when its weight goes to 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lvsm_train.latent.subjects import Subject, render
+from lvsm_train.models.lvsm import EncoderDecoder
+
+
+def without_each(net: EncoderDecoder, subject: Subject, which: Tensor, at_once: int) -> Iterator[Tensor]:
+    """For each token of `which` (k,): the picture without it less the whole one, (T, 3, H, W).
+
+    Of `at_once` tokens together. The whole picture is rendered beside each part of them, so that rounding is the same.
+    """
+    scene = subject.scene
+    for some in which.split(at_once):
+        scenes = [scene, *(scene.with_weight(token[None], 0.0) for token in some)]
+        made = render(net, scenes, subject.c2w, subject.fxfycxcy, subject.hw)
+        yield from (made[1:] - made[:1]).unbind(0)
+
+
+def strengths(net: EncoderDecoder, subject: Subject, which: Tensor | None = None, at_once: int = 16) -> Tensor:
+    """(k, T): the root of the mean squared change of each picture, in units of [0, 1], without each token. Default: of all N."""
+    every = torch.arange(len(subject.scene), device=subject.scene.tokens.device) if which is None else which
+    changes = without_each(net, subject, every, at_once)
+    return torch.stack([change.square().mean((1, 2, 3)).sqrt() for change in changes])
+
+
+def maps(net: EncoderDecoder, subject: Subject, which: Tensor, at_once: int = 16) -> Tensor:
+    """(k, T, H, W): by how much each pixel changes without each of these tokens (k,), the mean over its channels."""
+    return torch.stack([change.abs().mean(1) for change in without_each(net, subject, which, at_once)])
+
+
+@dataclass(frozen=True)
+class Components:
+    """mean (D,), axes (K, D): orthonormal, the widest first. spread: (K,) standard deviations along these. share: (K,) of the
+    whole variance."""
+
+    mean: Tensor
+    axes: Tensor
+    spread: Tensor
+    share: Tensor
+
+    def coordinates(self, points: Tensor) -> Tensor:
+        """Points (..., D) -> (..., K), along the axes."""
+        return (points - self.mean) @ self.axes.mT
+
+    def points(self, coordinates: Tensor) -> Tensor:
+        """(..., k) along the first k axes -> (..., D): the inverse of `coordinates`, as far as these axes reach."""
+        return self.mean + coordinates @ self.axes[: coordinates.shape[-1]]
+
+    def needed(self, share: float) -> int:
+        """How many axes hold that share of the variance."""
+        return int((self.share.cumsum(0) < share - 1e-6).sum()) + 1
+
+
+def principal(points: Tensor) -> Components:
+    """Of points (S, D), S > 1: as many axes as they span, at most S - 1. Each points to where its largest number is positive.
+
+    Raises ValueError where all points are the same.
+    """
+    mean = points.mean(0)
+    _, values, axes = torch.linalg.svd(points - mean, full_matrices=False)
+    spans = values > 1e-5 * values[0]
+    if len(points) < 2 or not float(values[0]) > 0:
+        raise ValueError(f"{len(points)} points that are all the same have no components")
+    values, axes = values[spans][: len(points) - 1], axes[spans][: len(points) - 1]
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    variance = values.square()
+    return Components(mean, axes * largest.sign(), values / (len(points) - 1) ** 0.5, variance / variance.sum())

@@ -1,0 +1,259 @@
+"""What can be done with the tokens that encoder_decoder keeps of a scene: edits, and ways from one scene to another.
+
+A decoder takes a token's LayerNorm first, so that it sees the direction alone: the token less its mean, over its standard
+deviation. These two are numbers of a token that no picture shows (`invisible`). Edits that turn a token keep both.
+Everything here goes from scenes to scenes and needs no model; `Subject.render` of subjects.py shows what becomes of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lvsm_train.models.blocks import EPS
+from lvsm_train.models.lvsm import Latents
+
+Path = Literal["linear", "slerp"]
+PATHS: tuple[Path, ...] = ("linear", "slerp")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene: an unordered set of N tokens, each of which counts so many times.
+
+    tokens: (N, dim). weight: (N,), see EncoderDecoder.decode. frame: (4, 4), see model.LVSM: of a model with prope the camera,
+    c2w, that the tokens were seen from; others have no use for it.
+    """
+
+    tokens: Tensor
+    weight: Tensor
+    frame: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def only(self, which: Tensor) -> Scene:
+        """These tokens, in this order. which: (k,) numbers."""
+        return dataclasses.replace(self, tokens=self.tokens[which], weight=self.weight[which])
+
+    def with_tokens(self, which: Tensor, tokens: Tensor) -> Scene:
+        """tokens (k, dim), or (dim,) for all of them, in the places `which` (k,)."""
+        made = self.tokens.clone()
+        made[which] = tokens.to(made)
+        return dataclasses.replace(self, tokens=made)
+
+    def with_weight(self, which: Tensor, weight: Tensor | float) -> Scene:
+        """weight (k,), or one for all, in the places `which` (k,)."""
+        made = self.weight.clone()
+        made[which] = torch.as_tensor(weight).to(made)
+        return dataclasses.replace(self, weight=made)
+
+
+def scenes_of(latents: Latents) -> list[Scene]:
+    """What `EncoderDecoder.encode` made of B scenes, one by one: every token counts once."""
+    return [
+        Scene(tokens, tokens.new_ones(len(tokens)), frame)
+        for tokens, frame in zip(latents.tokens.float(), latents.frame, strict=True)
+    ]
+
+
+def joined(scenes: Sequence[Scene]) -> tuple[Latents, Tensor]:
+    """B scenes for `EncoderDecoder.decode`: latents, and weights (B, N) for the largest N; smaller ones are filled up with tokens
+    of weight 0, which are not there."""
+    most = max(map(len, scenes))
+    tokens = [functional.pad(scene.tokens, (0, 0, 0, most - len(scene))) for scene in scenes]
+    weight = [functional.pad(scene.weight, (0, most - len(scene))) for scene in scenes]
+    return Latents(torch.stack(tokens), torch.stack([scene.frame for scene in scenes])), torch.stack(weight)
+
+
+# ---- what the decoder sees of a token, and what it does not
+
+
+def direction(tokens: Tensor) -> Tensor:
+    """(..., dim) -> the same with mean 0 and mean square 1: what the decoder makes of them before its gain."""
+    return functional.layer_norm(tokens, tokens.shape[-1:], eps=EPS)
+
+
+def invisible(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., dim) -> mean (...) and spread (...), with token = mean + spread * direction. The decoder sees neither.
+
+    spread is the root of the variance and of the norm's 1e-5 together: a token whose variance is not large beside that is seen
+    a little shorter than others.
+    """
+    return tokens.mean(-1), (tokens.var(-1, correction=0) + EPS).sqrt()
+
+
+def turned(tokens: Tensor, directions: Tensor) -> Tensor:
+    """Tokens (..., dim) with these directions (..., dim), but their own mean and spread."""
+    mean, spread = invisible(tokens)
+    return mean[..., None] + spread[..., None] * directions
+
+
+def random_directions(count: int, dim: int, generator: torch.Generator) -> Tensor:
+    """(count, dim) on the CPU, evenly spread over all directions."""
+    return direction(torch.randn(count, dim, generator=generator))
+
+
+# ---- edits of one scene
+
+
+def scale(scene: Scene, which: Tensor, factor: float) -> Scene:
+    """Chosen tokens (k,) times a factor: above 0 only the spread changes, 0 leaves no direction, below 0 it is opposite."""
+    return scene.with_tokens(which, scene.tokens[which] * factor)
+
+
+def shift(scene: Scene, which: Tensor, amount: float) -> Scene:
+    """The same number added to all values of chosen tokens (k,): their mean, which is not seen."""
+    return scene.with_tokens(which, scene.tokens[which] + amount)
+
+
+def rotate(scene: Scene, which: Tensor, towards: Tensor, angle: float) -> Scene:
+    """Chosen tokens (k,) turned by `angle`, in radians, in the plane of their own direction and of `towards` (k, dim) or (dim,).
+
+    Raises ValueError where `towards` is the direction of a token, or its opposite: there is no plane then.
+    """
+    own = direction(scene.tokens[which])
+    aim = direction(towards.to(own)).expand_as(own)
+    across = aim - own * ((aim * own).mean(-1, keepdim=True) / own.square().mean(-1, keepdim=True).clamp(min=1e-12))
+    size = across.square().mean(-1, keepdim=True).sqrt()
+    if bool((size < 1e-4).any()):
+        raise ValueError("a token cannot be turned towards its own direction: choose another")
+    made = math.cos(angle) * own + math.sin(angle) * across / size
+    return scene.with_tokens(which, turned(scene.tokens[which], made))
+
+
+def approach(scene: Scene, which: Tensor, towards: Tensor, share: float) -> Scene:
+    """Chosen tokens (k,) turned by a share of their angle to `towards` (k, dim): 0 leaves them, 1 gives them its directions."""
+    own = scene.tokens[which]
+    return scene.with_tokens(which, turned(own, slerp(direction(own), direction(towards), share)))
+
+
+def noise(scene: Scene, which: Tensor, share: float, generator: torch.Generator) -> Scene:
+    """Directions of chosen tokens (k,) mixed with random ones. share: of the variance that is noise, 0 to 1; it stays 1 in all.
+
+    Raises ValueError for another share.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"a share of {share}; it lies in [0, 1]")
+    own = direction(scene.tokens[which])
+    random = random_directions(len(own), own.shape[1], generator).to(own)
+    return scene.with_tokens(which, turned(scene.tokens[which], (1 - share) ** 0.5 * own + share**0.5 * random))
+
+
+def remove(scene: Scene, which: Tensor) -> Scene:
+    """Without chosen tokens (k,): to the bit what weight 0 makes of them. Raises ValueError where none would stay."""
+    stays = torch.ones(len(scene), dtype=torch.bool, device=scene.tokens.device)
+    stays[which] = False
+    if not bool(stays.any()):
+        raise ValueError(f"all {len(scene)} tokens would be removed: leave one")
+    return scene.only(stays.nonzero()[:, 0])
+
+
+def keep(scene: Scene, order: Tensor, count: int) -> Scene:
+    """The first `count` tokens of an order (N,), in the scene's own order."""
+    return scene.only(order[:count].sort().values)
+
+
+def add(scene: Scene, tokens: Tensor, weight: float = 1.0) -> Scene:
+    """With further tokens (k, dim), each of this weight. With weight 0 they are not there."""
+    more = scene.weight.new_full((len(tokens),), weight)
+    return Scene(torch.cat([scene.tokens, tokens.to(scene.tokens)]), torch.cat([scene.weight, more]), scene.frame)
+
+
+def duplicate(scene: Scene, which: Tensor, copies: int = 2, shared: bool = False) -> Scene:
+    """Chosen tokens (k,) so many times. shared: copies share the weight of their token, which changes nothing."""
+    weight = scene.weight[which] / copies if shared else scene.weight[which]
+    more = scene.tokens[which].repeat(copies - 1, 1), weight.repeat(copies - 1)
+    kept = scene.with_weight(which, weight)
+    return Scene(torch.cat([kept.tokens, more[0]]), torch.cat([kept.weight, more[1]]), scene.frame)
+
+
+def reorder(scene: Scene, order: Tensor) -> Scene:
+    """The same tokens in another order (N,): the same set. Raises ValueError where `order` leaves one out."""
+    if not torch.equal(order.sort().values, torch.arange(len(scene), device=order.device)):
+        raise ValueError(f"an order of {len(scene)} tokens names each of them once")
+    return scene.only(order)
+
+
+def random_tokens(scene: Scene, count: int, generator: torch.Generator) -> Tensor:
+    """(count, dim) of random directions, with the mean and spread that the scene's tokens have on average."""
+    mean, spread = (each.mean() for each in invisible(scene.tokens))
+    return mean + spread * random_directions(count, scene.tokens.shape[1], generator).to(scene.tokens)
+
+
+# ---- two scenes
+
+
+def swap(one: Scene, other: Scene, which: Tensor, counterpart: Tensor | None = None) -> tuple[Scene, Scene]:
+    """Both scenes with tokens exchanged, and their weights: `which` (k,) of one for `counterpart` (k,) of the other.
+
+    counterpart: None for the same numbers. Frames stay. The same again takes it back.
+    """
+    there = which if counterpart is None else counterpart
+    return (
+        one.with_tokens(which, other.tokens[there]).with_weight(which, other.weight[there]),
+        other.with_tokens(there, one.tokens[which]).with_weight(there, one.weight[which]),
+    )
+
+
+def interpolate(one: Scene, other: Scene, pairing: Pairing, t: float, path: Path = "linear") -> Scene:
+    """On the way from one scene, at t = 0, to the other, at t = 1, in the frame of the first.
+
+    Each pair moves from the token that it has in one to that of the other; its weight goes evenly from what it counts there to
+    what it counts here, and what has no partner stays where it is. Directions are mixed, so that spreads, which nobody sees, do
+    not decide how fast: `linear` along the chord, `slerp` along the arc at an even speed. Both pass the same directions. The
+    ends are the scenes themselves. Raises ValueError for t outside [0, 1].
+    """
+    if not 0 <= t <= 1:
+        raise ValueError(f"t is {t}; it lies in [0, 1]")
+    if t in (0, 1):
+        return one if t == 0 else dataclasses.replace(other, frame=one.frame)
+    first, second = pairing.first, pairing.second
+    start = torch.where((first >= 0)[:, None], one.tokens[first.clamp(min=0)], other.tokens[second.clamp(min=0)])
+    end = torch.where((second >= 0)[:, None], other.tokens[second.clamp(min=0)], one.tokens[first.clamp(min=0)])
+    mixed = (
+        slerp(direction(start), direction(end), t)
+        if path == "slerp"
+        else torch.lerp(direction(start), direction(end), t)
+    )
+    mean, spread = (torch.lerp(a, b, t) for a, b in zip(invisible(start), invisible(end), strict=True))
+    weight = torch.lerp(pairing.before, pairing.after, t)
+    return Scene(mean[:, None] + spread[:, None] * mixed, weight, one.frame)
+
+
+def slerp(one: Tensor, other: Tensor, t: float) -> Tensor:
+    """Vectors (..., dim) of equal length -> at the share t of the shortest arc (Shoemake 1985), as long as they are.
+
+    Where they are nearly the same or nearly opposite the chord stands for the arc.
+    """
+    apart, together = torch.linalg.vector_norm(one - other, dim=-1), torch.linalg.vector_norm(one + other, dim=-1)
+    angle = 2 * torch.atan2(apart, together)[..., None]
+    sine = angle.sin()
+    flat = sine.abs() < 1e-4
+    safe = torch.where(flat, 1, sine)
+    arc = ((1 - t) * angle).sin() / safe * one + (t * angle).sin() / safe * other
+    return torch.where(flat, torch.lerp(one, other, t), arc)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """P pairs of a token of one scene and a token of another.
+
+    first, second: (P,) their numbers, -1 where there is none. before, after: (P,) what a pair counts at the first scene and at
+    the second. Over the pairs of a token these add up to its own weight.
+    """
+
+    first: Tensor
+    second: Tensor
+    before: Tensor
+    after: Tensor
+
+    def __len__(self) -> int:
+        return len(self.first)

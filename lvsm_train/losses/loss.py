@@ -1,0 +1,93 @@
+"""What training brings down: squared error and a perceptual loss, as LVSM has it (arXiv 2410.17242); others beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lvsm_train.config.train import LossConfig
+from lvsm_train.losses import vgg
+from lvsm_train.losses.metrics import Lpips, ssim
+from lvsm_train.losses.vgg import CACHE, Features, Weights
+
+TAPS = ("conv1_2", "conv2_2", "conv3_2", "conv4_2", "conv5_2")
+# of MatConvNet's VGG-19, by Chen & Koltun 2017 (arXiv 1707.09405)
+DIVISORS = (2.6, 4.8, 3.7, 5.6, 1.5 / 10)
+
+
+class Perceptual(nn.Module):
+    """Mean absolute differences of the pixels and of five features of a VGG with average pooling, weighed and added.
+
+    (e0 + e1/2.6 + e2/4.8 + e3/3.7 + e4/5.6 + 10 e5/1.5) / 255, where e0 is of the network's input in grey levels, and e1 ... e5
+    of what follows conv1_2, conv2_2, ... conv5_2. This is LVSM's loss with MatConvNet's VGG-19. Its divisors belong to features
+    of grey levels, so for torchvision's weights, whose input counts in standard deviations, each e is multiplied by what one of
+    these is worth (57.6 grey levels). The terms then balance in the same way, but it is another loss, with other values: for
+    VGG-16 all the more so, whose deeper features are not VGG-19's.
+
+    render, target: (N, 3, H, W) in [0, 1], 16 pixels at least. Answers a scalar, float32.
+    """
+
+    def __init__(self, weights: Weights, bf16: bool = False) -> None:
+        super().__init__()
+        self.features = Features(weights, TAPS, "avg", torch.bfloat16 if bf16 else torch.float32)
+        self.grey_levels = weights.preprocessing.grey_levels
+        self.says = f"perceptual loss, {weights.says}"
+
+    def forward(self, render: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(render.device.type, enabled=False):
+            total = _l1(self.features.preprocess(render), self.features.preprocess(target))
+            pairs = zip(self.features(render), self.features(target), DIVISORS, strict=True)
+            for ours, theirs, divisor in pairs:
+                total = total + _l1(ours.float(), theirs.float()) / divisor
+        return total * (self.grey_levels / 255)
+
+
+class Loss(nn.Module):
+    """loss(render, target, step) -> (scalar, terms): the sum to go down, and its terms, unweighted and detached, by name.
+
+    render, target: (N, 3, H, W) in [0, 1]. Gradients flow to the render alone. Always float32, whatever autocast says, but for
+    networks with `vgg_bf16`; on a GPU these follow torch.backends.cudnn.allow_tf32. Terms with weight 0, and before
+    `perceptual_from` those that set in there, are neither computed nor named. Weights of networks are looked for at once,
+    since a run shall not fail at the step where they set in; UserError where they cannot be had.
+
+    Nothing here is learned or stored: `state_dict()` and `parameters()` are empty, also of a module that holds this one.
+    """
+
+    def __init__(self, cfg: LossConfig, cache: Path = CACHE) -> None:
+        super().__init__()
+        cfg.check()
+        self.cfg = cfg
+        self.perceptual = Perceptual(vgg.load(cfg.vgg, cache), cfg.vgg_bf16) if cfg.perceptual else None
+        self.lpips = Lpips.load("vgg16", cfg.lpips_weights, cache, cfg.vgg_bf16) if cfg.lpips else None
+
+    def says(self) -> list[str]:
+        """A line for each network: whose weights, out of which file. For the log: values of other weights do not compare."""
+        return [part.says for part in (self.perceptual, self.lpips) if part is not None]
+
+    def forward(
+        self, render: torch.Tensor, target: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if render.shape != target.shape or render.dim() != 4 or render.shape[1] != 3:
+            raise ValueError(f"images of {tuple(render.shape)} and {tuple(target.shape)}; both must be (N, 3, H, W)")
+        cfg, terms = self.cfg, {}
+        with torch.autocast(render.device.type, enabled=False):
+            render, target = render.float(), target.detach().float()
+            if cfg.mse:
+                terms["mse"] = (render - target).square().mean()
+            if cfg.l1:
+                terms["l1"] = _l1(render, target)
+            if step >= cfg.perceptual_from:
+                if self.perceptual is not None:
+                    terms["perceptual"] = self.perceptual(render, target)
+                if cfg.ssim:
+                    terms["ssim"] = 1 - ssim(render, target).mean()
+                if self.lpips is not None:
+                    terms["lpips"] = self.lpips(render, target).mean()
+            total = torch.stack([getattr(cfg, name) * term for name, term in terms.items()]).sum()
+        return total, {name: term.detach() for name, term in terms.items()}
+
+
+def _l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a - b).abs().mean()

@@ -1,0 +1,1 @@
+"""Films, plots and pages."""

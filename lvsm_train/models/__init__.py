@@ -1,0 +1,1 @@
+"""LVSM: decoder-only and encoder-decoder transformers over Plücker rays."""

@@ -1,0 +1,93 @@
+"""The model card: what a run's weights are, what they were made of, and how good they are. OUT/card.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lvsm_train.config.train import TrainConfig
+from lvsm_train.data import index
+from lvsm_train.data.batches import Data
+from lvsm_train.evaluation.scores import Scores, finite
+from lvsm_train.models import lvsm
+from lvsm_train.training.optim import count
+from pipeline.core.disk import put
+from pipeline.cycle.protocol import committed
+from pipeline.report.attribution import Account, findings
+from pipeline.storage.ledger import Ledger
+
+PAPERS = {
+    "model": "LVSM (arXiv 2410.17242)",
+    "prope": "PRoPE (arXiv 2507.10496)",
+    "unidirectional": "after SVSM (arXiv 2602.21341)",
+    "muon": "Muon (Jordan et al. 2024)",
+}
+
+
+def write_card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> Path:
+    """Writes the card of a run as it stands after so many steps."""
+    assert cfg.out is not None
+    path = cfg.out / "card.json"
+    put(path, card(cfg, data, step, scores))
+    return path
+
+
+def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict[str, Any]:
+    """The card as JSON values. Licenses are those of all objects that the shards have or had, trained on or held out."""
+    told = cfg.as_json()
+    licenses, trained_on, passes = _of_cycle(cfg) if cfg.cycle else _of_shards(data, step)
+    built_on = ["model", *(["prope"] * cfg.model.prope)]
+    built_on += [name for name in (cfg.model.kind, cfg.optim.optimizer) if name in PAPERS]
+    with torch.device("meta"):
+        weights = count(lvsm.BY_KIND[cfg.model.kind](cfg.model).parameters())
+    return {
+        "model": {
+            "what": "renders new views of a scene out of a few posed images",
+            "after": [PAPERS[name] for name in built_on],
+            "weights": weights,
+            "conventions": "c2w camera to world, OpenCV axes; fxfycxcy in pixels; images sRGB in [0, 1]",
+            "settings": told["model"],
+        },
+        "data": {
+            "folders": [str(path) for path in cfg.data.data],
+            "trained_on": trained_on,
+            "held_out": len(data.planner.val),
+            "views": len(data.index.c2w),
+            "size": list(data.hw),
+            "licenses": licenses,
+            "what_they_allow": findings(Account(cfg.data.data[0], licenses, {}, {}, 0)),
+            "settings": told["data"],
+        },
+        "training": {
+            "preset": cfg.preset,
+            "steps": step,
+            "of": cfg.steps,
+            "passes_over_the_data": round(passes, 3),
+            "settings": {name: value for name, value in told.items() if name not in ("model", "data")},
+        },
+        "held_out_objects": finite(dataclasses.asdict(scores)) if scores else None,
+        "made_with": {
+            "lvsm-data": metadata.version("lvsm-data"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name(data.device) if data.device.type == "cuda" else "cpu",
+        },
+    }
+
+
+def _of_shards(data: Data, step: int) -> tuple[dict[str, int], int, float]:
+    """Licenses of all objects, how many train, and how often each was shown."""
+    return index.licenses(data.index), len(data.planner.train), data.epochs(step)
+
+
+def _of_cycle(cfg: TrainConfig) -> tuple[dict[str, int], int, float]:
+    """The same of a cycle, whose ledger remembers what has gone."""
+    (out,) = cfg.data.data
+    with Ledger(out / "ledger.sqlite", readonly=True) as ledger:
+        licenses, trained_on = ledger.licenses(), ledger.delivered_by_split().get("train", 0)
+    return licenses, trained_on, committed(out)[1].position / max(1, trained_on)

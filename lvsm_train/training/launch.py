@@ -1,0 +1,169 @@
+"""How the processes of a training run come to be: this one alone, those that torchrun started, some of this machine, or Ray
+Train's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from typing import Any
+
+import torch
+
+from lvsm_train.config.train import TrainConfig
+from lvsm_train.device.ranks import leave
+from lvsm_train.evaluation.scores import Scores
+from lvsm_train.training.train import Result, train_fn
+from pipeline.cluster.executors import connected
+from pipeline.core.errors import UserError
+
+RETRIES = 3  # of ranks of which one dies, each from the newest checkpoint
+STOP_S = 600  # that ranks have for their last checkpoint
+ENDED = "ended"  # a folder in OUT: what ranks say at their end, the result or what is wrong with their settings
+
+
+def launch(cfg: TrainConfig) -> Result:
+    """`train_fn` where it shall run. cfg is resolved.
+
+    With ray_workers, OUT and the data must be where all workers see them. Raises what train_fn raises, and UserError where ranks
+    died more often than RETRIES.
+    """
+    if not (cfg.ray_workers or cfg.ranks > 1):
+        return train_fn(cfg)
+    assert cfg.out is not None
+    shutil.rmtree(cfg.out / ENDED, ignore_errors=True)
+    if cfg.ray_workers:
+        _on_ray(cfg)
+    else:
+        _here(cfg)
+    return _result(cfg)
+
+
+def _died(said: str) -> UserError:
+    return UserError(
+        f"ranks died {RETRIES + 1} times; the last time: {said}", "the same command goes on from the newest checkpoint"
+    )
+
+
+def _here(cfg: TrainConfig) -> None:
+    """As torchrun would, on this machine alone. A signal to this process reaches all ranks."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(f"--ranks {cfg.ranks}, within torchrun, which has started some", "leave one of them out")
+    gpus = torch.cuda.device_count()
+    if cfg.ranks > gpus and (cfg.device.startswith("cuda") or (cfg.device == "auto" and gpus)):
+        raise UserError(
+            f"--ranks {cfg.ranks}, and this machine has {gpus} GPUs", f"--ranks {max(1, gpus)}, or --device cpu"
+        )
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, threads // cfg.ranks))
+    how = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=cfg.ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        run_id=str(os.getpid()),
+        max_restarts=RETRIES,
+        shutdown_timeout=STOP_S,
+    )
+    try:
+        elastic_launch(how, sys.executable)("-m", "lvsm_train.training.launch", json.dumps(cfg.as_json()))
+    except SignalException:
+        pass  # ranks have ended, with a checkpoint
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise _died(f"rank {rank} with status {failure.exitcode}") from None
+
+
+def main() -> None:
+    """A rank of `_here`. Ends at once with who started it: another one may train then."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    try:
+        _worker({"cfg": json.loads(sys.argv[1])})
+    except UserError:  # who started it says so
+        leave(1)
+    leave(0)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def _on_ray(cfg: TrainConfig) -> None:
+    # a cluster that has to start machines, or a machine that is busy, needs longer than the minute that Ray Train gives workers
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    assert cfg.out is not None
+    storage = cfg.out / "ray"
+    shutil.rmtree(storage, ignore_errors=True)  # else Ray goes on with what it remembers, where ours is what counts
+    with connected(cfg.address, cfg.ray_workers + 1, show_output=True) as ray:
+        gpus = ray.cluster_resources().get("GPU", 0)
+        on_gpu = cfg.device.startswith("cuda") or (cfg.device == "auto" and gpus > 0)
+        if on_gpu and gpus < cfg.ray_workers:
+            raise UserError(
+                f"--ray-workers {cfg.ray_workers}, and Ray knows of {gpus:g} GPUs",
+                f"--ray-workers {int(gpus)}, or --device cpu",
+            )
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"cfg": cfg.as_json()},
+            scaling_config=ScalingConfig(num_workers=cfg.ray_workers, use_gpu=on_gpu),
+            run_config=RunConfig(
+                name="train", storage_path=str(storage), failure_config=FailureConfig(max_failures=RETRIES)
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _died(str(error).strip().splitlines()[-1]) from None
+    shutil.rmtree(storage, ignore_errors=True)
+
+
+def _worker(given: dict[str, Any]) -> None:
+    """What each rank does. A launcher would start all anew for what a user did: then they find the refusal, and end."""
+    cfg = TrainConfig.from_json(given["cfg"])
+    assert cfg.out is not None
+    folder = cfg.out / ENDED
+    if any(folder.glob("refusal-*.json")):
+        return
+    try:
+        result = train_fn(cfg)
+    except UserError as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"refusal-{os.getpid()}.json").write_text(json.dumps([str(error), error.hint]))
+        raise
+    if result.first:
+        scores = dataclasses.asdict(result.scores) if result.scores else None
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").write_text(json.dumps([result.step, result.finished, scores]))
+
+
+def _result(cfg: TrainConfig) -> Result:
+    """What ranks left in OUT. Without a word of them, they were stopped before the first step."""
+    assert cfg.out is not None
+    folder = cfg.out / ENDED
+    for path in sorted(folder.glob("refusal-*.json")):
+        raise UserError(*json.loads(path.read_text()))
+    path = folder / "result.json"
+    step, finished, scores = json.loads(path.read_text()) if path.exists() else (0, False, None)
+    shutil.rmtree(folder, ignore_errors=True)
+    return Result(cfg.out, step, finished, Scores(**scores) if scores else None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""What a training run says: a bar on a terminal, lines elsewhere, and OUT/log.jsonl, a line per step, for everybody else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from lvsm_train.config.train import TrainConfig
+from lvsm_train.data.batches import Batch
+from lvsm_train.data.feeds import Fed
+from lvsm_train.device.flops import peak_flops, training_flops
+from lvsm_train.device.ranks import Ranks
+from lvsm_train.evaluation.scores import Scores, finite
+from lvsm_train.models.lvsm import image_size
+from pipeline.core import images
+from pipeline.core.disk import append, patiently
+from pipeline.core.errors import UserError
+
+LINE_S = 10.0  # between plain lines
+WINDOW = 50  # steps that figures are means over
+BOARD_EVERY = 10  # steps between two points of a curve
+
+
+class _Step(NamedTuple):
+    """error: mean squared. seconds: of them `waited` for data. images and flops: of all ranks."""
+
+    error: float
+    seconds: float
+    waited: float
+    images: int
+    flops: float
+
+
+class Log:
+    """Open while a run trains. Of several ranks only the first one's speaks and writes."""
+
+    def __init__(self, cfg: TrainConfig, start: int, ranks: Ranks, device: torch.device) -> None:
+        assert cfg.out is not None
+        self.cfg, self.ranks, self.speaks = cfg, ranks, ranks.first
+        self.enough: Callable[[], bool] = lambda: True  # waited for a disk that is full
+        self.peak = peak_flops(device)
+        self.console = Console(stderr=True)
+        self.path = cfg.out / "log.jsonl"
+        self.recent: deque[_Step] = deque(maxlen=WINDOW)
+        self.last = self.next_line = time.monotonic()
+        self.bar = Bar(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=self.console,
+        )
+        self.task = self.bar.add_task("", total=cfg.steps, completed=start)
+        if self.speaks:
+            self._cut(start)
+            self.boards = Boards(cfg, start)
+            self.file = self.path.open("ab", buffering=0)
+
+    def __enter__(self) -> Log:
+        if self.speaks and self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.bar.stop()
+        if self.speaks:
+            self.file.close()
+            self.boards.close()
+
+    def say(self, *lines: str) -> None:
+        """Notes for people; empty ones are none."""
+        for line in filter(None, lines):
+            if self.speaks:
+                self.console.print(line, highlight=False, soft_wrap=True)
+
+    def _cut(self, start: int) -> None:
+        """Steps behind the checkpoint that a run goes on from are done again: their lines go."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] <= start and line.endswith("\n"):
+                    kept.append(line)
+            except ValueError:  # cut off by a crash
+                break
+        temporary = self.path.with_suffix(".tmp")
+        patiently(lambda: temporary.write_text("".join(kept)), self.path.parent)
+        os.replace(temporary, self.path)
+
+    def step(self, done: int, values: dict[str, float], fed: Fed) -> None:
+        """One step is done. values: its loss, its terms, and what the optimiser says."""
+        if not self.speaks:
+            return
+        now = time.monotonic()
+        samples, pictures, flops = self._work(fed.batches)
+        spent = now - self.last
+        self.recent.append(_Step(values.get("mse", math.nan), spent, fed.waited, pictures, flops))
+        times = {"waited_s": round(fed.waited, 5), "seconds": round(spent, 5)}
+        slots = {"slots": {str(slot): count for slot, count in fed.slots.items()}} if fed.slots else {}
+        self._write({"step": done} | values | times | {"samples": samples} | slots)
+        self.last = now
+        figures = self._figures()
+        if done % BOARD_EVERY == 0 or done == 1:
+            self.boards.scalars(done, {f"train/{name}": value for name, value in (values | figures).items()})
+        if self.console.is_terminal:
+            self.bar.update(self.task, completed=done, description=self._says(values["loss"], figures))
+        elif now >= self.next_line:
+            self.next_line = now + LINE_S
+            self.say(f"step {done}/{self.cfg.steps}: {self._says(values['loss'], figures)}")
+
+    def _work(self, batches: list[Batch]) -> tuple[int, int, float]:
+        """Samples, images and floating-point operations of a step, of all ranks."""
+        samples = pictures = 0
+        flops = 0.0
+        for batch in batches:
+            count, inputs, targets = *batch.image.shape[:2], batch.target_image.shape[1]
+            samples, pictures = samples + count, pictures + count * (inputs + targets)
+            flops += training_flops(self.cfg.model, count, inputs, targets, image_size(batch.image))
+        world = self.ranks.world
+        return samples * world, pictures * world, flops * world
+
+    def _figures(self) -> dict[str, float]:
+        """Means over the last steps."""
+        total = sum(step.seconds for step in self.recent) or 1e-9
+        error = sum(step.error for step in self.recent) / len(self.recent)
+        figures = {
+            "steps_per_s": len(self.recent) / total,
+            "images_per_s": sum(step.images for step in self.recent) / total,
+            "data_wait": sum(step.waited for step in self.recent) / total,
+        }
+        if error > 0:
+            figures["psnr"] = -10 * math.log10(error)
+        if self.peak:
+            figures["mfu"] = sum(step.flops for step in self.recent) / total / self.peak / self.ranks.world
+        return figures
+
+    def _says(self, loss: float, figures: dict[str, float]) -> str:
+        quality = f"PSNR {figures['psnr']:.2f} dB, " if "psnr" in figures else ""
+        share = f"MFU {figures['mfu']:.0%}, " if "mfu" in figures else ""
+        return (
+            f"loss {loss:.4f}, {quality}{figures['steps_per_s']:.2f} steps/s, {figures['images_per_s']:.0f} images/s, {share}"
+            f"{figures['data_wait']:.0%} waiting for data"
+        )
+
+    def evaluation(self, done: int, scores: Scores, picture: Path) -> None:
+        """Objects that do not train were looked at."""
+        if not self.speaks:
+            return
+        told = dataclasses.asdict(scores)
+        self._write({"step": done, "evaluation": told})
+        self.boards.scalars(done, {f"unseen/{name}": float(value) for name, value in told.items() if value is not None})
+        self.boards.picture(done, "inputs, then target and rendering", images.decode(picture.read_bytes()))
+        self.say(f"step {done}: unseen objects: {scores.line()}")
+        self.last = time.monotonic()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        data = f"{json.dumps(finite(line))}\n".encode()
+        patiently(lambda: append(self.file, data), self.path.parent, self.enough)
+
+
+class Boards:
+    """All that cfg asks for; none is no error. start: the step that a run goes on from; what was told of later ones goes."""
+
+    def __init__(self, cfg: TrainConfig, start: int) -> None:
+        assert cfg.out is not None
+        self.tensorboard = _tensorboard(cfg.out / "tensorboard", start) if cfg.tensorboard else None
+        self.wandb = _wandb(cfg, cfg.wandb) if cfg.wandb else None
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Numbers of a step, by name."""
+        if self.tensorboard:
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log(values, step=step)
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """(H, W, 3) uint8."""
+        if self.tensorboard:
+            self.tensorboard.add_image(name, pixels, step, dataformats="HWC")
+        if self.wandb:
+            import wandb
+
+            self.wandb.log({name: wandb.Image(pixels)}, step=step)
+
+    def close(self) -> None:
+        """Writes what is not written yet."""
+        if self.tensorboard:
+            self.tensorboard.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def _tensorboard(folder: Path, start: int) -> Any:
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=start + 1 if start else None, write_to_disk=True)
+
+
+def _wandb(cfg: TrainConfig, project: str) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("--wandb needs the package wandb", "pip install wandb") from None
+    assert cfg.out is not None
+    return wandb.init(
+        project=project, name=cfg.out.name, id=cfg.out.name, dir=cfg.out, resume="allow", config=cfg.as_json()
+    )

@@ -1,0 +1,145 @@
+"""How weights move: optimisers, learning rates, what makes a step void, and the running average of the weights."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from lvsm_train.config.train import OptimConfig
+from lvsm_train.device.sharding import CutMuon, cut_like, is_cut, local, whole_number
+
+WITHIN_BLOCKS = re.compile(r"(^|\.)(attn|mlp)\.")
+
+
+def lr_share(step: float, steps: int, warmup: int, final: float) -> float:
+    """Share of the peak learning rate at a step (from 0, perhaps not whole) of `steps`: a line up from 0, then half a cosine.
+
+    With final 0 these are the figures of transformers' `get_cosine_schedule_with_warmup`, whose first step has a rate of 0.
+    """
+    if step < warmup:
+        return step / max(1, warmup)
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Optimizers:
+    """One or two optimisers that act as one. step numbers are those of the schedule, also where a step is void."""
+
+    def __init__(self, model: nn.Module, cfg: OptimConfig, steps: int) -> None:
+        self.cfg = cfg
+        self.steps = steps
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        matrices = [parameter for name, parameter in model.named_parameters() if _is_block_matrix(name, parameter)]
+        chosen = {id(parameter) for parameter in matrices} if cfg.optimizer == "muon" else set()
+        rest = [parameter for parameter in self.parameters if id(parameter) not in chosen]
+        groups = [
+            {"params": [each for each in rest if each.ndim != 1], "weight_decay": cfg.weight_decay},
+            {"params": [each for each in rest if each.ndim == 1], "weight_decay": 0.0},
+        ]
+        on_gpu = bool(self.parameters) and self.parameters[0].is_cuda
+        self.all: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=1e-8, fused=on_gpu)
+        ]
+        if chosen:
+            # with this rule one learning rate serves both (arXiv 2502.16982)
+            muon = (CutMuon if is_cut(model) else torch.optim.Muon)(
+                matrices, lr=cfg.lr, momentum=0.95, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+            self.all.append(muon)
+
+    def norm(self) -> torch.Tensor:
+        """Of all gradients together, on their device: nobody has waited for it yet."""
+        return whole_number(nn.utils.get_total_norm(self._gradients(), foreach=True))
+
+    def step(self, number: float, norm: float | None = None) -> dict[str, float]:
+        """Clips, and moves the weights unless the step is void. Gradients are gone afterwards in any case.
+
+        norm: what `norm` gave. A gradient that is no number counts as 0 where the loss was one, as published. Returns
+        grad_norm (before clipping), lr, and void: 1.0 where nothing moved.
+        """
+        lr = self.cfg.lr * lr_share(number, self.steps, self.cfg.warmup, self.cfg.final_lr)
+        norm = float(self.norm()) if norm is None else norm
+        if not math.isfinite(norm):
+            for gradient in self._gradients():
+                torch.nan_to_num_(local(gradient), nan=0.0, posinf=0.0, neginf=0.0)
+            norm = float(self.norm())
+        void = not math.isfinite(norm) or (self.cfg.skip_above > 0 and norm > self.cfg.skip_above)
+        if not void:
+            if norm > self.cfg.clip:
+                torch._foreach_mul_([local(each) for each in self._gradients()], self.cfg.clip / (norm + 1e-6))
+            for optimizer in self.all:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.step()
+        self.zero_grad()
+        return {"grad_norm": norm, "lr": lr, "void": float(void)}
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
+    def zero_grad(self) -> None:
+        """Forgets gradients: also those of a loss that was no number."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of all optimisers."""
+        return {str(i): optimizer.state_dict() for i, optimizer in enumerate(self.all)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where another optimiser wrote it."""
+        if len(state) != len(self.all):
+            raise ValueError(f"a state of {len(state)} optimisers for {len(self.all)}")
+        for i, optimizer in enumerate(self.all):
+            told = state[str(i)]
+            own = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
+            of_each = {
+                place: {name: cut_like(value, own_one) for name, value in told["state"][place].items()}
+                for place, own_one in enumerate(own)
+                if place in told["state"]
+            }
+            optimizer.load_state_dict(told | {"state": of_each})
+
+
+def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Matrices between hidden states: not the tokenizers, the head or the latents, whose one side is pixels or slots."""
+    return parameter.requires_grad and parameter.ndim == 2 and bool(WITHIN_BLOCKS.search(name))
+
+
+class Average:
+    """The running mean of a model's weights: mean = decay * mean + (1 - decay) * weight, with a shorter memory at first."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Takes in the weights as they are now."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        state = model.state_dict()
+        means = [local(mean) for mean in self.weights.values()]
+        torch._foreach_lerp_(means, [local(state[name]) for name in self.weights], 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mean, and how often it was updated."""
+        return {"updates": self.updates, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there."""
+        self.updates = int(state["updates"])
+        for name, value in state["weights"].items():
+            self.weights[name].copy_(cut_like(value, self.weights[name]))
+
+
+def count(parameters: Iterable[nn.Parameter]) -> int:
+    """How many numbers are learned."""
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)

@@ -1,0 +1,246 @@
+"""Flags that several verbs share: which objects, how to fetch them, how to run. Mixed into the configs of config.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import psutil
+import tyro
+
+from pipeline.core.errors import UserError
+
+Source = Literal["procedural", "local", "objaverse", "objaverse-xl", "manifest"]
+XlSource = Literal["github", "sketchfab", "smithsonian", "thingiverse"]
+LicenseFamily = Literal[
+    "any", "cc0", "by", "by-sa", "by-nc", "by-nc-sa", "by-nd", "by-nc-nd", "open", "copyleft", "reserved", "unknown"
+]
+MIRROR = re.compile(r"(\w+://.*)=(\w+://.*)")  # URLs may have an = too; a scheme follows the one that counts
+ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")
+DESKS = Path("~/.cache/lvsm-data/runs")
+REMOTE = ("objaverse", "objaverse-xl", "manifest")  # sources whose lists have licenses, and whose files are fetched
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Which objects, from where: what a source's `items` goes by."""
+
+    source: Source = "procedural"
+    """Where objects come from: procedural (embedded, unlimited), local (--input), objaverse, objaverse-xl. docs/sources.md."""
+    input: Path | None = None
+    """For --source local: a folder, or a manifest (.parquet, .csv, .jsonl with path, uid, license)."""
+    manifest: Path | None = None
+    """A list of objects with their URLs, as `lvsm-data manifest` writes it; stands in place of --source."""
+    xl_sources: tuple[XlSource, ...] = ("github", "sketchfab", "smithsonian", "thingiverse")
+    """The parts of Objaverse-XL to draw from."""
+    lvis: tuple[str, ...] = ()
+    """LVIS categories of Objaverse, for example chair mug."""
+    uids: Path | None = None
+    """Only the objects that this text file names: uids, sha256 sums or file identifiers, one per line or CSV field."""
+    scores: Path | None = None
+    """A table (.csv, .parquet) of scores by uid, sha256 or file identifier; objects that it lacks are left out."""
+    min_score: float | None = None
+    """The least score to take, for example 5.5."""
+    score_column: str | None = None
+    """Column of --scores. Default: aesthetic_score or score."""
+    license: tuple[LicenseFamily, ...] = ()
+    """Licenses to take. Default: all that allow passing on derivatives; any: whatever it is. docs/sources.md."""
+    allow_blend: bool = False
+    """Take .blend files too. They are opened with scripts off."""
+    cache: Path = Path("~/.objaverse")
+    """Where lists are kept, and files that are there already are used; the layout is the objaverse package's."""
+
+    def listed(self) -> dict[str, Any]:
+        """The same with defaults filled in and paths made absolute, as keyword arguments.
+
+        Raises UserError where flags contradict each other.
+        """
+        source: str = self.source
+        if self.manifest is not None:
+            if source not in ("procedural", "manifest"):
+                raise UserError("--manifest says itself where each object is", f"leave --source {source} out")
+            source = "manifest"
+        elif source == "manifest":
+            raise UserError("--source manifest needs --manifest FILE", "`lvsm-data manifest` writes one")
+        if source == "local" and self.input is None:
+            raise UserError("--source local needs --input", "--input FOLDER or --input MANIFEST.csv")
+        if source != "local" and self.input is not None:
+            raise UserError(f"--input does not go with --source {source}", "add --source local")
+        if self.lvis and source != "objaverse":
+            raise UserError("--lvis names categories of Objaverse", "add --source objaverse")
+        if source == "procedural" and (self.uids or self.scores or self.license):
+            raise UserError(
+                "--uids, --scores and --license choose from a list; procedural objects have none", "add --source"
+            )
+        if (self.scores is None) != (self.min_score is None):
+            raise UserError("--scores and --min-score go together", "--scores scores.csv --min-score 5.5")
+        for name in ("manifest", "uids", "scores"):
+            path = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise UserError(f"--{name} {path} is no file")
+        if not self.xl_sources:
+            raise UserError("--xl-sources is empty", "for example --xl-sources github sketchfab")
+        made: dict[str, Any] = {name: absolute(getattr(self, name)) for name in ("input", "manifest", "uids", "scores")}
+        return made | {"source": source, "cache": self.cache.expanduser().absolute()}
+
+    def listing_identity(self) -> dict[str, Any]:
+        """What decides which objects come in which order, as JSON values by flag; what was not asked for stays out."""
+        asked: dict[str, Any] = {"source": self.source, "input": str(self.input) if self.input else None}
+        if self.source == "objaverse-xl":
+            asked["xl_sources"] = sorted(self.xl_sources)
+        for name in ("manifest", "lvis", "uids", "scores", "min_score", "score_column", "license"):
+            if value := getattr(self, name):
+                asked[name] = sorted(value) if isinstance(value, tuple) else value
+        return dict(json.loads(json.dumps(asked, default=str)))
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """How hard to download, and how much disk it may take. Never changes what comes out."""
+
+    downloads: int = 16
+    """Downloads at once, which run ahead of the renderers."""
+    per_host: int = 8
+    """Connections to one host at once."""
+    raw_gb: float = 8.0
+    """Disk for downloaded files that were not rendered yet; reserved before a download starts."""
+    max_file_mb: float = 1000.0
+    """Larger files are left out, as too_large."""
+    stall_s: float = 60.0
+    """A connection that brings nothing for so long is given up, and tried again."""
+    keep_raw: bool = False
+    """Keep downloaded files, in --cache. Without it they go as soon as their shard has them."""
+    mirror: tuple[str, ...] = ()
+    """FROM=TO: fetch from another place what stands at a URL, for example https://host/=http://mirror/host/."""
+
+    @property
+    def patient(self) -> bool:
+        """Whether a disk that others have filled is waited for, or ends the run."""
+        return False
+
+    def check_fetching(self) -> None:
+        """Raises UserError on nonsense."""
+        if min(self.downloads, self.per_host, self.raw_gb, self.max_file_mb, self.stall_s) <= 0:
+            raise UserError("--downloads, --per-host, --raw-gb, --max-file-mb and --stall-s must be positive")
+        if self.max_file_mb / 1e3 > self.raw_gb:
+            raise UserError(f"--max-file-mb {self.max_file_mb:g} does not fit into --raw-gb {self.raw_gb:g}")
+        for rule in self.mirror:
+            if not MIRROR.fullmatch(rule):
+                raise UserError(f"--mirror {rule} is no FROM=TO of two URLs", "--mirror https://host/=http://mirror/")
+
+    @property
+    def mirrors(self) -> tuple[tuple[str, str], ...]:
+        """(from, to) of every rule."""
+        return tuple((match[1], match[2]) for rule in self.mirror if (match := MIRROR.fullmatch(rule)))
+
+
+@dataclass(frozen=True)
+class Running:
+    """A run: how many, to where, and by how many workers."""
+
+    n: int = 100
+    """Objects to deliver. Failures are replaced from the source until n good ones stand in the shards."""
+    out: Path | None = None
+    """Folder of the run, or s3://BUCKET/PATH, gs://..., file://...: docs/cluster.md. Default: data/SOURCE-RES. The same command
+    on the same folder goes on where it stopped."""
+    desk: Path | None = None
+    """Where --out is an address: the folder of this machine for the ledger and shards that are not uploaded yet. Default: below
+    ~/.cache/lvsm-data/runs."""
+    store: Annotated[str | None, tyro.conf.Suppress] = None
+    """The address that --out was; `out` is the desk then."""
+    backup_s: float = 60.0
+    """Where --out is an address: seconds between two copies of the ledger to it."""
+    workers: int | None = None
+    """Processes at once. Default: one per core, as far as the memory reaches; on a cluster also of nodes that join later."""
+    threads: int = 1
+    """CPU cores of each worker."""
+    gpus: float = 0.0
+    """Share of a GPU that each worker of a cluster is given: 0.25 puts four on one. 0: none is reserved."""
+    memory_gb: float = 1.5
+    """Memory that each worker of a cluster is given. 0: it is not counted."""
+    address: str | None = None
+    """Ray cluster to join (auto, or ray://HOST:10001). Default: a private Ray on this machine."""
+    executor: Literal["ray", "inline"] = "ray"
+    """inline works in this process, one object at a time, without Ray."""
+    retry_failed: bool = False
+    """Try again what failed in earlier sessions."""
+    shard_mb: float = 64.0
+    """Target size of a shard of the largest resolution."""
+    val_percent: float = 1.0
+    """Share of the objects, chosen by a hash of the uid, that goes to val-*.parquet."""
+
+    def check_running(self) -> None:
+        """Raises UserError on nonsense."""
+        if self.n < 1:
+            raise UserError(f"--n {self.n} asks for nothing", "for example --n 100")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers {self.workers} would never finish", "leave it out for one per core")
+        if not 0 <= self.val_percent < 100:
+            raise UserError(f"--val-percent {self.val_percent:g} leaves nothing to train on", "0 <= percent < 100")
+        if self.threads < 1 or self.shard_mb <= 0 or self.backup_s <= 0:
+            raise UserError("--threads, --shard-mb and --backup-s must be positive")
+        if self.gpus < 0 or self.memory_gb < 0:
+            raise UserError("--gpus and --memory-gb must be 0 or more")
+        if self.desk and not (self.store or address_of(self.out)):
+            raise UserError("--desk goes with an --out that is an address", "--out s3://BUCKET/PATH")
+
+    def placed(self, default: Path) -> dict[str, Any]:
+        """Where the run's folder is, and where its shards go from there, as keyword arguments. default: without --out."""
+        address = self.store or address_of(self.out)
+        if address is None:
+            return {"out": (self.out or default).absolute()}
+        return {"store": address, "out": (self.desk.expanduser() if self.desk else desk_of(address)).absolute()}
+
+
+def absolute(path: Path | None) -> Path | None:
+    """As it is seen from any folder; ~ is the home. An address stays what it is."""
+    return path if path is None or address_of(path) else path.expanduser().absolute()
+
+
+def address_of(path: Path | None) -> str | None:
+    """s3:/bucket/run, as a Path has it, -> s3://bucket/run; None for a path of this machine."""
+    found = ADDRESS.fullmatch(str(path or ""))
+    if not found:
+        return None
+    slashes = ":///" if found[1] == "file" else "://"
+    return f"{found[1]}{slashes}{found[2].rstrip('/')}"
+
+
+def desk_of(address: str) -> Path:
+    """The folder of this machine for a run at an address, where none was named."""
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", address.split("://", 1)[1]).strip("-")[-60:]
+    return DESKS.expanduser() / f"{name}-{hashlib.blake2b(address.encode(), digest_size=4).hexdigest()}"
+
+
+WORKER_MEMORY = 1.5e9  # bytes that a Blender of ordinary objects takes at its peak, with room
+
+
+def default_workers(threads: int) -> int:
+    """One per `threads` cores, as far as the free memory reaches."""
+    cores = len(os.sched_getaffinity(0))
+    by_memory = int(psutil.virtual_memory().available / WORKER_MEMORY)
+    return max(1, min(cores // threads, by_memory))
+
+
+LOOK = 2  # counted up by every change of ours that gives other pixels for the same settings
+
+
+def folder_name(source: str, res: tuple[int, ...]) -> str:
+    return f"{source}-{'-'.join(map(str, res))}"
+
+
+def plain(scene: Any) -> dict[str, Any]:
+    """A scene's settings as they read back from JSON: tuples are lists."""
+    return dict(json.loads(json.dumps(dataclasses.asdict(scene))))
+
+
+def config_hash(scene: Any) -> str:
+    """16 hex digits that change with every setting, and every change of ours, that can change a pixel or a pose."""
+    canonical = json.dumps(dataclasses.asdict(scene) | {"look": LOOK}, sort_keys=True)
+    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()

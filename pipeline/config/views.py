@@ -1,0 +1,109 @@
+"""Flags of `import`: views that exist already."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tyro
+
+from pipeline.config.shared import Fetching, Running, absolute, config_hash, folder_name, plain
+from pipeline.core.errors import UserError
+
+PosedSource = Literal["objaverse-mix", "gobjaverse", "zero123", "pixelsplat", "nerfstudio", "colmap"]
+
+
+@dataclass(frozen=True)
+class MixCameras:
+    """The cameras of Objaverse-MIX, which ships none: an inference from the script that its layout points to.
+
+    Twelve on a circle that look at the origin, world z up; see docs/sources.md. --verify-cameras tells whether they fit.
+    """
+
+    radius: float = 2.0
+    """Distance from the origin; the object's longest side is 1."""
+    elevation_deg: float = 30.0
+    """Above the horizon."""
+    fov_x_deg: float = 49.134
+    """Horizontal field of view: 35 mm lens, 32 mm sensor."""
+    azimuth_deg: float = 0.0
+    """Of view 0, from +x towards +y."""
+    clockwise: bool = False
+    """Whether the views go round from +x towards -y."""
+
+
+@dataclass(frozen=True)
+class PictureConfig:
+    """What becomes of pictures that somebody else took. Every field changes pixels or poses, so all enter `config_hash`."""
+
+    res: tuple[int, ...] = (64,)
+    """Image widths, area-averaged in linear light from one decoding. Pictures are never enlarged."""
+    views: int | None = None
+    """Most views per scene, spread evenly over those that are there. Default: all."""
+    seed: int = 0
+    """Chooses the order of the objects."""
+    quality: int = 95
+    """JPEG quality; chroma is never subsampled."""
+
+    def resolved(self) -> Self:
+        """The same, sorted. Raises UserError on nonsense."""
+        if not self.res or min(self.res) < 8 or max(self.res) > 8192:
+            raise UserError(f"--res {' '.join(map(str, self.res))} is outside 8..8192", "for example --res 64 512")
+        if (self.views is not None and self.views < 1) or not 1 <= self.quality <= 100 or self.seed < 0:
+            raise UserError("--views must be positive, --quality between 1 and 100, --seed 0 or more")
+        return dataclasses.replace(self, res=tuple(sorted(set(self.res))))
+
+
+@dataclass(frozen=True)
+class PosedConfig(PictureConfig):
+    """What becomes of pictures that come with their cameras."""
+
+    crop: Literal["square", "none"] = "square"
+    """square: the centre of each picture, as LVSM takes it. The intrinsics follow."""
+    alpha: bool = False
+    """Add a lossless coverage column (8-bit PNG), where the pictures have one."""
+    mix: MixCameras = field(default_factory=MixCameras)
+
+
+@dataclass(frozen=True)
+class ImportConfig(Fetching, Running):
+    """A run of the importer: views that exist already become the same shards."""
+
+    source: PosedSource = "nerfstudio"
+    """What the pictures and their cameras look like. docs/sources.md."""
+    input: Path | None = None
+    """A folder, or an archive (.zip, .tar, .tar.gz, .7z). Default for objaverse-mix and gobjaverse: fetched, bit by bit."""
+    scene: Annotated[PosedConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=PosedConfig)
+    verify_cameras: bool = True
+    """Check on the first scenes that poses and pictures fit (silhouettes, epipolar lines), and refuse where they do not."""
+    uids: Path | None = None
+    """Only the scenes that this text file names, one per line or CSV field."""
+    cache: Path = Path("~/.objaverse")
+    """Where lists are kept."""
+    max_file_mb: float = 6000.0
+    """Larger files are left out, as too_large. An archive of Objaverse-MIX has about 4,650 MB."""
+
+    def resolved(self) -> ImportConfig:
+        """The same with defaults filled in. Raises UserError where flags contradict each other."""
+        self.check_running()
+        self.check_fetching()
+        if self.input is None and self.source not in ("objaverse-mix", "gobjaverse"):
+            raise UserError(f"--source {self.source} needs --input", "--input FOLDER")
+        for name in ("input", "uids"):
+            path = getattr(self, name)
+            if path is not None and not path.exists():
+                raise UserError(f"--{name} {path} does not exist")
+        scene = self.scene.resolved()
+        placed = self.placed(Path("data") / folder_name(self.source, scene.res))
+        paths: dict[str, Any] = {"input": absolute(self.input), "uids": absolute(self.uids)}
+        cache = self.cache.expanduser().absolute()
+        return dataclasses.replace(self, scene=scene, cache=cache, **placed, **paths)
+
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same for a run to go on in the same folder: JSON values by flag; written to run.json."""
+        listing = {"source": self.source, "input": str(self.input) if self.input else None}
+        listing |= {"uids": str(self.uids)} if self.uids else {}
+        run = {"val_percent": self.val_percent, "config_hash": config_hash(self.scene)}
+        return listing | run | plain(self.scene)

@@ -1,0 +1,113 @@
+"""Disk for files that wait to be used, shared by many who write."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+import threading
+from pathlib import Path
+
+from pipeline.core.errors import Retry, Skip
+
+FREE_AT_LEAST = 500e6  # bytes of the disk that downloads leave alone
+
+
+class Room:
+    """Disk for files that wait to be used: reserved by owner before it is written, released when the owner is done.
+
+    budget: bytes. folder: on the disk in question, of which `spare` bytes are left to others. patient: a disk that others have
+    filled is waited for. Thread-safe; waiting is first come, first served.
+    """
+
+    def __init__(self, folder: Path, budget: float, spare: float = FREE_AT_LEAST, patient: bool = False) -> None:
+        self.folder = folder
+        self.budget = int(budget)
+        self.spare = spare
+        self.patient = patient
+        self.peak = 0
+        self._held: dict[str, int] = {}
+        self._queue: list[object] = []
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def folder_of(self, owner: str) -> Path:
+        """An owner's own folder, which need not be there."""
+        return self.folder / hashlib.blake2b(owner.encode(), digest_size=12).hexdigest()
+
+    @property
+    def used(self) -> int:
+        return sum(list(self._held.values()))
+
+    @property
+    def free(self) -> int:
+        """Bytes of the budget that nobody holds; negative where it has become smaller."""
+        return self.budget - self.used
+
+    def try_reserve(self, owner: str, size: int) -> bool:
+        """Takes `size` more bytes for `owner` if they are free now and nobody waits. Raises Skip("too_large")."""
+        with self._changed:
+            self._check(owner, size)
+            if self._queue or not self._fits(size):
+                return False
+            self._take(owner, size)
+            return True
+
+    def reserve(self, owner: str, size: int) -> None:
+        """Takes `size` more bytes for `owner`, waiting for them. Raises Skip("too_large"), Retry("stopped") after `close`."""
+        ticket = object()
+        with self._changed:
+            self._check(owner, size)
+            self._queue.append(ticket)
+            try:
+                while not self._closed and (self._queue[0] is not ticket or not self._fits(size)):
+                    self._changed.wait(timeout=1.0)  # others may free the disk without telling us
+                if self._closed:
+                    raise Retry("stopped")
+                self._take(owner, size)
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
+
+    def settle(self, owner: str, size: int) -> None:
+        """`owner` turned out to hold `size` bytes in all."""
+        with self._changed:
+            self._held[owner] = size
+            self._changed.notify_all()
+
+    def release(self, owner: str) -> None:
+        """Gives back what `owner` holds."""
+        with self._changed:
+            self._held.pop(owner, None)
+            self._changed.notify_all()
+
+    def held(self, owner: str) -> int:
+        """Bytes reserved by `owner`."""
+        return self._held.get(owner, 0)
+
+    def lacks_disk(self, size: int) -> bool:
+        """Whether the budget would allow `size` more bytes, but others have filled the disk."""
+        return self.used + size <= self.budget and shutil.disk_usage(self.folder).free < size + self.spare
+
+    def close(self) -> None:
+        """Sends everybody home who waits."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _check(self, owner: str, size: int) -> None:
+        if self._held.get(owner, 0) + size > self.budget:
+            raise Skip("too_large", f"{size / 1e6:.0f} MB do not fit into a budget of {self.budget / 1e6:.0f} MB")
+
+    def _fits(self, size: int) -> bool:
+        if self.used + size > self.budget:
+            return False
+        if shutil.disk_usage(self.folder).free >= size + self.spare:
+            return True
+        if not self._held and not self.patient:  # nothing of ours will ever make room
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.folder))
+        return False
+
+    def _take(self, owner: str, size: int) -> None:
+        self._held[owner] = self._held.get(owner, 0) + size
+        self.peak = max(self.peak, self.used)

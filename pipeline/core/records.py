@@ -1,0 +1,168 @@
+"""The nouns that cross every boundary: Item, Scene, Outcome, and the two ways in which an item may fail."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+
+from pipeline.core.errors import Retry, Skip
+
+HEARTBEAT = "heartbeat"  # a file in a worker's scratch folder: how many views so far, and of which uid
+
+
+@dataclass(frozen=True)
+class Item:
+    """One manifest line: what to render, never its bytes.
+
+    uid: unique within a source. url: where the payload is (a path for local files, empty for embedded sources).
+    license: a name of pipeline/core/licenses.py or "unknown". sha256: of the payload, lower-case hex, or "" when not known.
+    credit: whom to name for it: title, author and page, each where known. extra: what only the source itself understands.
+    """
+
+    uid: str
+    source: str
+    url: str = ""
+    license: str = "unknown"
+    sha256: str = ""
+    credit: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Posed:
+    """Views as somebody else rendered or photographed them: what a source of kind "posed" loads.
+
+    images: V encoded files (PNG, JPEG, WebP), with or without alpha (straight). c2w: (V, 4, 4) as in Scene.
+    fxfycxcy: (V, 4) pixels of the images as they are encoded; pixel centres at +0.5. distortion: None for a pinhole, or
+    (V, 8) of OpenCV's k1 k2 p1 p2 k3 k4 k5 k6. meta: facts about the object (JSON-able).
+    """
+
+    images: list[bytes]
+    c2w: np.ndarray
+    fxfycxcy: np.ndarray
+    distortion: np.ndarray | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A stretch of a video, and where its camera was: what a source of kind "video" loads.
+
+    path: a cut (see pipeline/video/cut.py).
+    frame: (V,) which entries of the camera file these are, counted from 0. times_us: (V,) when
+    they are shown, microseconds from the start of the video. c2w: (V, 4, 4) as in Scene. shares: (V, 4) fx fy cx cy as shares of
+    the frame's width and height, with its corners at 0 and 1. meta: facts (JSON-able).
+    """
+
+    path: Path
+    frame: np.ndarray
+    times_us: np.ndarray
+    c2w: np.ndarray
+    shares: np.ndarray
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The V images of a scene at one resolution, and the intrinsics that belong to that resolution.
+
+    jpegs: V files. fxfycxcy: (V, 4) float32, pixels; the centre of pixel (0, 0) is (0.5, 0.5). hw: (height, width).
+    layers: optional lossless companions, each V byte strings (see docs/shard_format.md).
+    """
+
+    jpegs: list[bytes]
+    fxfycxcy: np.ndarray
+    hw: tuple[int, int]
+    layers: dict[str, list[bytes]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """V posed views of one static scene, at one or several resolutions.
+
+    c2w: (V, 4, 4) float32 camera-to-world, OpenCV axes (+x right, +y down, +z forward), world z up.
+    by_width: image width in pixels -> Views. meta: facts about the object (JSON-able), the same for all its views.
+    numbers: name -> (V,) int64, what else is known of each view (see docs/shard_format.md).
+    """
+
+    item: Item
+    c2w: np.ndarray
+    by_width: dict[int, Views]
+    meta: dict[str, Any]
+    numbers: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def view_count(self) -> int:
+        return len(self.c2w)
+
+    @property
+    def jpeg_bytes(self) -> int:
+        return sum(len(jpeg) for views in self.by_width.values() for jpeg in views.jpegs)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A scene as a journal takes it, and what a driver has to know of it: workers pack, so that the driver only writes.
+
+    record: an Arrow message (pipeline/storage/writer.py).
+    group: what must not be torn apart between train and val. widest_bytes: of the
+    pictures at the largest resolution; jpeg_bytes: at all. meta: what the driver is told, and no shard.
+    """
+
+    item: Item
+    record: bytes
+    group: str
+    view_count: int
+    jpeg_bytes: int
+    widest_bytes: int
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one item ended: with a scene, or with a reason. Times are in seconds, by stage.
+
+    passing: the reason is one that the same item may not have on another machine.
+    """
+
+    item: Item
+    scene: Scene | Packed | None = None
+    reason: str = ""
+    detail: str = ""
+    tries: int = 1
+    worker: str = ""
+    timings: dict[str, float] = field(default_factory=dict)
+    passing: bool = False
+
+
+Got = tuple[Item, Path | Skip | Retry]  # what became of an item's file: where it lies, or why it cannot be had
+
+
+def item_rng(seed: int, uid: str, purpose: str) -> np.random.Generator:
+    """The item's own random stream: depends on (seed, uid, purpose) alone, so neither order nor worker nor retry shows."""
+    digest = hashlib.blake2b(f"{seed}\0{uid}\0{purpose}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+YOUTUBE = re.compile(r"(?:.*\.)?(?:youtube\.com|youtube-nocookie\.com|youtu\.be)")
+YOUTUBE_ID = re.compile(r"[0-9A-Za-z_-]{11}")
+
+
+def video_of(url: str) -> str:
+    """One name for all the ways to write a video's address: YouTube's id, else 16 hex digits of a hash."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        host = ""
+    if YOUTUBE.fullmatch(host):
+        asked = parse_qs(parts.query).get("v", [""])[0] or parts.path.rstrip("/").rsplit("/", 1)[-1]
+        if YOUTUBE_ID.fullmatch(asked):
+            return asked
+    return hashlib.blake2b(url.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,1 @@
+"""Render, train and delete, at once and under one disk budget."""

@@ -1,0 +1,161 @@
+"""Does a cycle add up? Objects and samples, counted in places that do not know of each other. See docs/cycle.md."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import UserError
+from pipeline.core.text import reasons_text
+from pipeline.cycle.protocol import TRAIN, committed, layout
+from pipeline.cycle.snapshot import is_cycle
+from pipeline.storage import journal as journals
+from pipeline.storage.ledger import Kept, Ledger, train_shards
+from pipeline.storage.run_folder import is_locked
+from pipeline.storage.shards import shard_name, shard_paths, uids_of
+from pipeline.storage.train_run import TrainingLog
+
+
+@dataclass
+class Audit:
+    """What was counted. problems: what does not add up, one line each; empty is good."""
+
+    run: Path
+    requested: int
+    delivered: int
+    reasons: dict[str, int]
+    on_disk: int = 0
+    held_out: int = 0
+    deleted: int = 0
+    samples: int = 0
+    logged: int = 0
+    owed: int = 0
+    step: int = 0
+    passes: dict[int, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The conservation law, for people."""
+        failed = sum(self.reasons.values())
+        by_reason = f" ({reasons_text(self.reasons)})" if failed else ""
+        missing = f" + {self.requested - self.delivered} missing" if self.delivered < self.requested else ""
+        passes = ", ".join(f"{count} objects x {passes}" for passes, count in sorted(self.passes.items()))
+        return [
+            f"requested {self.requested} = delivered {self.delivered}{missing}",
+            f"drawn {self.delivered + failed} = delivered {self.delivered} + failed {failed}{by_reason}",
+            f"delivered {self.delivered} = on disk {self.on_disk} (of them {self.held_out} for validation) + "
+            f"trained and deleted {self.deleted}",
+            f"trained {self.samples} samples in {self.step} steps (log.jsonl: {self.logged}) of {self.owed} = "
+            f"{passes or 'none yet'}",
+            *(f"problem: {problem}" for problem in self.problems),
+            "it adds up" if not self.problems else f"it does not add up: {len(self.problems)} problems",
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return vars(self) | {"run": str(self.run)}
+
+
+def audit(run: Path) -> Audit:
+    """Counts everything, at rest or while the cycle goes on. Raises UserError where there is no cycle."""
+    report = _counted(run)
+    if report.problems and is_locked(run):  # what moved meanwhile is no problem: another one has moved the next time
+        before, report = report, _counted(run)
+        report.problems = [problem for problem in report.problems if problem in before.problems]
+    return report
+
+
+def _counted(run: Path) -> Audit:
+    told = layout(run)
+    with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
+        ledger.snapshot()
+        counts, reasons, kept, booked = ledger.counts(), ledger.reasons(), ledger.kept(), ledger.delivered_in()
+    if not is_cycle(run):
+        raise UserError(f"{run} is no cycle", "lvsm-data verify checks runs of render, import and clip")
+    identity = json.loads((run / "run.json").read_text())["identity"]
+    report = Audit(run, identity["n"], counts.get("delivered", 0), reasons)
+    _objects(report, run, identity["res"], kept, booked)
+    _samples(report, run, kept)
+    if told and told["val"] + told["objects"] != identity["n"]:
+        report.problems.append(
+            f"{told['val']} objects for validation and {told['objects']} to train on are not {identity['n']}"
+        )
+    return report
+
+
+def _objects(report: Audit, run: Path, widths: list[int], kept: dict[str, Kept], booked: dict[str, str]) -> None:
+    """Where each object is: in shards of each resolution, in a journal, or in a shard that was deleted."""
+    journal = _uids(_journals(run), lambda path: [batch.column("uid")[0].as_py() for batch in journals.read(path)])
+    found: dict[str, str] = {uid: name for name, uids in journal.items() for uid in uids}
+    for width in widths:
+        here = _uids([path for path in shard_paths(run / str(width)) if path.stem not in journal], uids_of)
+        for name, uids in here.items():
+            if name in kept and kept[name].state == "deleted":
+                continue  # its files are about to go
+            if name in kept and len(uids) != kept[name].objects:
+                report.problems.append(f"{width}/{name} has {len(uids)} objects, the ledger says {kept[name].objects}")
+            for uid in uids:
+                if found.setdefault(uid, name) != name:
+                    report.problems.append(f"{uid} is in {found[uid]} and in {name}")
+        gone = [name for name, shard in kept.items() if shard.state == "complete" and name not in {*here, *journal}]
+        report.problems += [f"{width}/{name} is complete, says the ledger, and is not there" for name in gone]
+    deleted = {uid for uid, name in booked.items() if name in kept and kept[name].state == "deleted"}
+    report.on_disk, report.deleted = len(found), len(deleted)
+    report.held_out = sum(name.startswith("val") for name in found.values())
+    if report.delivered != report.on_disk + report.deleted:
+        report.problems.append(
+            f"{report.delivered} delivered are not {report.on_disk} on disk and {report.deleted} deleted"
+        )
+    for uid in sorted(found.keys() | deleted):
+        if booked.get(uid) != found.get(uid, booked.get(uid)):
+            report.problems.append(f"{uid} is in {found.get(uid)}, the ledger says {booked.get(uid, 'nothing')}")
+    for uid in sorted(booked.keys() - found.keys() - deleted):
+        report.problems.append(f"{uid} was delivered into {booked[uid]}, and is neither there nor deleted")
+    if deleted & found.keys():
+        report.problems.append(f"{len(deleted & found.keys())} objects are deleted and on disk")
+
+
+def _uids(paths: list[Path], read: Callable[[Path], list[str]]) -> dict[str, list[str]]:
+    """Shard name -> the objects in its file. Of a run that goes on, files may go meanwhile."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found[path.stem] = read(path)
+    return found
+
+
+def _journals(run: Path) -> list[Path]:
+    return sorted((run / "journal").glob("*.arrow"))
+
+
+def _samples(report: Audit, run: Path, kept: dict[str, Kept]) -> None:
+    """What was trained on: by the cursor of the newest checkpoint, by the log up to it, and by the passes of each shard."""
+    report.step, cursor = committed(run)
+    log = TrainingLog(run / TRAIN).read(until=report.step)
+    slots = train_shards(kept)
+    report.samples, report.logged = cursor.position, log.samples
+    report.owed = sum(shard.objects * shard.passes for shard in slots.values())
+    for shard in slots.values():
+        if shard.objects:
+            report.passes[shard.passes] = report.passes.get(shard.passes, 0) + shard.objects
+    if log.samples != cursor.position:
+        report.problems.append(f"the checkpoint counts {cursor.position} samples, log.jsonl {log.samples}")
+    for number, shard in slots.items():
+        owed, logged = shard.objects * shard.passes, log.slots.get(number, 0)
+        counted = cursor.counts.get(number, owed if number < cursor.done else 0)
+        if logged != counted:
+            report.problems.append(
+                f"of shard {shard_name('train', number)} {counted} samples were trained on, log.jsonl says {logged}"
+            )
+        if logged > owed:
+            report.problems.append(
+                f"shard {shard_name('train', number)} was trained on {logged} times, {owed} are its passes"
+            )
+        if shard.state == "deleted" and number >= cursor.done and shard.objects:
+            report.problems.append(
+                f"shard {shard_name('train', number)} is deleted, and no checkpoint has done with it"
+            )

@@ -1,0 +1,169 @@
+"""The shards of a cycle that are being filled, and the disk that they have, or wait for."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pipeline.config.cycle import CycleConfig, Shares
+from pipeline.core.budget import Room
+from pipeline.core.disk import SAY_AGAIN_S, say_full
+from pipeline.core.errors import Skip, UserError
+from pipeline.core.text import size
+from pipeline.storage.ledger import Kept
+from pipeline.storage.shards import Shard
+from pipeline.storage.writer import PARQUET_EXTRA
+
+SPARE, SPARE_SHARE = 50e6, 0.05  # of the disk that is left alone: bytes, of a small one this share
+VAL_OBJECTS = 64  # per shard
+BYTES_PER_PIXEL = 0.75  # of pictures that nobody has seen yet
+CAUTION, CAUTION_FEW = 1.25, 1.5  # a shard may be so much larger than the mean says; with few objects to know it from
+FEW = 16
+MOST_SHARD = 512e6  # bytes
+MOST_SHARE = 10  # shards per window at least: what the last window holds is trained on when rendering has ended
+AT_ONCE = 5  # shards beside the window: one on its way out; one being closed and one being filled, which count twice
+
+
+@dataclass
+class Open:
+    """A shard that is being filled. order: its uids so far, as the source has them. missing: those that have not ended.
+
+    full: nothing will be added to `order`. reserved: whether there is room for all of it. written: bytes that it takes, and
+    will take until it is closed.
+    """
+
+    name: str
+    number: int
+    order: list[str] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
+    full: bool = False
+    reserved: bool = False
+    written: int = 0
+
+
+class Slots:
+    """open: by name. room: the share of the budget that is for shards. kept: what earlier sessions closed."""
+
+    def __init__(self, cfg: CycleConfig, shares: Shares, kept: Mapping[str, Kept]) -> None:
+        assert cfg.out is not None
+        self.cfg, self.shares, self.out = cfg, shares, cfg.out
+        self.room = Room(
+            cfg.out, shares.shards, min(SPARE, SPARE_SHARE * shutil.disk_usage(cfg.out).total), patient=True
+        )
+        self.open: dict[str, Open] = {}
+        self.closed_objects = sum(shard.objects for shard in kept.values())
+        self.closed_bytes = sum(shard.bytes for shard in kept.values())
+        self._waited = 0.0
+        self._since: float | None = None
+        self._said = -SAY_AGAIN_S
+
+    def expected(self) -> float:
+        """Bytes that an object takes in shards, with caution."""
+        if not self.closed_objects:
+            pixels = sum(width**2 for width in self.cfg.scene.res)
+            return BYTES_PER_PIXEL * self.cfg.scene.views * pixels + PARQUET_EXTRA
+        return with_caution(self.closed_objects, self.closed_bytes)
+
+    def all_of(self, slot: Open, of_each: int) -> int:
+        """Bytes for all of a shard, twice: for a moment it stands in a journal and in its files."""
+        return max(slot.written, math.ceil(2 * of_each * self.expected()))
+
+    def reserve(self, slot: Open, of_each: int) -> bool:
+        """Takes them. False: not now. Raises UserError where that will never be."""
+        if not slot.reserved:
+            wanted = self.all_of(slot, of_each)
+            if not self.closed_objects:  # a guess is no reason to refuse: what is written will be known
+                wanted = min(wanted, self.room.held(slot.name) + max(0, self.room.free))
+            slot.reserved = self.room.held(slot.name) >= wanted or self._grow(slot, wanted)
+        return slot.reserved
+
+    def fits(self, slot: Open) -> bool:
+        """Whether what a shard has to take fits. Those after it step back, as far as they have only reserved."""
+        if self.room.held(slot.name) >= slot.written or self._grow(slot, slot.written):
+            return True
+        for later in self.open.values():
+            if later.number > slot.number:
+                self.room.settle(later.name, min(later.written, self.room.held(later.name)))
+        return self._grow(slot, slot.written)
+
+    def close(self, slot: Open, shard: Shard | None, disk: int) -> None:
+        """It stands on disk, and takes so many bytes there."""
+        self.room.settle(slot.name, disk)
+        if shard is not None:
+            self.closed_objects += len(shard.entries)
+            self.closed_bytes += shard.file_bytes
+        del self.open[slot.name]
+
+    def _grow(self, slot: Open, wanted: int) -> bool:
+        try:
+            return self.room.try_reserve(slot.name, wanted - self.room.held(slot.name))
+        except Skip:
+            raise self.too_small(slot, wanted) from None
+
+    def too_small(self, slot: Open, wanted: int) -> UserError:
+        """A shard does not fit, and nothing that could go is left."""
+        need = self.shares.total + wanted - self.room.held(slot.name) - min(0, self.room.free)
+        return UserError(
+            f"the disk budget of {size(self.shares.total)} is too small: the trainer waits for a shard that does not fit",
+            f"the same command with --disk-budget {math.ceil(need / 1e6) + 1}MB goes on",
+        )
+
+    # ---- who waits
+
+    @property
+    def blocked(self) -> bool:
+        """Whether production waits for disk."""
+        return self._since is not None
+
+    def waited(self) -> float:
+        """Seconds that production has waited for disk in this session."""
+        return self._waited + (time.monotonic() - self._since if self._since is not None else 0)
+
+    def block(self) -> bool:
+        """It waits. True: from now on."""
+        if self._since is not None:
+            return False
+        self._since = time.monotonic()
+        return True
+
+    def unblock(self) -> bool:
+        """It goes on. True: from now on."""
+        if self._since is None:
+            return False
+        self._waited, self._since = self.waited(), None
+        return True
+
+    def lacks_disk(self, slot: Open, wanted: int) -> bool:
+        """Whether it is others who have filled the disk; then a user hears of it."""
+        if not self.room.lacks_disk(wanted - self.room.held(slot.name)):
+            return False
+        if time.monotonic() - self._said > SAY_AGAIN_S:
+            self._said = time.monotonic()
+            say_full(self.out)
+        return True
+
+
+def with_caution(objects: int, total: float) -> float:
+    """Bytes to expect of an object, where so many took `total` bytes."""
+    return (CAUTION if objects >= FEW else CAUTION_FEW) * total / objects
+
+
+def objects_per_shard(cfg: CycleConfig, free: float, expected: float, objects: int) -> int:
+    """How large shards are, so that the window and some more fit into `free` bytes of disk, of objects of `expected` bytes each.
+
+    objects: that will be trained on. Raises UserError where not even the smallest do.
+    """
+    at_once, least = cfg.window + AT_ONCE, cfg.shard_objects or 1
+    most = int(free // (at_once * expected))
+    if most < least:
+        lacking = at_once * expected * least - free
+        raise UserError(
+            f"{size(max(0, free))} of the disk budget are left to train on, and {at_once} shards of {least} objects have to fit",
+            f"{math.ceil(lacking / 1e6) + 1} MB more for --disk-budget, or a smaller --window",
+        )
+    return cfg.shard_objects or min(
+        most, max(1, int(MOST_SHARD // expected)), max(1, objects // (MOST_SHARE * cfg.window))
+    )

@@ -1,0 +1,119 @@
+"""The trainer of a cycle: a process of its own, started, watched, and started again from its newest checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from pipeline.core.disk import append
+from pipeline.core.errors import UserError
+from pipeline.cycle.protocol import TRAIN, committed
+
+TIMES = 3  # that it may end without a new checkpoint in between
+USER = 2  # exit status: what was asked for cannot be done
+SAYS = "trainer.log"
+TAIL = 15  # lines of it, for a user
+STOP_S = 600.0  # for its last checkpoint
+LISTEN_S = 5.0  # for what it said last, once it has ended: processes of its own may hold on to the pipe
+
+
+def environment(threads: int | None) -> dict[str, str]:
+    """For a process that trains with so many threads; None: with as many as it likes."""
+    return os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+
+
+class Trainer:
+    """Holds the process. command: what to run. It ends when this process does, in whatever way: its stdin is a pipe from here."""
+
+    def __init__(self, out: Path, command: Sequence[str], threads: int | None) -> None:
+        self.out, self.command, self.threads = out, command, threads
+        self.process: subprocess.Popen[bytes] | None = None
+        self.words: deque[str] = deque(maxlen=TAIL)
+        self.finished = self.stopping = False
+        self.listener: threading.Thread | None = None
+        self.changing = threading.RLock()  # one thread looks after it, another one stops it
+        self.starts: list[int] = []  # the step at each start
+
+    def start(self) -> None:
+        """Starts it, unless it was stopped. Raises UserError where it ended too often at the same step."""
+        with self.changing:
+            if not self.stopping:
+                self._start()
+
+    def _start(self) -> None:
+        step = committed(self.out)[0]
+        if self.starts[-TIMES:] == [step] * TIMES:
+            raise UserError(f"the trainer ended {TIMES} times at step {step}; its last words:\n{self.last_words()}")
+        self.starts.append(step)
+        folder = self.out / TRAIN
+        folder.mkdir(exist_ok=True)
+        self.close()
+        self.words.clear()
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment(self.threads),
+            start_new_session=True,  # Ctrl-C is ours to pass on
+        )
+        assert self.process.stdout is not None
+        self.listener = threading.Thread(target=self._listen, args=(self.process.stdout, folder / SAYS), daemon=True)
+        self.listener.start()
+
+    def _listen(self, said: IO[bytes], path: Path) -> None:
+        """Takes down what it says; a pipe, since a file on a full disk would end who writes to it."""
+        with said:
+            for line in said:
+                self.words.append(line.decode(errors="replace"))
+                with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:
+                    append(file, line)
+
+    def look(self) -> None:
+        """Has it ended? Then it has finished, or is started again. Raises UserError where that makes no sense."""
+        if self.stopping or self.finished or self.process is None or (status := self.process.poll()) is None:
+            return
+        if status == 0:
+            self.finished = True
+        elif status == USER:
+            raise UserError(f"the trainer cannot go on:\n{self.last_words()}")
+        else:
+            self.start()
+
+    def stop(self) -> None:
+        """Asks it to end with a checkpoint, and waits for that. It is not started again."""
+        with self.changing:
+            self.stopping = True
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.finished = self.process.wait(STOP_S) == 0
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.close()
+
+    def close(self) -> None:
+        """Ends it at once, if it lives."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            assert self.process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+            self._hear()
+
+    def last_words(self) -> str:
+        """The end of what it said, once it has ended."""
+        self._hear()
+        return "".join(self.words).strip()
+
+    def _hear(self) -> None:
+        if self.listener is not None:
+            self.listener.join(LISTEN_S)

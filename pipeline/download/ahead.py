@@ -1,0 +1,147 @@
+"""Downloads that run ahead of the renderers: items in, items whose file lies on disk out, within a budget of disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import queue
+import shutil
+import traceback
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+from pipeline.core.disk import bytes_below
+from pipeline.core.errors import Retry, Skip, UserError
+from pipeline.core.records import Item, Outcome
+from pipeline.download.batches import Batches
+from pipeline.download.fetch import Fetcher
+
+AHEAD = 4  # items under way or ready, times the number of downloads
+IN_A_ROW = 20  # downloads that fail for reasons that may pass, with none between that works: then it is the connection
+UID = "uid"  # a file in an item's folder: whose it is
+
+Result = tuple[Item, Path | Skip | Retry | BaseException]
+
+
+class Downloads:
+    """Threads that fetch for one source into folders of `net.room.folder`, one per item, gone after `done`.
+
+    finished: uids that need no file any more; what an earlier session left for them is removed.
+    """
+
+    def __init__(self, source: ModuleType, net: Fetcher, threads: int, finished: Container[str]) -> None:
+        self.source = source
+        self.net = net
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="download")
+        self.ahead = max(AHEAD * threads, getattr(source, "BATCH", 1))
+        self.results: queue.SimpleQueue[Result] = queue.SimpleQueue()
+        self.out_there = 0  # items that were given to a thread and not handed on yet
+        self.in_a_row = 0
+        self.failing = ""  # the batch that failed last: it counts once, however many items it has
+        self._take_over(finished)
+
+    def stream(self, drawn: Iterator[Item | None], failed: Callable[[Outcome], None]) -> Iterator[Item | None]:
+        """Hands items on as soon as their files are there, with the path in extra["path"]; None: nothing now, ask again.
+
+        failed is called, in the caller's thread, with the Outcome of each item whose file cannot be had. Raises UserError
+        where nothing comes through any more.
+        """
+        batches = Batches(drawn, self._batch)
+        while not self.net.stopped.is_set():
+            while not batches.exhausted and self.out_there < self.ahead:
+                group = batches.take(getattr(self.source, "BATCH", 1))
+                if not group:
+                    break
+                self.out_there += len(group)
+                waiting = {each.uid: each for each in group}
+                self.pool.submit(self._fetch, group, waiting).add_done_callback(partial(self._ended, waiting))
+            try:
+                item, got = self.results.get_nowait()
+            except queue.Empty:
+                if batches.exhausted and not self.out_there:
+                    return
+                yield None
+                continue
+            self.out_there -= 1
+            if isinstance(got, Path):
+                self.in_a_row = 0
+                found = {"path": str(got), "root": str(self.source.root_of(item, got))}
+                yield dataclasses.replace(item, extra=item.extra | found)
+            else:
+                self._give_up(item, got, failed)
+
+    def snapshot(self) -> dict[str, int]:
+        """Items under way, files that wait for a renderer, and the disk that they hold."""
+        ready = self.results.qsize()
+        return {"under_way": self.out_there - ready, "ready": ready, "bytes": self.net.room.used}
+
+    def done(self, item: Item) -> None:
+        """Removes an item's files, and gives back their disk."""
+        shutil.rmtree(self.folder_of(item.uid), ignore_errors=True)
+        self.net.room.release(item.uid)
+
+    def stop(self) -> None:
+        """Ends the stream and what is under way. What is complete stays for the next session."""
+        self.net.close()
+
+    def close(self) -> None:
+        """`stop`, and waits for the threads."""
+        self.stop()
+        self.pool.shutdown(cancel_futures=True)
+
+    def folder_of(self, uid: str) -> Path:
+        """An item's own folder."""
+        return self.net.room.folder_of(uid)
+
+    def _batch(self, item: Item) -> str:
+        return str(self.source.batch(item)) if hasattr(self.source, "BATCH") else item.uid
+
+    def _fetch(self, group: Sequence[Item], waiting: dict[str, Item]) -> None:
+        """In a thread: puts every item into `results`, and takes it off `waiting`."""
+        for item, got in self.source.fetch_many(group, self._make_folder, self.net):
+            self.results.put((waiting.pop(item.uid), got))
+
+    def _ended(self, waiting: dict[str, Item], future: Future[None]) -> None:
+        """What the source did not account for ends with the error that stopped it."""
+        if future.cancelled():
+            return
+        error = future.exception() or RuntimeError("the source did not say what became of it")
+        for item in waiting.values():
+            self.results.put((item, error))
+
+    def _make_folder(self, item: Item) -> Path:
+        folder = self.folder_of(item.uid)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / UID).write_text(item.uid)
+        return folder
+
+    def _give_up(self, item: Item, error: BaseException, failed: Callable[[Outcome], None]) -> None:
+        self.done(item)
+        if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+            raise error
+        if isinstance(error, Skip | Retry):
+            reason, detail = error.reason, error.detail
+        else:
+            reason, detail = "bug", "".join(traceback.format_exception(error))
+        failed(Outcome(item, None, reason, detail))
+        batch = self._batch(item)
+        if not isinstance(error, Retry):
+            self.in_a_row = 0
+        elif batch != self.failing:
+            self.in_a_row, self.failing = self.in_a_row + 1, batch
+        if self.in_a_row >= IN_A_ROW:
+            hint = "look at the connection; the same command with --retry-failed goes on"
+            raise UserError(f"{IN_A_ROW} downloads in a row failed, the last with {reason}: {detail}", hint)
+
+    def _take_over(self, finished: Container[str]) -> None:
+        """What an earlier session left: kept, and counted, where its item is still to come."""
+        for folder in sorted(self.net.room.folder.iterdir()):
+            name = folder / UID
+            uid = name.read_text() if name.is_file() else ""
+            if not uid or uid in finished or self.folder_of(uid) != folder:
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                self.net.room.settle(uid, bytes_below(folder))

@@ -1,0 +1,379 @@
+"""One URL -> one whole, verified file; many at once without hurting a host or filling the disk.
+
+Bytes go to a file beside, and only a complete file gets the name that was asked for. What may pass is tried again
+with growing pauses, at the host's own word where it gives one (Retry-After); what will not is never asked again.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import hashlib
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.core.budget import Room
+from pipeline.core.errors import Retry, Skip
+
+TRIES = 5
+FIRST_PAUSE_S = 0.5  # doubles with every try
+LONGEST_PAUSE_S = 300.0  # even where Retry-After asks for more: then the item fails, and says so
+LEAST_BYTES_PER_S = 1000  # over `stall_s`; below, a connection counts as stalled
+CONNECT_S = 15.0
+GONE = (404, 410)
+REFUSED = (401, 403, 451)
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass
+class _Host:
+    """What we know of a host: how many may talk to it at once, when it may be asked next, and how fast."""
+
+    connections: threading.Semaphore
+    next_s: float = 0.0  # on the monotonic clock
+    interval_s: float = 0.0  # between requests; 0 until the host complains
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def wait(self) -> None:
+        with self.lock:
+            start = max(time.monotonic(), self.next_s)
+            self.next_s = start + self.interval_s
+        time.sleep(max(0.0, start - time.monotonic()))
+
+    def slow_down(self, pause_s: float) -> None:
+        with self.lock:
+            self.interval_s = min(10.0, max(0.1, 2 * self.interval_s))
+            self.next_s = max(self.next_s, time.monotonic() + pause_s)
+
+    def went_well(self) -> None:
+        with self.lock:
+            self.interval_s = 0.0 if self.interval_s < 0.05 else 0.9 * self.interval_s
+
+
+@dataclass(frozen=True)
+class FetchLimits:
+    """per_host: connections at once. max_bytes: of one file. stall_s: seconds without progress. mirrors: (from, to) URLs.
+
+    cache: a folder in the layout of the objaverse package, whose files are used; None for none. keep: files that are
+    fetched go there too, and stay.
+    """
+
+    per_host: int = 4
+    max_bytes: float = 1e9
+    stall_s: float = 60.0
+    mirrors: tuple[tuple[str, str], ...] = ()
+    cache: Path | None = None
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """owner: under whose name disk is reserved. sha256, size: of the file, "" and 0 where not known beforehand.
+
+    fold: for how many files of its size, where others will be made of it.
+    """
+
+    owner: str
+    sha256: str = ""
+    size: int = 0
+    fold: int = 1
+
+
+class Passing(Exception):
+    """A failure that may pass by itself. pause_s: what the host asked for, or None."""
+
+    def __init__(self, reason: str, detail: str, pause_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+        self.pause_s = pause_s
+
+
+class Fetcher:
+    """Holds the connections and what is known of the hosts. One per process, shared by its threads."""
+
+    def __init__(self, limits: FetchLimits, room: Room) -> None:
+        import httpx2
+
+        self.limits = limits
+        self.room = room
+        timeout = httpx2.Timeout(CONNECT_S, read=limits.stall_s, pool=None)
+        self.timeout = timeout
+        self.client = httpx2.Client(follow_redirects=True, timeout=timeout, headers={"User-Agent": "lvsm-data"})
+        self.hosts: dict[str, _Host] = {}
+        self.stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._bodies: set[Any] = set()
+
+    def close(self) -> None:
+        """Ends what is under way: those who wait or read get Retry("stopped")."""
+        self.stopped.set()
+        self.room.close()
+        with self._lock:
+            for body in self._bodies:
+                with suppress(OSError):
+                    body.shutdown(socket.SHUT_RDWR)  # wakes who reads, which closing would not
+        self.client.close()
+
+    @contextmanager
+    def reading(self, response: Any) -> Iterator[None]:
+        """While a body is read, `close` can cut it off."""
+        body = response.extensions["network_stream"].get_extra_info("socket")
+        with self._lock:
+            self._bodies.add(body)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._bodies.discard(body)
+
+    def get(self, url: str, to: Path, *, owner: str, sha256: str = "", size: int = 0) -> Path:
+        """Downloads `url` into the file `to`, whose disk is reserved under the name of `owner`.
+
+        sha256, size: what is known beforehand. Raises Skip: missing (404, 410), forbidden (401, 403, 451), refused (other
+        4xx), modified (another sha256 than expected), too_large, unsupported_url. Raises Retry where it went on failing for
+        a reason that may pass: rate_limited, server_error, connection, timeout, cut_off, corrupt_download; and `stopped`
+        after `close`.
+        """
+        return self.get_with(self.client, self.mirrored(url), to, Wanted(owner, sha256.lower(), size))
+
+    def get_with(
+        self, client: Any, url: str, to: Path, wanted: Wanted, headers: Mapping[str, str] | None = None
+    ) -> Path:
+        """`get` through another client of the same kind, with its own headers."""
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise Skip("unsupported_url", url)
+        part = to.with_name(f"{to.name}.part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        transfer = _Transfer(self, client, url, part, wanted, dict(headers or {}))
+        try:
+            if wanted.size:
+                transfer.make_room(wanted.size)
+            self.tried(url, transfer.attempt)
+            if wanted.sha256 and transfer.digest.hexdigest() != wanted.sha256:
+                raise Skip("modified", f"sha256 is {transfer.digest.hexdigest()}, expected {wanted.sha256}")
+            os.replace(part, to)
+        except (Skip, Retry):
+            part.unlink(missing_ok=True)
+            raise
+        return to
+
+    def tried(self, url: str, attempt: Any) -> Any:
+        """What `attempt()` returns, called again after a Passing failure; Retry with its reason after the last."""
+        host = self._host(url)
+        for number in range(TRIES):
+            if self.stopped.is_set():
+                raise Retry("stopped")
+            try:
+                with self._connection(host):
+                    result = attempt()
+                host.went_well()
+                return result
+            except Passing as failure:
+                if self.stopped.is_set():
+                    raise Retry("stopped") from None
+                pause_s = FIRST_PAUSE_S * 2**number if failure.pause_s is None else failure.pause_s
+                if failure.reason == "rate_limited":
+                    host.slow_down(min(pause_s, LONGEST_PAUSE_S))
+                if number == TRIES - 1 or pause_s > LONGEST_PAUSE_S:
+                    raise Retry(failure.reason, f"{failure.detail} ({number + 1} tries)") from None
+                self.stopped.wait(pause_s)
+        raise AssertionError
+
+    def mirrored(self, url: str) -> str:
+        """The URL to ask instead, by the first mirror that matches."""
+        for before, after in self.limits.mirrors:
+            if url.startswith(before):
+                return after + url[len(before) :]
+        return url
+
+    def _host(self, url: str) -> _Host:
+        name = urlsplit(url).netloc
+        with self._lock:
+            return self.hosts.setdefault(name, _Host(threading.Semaphore(self.limits.per_host)))
+
+    @contextmanager
+    def _connection(self, host: _Host) -> Iterator[None]:
+        with host.connections:
+            host.wait()
+            yield
+
+
+class _Transfer:
+    """One file on its way: attempts share what already arrived."""
+
+    def __init__(
+        self, fetcher: Fetcher, client: Any, url: str, part: Path, wanted: Wanted, headers: dict[str, str]
+    ) -> None:
+        self.fetcher = fetcher
+        self.client = client
+        self.url = url
+        self.part = part
+        self.wanted = wanted
+        self.headers = headers
+        self.reserved = 0
+        self._restart()
+
+    def _restart(self) -> None:
+        self.have = 0
+        self.etag = ""
+        self.digest = hashlib.sha256()
+        self.part.unlink(missing_ok=True)
+
+    def make_room(self, size: int) -> None:
+        """Reserves disk for the whole file, waiting for it."""
+        self._check_size(size)
+        if (needed := size * self.wanted.fold) > self.reserved:
+            self.fetcher.room.reserve(self.wanted.owner, needed - self.reserved)
+            self.reserved = needed
+
+    def _check_size(self, size: float) -> None:
+        if size > self.fetcher.limits.max_bytes:
+            limit = self.fetcher.limits.max_bytes / 1e6
+            raise Skip("too_large", f"{size / 1e6:.0f} MB, the limit is {limit:.0f} MB; --max-file-mb raises it")
+
+    def attempt(self) -> None:
+        """Asks once; goes on behind what is there where the host allows. Raises Skip, Passing."""
+        headers = self.headers | {"Accept-Encoding": "identity"}  # lengths and ranges of the file itself
+        if self.have and self.etag:
+            headers |= {"Range": f"bytes={self.have}-", "If-Range": self.etag}
+        with passing(self.url):
+            while True:
+                with self.client.stream(
+                    "GET", self.url, headers=headers, timeout=self.fetcher.timeout, follow_redirects=True
+                ) as response:
+                    check_status(response)
+                    if missing := self._lacks_room(response):
+                        response.close()
+                    else:
+                        with self.fetcher.reading(response):
+                            return self._read(response)
+                self.make_room(missing)  # without holding a connection open
+
+    def _lacks_room(self, response: Any) -> int:
+        """Bytes that must be reserved before this body is read; 0 where that is done."""
+        length = response.headers.get("content-length")
+        begun = self.have if response.status_code == 206 else 0
+        size = begun + int(length) if length and length.isdecimal() else int(self.fetcher.limits.max_bytes)
+        self._check_size(size)
+        more = size * self.wanted.fold - self.reserved
+        if more <= 0 or self.fetcher.room.try_reserve(self.wanted.owner, more):
+            self.reserved += max(0, more)
+            return 0
+        return size
+
+    def _read(self, response: Any) -> None:
+        if response.status_code != 206 or not self._continues(response):
+            self._restart()
+        self.etag = _strong_etag(response)
+        declared = response.headers.get("content-length", "")
+        expected = self.have + int(declared) if declared.isdecimal() else None
+        with self.part.open("ab") as sink:
+            window, window_bytes = time.monotonic(), 0
+            for block in response.iter_raw():
+                if self.fetcher.stopped.is_set():
+                    raise Retry("stopped")
+                sink.write(block)
+                self.digest.update(block)
+                self.have += len(block)
+                self._check_size(self.have)
+                window_bytes += len(block)
+                if (seconds := time.monotonic() - window) > self.fetcher.limits.stall_s:
+                    if window_bytes < LEAST_BYTES_PER_S * seconds:
+                        raise Passing("timeout", f"{self.url}: {window_bytes / seconds:.0f} bytes/s")
+                    window, window_bytes = time.monotonic(), 0
+        if expected is not None and self.have != expected:
+            raise Passing("cut_off", f"{self.url}: {self.have} of {expected} bytes")
+        promised = _linked_sha256(response)
+        if promised and self.digest.hexdigest() != promised:
+            found = self.digest.hexdigest()
+            self._restart()
+            raise Passing("corrupt_download", f"{self.url}: sha256 is {found}, the host says {promised}")
+        room, owner = self.fetcher.room, self.wanted.owner
+        room.settle(owner, room.held(owner) - self.reserved + self.have * self.wanted.fold)
+        self.reserved = self.have * self.wanted.fold
+
+    def _continues(self, response: Any) -> bool:
+        return response.headers.get("content-range", "").startswith(f"bytes {self.have}-")
+
+
+@contextmanager
+def passing(url: str) -> Iterator[None]:
+    """What goes wrong with a connection while `url` is asked for, as Skip or Passing."""
+    import httpx2
+
+    try:
+        yield
+    except httpx2.TimeoutException as error:
+        raise Passing("timeout", f"{url}: {error or 'time-out'}") from None
+    except httpx2.TooManyRedirects:
+        raise Skip("refused", f"{url} redirects in circles") from None
+    except httpx2.RemoteProtocolError as error:
+        raise Passing("cut_off", f"{url}: {error}") from None
+    except httpx2.TransportError as error:
+        raise Passing("connection", f"{url}: {error}") from None
+    except httpx2.InvalidURL as error:
+        raise Skip("refused", f"{url}: {error}") from None
+
+
+def check_status(response: Any) -> None:
+    """Raises Skip or Passing where an HTTP response (httpx2) is no success."""
+    if response.status_code >= 400:
+        raise failure_of(response, f"HTTP {response.status_code} from {response.url}")
+
+
+def failure_of(response: Any, detail: str) -> Skip | Passing:
+    """What an HTTP status from 400 up means: Passing for what may pass, Skip for what stays."""
+    status = response.status_code
+    if status in GONE:
+        return Skip("missing", detail)
+    if status in REFUSED:
+        return Skip("forbidden", detail)
+    if status in (408, 425, 429):
+        return Passing("rate_limited", detail, retry_after_s(response.headers))
+    if status >= 500:
+        return Passing("server_error", detail, retry_after_s(response.headers))
+    if status == 416:
+        return Passing("cut_off", detail)
+    return Skip("refused", detail)
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in lower-case hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a Retry-After header (RFC 9110, seconds or a date) asks for; None without one."""
+    value = headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    if value.isdecimal():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _strong_etag(response: Any) -> str:
+    etag: str = response.headers.get("etag", "")
+    return "" if etag.startswith("W/") else etag
+
+
+def _linked_sha256(response: Any) -> str:
+    """The sha256 that a Hub gives for an LFS file, in the redirect that led here; "" where none does."""
+    for answer in (*response.history, response):
+        value = answer.headers.get("x-linked-etag", "").strip('"')
+        if SHA256.fullmatch(value):
+            return str(value)
+    return ""

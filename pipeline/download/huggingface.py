@@ -1,0 +1,189 @@
+"""Files of Hugging Face dataset repositories: the only door to `huggingface_hub`.
+
+Addresses, tokens, mirrors (HF_ENDPOINT), the offline mode and the cache are that library's. Lists go through
+`hf_hub_download`; payloads, of which there are millions, take the library's address, headers and connection but one
+request each instead of its two, which is what the Hub's rate limits count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from pipeline.core.errors import Retry, Skip, UserError
+from pipeline.download.fetch import CONNECT_S, Fetcher, Passing, Wanted, failure_of
+
+HOME = "https://huggingface.co"  # what manifests say, whichever mirror is asked
+PATHS_PER_REQUEST = 500
+
+
+def url_of(repo: str, path: str) -> str:
+    """The canonical address of a dataset repository's file, as manifests have it."""
+    return f"{HOME}/datasets/{repo}/resolve/main/{quote(path)}"
+
+
+def parse(url: str) -> tuple[str, str] | None:
+    """(repo, path) of such an address; None for any other."""
+    prefix = f"{HOME}/datasets/"
+    if not url.startswith(prefix):
+        return None
+    owner, _, rest = url[len(prefix) :].partition("/")
+    name, _, rest = rest.partition("/")
+    head = "resolve/main/"
+    return (f"{owner}/{name}", unquote(rest[len(head) :])) if rest.startswith(head) else None
+
+
+def list_file(net: Fetcher, repo: str, path: str, folder: Path) -> Path:
+    """A list of a dataset repository, kept at folder/path; fetched only where it is not there, or not whole.
+
+    Raises UserError where it can neither be found nor fetched.
+    """
+    import huggingface_hub
+
+    here = folder / path
+    if here.is_file() and _whole(here):
+        return here
+    here.unlink(missing_ok=True)  # cut short by an earlier download that wrote it in place
+    _session(net)
+
+    def attempt() -> Path:
+        with _classified(), _offline_is_an_error():
+            return Path(huggingface_hub.hf_hub_download(repo, path, repo_type="dataset", local_dir=folder))
+
+    try:
+        return Path(net.tried(url_of(repo, path), attempt))
+    except (Skip, Retry) as error:
+        if error.reason == "offline":
+            raise UserError(f"{path} of {repo} is not in {folder}", "unset HF_HUB_OFFLINE to fetch it") from None
+        hint = "HF_ENDPOINT=URL asks a mirror, HF_TOKEN=... logs in; the same command goes on later"
+        raise UserError(f"{url_of(repo, path)} cannot be had: {error.reason}: {error.detail}", hint) from None
+
+
+def _whole(path: Path) -> bool:
+    """Whether a list can be read to its end. (The objaverse package leaves cut ones in place, and fails on them for ever.)"""
+    if path.suffix == ".parquet":
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - 4))
+            return stream.read() == b"PAR1"
+    if path.suffix != ".gz":
+        return True
+    try:
+        with gzip.open(path) as stream:
+            while stream.read(1 << 20):
+                pass
+    except (EOFError, OSError, zlib.error):
+        return False
+    return True
+
+
+def facts(net: Fetcher, repo: str, paths: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Path -> (bytes, sha256 or "") of those files that the repository has. Raises UserError where it does not answer."""
+    import huggingface_hub
+
+    _session(net)
+    api = huggingface_hub.HfApi()
+    found: dict[str, tuple[int, str]] = {}
+    for start in range(0, len(paths), PATHS_PER_REQUEST):
+        some = list(paths[start : start + PATHS_PER_REQUEST])
+
+        def attempt(some: list[str] = some) -> list[Any]:
+            with _classified(), _offline_is_an_error():
+                return list(api.get_paths_info(repo, some, repo_type="dataset"))
+
+        try:
+            infos = net.tried(url_of(repo, ""), attempt)
+        except (Skip, Retry) as error:
+            raise UserError(f"{repo} does not say how large its files are: {error.detail}", "try again later") from None
+        for info in infos:
+            lfs = getattr(info, "lfs", None)
+            found[info.path] = (getattr(info, "size", 0), lfs.sha256 if lfs else "")
+    return found
+
+
+def get(net: Fetcher, repo: str, path: str, to: Path, wanted: Wanted) -> Path:
+    """Downloads one file of a dataset repository; see Fetcher.get for what it raises. A file in HF's cache is used as it is."""
+    import huggingface_hub
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    cached = huggingface_hub.try_to_load_from_cache(repo, path, repo_type="dataset")
+    if isinstance(cached, str):
+        return _own(Path(cached).resolve(), to, net, wanted)  # the cache's own names are links, and say no type
+    address = huggingface_hub.hf_hub_url(repo, path, repo_type="dataset")
+    with _offline_is_an_error():
+        return net.get_with(_session(net), address, to, wanted, build_hf_headers())
+
+
+def _own(cached: Path, to: Path, net: Fetcher, wanted: Wanted) -> Path:
+    """The content of a cached file under our name, without a copy where both are on one disk."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(cached, to)
+    except OSError:
+        net.room.reserve(wanted.owner, cached.stat().st_size)
+        part = to.with_name(f"{to.name}.part")
+        shutil.copyfile(cached, part)
+        os.replace(part, to)
+    return to
+
+
+def _session(net: Fetcher) -> Any:
+    """The library's own client, which by itself would wait for ever."""
+    import httpx2
+    import huggingface_hub
+
+    session = huggingface_hub.get_session()
+    session.timeout = httpx2.Timeout(CONNECT_S, read=net.limits.stall_s, pool=None)
+    return session
+
+
+@contextlib.contextmanager
+def _offline_is_an_error() -> Iterator[None]:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        yield
+    except OfflineModeIsEnabled:
+        raise Retry("offline", "HF_HUB_OFFLINE is set and the file is not on this machine") from None
+
+
+@contextlib.contextmanager
+def _classified() -> Iterator[None]:
+    """The library's errors -> Skip for what stays, Passing for what may pass."""
+    import httpx2
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        yield
+    except LocalEntryNotFoundError as error:  # how hf_hub_download reports that it could not ask, or got no answer
+        cause = error.__cause__
+        if isinstance(cause, HfHubHTTPError):
+            raise failure_of(cause.response, str(cause).strip()) from None
+        if cause is None or isinstance(cause, OfflineModeIsEnabled):
+            raise Retry("offline", str(error)) from None
+        raise Retry("connection", f"{cause or error}") from None  # the library has tried five times
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise Skip("forbidden", str(error).strip()) from None
+    except EntryNotFoundError as error:
+        raise Skip("missing", str(error).strip()) from None
+    except HfHubHTTPError as error:
+        raise failure_of(error.response, str(error).strip()) from None
+    except httpx2.TransportError as error:
+        raise Passing("connection", str(error)) from None
+    except OSError as error:  # its consistency check: a download of another size than announced
+        if "Consistency check failed" not in str(error):
+            raise
+        raise Passing("cut_off", str(error)) from None

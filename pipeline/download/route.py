@@ -1,0 +1,175 @@
+"""An item -> its file, by the kind of its address: the Hub, a commit of a GitHub repository, any URL, a local path."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from pipeline.core.disk import bytes_below
+from pipeline.core.errors import Retry, Skip, UserError
+from pipeline.core.records import Got, Item
+from pipeline.download import git, huggingface
+from pipeline.download.fetch import Fetcher, Wanted, sha256_of
+from pipeline.formats import archives, references
+
+OBJAVERSE = "allenai/objaverse"
+OBJAVERSE_FOLDER = "hf-objaverse-v1"  # of the objaverse package's cache
+BLOB = re.compile(r"https://github\.com/([^/]+)/([^/]+)/blob/([0-9a-f]{40})/(.+)")
+FILE_TYPE = re.compile(r"[a-z0-9]{1,8}")
+KEPT_CHECKOUTS = "github/files"  # in the cache folder, by uid
+FILES_PER_CHECKOUT = 64
+
+
+def github_parts(url: str) -> tuple[str, str, str] | None:
+    """(organization, repository, path) of a file's address on GitHub; None for another address."""
+    found = BLOB.fullmatch(url)
+    return (found[1], found[2], found[4]) if found else None
+
+
+def repository(url: str) -> str:
+    """What files share that one checkout serves: "https://github.com/<org>/<repo>@<commit>"; "" for another address."""
+    found = BLOB.fullmatch(url)
+    return f"https://github.com/{found[1]}/{found[2]}@{found[3]}" if found else ""
+
+
+def batch(item: Item) -> str:
+    """Items in a row with the same key are fetched by one call."""
+    return repository(item.url) or item.uid
+
+
+def file_type(item: Item) -> str:
+    """Suffix of an item's file, lower case, without the dot; "" where nothing says."""
+    suffix = Path(unquote(urlsplit(item.url).path)).suffix.lower().lstrip(".")
+    found: str = item.extra.get("type") or suffix
+    return found if FILE_TYPE.fullmatch(found) else ""
+
+
+def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
+    """Brings the files of a batch into folders of their own; yields each item once, with its file or with why not.
+
+    A file that lies in the cache folder is used where it is, one that an earlier session left in its folder too.
+    """
+    if not repository(items[0].url):
+        for item in items:
+            try:
+                yield item, _one(item, folder_of, net)
+            except (Skip, Retry) as failure:
+                yield item, failure
+        return
+    place = folder_of
+    if net.limits.keep and net.limits.cache:
+        kept = net.limits.cache / KEPT_CHECKOUTS
+
+        def place(item: Item) -> Path:
+            return kept / item.uid
+
+    missing = []
+    for item in items:
+        path = _path_in_repository(item)
+        if found := next((file for file in _places(item, path, place, net) if file.is_file()), None):
+            yield item, found
+        elif saved := _out_of_saved(item, place(item), net):
+            yield item, saved
+        else:
+            missing.append((item, path))
+    if missing:
+        address, _, commit = repository(items[0].url).rpartition("@")
+        yield from git.fetch(f"{address}.git", commit, missing, place, net)
+
+
+def _places(item: Item, path: str, place: Callable[[Item], Path], net: Fetcher) -> Iterator[Path]:
+    """Where a file of a repository may lie already: from an earlier session, or as the objaverse package saves "files"."""
+    yield place(item) / git.TREE / path
+    parts = github_parts(item.url)
+    if net.limits.cache and item.sha256 and parts:  # which commit is saved there only the sum can tell
+        saved = net.limits.cache / "github" / "repos" / parts[0] / parts[1] / path
+        if saved.is_file() and _matches(saved, item.sha256):
+            yield saved
+
+
+def _out_of_saved(item: Item, folder: Path, net: Fetcher) -> Path | None:
+    """The same out of a repository that was saved as "zip" or "tar", with what the file names; None where it is not there."""
+    parts = github_parts(item.url)
+    if not (net.limits.cache and item.sha256 and parts):
+        return None
+    organization, name, path = parts
+    for suffix, prefix in ((".zip", ""), (".tar", f"{name}/")):  # that package packs only the latter with its folder
+        archive = net.limits.cache / "github" / "repos" / organization / f"{name}{suffix}"
+        if not archive.is_file():
+            continue
+        try:
+            members = {each.name.removeprefix(prefix): each for each in archives.listed(archive) if not each.fault}
+            if path in members and (got := _unpacked(archive, members, path, folder / git.TREE, item.sha256)):
+                net.room.settle(item.uid, bytes_below(folder))
+                return got
+        except (UserError, Skip):  # a saved archive that cannot be read is no reason not to fetch
+            continue
+    return None
+
+
+def _unpacked(archive: Path, members: dict[str, archives.Member], path: str, tree: Path, sha256: str) -> Path | None:
+    data = archives.read(archive, members[path].where, members[path].size)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        return None
+    new, done = {path}, set[str]()
+    while new:
+        for name in new:
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes(archives.read(archive, members[name].where, members[name].size))
+        done |= new
+        named = (str(found) for name in new for found in references.companions(tree / name, tree))
+        new = {name for name in named if name in members} - done
+    return tree / path
+
+
+def root_of(item: Item, file: Path) -> Path:
+    """The folder that an item's file may read from: its repository's, else its own."""
+    parts = github_parts(item.url)
+    return file.parents[len(PurePosixPath(parts[2]).parts) - 1] if parts else file.parent
+
+
+def _path_in_repository(item: Item) -> str:
+    parts = github_parts(item.url)
+    assert parts is not None
+    return parts[2]
+
+
+def _one(item: Item, folder_of: Callable[[Item], Path], net: Fetcher) -> Path:
+    if "://" not in item.url:
+        return _local(item)
+    cached = net.limits.cache / cached_at(item) if net.limits.cache else None
+    if cached and cached.is_file() and _matches(cached, item.sha256):
+        return cached
+    to = cached if cached and net.limits.keep else folder_of(item) / f"object.{file_type(item) or 'unknown'}"
+    if to.is_file() and _matches(to, item.sha256):
+        return to
+    wanted = Wanted(item.uid, item.sha256, int(item.extra.get("size", 0)))
+    if address := huggingface.parse(item.url):
+        return huggingface.get(net, *address, to, wanted)
+    return net.get(item.url, to, owner=wanted.owner, sha256=wanted.sha256, size=wanted.size)
+
+
+def cached_at(item: Item) -> str:
+    """Where the objaverse package would keep the file, relative to its folder; else a place of our own."""
+    address = huggingface.parse(item.url)
+    if address and address[0] == OBJAVERSE:
+        return f"{OBJAVERSE_FOLDER}/{address[1]}"
+    place: str | None = item.extra.get("cached")
+    name = hashlib.blake2b(item.url.encode(), digest_size=16).hexdigest()
+    return place or f"files/{name}.{file_type(item) or 'unknown'}"
+
+
+def _matches(path: Path, sha256: str) -> bool:
+    return not sha256 or sha256_of(path) == sha256
+
+
+def _local(item: Item) -> Path:
+    path = Path(item.url)
+    if not path.is_file():
+        raise Skip("missing", str(path))
+    if not _matches(path, item.sha256):
+        raise Skip("modified", f"{path} has another sha256 than {item.sha256}")
+    return path

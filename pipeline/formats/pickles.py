@@ -1,0 +1,227 @@
+"""What `torch.save` wrote, read without torch and without running anything: tensors become NumPy views of the mapped file.
+
+A file is a zip archive with a pickle (<name>/data.pkl) beside the bytes of each storage (<name>/data/<key>, not compressed),
+or, before torch 1.6, a row of pickles with the storages behind them. See torch/serialization.py. Of all that a pickle may
+name, only tensors, storages and dicts are built; anything else ends in Skip("unsafe_pickle").
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from pipeline.core.errors import Skip
+
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: its mark, and how long its name and extra field are
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PROTOCOL = 1001
+MAX_PICKLE = 1 << 28  # bytes of the pickle alone, without storages
+DTYPES = {
+    "ByteStorage": "<u1",
+    "CharStorage": "<i1",
+    "ShortStorage": "<i2",
+    "IntStorage": "<i4",
+    "LongStorage": "<i8",
+    "HalfStorage": "<f2",
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "BoolStorage": "?",
+    "UntypedStorage": "<u1",
+}
+MALFORMED = (  # what pickle and zipfile raise for damaged or hostile input
+    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, ValueError, KeyError, IndexError, TypeError,
+    AttributeError, ImportError, AssertionError, OverflowError, MemoryError, RecursionError, NotImplementedError, RuntimeError,
+)  # fmt: skip
+
+
+class _Kind:
+    """A storage class, as far as the pickle needs one. No attribute can be set on it."""
+
+    __slots__ = ("dtype",)
+    dtype: np.dtype[Any]
+
+    def __init__(self, dtype: str) -> None:
+        object.__setattr__(self, "dtype", np.dtype(dtype))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(name)
+
+
+class _Call:
+    """Something that a pickle may call; without attributes, so that it cannot be bent into something else."""
+
+    __slots__ = ("_does",)
+    _does: Callable[..., Any]
+
+    def __init__(self, does: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_does", does)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(name)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._does(*arguments)
+
+
+def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> np.ndarray:
+    """torch._utils._rebuild_tensor(_v2): a view of a flat storage. NumPy itself checks that it lies within."""
+    if min((offset, *size, *stride)) < 0 or len(size) != len(stride) or len(size) > 32:
+        raise ValueError("a tensor of impossible shape")
+    width = storage.itemsize
+    if 0 in size:
+        return np.empty(size, storage.dtype)
+    return np.ndarray(size, storage.dtype, storage, offset * width, tuple(step * width for step in stride))
+
+
+def _ordered(*pairs: Any) -> dict[Any, Any]:
+    return dict(*pairs[:1])
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """_codecs.encode, by which pickle's protocol 2 writes bytes."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise ValueError("an encoding that pickle never asks for")
+    return text.encode("latin1")
+
+
+ALLOWED: dict[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor"): _Call(_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
+    ("collections", "OrderedDict"): _Call(_ordered),
+    ("_codecs", "encode"): _Call(_bytes),
+    **{("torch", name): _Kind(dtype) for name, dtype in DTYPES.items()},
+    ("torch.storage", "UntypedStorage"): _Kind("<u1"),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """storages: of a persistent id's kind, key and number of elements, a flat array."""
+
+    def __init__(self, stream: IO[bytes], storages: Callable[[np.dtype[Any], str, int], np.ndarray]) -> None:
+        super().__init__(stream, encoding="utf-8")
+        self.storages = storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in ALLOWED:
+            return ALLOWED[module, name]
+        raise Skip("unsafe_pickle", f"it asks for {module}.{name}, which has no place in a file of tensors")
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], _Kind):
+            raise Skip("unsafe_pickle", "a persistent id that is no storage")
+        kind, key, count = pid[1].dtype, str(pid[2]), int(pid[4])
+        return self.storages(kind, key, count)
+
+
+def read(path: Path) -> Any:
+    """The object that `torch.save` was given: lists, tuples, dicts, strings, numbers, and NumPy arrays for its tensors.
+
+    Arrays are views of the mapped file wherever the file holds the bytes as they are. Raises Skip: missing,
+    unsafe_pickle, broken_torch_file (cut off, damaged, or not written by torch.save).
+    """
+    try:
+        with path.open("rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return _read_zip(path, mapped) if mapped[:4] == b"PK\x03\x04" else _read_legacy(mapped)
+    except FileNotFoundError:
+        raise Skip("missing", str(path)) from None
+    except MALFORMED as error:
+        raise Skip("broken_torch_file", f"{path.name}: {error or type(error).__name__}") from None
+
+
+def _read_zip(path: Path, mapped: mmap.mmap) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        (prefix,) = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
+        if f"{prefix}/byteorder" in members and archive.read(f"{prefix}/byteorder") != b"little":
+            raise ValueError("big-endian tensors")
+        if members[f"{prefix}/data.pkl"].file_size > MAX_PICKLE:
+            raise ValueError("a pickle of absurd size")
+        text = archive.read(f"{prefix}/data.pkl")
+
+        def storage(kind: np.dtype[Any], key: str, count: int) -> np.ndarray:
+            info = members[f"{prefix}/data/{key}"]
+            if info.compress_type == zipfile.ZIP_STORED:
+                return _mapped(mapped, _start(mapped, info), count, kind, info.file_size)
+            return np.frombuffer(archive.read(info), kind, count)
+
+        return _Unpickler(io.BytesIO(text), storage).load()
+
+
+def _start(mapped: mmap.mmap, info: zipfile.ZipInfo) -> int:
+    """Where the bytes of a stored member begin."""
+    mark, name, extra = LOCAL_HEADER.unpack_from(mapped, info.header_offset)
+    if mark != b"PK\x03\x04":
+        raise zipfile.BadZipFile(f"no member at {info.header_offset}")
+    return info.header_offset + LOCAL_HEADER.size + int(name) + int(extra)
+
+
+def _mapped(mapped: mmap.mmap, start: int, count: int, kind: np.dtype[Any], size: int) -> np.ndarray:
+    if count < 0 or count * kind.itemsize > size:
+        raise ValueError(f"a storage of {size} bytes that claims {count} elements")
+    if count == 0:
+        return np.empty(0, kind)
+    return np.frombuffer(mapped, kind, count, start)
+
+
+class _At:
+    """A mapped file as a stream that pickle never reads ahead of."""
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self.mapped = mapped
+
+    def read(self, size: int = -1) -> bytes:
+        return self.mapped.read(size)
+
+    def readline(self) -> bytes:
+        return self.mapped.readline()
+
+
+def _read_legacy(mapped: mmap.mmap) -> Any:
+    """magic, protocol, system, object, storage keys (a pickle each), then per storage an int64 count and its bytes."""
+    stream: Any = _At(mapped)
+    places: dict[str, tuple[int, np.dtype[Any], int]] = {}
+
+    def note(kind: np.dtype[Any], key: str, count: int) -> np.ndarray:
+        places[key] = (count, kind, 0)
+        return np.broadcast_to(np.zeros((), kind), count) if count else np.empty(0, kind)
+
+    def none(kind: np.dtype[Any], key: str, count: int) -> np.ndarray:
+        raise ValueError("a storage where none belongs")
+
+    if _Unpickler(stream, none).load() != LEGACY_MAGIC or _Unpickler(stream, none).load() != LEGACY_PROTOCOL:
+        raise ValueError("not written by torch.save")
+    if not _Unpickler(stream, none).load().get("little_endian"):
+        raise ValueError("big-endian tensors")
+    begin = mapped.tell()
+    _Scan(stream, note).load()
+    for key in _Unpickler(stream, none).load():
+        count, kind, _ = places[key]
+        (found,) = struct.unpack("<q", mapped.read(8))
+        if found != count:
+            raise ValueError(f"storage {key} has {found} elements instead of {count}")
+        places[key] = (count, kind, mapped.tell())
+        mapped.seek(count * kind.itemsize, 1)
+
+    def storage(kind: np.dtype[Any], key: str, count: int) -> np.ndarray:
+        count, kind, start = places[key]
+        return _mapped(mapped, start, count, kind, len(mapped) - start)
+
+    mapped.seek(begin)
+    return _Unpickler(stream, storage).load()
+
+
+class _Scan(_Unpickler):
+    """Reads past the object without building its tensors, only to learn where its pickle ends and what it needs."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return _Call(lambda *arguments: None) if isinstance(found, _Call) and module == "torch._utils" else found

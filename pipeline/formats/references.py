@@ -1,0 +1,271 @@
+"""The external files that a model file names, found without opening them: hostile bytes, read in bounded pieces."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import os
+import posixpath
+import re
+import urllib.parse
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+from xml.parsers import expat
+
+from pipeline.core.errors import Skip
+from pipeline.formats import gltf, headers
+
+CHUNK = 2**22
+MAX_NAMES, MAX_HITS = 10_000, 100_000  # different names; places that look like one
+LINE = 4096  # bytes; no system opens a longer name, so a longer one may be cut off
+BLANK = bytes(range(33))  # Blender's readers of text skip all of these
+MAPS = (b"map_", b"bump", b"disp", b"decal", b"refl", b"norm")
+OPTION = re.compile(
+    rb"-[a-z]+((\s+[-+]?[0-9.]+(e[-+]?\d+)?){1,3}|\s+(on|off|[rgbmlz]|sphere|cube_\w{1,8}))(?=\s)", re.I
+)
+WINDOWS = re.compile(r"[A-Za-z]:")
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+
+
+def references(path: Path, file_format: str = "") -> list[str]:
+    """The files that `path` names, in the order of the file, each once, as written but for the escapes of its format.
+
+    Decoded: percent signs (glTF, Collada), entities (Collada), quotation marks and options around names (OBJ, MTL).
+    Left alone: backslashes, drive letters, URLs, `..`; bytes that are no UTF-8 come as surrogate escapes (`os.fsencode`
+    turns them back). Without data URIs. Some names may be no file's: of a usda, whatever may be one; of an obj, the mtl of
+    its own name, which Blender reads unasked. A usdz gives its members. Nothing for stl, procedural, abc, usdc and blend,
+    whose names are compressed or nowhere: there the confinement of Blender is all. file_format: where the suffix does not
+    tell (an mtl under another name).
+
+    Raises Skip: file_unreadable, too_complex, broken_gltf, broken_xml, xml_entities, and what `gltf.load` and
+    `headers.usdz_members` raise. No other exception.
+    """
+    find = FINDERS.get(file_format or path.suffix.lower().lstrip("."))
+    found: dict[str, None] = {}
+    try:
+        for name in filter(None, find(path) if find else ()):
+            found[name] = None
+            _limit(found, f"names of files in {path.name}", MAX_NAMES)
+    except OSError as error:
+        raise Skip("file_unreadable", f"{path.name}: {error.strerror}") from None
+    return list(found)
+
+
+def companions(path: Path, root: Path) -> list[PurePosixPath]:
+    """Where below `root` the files lie, or would lie, that `path` names, relative to `root`: for whoever fetches them.
+
+    What is absolute, a URL or outside of `root` is left out. One step: call it again on an mtl, a usda or a dae that it
+    names. Raises what `references` raises.
+    """
+    names = [] if path.suffix.lower() == ".usdz" else references(path)
+    folder = os.path.relpath(os.path.abspath(path.parent), os.path.abspath(root))
+    found = []
+    for name in names:
+        plain = name.replace("\\", "/")
+        if "\0" in plain or plain.startswith("/") or WINDOWS.match(plain) or SCHEME.match(plain):
+            continue
+        inside = posixpath.normpath(posixpath.join(folder, plain))
+        if inside not in (".", "..", folder) and not inside.startswith("../"):
+            found.append(PurePosixPath(inside))
+    return list(dict.fromkeys(found))
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _limit(found: Collection[Any], what: str, most: int) -> None:
+    if len(found) > most:
+        raise Skip("too_complex", f"more than {most} {what}")
+
+
+def _hits(read: headers.Read, *words: bytes) -> list[int]:
+    """Where any of the words starts, in order."""
+    found: set[int] = set()
+    overlap = max(map(len, words)) - 1
+    start = 0
+    while data := read(start, CHUNK):
+        for word in words:
+            at = data.find(word)
+            while at >= 0:
+                found.add(start + at)
+                _limit(found, f"times {word!r}", MAX_HITS)
+                at = data.find(word, at + 1)
+        if len(data) < CHUNK:
+            break
+        start += CHUNK - overlap
+    return sorted(found)
+
+
+# ---- glTF, Collada
+
+
+def _gltf(path: Path) -> Iterator[str]:
+    return map(urllib.parse.unquote, gltf.uris(gltf.load(path)))
+
+
+def _dae(path: Path) -> list[str]:
+    """Pictures (init_from) and other documents (url, source). Blender reads no Collada that expat does not read either."""
+    found: list[str] = []
+    inside: list[str] | None = None  # the text of an init_from
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal inside
+        if tag.rpartition(":")[2] in ("init_from", "ref"):
+            inside = []
+        named = [attributes[key].partition("#")[0] for key in ("url", "source", "ref") if key in attributes]
+        found.extend(urllib.parse.unquote(name[:LINE]) for name in named if name)
+        _limit(found, "names of files", MAX_HITS)
+
+    def text(part: str) -> None:
+        if inside is not None and sum(map(len, inside)) < LINE:
+            inside.append(part)
+
+    def end(tag: str) -> None:
+        nonlocal inside
+        if inside is not None and tag.rpartition(":")[2] in ("init_from", "ref"):
+            found.append(urllib.parse.unquote("".join(inside).strip()))
+            _limit(found, "names of files", MAX_HITS)
+            inside = None
+
+    def doctype(*_: Any) -> None:
+        raise Skip("xml_entities", f"{path.name} declares a document type, which no Collada file needs")
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = text, doctype
+    with path.open("rb") as stream:
+        _feed(parser, stream)
+    return found
+
+
+def _feed(parser: expat.XMLParserType, stream: BinaryIO) -> None:
+    fed = 0
+    try:
+        while chunk := stream.read(CHUNK):
+            parser.Parse(chunk, False)
+            fed += len(chunk)
+            if fed - parser.CurrentByteIndex > 16 * CHUNK:  # it would be read again with every chunk
+                raise Skip("too_complex", f"one XML tag of more than {16 * CHUNK} bytes")
+        parser.Parse(b"", True)
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two: encodings that nobody knows
+        raise Skip("broken_xml", str(error)) from None
+
+
+# ---- OBJ, MTL, PLY
+
+
+def _obj(path: Path) -> Iterator[str]:
+    with path.open("rb") as stream:
+        read = headers.reader(stream)
+        for at in _hits(read, b"mtllib"):
+            before = read(max(0, at - LINE), min(at, LINE)).rpartition(b"\n")[2]
+            if before.strip(BLANK):
+                continue  # within a comment or a name
+            line = re.split(rb"(?<!\\)\n", read(at + 6, LINE).replace(b"\r\n", b"\n"), maxsplit=1)[0]
+            name = _unquoted(line.replace(b"\\\n", b"  ").strip(BLANK))
+            yield _text(name)
+            several = name.split()  # the format means this; Blender takes one name with blanks in it
+            if len(several) > 1 and all(part.lower().endswith(b".mtl") for part in several):
+                yield from map(_text, several)
+    yield f"{path.stem}.mtl"
+
+
+def _unquoted(name: bytes) -> bytes:
+    return name[1:-1] if len(name) > 2 and name[:1] == name[-1:] == b'"' else name
+
+
+def _mtl(path: Path) -> Iterator[str]:
+    with path.open("rb") as stream:
+        for number, line in enumerate(iter(lambda: stream.readline(LINE), b"")):
+            if number > 10 * MAX_HITS:
+                raise Skip("too_complex", f"{path.name} has more than {number} lines")
+            word, _, name = line.strip(BLANK).replace(b"\t", b" ").partition(b" ")
+            if word.lower().startswith(MAPS):
+                name = name.strip(BLANK)
+                while option := OPTION.match(name):
+                    name = name[option.end() :].lstrip(BLANK)
+                yield _text(_unquoted(name))
+
+
+def _ply(path: Path) -> Iterator[str]:
+    with path.open("rb") as stream:
+        head = stream.read(2**20).partition(b"end_header")[0]
+    for found in re.finditer(rb"^comment[ \t]+TextureFile[ \t]+([^\r\n]{1,4096})", head, re.I | re.M):
+        yield _text(found[1].strip(BLANK))
+
+
+# ---- FBX
+
+
+def _fbx(path: Path) -> Iterator[str]:
+    """Texture and Video nodes. Where one names no file, Blender takes its own name for one: what looks like a path counts."""
+    with path.open("rb") as stream:
+        read = headers.reader(stream)
+        if read(0, len(headers.FBX_MAGIC)) != headers.FBX_MAGIC:
+            yield from _fbx_as_text(read)
+        for found in headers.fbx_properties(read, path.stat().st_size):
+            value = read(found.offset, min(found.size, LINE)) if found.kind == b"S" else b""
+            if found.node in (b"RelativeFilename", b"Filename", b"FileName"):
+                yield _text(value.rstrip(b"\0"))
+            elif found.node in (b"Texture", b"Video") and b"\0\1" in value:
+                name = value.partition(b"\0\1")[0]
+                if b"/" in name or b"\\" in name:
+                    yield _text(name)
+
+
+def _fbx_as_text(read: headers.Read) -> Iterator[str]:
+    """Blender opens no FBX that is text; whoever fetches files may convert them."""
+    for at in _hits(read, b"ilename:", b"ileName:"):
+        if found := re.match(rb'[ \t]*"([^"\r\n]*)"', read(at + 8, LINE)):
+            yield html.unescape(_text(found[1]))
+
+
+# ---- USD
+
+
+def _usda(path: Path) -> Iterator[str]:
+    with path.open("rb") as stream:
+        if stream.read(5) == b"#usda":
+            yield from _assets(headers.reader(stream))
+
+
+def _assets(read: headers.Read) -> Iterator[str]:
+    """Whatever stands between two @ of a line: some of it is no reference, but no reference is missed."""
+    marks = _hits(read, b"@")
+    for start, end in itertools.pairwise(marks):
+        name = read(start + 1, min(end - start - 1, LINE))
+        if b"\n" not in name:
+            yield _text(name.partition(b":SDF_FORMAT_ARGS:")[0].strip(BLANK))
+
+
+def _usdz(path: Path) -> Iterator[str]:
+    with path.open("rb") as stream:
+        yield from (member.name for member in headers.usdz_members(headers.reader(stream), path.stat().st_size))
+
+
+def within_usdz(path: Path) -> Iterator[tuple[str, str]]:
+    """(member, name) for every file that a text layer in a usdz names, relative to that member.
+
+    Raises Skip: bad_archive, archive_bomb, too_complex; OSError.
+    """
+    with path.open("rb") as stream:
+        read = headers.reader(stream)
+        for member in headers.usdz_members(read, path.stat().st_size):
+            if read(member.offset, 5) == b"#usda":
+                yield from ((member.name, name) for name in _assets(headers.part(read, member.offset, member.size)))
+
+
+FINDERS: dict[str, Callable[[Path], Iterable[str]]] = {
+    "gltf": _gltf,
+    "glb": _gltf,
+    "dae": _dae,
+    "obj": _obj,
+    "mtl": _mtl,
+    "ply": _ply,
+    "fbx": _fbx,
+    "usd": _usda,
+    "usda": _usda,
+    "usdz": _usdz,
+}

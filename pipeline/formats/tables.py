@@ -1,0 +1,113 @@
+"""Tables that people hand over or take away: CSV, JSON lines and Parquet, told apart by their suffix, as rows of dicts."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import UserError
+
+SUFFIXES = (".parquet", ".csv", ".jsonl")
+ROWS_PER_GROUP = 65536
+ROWS_PER_BLOCK = 16384
+
+
+def rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a table, one at a time. Raises UserError where the file is not what its suffix says."""
+    try:
+        yield from _rows(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
+
+
+def blocks(path: Path, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+    """The same by columns, of those asked for that are there, some thousand rows at a time; None where a row has no value.
+
+    Millions of rows of a Parquet file take a tenth of the time of `rows`.
+    """
+    if path.suffix.lower() == ".parquet":
+        yield from _parquet_blocks(path, columns)
+        return
+    lines = rows(path)
+    while block := list(itertools.islice(lines, ROWS_PER_BLOCK)):
+        there = [name for name in columns if any(name in row for row in block)]
+        yield {name: [row.get(name) for row in block] for name in there} or {"": [None] * len(block)}
+
+
+def _parquet_blocks(path: Path, columns: Sequence[str] | None) -> Iterator[dict[str, list[Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # which would keep all that was read
+            there = [name for name in file.schema_arrow.names if columns is None or name in columns]
+            for batch in file.iter_batches(ROWS_PER_BLOCK, columns=there):
+                yield {name: batch.column(name).to_pylist() for name in there} or {"": [None] * batch.num_rows}
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is not a Parquet file: {error}") from None
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    match path.suffix.lower():
+        case ".csv":
+            with path.open(newline="", encoding="utf-8-sig") as lines:
+                yield from csv.DictReader(lines)
+        case ".jsonl":
+            with path.open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, 1):
+                    try:
+                        row = json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise UserError(f"{path}: line {number} is not JSON: {error}") from None
+                    if not isinstance(row, dict):
+                        raise UserError(f"{path}: line {number} is no JSON object", '{"path": "chair.glb"} is one')
+                    yield row
+        case ".parquet":
+            for block in _parquet_blocks(path, None):
+                for values in zip(*block.values(), strict=True):
+                    yield dict(zip(block, values, strict=True))
+        case other:
+            raise UserError(f"{path}: {other or 'no suffix'} is no table", f"use {', '.join(SUFFIXES)}")
+
+
+def write(path: Path, lines: Iterable[dict[str, Any]], columns: Sequence[tuple[str, type]]) -> int:
+    """Writes dicts with these columns, beside and then renamed; returns how many. Same rows, same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    names = [name for name, _ in columns]
+    count = 0
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        for line in lines:
+            count += 1
+            yield line
+
+    if path.suffix == ".parquet":
+        _write_parquet(temporary, counted(), columns)
+    else:
+        with temporary.open("w", newline="", encoding="utf-8") as sink:
+            if path.suffix == ".csv":
+                table = csv.DictWriter(sink, names, lineterminator="\n")
+                table.writeheader()
+                table.writerows(counted())
+            else:
+                sink.writelines(json.dumps({name: line[name] for name in names}) + "\n" for line in counted())
+    os.replace(temporary, path)
+    return count
+
+
+def _write_parquet(path: Path, lines: Iterator[dict[str, Any]], columns: Sequence[tuple[str, type]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+    schema = pa.schema([(name, kinds[kind]) for name, kind in columns])
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        while group := list(itertools.islice(lines, ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema))

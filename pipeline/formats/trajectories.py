@@ -1,0 +1,108 @@
+"""Camera files of RealEstate10K (Zhou et al., arXiv 1805.09817) and ACID: where a video's camera was, frame by frame.
+
+Line 1 is the video's URL. Every other line has 19 numbers: a time in microseconds; fx fy cx cy as shares of width and height,
+with the image's corners at 0 and 1; two zeros that nobody documents; a 3x4 world-to-camera matrix by rows, OpenCV axes.
+The prose of the data set's page counts its columns differently from its files; the files are followed here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from pipeline.core.errors import Skip, UserError
+
+NUMBERS = 19  # per line
+MAX_BYTES = 64_000_000  # of one file: 200,000 frames
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One camera file. times_us: (V,) int64, microseconds from the start of the video. fxfycxcy: (V, 4) float64, shares of
+    width and height. w2c: (V, 3, 4) float64, OpenCV axes.
+    """
+
+    url: str
+    times_us: np.ndarray
+    fxfycxcy: np.ndarray
+    w2c: np.ndarray
+
+
+def parse(data: bytes, name: str) -> Trajectory:
+    """Raises Skip: no_images (no line but the URL), bad_cameras (anything that is no such file), unsupported_camera."""
+    url = url_of(data, name)
+    lines = [line for line in data.splitlines()[1:] if line.strip()]
+    if not lines:
+        raise Skip("no_images", f"{name} has no camera")
+    try:
+        rows = np.array([line.split() for line in lines], np.float64)
+        times_us = np.array([int(line.split(maxsplit=1)[0]) for line in lines], np.int64)
+    except (ValueError, OverflowError) as error:
+        raise Skip("bad_cameras", f"{name}: {error}") from None
+    if rows.shape[1] != NUMBERS or not np.isfinite(rows).all():
+        raise Skip("bad_cameras", f"{name}: lines of {rows.shape[1]} finite numbers, {NUMBERS} are needed")
+    if (times_us < 0).any():
+        raise Skip("bad_cameras", f"{name}: a time of {times_us.min()} microseconds")
+    if rows[:, 5:7].any():
+        raise Skip("unsupported_camera", f"{name}: numbers where there should be zeros, which nobody documents")
+    return Trajectory(url, times_us, rows[:, 1:5], rows[:, 7:].reshape(-1, 3, 4))
+
+
+def url_of(head: bytes, name: str) -> str:
+    """The first line. head: at least that much of the file. Raises Skip("bad_cameras")."""
+    line = head.split(b"\n", 1)[0].strip()
+    try:
+        url = line.decode("ascii")
+    except UnicodeDecodeError:
+        url = ""
+    if len(head) > MAX_BYTES or urlsplit(url).scheme not in ("http", "https"):
+        raise Skip("bad_cameras", f"{name} begins with {line[:60]!r}, not with the URL of a video")
+    return url
+
+
+@dataclass(frozen=True)
+class Example:
+    """Frames of one clip, as entries of its camera file counted from 0."""
+
+    context: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EvalIndex:
+    """examples: key of a clip -> Example. Clips with null are left out."""
+
+    examples: dict[str, Example]
+
+    @staticmethod
+    def read(path: Path) -> EvalIndex:
+        """Raises UserError where the file is none."""
+        try:
+            found = json.loads(path.read_bytes())
+            examples = {str(key): _example(value) for key, value in found.items() if value is not None}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            hint = '{key: {"context": [0, 50], "target": [10, 20, 30]}} is needed'
+            raise UserError(f"{path} is no evaluation index: {error or type(error).__name__}", hint) from None
+        if not examples:
+            raise UserError(f"{path} names no clip")
+        return EvalIndex(examples)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.examples
+
+    def frames(self, key: str) -> list[int]:
+        """Every frame that the clip's example needs, sorted."""
+        example = self.examples[key]
+        return sorted({*example.context, *example.target})
+
+
+def _example(value: Any) -> Example:
+    context, target = ([int(frame) for frame in value[name]] for name in ("context", "target"))
+    if not context or not target or min(context + target) < 0:
+        raise ValueError(f"context {context[:8]} and target {target[:8]} name no frames")
+    return Example(tuple(context), tuple(target))

@@ -1,0 +1,1 @@
+"""What a cycle will take, measured on a few objects."""

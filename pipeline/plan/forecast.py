@@ -1,0 +1,184 @@
+"""From what a pilot measured to the figures of the whole: hours, bytes, steps, as arrays of plausible values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.cycle import PER_LOOK, PER_OBJECT, PER_STEP, CycleConfig, Shares
+from pipeline.cycle.open_shards import AT_ONCE, VAL_OBJECTS, objects_per_shard, with_caution
+from pipeline.plan.intervals import DRAWS, Range, in_blocks, means, normal, wilson
+
+DRIFT = 0.1  # standard deviation of the logarithm of a machine's pace: it is not the same the next day
+PER_FILE = 6000  # bytes that a shard takes beside its objects
+ALIKE = 1.15  # two sides that differ by less hold up each other alike
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How an object of the pilot ended. seconds: of its worker, without the start of a Blender. fetched: bytes of its files.
+
+    beside: whether a trainer worked at the same time.
+    """
+
+    delivered: bool
+    seconds: float
+    fetched: int
+    jpeg_bytes: int
+    beside: bool = True
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a pilot measured.
+
+    start_s: until the first worker has an object and a Blender. idle_share: of the workers' time, in which they waited for files.
+    shard_bytes: of all that was delivered, in so many shards. step_s: of each step but the first, with so many samples of a rank.
+    pace_start_s: from nothing to the end of the first step. look_s: a look at unseen objects, per object; 0 where none is asked
+    for.
+    """
+
+    drawn: list[Drawn]
+    reasons: dict[str, int]
+    licenses: dict[str, int]
+    workers: int
+    start_s: float
+    seconds: float
+    idle_share: float
+    shard_bytes: int
+    shards: int
+    step_s: list[float] = field(default_factory=list)
+    samples: int = 1
+    pace_start_s: float = 0.0
+    save_s: float = 0.0
+    checkpoint_bytes: int = 0
+    look_s: float = 0.0
+
+    @property
+    def delivered(self) -> int:
+        return sum(one.delivered for one in self.drawn)
+
+
+class Forecast:
+    """From what a pilot measured to the figures of the whole; each is an array of plausible values, the likely one first.
+
+    of_each: objects per shard. Raises UserError where the window does not fit into the budget.
+    """
+
+    def __init__(self, cfg: CycleConfig, shares: Shares, settings: dict[str, Any], found: Found) -> None:
+        self.cfg, self.shares, self.settings, self.found = cfg, shares, settings, found
+        self.held_out = cfg.held_out
+        self.train = cfg.n - self.held_out
+        self.file_bytes = PER_FILE * len(cfg.scene.res)
+        self.object_bytes = max(1.0, found.shard_bytes - found.shards * self.file_bytes) / found.delivered
+        held_bytes = self.held_out * self.object_bytes + -(-self.held_out // VAL_OBJECTS) * self.file_bytes
+        expected = with_caution(self.held_out, held_bytes)
+        self.of_each = objects_per_shard(cfg, shares.shards - held_bytes, expected, self.train)
+        self.slots = -(-self.train // self.of_each)
+        self.yields = wilson(found.delivered, len(found.drawn))
+        self.figures = self._figures()
+
+    def _first(self, values: Sequence[float], name: str, future: float = math.inf, drift: float = 0.0) -> np.ndarray:
+        return np.concatenate(
+            [[np.mean(values)], means(values, name, future) * np.exp(drift * normal(f"{name} drift"))]
+        )
+
+    def _seconds(self, delivered: bool) -> list[float]:
+        """Of objects that ended so; of those beside a trainer, where there are some: it slows them down."""
+        some = [one for one in self.found.drawn if one.delivered == delivered]
+        return [one.seconds for one in some if one.beside] or [one.seconds for one in some]
+
+    def _object_s(self) -> np.ndarray:
+        """Of a worker, per object that is delivered: with the share of those that fail."""
+        good, bad = self._seconds(True), self._seconds(False)
+        count, likely = self.found.delivered, self.yields.likely
+        beta = np.random.default_rng(0).beta(count + 0.5, len(self.found.drawn) - count + 0.5, DRAWS)
+        failures = 1 / np.concatenate([[likely], beta]) - 1
+        lost = failures * self._first(bad or good, "failed", drift=DRIFT)
+        made: np.ndarray = self._first(good, "delivered", self.cfg.n, DRIFT) + lost
+        return made
+
+    def _figures(self) -> dict[str, np.ndarray]:
+        found, told, train = self.found, self.settings, self.train
+        object_s = self._object_s() / found.workers
+        blocks = in_blocks(found.step_s)
+        future = self.cfg.samples / found.samples * len(blocks) / len(found.step_s)
+        step_s = self._first(blocks, "steps", future, DRIFT)
+        at_once = found.samples * max(1, told["ranks"], told["ray_workers"])  # samples per step
+        early = np.minimum(train, self.of_each * (1 + np.floor(found.pace_start_s / object_s / self.of_each)))
+        passes = self._passes(at_once / step_s * object_s)
+        samples = early * self.cfg.first_passes + (train - early) * passes
+        steps = np.ceil(samples / at_once)
+        saves = steps / told["checkpoint_every"] + self.slots
+        train_s = steps * step_s + saves * found.save_s
+        looks = steps // told["eval_every"] + 1 if told["eval_every"] else 0 * steps
+        look_s = looks * min(told["eval_objects"], self.held_out) * found.look_s
+        first = (self.held_out + min(self.of_each, train)) * object_s
+        tail = min(self.cfg.window, self.slots) / 2 * self.of_each * passes * step_s / at_once
+        rest = np.maximum((train - self.of_each) * object_s + tail, found.pace_start_s + train_s + look_s)
+        gives = self.yields.likely, self.yields.low, self.yields.high
+        drawn = self.cfg.n / np.concatenate([gives[:1], np.linspace(*gives[1:], DRAWS)])
+        fetched = self._first([one.fetched for one in found.drawn], "fetched", self.cfg.n)
+        sizes = [one.jpeg_bytes for one in found.drawn if one.delivered]
+        of_object = self.object_bytes / np.mean(sizes) * self._first(sizes, "sizes", self.cfg.n)
+        return {
+            "objects_drawn": drawn,
+            "render_hours": self.cfg.n * object_s / 3600,
+            "train_hours": train_s / 3600,
+            "look_hours": look_s / 3600,
+            "hours": (found.start_s + first + rest) / 3600,
+            "downloaded_gb": drawn * fetched / 1e9,
+            "shards_gb": (self.cfg.n * of_object + self._files() * self.file_bytes) / 1e9,
+            "peak_disk_gb": self._peak(of_object, steps, looks, train_s > train * object_s, fetched) / 1e9,
+            "passes": passes,
+            "samples": samples,
+            "steps": steps,
+        }
+
+    def _files(self) -> int:
+        return self.slots + -(-self.held_out // VAL_OBJECTS)
+
+    def _passes(self, samples_per_object: np.ndarray) -> np.ndarray:
+        """So that the trainer is busy. samples_per_object: that it can take while one is made."""
+        if self.cfg.passes != "auto":
+            return np.full(samples_per_object.shape, float(self.cfg.passes))
+        made: np.ndarray = np.clip(np.ceil(samples_per_object), 1, self.cfg.max_passes)
+        return made
+
+    def _peak(
+        self, of_object: np.ndarray, steps: np.ndarray, looks: np.ndarray, piles_up: np.ndarray, fetched: np.ndarray
+    ) -> np.ndarray:
+        """Bytes. piles_up: whether training is slower, so that shards fill what there is.
+
+        How many checkpoints and shards meet is chance: between those that stay, and one for each place that there is.
+        """
+        cfg, shares, told = self.cfg, self.shares, self.settings
+        chance = np.concatenate([[0.35], np.random.default_rng(1).uniform(0, 1, DRAWS)])
+        files = np.minimum(told["keep"] + np.round(3 * chance), 1 + steps // told["checkpoint_every"])
+        papers = chance * (PER_OBJECT * cfg.n + PER_STEP * steps + PER_LOOK * looks)
+        most = np.minimum(shares.shards, cfg.n * of_object + self._files() * self.file_bytes)
+        at_once = (cfg.window + AT_ONCE * chance) * (self.of_each * of_object + self.file_bytes)
+        shards = np.where(piles_up, most, np.minimum(most, self.held_out * of_object + at_once))
+        raw = np.minimum(shares.raw, 2 * cfg.downloads * fetched)
+        made: np.ndarray = np.minimum(shares.total, files * self.found.checkpoint_bytes + papers + shards + raw)
+        return made
+
+    def ranges(self) -> dict[str, Range]:
+        """Figure -> its range, in the order of WORDS."""
+        made = {name: Range.of(float(draws[0]), draws[1:]) for name, draws in self.figures.items()}
+        return {"yield_share": self.yields} | made
+
+    def bottleneck(self) -> str:
+        """Which side is: rendering, training, either (it cannot be told), or neither."""
+        render = self.figures["render_hours"]
+        apart = (self.figures["train_hours"] + self.figures["look_hours"]) / render
+        ratio = Range.of(float(apart[0]), apart[1:])
+        if ratio.low > ALIKE:
+            return "training"
+        if ratio.high < 1 / ALIKE:
+            return "rendering"
+        return "neither" if ratio.high < ALIKE**2 and ratio.low > ALIKE**-2 else "either"

@@ -1,0 +1,209 @@
+"""The pilot of a plan: a few objects rendered for real while a trainer takes real steps beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.cycle import CycleConfig
+from pipeline.config.render import RenderConfig
+from pipeline.core import licenses
+from pipeline.core.errors import UserError
+from pipeline.core.records import Item, Outcome
+from pipeline.core.text import reasons_text
+from pipeline.cycle.trainer import TAIL, USER, environment
+from pipeline.plan.forecast import Drawn, Found
+from pipeline.run.driver import Run, opened
+from pipeline.storage.ledger import Ledger
+
+FOLDER = "pilot"  # within a cycle's
+MOST_DRAWN = 10  # objects, for each that is asked for
+MOST_S = 1200.0  # after that nothing new is begun
+TRAIN_AFTER = 0.25  # of the objects
+PACE_S = 300.0  # for the pace, once rendering is through
+UP_S = 120.0  # until its first step
+BESIDE = 3  # steps that suffice, if renderers worked meanwhile
+END = object()
+
+
+class Pace:
+    """The process that takes steps on what stands in `folder`. command: what to run."""
+
+    def __init__(self, folder: Path, command: Sequence[str], threads: int | None) -> None:
+        self.says, self.errors = folder / "pace.jsonl", folder / "pace.log"
+        with self.says.open("wb") as says, self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [*command, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=says,
+                stderr=errors,
+                env=environment(threads),
+                start_new_session=True,  # Ctrl-C is ours to pass on
+            )
+
+    def goes(self) -> bool:
+        """Whether it has done its first step, or never will."""
+        return self.says.stat().st_size > 0 or self.process.poll() is not None
+
+    def told(self) -> dict[str, Any]:
+        """Waits until it knows enough; the fields of Found that it knows. Raises UserError where it cannot train."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # what it has said until then will do
+            self.process.wait(PACE_S)
+        status = self.process.poll()
+        if status:
+            words = "\n".join(self.errors.read_text(errors="replace").strip().splitlines()[-TAIL:])
+            how = "cannot train" if status == USER else f"ended with status {status}"  # -9: perhaps for want of memory
+            raise UserError(f"the trainer of the pilot {how}:\n{words}")
+        said = [json.loads(line) for line in self.says.read_text().splitlines() if line.startswith("{")]
+        steps = [one for one in said if "step" in one]
+        if not steps:
+            raise UserError(
+                f"no step of training was done within {PACE_S:.0f} seconds",
+                "a smaller preset, or a GPU: see --train.device",
+            )
+        beside = [one["seconds"] for one in steps[1:] if one["beside"]]
+        found: dict[str, Any] = {
+            "step_s": beside if len(beside) >= BESIDE else [one["seconds"] for one in steps[1:] or steps],
+            "samples": steps[0]["samples"],
+            "pace_start_s": steps[0]["start_s"],
+        }
+        for one in said:
+            found |= {name: one[name] for name in ("save_s", "checkpoint_bytes", "look_s") if name in one}
+        return found
+
+    def close(self) -> None:
+        """Ends it at once, if it lives."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+class Pilot(Run):
+    """Delivers cfg.n objects like any run, but gives up on a source in which there are too few good ones.
+
+    start: called once, when a quarter is there to train on. What is rendered after that is so beside a trainer.
+    """
+
+    def __init__(self, cfg: RenderConfig, ledger: Ledger, start: Callable[[], Pace]) -> None:
+        super().__init__(cfg, ledger)
+        self.start = start
+        self.pace: Pace | None = None
+        self.wait_until = self.paused_s = 0.0
+        self.before: set[str] = set()  # uids that were begun before that
+        self.ended: list[Drawn] = []
+        self.workers: set[str] = set()
+        self.begun = time.monotonic()
+        self.first: float | None = None  # when the first object was begun
+        self.last = self.begun
+
+    def _draw(self, listing: Callable[[], Iterator[Item]]) -> Iterator[Item | None]:
+        items, count = super()._draw(listing), 0
+        while count < MOST_DRAWN * self.cfg.n and time.monotonic() - self.begun < MOST_S:
+            item: Any = next(items, END)
+            if item is END:
+                return
+            count += item is not None
+            yield item
+
+    def _executor(self) -> Callable[..., Iterator[Outcome]]:
+        work = super()._executor()
+        return lambda make_worker, items, started: work(make_worker, self._paced(items), started)
+
+    def _paced(self, items: Iterator[Item | None]) -> Iterator[Item | None]:
+        """The same items; those after the start of the pace when it goes."""
+        for item in items:
+            began = time.monotonic()
+            while self.pace and not self.pace.goes() and time.monotonic() < self.wait_until and not self.stopping:
+                yield None
+            self.paused_s += time.monotonic() - began
+            if self.pace is None and item is not None:
+                self.before.add(item.uid)
+            yield item
+
+    def _take(self, outcome: Outcome) -> None:
+        self.last = time.monotonic()
+        seconds = outcome.timings.get("total", 0.0)
+        stages = sum(took for name, took in outcome.timings.items() if name != "total")
+        if outcome.scene is not None and outcome.worker not in self.workers and outcome.tries == 1:
+            seconds = min(seconds, stages)  # a worker's first object waits for its Blender
+        self.first = min(self.first or self.last, self.last - seconds)
+        self.workers.add(outcome.worker)
+        fetched = self.downloads.net.room.held(outcome.item.uid) if self.downloads else 0
+        jpeg_bytes = outcome.scene.jpeg_bytes if outcome.scene else 0
+        beside = outcome.item.uid not in self.before
+        self.ended.append(Drawn(outcome.scene is not None, seconds, fetched, jpeg_bytes, beside))
+        super()._take(outcome)
+        if self.pace is None and self.delivered >= max(1, int(TRAIN_AFTER * self.cfg.n)):
+            self._close_shards()
+            self.pace = self.start()
+            self.wait_until = self.last + UP_S
+
+    def found(self, shard_bytes: int, told: dict[str, Any]) -> Found:
+        """What was measured. told: by the pace."""
+        workers = self.cfg.workers or max(1, len(self.workers))
+        span = max(1e-9, self.last - (self.first or self.begun) - self.paused_s)
+        busy = sum(one.seconds for one in self.ended) / min(workers, max(1, len(self.ended)))
+        return Found(
+            self.ended,
+            self.ledger.reasons(),
+            licenses.tally(self.ledger.licenses()),
+            workers,
+            (self.first or self.begun) - self.begun,
+            time.monotonic() - self.begun,
+            max(0.0, 1 - busy / span) if self.downloads else 0.0,
+            shard_bytes,
+            len(self.ledger.kept()),
+            **told,
+        )
+
+
+def fly(cfg: CycleConfig, pilot: int, command: Sequence[str], settings: dict[str, Any]) -> Found:
+    """Renders so many objects of a cycle's source into OUT/pilot, trains on them, measures both, and removes the folder.
+
+    command: what measures the trainer's pace, given the folder. settings: the trainer's. Raises UserError: none could be
+    rendered; the trainer cannot train; Ctrl-C.
+    """
+    assert cfg.out is not None
+    folder = cfg.out / FOLDER
+    same = {one.name: getattr(cfg, one.name) for one in dataclasses.fields(RenderConfig)}
+    # as many at once as there will be; and all to train on, since there is nothing to measure quality with
+    own = {"n": min(cfg.n, max(pilot, cfg.workers or 1)), "out": folder, "val_percent": 0.0}
+    shutil.rmtree(folder, ignore_errors=True)
+    pilot_cfg = RenderConfig(**same | own)
+    paces: list[Pace] = []
+
+    def start() -> Pace:
+        told = settings | {"out": str(folder / "train"), "cycle": False, "tensorboard": False}
+        told["data"] = settings["data"] | {"data": [str(folder)]}
+        (folder / "train.json").write_text(json.dumps(told))
+        paces.append(Pace(folder, command, cfg.train_threads))
+        return paces[0]
+
+    try:
+        with opened(pilot_cfg) as ledger:
+            run = Pilot(pilot_cfg, ledger, start)
+            summary = run.go()
+            if run.stopping:
+                raise UserError("the plan was stopped", "the same command starts it anew")
+            if not summary.delivered:
+                raise UserError(
+                    f"none of {len(run.ended)} objects could be rendered ({reasons_text(summary.reasons)})",
+                    "`lvsm-data render` on the same source keeps a ledger of why; `lvsm-data status` shows it",
+                )
+            return run.found(summary.shard_bytes, paces[0].told())
+    finally:
+        for pace in paces:
+            pace.close()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,268 @@
+"""What the page of a cycle says of training, the two sides' pace, the shards and the disk. Inline SVG, no script."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.core import images
+from pipeline.core.text import duration, duration_words, size
+from pipeline.cycle import disk_log
+from pipeline.cycle.disk_log import Note
+from pipeline.cycle.protocol import TRAIN
+from pipeline.cycle.snapshot import Pace, Standing, rate, standing, who_waits
+from pipeline.report.charts import UNITS, Line, Panel, panels
+from pipeline.report.markup import cards, text
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.train_run import TrainingLog
+
+SMOOTH = 25  # a loss is the mean of so large a part of all steps
+MOST_SMOOTH = 500  # steps
+POINTS = 400  # of a loss
+STEEP = 8  # losses that span such a factor have a logarithmic axis
+LOW = 4  # the budget is drawn where at least such a part of it was used
+STRIP_WIDTH, STRIP_BYTES, STRIP_QUALITY = 1400, 600_000, 88  # a strip within these is embedded as it is
+STRIP = re.compile(r"step-(\d+)\.png")
+STRIP_TARGETS = 3  # at most, of each object
+
+
+@dataclass(frozen=True)
+class Story:
+    """How a cycle stands, and how it came to that. strip: the newest picture of held-out objects: step and PNG file."""
+
+    standing: Standing
+    log: TrainingLog
+    notes: list[Note]
+    strip: tuple[int, bytes] | None
+    views: tuple[int, int]
+    """Inputs and targets of a row of the strip."""
+
+
+def read_story(run: Path, ledger: Ledger, log: TrainingLog | None) -> Story | None:
+    """None where the run is no cycle. log: read already by somebody; None: read here."""
+    log = log or TrainingLog(run / TRAIN).read()
+    found = standing(run, ledger, log)
+    return Story(found, log, disk_log.read(run), _newest(run), _views(run)) if found else None
+
+
+def section(story: Story) -> str:
+    """The part of the page, as HTML."""
+    now = story.standing
+    says, do = who_waits(now.pace)
+    advice = f" <b>{_flags(text(do[0].upper() + do[1:]))}.</b>" if do else ""
+    if not do and now.pace.trainer_s:
+        advice = " Neither holds up the other."
+    parts = [
+        f"<section id=cycle><h2>Cycle</h2><dl class=cards>{cards(_figures(now))}</dl>",
+        f"<p class=waits>{text(says[0].upper() + says[1:])}.{advice}</p>",
+        f"<h3>Shards to train on</h3>{_shards(now)}",
+        f"<h3>Training</h3>{_training(story.log)}",
+        f"<h3>Held-out objects, as rendered by the model</h3>{_samples(story)}",
+        f"<h3>Disk</h3>{_disk(story.notes)}</section>",
+    ]
+    return "".join(parts)
+
+
+def _flags(sentence: str) -> str:
+    """Names of flags in one piece each."""
+    return re.sub(r"--[a-z.-]*[a-z]", r"<span class=flag>\g<0></span>", sentence)
+
+
+def _figures(now: Standing) -> list[tuple[str, str, str]]:
+    pace = now.pace
+    unseen = ("Unseen objects", "–", f"{now.held_out:,} held out; no look at them yet")
+    if now.unseen:
+        step, psnr, nearest = (now.unseen[name] for name in ("step", "psnr", "nearest"))
+        better = f"nearest view {nearest:.2f} ({psnr - nearest:+.2f})"
+        unseen = (
+            "Unseen objects",
+            f"{psnr:.2f} dB",
+            f"PSNR after {step:,.0f} steps; {better}; {now.held_out:,} held out",
+        )
+    loss = "" if now.loss is None else f"loss {now.loss:.4f}; "
+    left = f"; about {duration_words(now.left_s)} left" if now.left_s else ""
+    return [
+        (
+            "Training",
+            f"step {now.step:,}",
+            f"{loss}{now.samples:,} of {now.samples_due:,} samples of the shards so far{left}",
+        ),
+        unseen,
+        ("Rendering makes", rate(pace.made_per_s), _recipe(pace)),
+        ("Training takes", rate(pace.samples_per_s), "while it has data"),
+        (
+            "Trainer idle for data",
+            f"{pace.idle:.0%}",
+            f"{duration_words(pace.waited_s)} of {duration_words(pace.trainer_s)}",
+        ),
+        (
+            "Rendering idle for disk",
+            f"{pace.blocked:.0%}",
+            f"{duration_words(pace.blocked_s)} of {duration_words(pace.rendering_s)}",
+        ),
+        (
+            "Disk",
+            size(now.disk_bytes),
+            f"{size(now.disk_peak)} at most" + (f", of {size(now.budget)}" if now.budget else ""),
+        ),
+        (
+            "Objects of the shards",
+            f"{now.on_disk_objects + now.deleted_objects:,}",
+            f"{now.on_disk_objects:,} on disk + {now.deleted_objects:,} trained on and deleted",
+        ),
+    ]
+
+
+def _recipe(pace: Pace) -> str:
+    if not pace.objects_per_s or not pace.passes:
+        return "not known before the first shard"
+    return f"{pace.objects_per_s:.3g} objects/s × {pace.passes:.3g} passes, while it has disk"
+
+
+def _shards(now: Standing) -> str:
+    """A bar, and its key."""
+    kinds = [
+        ("soft", "trained and deleted", now.deleted),
+        ("good", "on disk", now.on_disk),
+        ("other", "filling", now.filling),
+        ("rest", "to come, about" if now.to_come else "to come", now.to_come or 0),
+    ]
+    if not any(count for *_, count in kinds):
+        return "<p class=note>None yet: objects to measure with come first.</p>"
+    bar = "".join(
+        f"<span class={look} style='flex:{count}' title='{count:,} {name}'></span>"
+        for look, name, count in kinds
+        if count
+    )
+    names = " ".join(f"<span><span class='key {look}'></span> {name} {count:,}</span>" for look, name, count in kinds)
+    label = ", ".join(f"{count:,} {name}" for _, name, count in kinds)
+    return f"<div class=stack role=img aria-label='{label}'>{bar}</div><p class='note keys'>{names}</p>"
+
+
+def _training(log: TrainingLog) -> str:
+    """Loss, and quality at objects that do not train, over steps."""
+    some = []
+    steps, losses, width = _smooth(log.curve)
+    if len(steps) > 1:
+        steep = min(losses) > 0 and max(losses) > STEEP * min(losses)
+        title = f"loss, mean of {width:,} steps" if width > 1 else "loss"
+        some.append(Panel(title, [Line(title, list(zip(steps, losses, strict=True)))], steep=steep))
+    looks = {
+        name: [(float(step), float(scores[name])) for step, scores in log.looks if scores.get(name) is not None]
+        for name in ("psnr", "nearest")
+    }
+    if looks["psnr"]:
+        lines = [Line("PSNR at unseen objects", looks["psnr"], dots=True)]
+        if looks["nearest"]:
+            lines.append(Line("nearest view, which needs no model", looks["nearest"], "other", dots=True))
+        some.append(Panel("PSNR (dB)", lines))
+    if not some:
+        return "<p class=note>No step yet.</p>"
+    return panels(some, float(max(log.step, 1)), "steps")
+
+
+def _smooth(curve: Sequence[tuple[int, float, float, float, int]]) -> tuple[list[float], list[float], int]:
+    """(steps, mean losses over the last steps, how many steps these are); a loss that is no number is left out."""
+    pairs = np.array([(step, loss) for step, loss, *_ in curve if math.isfinite(loss)]).reshape(-1, 2)
+    width = int(np.clip(len(pairs) // SMOOTH, 1, MOST_SMOOTH))
+    sums = np.concatenate([[0.0], np.cumsum(pairs[:, 1])])
+    ends = np.unique(np.linspace(1, len(pairs), min(len(pairs), POINTS)).round().astype(int)) if len(pairs) else []
+    means = [float((sums[end] - sums[max(0, end - width)]) / min(width, end)) for end in ends]
+    return [float(pairs[end - 1, 0]) for end in ends], means, width
+
+
+def _disk(notes: Sequence[Note]) -> str:
+    """Bytes over the time of work; what lies between sessions is cut out."""
+    parts = disk_log.sessions(notes)
+    at, pauses, now = [], [], 0.0
+    for number, session in enumerate(parts):
+        if number:
+            pauses.append((now, f"pause of {duration(max(0.0, session[0].when - parts[number - 1][-1].when))}"))
+        at += [now + note.when - session[0].when for note in session]
+        now = at[-1]
+    total = now
+    if total <= 0:
+        return "<p class=note>Too early for a picture over time.</p>"
+    unit, unit_s = next((name, s) for name, s in UNITS if total < 180 * s or name == "days")
+    most, budget = max(note.most for note in notes), notes[-1].budget
+    scale, word = next(
+        (s, w) for s, w in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if most >= s or w == "kB"
+    )
+    x = [each / unit_s for each in at]
+    lines = [
+        Line("all, at most", [(when, note.most / scale) for when, note in zip(x, notes, strict=True)], area=True),
+        Line("of it shards", [(when, note.shards / scale) for when, note in zip(x, notes, strict=True)], "other"),
+        Line("checkpoints", [(when, note.checkpoints / scale) for when, note in zip(x, notes, strict=True)], "third"),
+    ]
+    near = LOW * most >= budget
+    if near:
+        lines.append(
+            Line("budget", [(when, note.budget / scale) for when, note in zip(x, notes, strict=True)], "limit")
+        )
+    far = "" if near else f"<p class=note>The budget of {size(budget)} lies far above this picture.</p>"
+    marks = [(when / unit_s, says) for when, says in pauses]
+    return panels([Panel(f"disk ({word})", lines, low=0.0)], total / unit_s, f"working time ({unit})", marks) + far
+
+
+# ---- what the model renders
+
+
+def _newest(run: Path) -> tuple[int, bytes] | None:
+    """The trainer may be writing one: then the one before."""
+    found = {
+        int(match[1]): path for path in (run / TRAIN / "strips").glob("*.png") if (match := STRIP.fullmatch(path.name))
+    }
+    for step in sorted(found, reverse=True):
+        try:
+            picture = found[step].read_bytes()
+            images.decode(picture)
+        except OSError:
+            continue
+        return step, picture
+    return None
+
+
+def _views(run: Path) -> tuple[int, int]:
+    """As the trainer's settings have them; (0, 0) where they cannot be read."""
+    try:
+        told = json.loads((run / TRAIN / "train.json").read_text())
+        return int(told["data"]["inputs"]), min(STRIP_TARGETS, int(told["eval_targets"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 0
+
+
+def _samples(story: Story) -> str:
+    if story.strip is None:
+        return "<p class=note>No picture yet: the first comes with the first look at unseen objects.</p>"
+    step, png = story.strip
+    inputs, targets = story.views
+    over = ""
+    if inputs:
+        names = "".join("<span>target</span><span class=made>prediction</span>" for _ in range(targets))
+        over = (
+            f"<div class=over style='grid-template-columns:{inputs}fr repeat({2 * targets},1fr)'>"
+            f"<span>input views</span>{names}</div>"
+        )
+    note = f"After {step:,} steps. A row is an object that is never trained on: its inputs, then true pictures beside renderings."
+    return (
+        f"<p class=note>{note}</p><div class='scroll samples'>{over}"
+        f"<img src='{_embedded(png)}' alt='inputs, targets and predictions of held-out objects'></div>"
+    )
+
+
+def _embedded(png: bytes) -> str:
+    """A picture as an address that holds it, smaller where it is large."""
+    height, width = images.size_of(png)
+    if width <= STRIP_WIDTH and len(png) <= STRIP_BYTES:
+        return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    pixels = images.decode(png)
+    if width > STRIP_WIDTH:
+        pixels = images.shrink(pixels, (max(1, round(height * STRIP_WIDTH / width)), STRIP_WIDTH))
+    return f"data:image/jpeg;base64,{base64.b64encode(images.encode_jpeg(pixels, STRIP_QUALITY)).decode()}"

@@ -1,0 +1,384 @@
+"""A run's folder -> one HTML page that needs nothing else: no server, no network, no library. See report.html.
+
+What others wrote (uids, licenses, log tails, facts) is hostile: it enters the page escaped, or inside one JSON block whose
+`<` are escaped and which the script only ever shows as text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.core import licenses
+from pipeline.core.errors import UserError
+from pipeline.core.text import duration, size
+from pipeline.report import cycle_section
+from pipeline.report.charts import Clock, throughput
+from pipeline.report.markup import bars, cards, failures, text
+from pipeline.report.tiles import THUMB_WIDTH, make_sheet, make_tiles
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.run_folder import is_locked
+from pipeline.storage.shards import CONVENTION, facts_of, find_shards, uids_of
+from pipeline.storage.train_run import TrainingLog
+
+PAGE = "index.html"
+EXAMPLES = 20  # per reason
+
+LIVE_OBJECTS, LIVE_VIEWS = 16, 8  # on a page that is written again and again: objects, and views of each
+LIVE_S, LIVE_SHARE = 30.0, 0.05  # between two such pages, and the most of the time that writing them may take
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Books:
+    """What the ledger says. timeline: (unix time, state, views). status: the driver's last status file, or {}.
+
+    driven: whether a driver holds the folder. story: of a cycle.
+    """
+
+    counts: dict[str, int]
+    reasons: dict[str, int]
+    examples: dict[str, list[tuple[str, str, int]]]
+    licenses: dict[str, int]
+    timeline: list[tuple[float, str, int]]
+    views: int
+    by_shard: dict[str, int]
+    deleted: set[str]
+    status: dict[str, Any] = field(default_factory=dict)
+    driven: bool = False
+    story: cycle_section.Story | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the folder held. shards: width in pixels -> files. objects: shard name -> objects, of the shards on disk.
+
+    stored: bytes of all files. The shards of a cycle may be gone when they are read.
+    """
+
+    folder: Path
+    shards: dict[int, list[Path]]
+    facts: dict[str, Any]
+    objects: dict[str, int]
+    books: Books | None
+    stored: int
+
+    @property
+    def widest(self) -> list[Path]:
+        return self.shards[max(self.shards)] if self.shards else []
+
+
+def write_page(folder: Path, out: Path, objects: int = 64) -> Path:
+    """Writes the page of a run's folder, or of a folder of shards alone, to `out`; shows that many objects. Returns `out`.
+
+    Raises UserError: nothing was ever rendered there, a shard cannot be read, the page cannot be written.
+    """
+    if objects < 1:
+        raise UserError(f"--objects {objects} shows nothing", "for example --objects 64")
+    run = _read_run(folder.absolute())
+    tiles = _of_those_there(run, lambda paths: make_tiles(paths, run.objects, objects))
+    live = run.books is not None and run.books.driven and out.absolute() == run.folder / PAGE
+    return _write(out, _page(run, tiles, live))
+
+
+def _page(run: Run, tiles: list[dict[str, Any]], live: bool) -> bytes:
+    """live: a driver writes it again and again, so a browser is to load it again and again."""
+    books = run.books
+    parts = {
+        "TITLE": f"{text(run.folder.name)} · lvsm-data",
+        "REFRESH": f'<meta http-equiv="refresh" content="{LIVE_S:.0f}">' if live and books and books.story else "",
+        "HEADER": _header(run),
+        "CYCLE": cycle_section.section(books.story) if books and books.story else "",
+        "SHEET_NOTE": _sheet_note(run, tiles),
+        "CONVENTION": text(CONVENTION),
+        "FAILURES": failures(books.reasons, books.examples) if books else "",
+        "THROUGHPUT": f"<section id=throughput><h2>Throughput</h2>{throughput(books.timeline)}</section>"
+        if books
+        else "",
+        "LICENSES": _licenses(run, tiles),
+        "DATA": json.dumps({"objects": tiles}, separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    # One pass, so that no inserted text is searched for placeholders.
+    return re.sub(r"<!--([A-Z_]+)-->", lambda match: parts[match[1]], template).encode(errors="replace")
+
+
+def _of_those_there(run: Run, make: Callable[[list[Path]], Made]) -> Made:
+    """make(the widest shards), again without those that a cycle has deleted meanwhile."""
+    while True:
+        there = [path for path in run.widest if path.exists()]
+        try:
+            return make(there)
+        except FileNotFoundError:
+            if all(path.exists() for path in there):
+                raise
+
+
+class LivePage:
+    """OUT/index.html of a cycle, written while it runs. log: of its trainer, read by whoever calls."""
+
+    def __init__(self, out: Path, log: TrainingLog) -> None:
+        self.out, self.log = out.absolute(), log
+        self.kept: tuple[list[Path], list[dict[str, Any]]] = ([], [])
+        self.next = 0.0
+
+    def refresh(self) -> None:
+        """Writes the page if it is time to. What a full disk or a damaged shard prevents is left for the next time."""
+        if time.monotonic() >= self.next:
+            start = time.monotonic()
+            self._write(live=True)
+            self.next = time.monotonic() + max(LIVE_S, (time.monotonic() - start) / LIVE_SHARE)
+
+    def end(self) -> None:
+        """Writes it as it stays."""
+        self._write(live=False)
+
+    def _write(self, live: bool) -> None:
+        with contextlib.suppress(UserError, OSError, ValueError):
+            run = _read_run(self.out, self.log)
+            if live and run.books:
+                run.books.status["state"] = "running"  # the file is of the last session in the first second
+            _write(self.out / PAGE, _page(run, self._tiles(run), live))
+
+    def _tiles(self, run: Run) -> list[dict[str, Any]]:
+        """Of objects for validation, which stay, so that they are made once; with few views of each."""
+        paths = [path for path in run.widest if path.name.startswith("val")]
+        if self.kept[0] != paths:
+            tiles = make_tiles(paths, run.objects, LIVE_OBJECTS)
+            self.kept = paths, [tile | {"jpegs": _some(tile["jpegs"], LIVE_VIEWS)} for tile in tiles]
+        return self.kept[1]
+
+
+def _some(each: dict[Any, Made], count: int) -> dict[Any, Made]:
+    names = list(each)
+    return {name: each[name] for name in names[:: -(-len(names) // count) or 1]}
+
+
+def write_sheet(folder: Path, out: Path, objects: int = 8) -> Path:
+    """Writes a PNG with a row of views for each of `objects` objects. Returns `out`. Raises UserError like `write_page`."""
+    run = _read_run(folder.absolute())
+    if not run.widest:
+        raise UserError(f"{folder} holds no finished shard", f"lvsm-data status {folder} shows how the run stands")
+    return _write(out, _of_those_there(run, lambda paths: make_sheet(paths, run.objects, objects)))
+
+
+def _write(out: Path, data: bytes) -> Path:
+    temporary = out.with_name(f"{out.name}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, out)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{out} cannot be written: {error.strerror}", "give another --out, a file") from None
+    return out
+
+
+def _read_run(folder: Path, log: TrainingLog | None = None) -> Run:
+    """log: of a cycle's trainer, where somebody has read it."""
+    ledger = folder / "ledger.sqlite"
+    try:
+        shards = {width: paths for width, paths in find_shards(folder).items() if paths}
+    except UserError:
+        if not folder.is_dir():
+            raise
+        shards = {}
+    if not shards and not ledger.exists():
+        raise UserError(f"{folder} holds neither a run nor shards", "give the --out of a run")
+    books = _read_books(ledger, log) if ledger.exists() else None
+    run = Run(folder, shards, {}, {}, books, sum(_size(path) for paths in shards.values() for path in paths))
+    if books:
+        objects = {path.stem: books.by_shard.get(path.stem, 0) for path in run.widest}
+    else:
+        objects = _of_those_there(run, lambda paths: {path.stem: len(uids_of(path)) for path in paths})
+    return replace(run, facts=_facts(run), objects=objects)
+
+
+def _size(path: Path) -> int:
+    """Bytes, 0 where it has gone."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    for path in run.widest[::-1]:  # those for validation first: they stay
+        try:
+            return facts_of(path)
+        except UserError:
+            if path.exists():
+                raise
+    return _planned(run.folder)
+
+
+def _planned(folder: Path) -> dict[str, Any]:
+    """The facts of a run that has no shard yet, as far as its run.json knows them."""
+    facts = _json_file(folder / "run.json").get("facts", {})
+    return facts if isinstance(facts, dict) else {}
+
+
+def _json_file(path: Path) -> dict[str, Any]:
+    """{} where there is none, or none that can be read: the page tells what it can."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_books(path: Path, log: TrainingLog | None) -> Books:
+    """Everything from one snapshot, so that counts add up while a run goes on."""
+    with Ledger(path, readonly=True) as ledger:
+        ledger.snapshot()
+        reasons = ledger.reasons()
+        return Books(
+            counts=ledger.counts(),
+            reasons=reasons,
+            examples={reason: ledger.examples(reason, EXAMPLES) for reason in reasons},
+            licenses=licenses.tally(ledger.licenses()),
+            timeline=ledger.timeline(),
+            views=ledger.totals()["views"],
+            by_shard=Counter(ledger.delivered_in().values()),
+            deleted={name for name, state in ledger.shards().items() if state == "deleted"},
+            status=_json_file(path.with_name("status.json")),
+            driven=is_locked(path.parent),
+            story=cycle_section.read_story(path.parent, ledger, log),
+        )
+
+
+# ---- the parts of the page that Python writes
+
+
+def _header(run: Run) -> str:
+    facts, settings = run.facts, run.facts.get("settings") or {}
+    widths = sorted(run.shards) or settings.get("res", [])
+    files = [path for paths in run.shards.values() for path in paths]
+    splits: Counter[str] = Counter()
+    for name, count in run.objects.items():
+        splits[name.split("-")[0]] += count
+    by_split = f"{splits['train']:,} train + {splits['val']:,} val objects"
+    resolutions = ", ".join(f"{width}" for width in widths) or "?"
+    figures = [
+        *(_count_cards(run.books) if run.books else [("Objects", f"{splits.total():,}", "in these shards")]),
+        ("Views", _views(run), f"{settings.get('views') or 'as many as there are'} per object"),
+        ("Resolutions", f"{resolutions} px", "width of the stored pictures"),
+        ("Shards", f"{len(run.objects):,}", f"{size(run.stored)} in {len(files):,} files; {by_split}"),
+        *(_speed_cards(run.books) if run.books else []),
+    ]
+    notes = "".join(f"<p class=note>{text(note)}</p>" for note in _notes(run))
+    source = text(facts.get("source") or "unknown")
+    return (
+        f"<h1>{text(run.folder.name)}</h1><p class=sub>source <b>{source}</b> · <code>{text(run.folder)}</code>"
+        f"{_state(run.books)} · page of {time.strftime('%Y-%m-%d %H:%M')}</p>{notes}"
+        f"<dl class=cards>{cards(figures)}</dl>{_settings(facts, settings)}"
+    )
+
+
+def _count_cards(books: Books) -> list[tuple[str, str, str]]:
+    delivered, failed = books.counts.get("delivered", 0), sum(books.reasons.values())
+    asked = f"of {books.status['n']:,} requested" if isinstance(books.status.get("n"), int) else ""
+    return [
+        ("Drawn", f"{delivered + failed:,}", f"= {delivered:,} delivered + {failed:,} failed"),
+        ("Delivered", f"{delivered:,}", asked),
+        ("Failed", f"{failed:,}", f"{failed / (delivered + failed):.1%} of those drawn" if failed else "none"),
+    ]
+
+
+def _views(run: Run) -> str:
+    if run.books:
+        return f"{run.books.views:,}"
+    per_object = (run.facts.get("settings") or {}).get("views")
+    return f"{sum(run.objects.values()) * per_object:,}" if isinstance(per_object, int) else "?"
+
+
+def _speed_cards(books: Books) -> list[tuple[str, str, str]]:
+    clock = Clock.of(books.timeline)
+    if clock.seconds <= 0:
+        return [("Throughput", "–", "needs two objects that ended at different times")]
+    sessions = f"in {len(clock.pauses) + 1} sessions" if clock.pauses else "first object to last"
+    return [
+        ("Active time", duration(clock.seconds), f"h:min:s, {sessions}"),
+        (
+            "Throughput",
+            f"{clock.objects / clock.seconds * 3600:,.0f} objects/h",
+            f"{clock.views / clock.seconds:,.1f} views/s",
+        ),
+    ]
+
+
+def _state(books: Books | None) -> str:
+    status = books.status if books else {}
+    if not status.get("state"):
+        return ""
+    state = str(status["state"])
+    if state == "running" and books and not books.driven:
+        state = f"interrupted {duration(time.time() - float(status.get('updated') or 0))} ago"
+    return f" · <b>{text(state)}</b>"
+
+
+def _notes(run: Run) -> list[str]:
+    """Where the delivered objects are, as far as not all of them are in the shards on disk."""
+    if run.books is None:
+        return ["No ledger in this folder: failures and throughput are not known here."]
+    deleted = sum(count for name, count in run.books.by_shard.items() if name in run.books.deleted)
+    in_shards = sum(run.objects.values())
+    waiting = run.books.counts.get("delivered", 0) - in_shards - deleted
+    notes = []
+    if waiting > 0:
+        notes.append(f"Delivered, but still in the journal of a shard that is not full: {waiting:,}.")
+    if deleted:
+        notes.append(f"Delivered, but in shards that were deleted after use: {deleted:,}.")
+    if not run.shards:
+        notes.append("No finished shard on disk, so there are no pictures and no cameras to show.")
+    return notes
+
+
+def _settings(facts: dict[str, Any], settings: dict[str, Any]) -> str:
+    """What made the pictures, by name."""
+    versions = ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
+    layers = ", ".join(name for name in ("alpha", "depth", "normals") if settings.get(name)) or "none"
+    rows = {
+        "cameras": facts.get("cameras") or settings.get("cameras"),
+        "lights": settings.get("lights"),
+        "samples": f"{settings['samples']} per pixel" if settings.get("samples") else None,
+        "denoise": settings.get("denoise"),
+        "engine": " on ".join(str(settings[name]) for name in ("engine", "device") if settings.get(name)),
+        "seed": facts.get("seed", settings.get("seed")),
+        "JPEG quality": settings.get("quality"),
+        "extra layers": layers if settings else None,
+        "downsampling": facts.get("downsampling"),
+        "versions": versions,
+        "config hash": facts.get("config_hash"),
+    }
+    cells = (f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in rows.items() if v not in (None, ""))
+    return f"<dl class=settings>{''.join(cells)}</dl>"
+
+
+def _sheet_note(run: Run, tiles: list[dict[str, Any]]) -> str:
+    if not tiles:
+        return ""
+    stored, here = max(run.shards), min(max(run.shards), THUMB_WIDTH)
+    shrunk = "as stored" if stored == here else f"shrunk from {stored} px for this page"
+    if run.books and run.books.story and all(tile["shard"].startswith("val") for tile in tiles):
+        return f"{len(tiles):,} held-out objects, which stay. Pictures {here} px wide, {shrunk}. Choose one to see its views."
+    return (
+        f"{len(tiles):,} of {sum(run.objects.values()):,} objects, spread over {len(run.objects):,} shards. "
+        f"Pictures {here} px wide, {shrunk}. Choose one to see its views."
+    )
+
+
+def _licenses(run: Run, tiles: list[dict[str, Any]]) -> str:
+    counts = run.books.licenses if run.books else licenses.tally(Counter(tile["facts"][0][1] for tile in tiles))
+    if not counts:
+        return ""
+    note = "Delivered objects by license." if run.books else f"Of the {len(tiles)} objects shown above."
+    return f"<section id=licenses><h2>Licenses</h2><p class=note>{note}</p>{bars(counts, {}, 'license')}</section>"

@@ -1,0 +1,94 @@
+"""How a run stands, for `lvsm-data status`: the ledger's counts and, while the driver lives, its last word."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import licenses
+from pipeline.core.text import duration, reasons_text, size
+from pipeline.cycle.snapshot import standing
+from pipeline.run.progress import doing
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.run_folder import is_locked
+from pipeline.storage.uploads import lives_elsewhere
+
+SHOWN_FAILURES = 5  # per reason
+SHOWN_LICENSES = 6
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """Counts from the ledger, rates and workers from the driver's last tick. Raises UserError where there is no run.
+
+    state: running, finished (n delivered), stopped (a graceful end with fewer), interrupted (the driver died). cycle: a Standing,
+    None where the run is no cycle.
+    """
+    with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
+        counts, totals = ledger.counts(), ledger.totals()
+        reasons = ledger.reasons()
+        by_license = licenses.tally(ledger.licenses())
+        failures = [
+            {"uid": uid, "reason": reason, "detail": detail, "tries": tries}
+            for reason in reasons
+            for uid, detail, tries in ledger.examples(reason, SHOWN_FAILURES)
+        ]
+        cycle = standing(run, ledger)
+    path = run / "status.json"
+    last: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    state = last.get("state", "interrupted")
+    if is_locked(run) or lives_elsewhere(run):
+        state = "running"
+    elif state == "running":
+        state = "interrupted"
+    live = {"views_per_s", "objects_per_h", "eta_s", "workers"}
+    return {
+        "run": str(run),
+        "state": state,
+        "n": last.get("n"),
+        "delivered": counts.get("delivered", 0),
+        "failed": counts.get("failed", 0),
+        "reasons": reasons,
+        "failures": failures,
+        "licenses": by_license,
+        **totals,
+        "updated": last.get("updated"),
+        "cycle": dataclasses.asdict(cycle) | {"text": cycle.lines()} if cycle else None,
+        **{name: last[name] if state == "running" and name in last else None for name in sorted(live)},
+    }
+
+
+def status_text(status: dict[str, Any]) -> str:
+    """The same for people."""
+    failed = f" ({reasons_text(status['reasons'])})" if status["failed"] else ""
+    lines = [
+        f"{status['run']}: {status['state']}",
+        f"delivered {status['delivered']} of {status['n'] or '?'}, failed {status['failed']}{failed}",
+        f"{status['views']} views, {size(status['image_bytes'])} of images; "
+        f"{status['shards']} finished shards, {size(status['shard_bytes'])}",
+    ]
+    if by_license := status["licenses"]:
+        first = dict(list(by_license.items())[:SHOWN_LICENSES])
+        more = f" and {len(by_license) - SHOWN_LICENSES} more" if len(by_license) > SHOWN_LICENSES else ""
+        lines.append(f"licenses: {reasons_text(first)}{more}")
+    rendered = status["cycle"] and status["delivered"] == status["n"]
+    if status["state"] == "running" and status["objects_per_h"] is not None and not rendered:
+        age = time.time() - status["updated"]
+        lines.append(
+            f"{status['views_per_s']:.1f} views/s, {status['objects_per_h']:.0f} objects/h, "
+            f"ETA {duration(status['eta_s'])} (as of {age:.0f} s ago)"
+        )
+        for worker in status["workers"]:
+            lines.append(f"  worker {worker['worker']}: {worker['done']} done, {doing(worker)}")
+    if status["cycle"]:
+        lines += status["cycle"]["text"]
+    for failure in status["failures"]:
+        last_line = failure["detail"].strip().splitlines()[-1] if failure["detail"].strip() else ""
+        lines.append(f"  {failure['uid']}: {failure['reason']} {last_line}".rstrip())
+    if len(status["failures"]) < status["failed"]:
+        lines.append(f"  ... and {status['failed'] - len(status['failures'])} more failures")
+    if status["state"] in ("stopped", "interrupted"):
+        lines.append(f"the same {'cycle' if status['cycle'] else 'render'} command goes on where it stopped")
+    return "\n".join(lines)

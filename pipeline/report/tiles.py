@@ -1,0 +1,143 @@
+"""The objects that a page shows: which ones, their pictures small enough to embed, their poses and facts."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.core import images
+from pipeline.storage.shards import Rows, read_objects
+
+THUMB_WIDTH = 128  # pixels; smaller pictures are embedded as they are stored
+STRIP_OBJECTS, STRIP_VIEWS = 64, 32  # of so many objects, so many views are embedded; of others one view
+SHEET_VIEWS = 12  # in a row of the PNG
+POSES = 256  # per object
+IMAGE_BYTES = 6_600_000  # of all pictures, before base64: a page below 10 MB
+FALLBACKS = (
+    (128, 85),
+    (128, 70),
+    (96, 70),
+    (64, 70),
+    (48, 60),
+)  # (width, JPEG quality) tried in turn until a strip fits
+
+
+def make_tiles(paths: list[Path], counts: dict[str, int], objects: int) -> list[dict[str, Any]]:
+    """Objects spread evenly over the shards. Of each shard its first ones, so that little more than these is read."""
+    wanted = _wanted(paths, counts, objects)
+    total = sum(wanted.values())
+    strips = set(_spread(total, STRIP_OBJECTS))
+    budget = IMAGE_BYTES / max(1, len(strips) + (total - len(strips)) / STRIP_VIEWS)
+    tiles: list[dict[str, Any]] = []
+    for path, count in wanted.items():
+        for rows in itertools.islice(read_objects(path), count):
+            tiles.append(_tile(rows, path.stem, budget, STRIP_VIEWS if len(tiles) in strips else 1))
+    return tiles
+
+
+def make_sheet(paths: list[Path], counts: dict[str, int], objects: int) -> bytes:
+    """A PNG: a row per object, its first views side by side as they are stored."""
+    wanted = _wanted(paths, counts, objects)
+    picked = [rows for path, count in wanted.items() for rows in itertools.islice(read_objects(path), count)]
+    return images.encode_png(
+        images.contact_sheet([[images.decode(jpeg) for jpeg in rows.jpegs[:SHEET_VIEWS]] for rows in picked])
+    )
+
+
+def _wanted(paths: list[Path], counts: dict[str, int], objects: int) -> Counter[Path]:
+    """How many objects to take from each shard."""
+    owners = [path for path in paths for _ in range(counts[path.stem])]
+    return Counter(owners[i] for i in _spread(len(owners), objects))
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` indices below `count`, evenly, with the first and (from two on) the last."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, wanted)).round()}) if count else []
+
+
+def _tile(rows: Rows, shard: str, budget: float, strip: int) -> dict[str, Any]:
+    """One object as the page's script wants it: poses as the first three rows of c2w, pictures as base64 JPEG."""
+    kept = _spread(len(rows.jpegs), POSES)
+    pictured = [kept[i] for i in _spread(len(kept), strip)]
+    jpegs = _thumbnails([rows.jpegs[i] for i in pictured], budget * strip / STRIP_VIEWS, rows.hw)
+    k = rows.fxfycxcy[kept]
+    plain, nested = _facts_of_object(rows)
+    return {
+        "uid": rows.uid,
+        "shard": shard,
+        "hw": list(rows.hw),
+        "count": len(rows.jpegs),
+        "facts": plain,
+        "more": nested,
+        "bounds": _bounds(rows.meta),
+        "views": kept,
+        "c2w": _numbers(rows.c2w[kept, :3].reshape(-1, 12)),
+        "k": _numbers(k[:1] if (k == k[0]).all() else k),
+        "jpegs": {view: base64.b64encode(jpeg).decode() for view, jpeg in zip(pictured, jpegs, strict=True)},
+    }
+
+
+def _numbers(values: np.ndarray) -> list[Any]:
+    """Four decimals, which is a tenth of a pixel on any screen. JSON knows no NaN: `verify` is who complains of one."""
+    return list(np.round(np.nan_to_num(values.astype(float)), 4).tolist())
+
+
+def _bounds(meta: dict[str, Any]) -> list[Any] | None:
+    """The object's box [low, high] in the world of the cameras, where the facts hold the box it came with."""
+    try:
+        raw = np.array(meta["raw_bounds"], float).reshape(2, 3)
+        transform = np.array(meta["transform"], float).reshape(4, 4)
+    except (KeyError, TypeError, ValueError):
+        return None
+    corners = np.array(list(itertools.product(*raw.T))) @ transform[:3, :3].T + transform[:3, 3]
+    return _numbers(np.array([corners.min(0), corners.max(0)])) if np.isfinite(corners).all() else None
+
+
+def _facts_of_object(rows: Rows) -> tuple[list[tuple[str, str]], str]:
+    """(label, text) of the facts that are one value, and the others as JSON."""
+    plain = [("license", rows.license or "not recorded")]
+    nested = {}
+    for name, value in sorted(rows.meta.items(), key=lambda pair: (pair[0] != "polygons", pair[0])):
+        if isinstance(value, list | dict):
+            nested[name] = value
+        else:
+            text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+            plain.append((name.replace("_", " "), {"True": "yes", "False": "no"}.get(text, text)))
+    return plain, json.dumps(nested) if nested else ""
+
+
+def _thumbnails(jpegs: list[bytes], budget: float, hw: tuple[int, int]) -> list[bytes]:
+    """The files as stored where they are small enough, else re-encoded until all together fit `budget` bytes."""
+    if hw[1] <= THUMB_WIDTH and sum(map(len, jpegs)) <= budget:
+        return jpegs
+    linear = [_shrink(jpeg, min(THUMB_WIDTH, hw[1])) for jpeg in jpegs]
+    small: list[bytes] = []
+    for width, quality in FALLBACKS:
+        small = [_encode(light, min(width, hw[1]), quality) for light in linear]
+        if sum(map(len, small)) <= budget:
+            break
+    return small
+
+
+def _shrink(jpeg: bytes, width: int) -> np.ndarray | None:
+    """A JPEG -> linear light, `width` pixels wide. None for a broken file."""
+    try:
+        pixels = images.decode(jpeg)
+    except OSError:
+        return None
+    return _resize(images.linear(pixels), width)
+
+
+def _encode(light: np.ndarray | None, width: int, quality: int) -> bytes:
+    """Linear light -> a JPEG. Nothing for nothing: the page then shows a broken picture, as the shard holds one."""
+    return b"" if light is None else images.encode_jpeg(images.srgb8(_resize(light, width)), quality)
+
+
+def _resize(light: np.ndarray, width: int) -> np.ndarray:
+    return images.resize_area(light, (max(1, round(width * light.shape[0] / light.shape[1])), width))

@@ -1,0 +1,181 @@
+"""Re-checks everything that a run claims: what is in the shards, and that the ledger says the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import track
+
+from pipeline.core import images
+from pipeline.core.errors import UserError
+from pipeline.core.records import video_of
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.shards import Rows, facts_of, find_shards, read_objects, row_keys, schema
+
+RIGID_TOLERANCE = 1e-4  # of R^T R and det R, in float32
+
+
+@dataclass
+class Report:
+    """What `verify` found. problems: one line each; empty is good."""
+
+    problems: list[str] = field(default_factory=list)
+    objects: int = 0
+    views: int = 0
+    files: int = 0
+    ledger: bool = False
+
+    def line(self) -> str:
+        """The verdict in one line."""
+        verdict = f"{len(self.problems)} problems" if self.problems else "ok"
+        beside = "ledger agrees" if self.ledger and not self.problems else "ledger read" if self.ledger else "no ledger"
+        return f"{verdict}: {self.files} shard files, {self.objects} objects, {self.views} views, {beside}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an object stands and what must be the same at every resolution: its shard, views, poses, license and video."""
+
+    shard: str
+    views: int
+    poses: bytes
+    license: str
+    video: str
+
+
+def verify(folder: Path) -> Report:
+    """Reads every shard file of a run (or of one resolution). Raises UserError where there is nothing to check."""
+    report = Report()
+    found = find_shards(folder)
+    by_width: dict[int, dict[str, Place]] = {}
+    console = Console(stderr=True)
+    for width, paths in found.items():
+        where = by_width[width] = {}
+        shown = track(paths, f"checking {width} px", console=console, transient=True, disable=not sys.stderr.isatty())
+        for path in shown:
+            report.files += 1
+            for uid, place in _check_file(path, width, report):
+                if uid in where:
+                    report.problems.append(f"{path.name}: {uid} stands in {where[uid].shard} already")
+                where[uid] = place
+    widest = by_width[max(by_width)]
+    report.objects = len(widest)
+    _compare_widths(folder, by_width, report)
+    _check_leaks(widest, report)
+    if (folder / "ledger.sqlite").exists():
+        report.ledger = True
+        _check_ledger(folder, widest, report)
+    return report
+
+
+def _compare_widths(folder: Path, by_width: dict[int, dict[str, Place]], report: Report) -> None:
+    """All resolutions of a run must be there, and hold the same objects, views and poses in the same shards."""
+    most = max(by_width)
+    for width, where in by_width.items():
+        odd = sorted(uid for uid in where.keys() | by_width[most].keys() if where.get(uid) != by_width[most].get(uid))
+        if odd:
+            report.problems.append(f"{width} px and {most} px hold different objects, for example {odd[0]}")
+    if (folder / "run.json").exists():
+        asked = json.loads((folder / "run.json").read_text())["identity"]["res"]
+        for width in sorted(set(asked) - set(by_width)):
+            report.problems.append(f"{width} px is missing: the run is of {', '.join(map(str, asked))} px")
+
+
+def _check_leaks(on_disk: dict[str, Place], report: Report) -> None:
+    """No video may stand in both parts: its clips show the same rooms."""
+    parts: dict[str, set[str]] = {}
+    for place in on_disk.values():
+        if place.video:
+            parts.setdefault(video_of(place.video), set()).add(place.shard.split("-")[0])
+    for video in sorted(video for video, found in parts.items() if len(found) > 1):
+        report.problems.append(f"clips of video {video} stand in both train and val")
+
+
+def _check_file(path: Path, width: int, report: Report) -> list[tuple[str, Place]]:
+    """Problems of one file go into the report; returns its objects."""
+    found: list[tuple[str, Place]] = []
+    try:
+        facts = facts_of(path)
+        stored = pq.read_schema(path)
+        wanted = schema(tuple(stored.names))
+        if not stored.equals(wanted):
+            report.problems.append(f"{path.name}: columns differ from the format: {stored.names}")
+            return found
+        if facts["width"] != width:
+            report.problems.append(f"{path.name}: says width {facts['width']}, stands in {width}")
+        for (uids, views), rows in zip(row_keys(path), read_objects(path), strict=True):
+            problems = check_object(rows, width)
+            if len(uids) > 1:
+                problems.append(f"its row group holds {len(uids)} objects")
+            if views != list(range(len(views))):
+                problems.append(f"its views are {views[:8]}..., not 0, 1, 2, ...")
+            report.problems += [f"{path.name}: {rows.uid}: {problem}" for problem in problems]
+            report.views += len(rows.jpegs)
+            poses = hashlib.sha256(rows.c2w.tobytes()).digest()
+            found.append((rows.uid, Place(path.stem, len(views), poses, rows.license, rows.meta.get("video", ""))))
+    except (UserError, pa.ArrowException, OSError, ValueError) as error:
+        report.problems.append(f"{path.name}: {error}")
+    if not found:
+        report.problems.append(f"{path.name}: holds no object that can be read")
+    return found
+
+
+def check_object(rows: Rows, width: int) -> list[str]:
+    """What is wrong with one object as read back; empty when nothing is."""
+    problems = []
+    with ThreadPoolExecutor() as pool:
+        problems += [
+            problem for problem in pool.map(lambda jpeg: _check_picture(jpeg, (*rows.hw, 3)), rows.jpegs) if problem
+        ]
+    if rows.hw[1] != width:
+        problems.append(f"width {rows.hw[1]} among {width}")
+    if not (np.isfinite(rows.c2w).all() and np.isfinite(rows.fxfycxcy).all()):
+        return [*problems, "poses are not finite"]
+    rotation = rows.c2w[:, :3, :3].astype(np.float64)
+    rigid = np.abs(np.swapaxes(rotation, 1, 2) @ rotation - np.eye(3)).max()
+    if rigid > RIGID_TOLERANCE or np.abs(np.linalg.det(rotation) - 1).max() > RIGID_TOLERANCE:
+        problems.append(f"rotations are not orthonormal (off by {rigid:.2g})")
+    if not np.array_equal(rows.c2w[:, 3], np.tile(np.array([0, 0, 0, 1], np.float32), (len(rows.c2w), 1))):
+        problems.append("the last row of a c2w is not 0 0 0 1")
+    if (rows.fxfycxcy[:, :2] <= 0).any():
+        problems.append("a focal length is not positive")
+    pixels = rows.hw[0] * rows.hw[1]
+    for name, size in (("depth", 4 * pixels), ("normals", 12 * pixels)):
+        if any(len(layer) != size for layer in rows.layers.get(name, ())):
+            problems.append(f"{name} has not {size} bytes per view")
+    for png in rows.layers.get("alpha", ()):
+        if problem := _check_picture(png, rows.hw):
+            problems.append(f"alpha: {problem}")
+    return problems
+
+
+def _check_picture(file: bytes, shape: tuple[int, ...]) -> str:
+    try:
+        pixels = images.decode(file)
+    except OSError as error:
+        return f"an image does not decode: {error}"
+    return "" if pixels.shape == shape else f"an image has shape {pixels.shape}, not {shape}"
+
+
+def _check_ledger(folder: Path, on_disk: dict[str, Place], report: Report) -> None:
+    with Ledger(folder / "ledger.sqlite", readonly=True) as ledger:
+        delivered, licenses = ledger.delivered_in(), ledger.licenses_of()
+        states = ledger.shards()
+    open_shards = {path.stem for path in (folder / "journal").glob("*.arrow")}
+    for uid, place in on_disk.items():
+        if delivered.get(uid) != place.shard:
+            report.problems.append(f"{uid} stands in {place.shard}, the ledger says {delivered.get(uid, 'nothing')}")
+        elif (license_name := licenses.get(uid, place.license)) != place.license:
+            report.problems.append(f"{uid} has license {place.license!r}, the ledger says {license_name!r}")
+    for uid, shard in delivered.items():
+        if uid not in on_disk and shard not in open_shards and states.get(shard) != "deleted":
+            report.problems.append(f"{uid}: the ledger says {shard}, no shard holds it")

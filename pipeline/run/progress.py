@@ -1,0 +1,230 @@
+"""Live progress: a panel on a terminal, plain lines elsewhere, and OUT/status.json for `lvsm-data status`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.cluster.prometheus import Metrics
+from pipeline.core.disk import put
+from pipeline.core.records import HEARTBEAT, Item, Outcome
+from pipeline.core.text import duration, reasons_text, size
+
+WINDOW_S = 300.0  # rates are over the last five minutes
+TICK_S = 1.0
+LINE_S = 10.0  # between plain lines
+
+
+class Progress:
+    """What the run does right now. Fed by the driver; a thread of its own shows it and writes the status file."""
+
+    def __init__(self, n: int, views: int | None, delivered: int, reasons: dict[str, int], out: Path) -> None:
+        """views: of every object, None where that differs."""
+        self.n = n
+        self.views_per_object = views
+        self.delivered = delivered
+        self.reasons = dict(reasons)
+        self.bytes = self.views = 0
+        self.idle_s = 0.0  # of workers that are at work again
+        self.started = time.time()
+        self.out = out
+        self.state = "running"
+        self.workers: dict[int, tuple[str, float]] = {}
+        self.served: dict[int, int] = {}
+        self.under_way: dict[str, int] = {}
+        self.recent: deque[list[int]] = deque()  # second, objects and views that came in it
+        self.downloads: Callable[[], dict[str, int]] = dict  # set by who has any
+        self.uploads: Callable[[], dict[str, int]] = dict
+        self.cycle: Callable[[], dict[str, Any]] = dict
+        self.lock = threading.Lock()
+        self.console = Console(stderr=True)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._metrics = Metrics(self.out.resolve().name, self.snapshot())
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def on_start(self, worker: int, item: Item) -> None:
+        """A worker took an item."""
+        with self.lock:
+            now = time.time()
+            before, since = self.workers.get(worker, ("", now))
+            self.idle_s += 0.0 if before else now - since
+            self.workers[worker] = (item.uid, now)
+            self.under_way[item.uid] = worker
+
+    def on_outcome(self, outcome: Outcome) -> None:
+        """An item ended."""
+        with self.lock:
+            slot = self.under_way.pop(outcome.item.uid, None)
+            if slot is not None:  # else it ended before a worker had it
+                self.served[slot] = self.served.get(slot, 0) + 1
+                if self.workers[slot][0] == outcome.item.uid:  # else it is at its next item already
+                    self.workers[slot] = ("", time.time())
+            if outcome.scene is None:
+                self.reasons[outcome.reason] = self.reasons.get(outcome.reason, 0) + 1
+                return
+            views = outcome.scene.view_count
+            self.delivered += 1
+            self.views += views
+            self.bytes += outcome.scene.jpeg_bytes
+            second = int(time.time())
+            if not self.recent or self.recent[-1][0] != second:
+                self.recent.append([second, 0, 0])
+            self.recent[-1][1] += 1
+            self.recent[-1][2] += views
+
+    def on_rest(self) -> None:
+        """The workers are gone: there is nothing more for them."""
+        with self.lock:
+            now = time.time()
+            self.idle_s += sum(now - since for uid, since in self.workers.values() if not uid)
+            self.workers.clear()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that `status` shows. Rates in objects per hour and views per second; eta_s is None when unknown."""
+        with self.lock:
+            now = time.time()
+            while self.recent and self.recent[0][0] < now - WINDOW_S:
+                self.recent.popleft()
+            seconds = max(1e-9, min(WINDOW_S, now - self.started))
+            begun = self._begun()
+            recent = sum(views for _, _, views in self.recent)
+            views_per_s = (recent + sum(begun.values())) / seconds
+            per_s = views_per_s / (
+                self.views_per_object or recent / max(1, sum(objects for _, objects, _ in self.recent)) or 1
+            )
+            missing = max(0, self.n - self.delivered)
+            workers = sorted(self.workers.items())
+            workers = [(slot, at) for slot, at in workers if not at[0] or self.under_way.get(at[0]) == slot]
+            idle_s = self.idle_s + sum(now - since for _, (uid, since) in workers if not uid)
+            return {
+                "pid": os.getpid(),
+                "state": self.state,
+                "started": self.started,
+                "updated": now,
+                "n": self.n,
+                "delivered": self.delivered,
+                "failed": sum(self.reasons.values()),
+                "reasons": self.reasons.copy(),
+                "views_per_s": views_per_s,
+                "objects_per_h": per_s * 3600,
+                "eta_s": missing / per_s if per_s else None,
+                "views": self.views,
+                "bytes_written": self.bytes,
+                "under_way": len(self.under_way),
+                "idle_s": round(idle_s, 3),
+                "downloads": self.downloads(),
+                "uploads": self.uploads(),
+                "cycle": self.cycle(),
+                "workers": [
+                    {
+                        "worker": slot,
+                        "uid": uid,
+                        "seconds": round(now - since, 1),
+                        "views": begun.get(uid, 0),
+                        "done": self.served.get(slot, 0),
+                    }
+                    for slot, (uid, since) in workers  # whose item went to another was lost
+                ],
+            }
+
+    def _begun(self) -> dict[str, int]:
+        """Views so far of the objects under way, from the heartbeats of workers on this machine."""
+        begun = {}
+        for path in (self.out / "scratch").glob(f"*/{HEARTBEAT}"):
+            with contextlib.suppress(OSError, ValueError):  # half-written, or its worker has just ended
+                views, uid = path.read_text().split(" ", 1)
+                if uid in self.under_way:
+                    begun[uid] = int(views)
+        return begun
+
+    def _show(self) -> None:
+        if not self.console.is_terminal:
+            next_line = time.monotonic() + LINE_S
+            while not self._stop.wait(TICK_S):
+                self._write_status()
+                if time.monotonic() >= next_line:
+                    next_line += LINE_S
+                    self.console.print(one_line(self.snapshot()), highlight=False, soft_wrap=True)
+        else:
+            with Live(console=self.console, refresh_per_second=4, transient=True) as live:
+                while not self._stop.wait(TICK_S / 2):
+                    snapshot = self._write_status()
+                    live.update(panel(snapshot))
+        self._write_status()
+
+    def _write_status(self) -> dict[str, Any]:
+        snapshot = self.snapshot()
+        self._metrics.publish(snapshot)
+        with contextlib.suppress(OSError):  # a full disk is the driver's to report
+            put(self.out / "status.json", snapshot)
+        return snapshot
+
+
+def one_line(status: dict[str, Any]) -> str:
+    """A status as one plain line."""
+    failed = f", {status['failed']} failed ({reasons_text(status['reasons'])})" if status["failed"] else ""
+    waiting = status["downloads"]
+    fetched = f" | {waiting['ready']} fetched ahead, {size(waiting['bytes'])} of disk" if waiting else ""
+    if leaving := status["uploads"]:
+        fetched += f" | {leaving['waiting']} shards to upload, {size(leaving['bytes'])}"
+    objects = f"{status['delivered']}/{status['n']} objects{failed}"
+    rates = (
+        f" | {status['views_per_s']:.1f} views/s | {status['objects_per_h']:.0f} objects/h | "
+        f"ETA {duration(status['eta_s'])} | {size(status['bytes_written'])} written{fetched}"
+    )
+    if not status.get("cycle"):
+        return objects + rates
+    rendered = status["delivered"] >= status["n"]  # and a cycle goes on
+    return f"{objects}{'' if rendered else rates} | {training(status['cycle'])}"
+
+
+def training(cycle: dict[str, Any]) -> str:
+    """How far a cycle's trainer is, who waits, and the disk."""
+    loss = f", loss {cycle['loss']:.4f}" if cycle["loss"] is not None else ""
+    unseen = _unseen(cycle["unseen"]) if cycle["unseen"] else ""
+    pace = f", {cycle['samples_per_s']:.1f} samples/s" if cycle["samples_per_s"] else ""
+    waits = f", waited {cycle['trainer_waited_s'] / cycle['trainer_seconds']:.0%}" if cycle["trainer_seconds"] else ""
+    blocked = ", rendering waits for it" if cycle["blocked"] else ""
+    disk = f"disk {size(cycle['disk_bytes'])} of {size(cycle['budget'])}{blocked}"
+    return f"step {cycle['step']}{loss}{unseen}{pace}{waits} | {disk}"
+
+
+def _unseen(scores: dict[str, Any]) -> str:
+    """Scores that are no numbers are null in the log."""
+    named = {"unseen objects": scores["psnr"], "nearest view": scores["nearest"]}
+    return "".join(f", {name} {value:.2f} dB" for name, value in named.items() if value is not None)
+
+
+def doing(worker: dict[str, Any]) -> str:
+    """What a worker of a snapshot is at."""
+    return f"{worker['uid']}: {worker['views']} views, {worker['seconds']:.0f} s" if worker["uid"] else "idle"
+
+
+def panel(status: dict[str, Any]) -> Group:
+    """A status as a terminal picture: bar, line, one row per worker."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for worker in status["workers"]:
+        table.add_row(f"worker {worker['worker']}", f"{worker['done']} done", doing(worker))
+    bar = Table.grid()  # gives the bar a line of its own
+    bar.add_row(ProgressBar(total=status["n"], completed=status["delivered"], width=60))
+    return Group(bar, Text(one_line(status)), table)

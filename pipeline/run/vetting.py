@@ -1,0 +1,69 @@
+"""Do the cameras of an import fit its pictures? Decided on the first scenes, before a shard is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from pipeline import sources
+from pipeline.config.views import ImportConfig
+from pipeline.core.errors import UserError
+from pipeline.core.records import Item, Outcome
+from pipeline.worker import silhouettes
+from pipeline.worker.silhouettes import FOUND, MARK, Verdict
+
+SCENES = 8  # that decide; fewer where fewer were asked for
+SUGGEST_FROM = 4  # scenes that other cameras are tried on
+
+
+class Vetting:
+    """Holds the first outcomes of an import back until enough scenes have been looked at, or no more come."""
+
+    def __init__(self, cfg: ImportConfig) -> None:
+        self.cfg = cfg
+        self.need = min(SCENES, cfg.n)
+        self.marked = 0
+        self.held: list[Outcome] = []
+        self.verdicts: list[Verdict] = []
+        self.says = ""
+
+    def mark(self, item: Item) -> Item:
+        """The item, marked where its scene may still decide."""
+        if self.says or self.marked >= self.need:
+            return item
+        self.marked += 1
+        return dataclasses.replace(item, extra=item.extra | {MARK: True})
+
+    def take(self, outcome: Outcome) -> list[Outcome]:
+        """The outcomes that may be recorded now. Raises UserError where the cameras do not fit."""
+        if self.says:
+            return [outcome]
+        self.held.append(outcome)
+        if MARK in outcome.item.extra:
+            if outcome.scene is None:
+                self.marked -= 1  # another one has to do
+            else:
+                self.verdicts.append(Verdict(**outcome.scene.meta.pop(FOUND)))
+        return self.conclude() if len(self.verdicts) >= self.need else []
+
+    def conclude(self) -> list[Outcome]:
+        """Decides on what there is; what was held back may be recorded. Raises UserError where the cameras do not fit."""
+        held, self.held = self.held, []
+        if not self.verdicts or self.says:
+            return held
+        says, figures = silhouettes.judge(self.verdicts)
+        assumed = self.cfg.source == "objaverse-mix"
+        if says == "does_not_fit" or (says == "undecided" and assumed):
+            hint = self._suggestion(held) if assumed else ""
+            hint = hint or "--no-verify-cameras takes the cameras as they are; docs/sources.md says what is compared"
+            raise UserError(f"the cameras of {self.cfg.source} do not fit its pictures: {figures}", hint)
+        self.says = f"cameras {'fit' if says == 'fits' else 'may fit, the pictures cannot tell'}: {figures}"
+        return held
+
+    def _suggestion(self, held: list[Outcome]) -> str:
+        """Which turntable would fit better, from files that are still there."""
+        source = sources.load(self.cfg.source)
+        seen = [outcome.item for outcome in held if outcome.scene is not None][:SUGGEST_FROM]
+        scenes = [source.load(item, Path(item.extra.get("path", item.url)), self.cfg) for item in seen]
+        found = silhouettes.suggest(scenes, self.cfg.scene.mix)
+        return str(found) if found else ""

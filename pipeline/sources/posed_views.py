@@ -1,0 +1,152 @@
+"""What sources of posed views share: reading cameras that somebody else wrote, and refusing those that make no sense."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.views import ImportConfig
+from pipeline.core import cameras, images
+from pipeline.core.errors import Skip, UserError
+from pipeline.core.records import Got, Item
+from pipeline.download.fetch import Fetcher
+from pipeline.formats import archives, bundles
+from pipeline.formats.bundles import SceneOf
+
+MAX_JSON = 64_000_000  # bytes
+SMALLER = ("images_2", "images_4", "images_8")  # folders of smaller copies, by the factor
+
+
+def is_staged(cfg: ImportConfig) -> bool:
+    """Whether the input is an archive whose scenes have to be brought into folders first, since it only reads forward."""
+    return cfg.input is not None and cfg.input.is_file() and archives.is_sequential(cfg.input)
+
+
+def staged(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher, scene_of: SceneOf) -> Iterator[Got]:
+    """`fetch_many` of a source whose items lie in a sequential archive on this machine: item.url names it."""
+    return bundles.Staging(Path(items[0].url), scene_of, net.room, folder_of).run(items)
+
+
+def root_of(item: Item, path: Path) -> Path:
+    """The folder that a scene's files may lead into: its own."""
+    return path
+
+
+def input_of(cfg: ImportConfig) -> Path:
+    """The input, which has to be there. Raises UserError."""
+    if cfg.input is None:
+        raise UserError(f"--source {cfg.source} needs --input", "--input FOLDER")
+    return cfg.input
+
+
+def uid_of(folder: Path, root: Path) -> str:
+    """A scene's folder relative to the input; the input's own name where it is the scene."""
+    relative = folder.relative_to(root).as_posix()
+    return folder.absolute().name if relative == "." else relative
+
+
+def hw_of(data: bytes, name: str) -> tuple[int, int]:
+    """(height, width) of a picture by its header. Raises Skip("broken_image")."""
+    try:
+        return images.size_of(data)
+    except OSError as error:
+        raise Skip("broken_image", f"{name}: {error}") from None
+
+
+def inverted(w2c: np.ndarray) -> np.ndarray:
+    """World-to-camera (V, 3 or 4, 4) -> c2w (V, 4, 4), whatever its axes are. Raises Skip("bad_cameras")."""
+    try:
+        return np.asarray(np.linalg.inv(cameras.homogeneous(np.asarray(w2c)[:, :3])))
+    except (np.linalg.LinAlgError, ValueError) as error:
+        raise Skip("bad_cameras", f"poses that cannot be inverted: {error}") from None
+
+
+def matrices(values: Sequence[Any]) -> np.ndarray:
+    """Rows of numbers as JSON has them, 3x4 or 4x4 each -> (V, 4, 4) float64. Raises Skip("bad_cameras")."""
+    try:
+        rows = [np.asarray(value, np.float64) for value in values]
+        if any(row.shape not in ((3, 4), (4, 4)) for row in rows):
+            raise ValueError(f"a pose of shape {next(row.shape for row in rows if row.shape not in ((3, 4), (4, 4)))}")
+        return np.stack([row if len(row) == 4 else cameras.homogeneous(row) for row in rows])
+    except (ValueError, TypeError) as error:
+        raise Skip("bad_cameras", str(error)) from None
+
+
+def npy(data: bytes, name: str) -> np.ndarray:
+    """A .npy file of numbers, never of pickled objects. Raises Skip("bad_cameras")."""
+    try:
+        array = np.asarray(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False), np.float64)
+    except (ValueError, TypeError, EOFError, OSError, SyntaxError, MemoryError, OverflowError) as error:
+        raise Skip("bad_cameras", f"{name}: {error}") from None
+    return array
+
+
+def json_object(data: bytes, name: str) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises Skip("bad_cameras")."""
+    if len(data) > MAX_JSON:
+        raise Skip("bad_cameras", f"{name} is {len(data)} bytes long")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Skip("bad_cameras", f"{name} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Skip("bad_cameras", f"{name} holds no JSON object")
+    return value
+
+
+def number(record: Mapping[str, Any], name: str) -> float | None:
+    """A finite number of a JSON object, None where it is not there. Raises Skip("bad_cameras")."""
+    value = record.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise Skip("bad_cameras", f"{name} is {str(value)[:40]!r}, not a number")
+    return float(value)
+
+
+def focal(size: float, fov: float) -> float:
+    """Pixels along one side and the field of view across it, in radians -> focal length. Raises Skip("bad_cameras")."""
+    if not 0 < fov < math.pi:
+        raise Skip("bad_cameras", f"a field of view of {fov:g} radians")
+    return size / 2 / math.tan(fov / 2)
+
+
+def fitted(fxfycxcy: np.ndarray, stated_hw: tuple[float, float], hw: tuple[int, int], name: str) -> np.ndarray:
+    """Intrinsics (4,) for pictures of the stated size -> for the size hw that the picture has: smaller copies are foreign.
+
+    Raises Skip("bad_cameras") where the two have not the same shape, rounding apart.
+    """
+    sy, sx = hw[0] / stated_hw[0], hw[1] / stated_hw[1]
+    if abs(sx - sy) > sx * (1.5 / min(hw) + 0.002):
+        stated = f"{stated_hw[1]:g}x{stated_hw[0]:g}"
+        raise Skip("bad_cameras", f"{name} is {hw[1]}x{hw[0]} pixels, its camera says {stated}")
+    return np.asarray(fxfycxcy, np.float64) * [sx, sy, sx, sy]
+
+
+def picture(name: str, folder: Path, roots: Sequence[Path]) -> Path:
+    """The file that a camera file calls `name`: with or without its suffix, or a smaller copy of it in images_2, _4 or _8.
+
+    Raises Skip: escapes_folder, image_missing.
+    """
+    named = bundles.inside(name, folder, roots)
+    head, _, rest = Path(name).as_posix().partition("/")
+    copies = [bundles.inside(f"{smaller}/{rest}", folder, roots) for smaller in SMALLER if head == "images" and rest]
+    for path in (named, *copies):
+        for suffix in ("", ".png", ".jpg", ".jpeg", ".webp"):
+            if is_file(whole := path.with_name(path.name + suffix)):
+                return whole
+    raise Skip("image_missing", f"{name[:200]} in {folder}")
+
+
+def is_file(path: Path) -> bool:
+    """Path.is_file, also for a name that no file system takes."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""A run's folder: shards, journals, ledger, and copies in object stores."""

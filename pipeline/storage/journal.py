@@ -1,0 +1,48 @@
+"""A file of Arrow messages that a crash cannot hurt: each with its length and CRC-32 in front, so that a damaged end shows."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from io import FileIO
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.core import disk
+
+RECORD = struct.Struct("<QI")  # length and CRC-32 of the message that follows
+
+
+def append(sink: FileIO, message: bytes | pa.Buffer) -> None:
+    """One journal record: its length and CRC-32, then an Arrow IPC message. sink: opened without a buffer.
+
+    Where it cannot be written as a whole, OSError is raised and the file ends where it did.
+    """
+    content = memoryview(message)
+    disk.append(sink, RECORD.pack(content.nbytes, zlib.crc32(content)), content)
+
+
+def read(path: Path) -> list[pa.RecordBatch]:
+    """The whole batches of a journal, whatever its end looks like: cut, or filled with zeros by a power cut."""
+    return mend(path)[0]
+
+
+def mend(path: Path) -> tuple[list[pa.RecordBatch], int]:
+    """The same, and where the first record starts that is not whole: what follows can be cut off."""
+    data = pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
+    messages: list[pa.Buffer] = []
+    start = 0
+    while start + RECORD.size <= data.size:
+        length, crc = RECORD.unpack(data[start : start + RECORD.size])
+        if not 0 < length <= data.size - start - RECORD.size:
+            break
+        message = data.slice(start + RECORD.size, length)
+        if zlib.crc32(message) != crc:
+            break
+        messages.append(message)
+        start += RECORD.size + length
+    if not messages:
+        return [], 0
+    of = pa.ipc.read_schema(messages[0])
+    return [pa.ipc.read_record_batch(message, of) for message in messages[1:]], start

@@ -1,0 +1,150 @@
+"""Where finished files go when that is no folder of this machine: an object store, or a file system that many machines share.
+
+Addresses are URIs: s3://BUCKET/PATH and gs://BUCKET/PATH (with pyarrow.fs; AWS_ENDPOINT_URL names any S3-compatible server),
+file:///PATH, and whatever fsspec has a package for. Credentials come from where the libraries look: environment, files, machine.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from pipeline.core.errors import UserError
+
+ASIDE = "uploading"  # folder of what is not whole yet, or was left by a process that was killed
+GIVE_UP_S = 600.0  # of failures without an end
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+HOPELESS = (
+    "ACCESS_DENIED",
+    "NO_SUCH_BUCKET",
+    "INVALID_ACCESS_KEY",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "No bucket",
+    "PERMISSION_DENIED",
+)
+HINT = "look at the address and the credentials (AWS_ACCESS_KEY_ID, ...); the same command goes on, nothing finished is lost"
+Made = TypeVar("Made")
+
+
+class Store:
+    """Files below an address, by name (with / between folders). A file is there as a whole or not at all.
+
+    What fails is tried again for GIVE_UP_S, then it raises UserError; at once where trying would not help.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.fs, self.root = self._patiently(lambda: _file_system(address))
+
+    def put(self, local: Path, name: str) -> None:
+        """Copies a file of this machine: first aside, then under its name, once its size proves that it is whole."""
+        aside = f"{self.root}/{ASIDE}/{name.replace('/', '-')}.{uuid.uuid4().hex[:8]}"
+
+        def copied() -> None:
+            self._make_folder(aside)
+            fs.copy_files(str(local), aside, fs.LocalFileSystem(), self.fs)
+            size = self.fs.get_file_info(aside).size
+            if size != local.stat().st_size:
+                raise OSError(f"{size} of {local.stat().st_size} bytes of {name} arrived")
+
+        def published() -> None:
+            self._make_folder(f"{self.root}/{name}")
+            try:
+                self.fs.move(aside, f"{self.root}/{name}")
+            except FileNotFoundError:  # the answer of the last try was lost, not the try
+                if not self.has(name):
+                    raise
+
+        self._patiently(copied)
+        self._patiently(published)
+
+    def get(self, name: str, local: Path) -> bool:
+        """Copies a file to this machine, as a whole or not at all. False where there is none."""
+        temporary = local.with_name(f"{local.name}.part")
+
+        def fetched() -> bool:
+            info = self.fs.get_file_info(f"{self.root}/{name}")
+            if info.type != fs.FileType.File:
+                return False
+            fs.copy_files(f"{self.root}/{name}", str(temporary), self.fs, fs.LocalFileSystem())
+            if temporary.stat().st_size != info.size:
+                raise OSError(f"{temporary.stat().st_size} of {info.size} bytes of {name} came")
+            return True
+
+        local.parent.mkdir(parents=True, exist_ok=True)
+        found = self._patiently(fetched)
+        if found:
+            temporary.replace(local)
+        return found
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        info = self._patiently(lambda: self.fs.get_file_info(f"{self.root}/{name}"))
+        return bool(info.type == fs.FileType.File)
+
+    def names(self, folder: str = "") -> dict[str, int]:
+        """File name -> bytes, of one folder, not of those below."""
+        selector = fs.FileSelector(f"{self.root}/{folder}".rstrip("/"), allow_not_found=True)
+        found = self._patiently(lambda: self.fs.get_file_info(selector))
+        return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
+
+    def folders(self) -> list[str]:
+        """Of the first level, sorted."""
+        found = self._patiently(lambda: self.fs.get_file_info(fs.FileSelector(self.root, allow_not_found=True)))
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+    def open(self, name: str) -> Any:
+        """A file for reading at random places: what pyarrow.parquet takes."""
+        return self._patiently(lambda: self.fs.open_input_file(f"{self.root}/{name}"))
+
+    def delete(self, name: str) -> None:
+        """Removes a file, where there is one."""
+
+        def gone() -> None:
+            if self.fs.get_file_info(f"{self.root}/{name}").type == fs.FileType.File:
+                self.fs.delete_file(f"{self.root}/{name}")
+
+        self._patiently(gone)
+
+    def tidy(self) -> None:
+        """Removes what killed processes left half uploaded. Nobody else may be uploading."""
+        for name in self.names(ASIDE):
+            self.delete(f"{ASIDE}/{name}")
+
+    def _make_folder(self, path: str) -> None:
+        """For a file: object stores have none, and would hold an empty object in its place."""
+        if self.fs.type_name not in ("s3", "gcs"):
+            self.fs.create_dir(str(Path(path).parent), recursive=True)
+
+    def _patiently(self, act: Callable[[], Made]) -> Made:
+        pause_s, until = FIRST_PAUSE_S, time.monotonic() + GIVE_UP_S
+        while True:
+            try:
+                return act()
+            except OSError as error:
+                if any(word in str(error) for word in HOPELESS) or time.monotonic() > until:
+                    raise UserError(f"{self.address} cannot be used: {error}", HINT) from None
+            time.sleep(pause_s * random.uniform(0.5, 1.5))  # many that failed together should not come back together
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _file_system(address: str) -> tuple[Any, str]:
+    """Of an address: the file system, and the path there. Raises UserError where nobody knows such addresses."""
+    try:
+        found: tuple[Any, str] = fs.FileSystem.from_uri(address)
+        return found
+    except pa.ArrowInvalid as error:
+        import fsspec
+
+        try:
+            system, path = fsspec.core.url_to_fs(address)
+        except (ImportError, ValueError) as other:
+            raise UserError(f"{address}: {error}; {other}", "for example --out s3://BUCKET/PATH") from None
+        return fs.PyFileSystem(fs.FSSpecHandler(system)), path

@@ -1,0 +1,96 @@
+"""A run's folder: who writes to it, what it was made with, and what its shards say of that."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.render import RenderConfig
+from pipeline.config.run import RunConfig
+from pipeline.config.shared import config_hash
+from pipeline.core.cameras import SAMPLERS
+from pipeline.core.disk import put
+from pipeline.core.errors import UserError
+from pipeline.core.images import version as pil_version
+from pipeline.storage.ledger import Ledger
+
+
+def run_facts(cfg: RunConfig) -> dict[str, Any]:
+    """What the file metadata of every shard of a run says."""
+    facts = {
+        "config_hash": config_hash(cfg.scene),
+        "settings": dataclasses.asdict(cfg.scene),
+        "source": cfg.source,
+        "seed": cfg.scene.seed,
+        "downsampling": "area average in linear light",
+        "background": [255, 255, 255],
+    }
+    versions = {"lvsm-data": importlib.metadata.version("lvsm-data"), "pil": pil_version()}
+    if not isinstance(cfg, RenderConfig):
+        return facts | {"cameras": f"as {cfg.source} has them", "world": "as the source has it", "versions": versions}
+    sampler = SAMPLERS[cfg.scene.cameras]
+    return facts | {
+        "cameras": f"{cfg.scene.cameras}: {sampler.says}; fov_x {cfg.scene.fov_x_deg:g} deg",
+        "world": "z up; objects are centred at the origin, longest side 1",
+        "versions": versions | {"bpy": importlib.metadata.version("bpy")},
+    }
+
+
+def check_identity(cfg: RunConfig, ledger: Ledger) -> None:
+    """Once an item has ended, later sessions must ask for the same pictures; until then run.json is what was asked last."""
+    assert cfg.out is not None
+    path = cfg.out / "run.json"
+    now = cfg.identity()
+    if not path.exists() or not ledger.counts():
+        put(path, {"identity": now, "facts": run_facts(cfg)})
+        return
+    before = json.loads(path.read_text())["identity"]
+    changed = [
+        f"{name.replace('_', '-')} was {before.get(name)}, now {now.get(name)}"
+        for name in sorted(now.keys() | before.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"{cfg.out} was made with other settings: {'; '.join(changed)}",
+            "use the same settings to go on, or another --out",
+        )
+
+
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Held by the kernel, so that it ends with the process, however that ends."""
+    with (out / ".lock").open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            raise UserError(
+                f"another run is writing to {out} (process {holder})",
+                f"lvsm-data status {out} shows it; wait for it, stop it, or use another --out",
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def is_locked(run: Path) -> bool:
+    """Whether a driver holds the run's folder now."""
+    path = run / ".lock"
+    if not path.exists():
+        return False
+    with path.open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

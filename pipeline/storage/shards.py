@@ -1,0 +1,243 @@
+"""Parquet shards: the schema, what is in them, and how they are read. writer.py writes them. See docs/shard_format.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.core.errors import UserError
+from pipeline.core.records import Item
+
+FORMAT_VERSION = "1"
+CONVENTION = (
+    "c2w: 4x4 row-major camera-to-world, OpenCV axes (+x right, +y down, +z forward). "
+    "fxfycxcy: pixels of the stored image, the centre of pixel (0, 0) is (0.5, 0.5). "
+    "Poses are raw: no scene normalisation was applied."
+)
+LAYERS = ("alpha", "depth", "normals")
+NUMBERS = ("frame", "asked_us", "time_us")  # of views that are frames of a video: int64
+SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
+ENTRY_COLUMNS = ("uid", "source", "license", "sha256")  # fields of an Item that are columns
+METADATA_KEY = b"lvsm_data"
+
+
+def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
+    """The columns of a shard, with those of LAYERS and NUMBERS that it has.
+
+    The Hugging Face metadata makes `image` a picture for `datasets` and the hub's viewer.
+    """
+    columns: list[tuple[str, pa.DataType, dict[str, Any]]] = [
+        ("uid", pa.string(), _hf("string")),
+        ("view", pa.int32(), _hf("int32")),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"_type": "Image"}),
+        ("c2w", pa.list_(pa.float32(), 16), _hf("float32", 16)),
+        ("fxfycxcy", pa.list_(pa.float32(), 4), _hf("float32", 4)),
+        ("height", pa.int32(), _hf("int32")),
+        ("width", pa.int32(), _hf("int32")),
+        ("source", pa.string(), _hf("string")),
+        ("license", pa.string(), _hf("string")),
+        ("sha256", pa.string(), _hf("string")),
+        ("config_hash", pa.string(), _hf("string")),
+        ("meta", pa.string(), _hf("string")),
+        *[(name, pa.binary(), _hf("binary")) for name in LAYERS if name in optional],
+        *[(name, pa.int64(), _hf("int64")) for name in NUMBERS if name in optional],
+    ]
+    features = {name: feature for name, _, feature in columns}
+    huggingface = json.dumps({"info": {"features": features}})
+    return pa.schema([(name, kind) for name, kind, _ in columns], metadata={"huggingface": huggingface})
+
+
+def _hf(dtype: str, length: int = 0) -> dict[str, Any]:
+    value = {"dtype": dtype, "_type": "Value"}
+    return {"feature": value, "length": length, "_type": "Sequence"} if length else value
+
+
+def split_of(uid: str, val_percent: float) -> str:
+    """ "val" for val_percent % of all uids, else "train". Depends on the uid alone, so a split never leaks across runs."""
+    digest = hashlib.blake2b(uid.encode(), digest_size=8).digest()
+    return "val" if int.from_bytes(digest, "little") / 2**64 < val_percent / 100 else "train"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the ledger books of an object: its item as far as its rows know it, and its image bytes at all resolutions."""
+
+    item: Item
+    views: int
+    image_bytes: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A complete shard: one name, one file per resolution with the same objects in the same order."""
+
+    name: str
+    entries: tuple[Entry, ...]
+    file_bytes: int
+
+    @property
+    def uids(self) -> tuple[str, ...]:
+        return tuple(entry.item.uid for entry in self.entries)
+
+    @property
+    def rows(self) -> int:
+        return sum(entry.views for entry in self.entries)
+
+    @property
+    def split(self) -> str:
+        return self.name.split("-")[0]
+
+
+def entries_of(objects: Sequence[pa.RecordBatch | pa.Table], widths: int) -> list[Entry]:
+    """What the ledger books, from the rows of each object at so many resolutions together."""
+    if not objects:
+        return []
+    rows = pa.concat_tables([one if isinstance(one, pa.Table) else pa.Table.from_batches([one]) for one in objects])
+    counts = np.array([one.num_rows for one in objects])
+    starts = np.cumsum(counts) - counts
+    sizes = pc.binary_length(pc.struct_field(rows["image"], "bytes")).to_numpy()
+    image_bytes = np.add.reduceat(sizes, starts, dtype=np.int64).tolist()
+    firsts = rows.select([*ENTRY_COLUMNS, "meta"]).take(starts).to_pylist()
+    entries = []
+    for first, count, of_images in zip(firsts, counts.tolist(), image_bytes, strict=True):
+        meta = json.loads(first.pop("meta"))
+        item = Item(**first, url=meta.get("url", ""), credit=meta.get("credit", {}))
+        entries.append(Entry(item, count // widths, of_images))
+    return entries
+
+
+def is_web(url: str) -> bool:
+    """Whether others can look there too: an address with a scheme, not a path."""
+    return "://" in url and not url.startswith("file:")
+
+
+def shard_name(split: str, number: int) -> str:
+    """train, 42 -> train-000042."""
+    return f"{split}-{number:06d}"
+
+
+def number_of(name: str) -> int:
+    """train-000042 -> 42."""
+    return int(name[-6:])
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """Complete shards of one resolution's folder, sorted."""
+    return sorted(path for path in folder.glob("*.parquet") if SHARD_NAME.match(path.stem))
+
+
+def complete_shards(out: Path, widths: Sequence[int]) -> set[str]:
+    """Names of the shards of a run's folder that are there at all these resolutions."""
+    return set.intersection(*({path.stem for path in shard_paths(out / str(width))} for width in widths))
+
+
+def widths_in(out: Path) -> list[int]:
+    """Resolutions that a run's folder holds."""
+    return sorted(int(path.name) for path in out.iterdir() if path.is_dir() and path.name.isdecimal())
+
+
+def find_shards(folder: Path) -> dict[int, list[Path]]:
+    """Width -> complete shards of a run's folder, or of one resolution's folder given by itself.
+
+    Raises UserError where there is no such folder or no shard in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder", "give the --out of a run")
+    found = {width: shard_paths(folder / str(width)) for width in widths_in(folder)}
+    if not any(found.values()) and (here := shard_paths(folder)):
+        found = {int(facts_of(here[0])["width"]): here}
+    if not any(found.values()):
+        raise UserError(f"{folder} holds no finished shard", f"lvsm-data status {folder} shows how the run stands")
+    return found
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """Run-level facts of a shard file. Raises UserError where the file is not a shard of ours."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {error}") from None
+    if METADATA_KEY not in metadata:
+        raise UserError(f"{path} was not written by lvsm-data")
+    facts: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+    return facts
+
+
+def uids_of(path: Path) -> list[str]:
+    """The objects of a shard file, in order; reads one column."""
+    with pq.ParquetFile(path) as file:
+        return [file.read_row_group(i, ["uid"])["uid"][0].as_py() for i in range(file.num_row_groups)]
+
+
+def shard_on_disk(out: Path, widths: Sequence[int], name: str) -> Shard:
+    """A complete shard as its files at these resolutions tell of it, for a ledger that has not heard of it."""
+    entries: dict[str, Entry] = {}
+    paths = [out / str(width) / f"{name}.parquet" for width in widths]
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    (entry,) = entries_of([file.read_row_group(group, [*ENTRY_COLUMNS, "meta", "image"])], 1)
+                    before = entries[entry.item.uid].image_bytes if entry.item.uid in entries else 0
+                    entries[entry.item.uid] = dataclasses.replace(entry, image_bytes=before + entry.image_bytes)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            hint = f"move {name}.parquet of every resolution away; the same command renders its objects again"
+            raise UserError(f"{path} cannot be read: {error}", hint) from None
+    return Shard(name, tuple(entries.values()), sum(path.stat().st_size for path in paths))
+
+
+def row_keys(path: Path) -> Iterator[tuple[set[str], list[int]]]:
+    """Of each row group of a shard file: the uids in it (one, in a sound file) and the views in their order."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, ["uid", "view"])
+            yield set(table["uid"].to_pylist()), table["view"].to_pylist()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One object as read back: c2w (V, 4, 4), fxfycxcy (V, 4), V JPEG files; numbers: (V,) each, where the shard has them."""
+
+    uid: str
+    jpegs: list[bytes]
+    c2w: np.ndarray
+    fxfycxcy: np.ndarray
+    hw: tuple[int, int]
+    meta: dict[str, Any]
+    license: str
+    layers: dict[str, list[bytes]]
+    numbers: dict[str, np.ndarray]
+
+
+def read_objects(path: Path) -> Iterator[Rows]:
+    """The objects of one shard file, one row group at a time."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            first = {name: table[name][0].as_py() for name in ("uid", "height", "width", "meta", "license")}
+            yield Rows(
+                uid=first["uid"],
+                jpegs=pc.struct_field(table["image"], "bytes").to_pylist(),
+                c2w=_numbers(table["c2w"]).reshape(-1, 4, 4),
+                fxfycxcy=_numbers(table["fxfycxcy"]).reshape(-1, 4),
+                hw=(first["height"], first["width"]),
+                meta=json.loads(first["meta"]),
+                license=first["license"],
+                layers={name: table[name].to_pylist() for name in LAYERS if name in table.column_names},
+                numbers={name: table[name].to_numpy() for name in NUMBERS if name in table.column_names},
+            )
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(column.combine_chunks().flatten())

@@ -1,0 +1,292 @@
+"""Writes scenes into shards: a journal that a crash cannot hurt, then Parquet. See docs/shard_format.md.
+
+A finished object is appended to a journal (one checksummed record, all resolutions together), so that a killed process loses
+nothing that was rendered. A full journal becomes one Parquet file per resolution, written beside, fsynced and
+renamed; then the journal goes. Hence a name that ends in .parquet is complete, and while a journal exists it is the truth.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.core.records import Packed, Scene, video_of
+from pipeline.storage import journal as journals
+from pipeline.storage.shards import (
+    CONVENTION,
+    FORMAT_VERSION,
+    LAYERS,
+    METADATA_KEY,
+    NUMBERS,
+    Entry,
+    Shard,
+    entries_of,
+    is_web,
+    schema,
+    shard_name,
+)
+
+FSYNC_BYTES = 16_000_000  # how much a power cut may cost; a killed process costs nothing
+TOGETHER = 32  # objects that are copied side by side, to be written by one call: a call for each takes twice the time
+SMALL = 128  # bytes of a column in a row group, below which it stays as it is
+PARQUET_EXTRA = (
+    8192  # bytes that an object may take more in a shard than in a journal: its row group's share of the footer
+)
+
+
+@dataclass
+class _Journal:
+    """An open shard: first a record with the schema, then one per object, with its rows at all resolutions."""
+
+    path: Path
+    sink: FileIO
+    image_bytes: int = 0
+    unsynced: int = 0
+
+
+class ShardWriter:
+    """Writes scenes into OUT/<width>/<split>-NNNNNN.parquet. One process, one writer per folder.
+
+    widths: resolutions of every scene. metadata: run-level facts for the file metadata. target_bytes: size at which a
+    shard is closed, counted in image bytes of the largest width.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        widths: tuple[int, ...],
+        optional: tuple[str, ...],
+        metadata: dict[str, Any],
+        target_bytes: float,
+    ) -> None:
+        self.out = out
+        self.widths = widths
+        self.schema = schema(optional)
+        self.pack = Packer(self.schema, metadata["config_hash"])
+        self.metadata = metadata
+        self.target_bytes = target_bytes
+        self.open: dict[str, _Journal] = {}  # by shard name
+        for width in widths:
+            (out / str(width)).mkdir(parents=True, exist_ok=True)
+        (out / "journal").mkdir(exist_ok=True)
+
+    def add(self, scene: Scene | Packed, split: str, next_number: int) -> tuple[str, bool]:
+        """Appends one scene durably; returns its shard's name, and whether that made it full: then it waits for `publish`,
+        which may be called in another thread.
+
+        next_number: the number of a new shard, used only when none of this split is open.
+        """
+        name = next((name for name in self.open if name.startswith(split)), shard_name(split, next_number))
+        packed = self.pack(scene)
+        self.append(name, packed)
+        self.open[name].image_bytes += packed.widest_bytes
+        full = self.open[name].image_bytes >= self.target_bytes
+        if full:
+            self.open.pop(name).sink.close()
+        return name, full
+
+    def append(self, name: str, packed: Packed) -> None:
+        """Appends one scene durably to the shard of a name. Raises OSError, with nothing written, where the disk is full."""
+        journal = self.open.get(name) or self._start(name)
+        journals.append(journal.sink, packed.record)
+        journal.unsynced += len(packed.record)
+        if journal.unsynced > FSYNC_BYTES:
+            _fsync(journal.path)
+            journal.unsynced = 0
+
+    def close(self, split: str) -> Shard | None:
+        """Turns the open journal of a split into its Parquet files. None where no journal is open."""
+        return next((self.publish(name) for name in list(self.open) if name.startswith(split)), None)
+
+    def recover(self) -> list[Shard]:
+        """Publishes what a killed run left behind, after removing its half-written files."""
+        self._tidy()
+        return [shard for path in self._journals() if (shard := self.publish(path.stem))]
+
+    def reopen(self) -> dict[str, list[Entry]]:
+        """Goes on with what a killed run left behind: shard name -> the objects in its journal."""
+        self._tidy()
+        found: dict[str, list[Entry]] = {}
+        for path in self._journals():
+            batches, end = journals.mend(path)
+            found[path.stem] = entries_of(batches, len(self.widths))
+            journal = _Journal(path, path.open("ab", buffering=0))
+            os.ftruncate(journal.sink.fileno(), end)
+            if not end:  # not even its schema was written
+                journals.append(journal.sink, self.schema.serialize())
+            self.open[path.stem] = journal
+        return found
+
+    def _tidy(self) -> None:
+        for width in self.widths:
+            for left_over in (self.out / str(width)).glob("*.tmp"):
+                left_over.unlink()
+
+    def _journals(self) -> list[Path]:
+        return sorted((self.out / "journal").glob("*.arrow"))
+
+    def publish(self, name: str, order: Sequence[str] = ()) -> Shard | None:
+        """A journal -> the Parquet files of its shard, then removes it. None (and no files) for an empty journal.
+
+        order: uids, in which the objects stand in the shard. Default: as they came. May be called again after an OSError.
+        """
+        path = self.out / "journal" / f"{name}.arrow"
+        batches = journals.read(path)
+        if order:
+            place = {uid: number for number, uid in enumerate(order)}
+            batches.sort(key=lambda batch: place[batch.column("uid")[0].as_py()])
+        file_bytes = 0
+        if batches:
+            for width in self.widths:
+                file_bytes += self._write_parquet(name, width, batches)
+        entries = tuple(entries_of(batches, len(self.widths)))
+        if journal := self.open.pop(name, None):
+            journal.sink.close()
+        path.unlink()
+        return Shard(name, entries, file_bytes) if batches else None
+
+    def leave(self) -> None:
+        """Closes open journals as they are, for a session that will `reopen` them."""
+        while self.open:
+            self.open.popitem()[1].sink.close()
+
+    def _start(self, name: str) -> _Journal:
+        path = self.out / "journal" / f"{name}.arrow"
+        sink = path.open("wb", buffering=0)
+        try:
+            journals.append(sink, self.schema.serialize())
+        except OSError:
+            sink.close()
+            raise
+        self.open[name] = _Journal(path, sink)
+        return self.open[name]
+
+    def _write_parquet(self, name: str, width: int, batches: list[pa.RecordBatch]) -> int:
+        folder = self.out / str(width)
+        temporary, final = folder / f"{name}.tmp", folder / f"{name}.parquet"
+        facts = json.dumps(self.metadata | {"width": width, "format_version": FORMAT_VERSION, "convention": CONVENTION})
+        with_facts = self.schema.with_metadata((self.schema.metadata or {}) | {METADATA_KEY: facts.encode()})
+        try:
+            self._fill(temporary, width, with_facts, batches)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # a full disk needs every byte
+            raise
+        os.replace(temporary, final)
+        _fsync(folder)
+        return final.stat().st_size
+
+    def _fill(self, temporary: Path, width: int, with_facts: pa.Schema, batches: list[pa.RecordBatch]) -> None:
+        with pq.ParquetWriter(
+            temporary,
+            with_facts,
+            compression=dict.fromkeys(_leaves(_compressible(batches[:TOGETHER], len(self.widths))), "zstd"),
+            use_dictionary=False,  # zstd alone packs a group's repeated values smaller than a dictionary page does
+            column_encoding={"c2w.list.element": "BYTE_STREAM_SPLIT"},
+            write_statistics=["uid"],
+        ) as writer:
+            for start in range(0, len(batches), TOGETHER):
+                some = batches[start : start + TOGETHER]
+                rows = pa.Table.from_batches(some).combine_chunks()
+                rows = rows.filter(pc.equal(rows["width"], width)).cast(with_facts)
+                place = 0
+                for views, alike in itertools.groupby(batch.num_rows // len(self.widths) for batch in some):
+                    count = views * sum(1 for _ in alike)
+                    writer.write_table(rows.slice(place, count), row_group_size=views)
+                    place += count
+        _fsync(temporary)
+
+
+def _compressible(objects: list[pa.RecordBatch], widths: int) -> list[str]:
+    """Columns that zstd makes smaller. To start it takes longer than all else where an object has but a view or two."""
+    enough = SMALL * widths * len(objects)
+    names = [name for name in objects[0].schema.names if name != "alpha"]  # which is PNG
+    return [name for name in names if sum(one.column(name).nbytes for one in objects) >= enough]
+
+
+def _leaves(names: list[str]) -> list[str]:
+    """Parquet column paths of some columns, as the writer's options want them; those of JPEGs are left out."""
+    nested = {
+        "image": ["image.path"],
+        "c2w": ["c2w.list.element"],
+        "fxfycxcy": ["fxfycxcy.list.element"],
+    }
+    return [path for name in names for path in nested.get(name, [name])]
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Scenes of one run -> what `ShardWriter.append` takes. Crosses to workers."""
+
+    schema: pa.Schema
+    config_hash: str
+
+    def __call__(self, scene: Scene | Packed) -> Packed:
+        """What is packed already stays as it is."""
+        if isinstance(scene, Packed):
+            return scene
+        aside = {name: scene.meta.pop(name) for name in [*scene.meta] if name.startswith("_")}
+        return Packed(
+            item=scene.item,
+            record=to_batch(scene, self.schema, self.config_hash).serialize().to_pybytes(),
+            group=group_of(scene),
+            view_count=scene.view_count,
+            jpeg_bytes=scene.jpeg_bytes,
+            widest_bytes=sum(map(len, scene.by_width[max(scene.by_width)].jpegs)),
+            meta=aside,
+        )
+
+
+def group_of(scene: Scene) -> str:
+    """What must not be torn apart between train and val: all clips of one video; else every item stands alone."""
+    video = scene.meta.get("video")
+    return video_of(video) if video else scene.item.uid
+
+
+def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
+    """One scene at all its resolutions -> a record batch, widths ascending, views in order within each."""
+    columns: dict[str, list[Any]] = {name: [] for name in of.names}
+    poses = scene.c2w.reshape(len(scene.c2w), 16)
+    for width, views in sorted(scene.by_width.items()):
+        count = len(views.jpegs)
+        columns["view"] += range(count)
+        columns["image"] += [{"bytes": jpeg, "path": None} for jpeg in views.jpegs]
+        columns["c2w"] += list(poses)
+        columns["fxfycxcy"] += list(views.fxfycxcy)
+        columns["height"] += [views.hw[0]] * count
+        columns["width"] += [width] * count
+        for name in LAYERS:
+            if name in columns:
+                columns[name] += views.layers[name]
+        for name in NUMBERS:
+            if name in columns:
+                columns[name] += scene.numbers[name].tolist()
+    rows = len(columns["view"])
+    item = scene.item
+    known = {
+        "credit": item.credit,
+        "url": item.url if is_web(item.url) else "",
+    }  # paths of ours are nobody else's business
+    facts = scene.meta | {name: value for name, value in known.items() if value}
+    meta = json.dumps(facts, separators=(",", ":"), sort_keys=True)
+    same = {"uid": item.uid, "source": item.source, "license": item.license, "sha256": item.sha256, "meta": meta}
+    for name, value in (same | {"config_hash": config_hash}).items():
+        columns[name] = [value] * rows
+    return pa.RecordBatch.from_arrays([pa.array(columns[name], of.field(name).type) for name in of.names], schema=of)

@@ -1,0 +1,1 @@
+"""From a YouTube id to a cut of the video."""

@@ -1,0 +1,159 @@
+"""A stretch of a video, cut out without decoding it: packets from the key frame before it to its end. The only PyAV.
+
+A cut is a NUT file: it takes every codec and keeps every time base, so that times stay exact. Beside it lies what a decoder does
+not tell: when each of its frames is shown, on the clock of the whole video, and what its colours mean.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import Skip
+
+CUT = "clip.nut"
+FACTS = "clip.json"
+STEPS_BACK_S = (
+    0,
+    1,
+    4,
+    16,
+    64,
+    math.inf,
+)  # where a seek lands behind what was asked for, it is asked to go further back
+MICRO = 1_000_000
+BT709 = 1  # AVCOL_SPC_BT709 of libavutil
+KEY_FRAME_S = 10.0  # from one to the next, at most, as videos for the web have it
+UNEVEN = 1.5
+UNREADABLE = "unreadable_video"
+
+
+@dataclass(frozen=True)
+class Footage:
+    """What a cut is. times_us: of its frames as they are shown, in order, in microseconds from the start of the whole video:
+    of its container, as `ffmpeg -ss` counts. matrix: bt709 or bt601, how its colours are to be read. hw: of its frames. about:
+    what its page says (title, author, license), each where known.
+    """
+
+    times_us: tuple[int, ...]
+    hw: tuple[int, int]
+    codec: str
+    matrix: str
+    about: dict[str, str]
+
+
+class Film:
+    """An open video, from which stretches are cut."""
+
+    def __init__(self, container: Any, size: int, about: dict[str, str]) -> None:
+        """size: bytes of the whole video."""
+        self.container = container
+        self.size = size
+        self.owner = ""
+        self.about = about
+        self.stream = container.streams.video[0]
+        self.tick: Fraction = self.stream.time_base
+        self.start = Fraction(container.start_time or 0, MICRO)
+        context = self.stream.codec_context
+        self.hw = (context.height, context.width)
+        self.codec = context.name
+        self.matrix = "bt709" if int(context.colorspace) == BT709 else "bt601"
+
+    def bytes_of(self, seconds: float, stretches: int) -> int:
+        """About what so many cuts of so many seconds together take, at most: a video's bytes are spread unevenly."""
+        if not self.container.duration:
+            return self.size
+        share = (seconds + stretches * KEY_FRAME_S) / (self.container.duration / MICRO)
+        return int(self.size * min(1.0, UNEVEN * share))
+
+    def cut(self, first_us: int, last_us: int, folder: Path, slack_us: int) -> Path:
+        """Writes what is shown from first_us to last_us, give or take slack_us, into folder/CUT, and its Footage beside it.
+
+        Raises Skip: too_short (the video ends before last_us - slack_us), unreadable_video.
+        """
+        first, last = Fraction(first_us - slack_us, MICRO), Fraction(last_us + slack_us, MICRO)
+        temporary = folder / f"{CUT}.part"
+        with _readable():
+            times = self._copy(max(first, Fraction(0)), last, temporary)
+        if times[-1] < last_us - slack_us:
+            temporary.unlink()
+            raise Skip(
+                "too_short", f"the video ends at {times[-1] / MICRO:.3f} s, a pose is for {last_us / MICRO:.3f} s"
+            )
+        facts = Footage(tuple(times), self.hw, self.codec, self.matrix, self.about)
+        (folder / FACTS).write_text(json.dumps(asdict(facts)))
+        os.replace(temporary, folder / CUT)  # last: what has this name is whole, and has its facts
+        return folder / CUT
+
+    def _copy(self, first: Fraction, last: Fraction, to: Path) -> list[int]:
+        """The packets of a stretch, in seconds; returns when their frames are shown, sorted."""
+        import av
+
+        with av.open(str(to), "w", format="nut") as output:
+            copy = output.add_stream_from_template(self.stream, opaque=True)
+            times = []
+            for packet in self._packets(first):
+                if packet.dts * self.tick - self.start > last:  # nothing that follows is shown before its dts
+                    break
+                times.append(round((packet.pts * self.tick - self.start) * MICRO))
+                packet.stream = copy
+                output.mux(packet)
+        if not times:
+            raise Skip(UNREADABLE, "no frame in it can be found")
+        return sorted(times)
+
+    def _packets(self, first: Fraction) -> Iterator[Any]:
+        """In decoding order, from the last key frame that is shown at `first` or before: without the frames that are shown before
+        that key frame, which need what came earlier.
+        """
+        for back in STEPS_BACK_S:
+            target = max(0.0, float(first) - back)
+            self.container.seek(int((target + self.start) / self.tick), stream=self.stream, backward=True)
+            packets = (each for each in self.container.demux(self.stream) if None not in (each.pts, each.dts))
+            key = next((each for each in packets if each.is_keyframe), None)
+            if key is None or (key.pts * self.tick - self.start > first and target > 0):
+                continue
+            shown = key.pts  # writing a packet gives it other numbers
+            yield key
+            yield from (each for each in packets if each.pts > shown)
+            return
+
+
+@contextmanager
+def opened(source: Path | io.RawIOBase, size: int, about: dict[str, str] | None = None) -> Iterator[Film]:
+    """A file, or something to read and seek in. size: bytes. about: as in Footage. Raises Skip("unreadable_video")."""
+    import av
+
+    with _readable(), av.open(str(source) if isinstance(source, Path) else source) as container:
+        if not container.streams.video:
+            raise Skip(UNREADABLE, "it has no pictures")
+        yield Film(container, size, about or {})
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    import av
+
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        raise Skip(UNREADABLE, str(error)) from None
+
+
+def footage(cut: Path) -> Footage:
+    """What `Film.cut` noted beside a cut."""
+    facts = json.loads((cut.parent / FACTS).read_text())
+    return Footage(**facts | {"times_us": tuple(facts["times_us"]), "hw": tuple(facts["hw"])})
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a folder holds a whole cut."""
+    return (folder / CUT).is_file()

@@ -1,0 +1,374 @@
+"""Videos of the web, through yt-dlp: the smallest stream that suffices, and as little of it as is needed. The only yt_dlp.
+
+YouTube counts how many videos somebody asks for. So looking at a page goes through a governor; reading the stream behind it does
+not. Where a server takes ranges, only the stretches that are cut are fetched; else the whole file, for as long as it is cut.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.clip import ClipConfig
+from pipeline.core.budget import Room
+from pipeline.core.errors import Retry, Skip, UserError
+from pipeline.core.records import video_of
+from pipeline.download.fetch import LONGEST_PAUSE_S, Fetcher, FetchLimits, Wanted, retry_after_s
+from pipeline.download.ranges import NoRanges, Remote
+from pipeline.video import cut, js_runtime, refusals
+from pipeline.video.cut import Film
+
+SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".avi", ".flv", ".ts")
+NAMED = re.compile(r"\[([0-9A-Za-z_-]{11})\]$")  # yt-dlp's own template: title [id].ext
+TRIES = 4
+SHORT_PAUSE_S = 0.5  # after a failure of the connection; doubles
+REFUSED = ("bot_check", "client_refused", "no_js_runtime", "rate_limited")  # us, whichever video it is
+IN_A_ROW = 5  # of these: then it is no use to go on
+BURST_S = 300  # so many seconds' worth of videos may be asked for at once
+REMEMBERED = 64  # pages; the addresses of YouTube's streams are good for hours
+REMEMBER_S = 3600
+WHOLE_AND_CUTS = 3  # times its size: cuts overlap by what lies before their first frame
+WHOLE_FILES = ("http", "https")  # protocols; others bring a video in pieces
+UNDECODABLE = ("av01",)  # OpenCV's own FFmpeg has no software decoder for it
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """height: rows that a stream should have. folder: videos that are there already, instead of the web. cookies: the text of a
+    Netscape file, or "". per_hour: videos, 0 for any number. backoff_s: first pause after a refusal.
+    """
+
+    height: int
+    folder: Path | None = None
+    cookies: str = ""
+    per_hour: float = 0.0
+    backoff_s: float = 60.0
+
+
+def wishes(cfg: ClipConfig) -> Wishes:
+    """What a run over videos asks of them. Raises UserError where its cookies cannot be read."""
+    cookies = _cookies(cfg.cookies) if cfg.cookies else ""
+    return Wishes(cfg.scene.stream_height, cfg.videos, cookies, cfg.videos_per_hour, cfg.backoff_s)
+
+
+def _cookies(path: Path) -> str:
+    """The text of a cookie file. yt-dlp would write what servers set into the file itself, so it gets the text alone."""
+    hint = "a cookies.txt in Netscape's format is needed: seven fields a line, with tabs between them"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--cookies {path} cannot be read: {error}", hint) from None
+    lines = [line for line in text.splitlines() if line.strip() and not re.match(r"#(?!HttpOnly_)", line)]
+    if not lines or any(line.count("\t") != 6 for line in lines):
+        raise UserError(f"--cookies {path} cannot be read: {lines[0][:20] + '...' if lines else 'it is empty'}", hint)
+    return text
+
+
+class Governor:
+    """Says when the next video may be asked for: a bucket that fills with time, and pauses for everybody."""
+
+    def __init__(self, per_hour: float, stopped: threading.Event) -> None:
+        self.interval_s = 3600 / per_hour if per_hour else 0.0
+        self.most = max(1.0, BURST_S / self.interval_s) if per_hour else 1.0
+        self.tokens = self.most
+        self.filled_s = self.open_s = time.monotonic()
+        self.stopped = stopped
+        self.lock = threading.Lock()
+
+    def wait(self) -> None:
+        """Until it is our turn. Raises Retry("stopped")."""
+        while (left := self._left()) > 0:
+            if self.stopped.wait(min(left, 5.0)):
+                break
+        if self.stopped.is_set():
+            raise Retry("stopped")
+
+    def pause(self, seconds: float) -> bool:
+        """Nobody asks for so long. Returns whether that is longer than it was to be anyway."""
+        with self.lock:
+            until = time.monotonic() + seconds
+            longer = until > self.open_s + 1
+            self.open_s = max(self.open_s, until)
+            return longer
+
+    def _left(self) -> float:
+        """Seconds to wait; 0 takes a turn."""
+        with self.lock:
+            now = time.monotonic()
+            if now < self.open_s:
+                return self.open_s - now
+            if not self.interval_s:
+                return 0.0
+            self.tokens = min(self.most, self.tokens + (now - self.filled_s) / self.interval_s)
+            self.filled_s = now
+            if self.tokens < 1:
+                return (1 - self.tokens) * self.interval_s
+            self.tokens -= 1
+            return 0.0
+
+
+class VideoFetcher(Fetcher):
+    """A Fetcher that opens videos too, by their page."""
+
+    def __init__(self, limits: FetchLimits, room: Room, wishes: Wishes) -> None:
+        super().__init__(limits, room)
+        self.wishes = wishes
+        self.governor = Governor(wishes.per_hour, self.stopped)
+        self.refused_in_a_row = 0
+        self.pages: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
+        self.files = named(wishes.folder) if wishes.folder else None
+        self.turn = threading.Lock()
+
+    @cached_property
+    def runtimes(self) -> dict[str, str]:
+        """What yt-dlp may run JavaScript with; asking every program for its version takes a moment."""
+        return js_runtime.js_runtimes()
+
+    @contextmanager
+    def film(self, url: str) -> Iterator[Film]:
+        """The video of a page, open to be cut. Its `owner` has reserved disk for the cuts already, where there is one.
+
+        Raises Skip and Retry with the reasons of `refusals`, of `Fetcher.get` and of `cuts`; UserError where one video after the
+        other is refused to us.
+        """
+        if self.files is not None:
+            if (path := self.files.get(video_of(url))) is None:
+                raise Skip("missing", f"no file in {self.wishes.folder} is named {video_of(url)}")
+            with cut.opened(path, path.stat().st_size) as film:
+                yield film
+            return
+        stream = self._stream(self.mirrored(url))
+        try:
+            if stream.get("protocol") not in WHOLE_FILES:
+                raise NoRanges
+            remote = Remote(self, stream["url"], stream.get("http_headers") or {})
+        except NoRanges:
+            with self._whole(stream) as path, cut.opened(path, path.stat().st_size, _about(stream)) as film:
+                film.owner = path.parent.name
+                yield film
+        except Skip as failure:
+            if failure.reason != "forbidden":
+                raise
+            with self.turn:  # YouTube's streams are refused for a while, or to an address that has grown old
+                self.pages.pop(self.mirrored(url), None)
+            raise Retry(failure.reason, failure.detail) from None
+        else:
+            with cut.opened(remote, remote.size, _about(stream)) as film:
+                yield film
+
+    @contextmanager
+    def _whole(self, stream: dict[str, Any]) -> Iterator[Path]:
+        """The whole file, for as long as it is cut. Disk is reserved for it and for all cuts at once: those who hold a video must
+        not wait for each other.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="video-", dir=self.room.folder))
+        owner, path = folder.name, folder / "video"
+        try:
+            if stream.get("protocol") in WHOLE_FILES:
+                wanted = Wanted(owner, fold=WHOLE_AND_CUTS)
+                yield self.get_with(self.client, stream["url"], path, wanted, stream.get("http_headers"))
+            else:
+                self.room.reserve(owner, min(self.room.budget, WHOLE_AND_CUTS * int(self.limits.max_bytes)))
+                yield self._downloaded(stream, path)
+        finally:
+            shutil.rmtree(folder)
+            self.room.release(owner)
+
+    def _stream(self, url: str) -> dict[str, Any]:
+        """What yt-dlp says of the page and of the stream that was chosen. Asks again where that may help."""
+        with self.turn:
+            known = self.pages.get(url)
+        if known and time.monotonic() - known[0] < REMEMBER_S:
+            return known[1]
+        for number in range(TRIES):
+            self.governor.wait()
+            try:
+                stream = self._look(url)
+            except Skip:
+                self.refused_in_a_row = 0
+                raise
+            except _Refused as refused:
+                self._wait_after(refused, number)
+            else:
+                self.refused_in_a_row = 0
+                with self.turn:
+                    self.pages[url] = (time.monotonic(), stream)
+                    while len(self.pages) > REMEMBERED:
+                        self.pages.popitem(last=False)
+                return stream
+        raise AssertionError
+
+    def _wait_after(self, refused: _Refused, number: int) -> None:
+        """Pauses everybody or only this one; raises what is to be raised after the last try."""
+        failure = refused.failure
+        ours = failure.reason in REFUSED
+        if number == TRIES - 1 or (ours and failure.reason != "rate_limited"):
+            with self.turn:
+                self.refused_in_a_row += ours
+                if self.refused_in_a_row >= IN_A_ROW:
+                    raise UserError(
+                        f"{self.refused_in_a_row} videos in a row were refused, the last with {failure}",
+                        "the same command with --retry-failed goes on, once that is mended",
+                    )
+            raise failure
+        if failure.reason == "rate_limited":
+            pause_s = min(refused.pause_s or self.wishes.backoff_s * 2**number, LONGEST_PAUSE_S)
+            pause_s *= random.uniform(1, 1.1)  # those who were refused together shall not come back together
+            if self.governor.pause(pause_s):
+                print(f"the server limits how often we may ask: pausing {pause_s:.0f} s", file=sys.stderr)
+        else:
+            self.stopped.wait(SHORT_PAUSE_S * 2**number)
+
+    def _look(self, url: str) -> dict[str, Any]:
+        """Asks once. Raises Skip, _Refused."""
+        with self._talking() as ydl:
+            found: dict[str, Any] = ydl.extract_info(url, download=False)
+        if found.get("_type", "video") != "video" or not found.get("url"):
+            raise Skip("not_a_video", f"{url} is a page with several videos, or none")
+        return found
+
+    def _downloaded(self, stream: dict[str, Any], path: Path) -> Path:
+        """Brings a stream in pieces (HLS, DASH), by yt-dlp's own means."""
+
+        def watch(progress: dict[str, Any]) -> None:
+            if self.stopped.is_set():
+                raise Retry("stopped")
+            if (progress.get("downloaded_bytes") or 0) > self.limits.max_bytes:
+                limit = self.limits.max_bytes / 1e6
+                raise Skip("too_large", f"more than {limit:.0f} MB; --max-file-mb raises it")
+
+        try:
+            with self._talking(outtmpl={"default": str(path)}, progress_hooks=[watch]) as ydl:
+                ydl.process_info(dict(stream))
+        except _Refused as refused:
+            raise refused.failure from None
+        if not path.is_file():
+            raise Retry("cut_off", f"{stream.get('webpage_url')}: yt-dlp brought no file")
+        return path
+
+    @contextmanager
+    def _talking(self, **more: Any) -> Iterator[Any]:
+        """A yt-dlp that says nothing; what goes wrong with it comes out as Skip or _Refused."""
+        import yt_dlp
+
+        heard = _Heard()
+        settings = {
+            "quiet": True,
+            "no_warnings": True,
+            "noprogress": True,
+            "logger": heard,
+            "color": {"stdout": "never", "stderr": "never"},
+            "noplaylist": True,
+            "format": lambda context: chosen(context["formats"], self.wishes.height),
+            "socket_timeout": self.limits.stall_s,
+            "extractor_retries": 0,
+            "retries": 2,
+            "fragment_retries": 2,
+            "fixup": "never",
+            "cookiefile": io.StringIO(self.wishes.cookies) if self.wishes.cookies else None,
+            "js_runtimes": {name: {} for name in self.runtimes},
+        }
+        try:
+            with yt_dlp.YoutubeDL(settings | more) as ydl:
+                yield ydl
+        except yt_dlp.utils.YoutubeDLError as error:
+            raise self._refusal(error, heard) from None
+
+    def _refusal(self, error: Any, heard: _Heard) -> Skip | _Refused:
+        cause = error
+        while cause is not None and not hasattr(cause, "status"):
+            cause = getattr(cause, "cause", None) or (getattr(cause, "exc_info", None) or (None, None))[1]
+        failure = refusals.refusal(
+            f"{heard.cause}{error}",
+            status=getattr(cause, "status", None),
+            has_runtime=bool(self.runtimes),
+        )
+        if isinstance(failure, Skip):
+            return failure
+        response = getattr(cause, "response", None)
+        return _Refused(failure, retry_after_s(response.headers) if response is not None else None)
+
+
+class _Refused(Exception):
+    """What may pass. pause_s: what the server asked for, or None."""
+
+    def __init__(self, failure: Retry, pause_s: float | None) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+        self.pause_s = pause_s
+
+
+class _Heard:
+    """What yt-dlp says reaches people as reasons in the ledger. A failing challenge is a warning to it, whose effect is that
+    formats are missing.
+    """
+
+    def __init__(self) -> None:
+        self.cause = ""
+
+    def debug(self, message: str) -> None: ...
+
+    def warning(self, message: str) -> None:
+        if "challenge solving failed" in message:
+            self.cause = f"{message.splitlines()[0]}; "
+
+    def error(self, message: str) -> None: ...
+
+
+def chosen(formats: list[dict[str, Any]], height: int) -> Iterator[dict[str, Any]]:
+    """The stream with the fewest rows of at least `height`, else the one with the most; among equals the smallest one that can be
+    read in part and has no sound. None where no stream has pictures that can be decoded.
+    """
+    usable = [
+        each
+        for each in formats
+        if each.get("vcodec") != "none"
+        and not str(each.get("vcodec")).startswith(UNDECODABLE)
+        and not each.get("has_drm")
+        and each.get("protocol") != "mhtml"  # pages of thumbnails
+    ]
+    if usable:
+        yield min(usable, key=lambda each: _cost(each, height))
+
+
+def _cost(stream: dict[str, Any], height: int) -> tuple[Any, ...]:
+    sides = [side for side in (stream.get("height"), stream.get("width")) if side]
+    rows = min(sides) if sides else height  # an upright video's short side lies across; what says nothing may do
+    size = stream.get("filesize") or stream.get("filesize_approx") or stream.get("tbr") or 0
+    in_pieces = stream.get("protocol") not in WHOLE_FILES
+    hdr = stream.get("dynamic_range") not in (None, "SDR")
+    return (rows < height, abs(rows - height), hdr, in_pieces, stream.get("acodec") not in (None, "none"), size)
+
+
+def _about(stream: dict[str, Any]) -> dict[str, str]:
+    """Whom to name for a video. Its license only where its page says: YouTube's own is nothing that others may use."""
+    said = {
+        "title": stream.get("title"),
+        "author": stream.get("channel") or stream.get("uploader"),
+        "license": (stream.get("license") or "").removesuffix(" (reuse allowed)"),
+    }
+    return {name: str(value) for name, value in said.items() if value}
+
+
+def named(folder: Path) -> dict[str, Path]:
+    """Name of a video -> its file: ID.mp4, or yt-dlp's own "title [ID].mp4". Raises UserError where there is none."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            found.setdefault(match[1] if (match := NAMED.search(path.stem)) else path.stem, path)
+    if not found:
+        raise UserError(f"--videos {folder} holds no video", f"files named by YouTube id, {' '.join(SUFFIXES)}")
+    return found

@@ -1,0 +1,1 @@
+"""An item in, a scene or a reason out."""

@@ -1,0 +1,303 @@
+"""Our side of the wall: starts Blender in a process group of its own, feeds it, times it out, kills it, recycles it."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from pipeline.core.errors import Retry, Skip
+from pipeline.core.images import paste
+
+SCRIPT = Path(__file__).resolve().parents[2] / "blender_scripts" / "worker.py"
+START_TIMEOUT_S = 120.0
+WATCH_S = 0.2  # how often its memory is looked at
+LOG_LINES = 50
+FOLDERS = 256  # that one process may be asked to read; beyond, the oldest go
+NOWHERE = 1e10  # Cycles' depth where no surface is
+PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+
+
+def _most_memory_gb() -> float:
+    return min(16.0, 0.8 * psutil.virtual_memory().available / 1e9)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to give up on an object, and when to replace a healthy process (memory creeps, however clean the reset).
+
+    Time is the clock's, since an object that waits for ever uses no CPU. Memory is what is resident: address space says
+    nothing of it (a GPU driver reserves a hundred GB), so there is no RLIMIT_AS or RLIMIT_DATA.
+    """
+
+    timeout_s: float = 600.0  # for a whole object, import and all views
+    recycle_objects: int = 200
+    recycle_rss_mb: float = 6000.0  # or half of memory_gb, so that no object pays for those before it
+    memory_gb: float = field(default_factory=_most_memory_gb)  # 16, or 80 % of what the machine has to spare
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One rendered view: index of the camera, passes by name as float32 (h, w, C) in linear light, seconds it took.
+
+    The passes hold the rectangle [top, bottom, left, right) of the image of size hw; outside it no ray hits anything.
+    """
+
+    index: int
+    passes: dict[str, np.ndarray]
+    rectangle: tuple[int, int, int, int]
+    hw: tuple[int, int]
+    seconds: float
+
+    def full(self, name: str) -> np.ndarray:
+        """A pass as (H, W, C), with what Cycles writes where nothing is: no light, no coverage, no normal, far away."""
+        top, _, left, _ = self.rectangle
+        return paste(self.passes[name], (top, left), self.hw, NOWHERE if name == "depth" else 0)
+
+
+class Blender:
+    """One persistent Blender process. `render` starts it when there is none and leaves it running.
+
+    scratch: a folder of its own (working folder and user settings). environment: variables besides those that every
+    Blender of ours gets. readable: folders that jobs' files lie in, at any depth; the process can open no others (where
+    the kernel has Landlock; the greeting says). Not thread-safe: one owner, one job at a time.
+    """
+
+    def __init__(
+        self,
+        scratch: Path,
+        limits: Limits,
+        environment: dict[str, str] | None = None,
+        readable: Iterable[Path] = (),
+    ) -> None:
+        self.scratch = scratch
+        self.limits = limits
+        self.environment = environment or {}
+        self.readable = [Path(os.path.realpath(folder)) for folder in readable]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log: collections.deque[str] = collections.deque(maxlen=LOG_LINES)
+        self.hello: dict[str, Any] = {}
+        self.rss_mb = 0.0
+        self.served = 0
+        self._allowed_s = 0.0
+        self._granted: dict[Path, tuple[int, int] | None] = {}
+        self._watched = 0.0
+        self._reply_fd = -1
+        self._unread = bytearray()
+
+    def start(self) -> dict[str, Any]:
+        """Starts the process if there is none; returns its greeting.
+
+        {"blender": version, "network": whether it can reach one, "files": whether it can open more than it must,
+        "devices": {kind: names}}
+        """
+        if self.process is None:
+            self._spawn()
+            self._allowed_s = START_TIMEOUT_S
+            try:
+                self.hello = self._message(time.monotonic() + START_TIMEOUT_S)
+            except (Retry, Skip):
+                self.close()
+                raise
+        return self.hello
+
+    def render(self, job: dict[str, Any]) -> Iterator[dict[str, Any] | Frame]:
+        """Runs one job: yields {"facts", "device", "timings"} first, then a Frame per camera, in order.
+
+        job["root"] (default: the folder of job["path"]) is what the object may read. A process that was started without
+        it is replaced by one that has it. Raises Skip where Blender says that the object is unusable, and
+        Skip("out_of_memory") where it took more than `limits.memory_gb`; Retry("blender_crash") where the process died
+        and Retry("timeout") where it outlived `limits.timeout_s`. After a Retry or out_of_memory the process is gone.
+        """
+        self._open_to(Path(os.path.realpath(job.get("root") or Path(job["path"]).parent)))
+        self.start()
+        self._allowed_s = self.limits.timeout_s
+        deadline = time.monotonic() + self._allowed_s
+        finished = False
+        try:
+            self._send(job)
+            while True:
+                message = self._message(deadline)
+                kind = message.pop("type")
+                if kind == "loaded":
+                    yield message
+                elif kind == "view":
+                    passes, rectangle = self._passes(message, deadline), tuple(message["rectangle"])
+                    yield Frame(message["index"], passes, rectangle, tuple(job["hw"]), message["seconds"])
+                else:
+                    break
+            finished = True
+            self.served += 1
+            self.rss_mb = message["rss_mb"]
+            if kind == "skip":
+                raise Skip(message["reason"], message["detail"])
+        finally:
+            if not finished or self._worn_out():
+                self.close()
+
+    def close(self) -> None:
+        """Kills the whole process group, and waits until it is gone."""
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        os.close(self._reply_fd)
+        self._log_reader.join(timeout=5)
+        self.process = None
+
+    def _worn_out(self) -> bool:
+        too_large_mb = min(self.limits.recycle_rss_mb, self.limits.memory_gb * 500)
+        return self.served >= self.limits.recycle_objects or self.rss_mb > too_large_mb
+
+    def _open_to(self, root: Path) -> None:
+        """What a process may read is fixed when it starts, as folders, not as names: one made anew is another one."""
+        above = [folder for folder in self.readable if root.is_relative_to(folder)]
+        if not above:
+            self.readable = [*self.readable[-FOLDERS + 1 :], root]
+        if not any(self._granted.get(folder) == _identity(folder) for folder in above):
+            self.close()
+
+    def _spawn(self) -> None:
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        read_fd, write_fd = os.pipe()
+        # -I and a neutral working folder: a stray cycles.py in the user's folder must not shadow Blender's add-on
+        command = [sys.executable, "-I", str(SCRIPT), str(write_fd), *map(str, self.readable)]
+        self._granted = {folder: _identity(folder) for folder in self.readable}
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        home = str(self.scratch)  # where Blender looks for settings and leaves its session's folder, which dies with us
+        environment |= {"HOME": home, "TMPDIR": home, "BLENDER_USER_RESOURCES": home, "LC_ALL": "C.UTF-8"}
+        # compiled GPU kernels survive the process, in a folder of ours: the whole cache may hold others' credentials
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lvsm-data"
+        with contextlib.suppress(OSError):  # they are compiled again where there is nowhere to keep them
+            cache.mkdir(parents=True, exist_ok=True)
+        environment |= {
+            "XDG_CACHE_HOME": str(cache),
+            "CUDA_CACHE_PATH": f"{cache}/cuda",
+            "OPTIX_CACHE_PATH": f"{cache}/optix",
+        }
+        environment |= self.environment
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self.scratch,
+            env=environment,
+            pass_fds=(write_fd,),
+            start_new_session=True,
+        )
+        os.close(write_fd)
+        self._reply_fd = read_fd
+        self._unread.clear()
+        self.log.clear()
+        self.served, self.rss_mb = 0, 0.0
+        self._log_reader = threading.Thread(target=self._drain, args=(self.process.stdout,), daemon=True)
+        self._log_reader.start()
+
+    def _drain(self, stdout: Any) -> None:
+        with stdout:
+            for line in stdout:
+                text = line.decode(errors="replace").rstrip()
+                if text:
+                    self.log.append(text)
+
+    def _send(self, job: dict[str, Any]) -> None:
+        assert self.process is not None and self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(job).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise Retry("blender_crash", self._last_words()) from None
+
+    def _message(self, deadline: float) -> dict[str, Any]:
+        while (end := self._unread.find(b"\n")) < 0:
+            self._unread += self._receive(65536, deadline)
+        line = bytes(self._unread[:end])
+        del self._unread[: end + 1]
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _passes(self, message: dict[str, Any], deadline: float) -> dict[str, np.ndarray]:
+        payload = np.empty(message["bytes"], np.uint8)
+        have = min(len(self._unread), len(payload))
+        payload[:have] = np.frombuffer(self._unread[:have], np.uint8)
+        del self._unread[:have]
+        while have < len(payload):
+            self._wait(deadline)
+            received = os.readv(self._reply_fd, [payload.data[have:]])
+            if not received:
+                raise Retry("blender_crash", self._last_words())
+            have += received
+        floats = payload.view(np.float32)
+        passes, start = {}, 0
+        for name, shape in message["passes"]:
+            size = int(np.prod(shape))
+            passes[name] = floats[start : start + size].reshape(shape)
+            start += size
+        return passes
+
+    def _receive(self, limit: int, deadline: float) -> bytes:
+        self._wait(deadline)
+        received = os.read(self._reply_fd, limit)
+        if not received:
+            raise Retry("blender_crash", self._last_words())
+        return received
+
+    def _wait(self, deadline: float) -> None:
+        while True:
+            now = time.monotonic()
+            if now - self._watched >= WATCH_S:
+                self._watched = now
+                self._watch_memory()
+            if select.select([self._reply_fd], [], [], max(0.0, min(WATCH_S, deadline - now)))[0]:
+                return
+            if time.monotonic() >= deadline:
+                raise Retry("timeout", f"not done within {self._allowed_s:g} s\n{self._tail()}")
+
+    def _watch_memory(self) -> None:
+        assert self.process is not None
+        with contextlib.suppress(psutil.NoSuchProcess):  # its end shows as the end of its replies
+            used_gb = psutil.Process(self.process.pid).memory_info().rss / 1e9
+            if used_gb > self.limits.memory_gb:
+                said = f"Blender took {used_gb:.1f} GB, the limit is {self.limits.memory_gb:.1f} GB"
+                raise Skip("out_of_memory", f"{said}; fewer workers leave more for each\n{self._tail()}")
+
+    def _last_words(self) -> str:
+        assert self.process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=5)
+        self._log_reader.join(timeout=5)
+        code = self.process.returncode
+        how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit status {code}"
+        if code == -signal.SIGKILL:
+            how += " (not from us; the kernel, where the machine runs out of memory)"
+        return f"Blender ended with {how}\n{self._tail()}"
+
+    def _tail(self) -> str:
+        return "\n".join(self.log)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Tells a folder from one of the same name that was made later; None where there is none."""
+    with contextlib.suppress(OSError):
+        status = folder.stat()
+        return status.st_dev, status.st_ino
+    return None

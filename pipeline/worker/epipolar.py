@@ -1,0 +1,145 @@
+"""Do matched features of two views lie on each other's epipolar lines, under the poses that are claimed?
+
+Pairs are chosen by what matches, not by the poses: RANSAC keeps the matches that some fundamental matrix explains, and of
+these the share is counted that the claimed one explains too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.core import cameras, images
+from pipeline.core.records import Posed
+
+FEATURE_SIDE = 512  # pixels of a picture that features are looked for in
+FEATURE_VIEWS = 8
+FEATURES = 1200
+NEAR_LINE = 3.0  # pixels of FEATURE_SIDE between a feature and its epipolar line
+LEAST_MATCHES = 20  # of a pair that some geometry explains
+LEAST_SHIFT = 8.0  # pixels between matched features; a pair that hardly moved proves nothing
+ENOUGH = 400  # matches; no further set of views is looked at then
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """Features of a view: places (N, 2) on the image plane at depth 1 (undistorted), descriptors, and pixels per unit there."""
+
+    places: np.ndarray
+    descriptors: np.ndarray
+    focal: float
+    c2w: np.ndarray
+
+
+def _pictures(posed: Posed) -> Iterator[list[_Picture]]:
+    """Sets of views to match among each other: far apart, then closer and closer. Features are found once per view."""
+    count = len(posed.images)
+    done: dict[int, _Picture] = {}
+    for part in (1, 4, 16):
+        views = cameras.spread(max(2, count // part), FEATURE_VIEWS) if count >= 2 * part else ()
+        for view in views:
+            if int(view) not in done:
+                done[int(view)] = _features(posed, int(view))
+        if len(views) > 1:
+            yield [done[int(view)] for view in views]
+
+
+def _features(posed: Posed, view: int) -> _Picture:
+    import cv2
+
+    straight = images.decode_straight(posed.images[view])
+    rgba = images.premultiplied(straight)
+    scale = min(1.0, FEATURE_SIDE / max(straight.shape[:2]))
+    hw = (max(1, round(straight.shape[0] * scale)), max(1, round(straight.shape[1] * scale)))
+    grey = cv2.cvtColor(images.srgb8(images.over_white(images.resize_area(rgba, hw))), cv2.COLOR_RGB2GRAY)
+    covered: np.ndarray | None = None
+    if straight.shape[2] == 4:  # features of an outline are of no point in space
+        covered = (images.resize_area(rgba[..., 3:], hw)[..., 0] > 0.99).astype(np.uint8)
+        covered = np.asarray(cv2.erode(covered, np.ones((5, 5), np.uint8)))
+    points, descriptors = cv2.SIFT_create(FEATURES).detectAndCompute(grey, covered)  # type: ignore[attr-defined]
+    fx, fy, cx, cy = posed.fxfycxcy[view] * np.array([hw[1] / straight.shape[1], hw[0] / straight.shape[0]] * 2)
+    places = np.array([point.pt for point in points], np.float64).reshape(-1, 2) + 0.5
+    if posed.distortion is not None and len(places):
+        k = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+        bent = np.asarray(posed.distortion[view], np.float64)
+        places = np.asarray(cv2.undistortPoints(places[:, None], k, bent), np.float64)[:, 0]
+    else:
+        places = (places - [cx, cy]) / [fx, fy]
+    found = np.zeros((0, 128), np.float32) if descriptors is None else descriptors
+    focal = float(np.sqrt(fx * fy)) * FEATURE_SIDE / max(hw)  # so that limits are shares of the picture
+    return _Picture(places, found, focal, np.asarray(posed.c2w[view], np.float64))
+
+
+def explained(posed: Posed) -> tuple[int, int, int]:
+    """(matches that the poses explain, random matches that they explain, matches that some geometry explains).
+
+    Raises OSError for a picture that cannot be read.
+    """
+    good = random = matches = 0
+    for pictures in _pictures(posed):
+        for i, one in enumerate(pictures):
+            for other in pictures[i + 1 :]:
+                a, b = _sound_matches(one, other)
+                if len(a) >= LEAST_MATCHES:
+                    matches += len(a)
+                    good += int(_explained(one, other, a, b).sum())
+                    random += int(_explained(one, other, a, np.roll(b, len(b) // 2, 0)).sum())
+        if matches >= ENOUGH:
+            break
+    return good, random, matches
+
+
+def _sound_matches(one: _Picture, other: _Picture) -> tuple[np.ndarray, np.ndarray]:
+    """Matched places (M, 2) of two views that one fundamental matrix, whichever, explains: what is no match at all drops out."""
+    import cv2
+
+    nothing = np.zeros((0, 2))
+    if min(len(one.places), len(other.places)) < LEAST_MATCHES:
+        return nothing, nothing
+    pairs = cv2.BFMatcher(cv2.NORM_L2).knnMatch(one.descriptors, other.descriptors, k=2)
+    kept = [best for best, second in pairs if best.distance < 0.75 * second.distance]
+    if len(kept) < LEAST_MATCHES:
+        return nothing, nothing
+    a = one.places[[match.queryIdx for match in kept]]
+    b = other.places[[match.trainIdx for match in kept]]
+    a, b = _unique(a, b)
+    pixels = np.sqrt(one.focal * other.focal)
+    if len(a) < LEAST_MATCHES or np.median(np.linalg.norm(a - b, axis=-1)) * pixels < LEAST_SHIFT:
+        return nothing, nothing
+    cv2.setRNGSeed(0)
+    _, sound = cv2.findFundamentalMat(a * pixels, b * pixels, cv2.FM_RANSAC, NEAR_LINE / 2, 0.999, 2000)
+    if sound is None or sound.sum() < 0.4 * len(a):
+        return nothing, nothing
+    return a[sound[:, 0] > 0], b[sound[:, 0] > 0]
+
+
+def _unique(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Without places that are matched twice: SIFT gives a place two descriptors where it has two directions."""
+    _, first = np.unique(np.round(np.concatenate([a, b], 1), 6), axis=0, return_index=True)
+    first.sort()
+    return a[first], b[first]
+
+
+def _explained(one: _Picture, other: _Picture, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Which matches (M,) lie within NEAR_LINE of each other's epipolar lines, and before both cameras."""
+    between = cameras.w2c(other.c2w) @ one.c2w  # from one camera to the other
+    rotation, shift = between[:3, :3], between[:3, 3]
+    length = np.linalg.norm(shift)
+    if length < 1e-9:
+        return np.zeros(len(a), bool)
+    x, y, z = shift / length
+    essential = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ rotation
+    ray_a, ray_b = np.c_[a, np.ones(len(a))], np.c_[b, np.ones(len(b))]
+    line_b, line_a = ray_a @ essential.T, ray_b @ essential
+    off = np.abs((ray_b * line_b).sum(-1))
+    with np.errstate(all="ignore"):
+        apart = np.maximum(off / np.hypot(*line_b.T[:2]) * other.focal, off / np.hypot(*line_a.T[:2]) * one.focal)
+        turned = ray_a @ rotation.T  # depth_a * turned + shift = depth_b * ray_b, in the least squares
+        normal = np.cross(turned, ray_b)
+        squared = (normal**2).sum(-1)
+        depth_a = (np.cross(ray_b, np.broadcast_to(shift, ray_b.shape)) * normal).sum(-1) / squared
+        depth_b = (np.cross(turned, np.broadcast_to(shift, turned.shape)) * normal).sum(-1) / squared
+    near = np.nan_to_num(apart, nan=np.inf) < NEAR_LINE
+    return near & (depth_a > 0) & (depth_b > 0)

@@ -1,0 +1,238 @@
+"""Views that exist already -> a Scene: one decoding each, undistorted, on white, cropped, at every resolution, in memory.
+
+Light is averaged as in the renderer: straight alpha becomes premultiplied linear light, which is area-averaged and then
+composited on white, so that a pixel is exactly (255, 255, 255) where nothing covers it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.views import PosedConfig
+from pipeline.core import cameras, images
+from pipeline.core.errors import Skip
+from pipeline.core.records import Item, Posed, Scene, Views
+from pipeline.worker import quality
+
+COEFFICIENTS = 8  # OpenCV's k1 k2 p1 p2 k3 k4 k5 k6
+GRID = 65  # points along each side of the picture at which a distortion is looked at
+ZOOMS = (0.25, 4.0)  # least and most that undistorting may change the focal length
+FLAT_LEVELS = 8  # of 255: a picture with less contrast shows nothing
+
+
+@dataclass(frozen=True)
+class _Undistorted:
+    """map_x, map_y: for each new pixel, where its light is in the old picture (OpenCV: pixel centres at whole numbers)."""
+
+    map_x: np.ndarray
+    map_y: np.ndarray
+    fxfycxcy: np.ndarray
+
+
+def to_scene(item: Item, posed: Posed, cfg: PosedConfig) -> Scene:
+    """The scene that shards store: at most cfg.views of its views, at every width of cfg.res (cfg is resolved).
+
+    Raises Skip: no_images, bad_cameras (not rigid, not finite, impossible intrinsics), bad_distortion, broken_image,
+    too_small (pictures are never enlarged), mixed_sizes (crop none and different shapes), all_background, tiny, blank.
+    """
+    if not posed.images:
+        raise Skip("no_images")
+    c2w, fxfycxcy, distortion = _checked(posed)
+    chosen = cameras.spread(len(posed.images), cfg.views)
+    album = _Album(cfg)
+    for view in chosen:
+        try:
+            straight = images.decode_straight(posed.images[view])
+        except OSError as error:
+            raise Skip("broken_image", f"view {view}: {error}") from None
+        album.add(int(view), straight, fxfycxcy[view], None if distortion is None else distortion[view])
+    meta = dict(posed.meta) | {"views_found": posed.meta.get("views_found", len(posed.images))}
+    return Scene(item, c2w[chosen].astype(np.float32), album.views(), meta | album.facts())
+
+
+def _checked(posed: Posed) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """c2w (V, 4, 4), fxfycxcy (V, 4) and distortion (V, 8), or None where all of it is 0; float64."""
+    count = len(posed.images)
+    fxfycxcy = np.asarray(posed.fxfycxcy, np.float64)
+    distortion = None if posed.distortion is None else np.asarray(posed.distortion, np.float64)
+    c2w = rigid(posed.c2w)
+    if len(c2w) != count or fxfycxcy.shape != (count, 4):
+        raise Skip("bad_cameras", f"{len(c2w)} poses and {len(fxfycxcy)} intrinsics for {count} images")
+    if not np.isfinite(fxfycxcy).all() or (fxfycxcy[:, :2] <= 0).any():
+        raise Skip("bad_cameras", "a focal length that is no positive number")
+    if distortion is not None and distortion.shape != (count, COEFFICIENTS):
+        raise Skip("bad_cameras", f"distortion of shape {distortion.shape}")
+    if distortion is not None and not np.isfinite(distortion).all():
+        raise Skip("bad_distortion", "coefficients that are no numbers")
+    return c2w, fxfycxcy, distortion if distortion is not None and distortion.any() else None
+
+
+def rigid(c2w: np.ndarray) -> np.ndarray:
+    """c2w (V, 4, 4) with exactly orthonormal rotations. Raises Skip("bad_cameras")."""
+    try:
+        return cameras.nearest_rigid(c2w)
+    except ValueError as error:
+        raise Skip("bad_cameras", str(error)) from None
+
+
+class _Album:
+    """Collects the views of one scene at all resolutions."""
+
+    def __init__(self, cfg: PosedConfig) -> None:
+        self.cfg = cfg
+        self.jpegs: dict[int, list[bytes]] = {width: [] for width in cfg.res}
+        self.alphas: dict[int, list[bytes]] = {width: [] for width in cfg.res}
+        self.intrinsics: dict[int, list[np.ndarray]] = {width: [] for width in cfg.res}
+        self.hw: dict[int, tuple[int, int]] = {}
+        self.stats: list[quality.ViewStats] = []
+        self.contrast: list[int] = []
+        self.sizes: set[tuple[int, int]] = set()
+        self.zooms: set[float] = set()
+        self.maps: dict[tuple[Any, ...], _Undistorted] = {}
+        self.transparent = False
+
+    def add(self, view: int, straight: np.ndarray, fxfycxcy: np.ndarray, distortion: np.ndarray | None) -> None:
+        """One decoded picture (H, W, 3 or 4) with its intrinsics (4,) and its distortion (8,)."""
+        height, width = straight.shape[:2]
+        check_intrinsics(view, fxfycxcy, (height, width))
+        self.sizes.add((height, width))
+        self.transparent |= straight.shape[2] == 4
+        square = self.cfg.crop == "square"
+        if distortion is not None and distortion.any():
+            rgba, fxfycxcy = self._undistort(images.premultiplied(straight), fxfycxcy, distortion)
+            rgba, fxfycxcy = crop_square(rgba, fxfycxcy) if square else (rgba, fxfycxcy)
+        else:
+            straight, fxfycxcy = crop_square(straight, fxfycxcy) if square else (straight, fxfycxcy)
+            rgba = images.premultiplied(straight)
+        height, width = rgba.shape[:2]
+        largest = max(self.cfg.res)
+        if width < largest:
+            crop = " after the square crop" if square else ""
+            raise Skip("too_small", f"view {view} is {width} pixels wide{crop}, --res asks for {largest}")
+        for new_width in self.cfg.res:
+            hw = (max(1, round(height * new_width / width)), new_width)
+            if self.hw.setdefault(new_width, hw) != hw:
+                raise Skip(
+                    "mixed_sizes",
+                    f"views of {self.hw[new_width]} and {hw} at one width; --crop square makes them equal",
+                )
+            self._encode(new_width, images.resize_area(rgba, hw), measured=new_width == largest)
+            self.intrinsics[new_width].append(cameras.resize_intrinsics(fxfycxcy, (height, width), hw))
+
+    def _encode(self, width: int, rgba: np.ndarray, measured: bool) -> None:
+        rgb, alpha = images.srgb8(images.over_white(rgba)), np.clip(rgba[..., 3], 0, 1)
+        self.jpegs[width].append(images.encode_jpeg(rgb, self.cfg.quality))
+        if self.cfg.alpha:
+            self.alphas[width].append(images.encode_png(np.round(alpha * 255).astype(np.uint8)))
+        if measured:
+            self.stats.append(quality.measure(rgb, alpha, alpha.size))
+            some = rgb[::3, ::3]
+            self.contrast.append(max(int(np.ptp(some[..., channel])) for channel in range(3)))
+
+    def _undistort(
+        self, rgba: np.ndarray, fxfycxcy: np.ndarray, distortion: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        import cv2
+
+        key = (rgba.shape[:2], tuple(fxfycxcy), tuple(distortion))
+        if key not in self.maps:
+            if len(self.maps) > 3:  # a camera per view: remembering them all would fill the memory
+                self.maps.clear()
+            self.maps[key] = undistortion(rgba.shape[:2], fxfycxcy, distortion)
+        made = self.maps[key]
+        self.zooms.add(round(float(made.fxfycxcy[0] / fxfycxcy[0]), 4))
+        return cv2.remap(rgba, made.map_x, made.map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), made.fxfycxcy
+
+    def views(self) -> dict[int, Views]:
+        """Width -> Views. Raises Skip where the pictures show nothing."""
+        if bad := quality.verdict(self.stats, framed=False):
+            raise Skip(*bad)
+        if np.median(self.contrast) < FLAT_LEVELS:
+            raise Skip("blank", f"median contrast {np.median(self.contrast):.0f} of 255 levels")
+        layers = {width: {"alpha": alphas} if self.cfg.alpha else {} for width, alphas in self.alphas.items()}
+        return {
+            width: Views(jpegs, np.array(self.intrinsics[width], np.float32), self.hw[width], layers[width])
+            for width, jpegs in self.jpegs.items()
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """original_hw: of the pictures as they were, each shape once. coverage: mean, where there is transparency."""
+        facts: dict[str, Any] = {"original_hw": [list(hw) for hw in sorted(self.sizes)][:8]}
+        if self.transparent:
+            facts["coverage"] = round(float(np.mean([view.coverage for view in self.stats])), 4)
+        if self.zooms:
+            facts["undistorted_zoom"] = sorted(self.zooms)[:8]
+        return facts
+
+
+def check_intrinsics(view: int, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> None:
+    """Raises Skip("bad_cameras") for what no camera has."""
+    fx, fy, cx, cy = fxfycxcy
+    height, width = hw
+    if not (0.05 * width < fx < 100 * width and 0.05 * height < fy < 100 * height):
+        raise Skip("bad_cameras", f"view {view}: focal lengths {fx:.4g}, {fy:.4g} for {width}x{height} pixels")
+    if not (-width < cx < 2 * width and -height < cy < 2 * height):
+        raise Skip("bad_cameras", f"view {view}: principal point {cx:.4g}, {cy:.4g} for {width}x{height} pixels")
+
+
+def crop_square(pixels: np.ndarray, fxfycxcy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The centre of (H, W, C) as (S, S, C), S = min(H, W), cut at whole pixels; fxfycxcy (4,) follows exactly."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side], np.asarray(fxfycxcy) - [0, 0, left, top]
+
+
+def distort(points: np.ndarray, distortion: np.ndarray) -> np.ndarray:
+    """Normalised points (..., 2) of a pinhole -> where the lens puts them, by OpenCV's model of 8 coefficients."""
+    k1, k2, p1, p2, k3, k4, k5, k6 = distortion
+    x, y = np.moveaxis(points, -1, 0)
+    r2 = x * x + y * y
+    radial = (1 + r2 * (k1 + r2 * (k2 + r2 * k3))) / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)))
+    bent_x = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
+    bent_y = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
+    return np.stack([bent_x, bent_y], -1)
+
+
+def undistortion(hw: tuple[int, ...], fxfycxcy: np.ndarray, distortion: np.ndarray) -> _Undistorted:
+    """How to make a picture of size hw with that distortion (8,) one of a pinhole, of the same size and principal point.
+
+    The focal lengths are scaled by the least factor at which no pixel shows what lies beyond the old picture.
+    Raises Skip("bad_distortion") where the model folds over itself or no factor within ZOOMS does.
+    """
+    low, high = ZOOMS
+    if not _holds(high, hw, fxfycxcy, distortion):
+        raise Skip("bad_distortion", f"no part of the picture is undistorted by {np.round(distortion, 4).tolist()}")
+    if _holds(low, hw, fxfycxcy, distortion):
+        raise Skip(
+            "bad_distortion", f"{np.round(distortion, 4).tolist()} would make the picture {1 / low:.0f} times as wide"
+        )
+    while high - low > 1e-5:
+        middle = (low + high) / 2
+        low, high = (low, middle) if _holds(middle, hw, fxfycxcy, distortion) else (middle, high)
+    fx, fy, cx, cy = fxfycxcy
+    new = np.array([fx * high, fy * high, cx, cy])
+    y, x = np.mgrid[: hw[0], : hw[1]] + 0.5
+    there = distort(np.stack([(x - cx) / new[0], (y - cy) / new[1]], -1), distortion)
+    map_x, map_y = fx * there[..., 0] + cx - 0.5, fy * there[..., 1] + cy - 0.5  # OpenCV counts from the first centre
+    return _Undistorted(map_x.astype(np.float32), map_y.astype(np.float32), new)
+
+
+def _holds(zoom: float, hw: tuple[int, ...], fxfycxcy: np.ndarray, distortion: np.ndarray) -> bool:
+    """Whether at this zoom every pixel's light lies within the old picture, and the map there turns nothing over."""
+    fx, fy, cx, cy = fxfycxcy
+    height, width = hw
+    y, x = np.meshgrid(np.linspace(0.5, height - 0.5, GRID), np.linspace(0.5, width - 0.5, GRID), indexing="ij")
+    there = distort(np.stack([(x - cx) / (zoom * fx), (y - cy) / (zoom * fy)], -1), distortion)
+    u, v = fx * there[..., 0] + cx, fy * there[..., 1] + cy
+    if not (
+        np.isfinite(there).all()
+        and min(u.min() - 0.5, v.min() - 0.5, width - 0.5 - u.max(), height - 0.5 - v.max()) >= 0
+    ):
+        return False
+    along_x, along_y = np.diff(there[:-1], axis=1), np.diff(there[:, :-1], axis=0)
+    turned = along_x[..., 0] * along_y[..., 1] - along_x[..., 1] * along_y[..., 0]
+    return bool((turned > 0).all())

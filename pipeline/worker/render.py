@@ -1,0 +1,165 @@
+"""Rendering one object: a job for Blender, its frames, their encoding and the verdict on them."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.render import RenderConfig, SceneConfig
+from pipeline.core import cameras, images
+from pipeline.core.errors import Retry, Skip
+from pipeline.core.records import HEARTBEAT, Item, Scene, Views, item_rng
+from pipeline.worker import preflight, quality
+from pipeline.worker.blender import NOWHERE, Blender, Frame, Limits
+from pipeline.worker.lights import LIGHTS
+from pipeline.worker.worker import HEARTBEAT_S, Worker, timed
+
+
+class Producer(Worker):
+    """Renders objects: holds one Blender."""
+
+    cfg: RenderConfig
+
+    def __init__(self, cfg: RenderConfig) -> None:
+        super().__init__(cfg)
+        assert cfg.out is not None and cfg.timeout_s is not None
+        self.cfg = cfg
+        self.input = _folder_of_input(cfg)
+        folders = [self.scratch, cfg.out / "raw", cfg.cache, *self.input]
+        self.blender = Blender(self.scratch / "blender", Limits(timeout_s=cfg.timeout_s), readable=folders)
+        self.last_beat = 0.0
+
+    def start_afresh(self) -> None:
+        """Ends Blender; the next item starts another."""
+        self.blender.close()
+
+    def close(self) -> None:
+        """Ends Blender and removes the scratch folder."""
+        self.blender.close()
+        super().close()
+
+    def _produce(self, item: Item, timings: dict[str, float]) -> Scene:
+        with timed(timings, "fetch"):
+            path = self._bring(item, self._item_folder())
+            root = self._root_of(item, path)
+            file_format = preflight.check(path, root, self.cfg.scene.max_polygons)
+        return self._render(item, {"path": str(path), "root": str(root), "format": file_format}, timings)
+
+    def _root_of(self, item: Item, path: Path) -> Path:
+        """The folder that an object may read: what its source says, else what the user named, else its own."""
+        if root := item.extra.get("root"):
+            return Path(root)
+        return next((folder for folder in self.input if path.is_relative_to(folder)), path.parent)
+
+    def _render(self, item: Item, file: dict[str, str], timings: dict[str, float]) -> Scene:
+        scene_cfg = self.cfg.scene
+        c2w = cameras.sample(scene_cfg.cameras, item_rng(scene_cfg.seed, item.uid, "cameras"), scene_cfg.views)
+        job = build_job(scene_cfg, item.uid, c2w, threads=self.cfg.threads)
+        job |= file
+        gallery = Gallery(scene_cfg)
+        facts: dict[str, Any] = {}
+        timings |= {"render": 0.0, "encode": 0.0}
+        for answer in self.blender.render(job):
+            if isinstance(answer, Frame):
+                timings["render"] += answer.seconds
+                start = time.perf_counter()
+                gallery.add(answer)
+                self._beat(item, len(gallery.stats))
+                timings["encode"] += time.perf_counter() - start
+            else:
+                facts = answer["facts"] | {"device": answer["device"], "blender": self.blender.hello["blender"]}
+                timings |= answer["timings"]
+        if len(gallery.stats) != scene_cfg.views:
+            raise Retry("views_missing", f"{len(gallery.stats)} of {scene_cfg.views}")
+        if bad := quality.verdict(gallery.stats, cameras.SAMPLERS[scene_cfg.cameras].framed):
+            raise Skip(*bad)
+        facts["coverage"] = round(float(np.mean([view.coverage for view in gallery.stats])), 4)
+        return Scene(item, c2w, gallery.views(), facts)
+
+    def _beat(self, item: Item, views: int) -> None:
+        """Tells a driver on the same machine how far this item is. Lost on others: progress then counts whole objects."""
+        if time.monotonic() - self.last_beat > HEARTBEAT_S:
+            (self.scratch / HEARTBEAT).write_text(f"{views} {item.uid}")
+            self.last_beat = time.monotonic()
+
+
+def _folder_of_input(cfg: RenderConfig) -> list[Path]:
+    """The folder with a user's files, or with the manifest of them. Not one that holds the home: credentials lie there."""
+    folder = cfg.input if cfg.input is None or cfg.input.is_dir() else cfg.input.parent
+    home = os.path.realpath(Path.home())
+    return [folder] if folder and not Path(home).is_relative_to(os.path.realpath(folder)) else []
+
+
+def build_job(cfg: SceneConfig, uid: str, c2w: np.ndarray, threads: int) -> dict[str, Any]:
+    """Settings and poses (V, 4, 4) -> the JSON that Blender takes, without the file to open. `cfg` is resolved."""
+    assert cfg.fov_x_deg is not None
+    hw = (cfg.width, cfg.width)
+    fxfycxcy = cameras.intrinsics(cfg.fov_x_deg, hw)
+    return {
+        "hw": hw,
+        "cameras": [cameras.blender_camera(pose, fxfycxcy, hw) for pose in c2w],
+        "lights": LIGHTS[cfg.lights](item_rng(cfg.seed, uid, "lights")),
+        "engine": cfg.engine,
+        "device": cfg.device,
+        "samples": cfg.samples,
+        "denoise": cfg.denoise == "on",
+        "seed": int(item_rng(cfg.seed, uid, "noise").integers(2**30)),
+        "passes": [name for name in ("depth", "normals") if getattr(cfg, name)],
+        "threads": threads,
+        "limits": {"max_polygons": cfg.max_polygons},
+    }
+
+
+class Gallery:
+    """Collects the frames of one object as encoded files, at every resolution of the run."""
+
+    def __init__(self, cfg: SceneConfig) -> None:
+        self.cfg = cfg
+        self.stats: list[quality.ViewStats] = []
+        self.jpegs: dict[int, list[bytes]] = {width: [] for width in cfg.res}
+        self.layers: dict[int, dict[str, list[bytes]]] = {width: {} for width in cfg.res}
+
+    def add(self, frame: Frame) -> None:
+        """Composites on white and encodes: light and coverage by area in linear light, depth and normals by nearest pixel."""
+        top, _, left, _ = frame.rectangle
+        for width in self.cfg.res:
+            hw = (width, width)
+            if whole := hw == frame.hw:
+                rgba, corner = frame.passes["rgba"], (top, left)
+            else:
+                rgba, corner = images.resize_area(frame.passes["rgba"], hw, ((top, left), frame.hw)), (0, 0)
+            rgb, alpha = images.srgb8(images.over_white(rgba)), np.clip(rgba[..., 3], 0, 1)
+            self.jpegs[width].append(images.encode_jpeg(images.paste(rgb, corner, hw, 255), self.cfg.quality))
+            if whole:
+                self.stats.append(quality.measure(rgb, alpha, width * width))
+            if self.cfg.alpha:
+                coverage = np.round(alpha * 255).astype(np.uint8)
+                self._keep(width, "alpha", images.encode_png(images.paste(coverage, corner, hw, 0)))
+            for name in ("depth", "normals"):
+                if name in frame.passes:
+                    self._keep(width, name, _raw(name, frame.full(name), width))
+
+    def _keep(self, width: int, name: str, data: bytes) -> None:
+        self.layers[width].setdefault(name, []).append(data)
+
+    def views(self) -> dict[int, Views]:
+        """Width -> Views, with each resolution's own intrinsics."""
+        assert self.cfg.fov_x_deg is not None
+        views = {}
+        for width in self.cfg.res:
+            k = cameras.intrinsics(self.cfg.fov_x_deg, (width, width)).astype(np.float32)
+            fxfycxcy = np.tile(k, (self.cfg.views, 1))
+            views[width] = Views(self.jpegs[width], fxfycxcy, (width, width), self.layers[width])
+        return views
+
+
+def _raw(name: str, pixels: np.ndarray, width: int) -> bytes:
+    """Depth or normals (H, W, C) -> little-endian float32 bytes at `width`. Depth is infinite where nothing is."""
+    small = images.resize_nearest(pixels, (width, width))
+    if name == "depth":
+        small = np.where(small < NOWHERE / 10, small, np.inf)
+    return small.astype("<f4").tobytes()

@@ -1,0 +1,297 @@
+"""Do poses fit the pictures? Two looks that need nothing but the scene itself.
+
+Silhouettes (where pictures have transparency): the visual hull is carved along viewing rays, and right poses leave a hull
+that fills every silhouette (Laurentini 1994; Matusik et al., Image-Based Visual Hulls, 2000). Epipolar lines: matched
+features must lie on each other's lines, and before both cameras. Neither sees what is a choice of the world's frame: a
+common rotation, shift or scale of all cameras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from pipeline.config.views import MixCameras
+from pipeline.core import cameras, images
+from pipeline.core.records import Posed
+from pipeline.worker import epipolar
+
+SIDE = 256  # pixels of a silhouette
+RAYS, FEW_RAYS = 160, 64  # per view; the fewer for trying many cameras
+DEPTHS = 224  # points along each ray
+SOLID, EMPTY = 128, 8  # of 255: above, rays are taken from a pixel; below, nothing of the object is in it
+WHOLLY = (
+    250  # in place of SOLID where pictures are smaller than SIDE, so that a pixel's edge is not taken for its middle
+)
+SEEN = 3  # pictures that a point of the hull has to lie in; beyond a picture's edge nothing is known
+SILHOUETTE_VIEWS = 12
+ELEVATIONS = (-30.0, -20.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 45.0, 50.0, 60.0)
+FOVS = (30.0, 39.6, 49.134, 60.0)
+FOV_MARGIN = 0.002
+
+Says = Literal["fits", "does_not_fit", "undecided"]
+
+
+# Between what right and wrong cameras reach; docs/sources.md has the measurements.
+HULL_FITS, HULL_WRONG = 0.992, 0.988
+CONTROL = 0.95  # a silhouette filled as well as this by wrong cameras cannot tell
+LINES_FIT, LINES_WRONG = 0.75, 0.40
+MATCHES = 40  # fewer prove nothing
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """hull: mean share of a silhouette that the hull fills, None without silhouettes. control: the same with each silhouette
+    given to another camera; where that fills as much, the object is too symmetric to tell. longest_side: of the hull's
+    box, world units. lines: share of sound matches that the poses explain. chance: that of random matches. matches: how many.
+    """
+
+    says: Says
+    hull: float | None = None
+    control: float | None = None
+    longest_side: float | None = None
+    lines: float | None = None
+    chance: float | None = None
+    matches: int = 0
+
+    def __str__(self) -> str:
+        parts = [] if self.hull is None else [f"silhouettes filled {self.hull:.1%} (control {self.control or 0:.1%})"]
+        if self.lines is not None:
+            parts.append(
+                f"matches on their epipolar lines {self.lines:.0%} of {self.matches} (chance {self.chance or 0:.0%})"
+            )
+        return f"{self.says}: {', '.join(parts) or 'neither silhouettes nor enough matches'}"
+
+
+def check(posed: Posed) -> Verdict:
+    """Looks at one scene. Never raises for what is in it: pictures that cannot be read leave it undecided."""
+    try:
+        shapes = silhouettes(posed)
+        good, random, matches = epipolar.explained(posed)
+    except OSError:
+        return Verdict("undecided")
+    verdict = Verdict("undecided")
+    if shapes is not None:
+        hull, side = shapes.filled()
+        verdict = replace(verdict, hull=hull, control=shapes.shuffled().filled()[0], longest_side=side)
+    if matches:
+        verdict = replace(verdict, lines=good / matches, chance=random / matches, matches=matches)
+    return replace(verdict, says=_says(verdict))
+
+
+def _says(verdict: Verdict) -> Says:
+    votes: set[Says] = set()
+    if verdict.lines is not None and verdict.matches >= MATCHES:
+        if verdict.lines >= LINES_FIT:
+            votes.add("fits")
+        elif verdict.lines <= LINES_WRONG:
+            votes.add("does_not_fit")
+    if verdict.hull is not None and verdict.control is not None:
+        if verdict.hull <= HULL_WRONG:
+            votes.add("does_not_fit")
+        elif verdict.hull >= HULL_FITS and verdict.control <= CONTROL:
+            votes.add("fits")
+    return votes.pop() if len(votes) == 1 else "undecided"
+
+
+def judge(verdicts: Sequence[Verdict]) -> tuple[Says, str]:
+    """Several scenes of one source together, with a line for people.
+
+    A scene may look wrong for reasons of its own (faces that are culled, something that moved), but hardly right by
+    chance: so half of those that can tell are enough to say that cameras fit, and it takes three quarters to refuse them.
+    """
+    fit = sum(verdict.says == "fits" for verdict in verdicts)
+    wrong = sum(verdict.says == "does_not_fit" for verdict in verdicts)
+    says: Says = "undecided"
+    if fit and fit >= wrong:
+        says = "fits"
+    elif wrong >= 3 * fit and wrong:
+        says = "does_not_fit"
+    figures = []
+    for name, what in (("hull", "silhouettes filled"), ("lines", "matches on their epipolar lines")):
+        values = [value for verdict in verdicts if (value := getattr(verdict, name)) is not None]
+        if values:
+            figures.append(f"{what} {np.median(values):.1%}")
+    rest = len(verdicts) - fit - wrong
+    line = f"{fit} scenes fit, {wrong} do not, {rest} cannot tell"
+    return says, f"{line}; median: {', '.join(figures)}" if figures else line
+
+
+# ---- silhouettes
+
+
+@dataclass(frozen=True)
+class Silhouettes:
+    """alphas (V, SIDE, SIDE) of 255, c2w (V, 4, 4), fxfycxcy (V, 4) in pixels of the alphas. solid: see SOLID."""
+
+    alphas: np.ndarray
+    c2w: np.ndarray
+    fxfycxcy: np.ndarray
+    solid: int = SOLID
+
+    def shuffled(self) -> Silhouettes:
+        """Each silhouette with the camera of another: what wrong poses would reach on this object."""
+        order = np.random.default_rng(0).permutation(len(self.alphas))  # no turn or mirroring of a turntable
+        return replace(self, alphas=self.alphas[order])
+
+    def filled(self, count: int = RAYS) -> tuple[float, float | None]:
+        """Mean share of the silhouettes that the hull fills, and the longest side of the hull's box (None for no hull).
+
+        Rays whose only way through all silhouettes runs beyond the pictures' edges count for nothing.
+        """
+        directions = [self._rays(view, count) for view in range(len(self.alphas))]
+        middle, reach = self._region(directions)
+        wide = self._widened()
+        shares, low, high = [], [], []
+        for view, rays in enumerate(directions):
+            eye = self.c2w[view, :3, 3]
+            distance = np.linalg.norm(middle - eye)
+            along = np.linspace(max(0.02 * distance, distance - reach), distance + reach, DEPTHS)
+            points = eye + rays[:, None] * along[:, None]
+            seen = self._seen(points.reshape(-1, 3), wide).reshape(points.shape[:2])
+            inside = seen >= SEEN
+            filled, carved = inside.any(1).sum(), (~seen.any(1)).sum()
+            if filled + carved > 0.1 * len(rays):
+                shares.append(filled / (filled + carved))
+            if inside.any():
+                low.append(points[inside].min(0))
+                high.append(points[inside].max(0))
+        side = float((np.max(high, 0) - np.min(low, 0)).max()) if low else None
+        return float(np.mean(shares)) if shares else 1.0, side
+
+    def _rays(self, view: int, count: int) -> np.ndarray:
+        """Unit directions (R, 3) in the world through evenly chosen pixels of a silhouette."""
+        rows, columns = np.nonzero(self.alphas[view] > self.solid)
+        chosen = cameras.spread(len(rows), count)
+        fx, fy, cx, cy = self.fxfycxcy[view]
+        x, y = (columns[chosen] + 0.5 - cx) / fx, (rows[chosen] + 0.5 - cy) / fy
+        rays = np.stack([x, y, np.ones_like(x)], -1) @ self.c2w[view, :3, :3].T
+        return rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+
+    def _region(self, directions: list[np.ndarray]) -> tuple[np.ndarray, float]:
+        """The point nearest to the rays through the silhouettes' middles, and how far from it to look for the hull."""
+        eyes = self.c2w[:, :3, 3]
+        axes = np.stack([rays.mean(0) for rays in directions])
+        axes /= np.linalg.norm(axes, axis=-1, keepdims=True)
+        across = np.eye(3) - axes[:, :, None] * axes[:, None]
+        middle = np.linalg.lstsq(across.sum(0), (across @ eyes[:, :, None]).sum(0)[:, 0], rcond=None)[0]
+        cosine = np.array([(rays @ axis).min() for rays, axis in zip(directions, axes, strict=True)])
+        reach = np.linalg.norm(middle - eyes, axis=-1) * np.sqrt(1 - cosine**2) / np.maximum(cosine, 0.1)
+        return middle, 1.75 * float(np.median(reach))
+
+    def _widened(self) -> np.ndarray:
+        """Where the object may be, with one more pixel of frame around: set where the object leaves the picture."""
+        wide = np.pad(self.alphas > EMPTY, ((0, 0), (1, 1), (1, 1)))
+        border = np.zeros_like(wide[0])
+        border[[0, -1]] = border[:, [0, -1]] = True
+        edge = wide[:, [1, -2]].any((1, 2)) | wide[:, :, [1, -2]].any((1, 2))
+        return np.asarray(wide | (border & edge[:, None, None]))
+
+    def _seen(self, points: np.ndarray, wide: np.ndarray) -> np.ndarray:
+        """In how many pictures each point (N, 3) lies; 0 where a silhouette does not contain it."""
+        left, seen = np.arange(len(points)), np.zeros(len(points), int)
+        for mask, c2w, fxfycxcy in zip(
+            wide, self.c2w, self.fxfycxcy, strict=True
+        ):  # each is asked of what is left only
+            with np.errstate(all="ignore"):
+                pixels, depth = cameras.project(points[left], c2w, fxfycxcy)
+                place = np.nan_to_num(np.clip(np.floor(pixels) + 1, 0, SIDE + 1)).astype(int)
+            kept = (depth > 0) & mask[place[:, 1], place[:, 0]]
+            left, place = left[kept], place[kept]
+            seen[left] += ((place > 0) & (place <= SIDE)).all(-1)
+        inside = np.zeros_like(seen)
+        inside[left] = seen[left]
+        return inside
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The cameras of a turntable that fit best, and how well the silhouettes are filled by them and by those in use."""
+
+    best: MixCameras
+    filled: float
+    filled_now: float
+
+    def __str__(self) -> str:
+        fields = ("elevation_deg", "fov_x_deg", "radius", "clockwise")
+        flags = [_flag(name, getattr(self.best, name)) for name in fields]
+        return f"{' '.join(flags)} fits: {self.filled:.3f} instead of {self.filled_now:.3f}"
+
+
+def _flag(name: str, value: float | bool) -> str:
+    dashed = name.replace("_", "-")
+    return (f"--{dashed}" if value else f"--no-{dashed}") if isinstance(value, bool) else f"--{dashed} {value:g}"
+
+
+def suggest(scenes: Sequence[Posed], now: MixCameras) -> Suggestion | None:
+    """Which turntable the silhouettes of some scenes fit best: both directions, elevations, fields of view, the radius.
+
+    scenes: as loaded with the cameras `now`. The azimuth of view 0 is a turn of the world, so no picture tells it. Radius
+    and field of view show only together with the objects' size, which is 1 along the longest side. None without
+    silhouettes.
+    """
+    shapes = [found for posed in scenes if (found := silhouettes(posed)) is not None]
+    if not shapes:
+        return None
+
+    def filled(mix: MixCameras) -> float:
+        return float(np.mean([_turned(shape, now, mix).filled(FEW_RAYS)[0] for shape in shapes]))
+
+    scored = {now: filled(now)}
+
+    def better(mixes: list[MixCameras], margin: float = 0.0) -> MixCameras:
+        for mix in mixes:
+            if mix not in scored:
+                scored[mix] = filled(mix) - margin
+        return max(scored, key=lambda mix: scored[mix])
+
+    best = better([replace(now, elevation_deg=up, clockwise=way) for way in (False, True) for up in ELEVATIONS])
+    best = better([replace(best, elevation_deg=best.elevation_deg + change) for change in (-2.5, 2.5)])
+    # fields of view hardly differ: another has to be clearly better
+    best = better([replace(best, fov_x_deg=fov) for fov in FOVS], FOV_MARGIN)
+    best = better([replace(best, elevation_deg=best.elevation_deg + change) for change in (-2.5, 2.5)])
+    sides = [side for shape in shapes if (side := _turned(shape, now, best).filled()[1]) is not None]
+    if sides and abs(np.median(sides) - 1) > 0.1:
+        best = replace(best, radius=float(np.round(best.radius / np.median(sides), 2)))
+    return Suggestion(best, filled(best), scored[now])
+
+
+def _turned(shapes: Silhouettes, now: MixCameras, mix: MixCameras) -> Silhouettes:
+    """The same silhouettes with the cameras of another turntable."""
+    x, y = shapes.c2w[:, 0, 3], shapes.c2w[:, 1, 3]
+    steps = (np.arctan2(y, x) - np.radians(now.azimuth_deg)) * (-1 if now.clockwise else 1)
+    azimuth = np.radians(mix.azimuth_deg) + steps * (-1 if mix.clockwise else 1)
+    elevation = np.radians(mix.elevation_deg)
+    flat = np.cos(elevation)
+    eyes = np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.full_like(azimuth, np.sin(elevation))], -1)
+    zoom = np.tan(np.radians(now.fov_x_deg) / 2) / np.tan(np.radians(mix.fov_x_deg) / 2)
+    fxfycxcy = shapes.fxfycxcy * [zoom, zoom, 1, 1]
+    return replace(shapes, c2w=cameras.look_at(mix.radius * eyes), fxfycxcy=fxfycxcy)
+
+
+def silhouettes(posed: Posed) -> Silhouettes | None:
+    """The silhouettes of some views; None where pictures are opaque, distorted, or show less than three. Raises OSError."""
+    if posed.distortion is not None and np.any(posed.distortion):
+        return None
+    alphas, chosen, scales, solid = [], [], [], SOLID
+    for view in cameras.spread(len(posed.images), SILHOUETTE_VIEWS):
+        picture = images.decode_straight(posed.images[view])
+        if picture.shape[2] == 3:
+            return None
+        alpha = images.resize_area(picture[..., 3:].astype(np.float32), (SIDE, SIDE))[..., 0]
+        solid = WHOLLY if min(picture.shape[:2]) < SIDE else solid
+        if (alpha > solid).any() and not (alpha > EMPTY).all():
+            alphas.append(alpha)
+            chosen.append(view)
+            scales.append(np.array([SIDE / picture.shape[1], SIDE / picture.shape[0]] * 2))
+    if len(alphas) < 3:
+        return None
+    c2w, fxfycxcy = np.asarray(posed.c2w, np.float64)[chosen], np.asarray(posed.fxfycxcy, np.float64)[chosen]
+    return Silhouettes(np.stack(alphas), c2w, fxfycxcy * np.stack(scales), solid)
+
+
+MARK = "vet"  # in extra: this item's scene is to be looked at
+FOUND = "_cameras_fit"  # in a scene's meta, on its way to the driver

@@ -1,0 +1,222 @@
+"""Training runs: they learn, they go on bit by bit where they stopped, and say what is wrong with a command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from lvsm_train.config.presets import PRESETS  # noqa: E402
+from lvsm_train.config.train import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig  # noqa: E402
+from lvsm_train.data.batches import Data  # noqa: E402
+from lvsm_train.evaluation.scores import baselines, measure  # noqa: E402
+from lvsm_train.training.train import train_fn  # noqa: E402
+from lvsm_train.weights import checkpoint  # noqa: E402
+from lvsm_train.weights.trained import open_run  # noqa: E402
+from pipeline.core import cameras, images  # noqa: E402
+from pipeline.core.errors import UserError  # noqa: E402
+from pipeline.core.records import Item, Scene, Views  # noqa: E402
+from pipeline.storage.train_run import commits  # noqa: E402
+from pipeline.storage.writer import ShardWriter  # noqa: E402
+
+HW = (32, 32)
+
+
+def balls(folder: Path, objects: int, views: int = 12) -> Path:
+    """Shards of coloured balls on white, drawn exactly: `objects` of them, a fifth of these held out."""
+    writer = ShardWriter(folder, (32,), (), {"config_hash": "0"}, 1e9)
+    k = cameras.intrinsics(50.0, HW)
+    rays = np.stack(np.meshgrid(np.arange(32) + 0.5, np.arange(32) + 0.5), -1)
+    local = np.concatenate([(rays - k[2:]) / k[:2], np.ones((*HW, 1))], -1)
+    local /= np.linalg.norm(local, axis=-1, keepdims=True)
+    for number in range(objects):
+        rng = np.random.default_rng(number)
+        c2w = cameras.sample("shell", rng, views).astype(np.float32)
+        centres, radii, colours = (
+            rng.uniform(-0.25, 0.25, (3, 3)),
+            rng.uniform(0.12, 0.25, 3),
+            rng.uniform(0, 0.9, (3, 3)),
+        )
+        jpegs = []
+        for pose in c2w:
+            origin, direction = pose[:3, 3], local @ pose[:3, :3].T
+            picture, nearest = np.ones((*HW, 3)), np.full(HW, np.inf)
+            for centre, radius, colour in zip(centres, radii, colours, strict=True):
+                b = direction @ (origin - centre)
+                root = b * b - ((origin - centre) @ (origin - centre) - radius**2)
+                depth = np.where(root > 0, -b - np.sqrt(np.maximum(root, 0)), np.inf)
+                hit = depth < nearest
+                normal = (origin + depth[..., None] * direction - centre) / radius
+                shade = 0.6 + 0.4 * np.nan_to_num(normal[..., 2:], posinf=0, neginf=0)
+                picture, nearest = np.where(hit[..., None], colour * shade, picture), np.minimum(depth, nearest)
+            jpegs.append(images.encode_jpeg(np.round(picture * 255).astype(np.uint8), 95))
+        scene = Scene(
+            Item(f"ball-{number}", "test"), c2w, {32: Views(jpegs, np.tile(k, (views, 1)).astype(np.float32), HW)}, {}
+        )
+        writer.add(scene, "val" if number % 5 == 4 else "train", 0)
+    writer.close("train")
+    writer.close("val")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return balls(tmp_path_factory.mktemp("balls"), 10)
+
+
+def config(folder: Path, out: Path, **more: Any) -> TrainConfig:
+    usual = TrainConfig(
+        preset="small",
+        model=ModelConfig(
+            kind="unidirectional", dim=64, head_dim=32, layers=4, encoder_layers=2, prope=True, init="width_aware"
+        ),
+        data=DataConfig((folder,), inputs=3, targets=4, batch=4),
+        loss=LossConfig(perceptual=0),
+        optim=OptimConfig(optimizer="muon", lr=4e-3, warmup=10, final_lr=0.05, ema=0.9),
+        out=out,
+        steps=12,
+        eval_every=6,
+        checkpoint_every=4,
+        device="cpu",
+        precision="fp32",
+        deterministic=True,
+    )
+    return dataclasses.replace(usual, **more).resolved()
+
+
+def weights(out: Path) -> dict[str, Any]:
+    found = checkpoint.load(out)
+    assert found is not None
+    return found[0]
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+def test_it_learns_and_says_so(data: Path, tmp_path: Path) -> None:
+    result = train_fn(config(data, tmp_path / "run", steps=120, eval_every=60))
+    assert result.finished and result.step == 120 and result.scores is not None
+    told = losses(tmp_path / "run")
+    assert [step for step, _ in told] == list(range(1, 121))
+    assert np.mean([loss for _, loss in told[-10:]]) < 0.5 * np.mean([loss for _, loss in told[:10]])
+    assert images.size_of((tmp_path / "run" / "strips" / "step-00000120.png").read_bytes())[1] > 300
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["steps"] == 120
+
+
+def test_a_run_that_was_cut_goes_on_bit_by_bit(data: Path, tmp_path: Path) -> None:
+    train_fn(config(data, tmp_path / "whole"))
+    threads = torch.get_num_threads()  # sums depend on how they are shared
+    program = (
+        f"import sys, pickle, torch; torch.set_num_threads({threads}); from lvsm_train.training.train import train_fn; "
+        "train_fn(pickle.load(open(sys.argv[1], 'rb')))"
+    )
+    import pickle
+
+    (tmp_path / "cfg").write_bytes(pickle.dumps(config(data, tmp_path / "cut")))
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "cfg")], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not commits(tmp_path / "cut"):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert commits(tmp_path / "cut")
+    result = train_fn(config(data, tmp_path / "cut"))
+    assert result.finished
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    for part in ("model", "average"):
+        _same(whole[part], cut[part])
+    _same(whole["optimizers"], cut["optimizers"])
+
+
+def _same(a: Any, b: Any) -> None:
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            _same(a[key], b[key])
+    elif isinstance(a, list):
+        for one, other in zip(a, b, strict=True):
+            _same(one, other)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def test_other_settings_need_another_folder(data: Path, tmp_path: Path) -> None:
+    train_fn(config(data, tmp_path / "run", steps=4, eval_every=0))
+    other = config(
+        data, tmp_path / "run", steps=4, eval_every=0, data=DataConfig((data,), inputs=3, targets=4, batch=2)
+    )
+    with pytest.raises(UserError, match=r"was trained with other settings: batch was 4, now 2"):
+        train_fn(other)
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ({"data": DataConfig(())}, "train needs --data"),
+        ({"data": DataConfig((Path("/nowhere"),))}, "is no folder"),
+        ({"model": ModelConfig(dim=60)}, "no multiple of head_dim"),
+        ({"steps": 0}, "--steps 0 is too small"),
+        ({"optim": OptimConfig(lr=-1)}, "--lr"),
+    ],
+)
+def test_bad_settings_are_named(more: dict[str, Any], error: str, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=error):
+        config(data, tmp_path / "run", **more)
+
+
+def test_a_device_that_is_not_here(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--device quantum"):
+        train_fn(config(data, tmp_path / "run", device="quantum"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_sound(name: str, data: Path) -> None:
+    preset = PRESETS[name]
+    dataclasses.replace(preset, data=dataclasses.replace(preset.data, data=(data,))).resolved()
+
+
+def test_scores_of_a_perfect_and_of_a_white_model(data: Path) -> None:
+    loader = Data(DataConfig((data,), inputs=3, targets=4, batch=4))
+    samples = loader.planner.evaluation("val", 3, 4)
+    perfect = measure(lambda batch: batch.target_rgb, loader.evaluation_batches(samples, 4))
+    assert perfect.psnr == np.inf and perfect.ssim == pytest.approx(1) and perfect.targets == 8
+    white = measure(lambda batch: torch.ones_like(batch.target_rgb), loader.evaluation_batches(samples, 4))
+    assert white.psnr == pytest.approx(white.white)
+    assert white.white < white.nearest <= white.best_input
+    batch = next(loader.evaluation_batches(samples, 4))
+    again = dataclasses.replace(batch, target_image=batch.image[:, 1:2], target_c2w=batch.c2w[:, 1:2])
+    assert baselines(again)["nearest"].isinf().all()  # the input itself is the nearest to its own camera
+    loader.close()
+
+
+def test_settings_survive_json(data: Path, tmp_path: Path) -> None:
+    made = config(data, tmp_path / "run", loss=LossConfig(vgg=Path("/a/b.mat")))
+    assert TrainConfig.from_json(made.as_json()) == made
+
+
+def test_a_run_can_be_opened(data: Path, tmp_path: Path) -> None:
+    train_fn(config(data, tmp_path / "run", steps=4, eval_every=0))
+    opened = open_run(tmp_path / "run", device="cpu")
+    assert opened.step == 4 and opened.cfg.model == config(data, tmp_path).model
+    _same(dict(opened.net.state_dict()), weights(tmp_path / "run")["average"]["weights"])
+    with pytest.raises(UserError, match="no checkpoint of step 3"):
+        open_run(tmp_path / "run", 3)
+    with pytest.raises(UserError, match="has no checkpoint"):
+        open_run(tmp_path)

@@ -1,0 +1,136 @@
+"""`lvsm-data import` as a user runs it: fetched or on disk, checked, resumed, and never the whole archive unpacked."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests import balls, foreign, trees
+from tests.conftest import lvsm_data_here
+from tests.hub import Hub
+from tests.pipeline.sources.test_sources import World
+
+BUCKET = "https://virutalbuy-public.oss-cn-hangzhou.aliyuncs.com/"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with Hub(tmp_path / "root") as hub:
+        (tmp_path / "home").mkdir()
+        yield World(tmp_path, hub)
+
+
+def run(world: World, *arguments: object, expect: int = 0) -> str:
+    fixed = ("--executor", "inline", "--out", "out", "--mirror", f"{BUCKET}={world.hub.url}/")
+    return world.run("import", *arguments, *fixed, expect=expect)
+
+
+def shards(world: World) -> dict[int, list[str]]:
+    """Width -> uids, one per row."""
+    found = {}
+    for folder in (world.folder / "out").iterdir():
+        if folder.name.isdecimal():
+            found[int(folder.name)] = [uid for path in folder.glob("*.parquet") for uid in column(path)]
+    return found
+
+
+def column(path: Path) -> list[str]:
+    return list(pq.read_table(path, columns=["uid"])["uid"].to_pylist())
+
+
+def mix(world: World, objects: int = 3, elevation: float = 30.0) -> trees.ObjaverseMix:
+    trees.objaverse(world.folder / "root", count=3, chunks=1)
+    return trees.objaverse_mix(world.folder / "root", objects=objects, elevation=elevation)
+
+
+def test_objaverse_mix_is_fetched_checked_and_stored_at_both_sizes(world: World) -> None:
+    made = mix(world)
+    said = run(world, "--source", "objaverse-mix", "--n", 3, "--res", 32, 64)
+    assert "cameras fit: " in said and "delivered 3" in said
+    wanted = Counter(dict.fromkeys(made.scenes, 12))
+    assert {width: Counter(uids) for width, uids in shards(world).items()} == {32: wanted, 64: wanted}
+    assert world.hub.payloads()[f"datasets/{made.repo}/{made.archive}"] == 1
+    assert not (world.folder / "out/raw").exists()
+
+
+def test_cameras_that_do_not_fit_write_no_shard_and_better_ones_are_named(world: World) -> None:
+    mix(world, objects=2, elevation=10.0)
+    said = run(world, "--source", "objaverse-mix", "--n", 2, "--res", 64, expect=2)
+    assert "the cameras of objaverse-mix do not fit its pictures" in said
+    assert "--elevation-deg 10" in said
+    assert shards(world) == {64: []}
+    assert not list((world.folder / "out/journal").iterdir())
+    shutil.rmtree(world.folder / "out")
+    assert "cameras fit" in run(world, "--source", "objaverse-mix", "--n", 2, "--res", 64, "--elevation-deg", 10)
+    shutil.rmtree(world.folder / "out")
+    assert "cameras" not in run(world, "--source", "objaverse-mix", "--n", 2, "--res", 64, "--no-verify-cameras")
+
+
+def test_gobjaverse_takes_the_views_it_needs_and_counts_what_is_gone(world: World) -> None:
+    made = trees.gobjaverse(world.folder / "root", ["0/10005", "1/2"], missing=["9/45999"])
+    said = run(world, "--source", "gobjaverse", "--n", 5, "--res", 64, expect=3)
+    assert "drawn 3 = delivered 2 + failed 1 (missing 1)" in said
+    uids = {Path(path).stem for item, path in made.glbs.items() if item in made.scenes}
+    assert Counter(shards(world)[64]) == Counter(dict.fromkeys(uids, 38))
+    assert set(world.hub.payloads().values()) == {1}
+    assert not world.hub.count("GET", "/00024/") and not world.hub.count("GET", ".exr")
+
+
+def test_going_on_fetches_nothing_twice(world: World) -> None:
+    trees.gobjaverse(world.folder / "root", ["0/1", "0/2", "0/3"], missing=[])
+    run(world, "--source", "gobjaverse", "--n", 1, "--res", 64)
+    run(world, "--source", "gobjaverse", "--n", 3, "--res", 64)
+    assert len(set(shards(world)[64])) == 3
+    assert set(world.hub.payloads().values()) == {1}
+
+
+def test_a_compressed_archive_is_read_scene_by_scene(world: World) -> None:
+    eyes = balls.circle(4, 35 / 32, 64)
+    with tarfile.open(world.folder / "views_release.tar.gz", "w:gz") as tar:
+        for number in range(12):
+            folder = foreign.write_files(world.folder / "made" / f"{number:032x}", foreign.zero123_files(eyes))
+            tar.add(folder, f"views_release/{folder.name}")
+    source = ("--source", "zero123", "--input", "views_release.tar.gz", "--res", 64, "--raw-gb", "0.0002")
+    run(world, *source, "--max-file-mb", "0.1", "--n", 5)
+    run(world, *source, "--max-file-mb", "0.1", "--n", 12)
+    assert Counter(shards(world)[64]) == Counter({f"{number:032x}": 4 for number in range(12)})
+
+
+@pytest.mark.parametrize("source", ["nerfstudio", "colmap"])
+def test_folders_and_what_is_wrong_in_some(world: World, source: str) -> None:
+    eyes = balls.walk(3, (80, 96))
+    for name in ("a", "b", "broken"):
+        if source == "nerfstudio":
+            foreign.nerfstudio(world.folder / "in" / name, eyes)
+        else:
+            foreign.colmap(world.folder / "in" / name, eyes, "PINHOLE", True)
+    pictures = [path for path in (world.folder / "in/broken").rglob("*") if path.suffix in (".png", ".jpg", ".jpeg")]
+    min(pictures).write_bytes(b"not a picture")
+    said = run(world, "--source", source, "--input", "in", "--n", 3, "--res", 64, expect=3)
+    assert "delivered 2 + failed 1 (broken_image 1)" in said
+    assert Counter(shards(world)[64]) == Counter({"a": 3, "b": 3})
+    assert "ok: " in world.run("verify", "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--source", "nerfstudio"), "needs --input"),
+        (("--source", "colmap", "--input", "absent"), "does not exist"),
+        (("--source", "zero123", "--input", "empty"), "--source zero123"),
+        (("--source", "nerfstudio", "--input", "empty", "--views", "0"), "--views must be positive"),
+    ],
+)
+def test_a_mistake_gets_a_message(
+    tmp_path: Path, arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    done = lvsm_data_here("import", *arguments, "--n", 1, "--executor", "inline", "--out", "out")
+    assert done.returncode == 2 and says in done.stderr

@@ -1,0 +1,256 @@
+"""Every importer, against balls whose places are known: what is stored lies where the stored columns say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config.views import MixCameras
+from pipeline.core.errors import Skip, UserError
+from pipeline.core.records import Scene
+from tests import balls, foreign, importing
+from tests.importing import config, imported, only, seven_zipped, tarred, under, write_json, zipped
+
+LIMITS = {64: 0.06, 512: 0.03}  # pixels
+PHOTO = (540, 600)
+BARREL = (-0.21, 0.06, 0.0021, -0.0013, 0.0, 0.0, 0.0, 0.0)
+PINCUSHION = (0.17, 0.03, -0.0011, 0.0017, 0.01, 0.0, 0.0, 0.0)
+RATIONAL = (0.3, -0.05, 0.001, 0.001, 0.01, 0.42, -0.02, 0.005)
+
+
+def zero123(at: Path) -> Path:
+    foreign.write_files(at / "views_release" / foreign.UID, foreign.zero123_files(balls.circle(12, 35 / 32, 512)[:4]))
+    return at
+
+
+def gobjaverse(at: Path) -> Path:
+    files = foreign.gobjaverse_files(balls.circle(3, 1.38889, 512, 15.0))
+    foreign.write_files(at / "0" / "10005" / "campos_512_v4", files)
+    return at
+
+
+def mix(at: Path) -> Path:
+    files = foreign.mix_files(balls.circle(12, 35 / 32, 512))
+    foreign.write_files(at / "rendered_images" / "000-000" / "000-000" / foreign.UID, files)
+    return at
+
+
+def pixelsplat(at: Path) -> Path:
+    (at / "train").mkdir()
+    torch.save([foreign.pixelsplat_clip(balls.walk(3, PHOTO), "5aca87f95a9412c6")], at / "train" / "000000.torch")
+    (at / "train" / "index.json").write_text('{"5aca87f95a9412c6": "000000.torch"}')
+    return at
+
+
+def studio(bent: tuple[float, ...] = (0.0,) * 8, **options: bool) -> Callable[[Path], Path]:
+    return lambda at: foreign.nerfstudio(at / "scene", balls.walk(3, PHOTO, bent), **options).parent
+
+
+def colmap(model: str, binary: bool, bent: tuple[float, ...] = (0.0,) * 8) -> Callable[[Path], Path]:
+    return lambda at: foreign.colmap(at / "scene", balls.walk(3, PHOTO, bent), model, binary).parent
+
+
+def square_pixels(at: Path) -> Path:
+    return foreign.nerf_synthetic(at / "lego", balls.circle(12, 1.1, 512, 20.0)[:4])
+
+
+CASES: dict[str, tuple[str, Callable[[Path], Path]]] = {
+    "zero123": ("zero123", zero123),
+    "gobjaverse": ("gobjaverse", gobjaverse),
+    "objaverse-mix": ("objaverse-mix", mix),
+    "pixelsplat": ("pixelsplat", pixelsplat),
+    "nerfstudio": ("nerfstudio", studio()),
+    "nerfstudio per frame": ("nerfstudio", studio(per_frame=True)),
+    "nerfstudio barrel": ("nerfstudio", studio(BARREL)),
+    "nerf synthetic": ("nerfstudio", square_pixels),
+    "colmap text": ("colmap", colmap("PINHOLE", False)),
+    "colmap binary": ("colmap", colmap("PINHOLE", True)),
+    "colmap OPENCV": ("colmap", colmap("OPENCV", True, BARREL)),
+    "colmap FULL_OPENCV pincushion": ("colmap", colmap("FULL_OPENCV", False, PINCUSHION)),
+    "colmap FULL_OPENCV rational": ("colmap", colmap("FULL_OPENCV", True, RATIONAL)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_balls_are_where_the_stored_columns_say(case: str, tmp_path: Path) -> None:
+    source, make = CASES[case]
+    (tmp_path / "in").mkdir()
+    scene = only(imported(source, make(tmp_path / "in"), tmp_path, res=(64, 512)))
+    for width, limit in LIMITS.items():
+        off = importing.errors(scene, width)
+        assert len(off) >= 6, "too few balls stand alone"
+        print(f"{case:32s} {width:4d}: {off.max():.3f} px at most, {off.mean():.3f} on average, {len(off)} balls")
+        assert off.max() < limit
+
+
+# ---- wherever the files lie
+
+
+def small() -> dict[str, bytes]:
+    return foreign.zero123_files(balls.circle(12, 35 / 32, 96)[:3])
+
+
+UIDS = [f"{digit}" * 32 for digit in "abc"]
+
+
+def collection() -> dict[str, bytes]:
+    return {name: data for uid in UIDS for name, data in under(f"views/{uid}", small()).items()}
+
+
+def same_scenes(ends: dict[str, Scene | Skip]) -> None:
+    assert sorted(ends) == UIDS
+    for end in ends.values():
+        assert isinstance(end, Scene), end
+        assert importing.errors(end, 64).max() < 0.06
+
+
+@pytest.mark.parametrize("suffix", ["", ".zip", ".tar", ".tar.gz", ".7z"])
+def test_zero123_from_folders_and_archives(tmp_path: Path, suffix: str) -> None:
+    pack = {".zip": zipped, ".7z": seven_zipped}.get(suffix, tarred)
+    given = tmp_path / f"in{suffix}"
+    if suffix:
+        pack(given, collection() | {"views/readme.txt": b"no scene"})
+    else:
+        foreign.write_files(given, collection())
+    same_scenes(imported("zero123", given, tmp_path))  # type: ignore[arg-type]
+
+
+def test_scenes_are_shuffled_by_the_seed_where_the_list_is_at_hand(tmp_path: Path) -> None:
+    files = {f"{i:032x}/000.png": b"?" for i in range(40)}
+    for given in (zipped(tmp_path / "in.zip", files), foreign.write_files(tmp_path / "in", files)):
+        orders = []
+        for seed in (0, 0, 1):
+            cfg = config("zero123", given, tmp_path)
+            orders.append([item.uid for item in importing.SOURCES["zero123"].items(cfg, seed, None)])
+        assert orders[0] == orders[1] != orders[2] and sorted(orders[0]) == sorted(orders[2]) != orders[0]
+
+
+@pytest.mark.parametrize("depth", ["rendered_images/000-000/000-000", "000-000", ""])
+@pytest.mark.parametrize("kind", ["folder", "7z", "folder of 7z"])
+def test_objaverse_mix_in_every_depth(tmp_path: Path, depth: str, kind: str) -> None:
+    files = foreign.mix_files(balls.circle(12, 35 / 32, 96))
+    files = {name: data for uid in UIDS for name, data in under(f"{depth}/{uid}".strip("/"), files).items()}
+    given = tmp_path / ("in.7z" if kind == "7z" else "in")
+    if kind == "folder":
+        foreign.write_files(given, files)
+    else:
+        given.mkdir() if kind == "folder of 7z" else None
+        seven_zipped(given / "000-000.7z" if kind == "folder of 7z" else given, files)
+    ends = imported("objaverse-mix", given, tmp_path)
+    same_scenes(ends)  # type: ignore[arg-type]
+    assert only({"": ends[UIDS[0]]}).meta["cameras"] == "assumed"
+
+
+def test_objaverse_mix_takes_other_cameras(tmp_path: Path) -> None:
+    eyes = balls.circle(12, 1.38889, 96, elevation=15.0, radius=1.6)
+    files = foreign.mix_files(
+        [eyes[(3 - i) % 12] for i in range(12)]
+    )  # starts at 90 degrees and goes round the other way
+    foreign.write_files(tmp_path / "in" / foreign.UID, files)
+    mix = MixCameras(radius=1.6, elevation_deg=15.0, fov_x_deg=39.5978, azimuth_deg=90.0, clockwise=True)
+    assert importing.errors(only(imported("objaverse-mix", tmp_path / "in", tmp_path, mix=mix)), 64).max() < 0.06
+
+
+@pytest.mark.parametrize("kind", ["levels", "flat", "tars", "zip", "tar.gz"])
+def test_gobjaverse_in_every_layout(tmp_path: Path, kind: str) -> None:
+    """And the uid is Objaverse's where the published map lies beside."""
+    files = foreign.gobjaverse_files(balls.circle(3, 1.38889, 96, 15.0))
+    given = tmp_path / "in"
+    given.mkdir()
+    if kind == "levels":
+        foreign.write_files(given / "0/10005/campos_512_v4", files)
+    elif kind == "flat":
+        foreign.write_files(given / "0/10005", files)
+    elif kind == "tars":
+        (given / "0").mkdir()
+        tarred(given / "0/10005.tar", under("10005/campos_512_v4", files))
+    else:
+        given = tmp_path / f"in.{kind}"
+        (zipped if kind == "zip" else tarred)(given, under("gobjaverse/0/10005/campos_512_v4", files))
+    name = "gobjaverse_280k_index_to_objaverse.json"
+    scene = only(imported("gobjaverse", given, tmp_path / "without"))
+    assert scene.item.uid == "0/10005"
+    assert importing.errors(scene, 64).max() < 0.06
+    (tmp_path / "cache" / "gobjaverse").mkdir(parents=True)
+    write_json(tmp_path / "cache" / "gobjaverse" / name, {"0/10005": f"000-012/{foreign.UID}.glb"})
+    scene = only(imported("gobjaverse", given, tmp_path))
+    assert scene.item.uid == foreign.UID and scene.item.credit["page"].endswith(foreign.UID)
+
+
+def test_views_that_gobjaverse_has_twice_are_taken_once(tmp_path: Path) -> None:
+    files = foreign.gobjaverse_files(balls.circle(12, 1.38889, 64, 15.0)[:1])
+    many = {
+        f"{i:05d}/{i:05d}{suffix}": files[f"00000/00000{suffix}"] for i in range(40) for suffix in (".json", ".png")
+    }
+    foreign.write_files(tmp_path / "in/0/1", many)
+    scene = only(imported("gobjaverse", tmp_path / "in", tmp_path))
+    assert len(scene.c2w) == scene.meta["views_found"] == 38
+
+
+def test_dl3dv_pictures_are_smaller_than_their_file_says(tmp_path: Path) -> None:
+    """images_4 in place of images, w and h of the full size: intrinsics shrink with the pictures."""
+    folder = foreign.nerfstudio(tmp_path / "in" / "1K" / "0a1b", balls.walk(3, PHOTO), folders="images_4")
+    facts = foreign.read_json(folder / "transforms.json")
+    facts |= {name: 4 * facts[name] for name in ("w", "h", "fl_x", "fl_y", "cx", "cy")}
+    facts["applied_transform"] = [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, -1, 0]]
+    write_json(folder / "transforms.json", facts)
+    scene = only(imported("nerfstudio", tmp_path / "in", tmp_path))
+    assert scene.item.uid == "1K/0a1b"
+    assert importing.errors(scene, 64).max() < 0.06
+    assert scene.meta["applied_transform"][0] == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("at", ["sparse/0", "sparse", "."])
+@pytest.mark.parametrize("model", foreign.COLMAP_MODELS)
+def test_colmap_models(tmp_path: Path, model: str, at: str) -> None:
+    bent = {"SIMPLE_RADIAL": (-0.1, *[0.0] * 7), "RADIAL": (-0.1, 0.02, *[0.0] * 6)}.get(model, (0.0,) * 8)
+    eyes = [
+        replace(one, k=(one.k[0], one.k[0] if model[0] in "SR" else one.k[1], *one.k[2:]))
+        for one in balls.walk(3, (90, 120), bent)
+    ]
+    foreign.colmap(tmp_path / "in", eyes, model, at != "sparse", at)
+    scene = only(imported("colmap", tmp_path / "in", tmp_path))
+    assert scene.item.uid == "in"
+    assert importing.errors(scene, 64).max() < 0.08
+    if at == "sparse/0":
+        given = tmp_path / "in" / at
+        np.testing.assert_array_equal(only(imported("colmap", given, tmp_path)).c2w, scene.c2w)
+
+
+def test_pixelsplat_with_two_splits_and_without_an_index(tmp_path: Path) -> None:
+    for split, keys in (("train", "ab"), ("test", "bc")):
+        (tmp_path / "in" / split).mkdir(parents=True)
+        torch.save(
+            [foreign.pixelsplat_clip(balls.walk(3, (90, 120)), key) for key in keys],
+            tmp_path / "in" / split / "000000.torch",
+        )
+        if split == "train":
+            write_json(tmp_path / "in" / split / "index.json", dict.fromkeys(keys, "000000.torch"))
+    ends = imported("pixelsplat", tmp_path / "in", tmp_path, views=2)
+    assert {uid: end.meta["split"] for uid, end in ends.items() if isinstance(end, Scene)} == {
+        "a": "train", "b": "test", "c": "test", "train/b": "train",
+    }  # fmt: skip
+    assert all(isinstance(end, Scene) and len(end.c2w) == 2 and end.meta["views_found"] == 3 for end in ends.values())
+    assert list(imported("pixelsplat", tmp_path / "in" / "test" / "000000.torch", tmp_path)) == ["b", "c"]
+
+
+def test_the_input_may_be_one_scene(tmp_path: Path) -> None:
+    zero, many = foreign.write_files(tmp_path / UIDS[0], small()), balls.circle(12, 35 / 32, 96)
+    table = foreign.write_files(tmp_path / UIDS[1], foreign.mix_files(many))
+    levels = foreign.write_files(tmp_path / "10005", under("campos_512_v4", foreign.gobjaverse_files(many[:3])))
+    for source, given in (("zero123", zero), ("objaverse-mix", table), ("gobjaverse", levels)):
+        scene = only(imported(source, given, tmp_path))
+        assert scene.item.uid == given.name
+        assert importing.errors(scene, 64).max() < 0.06
+
+
+@pytest.mark.parametrize("source", importing.SOURCES)
+def test_an_input_without_scenes_is_the_users_business(tmp_path: Path, source: str) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UserError, match="holds no"):
+        imported(source, tmp_path / "in", tmp_path)

@@ -1,0 +1,116 @@
+"""Verdicts on pictures made by hand: each reason, a good object, and the thresholds from both sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.worker import quality
+from pipeline.worker.quality import ViewStats
+
+GOOD = ViewStats(coverage=0.2, touches_border=False, visible=0.2)
+
+
+def view(
+    rows: slice = slice(20, 44), columns: slice = slice(20, 44), colour: tuple[int, int, int] = (200, 40, 40)
+) -> ViewStats:
+    """A rectangle of one colour on 64 x 64 white."""
+    rgb, alpha = np.full((64, 64, 3), 255, np.uint8), np.zeros((64, 64), np.float32)
+    rgb[rows, columns], alpha[rows, columns] = colour, 1
+    return quality.measure(rgb, alpha, alpha.size)
+
+
+def reason(stats: list[ViewStats], framed: bool = True) -> str:
+    found = quality.verdict(stats, framed)
+    if found is None:
+        return ""
+    assert found[1]  # never without words
+    return found[0]
+
+
+EMPTY = view(slice(0, 0))
+DOT = view(slice(30, 34), slice(30, 34))  # 16 of 4096 pixels: 0.4 %
+LARGER_DOT = view(slice(30, 35), slice(30, 35))  # 25 of 4096 pixels: 0.6 %
+WHITE = view(colour=(255, 255, 255))
+CUT = view(slice(40, 64))
+
+
+def test_measurements() -> None:
+    assert view() == ViewStats(24 * 24 / 4096, False, 24 * 24 / 4096)
+    assert ViewStats(0, False, 0) == EMPTY
+    assert ViewStats(24 * 24 / 4096, False, 0) == WHITE
+
+
+@pytest.mark.parametrize("edge", [(0, 9), (63, 9), (9, 0), (9, 63)])
+def test_every_border_counts(edge: tuple[int, int]) -> None:
+    alpha = np.zeros((64, 64))
+    alpha[edge] = 1
+    assert quality.measure(np.full((64, 64, 3), 255, np.uint8), alpha, 64 * 64).touches_border
+    alpha[edge] = 0
+    alpha[1:-1, 1:-1] = 1
+    assert not quality.measure(np.full((64, 64, 3), 255, np.uint8), alpha, 64 * 64).touches_border
+
+
+@pytest.mark.parametrize(("pixels", "covered"), [(64, 0.25), (256, 0.0625)])
+def test_coverage_is_an_area_of_the_whole_image(pixels: int, covered: float) -> None:
+    assert quality.measure(np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 0.25), pixels).coverage == covered
+
+
+@pytest.mark.parametrize(("level", "visible"), [(247, 0), (246, 1)])
+def test_one_channel_of_eight_levels_is_visible(level: int, visible: float) -> None:
+    rgb = np.full((8, 8, 3), 255, np.uint8)
+    rgb[..., 1] = level
+    assert quality.measure(rgb, np.ones((8, 8)), 64).visible == visible
+
+
+def test_a_good_object_has_no_verdict() -> None:
+    assert quality.verdict([view(), view(slice(5, 60)), view(slice(30, 40))], framed=True) is None
+
+
+@pytest.mark.parametrize(
+    ("stats", "expected"),
+    [
+        ([EMPTY] * 4, "all_background"),
+        ([DOT] * 4, "tiny"),
+        ([EMPTY, EMPTY, view()], "tiny"),  # most views show nothing
+        ([WHITE] * 4, "blank"),
+        ([WHITE, WHITE, view()], "blank"),
+        ([CUT] * 4, "touches_border"),
+        ([CUT, CUT, view()], "touches_border"),
+    ],
+)
+def test_each_reason(stats: list[ViewStats], expected: str) -> None:
+    assert reason(stats) == expected
+
+
+def test_the_border_matters_only_to_framed_cameras() -> None:
+    assert reason([CUT] * 4, framed=False) == ""
+    assert reason([EMPTY] * 4, framed=False) == "all_background"
+    assert reason([DOT] * 4, framed=False) == "tiny"
+    assert reason([WHITE] * 4, framed=False) == "blank"
+
+
+@pytest.mark.parametrize(
+    ("stats", "expected"),
+    [
+        ([LARGER_DOT] * 4, ""),
+        ([DOT, LARGER_DOT, LARGER_DOT], ""),  # the median view is large enough
+        ([DOT, DOT, LARGER_DOT], "tiny"),
+        ([CUT, view()], ""),  # half of the views is not most of them
+        ([CUT, CUT, view(), view(), view()], ""),
+        ([EMPTY] * 3 + [view()] * 4, ""),
+        ([ViewStats(quality.TINY_COVERAGE, False, 0.2)], ""),  # exactly at the threshold is enough
+        ([ViewStats(np.nextafter(quality.TINY_COVERAGE, 0), False, 0.2)], "tiny"),
+        ([ViewStats(0.2, False, quality.TINY_COVERAGE)], ""),
+        ([ViewStats(0.2, False, np.nextafter(quality.TINY_COVERAGE, 0))], "blank"),
+        ([ViewStats(1e-9, False, 0)], "tiny"),  # something is there, so not all_background
+        ([ViewStats(0, False, 0.2)], "all_background"),
+    ],
+)
+def test_thresholds_from_both_sides(stats: list[ViewStats], expected: str) -> None:
+    assert reason(stats) == expected
+
+
+def test_one_view_is_enough_for_a_verdict() -> None:
+    assert reason([GOOD]) == ""
+    assert reason([ViewStats(0.2, True, 0.2)]) == "touches_border"

@@ -1,0 +1,210 @@
+"""Whether poses fit pictures: right cameras pass, and each way in which cameras are commonly wrong is told."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.config.views import MixCameras
+from pipeline.core import cameras
+from pipeline.core.records import Posed
+from pipeline.worker import epipolar, silhouettes
+from pipeline.worker.silhouettes import Verdict, check, judge
+from tests import balls
+from tests.balls import Eye
+
+MIRROR = np.diag([-1.0, 1, 1, 1])
+
+
+def c2w_of(one: Eye) -> np.ndarray:
+    c2w = np.eye(4)
+    c2w[:3] = np.stack([one.right, -one.up, -one.back, one.position], -1)
+    return c2w
+
+
+@functools.cache
+def turntable(size: int = 256) -> Posed:
+    """Twelve RGBA views of the balls, elevation 30 degrees, as Objaverse-MIX is thought to be."""
+    eyes = balls.circle(12, 35 / 32, size)
+    return Posed(
+        [balls.png(picture) for picture in balls.pictures(eyes)],
+        np.stack([c2w_of(one) for one in eyes]),
+        np.array([one.k for one in eyes]),
+    )
+
+
+@functools.cache
+def room(bent: tuple[float, ...] = (0.0,) * 8) -> Posed:
+    """Seven photographs in a textured room."""
+    eyes = balls.walk(7, (216, 240), bent, 0.2)
+    files = [balls.photo(picture) for picture in balls.pictures(eyes, in_room=True)]
+    distortion = np.tile(np.array(bent), (7, 1)) if any(bent) else None
+    return Posed(files, np.stack([c2w_of(one) for one in eyes]), np.array([one.k for one in eyes]), distortion)
+
+
+def lifted(posed: Posed, degrees: float) -> Posed:
+    """The turntable's cameras that much higher."""
+    return replace(posed, c2w=cameras.circle(len(posed.images), 30 + degrees, 2.0))
+
+
+def shaken(posed: Posed, degrees: float) -> Posed:
+    """Every camera turned a little, by itself."""
+    rng, c2w = np.random.default_rng(1), posed.c2w.copy()
+    for pose in c2w:
+        axis = rng.standard_normal(3)
+        pose[:3, :3] = cv2.Rodrigues(axis / np.linalg.norm(axis) * np.radians(degrees))[0] @ pose[:3, :3]
+    return replace(posed, c2w=c2w)
+
+
+def shuffled(posed: Posed) -> Posed:
+    return replace(posed, c2w=posed.c2w[np.random.default_rng(3).permutation(len(posed.c2w))])
+
+
+WRONG = {
+    "OpenGL for OpenCV": lambda posed: replace(posed, c2w=posed.c2w @ cameras.FLIP_YZ),
+    "w2c for c2w": lambda posed: replace(posed, c2w=np.linalg.inv(posed.c2w)),
+    "mirrored": lambda posed: replace(posed, c2w=MIRROR @ posed.c2w @ MIRROR),
+    "shuffled": shuffled,
+    "backwards": lambda posed: replace(posed, c2w=posed.c2w[::-1]),
+    "y and z swapped": lambda posed: replace(posed, c2w=posed.c2w @ np.eye(4)[[0, 2, 1, 3]] * [1, 1, -1, 1]),
+}
+
+
+# ---- silhouettes
+
+
+def test_right_cameras_fill_every_silhouette() -> None:
+    verdict = check(turntable())
+    assert verdict.says == "fits"
+    assert verdict.hull is not None and verdict.hull > 0.998
+    assert verdict.control is not None and verdict.control < 0.7
+    assert verdict.longest_side == pytest.approx(np.ptp(balls.CENTRES, axis=0).max() + 2 * balls.RADIUS, abs=0.05)
+
+
+@pytest.mark.parametrize("size", [48, 96])
+def test_small_pictures_do_too(size: int) -> None:
+    right = turntable(size)
+    assert check(right).says == "fits"
+    assert check(lifted(right, 5)).says == check(lifted(right, -5)).says == "does_not_fit"
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_silhouettes_tell_wrong_conventions(how: str) -> None:
+    verdict = check(WRONG[how](turntable()))
+    assert verdict.says == "does_not_fit"
+    assert verdict.hull is not None and verdict.hull < 0.75
+
+
+@pytest.mark.parametrize("degrees", [5, -5, 20])
+def test_silhouettes_tell_a_wrong_elevation(degrees: float) -> None:
+    verdict = check(lifted(turntable(), degrees))
+    assert verdict.says == "does_not_fit"
+
+
+def test_turns_shifts_and_scales_of_the_world_are_no_errors() -> None:
+    right = turntable()
+    moved = np.eye(4)
+    moved[:3, :3] = cv2.Rodrigues(np.array([0.3, -1.1, 0.4]))[0]
+    moved[:3, 3] = [3, -40, 7]
+    large = right.c2w.copy()
+    large[:, :3, 3] *= 30
+    for c2w in (moved @ right.c2w, large, np.roll(right.c2w, 4, 0)):
+        assert check(replace(right, c2w=c2w)).says == "fits"
+
+
+def test_a_ball_in_the_middle_cannot_tell() -> None:
+    y, x = np.mgrid[:128, :128] - 63.5
+    picture = np.zeros((128, 128, 4))
+    picture[np.hypot(x, y) < 30] = [0.5, 0.5, 0.5, 1]
+    one = Posed(
+        [balls.png(picture)] * 12, cameras.circle(12, 30, 2), np.tile(cameras.intrinsics(50, (128, 128)), (12, 1))
+    )
+    for posed in (one, shuffled(one)):
+        verdict = check(posed)
+        assert verdict.says == "undecided" and verdict.control is not None and verdict.control > 0.98
+
+
+@pytest.mark.parametrize("margin", [40, 60, 80])
+def test_an_object_that_leaves_the_picture_is_no_error(margin: int) -> None:
+    """Beyond the edges nothing is known; where that is too much, nothing is said."""
+    right, inner = turntable(), np.s_[margin:-margin, margin:-margin]
+    cut = [balls.png(picture[inner]) for picture in balls.pictures(balls.circle(12, 35 / 32, 256))]
+    verdict = check(replace(right, images=cut, fxfycxcy=right.fxfycxcy - [0, 0, margin, margin]))
+    assert verdict.says == ("undecided" if margin == 60 else "fits")
+    assert verdict.hull is not None and verdict.hull > 0.995
+
+
+def test_the_cameras_that_fit_are_suggested() -> None:
+    right, used = turntable(), MixCameras(radius=1.5, elevation_deg=45.0, clockwise=True)
+    c2w = cameras.circle(12, used.elevation_deg, used.radius, clockwise=used.clockwise)
+    suggestion = silhouettes.suggest([replace(right, c2w=c2w)], used)
+    assert suggestion is not None
+    assert suggestion.best.elevation_deg == 30 and not suggestion.best.clockwise
+    assert suggestion.filled > 0.998 > 0.9 > suggestion.filled_now
+    assert suggestion.best.radius == pytest.approx(2.0, rel=0.06)
+    assert "--elevation-deg 30" in str(suggestion) and "--no-clockwise" in str(suggestion)
+    assert silhouettes.suggest([room()], used) is None
+
+
+# ---- epipolar lines
+
+
+@pytest.mark.parametrize("bent", [(0.0,) * 8, (-0.2, 0.05, 0.002, -0.001, 0, 0, 0, 0)], ids=["pinhole", "distorted"])
+def test_right_cameras_explain_every_match(bent: tuple[float, ...]) -> None:
+    verdict = check(room(bent))
+    assert verdict.says == "fits" and verdict.matches > 200
+    assert verdict.lines is not None and verdict.lines > 0.97
+    assert verdict.chance is not None and verdict.chance < 0.1
+    assert verdict.hull is None
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_epipolar_lines_tell_wrong_conventions(how: str) -> None:
+    verdict = check(WRONG[how](room()))
+    assert verdict.says == "does_not_fit"
+    assert verdict.lines is not None and verdict.lines < 0.2
+
+
+def test_how_much_noise_is_told() -> None:
+    lines = {degrees: check(shaken(room(), degrees)).lines for degrees in (0.1, 3.0)}
+    assert lines[0.1] is not None and lines[0.1] > 0.9
+    assert lines[3.0] is not None and lines[3.0] < 0.3
+
+
+def test_a_distortion_that_is_forgotten_shows() -> None:
+    bent = room((-0.2, 0.05, 0.002, -0.001, 0, 0, 0, 0))
+    forgotten = check(replace(bent, distortion=None)).lines
+    right = check(bent).lines
+    assert right is not None and forgotten is not None and forgotten < right
+
+
+def test_cameras_that_stand_still_prove_nothing() -> None:
+    one = room()
+    assert check(replace(one, images=one.images[:1] * 7)).says == "undecided"
+    assert epipolar.explained(replace(one, c2w=np.tile(one.c2w[:1], (7, 1, 1))))[0] == 0
+
+
+# ---- together
+
+
+def test_what_cannot_be_read_is_undecided() -> None:
+    right = turntable()
+    assert check(replace(right, images=[b"no picture"] * 12)).says == "undecided"
+    white = balls.photo(np.zeros((64, 64, 4)))
+    verdict = check(Posed([white] * 4, right.c2w[:4], right.fxfycxcy[:4]))
+    assert verdict == Verdict("undecided") and "neither" in str(verdict)
+    assert check(Posed([right.images[0]], right.c2w[:1], right.fxfycxcy[:1])).says == "undecided"
+
+
+def test_several_scenes_are_judged_together() -> None:
+    fits, wrong, open_ = Verdict("fits", hull=1.0), Verdict("does_not_fit", hull=0.5), Verdict("undecided")
+    assert judge([])[0] == judge([open_, open_])[0] == "undecided"
+    assert judge([fits, open_])[0] == judge([fits, fits, wrong])[0] == judge([fits, wrong])[0] == "fits"
+    assert judge([wrong, open_])[0] == judge([wrong] * 3 + [fits])[0] == "does_not_fit"
+    assert judge([wrong, wrong, fits])[0] == "undecided"
+    assert judge([fits, fits, wrong])[1] == "2 scenes fit, 1 do not, 0 cannot tell; median: silhouettes filled 100.0%"
+    assert "elevation" not in str(check(turntable())) and "filled" in str(check(turntable()))
