@@ -180,7 +180,7 @@ def plan(
 
     ready, trained, shares = _prepared(cfg, train)
     assert isinstance(ready, PlanConfig) and ready.out is not None
-    made = make(ready, shares, [sys.executable, "-m", "lvsm_train.cycle.pace"], trained.as_json())
+    made = make(ready, shares, [sys.executable, "-m", "lvsm_train.cycle.throughput"], trained.as_json())
     where = f"plan: {shown(ready.out)}/plan.json; `lvsm-data cycle` with the same flags goes by it"
     print(json.dumps(made.as_json(), indent=2) if as_json else "\n".join((shares.line(), *made.lines(), where)))
     return 0

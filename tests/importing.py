@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline import sources
 from pipeline.config.views import ImportConfig, PosedConfig
-from pipeline.core.budget import Room
+from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import Item, Scene
 from pipeline.download.fetch import Fetcher, FetchLimits
@@ -49,7 +49,7 @@ def staged(
     module = SOURCES[source]
     if net is None:
         folder.mkdir(parents=True, exist_ok=True)
-        net = Fetcher(FetchLimits(), Room(folder, 1e9))
+        net = Fetcher(FetchLimits(), DiskBudget(folder, 1e9))
 
     def folder_of(item: Item) -> Path:
         made = folder / hashlib.blake2b(item.uid.encode(), digest_size=12).hexdigest()

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from lvsm_train.config.train import DataConfig
-from lvsm_train.data import draws, samples
 from lvsm_train.data import index as store
+from lvsm_train.data import samples, view_sampling
 from lvsm_train.data.samples import Sample
 
 __all__ = ["Batch", "Data", "DataConfig", "Sample"]
@@ -220,9 +220,9 @@ class Data:
         rows = views + index.first[[sample.number for sample in some]][:, None]
         c2w = index.c2w[rows]
         if self.cfg.scenes:
-            c2w = np.stack([draws.normalise_poses(cameras) for cameras in c2w])
+            c2w = np.stack([view_sampling.normalise_poses(cameras) for cameras in c2w])
         elif any(sample.angle for sample in some):
-            c2w = draws.rotate_z(c2w, np.array([sample.angle for sample in some]))
+            c2w = view_sampling.rotate_z(c2w, np.array([sample.angle for sample in some]))
         at, pose, k = (self._pinned(torch.from_numpy(one)) for one in (rows, c2w, index.fxfycxcy[rows]))
         if kept and self.cached == "device":
             return _Pending(some, at, pose, k, None, [])

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from lvsm_train.config.train import DataConfig
-from lvsm_train.data import draws
+from lvsm_train.data import view_sampling
 from lvsm_train.data.index import Index
 from pipeline.core.errors import UserError
 from pipeline.core.records import item_rng
@@ -62,7 +62,7 @@ class Planner:
     def _trains(self, number: int) -> bool:
         views = self.cfg.inputs + self.cfg.targets
         if self.cfg.scenes:
-            return draws.clip_fits(np.sort(self.index.frame[self.index.of(number)]), views, self.cfg.gap)
+            return view_sampling.clip_fits(np.sort(self.index.frame[self.index.of(number)]), views, self.cfg.gap)
         return self.index.views(number) - self.cfg.held_views >= views
 
     def training(self, step: int, part: int, parts: int) -> list[Sample]:
@@ -75,7 +75,7 @@ class Planner:
             raise UserError("there is nothing to train on", "; ".join(self.notes))
         start = (step * parts + part) * cfg.batch
         numbers = [
-            int(self.train[draws.object_at(cfg.seed, position, len(self.train), cfg.samples_per_object)])
+            int(self.train[view_sampling.object_at(cfg.seed, position, len(self.train), cfg.samples_per_object)])
             for position in range(start, start + cfg.batch)
         ]
         return self.drawn(step, start, numbers)
@@ -83,8 +83,8 @@ class Planner:
     def drawn(self, step: int, start: int, numbers: Sequence[int]) -> list[Sample]:
         """Objects as samples of a step: views and turns by their positions in the sequence of all, `start` and the following."""
         cfg = self.cfg
-        inputs = draws.view_count(cfg.seed, step, "inputs", cfg.least_inputs, cfg.inputs)
-        targets = draws.view_count(cfg.seed, step, "targets", cfg.least_targets, cfg.targets)
+        inputs = view_sampling.view_count(cfg.seed, step, "inputs", cfg.least_inputs, cfg.inputs)
+        targets = view_sampling.view_count(cfg.seed, step, "targets", cfg.least_targets, cfg.targets)
         return [self._entry(position, number, inputs, targets) for position, number in enumerate(numbers, start)]
 
     def _entry(self, position: int, number: int, inputs: int, targets: int) -> Sample:
@@ -95,13 +95,13 @@ class Planner:
         turn = item_rng(cfg.seed, str(position), "turn")  # of its own, so that --no-rotate changes nothing else
         angle = float(turn.uniform(0, 2 * np.pi)) if cfg.rotate else 0.0
         centres = self.index.c2w[self.index.of(number)][: self.index.views(number) - cfg.held_views, :3, 3]
-        views = draws.object_views(rng, centres, inputs, targets, cfg.farthest_inputs, cfg.target_among_inputs)
+        views = view_sampling.object_views(rng, centres, inputs, targets, cfg.farthest_inputs, cfg.target_among_inputs)
         return self._sample(number, *views, angle)
 
     def _clip(self, number: int, rng: np.random.Generator, inputs: int, targets: int, among: bool) -> Sample:
         frame = self.index.frame[self.index.of(number)]
         order = np.argsort(frame, kind="stable")
-        shown, asked = draws.clip_views(rng, frame[order], inputs, targets, self.cfg.gap, among)
+        shown, asked = view_sampling.clip_views(rng, frame[order], inputs, targets, self.cfg.gap, among)
         return self._sample(number, order[shown], order[asked])
 
     def _sample(self, number: int, shown: np.ndarray, asked: np.ndarray, angle: float = 0.0) -> Sample:
@@ -145,7 +145,9 @@ class Planner:
         return made
 
     def _fixed_clip(self, number: int, inputs: int, targets: int) -> Sample | None:
-        if not draws.clip_fits(np.sort(self.index.frame[self.index.of(number)]), inputs + targets, self.cfg.gap):
+        if not view_sampling.clip_fits(
+            np.sort(self.index.frame[self.index.of(number)]), inputs + targets, self.cfg.gap
+        ):
             return None
         return self._clip(number, self._by_uid(number), inputs, targets, among=False)
 
@@ -163,7 +165,7 @@ class Planner:
         if len(seen) < inputs:
             return None
         centres = self.index.c2w[self.index.of(number)][seen, :3, 3]
-        shown = seen[draws.farthest_points(centres, inputs, int(rng.integers(len(seen))))]
+        shown = seen[view_sampling.farthest_points(centres, inputs, int(rng.integers(len(seen))))]
         asked = np.sort(rng.permutation(np.setdiff1d(unseen, shown))[:targets])
         return self._sample(number, shown, asked) if len(asked) else None
 

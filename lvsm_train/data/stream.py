@@ -15,13 +15,13 @@ import torch
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.data import index as store
 from lvsm_train.data.batches import END, Batch, Data, End, Plan
-from lvsm_train.data.feeds import Fed
 from lvsm_train.data.index import Index
 from lvsm_train.data.rounds import Rounds, Taken
 from lvsm_train.data.samples import Planner, Sample
+from lvsm_train.data.step_inputs import StepInput
 from lvsm_train.device.ranks import Ranks
 from pipeline.core.disk import patiently
-from pipeline.cycle.protocol import Cursor, Hunger, Window
+from pipeline.cycle.protocol import Cursor, Waiting, Window
 from pipeline.storage.shards import shard_name, widths_in
 
 LOOK_AGAIN_S = 0.1
@@ -53,7 +53,7 @@ class Stream:
         self.taken: deque[tuple[int, Taken]] = deque()
         self.hungry: int | None = -1  # the slot that was waited for last; -1: nothing has been said
 
-    def steps(self, start: int) -> Generator[Fed, None, None]:
+    def steps(self, start: int) -> Generator[StepInput, None, None]:
         """Every step from `start` on, until the cycle has no more or `waiting` says so."""
         self._say_hungry(None)
         if not self._wait(lambda: self._window().validated):
@@ -107,9 +107,9 @@ class Stream:
     def _say_hungry(self, slot: int | None) -> None:
         if self.ranks.first and self.hungry != slot:
             self.hungry = slot
-            patiently(lambda: Hunger(slot).write(self.out), self.out, self.waiting)
+            patiently(lambda: Waiting(slot).write(self.out), self.out, self.waiting)
 
-    def _fed(self, data: Data, batches: list[Batch], waited: float) -> Fed:
+    def _fed(self, data: Data, batches: list[Batch], waited: float) -> StepInput:
         step, taken = self.taken.popleft()
         place = self.trained.place * self.cfg.steps
         for slot in range(self.trained.done, taken.after.done):
@@ -117,7 +117,7 @@ class Stream:
                 data.files.forget(self.files.pop(slot)[0])
         self.trained = taken.after
         slots = dict(Counter(taken.entries[:, 0].tolist()))
-        return Fed(step, data, batches, waited, place, taken.last, taken.after, slots)
+        return StepInput(step, data, batches, waited, place, taken.last, taken.after, slots)
 
     def _plans(self, step: int) -> Iterator[Plan | None]:
         """This rank's batches of every step from `step` on; None where the shards for them are not there yet."""

@@ -27,7 +27,7 @@ def standing_bytes(weights: int, averaged: bool) -> int:
     return 4 * weights * (5 if averaged else 4)
 
 
-def is_cut(net: torch.nn.Module) -> bool:
+def is_sharded(net: torch.nn.Module) -> bool:
     """Whether `shard` was here."""
     return any(isinstance(each, DTensor) for each in net.parameters())
 
@@ -72,22 +72,22 @@ def whole_number(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def put_together(tree: Any, keep: bool) -> Any:
+def gather_full(tree: Any, keep: bool) -> Any:
     """Dicts and lists with whole tensors in place of cut ones, on the CPU; None for these where they are not to be kept.
 
     All ranks have to call it, with equal trees.
     """
     if isinstance(tree, dict):
-        return {name: put_together(one, keep) for name, one in tree.items()}
+        return {name: gather_full(one, keep) for name, one in tree.items()}
     if isinstance(tree, list):
-        return [put_together(one, keep) for one in tree]
+        return [gather_full(one, keep) for one in tree]
     if isinstance(tree, DTensor):
         whole = tree.full_tensor()
         return whole.cpu() if keep else None
     return tree
 
 
-def cut_like(whole: Tensor, model: Tensor) -> Tensor:
+def shard_like(whole: Tensor, model: Tensor) -> Tensor:
     """This rank's part of a tensor that all have, cut as `model` is; the tensor itself where that is of another shape."""
     if not isinstance(model, DTensor) or whole.shape != model.shape:
         return whole
@@ -111,5 +111,5 @@ class CutMuon(torch.optim.Muon):
                 alone = torch.optim.Muon([matrix], **settings)
                 alone.state[matrix]["momentum_buffer"] = whole
                 alone.step()
-                mine.copy_(cut_like(matrix, mine))
-                moment.copy_(cut_like(whole, moment))
+                mine.copy_(shard_like(matrix, mine))
+                moment.copy_(shard_like(whole, moment))

@@ -13,7 +13,7 @@ from torch import Tensor
 from lvsm_train.evaluation import flight
 from lvsm_train.latent import grids, influence, latents
 from lvsm_train.latent.influence import Components
-from lvsm_train.latent.latents import Scene
+from lvsm_train.latent.latents import LatentScene
 from lvsm_train.latent.study import Step, Study
 from lvsm_train.latent.subjects import Subject, gather
 from lvsm_train.latent.workbench import Bench, pool
@@ -190,18 +190,23 @@ def _scenes_walked(bench: Bench, found: Components) -> Study:
 
 
 def _study(
-    bench: Bench, name: str, title: str, says: str, told: list[tuple[str, float, Scene]], base: Scene | None = None
+    bench: Bench,
+    name: str,
+    title: str,
+    says: str,
+    told: list[tuple[str, float, LatentScene]],
+    base: LatentScene | None = None,
 ) -> Study:
     subject = bench.subjects[0]
     steps = [Step(label, value, subject.render(bench.net, scene)) for label, value, scene in told]
     return Study(name, title, says, (subject.uid,), subject.render(bench.net, base), steps)
 
 
-def _with(scene: Scene, tokens: Tensor) -> Scene:
+def _with(scene: LatentScene, tokens: Tensor) -> LatentScene:
     return scene.with_tokens(torch.arange(len(scene), device=tokens.device), tokens)
 
 
-def _from_point(scene: Scene, point: Tensor) -> Scene:
+def _from_point(scene: LatentScene, point: Tensor) -> LatentScene:
     return _with(scene, point.unflatten(0, (len(scene), -1)))
 
 

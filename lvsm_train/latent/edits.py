@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lvsm_train.latent import latents
-from lvsm_train.latent.latents import Scene
+from lvsm_train.latent.latents import LatentScene
 from lvsm_train.latent.study import Step, Study
 from lvsm_train.latent.subjects import Subject
 from lvsm_train.latent.workbench import Bench
@@ -177,13 +177,13 @@ EDITS: dict[str, Callable[[Bench, Subject], list[Study]]] = {
 
 
 def _study(
-    bench: Bench, subject: Subject, name: str, title: str, says: str, told: Iterable[tuple[str, float, Scene]]
+    bench: Bench, subject: Subject, name: str, title: str, says: str, told: Iterable[tuple[str, float, LatentScene]]
 ) -> Study:
     steps = [Step(label, value, subject.render(bench.net, scene)) for label, value, scene in told]
     return Study(name, title, says, (subject.uid,), subject.render(bench.net), steps)
 
 
-def _count(which: Tensor, scene: Scene) -> str:
+def _count(which: Tensor, scene: LatentScene) -> str:
     return f"{len(which)} of {len(scene)} tokens"
 
 

@@ -25,7 +25,7 @@ PATHS: tuple[Path, ...] = ("linear", "slerp")
 
 
 @dataclass(frozen=True)
-class Scene:
+class LatentScene:
     """One scene: an unordered set of N tokens, each of which counts so many times.
 
     tokens: (N, dim). weight: (N,), see EncoderDecoder.decode. frame: (4, 4), see model.LVSM: of a model with prope the camera,
@@ -39,32 +39,32 @@ class Scene:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def only(self, which: Tensor) -> Scene:
+    def only(self, which: Tensor) -> LatentScene:
         """These tokens, in this order. which: (k,) numbers."""
         return dataclasses.replace(self, tokens=self.tokens[which], weight=self.weight[which])
 
-    def with_tokens(self, which: Tensor, tokens: Tensor) -> Scene:
+    def with_tokens(self, which: Tensor, tokens: Tensor) -> LatentScene:
         """tokens (k, dim), or (dim,) for all of them, in the places `which` (k,)."""
         made = self.tokens.clone()
         made[which] = tokens.to(made)
         return dataclasses.replace(self, tokens=made)
 
-    def with_weight(self, which: Tensor, weight: Tensor | float) -> Scene:
+    def with_weight(self, which: Tensor, weight: Tensor | float) -> LatentScene:
         """weight (k,), or one for all, in the places `which` (k,)."""
         made = self.weight.clone()
         made[which] = torch.as_tensor(weight).to(made)
         return dataclasses.replace(self, weight=made)
 
 
-def scenes_of(latents: Latents) -> list[Scene]:
+def scenes_of(latents: Latents) -> list[LatentScene]:
     """What `EncoderDecoder.encode` made of B scenes, one by one: every token counts once."""
     return [
-        Scene(tokens, tokens.new_ones(len(tokens)), frame)
+        LatentScene(tokens, tokens.new_ones(len(tokens)), frame)
         for tokens, frame in zip(latents.tokens.float(), latents.frame, strict=True)
     ]
 
 
-def joined(scenes: Sequence[Scene]) -> tuple[Latents, Tensor]:
+def joined(scenes: Sequence[LatentScene]) -> tuple[Latents, Tensor]:
     """B scenes for `EncoderDecoder.decode`: latents, and weights (B, N) for the largest N; smaller ones are filled up with tokens
     of weight 0, which are not there."""
     most = max(map(len, scenes))
@@ -104,17 +104,17 @@ def random_directions(count: int, dim: int, generator: torch.Generator) -> Tenso
 # ---- edits of one scene
 
 
-def scale(scene: Scene, which: Tensor, factor: float) -> Scene:
+def scale(scene: LatentScene, which: Tensor, factor: float) -> LatentScene:
     """Chosen tokens (k,) times a factor: above 0 only the spread changes, 0 leaves no direction, below 0 it is opposite."""
     return scene.with_tokens(which, scene.tokens[which] * factor)
 
 
-def shift(scene: Scene, which: Tensor, amount: float) -> Scene:
+def shift(scene: LatentScene, which: Tensor, amount: float) -> LatentScene:
     """The same number added to all values of chosen tokens (k,): their mean, which is not seen."""
     return scene.with_tokens(which, scene.tokens[which] + amount)
 
 
-def rotate(scene: Scene, which: Tensor, towards: Tensor, angle: float) -> Scene:
+def rotate(scene: LatentScene, which: Tensor, towards: Tensor, angle: float) -> LatentScene:
     """Chosen tokens (k,) turned by `angle`, in radians, in the plane of their own direction and of `towards` (k, dim) or (dim,).
 
     Raises ValueError where `towards` is the direction of a token, or its opposite: there is no plane then.
@@ -129,13 +129,13 @@ def rotate(scene: Scene, which: Tensor, towards: Tensor, angle: float) -> Scene:
     return scene.with_tokens(which, turned(scene.tokens[which], made))
 
 
-def approach(scene: Scene, which: Tensor, towards: Tensor, share: float) -> Scene:
+def approach(scene: LatentScene, which: Tensor, towards: Tensor, share: float) -> LatentScene:
     """Chosen tokens (k,) turned by a share of their angle to `towards` (k, dim): 0 leaves them, 1 gives them its directions."""
     own = scene.tokens[which]
     return scene.with_tokens(which, turned(own, slerp(direction(own), direction(towards), share)))
 
 
-def noise(scene: Scene, which: Tensor, share: float, generator: torch.Generator) -> Scene:
+def noise(scene: LatentScene, which: Tensor, share: float, generator: torch.Generator) -> LatentScene:
     """Directions of chosen tokens (k,) mixed with random ones. share: of the variance that is noise, 0 to 1; it stays 1 in all.
 
     Raises ValueError for another share.
@@ -147,7 +147,7 @@ def noise(scene: Scene, which: Tensor, share: float, generator: torch.Generator)
     return scene.with_tokens(which, turned(scene.tokens[which], (1 - share) ** 0.5 * own + share**0.5 * random))
 
 
-def remove(scene: Scene, which: Tensor) -> Scene:
+def remove(scene: LatentScene, which: Tensor) -> LatentScene:
     """Without chosen tokens (k,): to the bit what weight 0 makes of them. Raises ValueError where none would stay."""
     stays = torch.ones(len(scene), dtype=torch.bool, device=scene.tokens.device)
     stays[which] = False
@@ -156,33 +156,33 @@ def remove(scene: Scene, which: Tensor) -> Scene:
     return scene.only(stays.nonzero()[:, 0])
 
 
-def keep(scene: Scene, order: Tensor, count: int) -> Scene:
+def keep(scene: LatentScene, order: Tensor, count: int) -> LatentScene:
     """The first `count` tokens of an order (N,), in the scene's own order."""
     return scene.only(order[:count].sort().values)
 
 
-def add(scene: Scene, tokens: Tensor, weight: float = 1.0) -> Scene:
+def add(scene: LatentScene, tokens: Tensor, weight: float = 1.0) -> LatentScene:
     """With further tokens (k, dim), each of this weight. With weight 0 they are not there."""
     more = scene.weight.new_full((len(tokens),), weight)
-    return Scene(torch.cat([scene.tokens, tokens.to(scene.tokens)]), torch.cat([scene.weight, more]), scene.frame)
+    return LatentScene(torch.cat([scene.tokens, tokens.to(scene.tokens)]), torch.cat([scene.weight, more]), scene.frame)
 
 
-def duplicate(scene: Scene, which: Tensor, copies: int = 2, shared: bool = False) -> Scene:
+def duplicate(scene: LatentScene, which: Tensor, copies: int = 2, shared: bool = False) -> LatentScene:
     """Chosen tokens (k,) so many times. shared: copies share the weight of their token, which changes nothing."""
     weight = scene.weight[which] / copies if shared else scene.weight[which]
     more = scene.tokens[which].repeat(copies - 1, 1), weight.repeat(copies - 1)
     kept = scene.with_weight(which, weight)
-    return Scene(torch.cat([kept.tokens, more[0]]), torch.cat([kept.weight, more[1]]), scene.frame)
+    return LatentScene(torch.cat([kept.tokens, more[0]]), torch.cat([kept.weight, more[1]]), scene.frame)
 
 
-def reorder(scene: Scene, order: Tensor) -> Scene:
+def reorder(scene: LatentScene, order: Tensor) -> LatentScene:
     """The same tokens in another order (N,): the same set. Raises ValueError where `order` leaves one out."""
     if not torch.equal(order.sort().values, torch.arange(len(scene), device=order.device)):
         raise ValueError(f"an order of {len(scene)} tokens names each of them once")
     return scene.only(order)
 
 
-def random_tokens(scene: Scene, count: int, generator: torch.Generator) -> Tensor:
+def random_tokens(scene: LatentScene, count: int, generator: torch.Generator) -> Tensor:
     """(count, dim) of random directions, with the mean and spread that the scene's tokens have on average."""
     mean, spread = (each.mean() for each in invisible(scene.tokens))
     return mean + spread * random_directions(count, scene.tokens.shape[1], generator).to(scene.tokens)
@@ -191,7 +191,9 @@ def random_tokens(scene: Scene, count: int, generator: torch.Generator) -> Tenso
 # ---- two scenes
 
 
-def swap(one: Scene, other: Scene, which: Tensor, counterpart: Tensor | None = None) -> tuple[Scene, Scene]:
+def swap(
+    one: LatentScene, other: LatentScene, which: Tensor, counterpart: Tensor | None = None
+) -> tuple[LatentScene, LatentScene]:
     """Both scenes with tokens exchanged, and their weights: `which` (k,) of one for `counterpart` (k,) of the other.
 
     counterpart: None for the same numbers. Frames stay. The same again takes it back.
@@ -203,7 +205,7 @@ def swap(one: Scene, other: Scene, which: Tensor, counterpart: Tensor | None = N
     )
 
 
-def interpolate(one: Scene, other: Scene, pairing: Pairing, t: float, path: Path = "linear") -> Scene:
+def interpolate(one: LatentScene, other: LatentScene, pairing: Pairing, t: float, path: Path = "linear") -> LatentScene:
     """On the way from one scene, at t = 0, to the other, at t = 1, in the frame of the first.
 
     Each pair moves from the token that it has in one to that of the other; its weight goes evenly from what it counts there to
@@ -225,7 +227,7 @@ def interpolate(one: Scene, other: Scene, pairing: Pairing, t: float, path: Path
     )
     mean, spread = (torch.lerp(a, b, t) for a, b in zip(invisible(start), invisible(end), strict=True))
     weight = torch.lerp(pairing.before, pairing.after, t)
-    return Scene(mean[:, None] + spread[:, None] * mixed, weight, one.frame)
+    return LatentScene(mean[:, None] + spread[:, None] * mixed, weight, one.frame)
 
 
 def slerp(one: Tensor, other: Tensor, t: float) -> Tensor:

@@ -48,7 +48,7 @@ def _of_one(bench: Bench, subject: Subject) -> Iterator[Law]:
     some = bench.order(subject, "laws")[: max(1, len(scene) // 4)]
     strange = latents.random_tokens(scene, 5, bench.generator("laws"))
 
-    def changed(made: latents.Scene) -> float:
+    def changed(made: latents.LatentScene) -> float:
         return float((subject.render(bench.net, made) - whole).abs().max())
 
     without = subject.render(bench.net, latents.remove(scene, some)) if len(some) < len(scene) else whole

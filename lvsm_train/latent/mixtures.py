@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lvsm_train.latent import latents, pairing
 from lvsm_train.latent.edits import SHARES
-from lvsm_train.latent.latents import Pairing, Scene
+from lvsm_train.latent.latents import LatentScene, Pairing
 from lvsm_train.latent.study import Step, Study
 from lvsm_train.latent.subjects import Subject
 from lvsm_train.latent.workbench import Bench
@@ -90,7 +90,7 @@ MIXTURES: dict[str, Callable[[Bench, Subject, Subject], list[Study]]] = {"swap":
 def _way(
     bench: Bench,
     uids: tuple[Subject, Subject],
-    theirs: Scene,
+    theirs: LatentScene,
     plan: Pairing,
     path: latents.Path,
     name: str,
@@ -126,6 +126,6 @@ def _pace(frames: Tensor) -> dict[str, float]:
     return {"detour": float(changes.sum() / straight), "unevenness": float(changes.max() / mean)}
 
 
-def _in_frame_of(other: Subject, one: Subject) -> Scene:
+def _in_frame_of(other: Subject, one: Subject) -> LatentScene:
     """The other's tokens, to be read as though its first camera stood where the first one's stands."""
     return dataclasses.replace(other.scene, frame=one.scene.frame)

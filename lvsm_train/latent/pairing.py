@@ -18,10 +18,10 @@ from torch import Tensor
 from lvsm_train.latent.latents import Pairing
 
 if TYPE_CHECKING:
-    from lvsm_train.latent.latents import Scene
+    from lvsm_train.latent.latents import LatentScene
 
 
-def costs(one: Scene, other: Scene) -> Tensor:
+def costs(one: LatentScene, other: LatentScene) -> Tensor:
     """(N, M): 1 - cosine of the directions of every two tokens, 0 to 2."""
     a, b = (
         torch.nn.functional.normalize(each.tokens - each.tokens.mean(-1, keepdim=True), dim=-1) for each in (one, other)
@@ -29,20 +29,22 @@ def costs(one: Scene, other: Scene) -> Tensor:
     return 1 - a @ b.mT
 
 
-def slot(one: Scene, other: Scene) -> Pairing:
+def slot(one: LatentScene, other: LatentScene) -> Pairing:
     """The first with the first, and so on: by which of the model's learned latents they grew from. The rest of the larger scene
     has no partners."""
     same = torch.arange(min(len(one), len(other)))
     return _one_to_one(one, other, same, same)
 
 
-def hungarian(one: Scene, other: Scene) -> Pairing:
+def hungarian(one: LatentScene, other: LatentScene) -> Pairing:
     """One to one, with the least sum of `costs` (Kuhn 1955, by scipy): the rest of the larger scene has no partners."""
     rows, columns = linear_sum_assignment(costs(one, other).double().cpu().numpy())
     return _one_to_one(one, other, torch.from_numpy(rows), torch.from_numpy(columns))
 
 
-def transport(one: Scene, other: Scene, mass: Tensor | None = None, other_mass: Tensor | None = None) -> Pairing:
+def transport(
+    one: LatentScene, other: LatentScene, mass: Tensor | None = None, other_mass: Tensor | None = None
+) -> Pairing:
     """Optimal transport of mass under `costs`: exact, by network simplex (POT). A token may be split among several.
 
     mass (N,), other_mass (M,), positive: how much of a token is to be carried; default: its weight.
@@ -58,13 +60,13 @@ def transport(one: Scene, other: Scene, mass: Tensor | None = None, other_mass: 
     return Pairing(*(_like(one, each) for each in (rows, columns, before, after)))
 
 
-def union(one: Scene, other: Scene) -> Pairing:
+def union(one: LatentScene, other: LatentScene) -> Pairing:
     """No pairs: all tokens of the first scene go by their weights, while all of the second come."""
     nobody = torch.arange(0)
     return _one_to_one(one, other, nobody, nobody)
 
 
-PAIRINGS: dict[str, Callable[[Scene, Scene], Pairing]] = {
+PAIRINGS: dict[str, Callable[[LatentScene, LatentScene], Pairing]] = {
     "slot": slot,
     "hungarian": hungarian,
     "transport": transport,
@@ -72,7 +74,7 @@ PAIRINGS: dict[str, Callable[[Scene, Scene], Pairing]] = {
 }
 
 
-def _one_to_one(one: Scene, other: Scene, first: Tensor, second: Tensor) -> Pairing:
+def _one_to_one(one: LatentScene, other: LatentScene, first: Tensor, second: Tensor) -> Pairing:
     """Pairs, then the tokens of the first scene that have no partner, then those of the second."""
     device = one.tokens.device
     first, second = first.to(device), second.to(device)
@@ -93,7 +95,7 @@ def _others(which: Tensor, count: int) -> Tensor:
     return free.nonzero()[:, 0]
 
 
-def _shares(scene: Scene, given: Tensor | None) -> np.ndarray:
+def _shares(scene: LatentScene, given: Tensor | None) -> np.ndarray:
     mass = (scene.weight if given is None else given).detach().double().cpu().numpy()
     if mass.shape != (len(scene),) or not (np.isfinite(mass) & (mass > 0)).all():
         raise ValueError(f"masses of {mass.shape} for {len(scene)} tokens: give each a positive one, or remove it")
@@ -101,6 +103,6 @@ def _shares(scene: Scene, given: Tensor | None) -> np.ndarray:
     return shares
 
 
-def _like(scene: Scene, values: np.ndarray) -> Tensor:
+def _like(scene: LatentScene, values: np.ndarray) -> Tensor:
     made = torch.from_numpy(values).to(scene.tokens.device)
     return made.to(scene.weight.dtype) if made.is_floating_point() else made

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lvsm_train.data import draws
+from lvsm_train.data import view_sampling
 from lvsm_train.data.batches import Batch, Data
 from lvsm_train.data.samples import Sample
 from lvsm_train.latent import latents
-from lvsm_train.latent.latents import Scene
+from lvsm_train.latent.latents import LatentScene
 from lvsm_train.models.lvsm import HW, EncoderDecoder
 
 
@@ -24,7 +24,7 @@ class Subject:
     (T, 3, H, W). Pictures are float32 in [0, 1]."""
 
     uid: str
-    scene: Scene
+    scene: LatentScene
     inputs: Tensor
     target: Tensor
     c2w: Tensor
@@ -35,7 +35,7 @@ class Subject:
         """(height, width) of its pictures."""
         return self.target.shape[-2], self.target.shape[-1]
 
-    def render(self, net: EncoderDecoder, scene: Scene | None = None) -> Tensor:
+    def render(self, net: EncoderDecoder, scene: LatentScene | None = None) -> Tensor:
         """A scene, by default its own, from its cameras: (T, 3, H, W) in [0, 1].
 
         One scene at a time, so that equal scenes give equal bits.
@@ -47,7 +47,7 @@ class Subject:
         return dataclasses.replace(self, c2w=c2w.to(self.c2w), fxfycxcy=fxfycxcy.to(self.fxfycxcy))
 
 
-def render(net: EncoderDecoder, scenes: Sequence[Scene], c2w: Tensor, fxfycxcy: Tensor, hw: HW) -> Tensor:
+def render(net: EncoderDecoder, scenes: Sequence[LatentScene], c2w: Tensor, fxfycxcy: Tensor, hw: HW) -> Tensor:
     """S scenes together, all from the same cameras (T, 4, 4), (T, 4): (S, T, 3, H, W) in [0, 1], float32."""
     tokens, weight = latents.joined(scenes)
     count = len(scenes)
@@ -85,7 +85,7 @@ def stand_alike(data: Data, samples: Sequence[Sample]) -> list[Sample]:
     for sample in samples[1:]:
         poses = c2w[data.index.of(sample.number)]
         first = int(np.argmin([sum(standing_apart(pose, anchor)) for pose in poses]))
-        shown = draws.farthest_points(poses[:, :3, 3], len(sample.inputs), first)
+        shown = view_sampling.farthest_points(poses[:, :3, 3], len(sample.inputs), first)
         asked = [
             view for view in dict.fromkeys((*sample.targets, *range(len(poses)))) if view not in set(shown.tolist())
         ]

@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 from lvsm_train.weights import readers
-from pipeline.core.budget import Room
+from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.download.fetch import Fetcher, FetchLimits, sha256_of
 
@@ -360,7 +360,7 @@ def _from_web(source: Source, folder: Path) -> Path:
     if source.hub:  # HF_ENDPOINT counts
         urls.append(huggingface_hub.hf_hub_url(*source.hub[:2], revision=source.hub[2]))
     said = ["HF_HUB_OFFLINE is set"] if source.hub and constants.HF_HUB_OFFLINE else []
-    net = Fetcher(FetchLimits(), Room(folder, 2e9))
+    net = Fetcher(FetchLimits(), DiskBudget(folder, 2e9))
     try:
         for url in [] if said else urls:
             try:

@@ -16,7 +16,7 @@ from lvsm_train.device.devices import autocast, dtype_of
 from lvsm_train.device.flops import attentions, training_flops
 from lvsm_train.device.graphs import Recorded
 from lvsm_train.device.ranks import Ranks
-from lvsm_train.device.sharding import is_cut
+from lvsm_train.device.sharding import is_sharded
 from lvsm_train.losses.loss import Loss
 from lvsm_train.models.lvsm import HW, LVSM, image_size
 from pipeline.core.errors import UserError
@@ -81,7 +81,7 @@ class Gradients:
             )
         if way == "graphs":
             self.recorded = Recorded(self.net, self._backward)
-        if self.ranks.world > 1 and not is_cut(self.net):
+        if self.ranks.world > 1 and not is_sharded(self.net):
             on = [self.device] if self.device.type == "cuda" else None
             self.model = DistributedDataParallel(self.net, device_ids=on, gradient_as_bucket_view=True)
         return notes

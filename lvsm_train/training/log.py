@@ -20,7 +20,7 @@ from rich.progress import Progress as Bar
 
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.data.batches import Batch
-from lvsm_train.data.feeds import Fed
+from lvsm_train.data.step_inputs import StepInput
 from lvsm_train.device.flops import peak_flops, training_flops
 from lvsm_train.device.ranks import Ranks
 from lvsm_train.evaluation.scores import Scores, finite
@@ -101,7 +101,7 @@ class Log:
         patiently(lambda: temporary.write_text("".join(kept)), self.path.parent)
         os.replace(temporary, self.path)
 
-    def step(self, done: int, values: dict[str, float], fed: Fed) -> None:
+    def step(self, done: int, values: dict[str, float], fed: StepInput) -> None:
         """One step is done. values: its loss, its terms, and what the optimiser says."""
         if not self.speaks:
             return

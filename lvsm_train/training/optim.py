@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lvsm_train.config.train import OptimConfig
-from lvsm_train.device.sharding import CutMuon, cut_like, is_cut, local, whole_number
+from lvsm_train.device.sharding import CutMuon, is_sharded, local, shard_like, whole_number
 
 WITHIN_BLOCKS = re.compile(r"(^|\.)(attn|mlp)\.")
 
@@ -48,7 +48,7 @@ class Optimizers:
         ]
         if chosen:
             # with this rule one learning rate serves both (arXiv 2502.16982)
-            muon = (CutMuon if is_cut(model) else torch.optim.Muon)(
+            muon = (CutMuon if is_sharded(model) else torch.optim.Muon)(
                 matrices, lr=cfg.lr, momentum=0.95, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
             )
             self.all.append(muon)
@@ -100,7 +100,7 @@ class Optimizers:
             told = state[str(i)]
             own = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
             of_each = {
-                place: {name: cut_like(value, own_one) for name, value in told["state"][place].items()}
+                place: {name: shard_like(value, own_one) for name, value in told["state"][place].items()}
                 for place, own_one in enumerate(own)
                 if place in told["state"]
             }
@@ -137,7 +137,7 @@ class Average:
         """Goes on from there."""
         self.updates = int(state["updates"])
         for name, value in state["weights"].items():
-            self.weights[name].copy_(cut_like(value, self.weights[name]))
+            self.weights[name].copy_(shard_like(value, self.weights[name]))
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.device.ranks import Ranks
-from lvsm_train.device.sharding import cut_like, put_together, shard, to_be_cut
+from lvsm_train.device.sharding import gather_full, shard, shard_like, to_be_cut
 from lvsm_train.evaluation.scores import Scores, finite
 from lvsm_train.models import lvsm
 from lvsm_train.models.lvsm import LVSM
@@ -87,7 +87,7 @@ class State:
         All ranks have to come: of weights that are cut the first one gets a whole copy.
         """
         if self.cut:
-            weights = put_together(self.average.weights if self.average else self.net.state_dict(), self.ranks.first)
+            weights = gather_full(self.average.weights if self.average else self.net.state_dict(), self.ranks.first)
             yield self._whole(weights) if self.ranks.first else self.net
             return
         if self.average is None or not self.ranks.first:
@@ -124,7 +124,7 @@ class State:
             "average": self.average.state_dict() if self.average else {},
         }
         if self.cut:
-            moving = put_together(moving, self.ranks.first)
+            moving = gather_full(moving, self.ranks.first)
         if self.ranks.first:
             scores = dataclasses.asdict(self.scores) if self.scores else {}
             state = moving | {
@@ -169,7 +169,7 @@ class State:
 
     def _take(self, state: dict[str, Any]) -> None:
         own = self.net.state_dict()
-        self.net.load_state_dict({name: cut_like(value, own[name]) for name, value in state["model"].items()})
+        self.net.load_state_dict({name: shard_like(value, own[name]) for name, value in state["model"].items()})
         self.optimizers.load_state_dict(state["optimizers"])
         if self.average:
             self.average.load_state_dict(state["average"])

@@ -16,7 +16,7 @@ import torch
 
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.data.batches import Data
-from lvsm_train.data.feeds import Epochs, Feed, Together
+from lvsm_train.data.step_inputs import Epochs, Feed, RankBarrier
 from lvsm_train.data.stream import Stream
 from lvsm_train.device.devices import autocast, device_of
 from lvsm_train.device.ranks import Ranks, joined
@@ -72,7 +72,7 @@ def train_fn(cfg: TrainConfig) -> Result:
                 return bool(stopped)
 
             state.enough = log.enough = waiting
-            together = Together(ranks, device, waiting)
+            together = RankBarrier(ranks, device, waiting)
             feed = _feed(cfg, ranks, device, log, state, together.asked)
             with contextlib.closing(feed.steps(start)) as steps:
                 for fed in together.steps(steps) if cfg.cycle else steps:

@@ -29,7 +29,7 @@ CLOSE_S = 30.0  # for all workers to end
 NO_NODE_S = 900.0  # without a node that has room for a worker, before we give up: an autoscaler needs minutes
 
 
-class Worker(Protocol):
+class PoolWorker(Protocol):
     """What `make_worker` makes: called once per item, closed at the end."""
 
     def __call__(self, item: Item) -> Outcome: ...
@@ -40,7 +40,7 @@ class Worker(Protocol):
     def close(self) -> None: ...
 
 
-MakeWorker = Callable[[], Worker]
+MakeWorker = Callable[[], PoolWorker]
 Started = Callable[[int, Item], None]
 
 
@@ -50,7 +50,7 @@ class Host:
 
     def __init__(self, make_worker: MakeWorker) -> None:
         self.make_worker = make_worker
-        self.worker: Worker | None = None
+        self.worker: PoolWorker | None = None
 
     def ready(self) -> None:
         """Answers once the actor is there."""

@@ -13,7 +13,7 @@ from pipeline.core.errors import Retry, Skip
 FREE_AT_LEAST = 500e6  # bytes of the disk that downloads leave alone
 
 
-class Room:
+class DiskBudget:
     """Disk for files that wait to be used: reserved by owner before it is written, released when the owner is done.
 
     budget: bytes. folder: on the disk in question, of which `spare` bytes are left to others. patient: a disk that others have

@@ -23,10 +23,10 @@ from pipeline.core.errors import FEWER_THAN_ASKED, UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.core.text import shown
 from pipeline.cycle.audit import Audit, audit
-from pipeline.cycle.open_shards import VAL_OBJECTS, Open, Slots, objects_per_shard
-from pipeline.cycle.protocol import LAYOUT, TRAIN, Hunger, Slot, Window, committed, layout
+from pipeline.cycle.open_shards import VAL_OBJECTS, OpenShard, OpenShards, objects_per_shard
+from pipeline.cycle.protocol import LAYOUT, TRAIN, Slot, Waiting, Window, committed, layout
 from pipeline.cycle.snapshot import standing
-from pipeline.cycle.supervisor import Janitor, Page
+from pipeline.cycle.supervisor import Page, Supervisor
 from pipeline.cycle.trainer import Trainer
 from pipeline.run.driver import Run, opened
 from pipeline.run.progress import Progress
@@ -51,8 +51,8 @@ class Cycle(Run):
 
     def __init__(self, cfg: CycleConfig, ledger: Ledger, shares: Shares, trainer: Trainer, live_page: LivePage) -> None:
         assert cfg.out is not None
-        self.slots = Slots(cfg, shares, ledger.kept())
-        self.places: dict[str, Open] = {}
+        self.slots = OpenShards(cfg, shares, ledger.kept())
+        self.places: dict[str, OpenShard] = {}
         self.ended: list[Outcome] = []  # that wait for room
         super().__init__(cfg, ledger)
         self.by_split = Counter(ledger.delivered_by_split())
@@ -61,14 +61,14 @@ class Cycle(Run):
         self.end: int | None = None
         self.validated = self.layout is not None
         self.rendering: float | None = None  # since when train objects are rendered in this session
-        self.janitor = Janitor(
-            self.out, ledger.path, self.slots.room, shares, trainer, cfg.scene.res, self.gone, live_page
+        self.supervisor = Supervisor(
+            self.out, ledger.path, self.slots.disk_budget, shares, trainer, cfg.scene.res, self.gone, live_page
         )
 
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do."""
-        return self.janitor.trainer.finished
+        return self.supervisor.trainer.finished
 
     # ---- where objects go
 
@@ -117,7 +117,7 @@ class Cycle(Run):
                 continue
             if slot is None or slot.name != name:
                 self._filled(slot)
-                slot = self.slots.open.setdefault(name, Open(name, number))
+                slot = self.slots.open.setdefault(name, OpenShard(name, number))
             slot.order.append(item.uid)
             if known:
                 continue
@@ -150,18 +150,18 @@ class Cycle(Run):
                     "a larger --val-percent",
                 )
             objects = self.cfg.n - held_out
-            of_each = objects_per_shard(self.cfg, self.slots.room.free, self.slots.expected(), objects)
+            of_each = objects_per_shard(self.cfg, self.slots.disk_budget.free, self.slots.expected(), objects)
             self.layout = {"val": held_out, "objects": objects, "shard_objects": of_each}
             put(self.out / LAYOUT, self.layout)
         self.tell()
 
-    def _wait(self, slot: Open, wanted: int) -> None:
+    def _wait(self, slot: OpenShard, wanted: int) -> None:
         """Production waits for disk. Raises UserError where that would be for ever."""
-        self.janitor.check()
+        self.supervisor.check()
         if self.slots.block():
             self.tell()
-        waits = Hunger.read(self.out).slot
-        hungry = slot.name.startswith("train") and waits is not None and waits >= slot.number and self.janitor.idle()
+        waits = Waiting.read(self.out).slot
+        hungry = slot.name.startswith("train") and waits is not None and waits >= slot.number and self.supervisor.idle()
         if not self.slots.lacks_disk(slot, wanted) and hungry:
             raise self.slots.too_small(slot, wanted)
 
@@ -220,13 +220,13 @@ class Cycle(Run):
     def _patiently(self, write: Callable[[], object]) -> None:
         patiently(write, self.out, lambda: self.stopping)
 
-    def _filled(self, slot: Open | None) -> None:
+    def _filled(self, slot: OpenShard | None) -> None:
         """The source has no more for this one."""
         if slot is not None:
             slot.full = True
             self._close(slot)
 
-    def _close(self, slot: Open) -> None:
+    def _close(self, slot: OpenShard) -> None:
         """Turns a journal into a shard, once all that may go into it has ended."""
         if not slot.full or slot.missing:
             return
@@ -245,7 +245,7 @@ class Cycle(Run):
 
     def _passes(self) -> int:
         """How often the shard that is closed now will be trained on. auto: what keeps the trainer busy while the next is made."""
-        rate, made = self.janitor.log.samples_per_s, self.made_per_s()
+        rate, made = self.supervisor.log.samples_per_s, self.made_per_s()
         if self.cfg.passes != "auto" or not rate or not made:
             return self.cfg.first_passes
         return max(1, min(self.cfg.max_passes, math.ceil(rate / made)))
@@ -278,10 +278,10 @@ class Cycle(Run):
         for name in journals:
             number = number_of(name)
             written = 2 * disk_of(self.writer.open[name].path) + PARQUET_EXTRA * len(journals[name])
-            self.slots.open[name] = Open(name, number, written=written)
-            self.slots.room.settle(name, written)
+            self.slots.open[name] = OpenShard(name, number, written=written)
+            self.slots.disk_budget.settle(name, written)
         for name in on_disk - set(journals):
-            self.slots.room.settle(name, self._disk_of(name))
+            self.slots.disk_budget.settle(name, self._disk_of(name))
         there = [number_of(name) for name in on_disk if name.startswith("train")]
         self.gone = min([committed(self.out)[1].done, *there])  # of shards that hold nothing there are no files
         self.before = ledger.delivered_by_split().get("train", 0)
@@ -318,22 +318,22 @@ class Cycle(Run):
         return super()._executor()
 
     def _work(self, drawn: Iterator[Item | None]) -> None:
-        with self.janitor:
-            super()._work(self.janitor.attended(drawn))
+        with self.supervisor:
+            super()._work(self.supervisor.attended(drawn))
 
     def _shows(self, progress: Progress) -> None:
-        progress.cycle = self.janitor.facts
+        progress.cycle = self.supervisor.facts
 
     def _afterwards(self, progress: Progress) -> None:
         """All objects have ended: the trainer has yet to use what there is."""
         if not self.stopping:
             self.tell()
         while not self.complete and not self.stopping:
-            self.janitor.check()
+            self.supervisor.check()
             time.sleep(WAIT_S)
-        self.janitor.trainer.stop()
-        while not self.janitor.idle():  # what its last checkpoint has done with goes before we do
-            self.janitor.check()
+        self.supervisor.trainer.stop()
+        while not self.supervisor.idle():  # what its last checkpoint has done with goes before we do
+            self.supervisor.check()
             time.sleep(WAIT_S)
 
     @property
@@ -351,7 +351,7 @@ class Cycle(Run):
             + self.found.lines()
         )
         with Ledger(self.out / "ledger.sqlite", readonly=True) as ledger:
-            now = standing(self.out, ledger, self.janitor.log)
+            now = standing(self.out, ledger, self.supervisor.log)
         lines += now.lines() if now else []
         lines.append(
             f"page: {shown(self.out)}/index.html; lvsm-data eval {shown(self.out)}/train tells more of the model"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.config.cycle import CycleConfig, Shares
-from pipeline.core.budget import Room
+from pipeline.core.budget import DiskBudget
 from pipeline.core.disk import SAY_AGAIN_S, say_full
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.text import size
@@ -28,7 +28,7 @@ AT_ONCE = 5  # shards beside the window: one on its way out; one being closed an
 
 
 @dataclass
-class Open:
+class OpenShard:
     """A shard that is being filled. order: its uids so far, as the source has them. missing: those that have not ended.
 
     full: nothing will be added to `order`. reserved: whether there is room for all of it. written: bytes that it takes, and
@@ -44,16 +44,16 @@ class Open:
     written: int = 0
 
 
-class Slots:
+class OpenShards:
     """open: by name. room: the share of the budget that is for shards. kept: what earlier sessions closed."""
 
     def __init__(self, cfg: CycleConfig, shares: Shares, kept: Mapping[str, Kept]) -> None:
         assert cfg.out is not None
         self.cfg, self.shares, self.out = cfg, shares, cfg.out
-        self.room = Room(
+        self.disk_budget = DiskBudget(
             cfg.out, shares.shards, min(SPARE, SPARE_SHARE * shutil.disk_usage(cfg.out).total), patient=True
         )
-        self.open: dict[str, Open] = {}
+        self.open: dict[str, OpenShard] = {}
         self.closed_objects = sum(shard.objects for shard in kept.values())
         self.closed_bytes = sum(shard.bytes for shard in kept.values())
         self._waited = 0.0
@@ -67,45 +67,45 @@ class Slots:
             return BYTES_PER_PIXEL * self.cfg.scene.views * pixels + PARQUET_EXTRA
         return with_caution(self.closed_objects, self.closed_bytes)
 
-    def all_of(self, slot: Open, of_each: int) -> int:
+    def all_of(self, slot: OpenShard, of_each: int) -> int:
         """Bytes for all of a shard, twice: for a moment it stands in a journal and in its files."""
         return max(slot.written, math.ceil(2 * of_each * self.expected()))
 
-    def reserve(self, slot: Open, of_each: int) -> bool:
+    def reserve(self, slot: OpenShard, of_each: int) -> bool:
         """Takes them. False: not now. Raises UserError where that will never be."""
         if not slot.reserved:
             wanted = self.all_of(slot, of_each)
             if not self.closed_objects:  # a guess is no reason to refuse: what is written will be known
-                wanted = min(wanted, self.room.held(slot.name) + max(0, self.room.free))
-            slot.reserved = self.room.held(slot.name) >= wanted or self._grow(slot, wanted)
+                wanted = min(wanted, self.disk_budget.held(slot.name) + max(0, self.disk_budget.free))
+            slot.reserved = self.disk_budget.held(slot.name) >= wanted or self._grow(slot, wanted)
         return slot.reserved
 
-    def fits(self, slot: Open) -> bool:
+    def fits(self, slot: OpenShard) -> bool:
         """Whether what a shard has to take fits. Those after it step back, as far as they have only reserved."""
-        if self.room.held(slot.name) >= slot.written or self._grow(slot, slot.written):
+        if self.disk_budget.held(slot.name) >= slot.written or self._grow(slot, slot.written):
             return True
         for later in self.open.values():
             if later.number > slot.number:
-                self.room.settle(later.name, min(later.written, self.room.held(later.name)))
+                self.disk_budget.settle(later.name, min(later.written, self.disk_budget.held(later.name)))
         return self._grow(slot, slot.written)
 
-    def close(self, slot: Open, shard: Shard | None, disk: int) -> None:
+    def close(self, slot: OpenShard, shard: Shard | None, disk: int) -> None:
         """It stands on disk, and takes so many bytes there."""
-        self.room.settle(slot.name, disk)
+        self.disk_budget.settle(slot.name, disk)
         if shard is not None:
             self.closed_objects += len(shard.entries)
             self.closed_bytes += shard.file_bytes
         del self.open[slot.name]
 
-    def _grow(self, slot: Open, wanted: int) -> bool:
+    def _grow(self, slot: OpenShard, wanted: int) -> bool:
         try:
-            return self.room.try_reserve(slot.name, wanted - self.room.held(slot.name))
+            return self.disk_budget.try_reserve(slot.name, wanted - self.disk_budget.held(slot.name))
         except Skip:
             raise self.too_small(slot, wanted) from None
 
-    def too_small(self, slot: Open, wanted: int) -> UserError:
+    def too_small(self, slot: OpenShard, wanted: int) -> UserError:
         """A shard does not fit, and nothing that could go is left."""
-        need = self.shares.total + wanted - self.room.held(slot.name) - min(0, self.room.free)
+        need = self.shares.total + wanted - self.disk_budget.held(slot.name) - min(0, self.disk_budget.free)
         return UserError(
             f"the disk budget of {size(self.shares.total)} is too small: the trainer waits for a shard that does not fit",
             f"the same command with --disk-budget {math.ceil(need / 1e6) + 1}MB goes on",
@@ -136,9 +136,9 @@ class Slots:
         self._waited, self._since = self.waited(), None
         return True
 
-    def lacks_disk(self, slot: Open, wanted: int) -> bool:
+    def lacks_disk(self, slot: OpenShard, wanted: int) -> bool:
         """Whether it is others who have filled the disk; then a user hears of it."""
-        if not self.room.lacks_disk(wanted - self.room.held(slot.name)):
+        if not self.disk_budget.lacks_disk(wanted - self.disk_budget.held(slot.name)):
             return False
         if time.monotonic() - self._said > SAY_AGAIN_S:
             self._said = time.monotonic()

@@ -109,7 +109,7 @@ def committed(out: Path) -> tuple[int, Cursor]:
 
 
 @dataclass(frozen=True)
-class Hunger:
+class Waiting:
     """Whether the trainer waits. slot: for which; None: it does not. Everything that it has done is committed then."""
 
     slot: int | None = None
@@ -119,7 +119,7 @@ class Hunger:
         put(out / TRAIN / HUNGER, dataclasses.asdict(self))
 
     @classmethod
-    def read(cls, out: Path) -> Hunger:
+    def read(cls, out: Path) -> Waiting:
         """The trainer's last word."""
         return cls(**_told(out / TRAIN / HUNGER) or {})
 

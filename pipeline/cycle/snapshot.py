@@ -27,7 +27,7 @@ LAST = 50  # steps that a loss is the mean of
 
 
 @dataclass(frozen=True)
-class Pace:
+class ThroughputProcess:
     """How fast the two sides are, and how long they waited; of all sessions.
 
     objects_per_s: rendered while there was disk for them. passes: in the mean. samples_per_s: trained on while there was data.
@@ -59,7 +59,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Snapshot:
     """loss: mean of the last steps. unseen: step, psnr and nearest of the last look at objects that do not train, in decibels.
 
     samples_due: of the shards so far. filling, on_disk, deleted: shards to train on; to_come: about so many more.
@@ -72,7 +72,7 @@ class Standing:
     samples: int
     samples_due: int
     left_s: float | None
-    pace: Pace
+    pace: ThroughputProcess
     disk_bytes: int
     disk_peak: int
     budget: int
@@ -116,7 +116,7 @@ def rate(per_s: float | None) -> str:
     return "? samples/s" if per_s is None else f"{per_s:.3g} samples/s" if per_s < 100 else f"{per_s:,.0f} samples/s"
 
 
-def who_waits(pace: Pace) -> tuple[str, str]:
+def who_waits(pace: ThroughputProcess) -> tuple[str, str]:
     """Which side waits for the other and how long; what to change, "" for nothing."""
     trainer, rendering = pace.idle, pace.blocked
     says = (
@@ -137,7 +137,7 @@ def who_waits(pace: Pace) -> tuple[str, str]:
     return says, "training is slower: a faster GPU, or fewer --workers do as well; next time fewer --passes"
 
 
-def standing(run: Path, ledger: Ledger, log: TrainingLog | None = None) -> Standing | None:
+def standing(run: Path, ledger: Ledger, log: TrainingLog | None = None) -> Snapshot | None:
     """None where the run is no cycle. log: of its trainer, where somebody has read it already."""
     if not is_cycle(run):
         return None
@@ -150,7 +150,7 @@ def standing(run: Path, ledger: Ledger, log: TrainingLog | None = None) -> Stand
     losses = [loss for _, loss, *_ in log.curve[-LAST:] if math.isfinite(loss)]
     used = disk_below(run)
     pace = _pace(notes, ledger, list(slots.values()), log)
-    return Standing(
+    return Snapshot(
         step=log.step,
         loss=sum(losses) / len(losses) if losses else None,
         unseen=_unseen(log),
@@ -186,7 +186,7 @@ def _unseen(log: TrainingLog) -> dict[str, float] | None:
     return {"step": step, "psnr": scores["psnr"], "nearest": scores["nearest"]}
 
 
-def _left(run: Path, ledger: Ledger, pace: Pace, log: TrainingLog) -> float | None:
+def _left(run: Path, ledger: Ledger, pace: ThroughputProcess, log: TrainingLog) -> float | None:
     """The slower side decides, of those whose pace is known: None where it is neither's, or nobody works."""
     told = layout(run)
     if not is_locked(run) or told is None or not pace.passes or not pace.samples_per_s:
@@ -205,7 +205,7 @@ def _to_come(run: Path, known: int) -> int | None:
     return 0 if ended else max(0, math.ceil(told["objects"] / told["shard_objects"]) - known)
 
 
-def _pace(notes: Sequence[Note], ledger: Ledger, shards: Sequence[Kept], log: TrainingLog) -> Pace:
+def _pace(notes: Sequence[Note], ledger: Ledger, shards: Sequence[Kept], log: TrainingLog) -> ThroughputProcess:
     """Rendering is timed in each session from its first object to its last: what comes before starts things."""
     ends = np.array([when for when, state, _ in ledger.timeline() if state == "delivered"])
     objects, busy, blocked = 0, 0.0, 0.0
@@ -217,7 +217,7 @@ def _pace(notes: Sequence[Note], ledger: Ledger, shards: Sequence[Kept], log: Tr
             between = sum(note.blocked_s for note in session if note.when <= some[-1])
             busy += max(0.0, float(some[-1] - some[0]) - between)
     total = sum(shard.objects for shard in shards)
-    return Pace(
+    return ThroughputProcess(
         objects_per_s=objects / busy if objects and busy > 0 else None,
         passes=sum(shard.objects * shard.passes for shard in shards) / total if total else None,
         samples_per_s=log.samples_per_s,

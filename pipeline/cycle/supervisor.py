@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.config.cycle import Shares
-from pipeline.core.budget import Room
+from pipeline.core.budget import DiskBudget
 from pipeline.core.disk import disk_below, disk_of, patiently
 from pipeline.core.records import Item
 from pipeline.cycle import disk_log
@@ -34,21 +34,21 @@ class Page(Protocol):
     def end(self) -> None: ...
 
 
-class Janitor:
+class Supervisor:
     """Within a `with` block it works. deleted: train shards before this one have gone already."""
 
     def __init__(
         self,
         out: Path,
         ledger: Path,
-        room: Room,
+        disk_budget: DiskBudget,
         shares: Shares,
         trainer: Trainer,
         widths: tuple[int, ...],
         deleted: int,
         live_page: Callable[[Path, TrainingLog], Page],
     ) -> None:
-        self.out, self.ledger, self.room = out, ledger, room
+        self.out, self.ledger, self.disk_budget = out, ledger, disk_budget
         self.shares, self.trainer, self.widths = shares, trainer, widths
         self.log = TrainingLog(out / TRAIN)
         self.step, self.cursor = committed(out)
@@ -66,7 +66,7 @@ class Janitor:
         self._blocked_s = 0.0  # the same
         self._waits = False
 
-    def __enter__(self) -> Janitor:
+    def __enter__(self) -> Supervisor:
         self._work_done = self._pool.submit(self._work)
         return self
 
@@ -119,7 +119,7 @@ class Janitor:
         for name in names:
             for width in self.widths:
                 (self.out / str(width) / f"{name}.parquet").unlink(missing_ok=True)
-            self.room.release(name)
+            self.disk_budget.release(name)
         self.deleted = self.cursor.done
 
     def _measure(self, last: bool = False) -> None:
@@ -133,7 +133,7 @@ class Janitor:
         self.peak = max(self.peak, self.used())
         papers = disk["files"] + disk[TRAIN]
         over = max(0, papers - self.shares.papers / 2) + max(0, disk.get("scratch", 0) - self.shares.scratch)
-        self.room.budget = int(self.shares.shards - over)
+        self.disk_budget.budget = int(self.shares.shards - over)
         self._note(last)
 
     def _note(self, last: bool) -> None:

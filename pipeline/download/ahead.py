@@ -76,12 +76,12 @@ class Downloads:
     def snapshot(self) -> dict[str, int]:
         """Items under way, files that wait for a renderer, and the disk that they hold."""
         ready = self.results.qsize()
-        return {"under_way": self.out_there - ready, "ready": ready, "bytes": self.net.room.used}
+        return {"under_way": self.out_there - ready, "ready": ready, "bytes": self.net.disk_budget.used}
 
     def done(self, item: Item) -> None:
         """Removes an item's files, and gives back their disk."""
         shutil.rmtree(self.folder_of(item.uid), ignore_errors=True)
-        self.net.room.release(item.uid)
+        self.net.disk_budget.release(item.uid)
 
     def stop(self) -> None:
         """Ends the stream and what is under way. What is complete stays for the next session."""
@@ -94,7 +94,7 @@ class Downloads:
 
     def folder_of(self, uid: str) -> Path:
         """An item's own folder."""
-        return self.net.room.folder_of(uid)
+        return self.net.disk_budget.folder_of(uid)
 
     def _batch(self, item: Item) -> str:
         return str(self.source.batch(item)) if hasattr(self.source, "BATCH") else item.uid
@@ -138,10 +138,10 @@ class Downloads:
 
     def _take_over(self, finished: Container[str]) -> None:
         """What an earlier session left: kept, and counted, where its item is still to come."""
-        for folder in sorted(self.net.room.folder.iterdir()):
+        for folder in sorted(self.net.disk_budget.folder.iterdir()):
             name = folder / UID
             uid = name.read_text() if name.is_file() else ""
             if not uid or uid in finished or self.folder_of(uid) != folder:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
-                self.net.room.settle(uid, bytes_below(folder))
+                self.net.disk_budget.settle(uid, bytes_below(folder))

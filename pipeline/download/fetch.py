@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.core.budget import Room
+from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip
 
 TRIES = 5
@@ -100,11 +100,11 @@ class Passing(Exception):
 class Fetcher:
     """Holds the connections and what is known of the hosts. One per process, shared by its threads."""
 
-    def __init__(self, limits: FetchLimits, room: Room) -> None:
+    def __init__(self, limits: FetchLimits, disk_budget: DiskBudget) -> None:
         import httpx2
 
         self.limits = limits
-        self.room = room
+        self.disk_budget = disk_budget
         timeout = httpx2.Timeout(CONNECT_S, read=limits.stall_s, pool=None)
         self.timeout = timeout
         self.client = httpx2.Client(follow_redirects=True, timeout=timeout, headers={"User-Agent": "lvsm-data"})
@@ -116,7 +116,7 @@ class Fetcher:
     def close(self) -> None:
         """Ends what is under way: those who wait or read get Retry("stopped")."""
         self.stopped.set()
-        self.room.close()
+        self.disk_budget.close()
         with self._lock:
             for body in self._bodies:
                 with suppress(OSError):
@@ -232,7 +232,7 @@ class _Transfer:
         """Reserves disk for the whole file, waiting for it."""
         self._check_size(size)
         if (needed := size * self.wanted.fold) > self.reserved:
-            self.fetcher.room.reserve(self.wanted.owner, needed - self.reserved)
+            self.fetcher.disk_budget.reserve(self.wanted.owner, needed - self.reserved)
             self.reserved = needed
 
     def _check_size(self, size: float) -> None:
@@ -265,7 +265,7 @@ class _Transfer:
         size = begun + int(length) if length and length.isdecimal() else int(self.fetcher.limits.max_bytes)
         self._check_size(size)
         more = size * self.wanted.fold - self.reserved
-        if more <= 0 or self.fetcher.room.try_reserve(self.wanted.owner, more):
+        if more <= 0 or self.fetcher.disk_budget.try_reserve(self.wanted.owner, more):
             self.reserved += max(0, more)
             return 0
         return size
@@ -297,8 +297,8 @@ class _Transfer:
             found = self.digest.hexdigest()
             self._restart()
             raise Passing("corrupt_download", f"{self.url}: sha256 is {found}, the host says {promised}")
-        room, owner = self.fetcher.room, self.wanted.owner
-        room.settle(owner, room.held(owner) - self.reserved + self.have * self.wanted.fold)
+        disk_budget, owner = self.fetcher.disk_budget, self.wanted.owner
+        disk_budget.settle(owner, disk_budget.held(owner) - self.reserved + self.have * self.wanted.fold)
         self.reserved = self.have * self.wanted.fold
 
     def _continues(self, response: Any) -> bool:

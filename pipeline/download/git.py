@@ -61,10 +61,10 @@ def fetch(
     too_large; Retry: connection, rate_limited, timeout.
     """
     owner = f"{address}@{commit}"
-    work = Path(tempfile.mkdtemp(prefix="git-", dir=net.room.folder))
+    work = Path(tempfile.mkdtemp(prefix="git-", dir=net.disk_budget.folder))
     try:
         try:
-            net.room.reserve(owner, int(net.limits.max_bytes))  # nobody says beforehand how large a checkout is
+            net.disk_budget.reserve(owner, int(net.limits.max_bytes))  # nobody says beforehand how large a checkout is
             repository = _Repository(address, commit, work, net)
             net.tried(address, repository.open)
             repository.bring([path for _, path in wanted])
@@ -74,13 +74,13 @@ def fetch(
         for item, path in wanted:
             try:
                 got = repository.hand_over(item, path, folder_of(item))
-                net.room.settle(item.uid, bytes_below(folder_of(item)))
+                net.disk_budget.settle(item.uid, bytes_below(folder_of(item)))
                 yield item, got
             except (Skip, Retry) as failure:
                 yield item, failure
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        net.room.release(owner)
+        net.disk_budget.release(owner)
 
 
 class _Repository:

@@ -126,7 +126,7 @@ def _own(cached: Path, to: Path, net: Fetcher, wanted: Wanted) -> Path:
     try:
         os.link(cached, to)
     except OSError:
-        net.room.reserve(wanted.owner, cached.stat().st_size)
+        net.disk_budget.reserve(wanted.owner, cached.stat().st_size)
         part = to.with_name(f"{to.name}.part")
         shutil.copyfile(cached, part)
         os.replace(part, to)

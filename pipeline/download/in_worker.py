@@ -50,8 +50,8 @@ class Prefetch:
         self._pool.shutdown(cancel_futures=True)
 
     def _clean(self, uid: str) -> None:
-        shutil.rmtree(self.net.room.folder_of(uid), ignore_errors=True)
-        self.net.room.release(uid)
+        shutil.rmtree(self.net.disk_budget.folder_of(uid), ignore_errors=True)
+        self.net.disk_budget.release(uid)
 
     def _batch(self, item: Item) -> str:
         return str(self.source.batch(item)) if hasattr(self.source, "BATCH") else item.uid
@@ -72,6 +72,6 @@ class Prefetch:
             future.set_exception(error or RuntimeError("the source did not say what became of it"))
 
     def _make_folder(self, item: Item) -> Path:
-        folder = self.net.room.folder_of(item.uid)
+        folder = self.net.disk_budget.folder_of(item.uid)
         folder.mkdir(parents=True, exist_ok=True)
         return folder

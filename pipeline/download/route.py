@@ -103,7 +103,7 @@ def _out_of_saved(item: Item, folder: Path, net: Fetcher) -> Path | None:
         try:
             members = {each.name.removeprefix(prefix): each for each in archives.listed(archive) if not each.fault}
             if path in members and (got := _unpacked(archive, members, path, folder / git.TREE, item.sha256)):
-                net.room.settle(item.uid, bytes_below(folder))
+                net.disk_budget.settle(item.uid, bytes_below(folder))
                 return got
         except (UserError, Skip):  # a saved archive that cannot be read is no reason not to fetch
             continue

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from pipeline.core.budget import Room
+from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import Got, Item, item_rng
 from pipeline.formats import archives
@@ -209,14 +209,16 @@ class _Cursor:
         self.members.close()  # type: ignore[attr-defined]  # a generator
 
 
-_idle: WeakKeyDictionary[Room, _Cursor] = WeakKeyDictionary()  # at most one for each run; it ends with the run's Room
+_idle: WeakKeyDictionary[DiskBudget, _Cursor] = (
+    WeakKeyDictionary()
+)  # at most one for each run; it ends with the run's Room
 _lock = threading.Lock()
 
 
-def _cursor(room: Room, archive: Path, first: float) -> _Cursor:
+def _cursor(disk_budget: DiskBudget, archive: Path, first: float) -> _Cursor:
     """One that stands before the member `first`."""
     with _lock:
-        cursor = _idle.pop(room, None)
+        cursor = _idle.pop(disk_budget, None)
     if cursor and cursor.archive == archive and cursor.last < first:
         return cursor
     if cursor:
@@ -224,19 +226,19 @@ def _cursor(room: Room, archive: Path, first: float) -> _Cursor:
     return _Cursor(archive, archives.walk(archive))
 
 
-def _put_back(room: Room, cursor: _Cursor) -> None:
+def _put_back(disk_budget: DiskBudget, cursor: _Cursor) -> None:
     """Keeps it for the next batch."""
     with _lock:
-        other = _idle.pop(room, None)
-        _idle[room] = cursor
+        other = _idle.pop(disk_budget, None)
+        _idle[disk_budget] = cursor
     if other:
         other.close()
 
 
-def let_go(room: Room) -> None:
+def let_go(disk_budget: DiskBudget) -> None:
     """Closes what is kept open between batches, for example because the archive is about to be deleted."""
     with _lock:
-        cursor = _idle.pop(room, None)
+        cursor = _idle.pop(disk_budget, None)
     if cursor:
         cursor.close()
 
@@ -252,10 +254,12 @@ class _Waiting:
 class Staging:
     """Files of some scenes of one sequential archive, on their way into folders. Each item is yielded once by `run`."""
 
-    def __init__(self, archive: Path, scene_of: SceneOf, room: Room, folder_of: Callable[[Item], Path]) -> None:
+    def __init__(
+        self, archive: Path, scene_of: SceneOf, disk_budget: DiskBudget, folder_of: Callable[[Item], Path]
+    ) -> None:
         self.archive = archive
         self.scene_of = scene_of
-        self.room = room
+        self.disk_budget = disk_budget
         self.folder_of = folder_of
         self.waiting: dict[str, _Waiting] = {}
         self.first: float = float("inf")
@@ -280,7 +284,7 @@ class Staging:
                 self.first = min(self.first, *(where for where, _ in there.files.values()))
         if not self.waiting:
             return
-        cursor = _cursor(self.room, self.archive, self.first)
+        cursor = _cursor(self.disk_budget, self.archive, self.first)
         whole = False
         try:
             for member, data in cursor:
@@ -293,7 +297,7 @@ class Staging:
         except (Skip, Retry) as error:
             failure = error
         finally:
-            _put_back(self.room, cursor) if whole else cursor.close()
+            _put_back(self.disk_budget, cursor) if whole else cursor.close()
         yield from [(one.item, failure) for one in self.waiting.values()]
 
     def _is_there(self, item: Item, there: Found) -> bool:
@@ -303,7 +307,7 @@ class Staging:
             return True
         for path in files:
             path.unlink(missing_ok=True)
-        self.room.release(item.uid)
+        self.disk_budget.release(item.uid)
         return False
 
     def _take(self, member: Member, data: bytes) -> Got | None:
@@ -333,7 +337,7 @@ class Staging:
         if one.begun:
             return
         if not any(other.begun for other in self.waiting.values()):
-            self.room.reserve(one.item.uid, one.size)
-        elif not self.room.try_reserve(one.item.uid, one.size):
+            self.disk_budget.reserve(one.item.uid, one.size)
+        elif not self.disk_budget.try_reserve(one.item.uid, one.size):
             raise Skip("interleaved", f"the files of scenes alternate in {self.archive.name}; --raw-gb gives more room")
         one.begun = True

@@ -33,7 +33,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Found:
+class Measurements:
     """What a pilot measured.
 
     start_s: until the first worker has an object and a Blender. idle_share: of the workers' time, in which they waited for files.
@@ -69,7 +69,7 @@ class Forecast:
     of_each: objects per shard. Raises UserError where the window does not fit into the budget.
     """
 
-    def __init__(self, cfg: CycleConfig, shares: Shares, settings: dict[str, Any], found: Found) -> None:
+    def __init__(self, cfg: CycleConfig, shares: Shares, settings: dict[str, Any], found: Measurements) -> None:
         self.cfg, self.shares, self.settings, self.found = cfg, shares, settings, found
         self.held_out = cfg.held_out
         self.train = cfg.n - self.held_out

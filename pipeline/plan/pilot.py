@@ -21,7 +21,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.core.text import reasons_text
 from pipeline.cycle.trainer import TAIL, USER, environment
-from pipeline.plan.forecast import Drawn, Found
+from pipeline.plan.forecast import Drawn, Measurements
 from pipeline.run.driver import Run, opened
 from pipeline.storage.ledger import Ledger
 
@@ -35,7 +35,7 @@ BESIDE = 3  # steps that suffice, if renderers worked meanwhile
 END = object()
 
 
-class Pace:
+class ThroughputProcess:
     """The process that takes steps on what stands in `folder`. command: what to run."""
 
     def __init__(self, folder: Path, command: Sequence[str], threads: int | None) -> None:
@@ -96,10 +96,10 @@ class Pilot(Run):
     start: called once, when a quarter is there to train on. What is rendered after that is so beside a trainer.
     """
 
-    def __init__(self, cfg: RenderConfig, ledger: Ledger, start: Callable[[], Pace]) -> None:
+    def __init__(self, cfg: RenderConfig, ledger: Ledger, start: Callable[[], ThroughputProcess]) -> None:
         super().__init__(cfg, ledger)
         self.start = start
-        self.pace: Pace | None = None
+        self.pace: ThroughputProcess | None = None
         self.wait_until = self.paused_s = 0.0
         self.before: set[str] = set()  # uids that were begun before that
         self.ended: list[Drawn] = []
@@ -140,7 +140,7 @@ class Pilot(Run):
             seconds = min(seconds, stages)  # a worker's first object waits for its Blender
         self.first = min(self.first or self.last, self.last - seconds)
         self.workers.add(outcome.worker)
-        fetched = self.downloads.net.room.held(outcome.item.uid) if self.downloads else 0
+        fetched = self.downloads.net.disk_budget.held(outcome.item.uid) if self.downloads else 0
         jpeg_bytes = outcome.scene.jpeg_bytes if outcome.scene else 0
         beside = outcome.item.uid not in self.before
         self.ended.append(Drawn(outcome.scene is not None, seconds, fetched, jpeg_bytes, beside))
@@ -150,12 +150,12 @@ class Pilot(Run):
             self.pace = self.start()
             self.wait_until = self.last + UP_S
 
-    def found(self, shard_bytes: int, told: dict[str, Any]) -> Found:
+    def found(self, shard_bytes: int, told: dict[str, Any]) -> Measurements:
         """What was measured. told: by the pace."""
         workers = self.cfg.workers or max(1, len(self.workers))
         span = max(1e-9, self.last - (self.first or self.begun) - self.paused_s)
         busy = sum(one.seconds for one in self.ended) / min(workers, max(1, len(self.ended)))
-        return Found(
+        return Measurements(
             self.ended,
             self.ledger.reasons(),
             licenses.tally(self.ledger.licenses()),
@@ -169,7 +169,7 @@ class Pilot(Run):
         )
 
 
-def fly(cfg: CycleConfig, pilot: int, command: Sequence[str], settings: dict[str, Any]) -> Found:
+def fly(cfg: CycleConfig, pilot: int, command: Sequence[str], settings: dict[str, Any]) -> Measurements:
     """Renders so many objects of a cycle's source into OUT/pilot, trains on them, measures both, and removes the folder.
 
     command: what measures the trainer's pace, given the folder. settings: the trainer's. Raises UserError: none could be
@@ -182,13 +182,13 @@ def fly(cfg: CycleConfig, pilot: int, command: Sequence[str], settings: dict[str
     own = {"n": min(cfg.n, max(pilot, cfg.workers or 1)), "out": folder, "val_percent": 0.0}
     shutil.rmtree(folder, ignore_errors=True)
     pilot_cfg = RenderConfig(**same | own)
-    paces: list[Pace] = []
+    paces: list[ThroughputProcess] = []
 
-    def start() -> Pace:
+    def start() -> ThroughputProcess:
         told = settings | {"out": str(folder / "train"), "cycle": False, "tensorboard": False}
         told["data"] = settings["data"] | {"data": [str(folder)]}
         (folder / "train.json").write_text(json.dumps(told))
-        paces.append(Pace(folder, command, cfg.train_threads))
+        paces.append(ThroughputProcess(folder, command, cfg.train_threads))
         return paces[0]
 
     try:

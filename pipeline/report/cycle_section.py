@@ -17,7 +17,7 @@ from pipeline.core.text import duration, duration_words, size
 from pipeline.cycle import disk_log
 from pipeline.cycle.disk_log import Note
 from pipeline.cycle.protocol import TRAIN
-from pipeline.cycle.snapshot import Pace, Standing, rate, standing, who_waits
+from pipeline.cycle.snapshot import Snapshot, ThroughputProcess, rate, standing, who_waits
 from pipeline.report.charts import UNITS, Line, Panel, panels
 from pipeline.report.markup import cards, text
 from pipeline.storage.ledger import Ledger
@@ -37,7 +37,7 @@ STRIP_TARGETS = 3  # at most, of each object
 class Story:
     """How a cycle stands, and how it came to that. strip: the newest picture of held-out objects: step and PNG file."""
 
-    standing: Standing
+    standing: Snapshot
     log: TrainingLog
     notes: list[Note]
     strip: tuple[int, bytes] | None
@@ -75,7 +75,7 @@ def _flags(sentence: str) -> str:
     return re.sub(r"--[a-z.-]*[a-z]", r"<span class=flag>\g<0></span>", sentence)
 
 
-def _figures(now: Standing) -> list[tuple[str, str, str]]:
+def _figures(now: Snapshot) -> list[tuple[str, str, str]]:
     pace = now.pace
     unseen = ("Unseen objects", "–", f"{now.held_out:,} held out; no look at them yet")
     if now.unseen:
@@ -120,13 +120,13 @@ def _figures(now: Standing) -> list[tuple[str, str, str]]:
     ]
 
 
-def _recipe(pace: Pace) -> str:
+def _recipe(pace: ThroughputProcess) -> str:
     if not pace.objects_per_s or not pace.passes:
         return "not known before the first shard"
     return f"{pace.objects_per_s:.3g} objects/s × {pace.passes:.3g} passes, while it has disk"
 
 
-def _shards(now: Standing) -> str:
+def _shards(now: Snapshot) -> str:
     """A bar, and its key."""
     kinds = [
         ("soft", "trained and deleted", now.deleted),

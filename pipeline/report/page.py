@@ -58,7 +58,7 @@ class Books:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunData:
     """What the folder held. shards: width in pixels -> files. objects: shard name -> objects, of the shards on disk.
 
     stored: bytes of all files. The shards of a cycle may be gone when they are read.
@@ -89,7 +89,7 @@ def write_page(folder: Path, out: Path, objects: int = 64) -> Path:
     return _write(out, _page(run, tiles, live))
 
 
-def _page(run: Run, tiles: list[dict[str, Any]], live: bool) -> bytes:
+def _page(run: RunData, tiles: list[dict[str, Any]], live: bool) -> bytes:
     """live: a driver writes it again and again, so a browser is to load it again and again."""
     books = run.books
     parts = {
@@ -111,7 +111,7 @@ def _page(run: Run, tiles: list[dict[str, Any]], live: bool) -> bytes:
     return re.sub(r"<!--([A-Z_]+)-->", lambda match: parts[match[1]], template).encode(errors="replace")
 
 
-def _of_those_there(run: Run, make: Callable[[list[Path]], Made]) -> Made:
+def _of_those_there(run: RunData, make: Callable[[list[Path]], Made]) -> Made:
     """make(the widest shards), again without those that a cycle has deleted meanwhile."""
     while True:
         there = [path for path in run.widest if path.exists()]
@@ -148,7 +148,7 @@ class LivePage:
                 run.books.status["state"] = "running"  # the file is of the last session in the first second
             _write(self.out / PAGE, _page(run, self._tiles(run), live))
 
-    def _tiles(self, run: Run) -> list[dict[str, Any]]:
+    def _tiles(self, run: RunData) -> list[dict[str, Any]]:
         """Of objects for validation, which stay, so that they are made once; with few views of each."""
         paths = [path for path in run.widest if path.name.startswith("val")]
         if self.kept[0] != paths:
@@ -182,7 +182,7 @@ def _write(out: Path, data: bytes) -> Path:
     return out
 
 
-def _read_run(folder: Path, log: TrainingLog | None = None) -> Run:
+def _read_run(folder: Path, log: TrainingLog | None = None) -> RunData:
     """log: of a cycle's trainer, where somebody has read it."""
     ledger = folder / "ledger.sqlite"
     try:
@@ -194,7 +194,7 @@ def _read_run(folder: Path, log: TrainingLog | None = None) -> Run:
     if not shards and not ledger.exists():
         raise UserError(f"{folder} holds neither a run nor shards", "give the --out of a run")
     books = _read_books(ledger, log) if ledger.exists() else None
-    run = Run(folder, shards, {}, {}, books, sum(_size(path) for paths in shards.values() for path in paths))
+    run = RunData(folder, shards, {}, {}, books, sum(_size(path) for paths in shards.values() for path in paths))
     if books:
         objects = {path.stem: books.by_shard.get(path.stem, 0) for path in run.widest}
     else:
@@ -210,7 +210,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _facts(run: Run) -> dict[str, Any]:
+def _facts(run: RunData) -> dict[str, Any]:
     for path in run.widest[::-1]:  # those for validation first: they stay
         try:
             return facts_of(path)
@@ -258,7 +258,7 @@ def _read_books(path: Path, log: TrainingLog | None) -> Books:
 # ---- the parts of the page that Python writes
 
 
-def _header(run: Run) -> str:
+def _header(run: RunData) -> str:
     facts, settings = run.facts, run.facts.get("settings") or {}
     widths = sorted(run.shards) or settings.get("res", [])
     files = [path for paths in run.shards.values() for path in paths]
@@ -293,7 +293,7 @@ def _count_cards(books: Books) -> list[tuple[str, str, str]]:
     ]
 
 
-def _views(run: Run) -> str:
+def _views(run: RunData) -> str:
     if run.books:
         return f"{run.books.views:,}"
     per_object = (run.facts.get("settings") or {}).get("views")
@@ -325,7 +325,7 @@ def _state(books: Books | None) -> str:
     return f" · <b>{text(state)}</b>"
 
 
-def _notes(run: Run) -> list[str]:
+def _notes(run: RunData) -> list[str]:
     """Where the delivered objects are, as far as not all of them are in the shards on disk."""
     if run.books is None:
         return ["No ledger in this folder: failures and throughput are not known here."]
@@ -363,7 +363,7 @@ def _settings(facts: dict[str, Any], settings: dict[str, Any]) -> str:
     return f"<dl class=settings>{''.join(cells)}</dl>"
 
 
-def _sheet_note(run: Run, tiles: list[dict[str, Any]]) -> str:
+def _sheet_note(run: RunData, tiles: list[dict[str, Any]]) -> str:
     if not tiles:
         return ""
     stored, here = max(run.shards), min(max(run.shards), THUMB_WIDTH)
@@ -376,7 +376,7 @@ def _sheet_note(run: Run, tiles: list[dict[str, Any]]) -> str:
     )
 
 
-def _licenses(run: Run, tiles: list[dict[str, Any]]) -> str:
+def _licenses(run: RunData, tiles: list[dict[str, Any]]) -> str:
     counts = run.books.licenses if run.books else licenses.tally(Counter(tile["facts"][0][1] for tile in tiles))
     if not counts:
         return ""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.config.clip import ClipConfig
 from pipeline.config.shared import Fetching
-from pipeline.core.budget import Room
+from pipeline.core.budget import DiskBudget
 from pipeline.download.fetch import Fetcher, FetchLimits
 from pipeline.video.ytdlp import VideoFetcher, wishes
 
@@ -15,5 +15,7 @@ def fetcher(cfg: Fetching, folder: Path, cache: Path) -> Fetcher:
     """A Fetcher as the flags say, one that opens videos for a run over videos. folder: where files wait."""
     folder.mkdir(parents=True, exist_ok=True)
     limits = FetchLimits(cfg.per_host, cfg.max_file_mb * 1e6, cfg.stall_s, cfg.mirrors, cache, cfg.keep_raw)
-    room = Room(folder, cfg.raw_gb * 1e9, patient=cfg.patient)
-    return VideoFetcher(limits, room, wishes(cfg)) if isinstance(cfg, ClipConfig) else Fetcher(limits, room)
+    disk_budget = DiskBudget(folder, cfg.raw_gb * 1e9, patient=cfg.patient)
+    return (
+        VideoFetcher(limits, disk_budget, wishes(cfg)) if isinstance(cfg, ClipConfig) else Fetcher(limits, disk_budget)
+    )

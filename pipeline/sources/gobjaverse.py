@@ -139,7 +139,7 @@ def _fetched_map(cfg: ImportConfig, net: Fetcher | None) -> dict[str, str]:
         hint = f"put {MAPS[0]} into {cfg.cache / 'gobjaverse'}, or give --input FOLDER"
         raise UserError(f"{address} cannot be had: {error}", hint) from None
     finally:
-        net.room.release(address)
+        net.disk_budget.release(address)
     return _map(cfg)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.config.views import ImportConfig
 from pipeline.core import cameras
-from pipeline.core.budget import Room
+from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import Got, Item, Posed, item_rng
 from pipeline.download import huggingface
@@ -106,9 +106,9 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
         yield from posed_views.staged(items, folder_of, net, scene_of)
         return
     try:
-        with _archives_of(net.room).open(items[0], folder_of, net) as path:
+        with _archives_of(net.disk_budget).open(items[0], folder_of, net) as path:
             known = _index(path, path.stat().st_mtime_ns)
-            yield from bundles.Staging(path, scene_of, net.room, folder_of).run(items, known)
+            yield from bundles.Staging(path, scene_of, net.disk_budget, folder_of).run(items, known)
     except (Skip, Retry) as failure:
         yield from ((item, failure) for item in items)
     except UserError as error:
@@ -139,10 +139,10 @@ class _Archives:
             yield self.path
 
     def _drop(self, net: Fetcher) -> None:
-        bundles.let_go(net.room)
+        bundles.let_go(net.disk_budget)
         if self.owner and self.path:  # ours, not one of a cache
             self.path.unlink(missing_ok=True)
-            net.room.release(self.owner)
+            net.disk_budget.release(self.owner)
         self.url, self.path = "", None
 
     def _fetch(self, item: Item, folder_of: Callable[[Item], Path], net: Fetcher) -> None:
@@ -163,13 +163,13 @@ class _Archives:
             self.path, self.owner = got, self.owner if got == self.path else ""  # the Hub's own cache may have it
 
 
-_by_room: WeakKeyDictionary[Room, _Archives] = WeakKeyDictionary()
+_by_room: WeakKeyDictionary[DiskBudget, _Archives] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def _archives_of(room: Room) -> _Archives:
+def _archives_of(disk_budget: DiskBudget) -> _Archives:
     with _lock:
-        return _by_room.setdefault(room, _Archives())
+        return _by_room.setdefault(disk_budget, _Archives())
 
 
 def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:

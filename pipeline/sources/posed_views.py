@@ -30,7 +30,7 @@ def is_staged(cfg: ImportConfig) -> bool:
 
 def staged(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher, scene_of: SceneOf) -> Iterator[Got]:
     """`fetch_many` of a source whose items lie in a sequential archive on this machine: item.url names it."""
-    return bundles.Staging(Path(items[0].url), scene_of, net.room, folder_of).run(items)
+    return bundles.Staging(Path(items[0].url), scene_of, net.disk_budget, folder_of).run(items)
 
 
 def root_of(item: Item, path: Path) -> Path:

@@ -98,12 +98,12 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
             yield item, failure
     if not wanted:
         return
-    room, claim = net.room, f"cuts of {wanted[0][0].uid}"
+    disk_budget, claim = net.disk_budget, f"cuts of {wanted[0][0].uid}"
     try:
         with net.film(wanted[0][0].url) as film:
             if not film.owner:
                 seconds = sum(float(np.ptp(times_us)) for _, times_us in wanted) / 1e6
-                room.reserve(claim, film.bytes_of(seconds, len(wanted)))
+                disk_budget.reserve(claim, film.bytes_of(seconds, len(wanted)))
             while wanted:
                 item, times_us = wanted[0]
                 try:
@@ -111,14 +111,14 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
                 except Skip as failure:  # of this clip: the video may end before it
                     got = failure
                 taken = bytes_below(folder_of(item))
-                room.settle(film.owner or claim, max(0, room.held(film.owner or claim) - taken))
-                room.settle(item.uid, taken)
+                disk_budget.settle(film.owner or claim, max(0, disk_budget.held(film.owner or claim) - taken))
+                disk_budget.settle(item.uid, taken)
                 del wanted[0]
                 yield item, got
     except (Skip, Retry) as failure:
         yield from ((item, failure) for item, _ in wanted)
     finally:
-        room.release(claim)
+        disk_budget.release(claim)
 
 
 def load(item: Item, path: Path, cfg: ClipConfig) -> Clip:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.clip import ClipConfig
-from pipeline.core.budget import Room
+from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import video_of
 from pipeline.download.fetch import LONGEST_PAUSE_S, Fetcher, FetchLimits, Wanted, retry_after_s
@@ -123,8 +123,8 @@ class Governor:
 class VideoFetcher(Fetcher):
     """A Fetcher that opens videos too, by their page."""
 
-    def __init__(self, limits: FetchLimits, room: Room, wishes: Wishes) -> None:
-        super().__init__(limits, room)
+    def __init__(self, limits: FetchLimits, disk_budget: DiskBudget, wishes: Wishes) -> None:
+        super().__init__(limits, disk_budget)
         self.wishes = wishes
         self.governor = Governor(wishes.per_hour, self.stopped)
         self.refused_in_a_row = 0
@@ -174,18 +174,20 @@ class VideoFetcher(Fetcher):
         """The whole file, for as long as it is cut. Disk is reserved for it and for all cuts at once: those who hold a video must
         not wait for each other.
         """
-        folder = Path(tempfile.mkdtemp(prefix="video-", dir=self.room.folder))
+        folder = Path(tempfile.mkdtemp(prefix="video-", dir=self.disk_budget.folder))
         owner, path = folder.name, folder / "video"
         try:
             if stream.get("protocol") in WHOLE_FILES:
                 wanted = Wanted(owner, fold=WHOLE_AND_CUTS)
                 yield self.get_with(self.client, stream["url"], path, wanted, stream.get("http_headers"))
             else:
-                self.room.reserve(owner, min(self.room.budget, WHOLE_AND_CUTS * int(self.limits.max_bytes)))
+                self.disk_budget.reserve(
+                    owner, min(self.disk_budget.budget, WHOLE_AND_CUTS * int(self.limits.max_bytes))
+                )
                 yield self._downloaded(stream, path)
         finally:
             shutil.rmtree(folder)
-            self.room.release(owner)
+            self.disk_budget.release(owner)
 
     def _stream(self, url: str) -> dict[str, Any]:
         """What yt-dlp says of the page and of the stream that was chosen. Asks again where that may help."""

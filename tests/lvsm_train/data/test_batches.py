@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from lvsm_train.data import batches, draws, parquet_pages  # noqa: E402
+from lvsm_train.data import batches, parquet_pages, view_sampling  # noqa: E402
 from lvsm_train.data import index as store  # noqa: E402
 from lvsm_train.data.batches import Data  # noqa: E402
 from pipeline.core import cameras, images  # noqa: E402
@@ -152,7 +152,7 @@ def test_turning_the_world_leaves_pictures_alone(run: Path) -> None:
         assert torch.equal(turned.fxfycxcy, plain.fxfycxcy)
         for place, sample in enumerate(opened.planner.training(step, 0, 1)):
             rows = still.index.c2w[still.index.of(sample.number)]
-            where = draws.rotate_z(np.eye(4)[None, None], np.array([sample.angle]))[0, 0]
+            where = view_sampling.rotate_z(np.eye(4)[None, None], np.array([sample.angle]))[0, 0]
             np.testing.assert_array_equal(where[2], [0, 0, 1, 0])  # about z, whatever the angle
             for view, _, c2w, k in views_of(turned, sample, place):
                 before, depth = cameras.project(points, rows[view], k)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from lvsm_train.data import draws, samples  # noqa: E402
+from lvsm_train.data import samples, view_sampling  # noqa: E402
 from lvsm_train.data.batches import Data  # noqa: E402
 from pipeline.core import cameras  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
@@ -36,13 +36,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(st.integers(0, 2**40), st.integers(1, 40), st.integers(1, 4), st.integers(0, 5))
 def test_every_epoch_shows_every_object(seed: int, objects: int, repeats: int, epoch: int) -> None:
     start = epoch * objects * repeats
-    shown = [draws.object_at(seed, start + place, objects, repeats) for place in range(objects * repeats)]
+    shown = [view_sampling.object_at(seed, start + place, objects, repeats) for place in range(objects * repeats)]
     assert sorted(shown) == sorted(list(range(objects)) * repeats)
     assert all(len(set(shown[at : at + repeats])) == 1 for at in range(0, len(shown), repeats))
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = {tuple(draws.permutation(seed, epoch, 20)) for seed in range(5) for epoch in range(5)}
+    orders = {tuple(view_sampling.permutation(seed, epoch, 20)) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
 
 
@@ -60,7 +60,7 @@ def test_the_number_of_inputs_varies_by_step(run: Path) -> None:
 def test_views_of_objects(seed: int, inputs: int, targets: int, more: int, farthest: bool, among: bool) -> None:
     rng = np.random.default_rng(seed)
     centres = rng.integers(0, 3, (inputs + targets + more, 3)).astype(float)  # some cameras stand at one place
-    shown, asked = draws.object_views(rng, centres, inputs, targets, farthest, among)
+    shown, asked = view_sampling.object_views(rng, centres, inputs, targets, farthest, among)
     assert (len(shown), len(asked)) == (len(set(shown)), len(set(asked))) == (inputs, targets)
     assert {*shown, *asked} <= set(range(len(centres)))
     assert among or not set(shown) & set(asked)
@@ -76,8 +76,8 @@ def test_targets_may_be_inputs_where_asked_for(run: Path) -> None:
 
 def test_farthest_points_are_far() -> None:
     points = np.array([[0.0, 0], [0.1, 0], [10, 0], [5, 0], [0, 1]])
-    assert draws.farthest_points(points, 4, 1).tolist() == [1, 2, 3, 4]
-    assert sorted(draws.farthest_points(np.zeros((5, 3)), 5, 2).tolist()) == [0, 1, 2, 3, 4]
+    assert view_sampling.farthest_points(points, 4, 1).tolist() == [1, 2, 3, 4]
+    assert sorted(view_sampling.farthest_points(np.zeros((5, 3)), 5, 2).tolist()) == [0, 1, 2, 3, 4]
 
 
 @given(
@@ -97,9 +97,9 @@ def test_windows_of_clips(
     frame, gap = np.sort(frames), (least, least + more)
     pairs = itertools.combinations(range(len(frame)), 2)
     fits = any(gap[0] <= frame[j] - frame[i] <= gap[1] and j - i + 1 >= inputs + targets for i, j in pairs)
-    assert draws.clip_fits(frame, inputs + targets, gap) == fits
+    assert view_sampling.clip_fits(frame, inputs + targets, gap) == fits
     if fits:
-        shown, asked = draws.clip_views(np.random.default_rng(seed), frame, inputs, targets, gap, among)
+        shown, asked = view_sampling.clip_views(np.random.default_rng(seed), frame, inputs, targets, gap, among)
         assert gap[0] <= frame[shown[1]] - frame[shown[0]] <= gap[1]
         assert ((shown >= shown[0]) & (shown <= shown[1])).all() and ((asked >= shown[0]) & (asked <= shown[1])).all()
         assert len(set(shown)) == inputs and len(set(asked)) == targets
@@ -108,7 +108,7 @@ def test_windows_of_clips(
 
 def test_windows_are_of_all_widths() -> None:
     rng, frame = np.random.default_rng(0), np.arange(300)
-    ends = np.array([draws.clip_views(rng, frame, 2, 3, (25, 192), False)[0] for _ in range(3000)])
+    ends = np.array([view_sampling.clip_views(rng, frame, 2, 3, (25, 192), False)[0] for _ in range(3000)])
     width = ends[:, 1] - ends[:, 0]
     assert width.min() == 25 and width.max() == 192
     counts = np.histogram(width, 8, (25, 193))[0]
@@ -131,7 +131,7 @@ def similar(c2w: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def test_normalised_poses() -> None:
     rng = np.random.default_rng(0)
     c2w = cameras.look_at(rng.normal(size=(6, 3)) + np.array([0, 0, 5]), rng.normal(size=3))
-    made = draws.normalise_poses(c2w)
+    made = view_sampling.normalise_poses(c2w)
     centres, mean = made[:, :3, 3], made[:, :3, :3].mean(0)
     np.testing.assert_allclose(centres.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(np.abs(centres).max(), 1 / 1.35, rtol=1e-6)
@@ -139,7 +139,9 @@ def test_normalised_poses() -> None:
     np.testing.assert_allclose(mean[0, 1], 0, atol=1e-6)  # down has no part to the side
     assert mean[2, 2] > 0 and mean[1, 1] > 0
     np.testing.assert_allclose(np.linalg.det(made[:, :3, :3]), 1, atol=1e-5)
-    np.testing.assert_allclose(draws.normalise_poses(similar(c2w, rng)), made, atol=1e-5)  # the world does not show
+    np.testing.assert_allclose(
+        view_sampling.normalise_poses(similar(c2w, rng)), made, atol=1e-5
+    )  # the world does not show
     apart = np.linalg.norm(centres[:, None] - centres, axis=-1) / np.linalg.norm(
         c2w[:, None, :3, 3] - c2w[:, :3, 3], axis=-1
     ).clip(1e-9)
@@ -148,9 +150,9 @@ def test_normalised_poses() -> None:
 
 def test_poses_that_have_no_mean_or_no_size() -> None:
     still = np.tile(cameras.look_at(np.array([1.0, 2, 3])), (4, 1, 1))
-    np.testing.assert_allclose(draws.normalise_poses(still), np.tile(np.eye(4), (4, 1, 1)), atol=1e-6)
+    np.testing.assert_allclose(view_sampling.normalise_poses(still), np.tile(np.eye(4), (4, 1, 1)), atol=1e-6)
     opposite = cameras.look_at(np.array([[1.0, 0, 0], [-1, 0, 0]]))
-    made = draws.normalise_poses(opposite)
+    made = view_sampling.normalise_poses(opposite)
     assert np.isfinite(made).all()
     np.testing.assert_allclose(np.abs(made[:, :3, 3]).max(), 1 / 1.35, rtol=1e-6)
 
@@ -158,7 +160,7 @@ def test_poses_that_have_no_mean_or_no_size() -> None:
 @pytest.mark.skipif(not PARITY.is_file(), reason="the tensors of the official code are not here")
 def test_poses_as_the_official_code_normalises_them() -> None:
     fixture = torch.load(PARITY, weights_only=True)
-    made = draws.normalise_poses(fixture["c2w_in"].numpy())
+    made = view_sampling.normalise_poses(fixture["c2w_in"].numpy())
     np.testing.assert_allclose(made, fixture["c2w_normalised"].numpy(), atol=1e-6)
 
 
@@ -184,7 +186,7 @@ def test_batches_of_clips(clips: Path) -> None:
             assert shown[0] == shown.min() < asked.min() and asked.max() < shown.max() == shown[1]
             made = [(view, c2w) for view, _, c2w, _ in views_of(batch, sample, place)]
             raw = opened.index.c2w[opened.index.of(sample.number)][[view for view, _ in made]]
-            np.testing.assert_array_equal([c2w for _, c2w in made], draws.normalise_poses(raw))
+            np.testing.assert_array_equal([c2w for _, c2w in made], view_sampling.normalise_poses(raw))
     assert 20 <= min(widths) < 25 and 45 < max(widths) <= 50
     made = opened.planner.evaluation("val", 2, 3)
     assert [len(sample.inputs + sample.targets) for sample in made] == [5] * len(opened.planner.val)

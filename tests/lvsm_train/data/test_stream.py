@@ -24,17 +24,16 @@ from lvsm_train.config.train import DataConfig, LossConfig, ModelConfig, OptimCo
 from lvsm_train.cycle.settings import checkpoint_bytes  # noqa: E402
 from lvsm_train.data import stream  # noqa: E402
 from lvsm_train.data.batches import TENSORS, Data  # noqa: E402
-from lvsm_train.data.feeds import Fed  # noqa: E402
 from lvsm_train.data.rounds import Rounds  # noqa: E402
+from lvsm_train.data.step_inputs import StepInput  # noqa: E402
 from lvsm_train.data.stream import Stream  # noqa: E402
 from lvsm_train.device.ranks import Ranks  # noqa: E402
 from lvsm_train.training.state import State  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
 from lvsm_train.weights import checkpoint  # noqa: E402
-from pipeline.core import budget  # noqa: E402
 from pipeline.core.disk import is_full  # noqa: E402
 from pipeline.core.records import Scene  # noqa: E402
-from pipeline.cycle.protocol import TRAIN, Cursor, Hunger, Slot, Window, committed  # noqa: E402
+from pipeline.cycle.protocol import TRAIN, Cursor, Slot, Waiting, Window, committed  # noqa: E402
 from pipeline.storage.ledger import Ledger  # noqa: E402
 from pipeline.storage.shards import Shard  # noqa: E402
 from pipeline.storage.train_run import commits  # noqa: E402
@@ -108,7 +107,7 @@ def streaming(
     waiting: Callable[[], bool] | None = None,
     start: int = 0,
     **more: Any,
-) -> Iterator[tuple[Stream, Iterator[Fed]]]:
+) -> Iterator[tuple[Stream, Iterator[StepInput]]]:
     """A stream and its steps. waiting: by default nobody waits for anything."""
     made = Stream(
         config(out, **more),
@@ -224,7 +223,7 @@ class Driver:
         self.calls += 1
         if self.calls % 3:
             return False
-        self.said.append(Hunger.read(self.out).slot)
+        self.said.append(Waiting.read(self.out).slot)
         if self.events:
             self.events.pop(0)()
             return False
@@ -234,7 +233,7 @@ class Driver:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "LOOK_AGAIN_S", 0.001)
-    monkeypatch.setattr(budget, "LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr("pipeline.core.disk.LOOK_AGAIN_S", 0.01)
 
 
 @pytest.mark.usefixtures("soon")
@@ -256,13 +255,13 @@ def test_it_waits_for_shards_and_says_for_which(cycle: Path, tmp_path: Path, wor
         shard(out, "val-000000", 2)
         closed(0)()
 
-    Hunger(9).write(out)  # of a session before
+    Waiting(9).write(out)  # of a session before
     driver = Driver(out, [validated, *[closed(count) for count in range(1, 5)], closed(4, ended=True)])
     made, more = [], {"workers": workers}
     with streaming(out, waiting=driver, data=more) as (_, steps):
         for fed in steps:
             made.append([digest(batch) for batch in fed.batches])
-            assert Hunger.read(out).slot is None or workers  # a batch that was made ahead needs no shard
+            assert Waiting.read(out).slot is None or workers  # a batch that was made ahead needs no shard
     assert made == digests(cycle, data=more)
     assert driver.said[:2] == [None, 0] and not driver.events
     told = [slot for slot in driver.said if slot is not None]
@@ -397,7 +396,7 @@ def test_a_run_that_was_stopped_while_it_waited_goes_on(cycle: Path, tmp_path: P
     def stop() -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            if Hunger.read(cycle).slot == 2:
+            if Waiting.read(cycle).slot == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             time.sleep(0.01)

@@ -29,7 +29,7 @@ from lvsm_train.device.ranks import Ranks  # noqa: E402
 from lvsm_train.training import launch  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
 from pipeline.core.errors import FEWER_THAN_ASKED, UserError  # noqa: E402
-from pipeline.cycle.protocol import TRAIN, Hunger, committed  # noqa: E402
+from pipeline.cycle.protocol import TRAIN, Waiting, committed  # noqa: E402
 from pipeline.storage.run_folder import held  # noqa: E402
 from pipeline.storage.train_run import commits  # noqa: E402
 from tests import test_stream  # noqa: E402
@@ -240,7 +240,7 @@ def test_a_cycle_with_two_ranks_of_which_one_is_stopped_while_they_wait(cycle: P
     process = subprocess.Popen([sys.executable, "-m", "lvsm_train.cycle.trainer", str(cycle)], stdin=subprocess.PIPE)
     assert process.stdin is not None
     with process, process.stdin:
-        until(lambda: Hunger.read(cycle).slot == 2, process)
+        until(lambda: Waiting.read(cycle).slot == 2, process)
         (second,) = [each for each in psutil.Process(process.pid).children() if each.environ().get("RANK") == "1"]
         second.terminate()
         assert process.wait(60) == FEWER_THAN_ASKED
@@ -261,7 +261,7 @@ def test_ranks_end_with_the_driver_of_a_cycle(cycle: Path) -> None:
     process = subprocess.Popen([sys.executable, "-m", "lvsm_train.cycle.trainer", str(cycle)], stdin=subprocess.PIPE)
     assert process.stdin is not None
     with process:
-        until(lambda: Hunger.read(cycle).slot == 2, process)
+        until(lambda: Waiting.read(cycle).slot == 2, process)
         ranks = psutil.Process(process.pid).children()
         process.stdin.close()
         assert process.wait(10) == 1

@@ -16,7 +16,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from lvsm_train.latent import influence, latents, pairing  # noqa: E402
-from lvsm_train.latent.latents import PATHS, Pairing, Scene  # noqa: E402
+from lvsm_train.latent.latents import PATHS, LatentScene, Pairing  # noqa: E402
 from lvsm_train.latent.pairing import PAIRINGS  # noqa: E402
 from lvsm_train.latent.subjects import Subject, render, standing_apart  # noqa: E402
 from lvsm_train.models.lvsm import EncoderDecoder  # noqa: E402
@@ -55,17 +55,17 @@ def subjects(net: EncoderDecoder) -> list[Subject]:
     return [Subject(f"object-{b}", scenes[b], image[b], blank, asked[0][b], asked[1][b]) for b in range(2)]
 
 
-def scene(count: int, seed: int) -> Scene:
+def scene(count: int, seed: int) -> LatentScene:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(count, DIM, generator=generator) * 3 + 1
-    return Scene(tokens, torch.rand(count, generator=generator) + 0.2, torch.eye(4))
+    return LatentScene(tokens, torch.rand(count, generator=generator) + 0.2, torch.eye(4))
 
 
 def some(seed: int, count: int = 5, among: int = N) -> torch.Tensor:
     return torch.randperm(among, generator=torch.Generator().manual_seed(seed))[:count]
 
 
-def changed(net: EncoderDecoder, subject: Subject, made: Scene) -> float:
+def changed(net: EncoderDecoder, subject: Subject, made: LatentScene) -> float:
     return float((subject.render(net, made) - subject.render(net)).abs().max())
 
 

@@ -26,7 +26,7 @@ from ray.cluster_utils import Cluster
 from pipeline.cluster import executors
 from pipeline.cluster.prometheus import METRICS, Metrics
 from pipeline.core.records import Item, Outcome
-from pipeline.cycle.supervisor import Janitor
+from pipeline.cycle.supervisor import Supervisor
 from pipeline.download.ahead import Downloads
 from pipeline.run.progress import Progress
 from pipeline.storage.ledger import Ledger
@@ -105,7 +105,7 @@ def full(folder: Path, told: list[dict[str, Any]]) -> dict[str, Callable[[], dic
     downloads = SimpleNamespace(results=ready, out_there=4, net=SimpleNamespace(room=SimpleNamespace(used=5000)))
     waiting = {"train-000000": SimpleNamespace(done=lambda: False), "train-000001": SimpleNamespace(done=lambda: True)}
     uploads = SimpleNamespace(waiting=waiting, out=folder, _names=lambda shard: [shard], _size=lambda path: 700)
-    janitor = SimpleNamespace(
+    supervisor = SimpleNamespace(
         log=TrainingLog(folder).read(),
         used=lambda: 60,
         peak=80,
@@ -116,10 +116,10 @@ def full(folder: Path, told: list[dict[str, Any]]) -> dict[str, Callable[[], dic
     )
 
     def cycle() -> dict[str, Any]:
-        told.append(Janitor.facts(janitor))  # type: ignore[arg-type]
-        janitor.blocked_s += 1.5
-        janitor.deleted += 1
-        janitor.log._take(lines[0])
+        told.append(Supervisor.facts(supervisor))  # type: ignore[arg-type]
+        supervisor.blocked_s += 1.5
+        supervisor.deleted += 1
+        supervisor.log._take(lines[0])
         return told[-1]
 
     return {

@@ -31,7 +31,7 @@ from pipeline.core.records import Item, Outcome, Scene, Views
 from pipeline.cycle import audit as auditing
 from pipeline.cycle import protocol
 from pipeline.cycle.audit import audit
-from pipeline.cycle.protocol import TRAIN, Cursor, Hunger, Slot, Window, committed
+from pipeline.cycle.protocol import TRAIN, Cursor, Slot, Waiting, Window, committed
 from pipeline.cycle.trainer import SAYS, TIMES, Trainer
 from pipeline.storage import journal as journals
 from pipeline.storage.ledger import Kept, Ledger
@@ -220,8 +220,8 @@ def test_patience_ends_when_there_is_room(tmp_path: Path, capsys: pytest.Capture
             return False
 
         (disk / TRAIN).mkdir()
-        patiently(lambda: Hunger(3).write(disk), disk, enough)
-        assert next(asked) == 4 and Hunger.read(disk) == Hunger(3)
+        patiently(lambda: Waiting(3).write(disk), disk, enough)
+        assert next(asked) == 4 and Waiting.read(disk) == Waiting(3)
     said = capsys.readouterr().err.splitlines()
     assert [f"the disk of {disk} is full" in said[0], f"the disk of {disk} has room again" in said[1]] == [True, True]
     assert len(said) == 2

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.cycle import CycleConfig, Shares
-from pipeline.core.budget import Room
+from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.cycle.driver import MOST_WAITING, Cycle
-from pipeline.cycle.open_shards import AT_ONCE, CAUTION, CAUTION_FEW, FEW, Open, Slots, objects_per_shard
+from pipeline.cycle.open_shards import AT_ONCE, CAUTION, CAUTION_FEW, FEW, OpenShard, OpenShards, objects_per_shard
 from pipeline.cycle.trainer import Trainer
 from pipeline.report.page import LivePage
 from pipeline.storage.ledger import Kept, Ledger
@@ -21,9 +21,9 @@ from pipeline.storage.shards import Entry, Shard
 KEPT = {"val-000000": Kept("complete", FEW, FEW * 1000, 0)}
 
 
-def slots(out: Path, shards: float, kept: dict[str, Kept] = KEPT) -> Slots:
-    made = Slots(CycleConfig(out=out, window=3), Shares(shards, 0, 0, 0, 0), kept)
-    made.room.spare = 0
+def slots(out: Path, shards: float, kept: dict[str, Kept] = KEPT) -> OpenShards:
+    made = OpenShards(CycleConfig(out=out, window=3), Shares(shards, 0, 0, 0, 0), kept)
+    made.disk_budget.spare = 0
     return made
 
 
@@ -38,46 +38,46 @@ def test_what_an_object_takes_is_guessed_then_known(tmp_path: Path) -> None:
 
 def test_a_shard_is_reserved_as_a_whole_and_twice(tmp_path: Path) -> None:
     made = slots(tmp_path, 20_000)
-    first, second = Open("train-000000", 0), Open("train-000001", 1)
+    first, second = OpenShard("train-000000", 0), OpenShard("train-000001", 1)
     assert made.reserve(first, 4)
-    assert made.room.held(first.name) == 2 * 4 * CAUTION * 1000
+    assert made.disk_budget.held(first.name) == 2 * 4 * CAUTION * 1000
     assert made.reserve(second, 4)
-    assert not made.reserve(Open("train-000002", 2), 4)
+    assert not made.reserve(OpenShard("train-000002", 2), 4)
     made.open[first.name] = first
     made.close(first, None, 3000)
-    assert made.room.held(first.name) == 3000
-    assert not made.reserve(Open("train-000002", 2), 4)
-    made.room.release(first.name)
-    assert made.reserve(Open("train-000002", 2), 4)
+    assert made.disk_budget.held(first.name) == 3000
+    assert not made.reserve(OpenShard("train-000002", 2), 4)
+    made.disk_budget.release(first.name)
+    assert made.reserve(OpenShard("train-000002", 2), 4)
 
 
 def test_a_guess_refuses_nothing(tmp_path: Path) -> None:
     made = slots(tmp_path, 20_000, {})
-    first = Open("val-000000", 0)
-    assert made.all_of(first, 16) > made.room.budget
+    first = OpenShard("val-000000", 0)
+    assert made.all_of(first, 16) > made.disk_budget.budget
     assert made.reserve(first, 16)
-    assert made.room.free == 0
+    assert made.disk_budget.free == 0
 
 
 def test_younger_shards_step_back_for_older_ones(tmp_path: Path) -> None:
     made = slots(tmp_path, 20_000)
-    first, second = Open("train-000000", 0), Open("train-000001", 1)
+    first, second = OpenShard("train-000000", 0), OpenShard("train-000001", 1)
     for one in (first, second):
         made.open[one.name] = one
         assert made.reserve(one, 4)
     first.written, second.written = 15_000, 2_000
     assert made.fits(first)
-    assert made.room.held(second.name) == 2_000
+    assert made.disk_budget.held(second.name) == 2_000
     second.written = 6_000
     assert not made.fits(second)
-    made.room.release(first.name)
+    made.disk_budget.release(first.name)
     assert made.fits(second)
 
 
 def test_what_can_never_fit_is_said_with_the_budget_that_would_do(tmp_path: Path) -> None:
     made = slots(tmp_path, 20e6)
     with pytest.raises(UserError) as refused:
-        made.reserve(Open("train-000000", 0), 20_000)
+        made.reserve(OpenShard("train-000000", 0), 20_000)
     assert str(refused.value).startswith("the disk budget of 20.0 MB is too small")
     assert refused.value.hint == "the same command with --disk-budget 71MB goes on"
 
@@ -101,9 +101,9 @@ def test_others_who_fill_the_disk_are_told_from_a_full_budget(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = slots(tmp_path, 1e6)
-    one = Open("train-000000", 0)
+    one = OpenShard("train-000000", 0)
     assert not made.lacks_disk(one, 1000)
-    made.room.spare = 1e18
+    made.disk_budget.spare = 1e18
     assert made.lacks_disk(one, 1000)
     assert made.lacks_disk(one, 1000)
     assert capsys.readouterr().err.count("is full: waiting") == 1
@@ -126,7 +126,7 @@ def test_outcomes_wait_in_memory_unless_an_older_shard_is_under_way(tmp_path: Pa
     cfg = CycleConfig(out=tmp_path, executor="inline", workers=1).resolved()
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         run = Cycle(cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None), LivePage)
-        older, younger = Open("train-000000", 0), Open("train-000001", 1)
+        older, younger = OpenShard("train-000000", 0), OpenShard("train-000001", 1)
         run.slots.open = {one.name: one for one in (older, younger)}
         for number in range(MOST_WAITING + 1):
             assert not run._must_wait()
@@ -152,10 +152,10 @@ def test_a_session_after_a_shard_of_nothing_but_failures_has_nothing_to_delete(t
         (tmp_path / "64").mkdir()
         (tmp_path / "64" / "train-000001.parquet").write_bytes(b"0123456789")
         run = Cycle(cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None), LivePage)
-    assert run.janitor.idle()  # else a Ctrl-C would wait for ever for what cannot be deleted yet
+    assert run.supervisor.idle()  # else a Ctrl-C would wait for ever for what cannot be deleted yet
 
 
 def test_a_room_says_what_is_free(tmp_path: Path) -> None:
-    room = Room(tmp_path, 1000, spare=0)
-    room.settle("x", 1500)
-    assert room.free == -500
+    disk_budget = DiskBudget(tmp_path, 1000, spare=0)
+    disk_budget.settle("x", 1500)
+    assert disk_budget.free == -500

@@ -68,7 +68,7 @@ def test_every_item_comes_once_with_its_file(bench: Bench) -> None:
         opened.done(item)
     opened.close()
     assert seen == {f"uid-{number}": number for number in range(COUNT)}
-    assert opened.net.room.used == 0
+    assert opened.net.disk_budget.used == 0
     assert not list(bench.raw.iterdir())
 
 
@@ -88,12 +88,12 @@ def test_they_keep_to_the_disk_they_may_have(bench: Bench) -> None:
         kept.append(item)
         assert len(list(bench.raw.glob("*/object*"))) <= 5
         if len(kept) == 5:
-            assert not opened.net.room.try_reserve("more", 10_000)
+            assert not opened.net.disk_budget.try_reserve("more", 10_000)
             for each in kept:
                 opened.done(each)
             kept.clear()
     opened.close()
-    assert opened.net.room.peak <= 55_000
+    assert opened.net.disk_budget.peak <= 55_000
 
 
 def test_failures_are_outcomes_and_the_rest_goes_on(bench: Bench) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.budget import Room
+from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip
 from pipeline.download import fetch
 from pipeline.download.fetch import Fetcher, FetchLimits
@@ -35,27 +35,27 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fetcher]:
     monkeypatch.setattr(fetch, "FIRST_PAUSE_S", 0.02)
     (tmp_path / "raw").mkdir()
-    net = Fetcher(FetchLimits(stall_s=0.6, max_bytes=1_000_000), Room(tmp_path / "raw", BUDGET))
+    net = Fetcher(FetchLimits(stall_s=0.6, max_bytes=1_000_000), DiskBudget(tmp_path / "raw", BUDGET))
     yield net
     net.close()
 
 
 def get(net: Fetcher, hub: Hub, owner: str = "a", path: str = "a.bin", **known: object) -> bytes:
-    to = net.room.folder / owner / "file"
+    to = net.disk_budget.folder / owner / "file"
     assert net.get(f"{hub.url}/{path}", to, owner=owner, **known) == to  # type: ignore[arg-type]
     return to.read_bytes()
 
 
 def left_over(net: Fetcher) -> list[Path]:
-    return [path for path in net.room.folder.rglob("*") if path.is_file()]
+    return [path for path in net.disk_budget.folder.rglob("*") if path.is_file()]
 
 
 def test_a_file_comes_whole_and_its_disk_is_accounted_for(hub: Hub, net: Fetcher) -> None:
     assert get(net, hub, sha256=SHA256.upper()) == DATA
-    assert net.room.held("a") == len(DATA)
+    assert net.disk_budget.held("a") == len(DATA)
     assert hub.count() == 1
-    net.room.release("a")
-    assert net.room.used == 0
+    net.disk_budget.release("a")
+    assert net.disk_budget.used == 0
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_retry_after_in_both_of_its_forms() -> None:
 
 def test_no_host_sees_more_connections_than_it_may(hub: Hub, tmp_path: Path) -> None:
     hub.fault("a.bin", "slow", times=None, rate=2_000_000)
-    net = Fetcher(FetchLimits(per_host=3), Room(tmp_path, 1e8))
+    net = Fetcher(FetchLimits(per_host=3), DiskBudget(tmp_path, 1e8))
     threads = [threading.Thread(target=get, args=(net, hub, str(number))) for number in range(9)]
     for thread in threads:
         thread.start()
@@ -221,27 +221,27 @@ def test_no_host_sees_more_connections_than_it_may(hub: Hub, tmp_path: Path) -> 
 
 
 def test_disk_is_reserved_before_a_body_is_read(hub: Hub, net: Fetcher) -> None:
-    net.room.reserve("others", BUDGET - 100_000)
+    net.disk_budget.reserve("others", BUDGET - 100_000)
     done = threading.Event()
     thread = threading.Thread(target=lambda: (get(net, hub), done.set()))
     thread.start()
     assert not done.wait(0.5)
-    assert net.room.used <= BUDGET - 100_000
+    assert net.disk_budget.used <= BUDGET - 100_000
     assert not left_over(net)
-    net.room.release("others")
+    net.disk_budget.release("others")
     thread.join()
     assert done.is_set()
-    assert net.room.peak <= BUDGET
+    assert net.disk_budget.peak <= BUDGET
 
 
 def test_a_file_of_unknown_length_keeps_to_the_limit(hub: Hub, net: Fetcher) -> None:
     hub.fault("a.bin", "no_length")
     assert get(net, hub) == DATA
-    assert net.room.held("a") == len(DATA)  # what was reserved for the worst is given back
+    assert net.disk_budget.held("a") == len(DATA)  # what was reserved for the worst is given back
 
 
 def test_a_file_over_the_limit_is_not_read(hub: Hub, tmp_path: Path) -> None:
-    net = Fetcher(FetchLimits(max_bytes=1000), Room(tmp_path, 1e8))
+    net = Fetcher(FetchLimits(max_bytes=1000), DiskBudget(tmp_path, 1e8))
     with pytest.raises(Skip) as caught:
         get(net, hub)
     net.close()
@@ -250,12 +250,12 @@ def test_a_file_over_the_limit_is_not_read(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_room_is_first_come_first_served(tmp_path: Path) -> None:
-    room = Room(tmp_path, 100)
-    room.reserve("first", 60)
+    disk_budget = DiskBudget(tmp_path, 100)
+    disk_budget.reserve("first", 60)
     got: list[str] = []
 
     def wait(owner: str, size: int) -> None:
-        room.reserve(owner, size)
+        disk_budget.reserve(owner, size)
         got.append(owner)
 
     large, small = (threading.Thread(target=wait, args=pair) for pair in (("large", 90), ("small", 10)))
@@ -263,17 +263,17 @@ def test_room_is_first_come_first_served(tmp_path: Path) -> None:
     time.sleep(0.1)
     small.start()  # would fit, but is behind
     time.sleep(0.1)
-    assert not got and not room.try_reserve("third", 1)
-    room.release("first")
+    assert not got and not disk_budget.try_reserve("third", 1)
+    disk_budget.release("first")
     large.join()
     small.join()
     assert got == ["large", "small"]
     with pytest.raises(Skip, match="too_large"):
-        room.reserve("huge", 101)
+        disk_budget.reserve("huge", 101)
 
 
 def test_closing_sends_home_who_waits_and_who_reads(hub: Hub, net: Fetcher) -> None:
-    net.room.reserve("others", BUDGET - 400_000)
+    net.disk_budget.reserve("others", BUDGET - 400_000)
     hub.fault("a.bin", "slow", times=None, rate=100_000)
     ended: list[str] = []
 
@@ -295,6 +295,6 @@ def test_closing_sends_home_who_waits_and_who_reads(hub: Hub, net: Fetcher) -> N
 
 
 def test_a_mirror_stands_in_for_a_host(hub: Hub, tmp_path: Path) -> None:
-    net = Fetcher(FetchLimits(mirrors=(("https://example.org/things/", f"{hub.url}/"),)), Room(tmp_path, 1e8))
+    net = Fetcher(FetchLimits(mirrors=(("https://example.org/things/", f"{hub.url}/"),)), DiskBudget(tmp_path, 1e8))
     assert net.get("https://example.org/things/a.bin", tmp_path / "a", owner="a").read_bytes() == DATA
     net.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.budget import Room
+from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import Item
 from pipeline.download import fetch, git
@@ -29,7 +29,7 @@ class Remote:
         self.hub = hub
         (folder / "raw").mkdir()
         mirrors = (("https://github.com/", f"{hub.url}/git/"),)
-        self.net = Fetcher(FetchLimits(max_bytes=2e6, stall_s=2, mirrors=mirrors), Room(folder / "raw", 5e6))
+        self.net = Fetcher(FetchLimits(max_bytes=2e6, stall_s=2, mirrors=mirrors), DiskBudget(folder / "raw", 5e6))
         self.folder = folder
 
     def commit(self, files: dict[str, bytes | str | None], repo: str = "models") -> str:
@@ -39,7 +39,7 @@ class Remote:
         wanted = [(Item(path, "github", sha256=known.get("sha256", "")), path) for path in paths]
 
         def folder_of(item: Item) -> Path:
-            folder = self.net.room.folder / trees.sha256(item.uid.encode())
+            folder = self.net.disk_budget.folder / trees.sha256(item.uid.encode())
             folder.mkdir(exist_ok=True)
             return folder
 
@@ -60,7 +60,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
         remote = Remote(tmp_path, hub)
         yield remote
         remote.net.close()
-        assert not list(remote.net.room.folder.glob("git-*")), "a checkout was left behind"
+        assert not list(remote.net.disk_budget.folder.glob("git-*")), "a checkout was left behind"
 
 
 def tree_of(path: Path | Skip | Retry) -> set[str]:
@@ -80,7 +80,7 @@ def test_a_file_brings_what_it_names(remote: Remote) -> None:
     for path, made in ((model, boxes), (gltf, scene)):
         file = got[path]
         assert isinstance(file, Path) and file.read_bytes() == made[path]
-    assert remote.net.room.used == sum(map(len, boxes.values())) + sum(map(len, scene.values()))
+    assert remote.net.disk_budget.used == sum(map(len, boxes.values())) + sum(map(len, scene.values()))
 
 
 def test_commits_of_one_repository_do_not_mix(remote: Remote) -> None:
@@ -187,7 +187,7 @@ def test_a_checkout_that_grows_too_large_is_cut_off(remote: Remote) -> None:
     commit = remote.commit({"a.obj": b"v 0 0 0\n" + trees.png(1) + os.urandom(6_000_000)})
     remote.hub.fault("git-upload-pack", "slow", times=None, methods=("POST",), rate=4_000_000)
     assert remote.reason(commit, "a.obj") == "too_large"
-    assert remote.net.room.used == 0
+    assert remote.net.disk_budget.used == 0
 
 
 def test_a_hostile_repository_runs_nothing_and_writes_nothing_outside(remote: Remote, tmp_path: Path) -> None:

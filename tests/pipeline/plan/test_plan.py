@@ -22,9 +22,9 @@ from pipeline.core.records import Item, Outcome
 from pipeline.cycle import disk_log
 from pipeline.cycle.disk_log import Note
 from pipeline.cycle.open_shards import AT_ONCE, CAUTION
-from pipeline.plan.forecast import Drawn, Forecast, Found
+from pipeline.plan.forecast import Drawn, Forecast, Measurements
 from pipeline.plan.intervals import Range, Z, in_blocks, means, wilson
-from pipeline.plan.pilot import Pace
+from pipeline.plan.pilot import ThroughputProcess
 from pipeline.plan.plan import PLAN, WORDS, _training, compare, real_figures
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import Entry, Shard
@@ -53,16 +53,16 @@ TRAINER: dict[str, Any] = {
 }
 
 
-def found(good: list[float], bad: list[float] | None = None, step_s: float = 0.5, **more: Any) -> Found:
+def found(good: list[float], bad: list[float] | None = None, step_s: float = 0.5, **more: Any) -> Measurements:
     """A pilot with objects that took so many seconds each, 4 kB of pictures and 1 MB of downloads, and 30 steps."""
     drawn = [Drawn(True, one, 1_000_000, 4000) for one in good] + [Drawn(False, one, 1_000_000, 0) for one in bad or []]
     steps = [step_s * (1 + 0.02 * (number % 3)) for number in range(30)]
     told: dict[str, Any] = {"workers": 2, "start_s": 5.0, "seconds": 60.0, "idle_share": 0.0, "samples": 8}
     told |= {"shard_bytes": 5000 * len(good) + 6000, "shards": 1, "step_s": steps, "pace_start_s": 4.0}
-    return Found(drawn, {}, {"CC0-1.0": len(good)}, **told | more)
+    return Measurements(drawn, {}, {"CC0-1.0": len(good)}, **told | more)
 
 
-def forecast(pilot: Found, **more: Any) -> Forecast:
+def forecast(pilot: Measurements, **more: Any) -> Forecast:
     return Forecast(CycleConfig(n=10_000, window=8, **more), SHARES, TRAINER, pilot)
 
 
@@ -212,7 +212,7 @@ def test_a_plan_of_a_small_cycle(tmp_path: Path) -> None:
 
 
 def pace_of(script: str, folder: Path) -> dict[str, Any]:
-    with contextlib.closing(Pace(folder, [sys.executable, "-c", script], None)) as pace:
+    with contextlib.closing(ThroughputProcess(folder, [sys.executable, "-c", script], None)) as pace:
         return pace.told()
 
 

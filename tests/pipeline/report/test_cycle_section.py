@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 
 from pipeline.config.cycle import Shares
 from pipeline.core import images
-from pipeline.core.budget import Room
+from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import UserError
 from pipeline.core.records import Outcome
 from pipeline.cycle import disk_log
 from pipeline.cycle.disk_log import Note
 from pipeline.cycle.protocol import Slot, Window
-from pipeline.cycle.snapshot import Pace, standing, who_waits
-from pipeline.cycle.supervisor import Janitor
+from pipeline.cycle.snapshot import ThroughputProcess, standing, who_waits
+from pipeline.cycle.supervisor import Supervisor
 from pipeline.report import charts, cycle_section
 from pipeline.report import page as report
 from pipeline.report.page import LivePage, write_page
@@ -180,7 +180,7 @@ def test_a_crash_of_the_last_evaluation_is_no_score(run: Path) -> None:
 
 @given(*(st.floats(0, 1e6) for _ in range(4)))
 def test_who_waits_names_the_side_that_waits(waited: float, trainer: float, blocked: float, rendering: float) -> None:
-    pace = Pace(1.0, 1.0, 1.0, min(waited, trainer), trainer, min(blocked, rendering), rendering)
+    pace = ThroughputProcess(1.0, 1.0, 1.0, min(waited, trainer), trainer, min(blocked, rendering), rendering)
     assert 0 <= pace.idle <= 1 and 0 <= pace.blocked <= 1
     _, do = who_waits(pace)
     if max(pace.idle, pace.blocked) < 0.05:
@@ -232,18 +232,20 @@ def test_the_janitor_counts_how_long_rendering_waits(run: Path, monkeypatch: pyt
     clock = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: clock)
     shares = Shares(BUDGET, 5e6, 1e6, 0, 1e6)
-    janitor = Janitor(run, run / "ledger.sqlite", Room(run, shares.shards), shares, cast(Any, None), (64,), 0, LivePage)
-    assert janitor.facts()["blocked_s"] == 2  # of the sessions before
+    supervisor = Supervisor(
+        run, run / "ledger.sqlite", DiskBudget(run, shares.shards), shares, cast(Any, None), (64,), 0, LivePage
+    )
+    assert supervisor.facts()["blocked_s"] == 2  # of the sessions before
     for pressed, seconds in ((True, 0.5), (True, 0.5), (False, 1.0), (False, 7.0)):
         Window(2, 6, validated=True, pressed=pressed).write(run)
-        janitor._measure()
-        assert janitor.facts()["blocked"] is pressed
+        supervisor._measure()
+        assert supervisor.facts()["blocked"] is pressed
         clock += seconds
-    janitor._measure(last=True)
-    assert janitor.facts()["blocked_s"] == 3
+    supervisor._measure(last=True)
+    assert supervisor.facts()["blocked_s"] == 3
     assert sum(note.blocked_s for note in disk_log.read(run)) == 3
     last = disk_log.read(run)[-1]
-    assert last.budget == BUDGET and last.used == janitor.used() > last.shards > 0
+    assert last.budget == BUDGET and last.used == supervisor.used() > last.shards > 0
 
 
 # ---- the page

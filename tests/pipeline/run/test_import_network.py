@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.utils import close_session
 
-from pipeline.core.budget import Room
+from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip
 from pipeline.download.fetch import Fetcher, FetchLimits
 from pipeline.sources import gobjaverse, objaverse_mix
@@ -40,7 +40,7 @@ def test_gobjaverse_fetches_only_the_views_that_are_asked_for(tmp_path: Path) ->
     (tmp_path / "raw").mkdir()
     with Hub(tmp_path / "tree") as hub:
         mirror = (gobjaverse.BASE.removesuffix("/share/aigc3d"), hub.url)
-        net = Fetcher(FetchLimits(mirrors=(mirror,)), Room(tmp_path / "raw", 1e7))
+        net = Fetcher(FetchLimits(mirrors=(mirror,)), DiskBudget(tmp_path / "raw", 1e7))
         listed(tmp_path / "cache/hf-objaverse-v1/metadata/000-000", {UID: {"license": "cc0"}})
         cfg = config("gobjaverse", None, tmp_path / "cache", views=4)
         items = list(gobjaverse.items(cfg, 0, net))
@@ -78,7 +78,7 @@ def test_objaverse_mix_brings_each_archive_once_and_never_two(tmp_path: Path, mo
     with Hub(tmp_path / "tree") as hub:
         template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        net = Fetcher(FetchLimits(), Room(tmp_path / "raw", 1e9))
+        net = Fetcher(FetchLimits(), DiskBudget(tmp_path / "raw", 1e9))
         items = list(objaverse_mix.items(cfg, 0, net))
         assert {(item.uid, item.license) for item in items} == {(uid, "CC-BY-4.0") for uid in paths}
         for i in range(0, len(items), 2):  # in small batches, of one archive each

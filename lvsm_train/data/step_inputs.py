@@ -19,7 +19,7 @@ from pipeline.cycle.protocol import Cursor
 
 
 @dataclass(frozen=True)
-class Fed:
+class StepInput:
     """A step. data: what validation is taken from. batches: this rank's, for which it waited so many seconds.
 
     place: of the step in the schedule of learning rates, in steps. slots: shards of a cycle -> samples of them.
@@ -38,7 +38,7 @@ class Fed:
 class Feed(Protocol):
     """steps(start) -> every step from there on. urgent(cursor): whether a checkpoint of that cursor is waited for."""
 
-    def steps(self, start: int) -> Generator[Fed, None, None]: ...
+    def steps(self, start: int) -> Generator[StepInput, None, None]: ...
 
     def urgent(self, saved: Cursor | None) -> bool: ...
 
@@ -49,7 +49,7 @@ class Epochs:
     def __init__(self, cfg: TrainConfig, ranks: Ranks, device: torch.device, say: Callable[..., None]) -> None:
         self.cfg, self.ranks, self.device, self.say = cfg, ranks, device, say
 
-    def steps(self, start: int) -> Generator[Fed, None, None]:
+    def steps(self, start: int) -> Generator[StepInput, None, None]:
         """Every step from `start` on."""
         first, cfg = 0, self.cfg
         for end, res in cfg.stages():
@@ -62,7 +62,7 @@ class Epochs:
                         for step in range(max(first, start), end):
                             clock = time.perf_counter()
                             some = list(itertools.islice(batches, cfg.accumulate))
-                            yield Fed(step, data, some, time.perf_counter() - clock, step, step + 1 == cfg.steps)
+                            yield StepInput(step, data, some, time.perf_counter() - clock, step, step + 1 == cfg.steps)
             first = end
 
     def urgent(self, saved: Cursor | None) -> bool:
@@ -70,7 +70,7 @@ class Epochs:
         return False
 
 
-class Together:
+class RankBarrier:
     """For ranks that wait for shards of a cycle, each by itself: they begin a step when all have it, and end when one is to.
 
     stop: whether this rank is to end. Ranks meet in rounds: one that has its next step waits for the others there; one that has
@@ -86,7 +86,7 @@ class Together:
         _, self.stopped = self.ranks.meet(False, self.stop(), self.device)
         return self.stopped
 
-    def steps(self, steps: Iterable[Fed]) -> Iterator[Fed]:
+    def steps(self, steps: Iterable[StepInput]) -> Iterator[StepInput]:
         """Those that all ranks have. What `steps` waits with has to be `asked`."""
         for fed in steps:
             ready = False

@@ -1,4 +1,4 @@
-"""`python -m lvsm_train.cycle.pace PILOT`: how fast a model trains here, measured on a pilot's shards. For `lvsm-data plan`.
+"""`python -m lvsm_train.cycle.throughput PILOT`: training speed on a pilot's shards, for `lvsm-data plan`.
 
 Reads PILOT/train.json, takes steps as `train` does, and says on stdout what each took, a line of JSON at a time:
 
