@@ -32,9 +32,9 @@ def glb(document: Any = None, tail: bytes = b"", version: int = 2, kind: bytes =
 def usdz(*members: tuple[str, bytes], packing: int = zipfile.ZIP_STORED) -> bytes:
     """An archive with these files, not aligned as USD wants it."""
     made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", packing) as archive:
+    with zipfile.ZipFile(made, "w") as archive:
         for name, data in members:
-            archive.writestr(name, data)
+            archive.writestr(zipfile.ZipInfo(name), data, packing)  # without today's date
     return made.getvalue()
 
 
