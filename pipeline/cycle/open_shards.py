@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.config.cycle import CycleConfig, Shares
@@ -47,8 +47,11 @@ class OpenShard:
 class OpenShards:
     """open: by name. room: the share of the budget that is for shards. kept: what earlier sessions closed."""
 
-    def __init__(self, cfg: CycleConfig, shares: Shares, kept: Mapping[str, Kept]) -> None:
+    def __init__(
+        self, cfg: CycleConfig, shares: Shares, kept: Mapping[str, Kept], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         assert cfg.out is not None
+        self.clock = clock
         self.cfg, self.shares, self.out = cfg, shares, cfg.out
         self.disk_budget = DiskBudget(
             cfg.out, shares.shards, min(SPARE, SPARE_SHARE * shutil.disk_usage(cfg.out).total), patient=True
@@ -58,7 +61,7 @@ class OpenShards:
         self.closed_bytes = sum(shard.bytes for shard in kept.values())
         self._waited = 0.0
         self._since: float | None = None
-        self._said = -SAY_AGAIN_S
+        self._said = -math.inf
 
     def expected(self) -> float:
         """Bytes that an object takes in shards, with caution."""
@@ -120,13 +123,13 @@ class OpenShards:
 
     def waited(self) -> float:
         """Seconds that production has waited for disk in this session."""
-        return self._waited + (time.monotonic() - self._since if self._since is not None else 0)
+        return self._waited + (self.clock() - self._since if self._since is not None else 0)
 
     def block(self) -> bool:
         """It waits. True: from now on."""
         if self._since is not None:
             return False
-        self._since = time.monotonic()
+        self._since = self.clock()
         return True
 
     def unblock(self) -> bool:
@@ -140,8 +143,8 @@ class OpenShards:
         """Whether it is others who have filled the disk; then a user hears of it."""
         if not self.disk_budget.lacks_disk(wanted - self.disk_budget.held(slot.name)):
             return False
-        if time.monotonic() - self._said > SAY_AGAIN_S:
-            self._said = time.monotonic()
+        if self.clock() - self._said > SAY_AGAIN_S:
+            self._said = self.clock()
             say_full(self.out)
         return True
 

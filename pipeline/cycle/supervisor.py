@@ -61,7 +61,7 @@ class Supervisor:
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(1, "janitor")
         self._work_done: Future[None] | None = None
-        self._noted = self._looked = 0.0
+        self._noted, self._looked = float("-inf"), 0.0
         self._most = 0  # bytes since the last note
         self._blocked_s = 0.0  # the same
         self._waits = False

@@ -30,15 +30,24 @@ LINE_S = 10.0  # between plain lines
 class Progress:
     """What the run does right now. Fed by the driver; a thread of its own shows it and writes the status file."""
 
-    def __init__(self, n: int, views: int | None, delivered: int, reasons: dict[str, int], out: Path) -> None:
+    def __init__(
+        self,
+        n: int,
+        views: int | None,
+        delivered: int,
+        reasons: dict[str, int],
+        out: Path,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """views: of every object, None where that differs."""
+        self.clock = clock
         self.n = n
         self.views_per_object = views
         self.delivered = delivered
         self.reasons = dict(reasons)
         self.bytes = self.views = 0
         self.idle_s = 0.0  # of workers that are at work again
-        self.started = time.time()
+        self.started = clock()
         self.out = out
         self.state = "running"
         self.workers: dict[int, tuple[str, float]] = {}
@@ -65,7 +74,7 @@ class Progress:
     def on_start(self, worker: int, item: Item) -> None:
         """A worker took an item."""
         with self.lock:
-            now = time.time()
+            now = self.clock()
             before, since = self.workers.get(worker, ("", now))
             self.idle_s += 0.0 if before else now - since
             self.workers[worker] = (item.uid, now)
@@ -78,7 +87,7 @@ class Progress:
             if slot is not None:  # else it ended before a worker had it
                 self.served[slot] = self.served.get(slot, 0) + 1
                 if self.workers[slot][0] == outcome.item.uid:  # else it is at its next item already
-                    self.workers[slot] = ("", time.time())
+                    self.workers[slot] = ("", self.clock())
             if outcome.scene is None:
                 self.reasons[outcome.reason] = self.reasons.get(outcome.reason, 0) + 1
                 return
@@ -86,7 +95,7 @@ class Progress:
             self.delivered += 1
             self.views += views
             self.bytes += outcome.scene.jpeg_bytes
-            second = int(time.time())
+            second = int(self.clock())
             if not self.recent or self.recent[-1][0] != second:
                 self.recent.append([second, 0, 0])
             self.recent[-1][1] += 1
@@ -95,14 +104,14 @@ class Progress:
     def on_rest(self) -> None:
         """The workers are gone: there is nothing more for them."""
         with self.lock:
-            now = time.time()
+            now = self.clock()
             self.idle_s += sum(now - since for uid, since in self.workers.values() if not uid)
             self.workers.clear()
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that `status` shows. Rates in objects per hour and views per second; eta_s is None when unknown."""
         with self.lock:
-            now = time.time()
+            now = self.clock()
             while self.recent and self.recent[0][0] < now - WINDOW_S:
                 self.recent.popleft()
             seconds = max(1e-9, min(WINDOW_S, now - self.started))

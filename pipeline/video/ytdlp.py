@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,11 +80,12 @@ def _cookies(path: Path) -> str:
 class Governor:
     """Says when the next video may be asked for: a bucket that fills with time, and pauses for everybody."""
 
-    def __init__(self, per_hour: float, stopped: threading.Event) -> None:
+    def __init__(self, per_hour: float, stopped: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self.interval_s = 3600 / per_hour if per_hour else 0.0
         self.most = max(1.0, BURST_S / self.interval_s) if per_hour else 1.0
         self.tokens = self.most
-        self.filled_s = self.open_s = time.monotonic()
+        self.filled_s = self.open_s = clock()
         self.stopped = stopped
         self.lock = threading.Lock()
 
@@ -99,7 +100,7 @@ class Governor:
     def pause(self, seconds: float) -> bool:
         """Nobody asks for so long. Returns whether that is longer than it was to be anyway."""
         with self.lock:
-            until = time.monotonic() + seconds
+            until = self.clock() + seconds
             longer = until > self.open_s + 1
             self.open_s = max(self.open_s, until)
             return longer
@@ -107,7 +108,7 @@ class Governor:
     def _left(self) -> float:
         """Seconds to wait; 0 takes a turn."""
         with self.lock:
-            now = time.monotonic()
+            now = self.clock()
             if now < self.open_s:
                 return self.open_s - now
             if not self.interval_s:

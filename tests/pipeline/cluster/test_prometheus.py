@@ -229,25 +229,26 @@ assert "ray.util.metrics" not in sys.modules or not ray.is_initialized()"""
 
 
 def test_workers_that_are_lost_or_gone_are_neither_busy_nor_idle(tmp_path: Path) -> None:
-    progress = Progress(9, 2, 0, {}, tmp_path)
+    now = 1_700_000_000.0
+    progress = Progress(9, 2, 0, {}, tmp_path, clock=lambda: now)
     for slot, uid in ((0, "a"), (1, "b"), (2, "b")):  # worker 1 was lost, and its item is done again
         progress.on_start(slot, Item(uid, "toy"))
     assert [worker["worker"] for worker in progress.snapshot()["workers"]] == [0, 2]
     assert progress.snapshot()["under_way"] == 2
     progress.on_outcome(Outcome(Item("a", "toy"), None, "empty"))
-    time.sleep(0.05)
-    assert 0.05 <= progress.snapshot()["idle_s"] < 5
+    now += 0.25
+    assert progress.snapshot()["idle_s"] == 0.25
+    now += 0.5
     progress.on_start(0, Item("c", "toy"))
-    idle_s = progress.snapshot()["idle_s"]
-    assert 0.05 <= idle_s < 5
+    now += 8
+    assert progress.snapshot()["idle_s"] == 0.75
+    assert [worker["seconds"] for worker in progress.snapshot()["workers"]] == [8, 8.8]
     progress.on_outcome(Outcome(Item("c", "toy"), None, "empty"))
-    time.sleep(0.05)
+    now += 1
     progress.on_rest()
     assert progress.snapshot()["workers"] == []
-    idle_s += 0.05
-    rested = progress.snapshot()["idle_s"]
-    time.sleep(0.05)
-    assert idle_s <= rested == progress.snapshot()["idle_s"]
+    now += 16
+    assert progress.snapshot()["idle_s"] == 1.75
 
 
 # ---- the dashboard

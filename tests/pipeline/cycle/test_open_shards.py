@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -84,17 +83,21 @@ def test_what_can_never_fit_is_said_with_the_budget_that_would_do(tmp_path: Path
 
 def test_waiting_is_counted_once(tmp_path: Path) -> None:
     made = slots(tmp_path, 1e6)
+    now = 1000.0
+    made.clock = lambda: now
     assert not made.blocked
     assert made.block()
     assert not made.block()
-    time.sleep(0.05)
+    now += 0.5
     assert made.blocked
-    assert 0.05 <= made.waited() < 1
+    assert made.waited() == 0.5
     assert made.unblock()
     assert not made.unblock()
-    waited = made.waited()
-    time.sleep(0.02)
-    assert made.waited() == waited
+    now += 4
+    assert made.waited() == 0.5
+    assert made.block()
+    now += 1
+    assert made.waited() == 1.5
 
 
 def test_others_who_fill_the_disk_are_told_from_a_full_budget(
