@@ -359,8 +359,8 @@ if [ "$1" = -c ]; then echo made; exit; fi
 until [ -e "$FAKES/up-head" ] && [ -e "$FAKES/up-worker" ]; do sleep 0.05; done
 """
 LVSM_DATA = """#!/bin/bash
-echo "asked $* ($RAY_AUTH_MODE $RAY_AUTH_TOKEN)" >> "$FAKES/said"
 trap 'echo stopped >> "$FAKES/said"; exit 3' TERM
+echo "asked $* ($RAY_AUTH_MODE $RAY_AUTH_TOKEN)" >> "$FAKES/said"
 [ "$1" = quick ] && exit 7
 while :; do sleep 0.05; done
 """
@@ -425,10 +425,10 @@ def test_slurm_passes_on_the_end_of_a_command(slurm: dict[str, str]) -> None:
 def test_slurm_lets_a_command_finish_before_the_time_is_up(slurm: dict[str, str]) -> None:
     said = pretend(slurm)
     with subprocess.Popen([DEPLOY / "slurm.sh", "render"], env=slurm) as job:
-        wait_until(lambda: said.exists() and "asked" in said.read_text(), 20)
-        time.sleep(0.2)  # until it is ready for a signal
+        wait_until(lambda: said.exists() and "asked" in said.read_text(), 60)
+        time.sleep(1)  # until the script, which has just started the command, is ready for a signal too
         job.send_signal(signal.SIGTERM)
-        assert job.wait(20) == 3
+        assert job.wait(60) == 3
     assert said.read_text().splitlines()[1:] == ["stopped", "worker ended", "head ended"]
 
 

@@ -236,9 +236,9 @@ def test_a_process_that_hangs_ends_and_says_where() -> None:
     code = (
         "import time; from lvsm_train.training.guards import Watchdog\n"
         "def waits_for_nobody():\n    time.sleep(60)\n"
-        "with Watchdog(0.3 / 60) as dog:\n    dog.alive(); waits_for_nobody()"
+        "with Watchdog(2 / 60) as dog:\n    dog.alive(); waits_for_nobody()"
     )
-    done = subprocess.run([*PYTHON, code], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*PYTHON, code], capture_output=True, text=True, timeout=60)
     assert done.returncode == HUNG
     assert "--hang-minutes" in done.stderr and "waits_for_nobody" in done.stderr
 
@@ -246,8 +246,8 @@ def test_a_process_that_hangs_ends_and_says_where() -> None:
 def test_a_watchdog_lets_who_works_and_who_is_done() -> None:
     code = (
         "import time; from lvsm_train.training.guards import Watchdog\n"
-        "with Watchdog(0.5 / 60) as dog:\n    for _ in range(8): time.sleep(0.1); dog.alive()\n"
-        "time.sleep(0.9)"
+        "with Watchdog(2 / 60) as dog:\n    for _ in range(22): time.sleep(0.1); dog.alive()\n"
+        "time.sleep(3.2)"
     )
     assert subprocess.run([*PYTHON, code], capture_output=True, timeout=30).returncode == 0
 

@@ -47,7 +47,7 @@ def nap() -> bool:
 
 
 def wait_for(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -158,8 +158,9 @@ def test_files_of_an_earlier_session_are_taken_over(bench: Bench) -> None:
     part = bench.raw / opened.folder_of("uid-59").name / "object.glb.part"
     part.parent.mkdir(exist_ok=True)
     part.write_bytes(b"half")
-    time.sleep(0.2)  # requests that were cut off are on record now
-    before = bench.hub.count("GET")
+    before = -1
+    while before != (before := bench.hub.count("GET")):  # until requests that were cut off are on record
+        time.sleep(0.5)
     opened = bench.open(finished={first.uid})
     assert not (bench.raw / "stray").exists()
     assert not opened.folder_of(first.uid).exists()
@@ -170,14 +171,14 @@ def test_files_of_an_earlier_session_are_taken_over(bench: Bench) -> None:
 
 
 def test_stopping_is_prompt_and_leaves_what_is_whole(bench: Bench) -> None:
-    bench.hub.fault(".glb", "slow", times=None, rate=1000)
+    bench.hub.fault(".glb", "slow", times=None, rate=100)
     opened = bench.open()
     stream = opened.stream(iter(bench.items), bench.failed.append)
     assert next(stream) is None
-    time.sleep(0.3)
+    wait_for(lambda: bench.hub.count("GET") >= 4)
     start = time.monotonic()
     opened.close()
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20  # of a hundred seconds
     assert list(stream) == []
     assert not bench.failed
     assert not list(bench.raw.rglob("*.part"))

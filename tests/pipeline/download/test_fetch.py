@@ -180,15 +180,17 @@ def test_retry_after_is_heeded_by_everybody_who_asks_that_host(hub: Hub, net: Fe
     assert time.monotonic() - start >= 1
     hub.fault("a.bin", "429", retry_after=1)
     threads = [threading.Thread(target=get, args=(net, hub, name)) for name in ("b", "c")]
+    (host,) = net.hosts.values()
+    before = host.interval_s
     threads[0].start()
-    while not hub.count("GET") >= 3:
+    while host.interval_s <= before:  # until its refusal is known here
         time.sleep(0.01)
     threads[1].start()
     for thread in threads:
         thread.join()
     refused, *later = hub.matching("GET")[2:]
     assert refused.status == 429
-    assert all(request.started >= refused.ended + 0.9 for request in later)
+    assert all(request.started >= refused.started + 1 for request in later)
 
 
 def test_a_host_that_asks_for_hours_is_left_alone(hub: Hub, net: Fetcher) -> None:
@@ -201,8 +203,10 @@ def test_a_host_that_asks_for_hours_is_left_alone(hub: Hub, net: Fetcher) -> Non
 
 def test_retry_after_in_both_of_its_forms() -> None:
     assert fetch.retry_after_s({"retry-after": "7"}) == 7
-    in_a_minute = fetch.retry_after_s({"retry-after": formatdate(time.time() + 60, usegmt=True)})
-    assert in_a_minute is not None and 58 <= in_a_minute <= 61
+    before = time.time()
+    later = int(before) + 3600
+    in_an_hour = fetch.retry_after_s({"retry-after": formatdate(later, usegmt=True)})
+    assert in_an_hour is not None and later - time.time() <= in_an_hour <= later - before
     assert fetch.retry_after_s({"retry-after": "soon"}) is None
     assert fetch.retry_after_s({}) is None
 
@@ -259,9 +263,10 @@ def test_room_is_first_come_first_served(tmp_path: Path) -> None:
         got.append(owner)
 
     large, small = (threading.Thread(target=wait, args=pair) for pair in (("large", 90), ("small", 10)))
-    large.start()
-    time.sleep(0.1)
-    small.start()  # would fit, but is behind
+    for number, thread in enumerate((large, small), 1):  # the small one would fit, but is behind
+        thread.start()
+        while len(disk_budget._queue) < number:
+            time.sleep(0.01)
     time.sleep(0.1)
     assert not got and not disk_budget.try_reserve("third", 1)
     disk_budget.release("first")
@@ -274,7 +279,7 @@ def test_room_is_first_come_first_served(tmp_path: Path) -> None:
 
 def test_closing_sends_home_who_waits_and_who_reads(hub: Hub, net: Fetcher) -> None:
     net.disk_budget.reserve("others", BUDGET - 400_000)
-    hub.fault("a.bin", "slow", times=None, rate=100_000)
+    hub.fault("a.bin", "slow", times=None, rate=5_000)  # a minute
     ended: list[str] = []
 
     def run(owner: str) -> None:
@@ -290,7 +295,7 @@ def test_closing_sends_home_who_waits_and_who_reads(hub: Hub, net: Fetcher) -> N
     net.close()
     for thread in threads:
         thread.join()
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 20
     assert ended == ["stopped", "stopped"]
 
 

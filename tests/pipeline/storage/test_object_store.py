@@ -106,7 +106,7 @@ def test_failures_are_tried_again_and_hopeless_ones_are_told_at_once(
     start_s = time.monotonic()
     with pytest.raises(UserError, match="nobodys"):
         Store("s3://nobodys/run").put(tmp_path / "a", "a")
-    assert time.monotonic() - start_s < 5
+    assert time.monotonic() - start_s < stores.GIVE_UP_S / 10
     with pytest.raises(UserError, match="nosuch://x/y"):
         Store("nosuch://x/y")
 
@@ -243,9 +243,8 @@ def test_rendering_waits_for_uploads_and_ends_where_they_never_succeed(
                 uploads.take(name)
             assert uploads.snapshot() == {"waiting": AHEAD, "bytes": 5 * AHEAD}
             threading.Timer(0.3, gate.set).start()
-            start_s = time.monotonic()
             uploads.take(names[-1])
-            assert time.monotonic() - start_s > 0.2
+            assert gate.is_set()  # it waited
             uploads.finish()
             assert uploads.there == set(names)
         assert store.names("16") == {f"{name}.parquet": 5 for name in names}
