@@ -23,7 +23,7 @@ FILE_BYTES = 2**30  # no file that rendering writes comes near
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE, IOCTL = 1, 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
 FILES = ((1, 0x1FFF), (2, 1 << 13), (3, TRUNCATE), (5, IOCTL))
-TCP = ((4, 3),)  # bind and connect
+TCP = ((4, 3),)  # bind and connect, of the network that a process has
 SCOPES = ((6, 3),)  # abstract sockets of others, signals to others
 ON_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL  # the rest makes sense for folders alone
 READ, USE = READ_FILE | READ_DIR, READ_FILE | READ_DIR | WRITE_FILE | IOCTL
@@ -42,8 +42,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def confine(readable=(), writable=()):
-    """Takes away what it can. Returns what is left: {"network": bool, "files": bool}, which `doctor` tells.
+    """Takes away what it can. Returns what is left: {"network": bool, "tcp": bool, "files": bool}, which `doctor` tells.
 
+    A network without TCP is one that the system gives no namespace for, and that Landlock takes TCP from, but not UDP.
     readable, writable: folders that stay open besides Python's own, the system's libraries and the GPU.
     """
     _wake_nvidia()
@@ -54,11 +55,11 @@ def confine(readable=(), writable=()):
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     most = FILE_BYTES if hard == resource.RLIM_INFINITY else min(FILE_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    files = not _only_these_files(readable, writable)
+    landlock = _only_these_files(readable, writable)
     _drop_privileges()
     # last, since new namespaces and credentials clear it; a killed Ray worker leaves no Blender
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    return {"network": network, "files": files}
+    return {"network": network, "tcp": network and landlock < TCP[0][0], "files": landlock == 0}
 
 
 def _as_oneself_elsewhere():
@@ -74,17 +75,17 @@ def _as_oneself_elsewhere():
 
 
 def _only_these_files(readable, writable):
-    """Landlock. Returns whether it holds: kernels before 5.13 do not have it, and some systems leave it out.
+    """Landlock. Returns its version, or 0 where it does not hold: kernels before 5.13 have none, some systems leave it out.
 
     Without it nothing changes. It does not refuse to look up names, nor to change modes and times of files of one's own.
     """
     version = libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)
     if version < 1:
-        return False
+        return 0
     files, tcp, scopes = (sum(rights for first, rights in table if first <= version) for table in (FILES, TCP, SCOPES))
     ruleset = libc.syscall(CREATE_RULESET, struct.pack("=QQQ", files, tcp, scopes), ctypes.c_size_t(24), 0)
     if ruleset < 0:
-        return False
+        return 0
     python = [sys.prefix, sys.base_prefix, os.path.dirname(os.path.abspath(__file__)), *sys.path]
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     system, devices = ([path for name in names for path in glob.glob(name)] for names in (SYSTEM, DEVICES))
@@ -95,7 +96,7 @@ def _only_these_files(readable, writable):
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     done = libc.syscall(RESTRICT_SELF, ruleset, 0) == 0
     os.close(ruleset)
-    return done
+    return version if done else 0
 
 
 def _allow(ruleset, path, rights):

@@ -179,17 +179,18 @@ def check_blender() -> list[Check]:
             worker.close()
         seconds = time.perf_counter() - start
     started = Check("Blender", "ok", f"{hello['blender']}, starts in {seconds:.1f} s")
-    return [started, judge_isolation(hello["network"], hello["files"]), judge_gpus(hello["devices"])]
+    return [started, judge_isolation(hello["network"], hello["tcp"], hello["files"]), judge_gpus(hello["devices"])]
 
 
-def judge_isolation(network: bool, files: bool) -> Check:
+def judge_isolation(network: bool, tcp: bool, files: bool) -> Check:
     """Whether Blender, which opens strangers' files, reaches a network, and files that it must not (confine.py)."""
     left, fixes = [], []
     if network:
-        left.append("the network: this system gives it no namespace of its own")
+        how = "" if tcp else ", though not by TCP"
+        left.append(f"the network{how}: this system gives it no namespace of its own")
         fixes.append(
             "sysctl kernel.unprivileged_userns_clone=1 (Debian) or kernel.apparmor_restrict_unprivileged_userns=0 "
-            "(Ubuntu); in a container: --cap-add SYS_ADMIN"
+            "(Ubuntu); in a container: --cap-add SYS_ADMIN; in a chroot: none can be had"
         )
     if files:
         left.append("your files: this kernel has no Landlock, or it is off")

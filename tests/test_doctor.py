@@ -119,16 +119,17 @@ def test_the_gpu_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "files", "level", "words"),
+    ("network", "tcp", "files", "level", "words"),
     [
-        (False, False, "ok", ["without a network", "no files but"]),
-        (True, False, "note", ["network", "userns"]),
-        (False, True, "note", ["your files", "Landlock", "5.13", "lsm="]),
-        (True, True, "note", ["network", "your files", "userns", "lsm="]),
+        (False, False, False, "ok", ["without a network", "no files but"]),
+        (True, True, False, "note", ["reach the network: this", "userns", "chroot"]),
+        (True, False, False, "note", ["reach the network, though not by TCP: this", "userns"]),
+        (False, False, True, "note", ["your files", "Landlock", "5.13", "lsm="]),
+        (True, True, True, "note", ["network", "your files", "userns", "lsm="]),
     ],
 )
-def test_the_isolation_line(network: bool, files: bool, level: str, words: list[str]) -> None:
-    check = doctor.judge_isolation(network, files)
+def test_the_isolation_line(network: bool, tcp: bool, files: bool, level: str, words: list[str]) -> None:
+    check = doctor.judge_isolation(network, tcp, files)
     assert check.level == level
     assert all(word in check.says + check.fix for word in words)
     assert bool(check.fix) == (level != "ok")

@@ -102,8 +102,8 @@ class Blender:
     def start(self) -> dict[str, Any]:
         """Starts the process if there is none; returns its greeting.
 
-        {"blender": version, "network": whether it can reach one, "files": whether it can open more than it must,
-        "devices": {kind: names}}
+        {"blender": version, "network": whether it can reach one, "tcp": by TCP too, "files": whether it can open more than
+        it must, "devices": {kind: names}}
         """
         if self.process is None:
             self._spawn()
