@@ -8,12 +8,16 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+LOCK_WAIT_S, LOCK_LOOK_S = 900.0, 2.0  # for somebody else's apt
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,37 @@ def _compiles(header: str) -> bool:
 
 
 def _install(packages: list[str]) -> None:
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     for command in ("apt-get update -q", apt_line(packages, sudo=False)):
         print(f"+ {command}", flush=True)
-        subprocess.run(command.split(), env=environment, check=True, stdout=subprocess.DEVNULL)
+        _apt(command.split(), environment)
+
+
+def _apt(command: list[str], environment: dict[str, str]) -> None:
+    """Runs it as soon as nobody else does such things: a machine that has just been booted brings itself up to date.
+
+    apt's DPkg::Lock::Timeout would wait for dpkg, but neither for the lists nor for the archives.
+    """
+    until, said = time.monotonic() + LOCK_WAIT_S, False
+    while True:
+        done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if "Could not get lock" not in done.stderr or done.returncode == 0 or time.monotonic() > until:
+            sys.stderr.write(done.stderr)
+            return done.check_returncode()
+        if not said:
+            said = True
+            print(
+                f"waiting for apt's lock, held by {_holder(done.stderr)}; at most {LOCK_WAIT_S / 60:.0f} minutes",
+                flush=True,
+            )
+        time.sleep(LOCK_LOOK_S)
+
+
+def _holder(words: str) -> str:
+    """Takes "process 123 (unattended-upgr)" from apt's own words."""
+    if (found := re.search(r"held by process (\d+)(?: \((.+?)\))?", words)) is None:
+        return "another process"
+    return f"process {found[1]}" + (f" ({found[2]})" if found[2] else "")
 
 
 def main(purposes: list[str]) -> int:

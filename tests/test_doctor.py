@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import itertools
 import json
 import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -238,6 +240,73 @@ def test_what_is_missing_is_named_at_once(
     monkeypatch.setenv("PATH", "")
     assert system.main(["run"]) == 1
     assert "no apt-get here" in capsys.readouterr().out
+
+
+@pytest.fixture
+def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an apt-get that wants two locks in it, speaks as that of Debian 12 does, and installs what is missing."""
+    program = tmp_path / "apt-get"
+    program.write_text(
+        f"""#!{sys.executable}
+import fcntl, os, struct, sys
+folder, verb = {str(tmp_path)!r}, sys.argv[1]
+path = folder + {{"update": "/lists", "install": "/lock-frontend"}}[verb]
+stream = open(path, "w")
+try:
+    fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    told = fcntl.fcntl(stream, fcntl.F_GETLK, struct.pack("hhqqi", fcntl.F_WRLCK, 0, 0, 0, 0))
+    print(f"E: Could not get lock {{path}}. It is held by process {{struct.unpack('hhqqi', told)[4]}} (python3)", file=sys.stderr)
+    open(folder + "/refused-" + verb, "w").close()
+    sys.exit(100)
+with open(folder + "/said", "a") as said:
+    print(verb, file=said)
+if verb == "install":
+    os.symlink("/bin/true", folder + "/nosuch")
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(system, "NEEDS", (system.Need("command", "nosuch", "nosuch", "run", "tests"),))
+    monkeypatch.setattr(system, "LOCK_LOOK_S", 0.05)
+    return tmp_path
+
+
+HOLD = """
+import fcntl, os, sys, time
+stream = open(sys.argv[1] + "/" + sys.argv[2], "w")
+fcntl.lockf(stream, fcntl.LOCK_EX)
+print("held", flush=True)
+while not os.path.exists(f"{sys.argv[1]}/refused-{sys.argv[3]}"): time.sleep(0.01)
+time.sleep(0.2)
+"""
+
+
+@pytest.mark.parametrize(("lock", "verb"), [("lists", "update"), ("lock-frontend", "install")])
+def test_a_lock_that_another_apt_holds_is_waited_for(
+    apt: Path, capfd: pytest.CaptureFixture[str], lock: str, verb: str
+) -> None:
+    command = [sys.executable, "-c", HOLD, str(apt), lock, verb]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        assert system.main(["run"]) == 0
+    said = capfd.readouterr().out
+    assert said.count(f"waiting for apt's lock, held by process {other.pid} (python3); at most 15 minutes\n") == 1
+    assert (apt / "said").read_text().split() == ["update", "install"]
+
+
+def test_a_lock_that_is_held_for_ever_ends_with_the_command(
+    apt: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "LOCK_WAIT_S", 0.3)
+    with (apt / "lists").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        assert system.main(["run"]) == 1
+    said = capfd.readouterr()
+    assert "exit status 100); next step: apt-get install -y" in said.out
+    assert f"It is held by process {os.getpid()}" in said.err
+    assert not (apt / "said").exists()
 
 
 def test_every_requirement_is_pinned() -> None:
