@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two pips must not work on one environment
-.PHONY: help setup setup-train setup-test demo test lint format types campaigns bench bench-check lock clean pil
+.PHONY: help python311 setup setup-train setup-test demo test lint format types campaigns bench bench-check lock clean pil
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -29,6 +29,7 @@ demo: setup  ## Render 24 objects (under two minutes on 2 cores) and make a page
 	@echo "contact sheet: $(CURDIR)/data/demo/index.html (open it in a browser)"
 
 test: setup-test lint types  ## Lint, types and tests: what CI runs
+	@$(BIN)/python --version
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 lint: setup-test  ## Check style and formatting
@@ -53,11 +54,11 @@ bench: setup-test  ## Run the benchmarks
 
 # torch moves by hand alone: edit its line in requirements.lock, then `make lock`. What torch pins itself stays out.
 lock:  ## Renew requirements.lock from the ranges in pyproject.toml
-	@rm -rf build/lock && $(PYTHON) -m venv build/lock
+	@rm -rf build/lock && python=$$($(MAKE) -s python311) && "$$python" -m venv build/lock
 	@build/lock/bin/pip install -q --dry-run --ignore-installed --report build/lock/report.json \
 		'.[train,test]' "$$(grep '^torch==' requirements.lock)"
 	@grep '^#' requirements.lock > build/lock/new
-	@$(PYTHON) -c 'import json, sys; \
+	@build/lock/bin/python -c 'import json, sys; \
 		[print(i["metadata"]["name"] + "==" + i["metadata"]["version"]) for i in json.load(sys.stdin)["install"]]' \
 		< build/lock/report.json | sed 's/+.*//' | tr _ - | LC_ALL=C sort -f \
 		| grep -viE '^(lvsm-data|pillow|nvidia.*|cuda.*|triton)==' >> build/lock/new
@@ -82,19 +83,31 @@ $(VENV)/.test: $(PINNED)
 , := ,
 # $(1): what for, see pipeline/system.py; $(2): the project with its optional groups
 define install
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
-		echo "Python 3.11 is needed (bpy has wheels for no other), and '$(PYTHON)' is not it."; \
-		echo "next step: apt-get install python3.11 python3.11-venv python3.11-dev (Debian 12), or pyenv install 3.11;"; \
-		echo "           if it is there under another name: make PYTHON=/path/to/python3.11 ..."; \
-		exit 1; }; \
-	$(PYTHON) -m pipeline.system build $(1); \
-	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV); \
+	python=$$($(MAKE) -s python311); \
+	"$$python" -m pipeline.system build $(1); \
+	test -x $(BIN)/pip || "$$python" -m venv $(VENV); \
 	echo "installing packages into $(VENV) (bpy alone is 0.3 GB; minutes on the first time)"; \
 	$(BIN)/pip install -q -c requirements.lock -e '$(2)'; \
 	$(MAKE) --no-print-directory pil; \
 	$(BIN)/pip check; \
 	$(BIN)/lvsm-data doctor
 endef
+
+# Prints the path of a Python 3.11: $(PYTHON), or else one that uv finds or brings, since Ubuntu 24.04 and macOS have no
+# package of it. uv itself comes from the path or, into build/, from PyPI.
+python311:
+	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
+		command -v $(PYTHON); exit; \
+	fi; \
+	echo "'$(PYTHON)' is not Python 3.11: asking uv for it" >&2; \
+	PATH=$$PATH:$(CURDIR)/build/uv/bin; \
+	command -v uv >/dev/null || { python3 -m venv build/uv && build/uv/bin/pip install -q uv; } >&2 || true; \
+	command -v uv >/dev/null && { uv python find --system 3.11 2>/dev/null || \
+		{ uv python install 3.11 >&2 && uv python find --system 3.11; }; } || { \
+		echo "Python 3.11 is needed (bpy has wheels for no other), and uv (https://docs.astral.sh/uv) did not bring it." >&2; \
+		echo "next step: apt-get install python3.11 python3.11-venv python3.11-dev (Debian 12), or pyenv install 3.11;" >&2; \
+		echo "           if it is there under another name: make PYTHON=/path/to/python3.11 ..." >&2; \
+		exit 1; }
 
 # pillow and pillow-simd own the same PIL folder, and whichever comes last overwrites the other. Plain pillow, whoever
 # pulled it in, is taken out and pillow-simd put back; so is a PIL folder that an uninstall has emptied. Costs nothing
