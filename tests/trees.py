@@ -482,10 +482,16 @@ def gobjaverse(
         archive.parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(archive, "w") as tar:
             inside = item.split("/")[1]
-            tar.add(base / "objaverse" / item, inside, filter=lambda info: info.replace(mtime=0, deep=False))
+            tar.add(base / "objaverse" / item, inside, filter=undated)
     put_json(base / "gobjaverse_280k.json", [*items, *missing])
     put_json(base / "gobjaverse_280k_index_to_objaverse.json", made.glbs)
     return made
+
+
+def undated(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without TarInfo.replace, which Debian 12's Python 3.11.2 does not have."""
+    info.mtime = 0
+    return info
 
 
 @dataclass
