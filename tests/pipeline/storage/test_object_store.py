@@ -106,7 +106,7 @@ def test_failures_are_tried_again_and_hopeless_ones_are_told_at_once(
     start_s = time.monotonic()
     with pytest.raises(UserError, match="nobodys"):
         Store("s3://nobodys/run").put(tmp_path / "a", "a")
-    assert time.monotonic() - start_s < stores.GIVE_UP_S / 10
+    assert time.monotonic() - start_s < object_store.GIVE_UP_S / 10
     with pytest.raises(UserError, match="nosuch://x/y"):
         Store("nosuch://x/y")
 
