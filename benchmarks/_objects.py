@@ -31,7 +31,7 @@ def collect(folder: Path, scene: SceneConfig, count: int) -> list[Item]:
 
 
 def job_of(item: Item, scene: SceneConfig, threads: int) -> dict[str, Any]:
-    """Exactly what `Producer` sends to Blender for this item."""
+    """Exactly what `Renderer` sends to Blender for this item."""
     c2w = cameras.sample(scene.cameras, item_rng(scene.seed, item.uid, "cameras"), scene.views)
     file_format = preflight.check(Path(item.url))
     return build_job(scene, item.uid, c2w, threads) | {"path": item.url, "format": file_format}

@@ -2,7 +2,7 @@
 
     python -I _reference_render.py JOB.json
 
-JOB.json is what `pipeline.worker.kinds.build_job` makes, with "path", "format" and "out" (a folder). Import, repair,
+JOB.json is what `pipeline.worker.render.build_job` makes, with "path", "format" and "out" (a folder). Import, repair,
 normalisation, light, bounces and poses are those of blender_scripts/, so that the two ways can be compared pixel by pixel.
 What differs is what people commonly write: no persistent data, one `bpy.ops.render.render(write_still=True)` per view,
 128 samples and a denoiser with the settings that Blender comes with (adaptive sampling on, accurate prefilter), 8-bit PNG

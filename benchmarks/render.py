@@ -4,7 +4,7 @@
     python benchmarks/render.py --check benchmarks/baseline.json
 
 A: a fresh Blender per object, 128 samples and denoiser, PNG files (benchmarks/_reference_render.py says what is the same).
-B: one Blender that stays, pixels straight out of Cycles, this project's defaults, JPEG in memory (`Producer`), shard.
+B: one Blender that stays, pixels straight out of Cycles, this project's defaults, JPEG in memory (`Renderer`), shard.
 C: the floor, the seconds that Cycles says it spent in its own sample loop for B's views, in a run that does nothing else.
 Quality is PSNR of whole views in sRGB bytes on white, against the same views with many samples and no denoiser.
 """
@@ -41,7 +41,8 @@ from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import Item
 from pipeline.storage.writer import ShardWriter
 from pipeline.worker.blender import Blender, Frame, Limits
-from pipeline.worker.render import Producer
+from pipeline.worker.render import Renderer
+from pipeline.worker.worker import Worker, make_worker
 
 SETTINGS = {"quick": (64, 16, 3), "small": (64, 128, 4), "large": (512, 32, 2)}  # pixels, views, procedural objects
 WAYS = {"A": "fresh Blender per object", "B": "lvsm-data, one Blender", "C": "Cycles' sample loop alone"}
@@ -149,16 +150,17 @@ class Run:
         cfg = RenderConfig(source="local", threads=self.threads, timeout_s=TIMEOUT_S, **options)
         writer = ShardWriter(self.folder / "shards", self.scene.res, (), {"config_hash": ""}, 1e9)
         with (
-            contextlib.closing(Producer(cfg.resolved())) as producer,
+            contextlib.closing(make_worker(cfg.resolved())) as worker,
             contextlib.closing(Blender(self.folder / "floor", Limits(TIMEOUT_S), VERBOSE, [self.folder])) as floor,
         ):
+            assert isinstance(worker.maker, Renderer)
             start = time.perf_counter()
-            self.blender_version = producer.blender.start()["blender"]
+            self.blender_version = worker.maker.blender.start()["blender"]
             self.starts.append(time.perf_counter() - start)
             for item in self.alive():
                 ways = {
                     "A": self._fresh,
-                    "B": functools.partial(self._ours, producer=producer, writer=writer),
+                    "B": functools.partial(self._ours, worker=worker, blender=worker.maker.blender, writer=writer),
                     "C": functools.partial(self._floor, blender=floor),
                 }
                 if all(self._attempt(way, item, measure) for way, measure in ways.items()):
@@ -204,16 +206,16 @@ class Run:
         stages |= {"render": stages["render"] + others, "wall": stages["wall"] + others}
         self._keep(item, "A", stages, done["peak_rss_mb"], done["device"])
 
-    def _ours(self, item: Item, producer: Producer, writer: ShardWriter) -> None:
-        outcome = producer(item)
+    def _ours(self, item: Item, worker: Worker, blender: Blender, writer: ShardWriter) -> None:
+        outcome = worker(item)
         if outcome.scene is None:
             raise Skip(outcome.reason, outcome.detail)
         start = time.perf_counter()
         writer.add(outcome.scene, "train", len(self.closes))
         write = time.perf_counter() - start
         stages = outcome.timings | {"write": write, "wall": outcome.timings["total"] + write}
-        process = producer.blender.process  # none where it has just been recycled
-        rss_mb = peak_rss_mb(process.pid) if process else producer.blender.rss_mb
+        process = blender.process  # none where it has just been recycled
+        rss_mb = peak_rss_mb(process.pid) if process else blender.rss_mb
         self._keep(item, "B", stages, rss_mb, outcome.scene.meta["device"])
         self.jpegs[item.uid] = outcome.scene.by_width[self.scene.width].jpegs[: self.bench.reference_views]
 

@@ -15,7 +15,8 @@ from pipeline import cli
 from pipeline.config.render import RenderConfig, SceneConfig
 from pipeline.core.records import Item, Outcome
 from pipeline.worker.blender import Blender, Limits
-from pipeline.worker.render import Producer
+from pipeline.worker.render import Renderer
+from pipeline.worker.worker import Worker, make_worker
 
 HERE = Path(__file__).parent
 SHARED_OBJECTS = HERE.parent.parent / "shared" / "objects"  # beside the checkout, where it is there at all
@@ -59,20 +60,21 @@ def blender(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="session")
 def render(blender: Blender, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Render]:
     """render(path, views=2, ...) -> Outcome: the real worker on one file, in the Blender that all share."""
-    producers: dict[SceneConfig, Producer] = {}
+    workers: dict[SceneConfig, Worker] = {}
     out = tmp_path_factory.mktemp("render")
 
     def run(path: Path, uid: str | None = None, **settings: object) -> Outcome:
         scene = SceneConfig(**({"views": 2, "samples": 16} | settings))  # type: ignore[arg-type]
-        if scene not in producers:
+        if scene not in workers:
             cfg = RenderConfig(source="local", input=path.parent, allow_blend=True, out=out, scene=scene)
-            producers[scene] = Producer(cfg.resolved())
-            producers[scene].blender = blender
-        return producers[scene](Item(uid=uid or path.name, source="local", url=str(path)))
+            workers[scene] = worker = make_worker(cfg.resolved())
+            assert isinstance(worker.maker, Renderer)
+            worker.maker.blender = blender
+        return workers[scene](Item(uid=uid or path.name, source="local", url=str(path)))
 
     yield run
-    for producer in producers.values():
-        producer.close()
+    for worker in workers.values():
+        worker.close()
 
 
 def lvsm_data(

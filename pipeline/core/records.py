@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +151,14 @@ def item_rng(seed: int, uid: str, purpose: str) -> np.random.Generator:
     """The item's own random stream: depends on (seed, uid, purpose) alone, so neither order nor worker nor retry shows."""
     digest = hashlib.blake2b(f"{seed}\0{uid}\0{purpose}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+@contextlib.contextmanager
+def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    """Set timings[stage] to the seconds that the block took, unless the block raises."""
+    start = time.perf_counter()
+    yield
+    timings[stage] = time.perf_counter() - start
 
 
 YOUTUBE = re.compile(r"(?:.*\.)?(?:youtube\.com|youtube-nocookie\.com|youtu\.be)")

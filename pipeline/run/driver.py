@@ -47,8 +47,7 @@ from pipeline.storage.shards import (
 )
 from pipeline.storage.uploads import LEDGER, Uploads, attached
 from pipeline.storage.writer import ShardWriter
-from pipeline.worker.kinds import Packing, make_worker
-from pipeline.worker.worker import Worker
+from pipeline.worker.worker import Packing, Worker, make_worker
 
 if TYPE_CHECKING:
     from pipeline.run.vetting import Vetting

@@ -6,21 +6,44 @@ composited on white, so that a pixel is exactly (255, 255, 255) where nothing co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.config.views import PosedConfig
+from pipeline import sources
+from pipeline.config.views import ImportConfig, PosedConfig
 from pipeline.core import cameras, images
 from pipeline.core.errors import Skip
-from pipeline.core.records import Item, Posed, Scene, Views
-from pipeline.worker import quality
+from pipeline.core.records import Item, Posed, Scene, Views, timed
+from pipeline.worker import quality, silhouettes
 
 COEFFICIENTS = 8  # OpenCV's k1 k2 p1 p2 k3 k4 k5 k6
 GRID = 65  # points along each side of the picture at which a distortion is looked at
 ZOOMS = (0.25, 4.0)  # least and most that undistorting may change the focal length
 FLAT_LEVELS = 8  # of 255: a picture with less contrast shows nothing
+
+
+class Importer:
+    """Turns views that exist already into scenes."""
+
+    def __init__(self, cfg: ImportConfig) -> None:
+        self.cfg, self.source = cfg, sources.load(cfg.source)
+
+    def make(self, item: Item, bring: Callable[[Item], Path], timings: dict[str, float]) -> Scene:
+        """Load the item's views and re-encode them, see `Maker`. An item that is marked for it also gets a camera verdict."""
+        with timed(timings, "fetch"):
+            posed = self.source.load(item, bring(item), self.cfg)
+        with timed(timings, "encode"):
+            scene = to_scene(item, posed, self.cfg.scene)
+        if item.extra.get(silhouettes.MARK):
+            scene.meta[silhouettes.FOUND] = asdict(silhouettes.check(posed))
+        return scene
+
+    def close(self) -> None:
+        """Nothing runs between two items."""
 
 
 @dataclass(frozen=True)

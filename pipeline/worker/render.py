@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +13,33 @@ import numpy as np
 from pipeline.config.render import RenderConfig, SceneConfig
 from pipeline.core import cameras, images
 from pipeline.core.errors import Retry, Skip
-from pipeline.core.records import HEARTBEAT, Item, Scene, Views, item_rng
+from pipeline.core.records import HEARTBEAT, Item, Scene, Views, item_rng, timed
 from pipeline.worker import preflight, quality
 from pipeline.worker.blender import NOWHERE, Blender, Frame, Limits
 from pipeline.worker.lights import LIGHTS
-from pipeline.worker.worker import HEARTBEAT_S, Worker, timed
+
+HEARTBEAT_S = 1.0
 
 
-class Producer(Worker):
-    """Renders objects: holds one Blender."""
+class Renderer:
+    """Renders objects, in one Blender that stays up between them."""
 
-    cfg: RenderConfig
-
-    def __init__(self, cfg: RenderConfig) -> None:
-        super().__init__(cfg)
+    def __init__(self, cfg: RenderConfig, scratch: Path) -> None:
         assert cfg.out is not None and cfg.timeout_s is not None
-        self.cfg = cfg
+        self.cfg, self.scratch = cfg, scratch
         self.input = _folder_of_input(cfg)
-        folders = [self.scratch, cfg.out / "raw", cfg.cache, *self.input]
-        self.blender = Blender(self.scratch / "blender", Limits(timeout_s=cfg.timeout_s), readable=folders)
+        folders = [scratch, cfg.out / "raw", cfg.cache, *self.input]
+        self.blender = Blender(scratch / "blender", Limits(timeout_s=cfg.timeout_s), readable=folders)
         self.last_beat = 0.0
 
-    def start_afresh(self) -> None:
-        """Ends Blender; the next item starts another."""
-        self.blender.close()
-
     def close(self) -> None:
-        """Ends Blender and removes the scratch folder."""
+        """End Blender; the next item starts another."""
         self.blender.close()
-        super().close()
 
-    def _produce(self, item: Item, timings: dict[str, float]) -> Scene:
+    def make(self, item: Item, bring: Callable[[Item], Path], timings: dict[str, float]) -> Scene:
+        """Check and render the item's file, see `Maker`. Raises Skip for an unusable object, Retry for a dead Blender."""
         with timed(timings, "fetch"):
-            path = self._bring(item, self._item_folder())
+            path = bring(item)
             root = self._root_of(item, path)
             file_format = preflight.check(path, root, self.cfg.scene.max_polygons)
         return self._render(item, {"path": str(path), "root": str(root), "format": file_format}, timings)

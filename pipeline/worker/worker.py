@@ -1,49 +1,60 @@
-"""The life of a worker, whatever the kind of its source: item in, outcome out."""
+"""One worker: fetches an item, has a maker turn its file into a scene, and gives an Outcome, whatever happens."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import os
 import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from pipeline import sources
+from pipeline.config.clip import ClipConfig
 from pipeline.config.run import RunConfig
+from pipeline.config.views import ImportConfig
 from pipeline.core.disk import LOOK_AGAIN_S, is_full
 from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import Item, Outcome, Scene
 from pipeline.download.in_worker import Prefetch
 from pipeline.sources.fetchers import fetcher
+from pipeline.storage.writer import Packer
+from pipeline.worker.render import Renderer
 
 TRIES = 2  # a crash or a hang costs one more try, in a fresh process
-HEARTBEAT_S = 1.0
+
+
+class Maker(Protocol):
+    """Turns items of one kind of source into scenes."""
+
+    def make(self, item: Item, bring: Callable[[Item], Path], timings: dict[str, float]) -> Scene:
+        """The item's scene; adds the seconds of each stage to `timings`. bring: fetches the item's file. Raises Skip, Retry."""
+
+    def close(self) -> None:
+        """End the processes that the maker holds; the next `make` starts them anew."""
 
 
 class Worker:
-    """Holds a scratch folder; called once per item, never fails: every end is an Outcome."""
+    """Has a scratch folder and a maker. Called once per item; never raises, every failure is an Outcome too."""
 
-    def __init__(self, cfg: RunConfig) -> None:
-        assert cfg.out is not None
-        self.cfg = cfg
+    def __init__(self, cfg: RunConfig, scratch: Path, maker: Maker) -> None:
+        self.scratch, self.maker = scratch, maker
         self.source = sources.load(cfg.source)
-        shared = cfg.out / "scratch"
-        self.scratch = Path(tempfile.mkdtemp(prefix="worker-", dir=shared if shared.is_dir() else None))
         self.name = f"{os.uname().nodename}:{os.getpid()}"
         self.prefetch: Prefetch | None = None
         if sources.is_remote(cfg) and cfg.address:  # else the driver downloads
             self.prefetch = Prefetch(self.source, fetcher(cfg, self.scratch / "raw", cfg.cache))
 
     def ahead(self, items: list[Item]) -> None:
-        """What comes now and next. A worker of a cluster fetches it meanwhile."""
+        """Start to fetch the current and the next items, where this worker fetches for itself (on a cluster)."""
         if self.prefetch:
             self.prefetch.want(items)
 
     def __call__(self, item: Item) -> Outcome:
-        """Does one item. A Retry is tried again at once, in a fresh Blender; then it is a failure like any other."""
+        """Do one item. After a Retry the item is tried once more, at once; a second Retry is a failure like any other."""
         timings: dict[str, float] = {}
         start = time.perf_counter()
         tries = 0
@@ -51,7 +62,7 @@ class Worker:
         while True:
             tries += 1
             try:
-                scene = self._produce(item, timings)
+                scene = self.maker.make(item, self._bring, timings)
                 reason = detail = ""
             except Retry as failure:
                 if tries < TRIES:
@@ -64,34 +75,25 @@ class Worker:
                     time.sleep(LOOK_AGAIN_S)
                     tries -= 1
                     continue
-                self.start_afresh()
+                self.maker.close()
                 scene, reason, detail = None, "bug", traceback.format_exc()
             timings["total"] = time.perf_counter() - start
             if self.prefetch:
                 self.prefetch.drop(item.uid)
             return Outcome(item, scene, reason, detail, tries, self.name, timings, passing)
 
-    def start_afresh(self) -> None:
-        """Forgets whatever a bug may have left half done."""
-
     def close(self) -> None:
-        """Removes the scratch folder."""
+        """Close the maker, end downloads and remove the scratch folder."""
+        self.maker.close()
         if self.prefetch:
             self.prefetch.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _produce(self, item: Item, timings: dict[str, float]) -> Scene:
-        raise NotImplementedError
-
-    def _item_folder(self) -> Path:
-        """An empty folder for what one item needs."""
+    def _bring(self, item: Item) -> Path:
+        """The item's file: where the driver downloaded it, if this machine has that path; else fetched by its source."""
         folder = self.scratch / "item"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        return folder
-
-    def _bring(self, item: Item, folder: Path) -> Path:
-        """The item's file: where a download put it, unless that was on another machine; else as its source fetches it."""
         ready = item.extra.get("path")
         if ready and os.path.exists(ready):
             return Path(ready)
@@ -100,9 +102,31 @@ class Worker:
         return self.prefetch.take(item) if self.prefetch else Path(item.url)
 
 
-@contextlib.contextmanager
-def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    """Notes how long a stage took that came to its end."""
-    start = time.perf_counter()
-    yield
-    timings[stage] = time.perf_counter() - start
+def make_worker(cfg: RunConfig) -> Worker:
+    """A worker with a scratch folder of its own, and with the maker for the kind of the run's source."""
+    assert cfg.out is not None
+    shared = cfg.out / "scratch"
+    scratch = Path(tempfile.mkdtemp(prefix="worker-", dir=shared if shared.is_dir() else None))
+    if isinstance(cfg, ClipConfig):
+        from pipeline.worker.clips import Clipper  # here: rendering needs no video library
+
+        return Worker(cfg, scratch, Clipper(cfg))
+    if isinstance(cfg, ImportConfig):
+        from pipeline.worker.posed import Importer
+
+        return Worker(cfg, scratch, Importer(cfg))
+    return Worker(cfg, scratch, Renderer(cfg, scratch))
+
+
+class Packing:
+    """A worker whose scenes are packed before they leave it."""
+
+    def __init__(self, make: Callable[[], Worker], pack: Packer) -> None:
+        self.worker = make()
+        self.pack = pack
+        self.ahead, self.close = self.worker.ahead, self.worker.close
+
+    def __call__(self, item: Item) -> Outcome:
+        """The worker's outcome, its scene replaced by a Packed."""
+        outcome = self.worker(item)
+        return dataclasses.replace(outcome, scene=self.pack(outcome.scene)) if outcome.scene else outcome

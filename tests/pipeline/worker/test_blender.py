@@ -28,7 +28,8 @@ from pipeline.core import cameras
 from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import Item
 from pipeline.worker.blender import SCRIPT, Blender, Frame, Limits
-from pipeline.worker.render import Producer, build_job
+from pipeline.worker.render import Renderer, build_job
+from pipeline.worker.worker import make_worker
 
 SMALL = SceneConfig(res=(32,), views=3, samples=4).resolved()
 
@@ -222,37 +223,39 @@ def test_recycling_by_memory_and_after_a_skip(assets: Path, tmp_path: Path) -> N
 def test_one_crash_costs_a_retry_two_cost_the_object(assets: Path, tmp_path: Path) -> None:
     """A thread kills Blender again and again: the first object is tried twice and recorded; the next one is fine."""
     cfg = RenderConfig(source="local", input=assets, out=tmp_path, scene=SMALL).resolved()
-    producer = Producer(cfg)
+    worker = make_worker(cfg)
+    assert isinstance(worker.maker, Renderer)
+    renderer = worker.maker
     item = Item("off_origin.glb", "local", url=str(assets / "off_origin.glb"))
     calm = threading.Event()
 
     def murder() -> None:
         victims: set[int] = set()
         while not calm.wait(0.01):
-            process = producer.blender.process
+            process = renderer.blender.process
             if process is not None and process.pid not in victims:
                 victims.add(process.pid)
                 os.kill(process.pid, signal.SIGSEGV)
 
     thread = threading.Thread(target=murder)
     thread.start()
-    killed = producer(item)
+    killed = worker(item)
     calm.set()
     thread.join()
     assert (killed.scene, killed.reason, killed.tries) == (None, "blender_crash", 2)
     assert "SIGSEGV" in killed.detail
-    assert producer(item).scene is not None
-    producer.close()
-    assert not producer.scratch.exists()
+    assert worker(item).scene is not None
+    worker.close()
+    assert not worker.scratch.exists()
 
 
 def test_our_bugs_keep_their_traceback_and_cost_one_object(assets: Path, tmp_path: Path) -> None:
     cfg = RenderConfig(source="local", input=assets, out=tmp_path, scene=SMALL).resolved()
-    producer = Producer(cfg)
-    outcome = producer(Item("odd", "local", url=None))  # type: ignore[arg-type]
+    worker = make_worker(cfg)
+    outcome = worker(Item("odd", "local", url=None))  # type: ignore[arg-type]
     assert outcome.reason == "bug"
     assert "TypeError" in outcome.detail
-    producer.close()
+    worker.close()
 
 
 def test_an_idle_process_costs_no_cpu(assets: Path, blender: Blender) -> None:

@@ -26,7 +26,8 @@ from pipeline.core.errors import Skip
 from pipeline.core.records import Item, Outcome
 from pipeline.formats.references import WINDOWS
 from pipeline.worker.blender import Blender, Frame, Limits
-from pipeline.worker.render import Producer, build_job
+from pipeline.worker.render import Renderer, build_job
+from pipeline.worker.worker import Worker, make_worker
 from tests import hostile, parts
 
 SMALL = SceneConfig(res=(32,), views=2, samples=4, device="cpu")
@@ -88,7 +89,7 @@ class World:
     cases: dict[str, hostile.Case]
     watched: Watched
     server: Server
-    produce: Producer
+    produce: Worker
 
     def run(self, path: str) -> Outcome:
         """The outcome of the real worker, after which nothing outside was opened, changed or called."""
@@ -107,11 +108,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     server = Server()
     cases = {case.name: case for case in hostile.write(base / "assets", base / "outside", server.url)}
     cfg = RenderConfig(source="local", input=base / "assets", allow_blend=True, out=base / "out", scene=SMALL)
-    producer = Producer(cfg.resolved())
-    producer.blender.limits = dataclasses.replace(producer.blender.limits, memory_gb=MEMORY_GB, timeout_s=30)
+    worker = make_worker(cfg.resolved())
+    assert isinstance(worker.maker, Renderer)
+    blender = worker.maker.blender
+    blender.limits = dataclasses.replace(blender.limits, memory_gb=MEMORY_GB, timeout_s=30)
     watched = Watched(base / "outside")
-    yield World(base / "assets", base / "outside", cases, watched, server, producer)
-    producer.close()
+    yield World(base / "assets", base / "outside", cases, watched, server, worker)
+    worker.close()
     server.socket.close()
 
 
@@ -215,12 +218,9 @@ def test_the_folder_that_an_object_may_read(tmp_path: Path, monkeypatch: pytest.
     path, elsewhere = models / "chair" / "it.glb", other / "it.glb"
 
     def root_and_readable(source: Path, path: Path, **extra: str) -> tuple[Path, list[Path]]:
-        producer = Producer(RenderConfig(source="local", input=source, out=tmp_path / "out", scene=SMALL).resolved())
-        item = Item("it", "local", url=str(path), extra=extra)
-        try:
-            return producer._root_of(item, path), producer.blender.readable
-        finally:
-            producer.close()
+        cfg = RenderConfig(source="local", input=source, out=tmp_path / "out", scene=SMALL).resolved()
+        renderer = Renderer(cfg, tmp_path / "scratch")
+        return renderer._root_of(Item("it", "local", url=str(path), extra=extra), path), renderer.blender.readable
 
     root, readable = root_and_readable(models, path)
     assert root == models
