@@ -112,7 +112,7 @@ def _noise(octave: int) -> np.ndarray:
     return np.random.default_rng(octave).random((64, 64, 64))
 
 
-def disk_budget(origin: np.ndarray, rays: np.ndarray, half: float = 1.6) -> np.ndarray:
+def room(origin: np.ndarray, rays: np.ndarray, half: float = 1.6) -> np.ndarray:
     """The textured inside of a box: grey levels (...,) in 0.05..0.95."""
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.nanmin(np.where(rays > 0, (half - origin) / rays, (-half - origin) / rays), -1)
@@ -141,7 +141,7 @@ def _light(origin: np.ndarray, rays: np.ndarray, in_room: bool) -> np.ndarray:
     rgba[met, :3] = HUES[ball[met]] * (0.72 + 0.28 * waves)[:, None]
     rgba[met, 3] = 1
     if in_room:
-        rgba[~met, :3] = disk_budget(origin, rays[~met])[:, None]
+        rgba[~met, :3] = room(origin, rays[~met])[:, None]
         rgba[..., 3] = 1
     return rgba
 

@@ -311,8 +311,8 @@ def _walk_frame(hw: tuple[int, int], shares: np.ndarray, w2c: np.ndarray) -> np.
         top, left = max(0, math.floor(v - DISC * sigma)), max(0, math.floor(u - DISC * sigma))
         part = np.s_[top : max(0, math.ceil(v + DISC * sigma)), left : max(0, math.ceil(u + DISC * sigma))]
         apart = np.hypot(x[part] - u, y[part] - v) / sigma
-        disk_budget = np.clip((apart - DISC) / EDGE + 1, 0, 1)[..., None]
-        picture[part] = disk_budget * picture[part] + (1 - disk_budget) * DISC_LEVEL
+        room = np.clip((apart - DISC) / EDGE + 1, 0, 1)[..., None]
+        picture[part] = room * picture[part] + (1 - room) * DISC_LEVEL
         spot = np.outer(_pixels_of_gaussian(v, sigma, height)[part[0]], _pixels_of_gaussian(u, sigma, width)[part[1]])
         light[part] = np.maximum(light[part], spot[..., None] * COLOURS[i % len(COLOURS)])
     return np.round(picture + (240 - DISC_LEVEL) * light).clip(0, 255).astype(np.uint8)
