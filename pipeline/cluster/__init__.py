@@ -1,1 +1,1 @@
-"""Where workers run: this process, this machine, a Ray cluster."""
+"""Executors of workers: in this process, on this machine, on a Ray cluster."""

@@ -1,6 +1,6 @@
 """A stream of Items -> a stream of Outcomes, in completion order, with back-pressure: an item is drawn when a worker is free.
 
-The stream of items may yield None: "nothing now, ask again"; so it is asked again after the next outcome, or soon.
+The stream of items may yield None for "no item now": then another one is asked for after the next outcome, or ASK_AGAIN_S later.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _on_stderr(line: str) -> None:
 
 
 def inline(make_worker: MakeWorker, items: Iterator[Item | None], started: Started) -> Iterator[Outcome]:
-    """One item at a time in this process."""
+    """Work on one item at a time, in this process."""
     worker = make_worker()
     try:
         for item in items:
@@ -52,13 +52,12 @@ def on_ray(
     most: int | None = None,
     say: Callable[[str], None] = _on_stderr,
 ) -> Iterator[Outcome]:
-    """`workers` Ray actors, each with its share of a node, on a private Ray of this machine or on the cluster at `address`.
+    """Work with `workers` Ray actors, each with its share of a node, on a private Ray or on the cluster at `address`.
 
-    workers: None for as many as the cluster has room for, which a private Ray has to be told. apart, say: see `Nodes`. key,
-    together, most: see `Pool`; on a cluster workers fetch for themselves, and hear early what comes next.
-
-    Only the machine's faults (a dead actor, worker or node, the memory monitor) put an item back, once; a second death
-    makes it an Outcome with reason worker_died. Any other error of Ray is ours and is raised.
+    workers: None for as many as the cluster has room for (a private Ray needs a number). apart, say: see `Nodes`. key, together,
+    most: see `Pool`. On a cluster workers fetch their items themselves, and get the next ones early.
+    A dead actor, worker or node and the memory monitor put an item back, once; a second death makes an Outcome with
+    reason worker_died. Any other error of Ray is a bug here and is raised.
     """
     share = share or Share()
     with connected(address, workers * share.cpus if workers else None) as ray:
@@ -70,7 +69,7 @@ def on_ray(
 
 
 def _start(ray: Any, share: Share, make_worker: MakeWorker, node: str) -> Any:
-    """An actor on that node, and on no other."""
+    """Start an actor of class `Host` on that node, and on no other."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -88,10 +87,9 @@ def _request(bundles: list[dict[str, float]]) -> None:
 
 @contextlib.contextmanager
 def connected(address: str | None, cpus: int | None = None, show_output: bool = False) -> Iterator[Any]:
-    """The module `ray`, connected to the cluster at `address`, or to a private Ray of this machine with so many CPUs.
+    """The module `ray`, connected to the cluster at `address`, else to a private Ray on this machine with `cpus` CPUs.
 
-    A program that is connected already keeps its connection. show_output: pass on what workers print. Raises UserError where
-    nobody answers.
+    A program that is connected already keeps its connection. show_output: print what workers print. UserError: no answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # an actor without GPUs still sees the machine's
@@ -119,7 +117,7 @@ def connected(address: str | None, cpus: int | None = None, show_output: bool = 
 
 
 def _reach(address: str) -> None:
-    """Raises ConnectionError where nobody listens: Ray itself would try for minutes. `auto` is left to Ray."""
+    """Raise ConnectionError if nothing listens at the address: Ray itself would try for minutes. Does not check `auto`."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         try:

@@ -1,4 +1,4 @@
-"""The machines of a Ray cluster: how many workers each has room for, and which are not to be trusted any more."""
+"""The machines of a Ray cluster: how many workers each has room for, and which get no more work."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-LOOK_S = 2.0  # between two looks at what the cluster has
-STRIKES = 5  # failures in a row, with nothing between that worked, after which a node gets no more work
+LOOK_S = 2.0  # between two queries of the cluster's nodes
+STRIKES = 5  # failures in a row after which a node gets no more work
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a worker takes of its node. gpus: a fraction lets several share one. memory: bytes; 0: it is not counted."""
+    """Resources that one worker takes of its node. gpus: may be a fraction of a GPU. memory: bytes; 0: not counted."""
 
     cpus: int = 1
     gpus: float = 0.0
     memory: float = 0.0
 
     def bundle(self) -> dict[str, float]:
-        """As Ray's resources are named."""
+        """Ray's resource names -> amounts; resources of which none is taken are left out."""
         return {
             name: value for name, value in (("CPU", self.cpus), ("GPU", self.gpus), ("memory", self.memory)) if value
         }
 
     def fits(self, resources: dict[str, float]) -> int:
-        """How many workers a node with these resources has room for."""
+        """Number of workers that a node with these resources has room for."""
         return min(int(resources.get(name, 0) / value + 1e-9) for name, value in self.bundle().items())
 
 
 class Nodes:
-    """Asks Ray which nodes there are. share: of one worker. most: workers in all, None for as many as fit.
+    """Tracks the cluster's nodes. share: resources of one worker. most: limit of workers in all, None for as many as fit.
 
-    apart: leave nodes with a GPU to others, as long as there are nodes without. request: tells an autoscaler what there should
-    be room for. say: hears what a user should know.
+    apart: use no node that has a GPU, as long as a node without one has room (the GPUs are for a trainer). request: asks an
+    autoscaler to make room for a list of bundles. say: prints a line for the user.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Nodes:
         say: Callable[[str], None] = print,
     ) -> None:
         self.ray, self.share, self.most, self.apart, self.request, self.say = ray, share, most, apart, request, say
-        self.names: dict[str, str] = {}  # by id, of all that were ever seen
+        self.names: dict[str, str] = {}  # node id -> name, of every node ever seen
         self.room: dict[str, int] = {}
         self.gone: set[str] = set()
         self.quarantined: dict[str, str] = {}
@@ -57,7 +57,7 @@ class Nodes:
         self._asked_for = 0
 
     def look(self) -> dict[str, int]:
-        """Node id -> how many workers it may have now; looks at the cluster every LOOK_S seconds."""
+        """Node id -> number of workers that it may have now. Asks Ray at most every LOOK_S seconds."""
         if time.monotonic() - self._looked >= LOOK_S:
             self._looked = time.monotonic()
             alive = self._alive()
@@ -77,7 +77,7 @@ class Nodes:
         return {node["NodeID"]: node for node in self.ray.nodes() if node["Alive"]}
 
     def lost(self, node: str) -> bool:
-        """Whether a node is no longer there; says so once."""
+        """True if Ray no longer lists the node as alive; tells the user the first time."""
         if node not in self.gone and node in self._alive():
             return False
         self._missing(node)
@@ -90,13 +90,13 @@ class Nodes:
             self.say(f"node {self.names[node]} is lost: what it was at is done elsewhere")
 
     def grow(self, workers: int) -> None:
-        """Asks the cluster's autoscaler, where it has one, for room for so many workers."""
+        """Ask the cluster's autoscaler, if it has one, for room for `workers` workers in all."""
         if self.request and workers != self._asked_for:
             self._asked_for = workers
             self.request([self.share.bundle()] * workers)
 
     def failed(self, node: str, why: str) -> None:
-        """Something failed there that might have worked elsewhere. The last node that is left is never given up."""
+        """Count a failure that may be the node's fault; after STRIKES in a row it gets no more work, unless it is the last."""
         self.strikes[node] += 1
         if self.strikes[node] >= STRIKES and node not in self.quarantined and len(set(self.room) - {node}):
             self.quarantined[node] = why
@@ -105,9 +105,9 @@ class Nodes:
             self.say(f"node {self.names[node]} gets no more work: {STRIKES} failures in a row, the last: {last}")
 
     def worked(self, node: str) -> None:
-        """Something ended well there."""
+        """Reset the node's failures in a row."""
         self.strikes.pop(node, None)
 
     def alone(self, node: str) -> bool:
-        """Whether there is no other node to try."""
+        """True if no other node has room for a worker."""
         return not set(self.room) - {node}

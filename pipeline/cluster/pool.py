@@ -1,7 +1,6 @@
-"""Ray actors on the nodes of a cluster: each has a seat there, gets items by the handful, and is replaced when it dies.
+"""Ray actors on the nodes of a cluster: each has a seat on a node, gets several items per call, and is replaced when it dies.
 
-An item is put back when the machine failed under it, once; and when its failure is one that another node may not have. Nodes that
-join get seats, nodes that are lost lose theirs.
+An item is put back, once, when its worker or node died, or when its failure may be the node's. Nodes may join and leave.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from pipeline.core.records import Item, Outcome
 from pipeline.download.batches import Batches
 
 ASK_AGAIN_S = 0.05
-CALL_S = 0.2  # that a call to a worker should take at least: what it costs is then below one percent
-MOST = 64  # items of one call
-DEATHS = 2  # of a worker under an item, after which the item is given up
-LOSSES = 4  # the same where the whole node went, which is rarely an item's fault
-DRAIN = 16  # calls whose outcomes are fetched at once: what the driver holds of them
-STILLBORN = 20
-CLOSE_S = 30.0  # for all workers to end
-NO_NODE_S = 900.0  # without a node that has room for a worker, before we give up: an autoscaler needs minutes
+CALL_S = 0.2  # least duration to aim for per call to a worker, so that a call's overhead is below one percent
+CALL_ITEMS = 64  # most items of one call
+DEATHS = 2  # workers that died on an item, their nodes still alive, after which the item is given up
+LOSSES = 4  # workers that died on an item, nodes lost or not: a lost node is rarely the item's fault
+DRAIN = 16  # finished calls fetched at once, which bounds the outcomes that the driver holds
+STILLBORN = 20  # workers in a row that die before their first item: the set-up is broken
+CLOSE_S = 30.0  # for all workers together to close
+NO_NODE_S = 900.0  # to wait for a node with room for a worker: an autoscaler needs minutes
 
 
 class PoolWorker(Protocol):
-    """What `make_worker` makes: called once per item, closed at the end."""
+    """The interface of a worker: called once per item, closed at the end."""
 
     def __call__(self, item: Item) -> Outcome: ...
 
     def ahead(self, items: list[Item]) -> None:
-        """What comes now and next, so that it can be fetched meanwhile."""
+        """Start to fetch the current and the next items."""
 
     def close(self) -> None: ...
 
@@ -45,31 +44,30 @@ Started = Callable[[int, Item], None]
 
 
 class Host:
-    """The body of a Ray actor. Makes its worker with the first item: an error in an actor's own start is a dead actor to
-    Ray, which would pass for the machine's fault."""
+    """The body of a Ray actor. Makes its worker at the first `run`: an error in __init__ would look like a machine's fault."""
 
     def __init__(self, make_worker: MakeWorker) -> None:
         self.make_worker = make_worker
         self.worker: PoolWorker | None = None
 
     def ready(self) -> None:
-        """Answers once the actor is there."""
+        """Return as soon as the actor runs."""
 
     def run(self, items: list[Item], following: list[Item]) -> list[Outcome]:
-        """One outcome for each item, in their order. following: what it will be given next."""
+        """One outcome per item, in order. following: the items of this actor's next calls."""
         self.worker = self.worker or self.make_worker()
         self.worker.ahead(items + following)
         return [self.worker(item) for item in items]
 
     def close(self) -> None:
-        """Ends the worker."""
+        """Close the worker, if there is one."""
         if self.worker is not None:
             self.worker.close()
 
 
 @dataclass
 class _Seat:
-    """A worker's place on a node. now: what it is at; ahead: what it gets next. since: when that call began."""
+    """A worker's place on a node. now: items of its running call; ahead: items of its next calls. since: start of the call."""
 
     number: int
     node: str
@@ -80,9 +78,9 @@ class _Seat:
 
 
 class Pool:
-    """ray: the module, connected. actor_class: what `Host` becomes on a node; answers an actor. prefetch: tell workers what comes
-    next, so that they fetch it while they work. key: what items have in common that one worker should have, see Batches; of these
-    at most `together` are given to it. most: seats, whatever there is room for."""
+    """ray: the connected module. start: node id -> actor of class `Host`. prefetch: give every worker its next items early, so
+    that it fetches them meanwhile. key: items in a row with equal keys go to one worker (see `Batches`), at most `together` of
+    them. most: limit of seats, however many workers there is room for."""
 
     def __init__(
         self,
@@ -99,13 +97,13 @@ class Pool:
         self.seats: dict[int, _Seat] = {}
         self.idle: deque[_Seat] = deque()
         self.calls: dict[Any, _Seat] = {}
-        self.again: deque[Item] = deque()
-        self.deaths: defaultdict[str, list[str]] = defaultdict(list)  # uid -> on which nodes a worker died under it
-        self.shunned: dict[str, str] = {}  # uid -> the node where it failed
-        self.item_s: float | None = None  # what an item takes, lately
+        self.put_back: deque[Item] = deque()
+        self.deaths: defaultdict[str, list[str]] = defaultdict(list)  # uid -> nodes on which a worker died on the item
+        self.shunned: dict[str, str] = {}  # uid -> node where the item failed
+        self.item_s: float | None = None  # recent seconds per item
         self.empty_since: float | None = None
         self.stillborn = 0  # workers in a row that died before their first item
-        self.closing: list[tuple[Any, Any]] = []  # actors that need nothing more, and their last calls
+        self.closing: list[tuple[Any, Any]] = []  # (actor, its call of `close`)
         errors = ray.exceptions
         self.machine_faults = (
             errors.WorkerCrashedError,
@@ -118,22 +116,22 @@ class Pool:
         )
 
     def run(self, items: Iterator[Item | None], started: Started) -> Iterator[Outcome]:
-        """Keeps all seats busy until the stream ends; yields outcomes as they come.
+        """Keep all seats busy until the stream ends; yield outcomes in completion order.
 
-        Raises UserError where no node has room for a worker for NO_NODE_S, and where workers do not come to life.
+        Raises UserError if no node has room for a worker within NO_NODE_S, or if STILLBORN workers in a row cannot start.
         """
         batches = Batches(items, self.key)
         while True:
             self._take_seats(batches)
             self._fill(batches, started)
-            if batches.exhausted and not self.again and not any(seat.now for seat in self.seats.values()):
+            if batches.exhausted and not self.put_back and not any(seat.now for seat in self.seats.values()):
                 return
             outcomes = self._wait(batches)
             self._fill(batches, started)  # before the yield: workers go on while the driver writes
             yield from outcomes
 
     def close(self) -> None:
-        """Lets every worker end its Blender and remove its scratch folder."""
+        """Close all workers (each ends its Blender and removes its scratch folder), for at most CLOSE_S."""
         for seat in list(self.seats.values()):
             self._dismiss(seat)
         until = time.monotonic() + CLOSE_S
@@ -147,8 +145,8 @@ class Pool:
     # ---- seats
 
     def _take_seats(self, batches: Batches) -> None:
-        """Workers where there is room for more; the emptiest node gets the next."""
-        if batches.exhausted and not self.again:
+        """Start workers while nodes have room, each on the node with the fewest."""
+        if batches.exhausted and not self.put_back:
             return
         room = self.nodes.look()
         most = min(each for each in (sum(room.values()), self.nodes.most, self.most) if each is not None)
@@ -175,14 +173,14 @@ class Pool:
             )
 
     def _leave(self, seat: _Seat) -> None:
-        """A worker is lost: its seat is free, and what it was given is put back."""
+        """Free the seat of a lost worker, and put its next items back in the queue."""
         self.seats.pop(seat.number, None)
-        self.again.extend(seat.ahead)
-        with contextlib.suppress(self.ray.exceptions.RaySystemError):  # it never came to be
-            self.ray.kill(seat.actor)  # it may live on where it cannot be reached
+        self.put_back.extend(seat.ahead)
+        with contextlib.suppress(self.ray.exceptions.RaySystemError):  # the actor was never created
+            self.ray.kill(seat.actor)  # the actor may be alive on a node that was cut off
 
     def _dismiss(self, seat: _Seat) -> None:
-        """A worker is done: what it took is free for others, or its node may go."""
+        """Close a worker that has no more items; an autoscaler may take its node away."""
         del self.seats[seat.number]
         self.closing.append((seat.actor, seat.actor.close.remote()))
         self.nodes.grow(len(self.seats))
@@ -197,10 +195,10 @@ class Pool:
             if seat.node in self.nodes.quarantined:
                 self._leave(seat)
                 continue
-            given, few = seat.ahead or self._next(batches, seat.node), self._handful()
+            given, few = seat.ahead or self._next(batches, seat.node), self._call_size()
             seat.now, seat.ahead = given[:few], given[few:]
             if not seat.now:
-                if batches.exhausted and not self.again:
+                if batches.exhausted and not self.put_back:
                     self._dismiss(seat)
                 else:
                     self.idle.append(seat)
@@ -213,14 +211,14 @@ class Pool:
                 started(seat.number, item)
 
     def _next(self, batches: Batches, node: str) -> list[Item]:
-        """What a seat on a node gets: what has to be done again comes first, and alone; not on the node where it failed."""
-        for place, item in enumerate(self.again):
+        """Next items for a seat on `node`: first an item put back, by itself, and not on the node where it failed."""
+        for place, item in enumerate(self.put_back):
             if self.shunned.get(item.uid) != node or self.nodes.alone(node):
-                del self.again[place]
+                del self.put_back[place]
                 return [item]
         if batch := self._draw(batches):
             return batch
-        if batches.exhausted:  # what others have before them
+        if batches.exhausted:  # take over items that wait at other seats
             for seat in self.seats.values():
                 if seat.ahead:
                     batch, seat.ahead = seat.ahead, []
@@ -228,44 +226,44 @@ class Pool:
         return []
 
     def _draw(self, batches: Batches) -> list[Item]:
-        """For one seat: a call's worth, or all that belongs together, which one worker fetches at once."""
-        return batches.take(max(self._handful(), self.together))
+        """Items for one seat: those of a call, or of a whole batch, since a worker fetches a batch at once."""
+        return batches.take(max(self._call_size(), self.together))
 
-    def _handful(self) -> int:
-        """How many items a call takes: many where they are small."""
-        return 1 if self.item_s is None else max(1, min(MOST, int(CALL_S / max(self.item_s, 1e-6))))
+    def _call_size(self) -> int:
+        """Number of items per call: more where items are quick."""
+        return 1 if self.item_s is None else max(1, min(CALL_ITEMS, int(CALL_S / max(self.item_s, 1e-6))))
 
     def _wait(self, batches: Batches) -> list[Outcome]:
-        """The next outcomes; none where it is time to look again."""
+        """Wait for calls to end and return their outcomes; [] when it is time to look for work or nodes again."""
         if not self.calls:
             time.sleep(ASK_AGAIN_S)
             return []
-        waiting = bool(self.idle) and not (batches.exhausted and not self.again)
+        waiting = bool(self.idle) and not (batches.exhausted and not self.put_back)
         ready, rest = self.ray.wait(list(self.calls), timeout=ASK_AGAIN_S if waiting else 1.0)
         if ready and rest:
             ready += self.ray.wait(rest, num_returns=min(DRAIN, len(rest)), timeout=0)[0]
-        return [outcome for call in ready for outcome in self._ended(call, self.calls.pop(call))]
+        return [outcome for call in ready for outcome in self._collect(call, self.calls.pop(call))]
 
-    def _ended(self, call: Any, seat: _Seat) -> list[Outcome]:
-        """What came of a call."""
+    def _collect(self, call: Any, seat: _Seat) -> list[Outcome]:
+        """Collect a finished call's outcomes. If the machine failed, put its items back in the queue."""
         items, seat.now = seat.now, []
         try:
             outcomes: list[Outcome] | None = self.ray.get(call)
         except self.machine_faults as fault:
-            return self._lost(seat, items, str(fault))
+            return self._died(seat, items, str(fault))
         self.idle.append(seat)
-        if outcomes is None:  # it is there
+        if outcomes is None:  # the call was `ready`
             self.stillborn = 0
             return []
-        self.item_s = self._lately((time.monotonic() - seat.since) / len(items))
+        self.item_s = self._smoothed((time.monotonic() - seat.since) / len(items))
         return [outcome for outcome in outcomes if self._final(outcome, seat.node)]
 
-    def _lately(self, item_s: float) -> float:
-        """At most twice as fast as before, so that one quick item does not make a worker wait for many slow ones."""
+    def _smoothed(self, item_s: float) -> float:
+        """Smooth the seconds per item: at most halved per call, since one quick item may come before many slow ones."""
         return item_s if self.item_s is None or item_s > self.item_s else max(item_s, self.item_s / 2)
 
     def _final(self, outcome: Outcome, node: str) -> bool:
-        """Whether an item has ended; else it is put back."""
+        """True if the outcome stands. Else its item is put back, for another node."""
         if not outcome.passing:
             self.nodes.worked(node)
             return True
@@ -273,11 +271,11 @@ class Pool:
         if self.nodes.alone(node) or outcome.item.uid in self.shunned:
             return True
         self.shunned[outcome.item.uid] = node
-        self.again.append(outcome.item)
+        self.put_back.append(outcome.item)
         return False
 
-    def _lost(self, seat: _Seat, items: list[Item], why: str) -> list[Outcome]:
-        """A worker died, or its node. Of several items one may be to blame: each is tried again by itself."""
+    def _died(self, seat: _Seat, items: list[Item], why: str) -> list[Outcome]:
+        """Put the items of a dead worker back, each to be tried by itself: any may be to blame. Outcomes of items given up."""
         self._leave(seat)
         self.stillborn += not items
         if self.stillborn >= STILLBORN:
@@ -288,9 +286,9 @@ class Pool:
         for item in items:
             deaths = self.deaths[item.uid]
             deaths.append(seat.node)
-            alive = sum(not self.nodes.lost(node) for node in deaths)  # asked now: Ray may need a while to notice
+            alive = sum(not self.nodes.lost(node) for node in deaths)  # asked now, since Ray notices a lost node late
             if alive >= DEATHS or len(deaths) >= LOSSES:
                 given_up.append(Outcome(item, None, "worker_died", why, tries=len(deaths)))
             else:
-                self.again.append(item)
+                self.put_back.append(item)
         return given_up

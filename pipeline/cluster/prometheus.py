@@ -1,7 +1,7 @@
-"""What a run does, for Prometheus: Ray shows it at the metrics port of the driver's node, with `ray_` before each name.
+"""A run's metrics for Prometheus: Ray serves them at the metrics port of the driver's node, with `ray_` before each name.
 
-A name that ends in _total counts this driver's session, so that a sum over drivers is right. All others are gauges, and say how
-the run stands, over all its sessions. Of the machines Ray itself tells.
+A name that ends in _total counts this driver's session, so that a sum over drivers is right. All others are gauges of the run's
+state, over all its sessions. Metrics of the machines come from Ray itself.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 Snapshot = Mapping[str, Any]
-Values = Mapping[str, float]  # by what `tag` tells apart; by "" where nothing does
+Values = Mapping[str, float]  # value of the metric's tag -> number; "" for a metric without a tag
 
 
 @dataclass(frozen=True)
 class Metric:
-    """name: without what Ray puts before it. read: its values from `Progress.snapshot()`, None where there are none now."""
+    """name: without Ray's prefix. read: `Progress.snapshot()` -> values, None if it has none. tag: label besides `run`."""
 
     name: str
     help: str
@@ -27,7 +27,7 @@ class Metric:
 
     @property
     def counts(self) -> bool:
-        """Whether it is a counter."""
+        """True for a counter, false for a gauge."""
         return self.name.endswith("_total")
 
 
@@ -42,7 +42,7 @@ def _at(*path: str) -> Callable[[Snapshot], Values | None]:
 
 
 def _each(*path: str, **keys: str) -> Callable[[Snapshot], Values | None]:
-    """keys: value of the tag -> where it stands below the path."""
+    """Reader of several values. keys: value of the tag -> key below the path."""
 
     def read(snapshot: Snapshot) -> Values | None:
         values = {tag: _at(*path, key)(snapshot) for tag, key in keys.items()}
@@ -103,16 +103,16 @@ METRICS = [
 
 
 class Metrics:
-    """The metrics of one run: hands snapshots to Ray. For one thread."""
+    """Hands snapshots of one run to Ray. Not thread-safe."""
 
     def __init__(self, run: str, begun: Snapshot) -> None:
-        """run: value of the label `run`. begun: the run before this session did anything."""
+        """run: value of the label `run`. begun: snapshot from before this session, where its counters start."""
         self.run = run
         self._seen = {metric.name: values for metric in METRICS if (values := metric.read(begun)) is not None}
         self._made: dict[str, Any] = {}
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Nothing where this process is not connected to Ray. What a snapshot lacks is no longer shown."""
+        """Set the metrics that `snapshot` has values for (Ray drops a gauge that is not set again), if Ray is connected."""
         if "ray" not in sys.modules:
             return
         import ray  # waits where another thread is importing it
@@ -125,7 +125,7 @@ class Metrics:
 
     def _record(self, metric: Metric, values: Values) -> None:
         made = self._made.get(metric.name) or self._make(metric)
-        before = self._seen.get(metric.name, values)  # of a cycle: what its first look saw was before us
+        before = self._seen.get(metric.name, values)  # not in `begun`: count from the first value
         for tag, value in values.items():
             tags = {metric.tag: tag} if metric.tag else None
             if not metric.counts:

@@ -10,7 +10,7 @@ from pipeline.config.views import ImportConfig
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.worker import silhouettes
-from pipeline.worker.silhouettes import FOUND, MARK, Verdict
+from pipeline.worker.silhouettes import TO_CHECK, VERDICT_KEY, Verdict
 
 SCENES = 8  # that decide; fewer where fewer were asked for
 SUGGEST_FROM = 4  # scenes that other cameras are tried on
@@ -32,18 +32,18 @@ class Vetting:
         if self.says or self.marked >= self.need:
             return item
         self.marked += 1
-        return dataclasses.replace(item, extra=item.extra | {MARK: True})
+        return dataclasses.replace(item, extra=item.extra | {TO_CHECK: True})
 
     def take(self, outcome: Outcome) -> list[Outcome]:
         """The outcomes that may be recorded now. Raises UserError where the cameras do not fit."""
         if self.says:
             return [outcome]
         self.held.append(outcome)
-        if MARK in outcome.item.extra:
+        if TO_CHECK in outcome.item.extra:
             if outcome.scene is None:
                 self.marked -= 1  # another one has to do
             else:
-                self.verdicts.append(Verdict(**outcome.scene.meta.pop(FOUND)))
+                self.verdicts.append(Verdict(**outcome.scene.meta.pop(VERDICT_KEY)))
         return self.conclude() if len(self.verdicts) >= self.need else []
 
     def conclude(self) -> list[Outcome]:
@@ -65,5 +65,5 @@ class Vetting:
         source = sources.load(self.cfg.source)
         seen = [outcome.item for outcome in held if outcome.scene is not None][:SUGGEST_FROM]
         scenes = [source.load(item, Path(item.extra.get("path", item.url)), self.cfg) for item in seen]
-        found = silhouettes.suggest(scenes, self.cfg.scene.mix)
+        found = silhouettes.best_turntable(scenes, self.cfg.scene.mix)
         return str(found) if found else ""

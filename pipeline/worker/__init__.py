@@ -1,1 +1,1 @@
-"""An item in, a scene or a reason out."""
+"""Workers: an item in; a scene, or the reason why there is none, out."""

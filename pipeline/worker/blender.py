@@ -1,4 +1,4 @@
-"""Our side of the wall: starts Blender in a process group of its own, feeds it, times it out, kills it, recycles it."""
+"""The parent of a confined Blender process: starts it in its own process group, sends jobs, limits, kills and recycles it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from pipeline.core.images import paste
 
 SCRIPT = Path(__file__).resolve().parents[2] / "blender_scripts" / "worker.py"
 START_TIMEOUT_S = 120.0
-WATCH_S = 0.2  # how often its memory is looked at
+WATCH_S = 0.2  # seconds between two looks at the process's memory
 LOG_LINES = 50
-FOLDERS = 256  # that one process may be asked to read; beyond, the oldest go
+FOLDERS = 256  # readable folders per process; beyond, the oldest are dropped
 NOWHERE = 1e10  # Cycles' depth where no surface is
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
@@ -38,23 +38,23 @@ def _most_memory_gb() -> float:
 
 @dataclass(frozen=True)
 class Limits:
-    """When to give up on an object, and when to replace a healthy process (memory creeps, however clean the reset).
+    """When to give up on an object, and when to replace a healthy process (memory grows in spite of the reset).
 
-    Time is the clock's, since an object that waits for ever uses no CPU. Memory is what is resident: address space says
-    nothing of it (a GPU driver reserves a hundred GB), so there is no RLIMIT_AS or RLIMIT_DATA.
+    Time is wall-clock time, since an object that waits for ever uses no CPU. Memory is resident memory: a GPU driver
+    reserves a hundred GB of address space, so there is no RLIMIT_AS or RLIMIT_DATA.
     """
 
-    timeout_s: float = 600.0  # for a whole object, import and all views
+    timeout_s: float = 600.0  # per object: import and all views
     recycle_objects: int = 200
-    recycle_rss_mb: float = 6000.0  # or half of memory_gb, so that no object pays for those before it
-    memory_gb: float = field(default_factory=_most_memory_gb)  # 16, or 80 % of what the machine has to spare
+    recycle_rss_mb: float = 6000.0  # or half of memory_gb, so that memory of earlier objects fails no later one
+    memory_gb: float = field(default_factory=_most_memory_gb)  # 16, or 80 % of the free memory if that is less
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One rendered view: index of the camera, passes by name as float32 (h, w, C) in linear light, seconds it took.
+    """One rendered view: index of the camera, passes by name as float32 (h, w, C) in linear light, render seconds.
 
-    The passes hold the rectangle [top, bottom, left, right) of the image of size hw; outside it no ray hits anything.
+    The passes hold the rectangle [top, bottom, left, right) of the image of size hw; outside the rectangle is background.
     """
 
     index: int
@@ -64,7 +64,7 @@ class Frame:
     seconds: float
 
     def full(self, name: str) -> np.ndarray:
-        """A pass as (H, W, C), with what Cycles writes where nothing is: no light, no coverage, no normal, far away."""
+        """A pass as (H, W, C), filled with Cycles' background: 0, or depth NOWHERE."""
         top, _, left, _ = self.rectangle
         return paste(self.passes[name], (top, left), self.hw, NOWHERE if name == "depth" else 0)
 
@@ -72,9 +72,9 @@ class Frame:
 class Blender:
     """One persistent Blender process. `render` starts it when there is none and leaves it running.
 
-    scratch: a folder of its own (working folder and user settings). environment: variables besides those that every
-    Blender of ours gets. readable: folders that jobs' files lie in, at any depth; the process can open no others (where
-    the kernel has Landlock; the greeting says). Not thread-safe: one owner, one job at a time.
+    scratch: its own folder (working folder and user settings). environment: variables besides the usual ones. readable:
+    folders with the jobs' files, at any depth; where the kernel has Landlock (`start` tells), the process can open no
+    others. Not thread-safe: one owner, one job at a time.
     """
 
     def __init__(
@@ -100,10 +100,10 @@ class Blender:
         self._unread = bytearray()
 
     def start(self) -> dict[str, Any]:
-        """Starts the process if there is none; returns its greeting.
+        """Start the process if there is none. Returns its greeting:
 
-        {"blender": version, "network": whether it can reach one, "tcp": by TCP too, "files": whether it can open more than
-        it must, "devices": {kind: names}}
+        {"blender": version, "network": True if the process can reach one, "tcp": True if by TCP too, "files": True if it can
+        open files that it does not need, "devices": {kind: names}}
         """
         if self.process is None:
             self._spawn()
@@ -116,12 +116,12 @@ class Blender:
         return self.hello
 
     def render(self, job: dict[str, Any]) -> Iterator[dict[str, Any] | Frame]:
-        """Runs one job: yields {"facts", "device", "timings"} first, then a Frame per camera, in order.
+        """Run one job: yield {"facts", "device", "timings"} first, then a Frame per camera, in order.
 
-        job["root"] (default: the folder of job["path"]) is what the object may read. A process that was started without
-        it is replaced by one that has it. Raises Skip where Blender says that the object is unusable, and
-        Skip("out_of_memory") where it took more than `limits.memory_gb`; Retry("blender_crash") where the process died
-        and Retry("timeout") where it outlived `limits.timeout_s`. After a Retry or out_of_memory the process is gone.
+        job["root"] (default: the folder of job["path"]) is the folder that the object may read; a process that cannot read it
+        is replaced. Raises Skip if Blender finds the object unusable; Skip("out_of_memory") above `limits.memory_gb`;
+        Retry("blender_crash") if the process died; Retry("timeout") after `limits.timeout_s`. After a Retry or out_of_memory
+        the process is gone.
         """
         self._open_to(Path(os.path.realpath(job.get("root") or Path(job["path"]).parent)))
         self.start()
@@ -150,7 +150,7 @@ class Blender:
                 self.close()
 
     def close(self) -> None:
-        """Kills the whole process group, and waits until it is gone."""
+        """Kill the process group and wait for its end. The next `render` or `start` starts another."""
         if self.process is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -168,7 +168,7 @@ class Blender:
         return self.served >= self.limits.recycle_objects or self.rss_mb > too_large_mb
 
     def _open_to(self, root: Path) -> None:
-        """What a process may read is fixed when it starts, as folders, not as names: one made anew is another one."""
+        """Stop Blender unless `root` was granted when it started. Landlock grants inodes: a folder made anew needs another."""
         above = [folder for folder in self.readable if root.is_relative_to(folder)]
         if not above:
             self.readable = [*self.readable[-FOLDERS + 1 :], root]
@@ -182,11 +182,11 @@ class Blender:
         command = [sys.executable, "-I", str(SCRIPT), str(write_fd), *map(str, self.readable)]
         self._granted = {folder: _identity(folder) for folder in self.readable}
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        home = str(self.scratch)  # where Blender looks for settings and leaves its session's folder, which dies with us
+        home = str(self.scratch)  # Blender's settings and session folder, deleted with the scratch folder
         environment |= {"HOME": home, "TMPDIR": home, "BLENDER_USER_RESOURCES": home, "LC_ALL": "C.UTF-8"}
-        # compiled GPU kernels survive the process, in a folder of ours: the whole cache may hold others' credentials
+        # keeps compiled GPU kernels; a subfolder, since the user's whole cache may hold credentials
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lvsm-data"
-        with contextlib.suppress(OSError):  # they are compiled again where there is nowhere to keep them
+        with contextlib.suppress(OSError):  # without a cache they are compiled again
             cache.mkdir(parents=True, exist_ok=True)
         environment |= {
             "XDG_CACHE_HOME": str(cache),
@@ -274,7 +274,7 @@ class Blender:
 
     def _watch_memory(self) -> None:
         assert self.process is not None
-        with contextlib.suppress(psutil.NoSuchProcess):  # its end shows as the end of its replies
+        with contextlib.suppress(psutil.NoSuchProcess):  # `_wait` notices the end of the process
             used_gb = psutil.Process(self.process.pid).memory_info().rss / 1e9
             if used_gb > self.limits.memory_gb:
                 said = f"Blender took {used_gb:.1f} GB, the limit is {self.limits.memory_gb:.1f} GB"
@@ -296,7 +296,7 @@ class Blender:
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Tells a folder from one of the same name that was made later; None where there is none."""
+    """(device, inode): differs for a folder that was deleted and made again. None if there is none."""
     with contextlib.suppress(OSError):
         status = folder.stat()
         return status.st_dev, status.st_ino

@@ -1,7 +1,7 @@
-"""A cut of a video and the poses of its moments -> a Scene: the frames nearest to them, cropped, at every resolution.
+"""A cut of a video and poses with times -> a Scene: the frame nearest to each pose's time, cropped, at every resolution.
 
-A seek by milliseconds lands near a frame, not on it. So a cut is decoded from its first frame on, and every frame is known by
-when it is shown. OpenCV decodes; it reads all colours as BT.601, so those of BT.709, which is what YouTube sends, are put right.
+A seek by milliseconds lands near a frame, not on it. So a cut is decoded from its first frame on, and frames are told apart by
+presentation time. OpenCV decodes, but reads all colours as BT.601: those of BT.709 (YouTube's) are corrected here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.video import cut as cuts
 from pipeline.video.cut import Footage
 from pipeline.worker.posed import FLAT_LEVELS, check_intrinsics, rigid
 
-SAME_US = 1000  # two ways to compute when a frame is shown may differ so much: containers count in milliseconds
+SAME_US = 1000  # tolerance between PyAV's and OpenCV's time of a frame: containers may count in milliseconds
 
 
 def _rgb_of_ycbcr(kr: float, kb: float) -> np.ndarray:
@@ -33,7 +33,7 @@ def _rgb_of_ycbcr(kr: float, kb: float) -> np.ndarray:
 
 BT601, BT709 = _rgb_of_ycbcr(0.299, 0.114), _rgb_of_ycbcr(0.2126, 0.0722)
 SWAPPED = np.eye(3)[::-1]  # BGR <-> RGB
-RGB_OF_BGR = {"bt601": SWAPPED, "bt709": BT709 @ np.linalg.inv(BT601) @ SWAPPED}  # as OpenCV reads it -> as it is
+RGB_OF_BGR = {"bt601": SWAPPED, "bt709": BT709 @ np.linalg.inv(BT601) @ SWAPPED}  # by the stream's matrix
 
 
 class Clipper:
@@ -54,9 +54,9 @@ class Clipper:
 
 
 def to_scene(item: Item, clip: Clip, cfg: ClipScene, threads: int = 1) -> Scene:
-    """The scene that shards store: every view at every width of cfg.res, its numbers frame, asked_us and time_us.
+    """The scene that shards store: every view at every width of cfg.res, with the numbers frame, asked_us and time_us.
 
-    Raises Skip: bad_cameras, frame_missing (none is shown within cfg.max_error_ms of a pose), unreadable_video, too_small
+    Raises Skip: bad_cameras, frame_missing (no frame within cfg.max_error_ms of a pose), unreadable_video, too_small
     (pictures are never enlarged), blank.
     """
     footage = cuts.footage(clip.path)
@@ -85,13 +85,13 @@ def to_scene(item: Item, clip: Clip, cfg: ClipScene, threads: int = 1) -> Scene:
 
 
 def _named(item: Item, about: dict[str, str]) -> Item:
-    """The item with whom to name for its video, and the license that the video's page states."""
+    """The item with the title, author and license that the video's page states."""
     credit = item.credit | {name: about[name] for name in ("title", "author") if name in about}
     return dataclasses.replace(item, credit=credit, license=licenses.normalise(about.get("license")))
 
 
 def nearest(times: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """For each of asked (V,) the index of the nearest of times (N,), which ascend; of two that are equally near, the first."""
+    """For each of asked (V,) the index of the nearest of times (N,), ascending; of two equally near ones, the first."""
     if len(times) == 1:
         return np.zeros(len(asked), np.int64)
     after = np.clip(np.searchsorted(times, asked), 1, len(times) - 1)
@@ -100,11 +100,11 @@ def nearest(times: np.ndarray, asked: np.ndarray) -> np.ndarray:
 
 
 def frames(cut: Path, footage: Footage, wanted: list[int], threads: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-    """Frames (H, W, 3) of a cut as OpenCV has them, BGR by BT.601; wanted: ascending indices into footage.times_us.
+    """Yield (index, frame (H, W, 3)) as OpenCV decodes: BGR by BT.601. wanted: ascending indices into footage.times_us.
 
-    Raises Skip("unreadable_video") where it cannot be decoded, or a frame that was asked for is not in what is.
+    Raises Skip("unreadable_video") if the cut cannot be decoded, or lacks a wanted frame.
     """
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a video ends in the ledger
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # silent: errors go to the ledger
     import cv2
 
     film = cv2.VideoCapture(str(cut), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, threads])
@@ -136,7 +136,7 @@ class _Album:
     """Collects a clip's frames as JPEGs, at every resolution."""
 
     def __init__(self, cfg: ClipScene, footage: Footage) -> None:
-        """Raises Skip("too_small")."""
+        """Raises Skip("too_small") if the cropped frames are smaller than the largest of cfg.res."""
         self.cfg = cfg
         self.frame_hw = footage.hw
         self.to_rgb = RGB_OF_BGR[footage.matrix].astype(np.float32)
@@ -149,7 +149,7 @@ class _Album:
             raise Skip("too_small", f"frames of {width}x{height} pixels after the crop, {columns}x{rows} are asked for")
 
     def add(self, index: int, bgr: np.ndarray) -> None:
-        """One decoded frame, by its place in the cut. Raises Skip("unreadable_video") where its size has changed."""
+        """Add a decoded frame (H, W, 3). index: in the cut. Raises Skip("unreadable_video") if the size has changed."""
         import cv2
 
         if bgr.shape[:2] != self.frame_hw:
@@ -162,7 +162,7 @@ class _Album:
         self.contrast.append(int(small.max()) - int(small.min()))
 
     def views(self, which: np.ndarray, shares: np.ndarray) -> dict[int, Views]:
-        """Width -> Views, with the intrinsics after crop and resize. which: (V,) the frame of each view."""
+        """Image width -> Views, with intrinsics after crop and resize. which: (V,) frame index per view. shares: see `Clip`."""
         if np.median(self.contrast) < FLAT_LEVELS:
             raise Skip("blank", f"median contrast {np.median(self.contrast):.0f} of 255 levels")
         height, width = self.frame_hw
@@ -179,7 +179,7 @@ class _Album:
 
 
 def centre(hw: tuple[int, int], shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(top, left), (height, width) of the largest cut of the shape of `shape` from the middle of hw, at whole pixels."""
+    """(top, left), (height, width) of the largest centre crop of hw with the aspect ratio of `shape`, at whole pixels."""
     height = min(hw[0], round(hw[1] * shape[0] / shape[1]))
     width = min(hw[1], round(hw[0] * shape[1] / shape[0]))
     return ((hw[0] - height) // 2, (hw[1] - width) // 2), (height, width)

@@ -1,7 +1,7 @@
-"""Do matched features of two views lie on each other's epipolar lines, under the poses that are claimed?
+"""Tests claimed poses: do matched features of two views lie on each other's epipolar lines?
 
-Pairs are chosen by what matches, not by the poses: RANSAC keeps the matches that some fundamental matrix explains, and of
-these the share is counted that the claimed one explains too.
+Matches are chosen without the poses: RANSAC keeps those that any one fundamental matrix explains, and the share of these that
+the claimed poses explain too is counted.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 from pipeline.core import cameras, images
 from pipeline.core.records import Posed
 
-FEATURE_SIDE = 512  # pixels of a picture that features are looked for in
-FEATURE_VIEWS = 8
-FEATURES = 1200
+FEATURE_SIDE = 512  # longest side, in pixels, of a picture in which features are detected
+FEATURE_VIEWS = 8  # per set of views
+FEATURES = 1200  # most per view
 NEAR_LINE = 3.0  # pixels of FEATURE_SIDE between a feature and its epipolar line
-LEAST_MATCHES = 20  # of a pair that some geometry explains
-LEAST_SHIFT = 8.0  # pixels between matched features; a pair that hardly moved proves nothing
-ENOUGH = 400  # matches; no further set of views is looked at then
+LEAST_MATCHES = 20  # of a pair of views, consistent with one fundamental matrix
+LEAST_SHIFT = 8.0  # median pixels between matched features; a smaller motion proves nothing
+ENOUGH = 400  # matches after which no further set of views is tried
 
 
 @dataclass(frozen=True)
 class _Picture:
-    """Features of a view: places (N, 2) on the image plane at depth 1 (undistorted), descriptors, and pixels per unit there."""
+    """Features of a view: places (N, 2) on the image plane at depth 1 (undistorted), descriptors (N, 128), pixels per unit."""
 
     places: np.ndarray
     descriptors: np.ndarray
@@ -34,7 +34,7 @@ class _Picture:
 
 
 def _pictures(posed: Posed) -> Iterator[list[_Picture]]:
-    """Sets of views to match among each other: far apart, then closer and closer. Features are found once per view."""
+    """Yield sets of views to match with each other: spread widely first, then closer. Features are detected once per view."""
     count = len(posed.images)
     done: dict[int, _Picture] = {}
     for part in (1, 4, 16):
@@ -55,7 +55,7 @@ def _features(posed: Posed, view: int) -> _Picture:
     hw = (max(1, round(straight.shape[0] * scale)), max(1, round(straight.shape[1] * scale)))
     grey = cv2.cvtColor(images.srgb8(images.over_white(images.resize_area(rgba, hw))), cv2.COLOR_RGB2GRAY)
     covered: np.ndarray | None = None
-    if straight.shape[2] == 4:  # features of an outline are of no point in space
+    if straight.shape[2] == 4:  # features on the silhouette's outline belong to no point in space
         covered = (images.resize_area(rgba[..., 3:], hw)[..., 0] > 0.99).astype(np.uint8)
         covered = np.asarray(cv2.erode(covered, np.ones((5, 5), np.uint8)))
     points, descriptors = cv2.SIFT_create(FEATURES).detectAndCompute(grey, covered)  # type: ignore[attr-defined]
@@ -68,12 +68,12 @@ def _features(posed: Posed, view: int) -> _Picture:
     else:
         places = (places - [cx, cy]) / [fx, fy]
     found = np.zeros((0, 128), np.float32) if descriptors is None else descriptors
-    focal = float(np.sqrt(fx * fy)) * FEATURE_SIDE / max(hw)  # so that limits are shares of the picture
+    focal = float(np.sqrt(fx * fy)) * FEATURE_SIDE / max(hw)  # so that thresholds are relative to the picture's size
     return _Picture(places, found, focal, np.asarray(posed.c2w[view], np.float64))
 
 
 def explained(posed: Posed) -> tuple[int, int, int]:
-    """(matches that the poses explain, random matches that they explain, matches that some geometry explains).
+    """Counts (matches that the poses explain, random pairings that the poses explain, matches consistent with any geometry).
 
     Raises OSError for a picture that cannot be read.
     """
@@ -92,7 +92,7 @@ def explained(posed: Posed) -> tuple[int, int, int]:
 
 
 def _sound_matches(one: _Picture, other: _Picture) -> tuple[np.ndarray, np.ndarray]:
-    """Matched places (M, 2) of two views that one fundamental matrix, whichever, explains: what is no match at all drops out."""
+    """Matched places (M, 2) of two views, less those that the best-fitting fundamental matrix does not explain."""
     import cv2
 
     nothing = np.zeros((0, 2))
@@ -116,14 +116,14 @@ def _sound_matches(one: _Picture, other: _Picture) -> tuple[np.ndarray, np.ndarr
 
 
 def _unique(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Without places that are matched twice: SIFT gives a place two descriptors where it has two directions."""
+    """Remove repeated matches: SIFT gives a place one descriptor per dominant direction."""
     _, first = np.unique(np.round(np.concatenate([a, b], 1), 6), axis=0, return_index=True)
     first.sort()
     return a[first], b[first]
 
 
 def _explained(one: _Picture, other: _Picture, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Which matches (M,) lie within NEAR_LINE of each other's epipolar lines, and before both cameras."""
+    """Mask (M,) of matches within NEAR_LINE of each other's epipolar lines and in front of both cameras."""
     between = cameras.w2c(other.c2w) @ one.c2w  # from one camera to the other
     rotation, shift = between[:3, :3], between[:3, 3]
     length = np.linalg.norm(shift)

@@ -1,4 +1,4 @@
-"""Light set-ups, as numbers that Blender takes: a world colour and suns. White stays the background in all of them."""
+"""Light set-ups for Blender: a world colour and suns. The pictures' background stays white in all of them."""
 
 from __future__ import annotations
 

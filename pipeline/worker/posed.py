@@ -1,4 +1,4 @@
-"""Views that exist already -> a Scene: one decoding each, undistorted, on white, cropped, at every resolution, in memory.
+"""Views that exist already -> a Scene: each is decoded once, undistorted, put on white, cropped, resized, all in memory.
 
 Light is averaged as in the renderer: straight alpha becomes premultiplied linear light, which is area-averaged and then
 composited on white, so that a pixel is exactly (255, 255, 255) where nothing covers it.
@@ -21,9 +21,9 @@ from pipeline.core.records import Item, Posed, Scene, Views, timed
 from pipeline.worker import quality, silhouettes
 
 COEFFICIENTS = 8  # OpenCV's k1 k2 p1 p2 k3 k4 k5 k6
-GRID = 65  # points along each side of the picture at which a distortion is looked at
-ZOOMS = (0.25, 4.0)  # least and most that undistorting may change the focal length
-FLAT_LEVELS = 8  # of 255: a picture with less contrast shows nothing
+GRID = 65  # points along each side of the picture at which a distortion is tested
+ZOOMS = (0.25, 4.0)  # least and greatest factor by which undistorting may change the focal length
+FLAT_LEVELS = 8  # of 255: a picture with less contrast counts as blank
 
 
 class Importer:
@@ -38,8 +38,8 @@ class Importer:
             posed = self.source.load(item, bring(item), self.cfg)
         with timed(timings, "encode"):
             scene = to_scene(item, posed, self.cfg.scene)
-        if item.extra.get(silhouettes.MARK):
-            scene.meta[silhouettes.FOUND] = asdict(silhouettes.check(posed))
+        if item.extra.get(silhouettes.TO_CHECK):
+            scene.meta[silhouettes.VERDICT_KEY] = asdict(silhouettes.check(posed))
         return scene
 
     def close(self) -> None:
@@ -48,7 +48,7 @@ class Importer:
 
 @dataclass(frozen=True)
 class _Undistorted:
-    """map_x, map_y: for each new pixel, where its light is in the old picture (OpenCV: pixel centres at whole numbers)."""
+    """map_x, map_y (H, W): for each new pixel its place in the old picture (OpenCV: pixel centres at whole numbers)."""
 
     map_x: np.ndarray
     map_y: np.ndarray
@@ -59,7 +59,7 @@ def to_scene(item: Item, posed: Posed, cfg: PosedConfig) -> Scene:
     """The scene that shards store: at most cfg.views of its views, at every width of cfg.res (cfg is resolved).
 
     Raises Skip: no_images, bad_cameras (not rigid, not finite, impossible intrinsics), bad_distortion, broken_image,
-    too_small (pictures are never enlarged), mixed_sizes (crop none and different shapes), all_background, tiny, blank.
+    too_small (pictures are never enlarged), mixed_sizes (different shapes, and crop none), all_background, tiny, blank.
     """
     if not posed.images:
         raise Skip("no_images")
@@ -77,7 +77,7 @@ def to_scene(item: Item, posed: Posed, cfg: PosedConfig) -> Scene:
 
 
 def _checked(posed: Posed) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """c2w (V, 4, 4), fxfycxcy (V, 4) and distortion (V, 8), or None where all of it is 0; float64."""
+    """c2w (V, 4, 4), fxfycxcy (V, 4), distortion (V, 8), None if all 0; float64. Raises Skip: bad_cameras, bad_distortion."""
     count = len(posed.images)
     fxfycxcy = np.asarray(posed.fxfycxcy, np.float64)
     distortion = None if posed.distortion is None else np.asarray(posed.distortion, np.float64)
@@ -118,7 +118,7 @@ class _Album:
         self.transparent = False
 
     def add(self, view: int, straight: np.ndarray, fxfycxcy: np.ndarray, distortion: np.ndarray | None) -> None:
-        """One decoded picture (H, W, 3 or 4) with its intrinsics (4,) and its distortion (8,)."""
+        """Add a decoded picture (H, W, 3 or 4) with its intrinsics (4,) and distortion (8,). Raises Skip, see `to_scene`."""
         height, width = straight.shape[:2]
         check_intrinsics(view, fxfycxcy, (height, width))
         self.sizes.add((height, width))
@@ -162,7 +162,7 @@ class _Album:
 
         key = (rgba.shape[:2], tuple(fxfycxcy), tuple(distortion))
         if key not in self.maps:
-            if len(self.maps) > 3:  # a camera per view: remembering them all would fill the memory
+            if len(self.maps) > 3:  # each view may have its own camera: keeping all maps would fill the memory
                 self.maps.clear()
             self.maps[key] = undistortion(rgba.shape[:2], fxfycxcy, distortion)
         made = self.maps[key]
@@ -170,7 +170,7 @@ class _Album:
         return cv2.remap(rgba, made.map_x, made.map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), made.fxfycxcy
 
     def views(self) -> dict[int, Views]:
-        """Width -> Views. Raises Skip where the pictures show nothing."""
+        """Image width -> Views. Raises Skip if the pictures show nothing: all_background, tiny, blank."""
         if bad := quality.verdict(self.stats, framed=False):
             raise Skip(*bad)
         if np.median(self.contrast) < FLAT_LEVELS:
@@ -182,7 +182,7 @@ class _Album:
         }
 
     def facts(self) -> dict[str, Any]:
-        """original_hw: of the pictures as they were, each shape once. coverage: mean, where there is transparency."""
+        """original_hw: distinct input sizes. coverage: mean, if pictures have alpha. undistorted_zoom: focal length factors."""
         facts: dict[str, Any] = {"original_hw": [list(hw) for hw in sorted(self.sizes)][:8]}
         if self.transparent:
             facts["coverage"] = round(float(np.mean([view.coverage for view in self.stats])), 4)
@@ -192,7 +192,7 @@ class _Album:
 
 
 def check_intrinsics(view: int, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> None:
-    """Raises Skip("bad_cameras") for what no camera has."""
+    """Raise Skip("bad_cameras") for a focal length or principal point (4,) that no camera has. hw: size of the image."""
     fx, fy, cx, cy = fxfycxcy
     height, width = hw
     if not (0.05 * width < fx < 100 * width and 0.05 * height < fy < 100 * height):
@@ -202,7 +202,7 @@ def check_intrinsics(view: int, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> No
 
 
 def crop_square(pixels: np.ndarray, fxfycxcy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The centre of (H, W, C) as (S, S, C), S = min(H, W), cut at whole pixels; fxfycxcy (4,) follows exactly."""
+    """Centre crop of (H, W, C) to (S, S, C), S = min(H, W), at whole pixels, and the matching fxfycxcy (4,)."""
     height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -210,7 +210,7 @@ def crop_square(pixels: np.ndarray, fxfycxcy: np.ndarray) -> tuple[np.ndarray, n
 
 
 def distort(points: np.ndarray, distortion: np.ndarray) -> np.ndarray:
-    """Normalised points (..., 2) of a pinhole -> where the lens puts them, by OpenCV's model of 8 coefficients."""
+    """Normalised points (..., 2) of a pinhole -> distorted ones (..., 2), by OpenCV's model of 8 coefficients."""
     k1, k2, p1, p2, k3, k4, k5, k6 = distortion
     x, y = np.moveaxis(points, -1, 0)
     r2 = x * x + y * y
@@ -221,31 +221,31 @@ def distort(points: np.ndarray, distortion: np.ndarray) -> np.ndarray:
 
 
 def undistortion(hw: tuple[int, ...], fxfycxcy: np.ndarray, distortion: np.ndarray) -> _Undistorted:
-    """How to make a picture of size hw with that distortion (8,) one of a pinhole, of the same size and principal point.
+    """Maps from a picture of size hw with distortion (8,) to a pinhole's picture of equal size and principal point.
 
-    The focal lengths are scaled by the least factor at which no pixel shows what lies beyond the old picture.
-    Raises Skip("bad_distortion") where the model folds over itself or no factor within ZOOMS does.
+    The focal lengths are scaled by the least factor at which every pixel's light comes from inside the old picture.
+    Raises Skip("bad_distortion") if the model folds over itself or no factor within ZOOMS suffices.
     """
     low, high = ZOOMS
-    if not _holds(high, hw, fxfycxcy, distortion):
+    if not _covered(high, hw, fxfycxcy, distortion):
         raise Skip("bad_distortion", f"no part of the picture is undistorted by {np.round(distortion, 4).tolist()}")
-    if _holds(low, hw, fxfycxcy, distortion):
+    if _covered(low, hw, fxfycxcy, distortion):
         raise Skip(
             "bad_distortion", f"{np.round(distortion, 4).tolist()} would make the picture {1 / low:.0f} times as wide"
         )
     while high - low > 1e-5:
         middle = (low + high) / 2
-        low, high = (low, middle) if _holds(middle, hw, fxfycxcy, distortion) else (middle, high)
+        low, high = (low, middle) if _covered(middle, hw, fxfycxcy, distortion) else (middle, high)
     fx, fy, cx, cy = fxfycxcy
     new = np.array([fx * high, fy * high, cx, cy])
     y, x = np.mgrid[: hw[0], : hw[1]] + 0.5
     there = distort(np.stack([(x - cx) / new[0], (y - cy) / new[1]], -1), distortion)
-    map_x, map_y = fx * there[..., 0] + cx - 0.5, fy * there[..., 1] + cy - 0.5  # OpenCV counts from the first centre
+    map_x, map_y = fx * there[..., 0] + cx - 0.5, fy * there[..., 1] + cy - 0.5  # OpenCV: first pixel centre at 0
     return _Undistorted(map_x.astype(np.float32), map_y.astype(np.float32), new)
 
 
-def _holds(zoom: float, hw: tuple[int, ...], fxfycxcy: np.ndarray, distortion: np.ndarray) -> bool:
-    """Whether at this zoom every pixel's light lies within the old picture, and the map there turns nothing over."""
+def _covered(zoom: float, hw: tuple[int, ...], fxfycxcy: np.ndarray, distortion: np.ndarray) -> bool:
+    """True if at this zoom every pixel's light comes from inside the old picture, and the map folds nowhere."""
     fx, fy, cx, cy = fxfycxcy
     height, width = hw
     y, x = np.meshgrid(np.linspace(0.5, height - 0.5, GRID), np.linspace(0.5, width - 0.5, GRID), indexing="ij")

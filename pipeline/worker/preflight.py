@@ -1,5 +1,4 @@
-"""A look at a file before Blender opens it: cheap, exact reasons for what would otherwise fail late, in silence, or at
-the expense of other files of this machine."""
+"""Checks a file before Blender opens it: cheap, exact reasons for what would fail late or in silence, or read other files."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from pipeline.formats.references import SCHEME, WINDOWS, references, within_usdz
 
 FORMATS = frozenset("procedural glb gltf obj fbx stl ply usd usda usdc usdz dae abc blend".split())
 LFS_MAGIC = b"version https://git-lfs"
-MAGIC = {  # where a format can be told by its first bytes
+MAGIC = {  # first bytes, for formats that have them
     "glb": (b"glTF",),
     "usdz": (b"PK",),
     "usdc": (b"PXR-USDC",),
@@ -27,21 +26,21 @@ MAGIC = {  # where a format can be told by its first bytes
     "blend": (b"BLENDER", b"\x28\xb5\x2f\xfd", b"\x1f\x8b"),
 }
 FORGIVING = {"obj", "mtl", "fbx", "dae"}  # exporters leave the author's own paths in these, which lead nowhere here
-LAYERS = {"usd", "usda", "usdc", "usdz", "dae"}  # formats whose files name others of the same kind
-MAX_FILES = 5000  # that one asset may lead to
-MAX_PATH = 1023  # bytes; Blender cuts longer ones off, and then means another file
+LAYERS = {"usd", "usda", "usdc", "usdz", "dae"}  # formats whose files may refer to further files of a format in here
+MAX_FILES = 5000  # that one asset may refer to, directly or not
+MAX_PATH = 1023  # bytes; Blender truncates longer ones, and then opens another file
 
 
 def check(path: Path, root: Path | None = None, max_polygons: int = 20_000_000) -> str:
-    """The file's format, by its suffix. root: the folder that the asset may read, with all below; default: its own.
+    """The file's format, by its suffix. root: folder that the asset may read, with all subfolders; default: its own folder.
 
     No picture is decoded, and no file outside of `root` is opened. Raises Skip:
     unsupported_format, file_empty, lfs_pointer, html_page, wrong_magic, truncated;
-    not_a_file (the file, or one that it names, is no regular file within root);
-    escapes_folder (a reference leaves root, or is a URL; what an exporter left behind and leads nowhere is let pass);
+    not_a_file (the file, or one that it refers to, is no regular file within root);
+    escapes_folder (a reference leaves root, or is a URL; an exporter's leftover path that leads nowhere is accepted);
     broken_gltf, unsupported_extension, broken_xml, xml_entities, broken_header, bad_archive;
     too_many_polygons, image_too_large, decompression_bomb, archive_bomb, too_complex (more than any model has);
-    file_unreadable (the system says why).
+    file_unreadable (with the system's reason).
     """
     file_format = path.suffix.lower().lstrip(".")
     if file_format not in FORMATS:
@@ -58,7 +57,7 @@ def check(path: Path, root: Path | None = None, max_polygons: int = 20_000_000) 
 
 
 def _check_regular(path: Path, root: Path) -> None:
-    """Before anything is opened: a pipe would wait for ever, a device never end."""
+    """Raise Skip unless `path` is a regular file in `root`. Opens nothing: a pipe would block for ever, a device never end."""
     try:
         real = Path(os.path.realpath(path))
         mode = real.stat().st_mode
@@ -115,20 +114,20 @@ def _check_content(path: Path, file_format: str, root: Path, max_polygons: int) 
 
 
 def _named_by(path: Path, kind: str) -> list[str]:
-    """Names of files outside of `path`: those in a usdz are not (`Folder._check_usdz`)."""
+    """Names of the files that `path` refers to; none for a usdz, whose files are members of it (`Folder._check_usdz`)."""
     return [] if kind == "usdz" else references(path, kind)
 
 
 class Folder:
-    """What an asset may read: the files below `root`."""
+    """Resolves an asset's references; the asset may read the files below `root` only."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
 
     def follow(self, path: Path, kind: str, names: Iterable[str]) -> dict[str, int]:
-        """Checks the files that `path` names, and those that they name, and so on.
+        """Check all files that `path` refers to by `names`, and, recursively, the files that these refer to.
 
-        Returns the size in bytes of each that is there, by the name that `path` has for it.
+        Returns name -> bytes for those of `names` that exist.
         """
         sizes: dict[str, int] = {}
         seen: set[Path] = {path}
@@ -150,7 +149,7 @@ class Folder:
         return sizes
 
     def _look(self, found: Path, kind: str) -> str:
-        """Looks at a file that another one of `kind` names. Returns its own kind, where it may name files in its turn."""
+        """Check a file that one of format `kind` refers to. Returns its format if it may refer to files itself, else ""."""
         if kind == "obj":
             return "mtl"
         with found.open("rb") as stream:
@@ -162,7 +161,7 @@ class Folder:
         return suffix if suffix in LAYERS else ""
 
     def _check_usdz(self, path: Path) -> None:
-        """What the layers within name has to lie within; and pictures, like those beside a file."""
+        """Check that references of the layers inside stay inside, and check the pictures inside like those of other formats."""
         for member, name in within_usdz(path):
             parts = _plain(name).split("/")
             depth = member.count("/")
@@ -176,8 +175,8 @@ class Folder:
                 headers.check_picture(headers.part(read, found.offset, found.size), _shown(found.name))
 
     def _existing(self, name: str, source: Path, kind: str) -> Iterator[Path]:
-        """The files, all within root, that Blender may take `name` for. Raises Skip: escapes_folder, not_a_file."""
-        with contextlib.suppress(UnicodeEncodeError):  # half of a surrogate pair is in no file's name
+        """Existing files in root that Blender may open for `name`. Raises Skip: escapes_folder, not_a_file."""
+        with contextlib.suppress(UnicodeEncodeError):  # a lone surrogate is in no file's name
             if len(os.fsencode(source.parent / name)) > MAX_PATH or "\0" in name:
                 raise Skip("escapes_folder", f"{_shown(name)}, which is no path, or one of more than {MAX_PATH} bytes")
             for spelling in _spellings(name, kind):
@@ -192,17 +191,17 @@ class Folder:
         if (SCHEME.match(text) and (not forgiving or "://" in text)) or text.startswith("`"):
             raise Skip("escapes_folder", f"{_shown(name)}, a URL or an expression")
         if WINDOWS.match(text) and not upwards:
-            if forgiving:  # leads nowhere on this system
+            if forgiving:  # a Windows path leads nowhere here
                 return
             raise Skip("escapes_folder", f"{_shown(name)}, an absolute path")
         if text.startswith("/") and not forgiving:
             raise Skip("escapes_folder", f"{_shown(name)}, an absolute path")
-        if text.startswith("//") and upwards:  # to Blender: relative to the .blend, and there is none
+        if text.startswith("//") and upwards:  # to Blender // means relative to the .blend, and there is none
             raise Skip("escapes_folder", _shown(name))
         for target in self._targets(text, source):
             real = Path(os.path.realpath(target))
             if not real.is_relative_to(self.root):
-                if forgiving and not _leads_somewhere(target, kind):
+                if forgiving and not _exists(target, kind):
                     continue
                 raise Skip("escapes_folder", f"{_shown(name)} leads to {_shown(str(real))}, outside of {self.root}")
             if os.path.exists(real) and not os.path.isdir(real):
@@ -210,7 +209,7 @@ class Folder:
                 yield Path(target)
 
     def _targets(self, text: str, source: Path) -> set[str]:
-        """What a name may mean: readers differ in whether they follow links before they go up, and in the source's folder."""
+        """Absolute paths that `text` may mean: readers differ in whether links are resolved before "..", and in the base."""
         if text.startswith("/"):
             text = text.replace("//", "/")
         folders = (os.path.dirname(os.path.realpath(source)), os.path.abspath(source.parent))
@@ -219,7 +218,7 @@ class Folder:
 
 
 def _spellings(name: str, kind: str) -> list[str]:
-    """How else a name may be read: escapes twice, and what Blender tries where it finds no file."""
+    """Ways to read a name: as it is, URL-decoded, and, for FORGIVING formats, variants that Blender tries for a missing file."""
     found = [name, urllib.parse.unquote(name)]
     if kind in FORGIVING:
         bare = name.replace('"', "")
@@ -231,8 +230,8 @@ def _plain(name: str) -> str:
     return name.replace("\\", "/").strip()
 
 
-def _leads_somewhere(target: str, kind: str) -> bool:
-    """Whether there is such a file. Blender's FBX reader does not mind the case, and searches a folder that exists."""
+def _exists(target: str, kind: str) -> bool:
+    """True if `target` exists; for FBX, if its folder does, in any case: Blender's FBX reader searches that folder."""
     if kind != "fbx":
         return os.path.lexists(target)
     place = "/"
@@ -245,5 +244,5 @@ def _leads_somewhere(target: str, kind: str) -> bool:
 
 
 def _shown(name: str) -> str:
-    """A stranger's name, fit for a ledger: no longer than a line, and no half characters."""
+    """A name from a file, fit for a ledger: quoted, at most 200 characters, no lone surrogates."""
     return repr(name[:200].encode("utf-8", "replace").decode())

@@ -1,4 +1,4 @@
-"""Verdicts on what was rendered, before anything is written. A verdict is a reason in the ledger."""
+"""Rejects scenes whose pictures show nothing, or too little. The ledger records the reason."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TINY_COVERAGE = 0.005  # of the image; a normalised object covers 10-30 % of a shell view
-VISIBLE_LEVELS = 8  # of 255; below this a pixel is white to an eye
+TINY_COVERAGE = 0.005  # of the image; a normalised object covers 10-30 % of a view from the shell of cameras
+VISIBLE_LEVELS = 8  # of 255; a pixel closer to white than this looks white
 COVERED = 0.5  # alpha
 
 
 @dataclass(frozen=True)
 class ViewStats:
-    """Of one view: share of its area that is covered, whether coverage reaches the border, share of pixels that are not white."""
+    """One view. coverage: covered share of its area. touches_border: coverage reaches it. visible: share of pixels not white."""
 
     coverage: float
     touches_border: bool
@@ -21,10 +21,10 @@ class ViewStats:
 
 
 def measure(rgb: np.ndarray, alpha: np.ndarray, pixels: int) -> ViewStats:
-    """sRGB bytes (h, w, 3) on white and coverage (h, w) in [0, 1] -> ViewStats.
+    """sRGB bytes (h, w, 3) on white and alpha (h, w) in [0, 1] -> ViewStats.
 
-    pixels: of the whole image. The arrays may be the part of it that holds the object, with a margin of background
-    wherever the part does not end at the image's own border.
+    pixels: number in the whole image. The arrays may be a crop around the object, with a margin of background on every side
+    that is not the image's border.
     """
     covered = alpha > COVERED
     border = covered[0].any() or covered[-1].any() or covered[:, 0].any() or covered[:, -1].any()
@@ -33,10 +33,10 @@ def measure(rgb: np.ndarray, alpha: np.ndarray, pixels: int) -> ViewStats:
 
 
 def verdict(stats: list[ViewStats], framed: bool) -> tuple[str, str] | None:
-    """(reason, detail) where the object is not worth a place in a shard, else None.
+    """(reason, detail) if the object is to be left out, else None.
 
-    framed: the cameras hold the whole object, so that touching the border shows a fault. Reasons: all_background (no view
-    covers anything), tiny (half the views cover less than 0.5 %), blank (covered, but white on white in most views),
+    framed: the cameras see the whole object, so that touching the border is a fault. Reasons: all_background (no view
+    shows anything), tiny (half the views cover less than 0.5 %), blank (covered, but white on white in most views),
     touches_border (in most views).
     """
     coverage = np.array([view.coverage for view in stats])

@@ -1,4 +1,4 @@
-"""Rendering one object: a job for Blender, its frames, their encoding and the verdict on them."""
+"""Renders one object: builds Blender's job, encodes the frames, and judges them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Renderer:
     def __init__(self, cfg: RenderConfig, scratch: Path) -> None:
         assert cfg.out is not None and cfg.timeout_s is not None
         self.cfg, self.scratch = cfg, scratch
-        self.input = _folder_of_input(cfg)
+        self.input = _input_folder(cfg)
         folders = [scratch, cfg.out / "raw", cfg.cache, *self.input]
         self.blender = Blender(scratch / "blender", Limits(timeout_s=cfg.timeout_s), readable=folders)
         self.last_beat = 0.0
@@ -45,7 +45,7 @@ class Renderer:
         return self._render(item, {"path": str(path), "root": str(root), "format": file_format}, timings)
 
     def _root_of(self, item: Item, path: Path) -> Path:
-        """The folder that an object may read: what its source says, else what the user named, else its own."""
+        """Folder that the object may read: the source's `root`, else the user's input folder around it, else path.parent."""
         if root := item.extra.get("root"):
             return Path(root)
         return next((folder for folder in self.input if path.is_relative_to(folder)), path.parent)
@@ -76,21 +76,21 @@ class Renderer:
         return Scene(item, c2w, gallery.views(), facts)
 
     def _beat(self, item: Item, views: int) -> None:
-        """Tells a driver on the same machine how far this item is. Lost on others: progress then counts whole objects."""
+        """Write the number of views so far, at most every HEARTBEAT_S. Only a driver that sees this folder reads it."""
         if time.monotonic() - self.last_beat > HEARTBEAT_S:
             (self.scratch / HEARTBEAT).write_text(f"{views} {item.uid}")
             self.last_beat = time.monotonic()
 
 
-def _folder_of_input(cfg: RenderConfig) -> list[Path]:
-    """The folder with a user's files, or with the manifest of them. Not one that holds the home: credentials lie there."""
+def _input_folder(cfg: RenderConfig) -> list[Path]:
+    """[folder of the user's files or manifest], unless it holds the home folder, where credentials lie; else []."""
     folder = cfg.input if cfg.input is None or cfg.input.is_dir() else cfg.input.parent
     home = os.path.realpath(Path.home())
     return [folder] if folder and not Path(home).is_relative_to(os.path.realpath(folder)) else []
 
 
 def build_job(cfg: SceneConfig, uid: str, c2w: np.ndarray, threads: int) -> dict[str, Any]:
-    """Settings and poses (V, 4, 4) -> the JSON that Blender takes, without the file to open. `cfg` is resolved."""
+    """Job for blender_scripts/worker.py from settings (resolved) and poses c2w (V, 4, 4), without the file to open."""
     assert cfg.fov_x_deg is not None
     hw = (cfg.width, cfg.width)
     fxfycxcy = cameras.intrinsics(cfg.fov_x_deg, hw)
@@ -119,7 +119,7 @@ class Gallery:
         self.layers: dict[int, dict[str, list[bytes]]] = {width: {} for width in cfg.res}
 
     def add(self, frame: Frame) -> None:
-        """Composites on white and encodes: light and coverage by area in linear light, depth and normals by nearest pixel."""
+        """Composite a frame on white and encode. Linear light and alpha are area-averaged; depth and normals: nearest pixel."""
         top, _, left, _ = frame.rectangle
         for width in self.cfg.res:
             hw = (width, width)
@@ -142,7 +142,7 @@ class Gallery:
         self.layers[width].setdefault(name, []).append(data)
 
     def views(self) -> dict[int, Views]:
-        """Width -> Views, with each resolution's own intrinsics."""
+        """Image width -> Views, with the intrinsics in pixels of that width."""
         assert self.cfg.fov_x_deg is not None
         views = {}
         for width in self.cfg.res:
@@ -153,7 +153,7 @@ class Gallery:
 
 
 def _raw(name: str, pixels: np.ndarray, width: int) -> bytes:
-    """Depth or normals (H, W, C) -> little-endian float32 bytes at `width`. Depth is infinite where nothing is."""
+    """Depth or normals (H, W, C) -> little-endian float32 bytes at `width`. Depth of the background is inf."""
     small = images.resize_nearest(pixels, (width, width))
     if name == "depth":
         small = np.where(small < NOWHERE / 10, small, np.inf)

@@ -1,9 +1,9 @@
-"""Do poses fit the pictures? Two looks that need nothing but the scene itself.
+"""Tests whether poses fit their pictures, in two ways that need nothing but the scene itself.
 
 Silhouettes (where pictures have transparency): the visual hull is carved along viewing rays, and right poses leave a hull
 that fills every silhouette (Laurentini 1994; Matusik et al., Image-Based Visual Hulls, 2000). Epipolar lines: matched
-features must lie on each other's lines, and before both cameras. Neither sees what is a choice of the world's frame: a
-common rotation, shift or scale of all cameras.
+features must lie on each other's lines, in front of both cameras. Neither test depends on the choice of the world's frame
+(a common rotation, shift or scale of all cameras).
 """
 
 from __future__ import annotations
@@ -19,34 +19,35 @@ from pipeline.core import cameras, images
 from pipeline.core.records import Posed
 from pipeline.worker import epipolar
 
-SIDE = 256  # pixels of a silhouette
-RAYS, FEW_RAYS = 160, 64  # per view; the fewer for trying many cameras
+SIDE = 256  # pixels of a silhouette's side
+RAYS, FEW_RAYS = 160, 64  # per view; fewer where many cameras are tried
 DEPTHS = 224  # points along each ray
-SOLID, EMPTY = 128, 8  # of 255: above, rays are taken from a pixel; below, nothing of the object is in it
-WHOLLY = (
-    250  # in place of SOLID where pictures are smaller than SIDE, so that a pixel's edge is not taken for its middle
-)
-SEEN = 3  # pictures that a point of the hull has to lie in; beyond a picture's edge nothing is known
-SILHOUETTE_VIEWS = 12
+SOLID, EMPTY = 128, 8  # alpha of 255: rays go through pixels above SOLID; pixels up to EMPTY hold nothing of the object
+WHOLLY = 250  # in place of SOLID for pictures smaller than SIDE, whose enlarged edges are soft
+SEEN = 3  # pictures whose frame must hold a point of the hull; outside its frame a picture says nothing
+SILHOUETTE_VIEWS = 12  # most per scene
 ELEVATIONS = (-30.0, -20.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 45.0, 50.0, 60.0)
 FOVS = (30.0, 39.6, 49.134, 60.0)
-FOV_MARGIN = 0.002
+FOV_MARGIN = 0.002  # another field of view has to fill the silhouettes better by this share
 
 Says = Literal["fits", "does_not_fit", "undecided"]
 
 
-# Between what right and wrong cameras reach; docs/sources.md has the measurements.
+# Thresholds between the values of right and of wrong cameras; docs/sources.md has the measurements.
 HULL_FITS, HULL_WRONG = 0.992, 0.988
-CONTROL = 0.95  # a silhouette filled as well as this by wrong cameras cannot tell
+CONTROL = 0.95  # where wrong cameras fill the silhouettes more than this, silhouettes cannot confirm the right ones
 LINES_FIT, LINES_WRONG = 0.75, 0.40
-MATCHES = 40  # fewer prove nothing
+MATCHES = 40  # least number that decides
+
+TO_CHECK = "vet"  # key in Item.extra: a worker is to check the cameras of this item
+VERDICT_KEY = "_cameras_fit"  # key in Scene.meta of that worker's Verdict, for the driver
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """hull: mean share of a silhouette that the hull fills, None without silhouettes. control: the same with each silhouette
-    given to another camera; where that fills as much, the object is too symmetric to tell. longest_side: of the hull's
-    box, world units. lines: share of sound matches that the poses explain. chance: that of random matches. matches: how many.
+    """hull: mean share of a silhouette that the hull fills, None without silhouettes. control: `hull` with the silhouettes
+    permuted among cameras; if that is as high, the object is too symmetric to tell. longest_side: of the hull's box,
+    world units. lines: share of the matches that the poses explain. chance: `lines` of random pairings. matches: number.
     """
 
     says: Says
@@ -67,7 +68,7 @@ class Verdict:
 
 
 def check(posed: Posed) -> Verdict:
-    """Looks at one scene. Never raises for what is in it: pictures that cannot be read leave it undecided."""
+    """Test the cameras of one scene. Never raises for its content: unreadable pictures make the verdict "undecided"."""
     try:
         shapes = silhouettes(posed)
         good, random, matches = epipolar.explained(posed)
@@ -98,10 +99,10 @@ def _says(verdict: Verdict) -> Says:
 
 
 def judge(verdicts: Sequence[Verdict]) -> tuple[Says, str]:
-    """Several scenes of one source together, with a line for people.
+    """Verdict on a source from several of its scenes, and a line that explains the verdict to a user.
 
-    A scene may look wrong for reasons of its own (faces that are culled, something that moved), but hardly right by
-    chance: so half of those that can tell are enough to say that cameras fit, and it takes three quarters to refuse them.
+    A scene may look wrong for reasons of its own (culled faces, motion), but hardly right by chance: so half of the scenes
+    that are decided suffice for "fits", and "does_not_fit" takes three quarters.
     """
     fit = sum(verdict.says == "fits" for verdict in verdicts)
     wrong = sum(verdict.says == "does_not_fit" for verdict in verdicts)
@@ -125,7 +126,7 @@ def judge(verdicts: Sequence[Verdict]) -> tuple[Says, str]:
 
 @dataclass(frozen=True)
 class Silhouettes:
-    """alphas (V, SIDE, SIDE) of 255, c2w (V, 4, 4), fxfycxcy (V, 4) in pixels of the alphas. solid: see SOLID."""
+    """alphas (V, SIDE, SIDE) in [0, 255], c2w (V, 4, 4), fxfycxcy (V, 4) in pixels of the alphas. solid: see SOLID."""
 
     alphas: np.ndarray
     c2w: np.ndarray
@@ -133,14 +134,16 @@ class Silhouettes:
     solid: int = SOLID
 
     def shuffled(self) -> Silhouettes:
-        """Each silhouette with the camera of another: what wrong poses would reach on this object."""
-        order = np.random.default_rng(0).permutation(len(self.alphas))  # no turn or mirroring of a turntable
+        """Silhouettes permuted among the cameras: a control with wrong poses."""
+        order = np.random.default_rng(0).permutation(
+            len(self.alphas)
+        )  # random, since a turntable turned or mirrored may fit
         return replace(self, alphas=self.alphas[order])
 
     def filled(self, count: int = RAYS) -> tuple[float, float | None]:
         """Mean share of the silhouettes that the hull fills, and the longest side of the hull's box (None for no hull).
 
-        Rays whose only way through all silhouettes runs beyond the pictures' edges count for nothing.
+        A ray is not counted if its only points inside all silhouettes lie in the frames of fewer than SEEN pictures.
         """
         directions = [self._rays(view, count) for view in range(len(self.alphas))]
         middle, reach = self._region(directions)
@@ -163,7 +166,7 @@ class Silhouettes:
         return float(np.mean(shares)) if shares else 1.0, side
 
     def _rays(self, view: int, count: int) -> np.ndarray:
-        """Unit directions (R, 3) in the world through evenly chosen pixels of a silhouette."""
+        """Unit directions (R, 3) in the world through evenly chosen solid pixels of a silhouette, R at most `count`."""
         rows, columns = np.nonzero(self.alphas[view] > self.solid)
         chosen = cameras.spread(len(rows), count)
         fx, fy, cx, cy = self.fxfycxcy[view]
@@ -172,7 +175,7 @@ class Silhouettes:
         return rays / np.linalg.norm(rays, axis=-1, keepdims=True)
 
     def _region(self, directions: list[np.ndarray]) -> tuple[np.ndarray, float]:
-        """The point nearest to the rays through the silhouettes' middles, and how far from it to look for the hull."""
+        """Point (3,) nearest to the silhouettes' mean rays, and the radius around it in which to look for the hull."""
         eyes = self.c2w[:, :3, 3]
         axes = np.stack([rays.mean(0) for rays in directions])
         axes /= np.linalg.norm(axes, axis=-1, keepdims=True)
@@ -183,7 +186,7 @@ class Silhouettes:
         return middle, 1.75 * float(np.median(reach))
 
     def _widened(self) -> np.ndarray:
-        """Where the object may be, with one more pixel of frame around: set where the object leaves the picture."""
+        """Masks (V, SIDE + 2, SIDE + 2) of where the object may be; the extra border is set if the object reaches the edge."""
         wide = np.pad(self.alphas > EMPTY, ((0, 0), (1, 1), (1, 1)))
         border = np.zeros_like(wide[0])
         border[[0, -1]] = border[:, [0, -1]] = True
@@ -191,11 +194,9 @@ class Silhouettes:
         return np.asarray(wide | (border & edge[:, None, None]))
 
     def _seen(self, points: np.ndarray, wide: np.ndarray) -> np.ndarray:
-        """In how many pictures each point (N, 3) lies; 0 where a silhouette does not contain it."""
+        """For each point (N, 3) the number of pictures whose frame holds the point; 0 if any silhouette excludes it."""
         left, seen = np.arange(len(points)), np.zeros(len(points), int)
-        for mask, c2w, fxfycxcy in zip(
-            wide, self.c2w, self.fxfycxcy, strict=True
-        ):  # each is asked of what is left only
+        for mask, c2w, fxfycxcy in zip(wide, self.c2w, self.fxfycxcy, strict=True):  # tests the points left so far
             with np.errstate(all="ignore"):
                 pixels, depth = cameras.project(points[left], c2w, fxfycxcy)
                 place = np.nan_to_num(np.clip(np.floor(pixels) + 1, 0, SIDE + 1)).astype(int)
@@ -209,7 +210,7 @@ class Silhouettes:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The cameras of a turntable that fit best, and how well the silhouettes are filled by them and by those in use."""
+    """The best-fitting cameras of a turntable, and the share of the silhouettes that these and the present ones fill."""
 
     best: MixCameras
     filled: float
@@ -226,12 +227,11 @@ def _flag(name: str, value: float | bool) -> str:
     return (f"--{dashed}" if value else f"--no-{dashed}") if isinstance(value, bool) else f"--{dashed} {value:g}"
 
 
-def suggest(scenes: Sequence[Posed], now: MixCameras) -> Suggestion | None:
-    """Which turntable the silhouettes of some scenes fit best: both directions, elevations, fields of view, the radius.
+def best_turntable(scenes: Sequence[Posed], now: MixCameras) -> Suggestion | None:
+    """The turntable that fits the scenes' silhouettes best: direction, elevation, field of view and radius. None without any.
 
-    scenes: as loaded with the cameras `now`. The azimuth of view 0 is a turn of the world, so no picture tells it. Radius
-    and field of view show only together with the objects' size, which is 1 along the longest side. None without
-    silhouettes.
+    scenes: as loaded with the cameras `now`. The azimuth of view 0 only turns the world, so pictures cannot tell it. Radius
+    and field of view follow from the objects' size, which is 1 along the longest side.
     """
     shapes = [found for posed in scenes if (found := silhouettes(posed)) is not None]
     if not shapes:
@@ -250,7 +250,7 @@ def suggest(scenes: Sequence[Posed], now: MixCameras) -> Suggestion | None:
 
     best = better([replace(now, elevation_deg=up, clockwise=way) for way in (False, True) for up in ELEVATIONS])
     best = better([replace(best, elevation_deg=best.elevation_deg + change) for change in (-2.5, 2.5)])
-    # fields of view hardly differ: another has to be clearly better
+    # the score hardly depends on the field of view: require a clear gain
     best = better([replace(best, fov_x_deg=fov) for fov in FOVS], FOV_MARGIN)
     best = better([replace(best, elevation_deg=best.elevation_deg + change) for change in (-2.5, 2.5)])
     sides = [side for shape in shapes if (side := _turned(shape, now, best).filled()[1]) is not None]
@@ -260,7 +260,7 @@ def suggest(scenes: Sequence[Posed], now: MixCameras) -> Suggestion | None:
 
 
 def _turned(shapes: Silhouettes, now: MixCameras, mix: MixCameras) -> Silhouettes:
-    """The same silhouettes with the cameras of another turntable."""
+    """Silhouettes of turntable `now` with the cameras of turntable `mix`."""
     x, y = shapes.c2w[:, 0, 3], shapes.c2w[:, 1, 3]
     steps = (np.arctan2(y, x) - np.radians(now.azimuth_deg)) * (-1 if now.clockwise else 1)
     azimuth = np.radians(mix.azimuth_deg) + steps * (-1 if mix.clockwise else 1)
@@ -273,7 +273,7 @@ def _turned(shapes: Silhouettes, now: MixCameras, mix: MixCameras) -> Silhouette
 
 
 def silhouettes(posed: Posed) -> Silhouettes | None:
-    """The silhouettes of some views; None where pictures are opaque, distorted, or show less than three. Raises OSError."""
+    """Silhouettes of up to SILHOUETTE_VIEWS views; None if pictures are opaque, distorted, or fewer than 3. Raises OSError."""
     if posed.distortion is not None and np.any(posed.distortion):
         return None
     alphas, chosen, scales, solid = [], [], [], SOLID
@@ -291,7 +291,3 @@ def silhouettes(posed: Posed) -> Silhouettes | None:
         return None
     c2w, fxfycxcy = np.asarray(posed.c2w, np.float64)[chosen], np.asarray(posed.fxfycxcy, np.float64)[chosen]
     return Silhouettes(np.stack(alphas), c2w, fxfycxcy * np.stack(scales), solid)
-
-
-MARK = "vet"  # in extra: this item's scene is to be looked at
-FOUND = "_cameras_fit"  # in a scene's meta, on its way to the driver

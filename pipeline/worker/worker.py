@@ -38,7 +38,7 @@ class Maker(Protocol):
 
 
 class Worker:
-    """Has a scratch folder and a maker. Called once per item; never raises, every failure is an Outcome too."""
+    """Owner of a scratch folder and a maker. Called once per item; never raises, every failure is an Outcome too."""
 
     def __init__(self, cfg: RunConfig, scratch: Path, maker: Maker) -> None:
         self.scratch, self.maker = scratch, maker

@@ -38,7 +38,7 @@ def turntable(size: int = 256) -> Posed:
 
 
 @functools.cache
-def disk_budget(bent: tuple[float, ...] = (0.0,) * 8) -> Posed:
+def room(bent: tuple[float, ...] = (0.0,) * 8) -> Posed:
     """Seven photographs in a textured room."""
     eyes = balls.walk(7, (216, 240), bent, 0.2)
     files = [balls.photo(picture) for picture in balls.pictures(eyes, in_room=True)]
@@ -141,13 +141,13 @@ def test_an_object_that_leaves_the_picture_is_no_error(margin: int) -> None:
 def test_the_cameras_that_fit_are_suggested() -> None:
     right, used = turntable(), MixCameras(radius=1.5, elevation_deg=45.0, clockwise=True)
     c2w = cameras.circle(12, used.elevation_deg, used.radius, clockwise=used.clockwise)
-    suggestion = silhouettes.suggest([replace(right, c2w=c2w)], used)
+    suggestion = silhouettes.best_turntable([replace(right, c2w=c2w)], used)
     assert suggestion is not None
     assert suggestion.best.elevation_deg == 30 and not suggestion.best.clockwise
     assert suggestion.filled > 0.998 > 0.9 > suggestion.filled_now
     assert suggestion.best.radius == pytest.approx(2.0, rel=0.06)
     assert "--elevation-deg 30" in str(suggestion) and "--no-clockwise" in str(suggestion)
-    assert silhouettes.suggest([disk_budget()], used) is None
+    assert silhouettes.best_turntable([room()], used) is None
 
 
 # ---- epipolar lines
@@ -155,7 +155,7 @@ def test_the_cameras_that_fit_are_suggested() -> None:
 
 @pytest.mark.parametrize("bent", [(0.0,) * 8, (-0.2, 0.05, 0.002, -0.001, 0, 0, 0, 0)], ids=["pinhole", "distorted"])
 def test_right_cameras_explain_every_match(bent: tuple[float, ...]) -> None:
-    verdict = check(disk_budget(bent))
+    verdict = check(room(bent))
     assert verdict.says == "fits" and verdict.matches > 200
     assert verdict.lines is not None and verdict.lines > 0.97
     assert verdict.chance is not None and verdict.chance < 0.1
@@ -164,26 +164,26 @@ def test_right_cameras_explain_every_match(bent: tuple[float, ...]) -> None:
 
 @pytest.mark.parametrize("how", WRONG)
 def test_epipolar_lines_tell_wrong_conventions(how: str) -> None:
-    verdict = check(WRONG[how](disk_budget()))
+    verdict = check(WRONG[how](room()))
     assert verdict.says == "does_not_fit"
     assert verdict.lines is not None and verdict.lines < 0.2
 
 
 def test_how_much_noise_is_told() -> None:
-    lines = {degrees: check(shaken(disk_budget(), degrees)).lines for degrees in (0.1, 3.0)}
+    lines = {degrees: check(shaken(room(), degrees)).lines for degrees in (0.1, 3.0)}
     assert lines[0.1] is not None and lines[0.1] > 0.9
     assert lines[3.0] is not None and lines[3.0] < 0.3
 
 
 def test_a_distortion_that_is_forgotten_shows() -> None:
-    bent = disk_budget((-0.2, 0.05, 0.002, -0.001, 0, 0, 0, 0))
+    bent = room((-0.2, 0.05, 0.002, -0.001, 0, 0, 0, 0))
     forgotten = check(replace(bent, distortion=None)).lines
     right = check(bent).lines
     assert right is not None and forgotten is not None and forgotten < right
 
 
 def test_cameras_that_stand_still_prove_nothing() -> None:
-    one = disk_budget()
+    one = room()
     assert check(replace(one, images=one.images[:1] * 7)).says == "undecided"
     assert epipolar.explained(replace(one, c2w=np.tile(one.c2w[:1], (7, 1, 1))))[0] == 0
 
