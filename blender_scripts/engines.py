@@ -35,7 +35,7 @@ cycles.CyclesRender.render = _render
 
 @contextlib.contextmanager
 def _quiet():
-    """Drops what Blender prints about its progress with every sample; errors go to standard error and stay."""
+    """Discard Blender's progress lines on standard output; errors go to standard error, which stays."""
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -48,7 +48,7 @@ def _quiet():
 
 
 def _in_render_call(task):
-    """Runs task(engine, depsgraph) in place of Cycles' own render method. Raises RuntimeError where it did not end."""
+    """Run task(engine, depsgraph) in place of Cycles' own render method. Raises RuntimeError if the task did not end."""
     global _task
     finished = []
 
@@ -67,7 +67,7 @@ def _in_render_call(task):
 
 
 def visit_depsgraph(visit):
-    """Calls visit(depsgraph) with the *render* dependency graph of the current scene; no ray is traced."""
+    """Call visit(depsgraph) with the *render* dependency graph of the current scene; no ray is traced."""
     scene = bpy.context.scene
     scene.render.engine = "CYCLES"
     scene.render.resolution_x = scene.render.resolution_y = 4
@@ -79,7 +79,7 @@ def visit_depsgraph(visit):
 
 @functools.cache
 def devices():
-    """Back ends that Cycles sees: kind -> names, CPU first."""
+    """Devices that Cycles sees: kind -> names, CPU first."""
     preferences = bpy.context.preferences.addons["cycles"].preferences
     found = {"CPU": []}
     for kind in ("CPU", *GPU_KINDS):
@@ -99,7 +99,7 @@ def configure(job):
     # never 1: Blender's TBB then keeps a thread spinning in sched_yield for ever (measured: 1.7 times slower, a core lost)
     render.threads_mode, render.threads = "FIXED", max(2, job["threads"])
     render.use_persistent_data = True
-    render.film_transparent = True  # composited on exact white by the parent
+    render.film_transparent = True  # the parent composites on exact white
     render.use_compositing = render.use_sequencer = False
     view = scene.view_settings
     scene.display_settings.display_device = "sRGB"
@@ -149,7 +149,7 @@ def _configure_cycles(scene, job):
 
 
 def _choose_device(scene, wanted):
-    """wanted: auto, cpu or a GPU kind. The first kind that has a device is used; the CPU always is there."""
+    """Choose the first GPU kind with a device, else the CPU; return its name. wanted: auto, cpu or a GPU kind."""
     preferences = bpy.context.preferences.addons["cycles"].preferences
     found = devices()
     kinds = [kind for kind in GPU_KINDS if kind in found and wanted in ("auto", kind.lower())]
@@ -157,7 +157,7 @@ def _choose_device(scene, wanted):
         scene.cycles.device = "CPU"
         return "CPU"
     preferences.compute_device_type = kinds[0]
-    for device in preferences.get_devices_for_type(kinds[0]):  # fills the list that the factory reset has emptied
+    for device in preferences.get_devices_for_type(kinds[0]):  # refills the list that the factory reset emptied
         device.use = device.type == kinds[0]
     scene.cycles.device = "GPU"
     return f"{kinds[0]} {', '.join(found[kinds[0]])}"
@@ -177,9 +177,9 @@ def _configure_eevee(scene, job):
 
 
 def render_views(job, corners, emit):
-    """Calls emit(index, rectangle, passes, seconds) for each camera of the job, in order. All have the same pixel aspect.
+    """Call emit(index, rectangle, passes, seconds) for each camera of the job, in order. All have the same pixel aspect.
 
-    corners: points (K, 3) that enclose what there is to see, or None where nothing is known (see `outline`).
+    corners: points (K, 3) whose convex hull holds the object, or None if not known (see `outline`).
     passes: {"rgba": (h, w, 4), "depth": (h, w, 1), "normals": (h, w, 3)} float32 of the rectangle [top, bottom, left,
     right), rows from the top, linear light. rgba is premultiplied over nothing; depth is along the camera's axis in world
     units; normals are in world axes. Outside the rectangle there is nothing.
@@ -192,15 +192,15 @@ def render_views(job, corners, emit):
     if job["engine"] == "eevee":
         _render_eevee(job, emit)
     else:
-        # The first view has a call of its own. It takes over what has changed since the last one, which is everything;
-        # within a call that would be taken over again with every view, and the BVH built again.
+        # The first view has its own render call, which syncs the whole new scene; in one call with the other views
+        # everything would be synced, and the BVH built, again for every view.
         views = list(enumerate(job["cameras"]))
         for part in filter(None, (views[:1], views[1:])):
             _in_render_call(functools.partial(_render_cycles, job=job, views=part, corners=corners, emit=emit))
 
 
 def _render_cycles(engine, depsgraph, job, views, corners, emit):
-    """Writes to the evaluated copies that Cycles reads, so that no camera moves through the dependency graph."""
+    """Set each view's camera on the evaluated copies that Cycles reads, which spares updates of the dependency graph."""
     scene, (height, width) = depsgraph.scene_eval, job["hw"]
     for index, camera in views:
         start = time.perf_counter()
@@ -229,7 +229,7 @@ def _place(ob, camera):
 
 
 def _set_border(render, rectangle, hw):
-    """Blender rounds the ends of a border down to pixels, so they are given a little beyond the pixel's edge."""
+    """Set Blender's render border; its ends, rounded down to pixels, are put 0.01 pixels beyond the edges."""
     top, bottom, left, right = rectangle
     height, width = hw
     beyond = 0.01
@@ -239,7 +239,7 @@ def _set_border(render, rectangle, hw):
 
 
 def _render_eevee(job, emit):
-    """EEVEE has no Python hook: its result goes through an uncompressed float image in the scratch folder."""
+    """Render with EEVEE, through an uncompressed float image in the scratch folder: EEVEE has no Python hook."""
     scene = bpy.context.scene
     rectangle = outline.rectangle(None, None, job["hw"])
     for index, camera in enumerate(job["cameras"]):

@@ -21,9 +21,9 @@ def _procedural(filepath):
 
 
 def _blend(filepath):
-    """Opens the file with scripts off and moves what its active scene would render into a scene with our defaults.
+    """Open the file with scripts off and link what its active scene would render into a new scene with default settings.
 
-    The file's own scene may carry anything: compositor trees, borders, overrides, Freestyle scripts.
+    The file's own scene may have compositor trees, borders, overrides, Freestyle scripts.
     """
     bpy.ops.wm.open_mainfile(filepath=filepath, use_scripts=False, load_ui=False)
     old = bpy.context.scene
@@ -40,7 +40,7 @@ def _blend(filepath):
 
 
 def _rendered(layer_collection):
-    """Objects of a layer collection and those below it, without what is excluded or hidden from renders."""
+    """Objects of a layer collection and of its children, except collections that are excluded or hidden from renders."""
     if layer_collection.exclude or layer_collection.collection.hide_render:
         return
     yield from layer_collection.collection.objects
@@ -49,7 +49,7 @@ def _rendered(layer_collection):
 
 
 def _link_ancestors(scene, ob):
-    """A hidden parent still moves its children, so it comes along, hidden."""
+    """Link the parents of `ob` too: a parent that is not rendered still moves its children."""
     while ob.parent:
         ob = ob.parent
         if ob.name not in scene.collection.objects:
@@ -75,7 +75,7 @@ IMPORTERS = {
 
 
 def load(path, file_format):
-    """Imports `path` into the current scene. Raises Unusable("import_failed") with the importer's own last words."""
+    """Import `path` into the current scene. Raises Unusable("import_failed") with the end of the importer's error."""
     try:
         IMPORTERS[file_format](os.path.abspath(path))
     except RuntimeError as error:  # how bpy.ops reports every failure of an operator, Python tracebacks included

@@ -1,6 +1,6 @@
-"""Measures what will be rendered and moves it to the origin, longest side 1.
+"""Measures the geometry that will be rendered, and moves and scales it to the origin, longest side 1.
 
-What will be rendered is the render engine's own list: the instances of the *render* dependency graph at the current
+That geometry is the render engine's own list: the instances of the *render* dependency graph at the current
 frame. A first render call, stopped before any ray is traced, hands us that graph (see `engines.visit_depsgraph`), so
 skinning, modifiers, geometry nodes, instances, curves, hidden objects and render-only settings all count as they will.
 """
@@ -12,15 +12,15 @@ from importers import Unusable
 from mathutils import Matrix
 from outline import Outline
 
-# evaluated curves, texts, surfaces and metaballs come a second time as meshes, so only these need a look
+# evaluated curves, texts, surfaces and metaballs appear a second time as meshes, so these types are enough
 MEASURED = {"MESH", "POINTCLOUD", "CURVES", "VOLUME"}
 TOLERANCE = 1e-3
 
 
 def normalize(limits):
-    """Parents every root to one empty that carries scale and translation.
+    """Parent every root to one empty that carries scale and translation.
 
-    Returns transform, bounds and counts, and points (K, 3) that enclose all there is to see (None: not known).
+    Returns facts (transform, bounds, counts), and points (K, 3) whose hull holds all that is rendered (None: not known).
 
     limits: {"max_polygons": int}. Raises Unusable: empty, not_finite, degenerate, absurd_scale, too_many_polygons,
     outlier_geometry, default_cube, normalize_failed.
@@ -61,12 +61,12 @@ def normalize(limits):
 
 
 def _short(numbers):
-    """float32 values with the nine digits that tell each apart."""
+    """Round float32 values to nine digits, enough to tell any two apart."""
     return [float(f"{number:.9g}") for number in numbers]
 
 
 def _measure(outline=None):
-    """What the engine would render now, see `_measure_instances`."""
+    """Measure what the engine would render now, see `_measure_instances`. Raises Unusable("empty")."""
     found = {}
     engines.visit_depsgraph(lambda depsgraph: found.update(_measure_instances(depsgraph, outline)))
     if not found["instances"]:
@@ -77,8 +77,8 @@ def _measure(outline=None):
 def _measure_instances(depsgraph, outline):
     """Bounds (2, 3), 0.1-99.9 percentile bounds, polygon and instance counts.
 
-    With an outline also the "corners" of what there is; None where points do not bound it (curves and points have a
-    thickness, volumes and particle hair have no points).
+    With an outline also its "corners"; None if points do not bound the geometry (curves and points have a thickness,
+    volumes and particle hair have no points).
     """
     cache, boxes, sampled = {}, [], []
     polygons = instances = 0
@@ -131,13 +131,11 @@ def _points_and_faces(ob):
 
 
 def _used_points(mesh):
-    """Vertices that belong to a face (N, 3). Loose vertices and wires are not rendered and must not count."""
+    """Vertices that belong to a face (N, 3). Loose vertices and wires are not rendered."""
     if not len(mesh.loops):
         return np.empty((0, 3))
     points = np.empty(len(mesh.vertices) * 3, np.float32)
-    mesh.attributes["position"].data.foreach_get(
-        "vector", points
-    )  # the attributes are copied whole, unlike vertices.co
+    mesh.attributes["position"].data.foreach_get("vector", points)  # one copy, unlike vertices.co
     corners = np.empty(len(mesh.loops), np.int32)
     mesh.attributes[".corner_vert"].data.foreach_get("value", corners)
     used = np.zeros(len(mesh.vertices), bool)
@@ -146,7 +144,7 @@ def _used_points(mesh):
 
 
 def _is_default_cube(points, faces):
-    """Blender's start-up cube: what a renderer shows that never opened the file (allenai/objaverse-xl on .blend)."""
+    """True for Blender's start-up cube: rendered when a file was never opened (allenai/objaverse-xl on .blend)."""
     if faces not in (6, 12):
         return False
     corners = np.unique(np.round(points, 4), axis=0)

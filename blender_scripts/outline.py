@@ -1,16 +1,14 @@
-"""Where an object can be in a picture: boxes that hold all its points, projected by every camera.
+"""Bounds an object in a picture: boxes that hold all its points, projected by every camera.
 
-Most of a picture is background, and background costs rays too. Cycles therefore traces only the rectangle of each view
-that can show the object; outside it every camera ray would miss, so the picture is the same, bit for bit.
+Most of a picture is background, which costs rays too. Cycles therefore traces only the rectangle of each view that can show
+the object; every camera ray outside would miss, so the picture is the same, bit for bit.
 """
 
 import numpy as np
 
-CELLS = (
-    20  # per axis of the normalised cube: finer hugs closer (a cell is about 1.2 pixels at 64), coarser projects faster
-)
+CELLS = 20  # per axis of the normalised cube: more are tighter (a cell is about 1.2 pixels at 64), fewer project faster
 PAD = 2  # pixels; the pixel filter reaches 0.75 beyond a pixel's centre
-NEAR = 1e-3  # closer to the camera's plane than this, a projection says nothing
+NEAR = 1e-3  # least depth of a corner; nearer ones project nowhere useful, so the whole picture is traced
 
 
 class Outline:
@@ -21,7 +19,7 @@ class Outline:
         self.high = np.full((CELLS**3, 3), -np.inf)
 
     def add(self, points):
-        """points (N, 3)."""
+        """Add points (N, 3) of the object."""
         cell = np.clip(((points + 0.5) * CELLS).astype(np.int32), 0, CELLS - 1) @ np.array([CELLS * CELLS, CELLS, 1])
         order = np.argsort(cell, kind="stable")
         used, starts = np.unique(cell[order], return_index=True)
@@ -29,7 +27,7 @@ class Outline:
         self.high[used] = np.maximum(self.high[used], np.maximum.reduceat(points[order], starts))
 
     def corners(self):
-        """Corners (K, 3) of the boxes. Whatever lies between points of the object lies inside their convex hull."""
+        """Corners (K, 3) of the boxes. Their convex hull holds the object's points and every face between them."""
         used = self.low[:, 0] <= self.high[:, 0]
         ends = np.stack([self.low[used], self.high[used]])
         choice = np.indices((2, 2, 2)).reshape(3, 8)
@@ -37,9 +35,9 @@ class Outline:
 
 
 def rectangle(corners, projection, hw):
-    """Pixels [top, bottom, left, right) of an image of size hw that can show what lies between the corners (K, 3).
+    """Pixels [top, bottom, left, right) of an image of size hw that can show the hull of the corners (K, 3).
 
-    projection (3, 4): world to homogeneous pixels, OpenCV convention, pixel centres at +0.5. No corners mean: anywhere.
+    projection (3, 4): world to homogeneous pixels, OpenCV convention, pixel centres at +0.5. corners None: the whole image.
     """
     height, width = hw
     if corners is None:
@@ -54,6 +52,6 @@ def rectangle(corners, projection, hw):
 
 
 def _range(pixels, size):
-    """At least one pixel, also where the object is out of the picture: an engine cannot render nothing."""
+    """Padded pixel range in [0, size), of at least one pixel even off the picture: an engine cannot render none."""
     first = min(max(int(np.floor(pixels.min())) - PAD, 0), size - 1)
     return first, min(max(int(np.ceil(pixels.max())) + PAD, first + 1), size)

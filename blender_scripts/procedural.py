@@ -13,7 +13,7 @@ import numpy as np
 from materials import TEX_ATTRIBUTE, UV_NAME, make_materials, weighted
 from shapes import TAU, Shape, cage, from_mesh, largest_piece, primitive, to_mesh, waves
 
-ASPECT = (1.4, 2.3)  # the range of the limit on the ratio of longest to shortest principal extent
+ASPECT = (1.4, 2.3)  # range of the greatest allowed ratio of longest to shortest principal extent
 # Even offsets would shoot needles out of sharp corners.
 WIRE = {"offset": 0.0, "use_even_offset": False}
 SHARP_ANGLE = np.radians(35)
@@ -85,7 +85,7 @@ def wireframe(rng: np.random.Generator) -> Shape:
 
 
 def cut(rng: np.random.Generator, shape: Shape) -> Shape:
-    """Subtracts 1..3 primitives; the cut faces get material slot 1. Removing too little or too much is undone."""
+    """Subtract 1..3 primitives; the cut faces get material slot 1. A cut that removes too little or too much is undone."""
     cutters = []
     for _ in range(int(rng.integers(1, 4))):
         tool = primitive(rng)
@@ -105,7 +105,7 @@ def dent(rng: np.random.Generator, shape: Shape) -> Shape:
 
 
 def warp(rng: np.random.Generator, shape: Shape) -> Shape:
-    """Shakes space itself by a smooth vector field."""
+    """Displace the vertices by a smooth vector field."""
     fields = [waves(rng, 2, 3.0, 7.0) for _ in range(3)]
     return replace(shape, verts=shape.verts + 0.09 * np.stack([field(shape.verts) for field in fields], 1))
 
@@ -168,7 +168,7 @@ def core_part(rng: np.random.Generator) -> Part:
 
 
 def meet(part: Part, point: np.ndarray) -> Part:
-    """Moves the part by the little it takes to touch a point, unless it already contains it."""
+    """Move the part so that its nearest vertex lies at `point`, unless the part contains the point already."""
     if part.shape.contains((point - part.offset) @ part.rotation / part.scale):
         return part
     points = part.points()
@@ -325,7 +325,7 @@ def emit(rng: np.random.Generator, part: Part, world: np.ndarray, length: float,
 def frame(rng: np.random.Generator, clouds: list[np.ndarray]) -> tuple[list[np.ndarray], float]:
     """Squashes sticks and sheets along their principal axes, turns the object, and fits it to longest side 1.
 
-    Returns the parts' points and the scale that was applied to lengths that the squash left alone.
+    Returns the parts' points, and the scale of lengths (apart from the squash).
     """
     stacked = np.concatenate(clouds)
     axes = np.linalg.eigh(np.cov(stacked.T))[1]

@@ -1,4 +1,4 @@
-"""Makes an imported scene look as its author meant it, and says where that was not possible."""
+"""Makes an imported scene look as its author meant, and flags what is missing."""
 
 import bpy
 
@@ -7,7 +7,7 @@ FLAT_NORMAL = (0.5, 0.5, 1.0, 1.0)
 
 
 def repair(file_format):
-    """Hides imported lights, fills missing textures, shows vertex colours. Returns the flags that go into the shard."""
+    """Hide imported lights, fill missing textures, show vertex colours. Returns the flags that go into the shard."""
     for ob in bpy.context.scene.objects:
         if ob.type == "LIGHT":
             ob.hide_render = True  # never deleted: a light may be the parent of something visible
@@ -18,7 +18,7 @@ def repair(file_format):
 
 
 def _fill_missing_images():
-    """Blender shows an image without pixels in magenta. Replaces each by neutral grey; returns how many there were."""
+    """Replace images without pixels, magenta in Blender, by grey (normal maps: flat). Returns their number."""
     missing = 0
     for image in bpy.data.images:
         if image.source not in ("FILE", "TILED") or image.size[0]:  # reading the size tries to load the file
@@ -42,7 +42,7 @@ def _feeds_normal_map(image):
 
 
 def _show_vertex_colors():
-    """PLY, OBJ and STL colours arrive as an attribute that no material uses. Returns whether there were any."""
+    """Give meshes with vertex colours and no material one that shows the colours. True if there were any."""
     shown = False
     for ob in bpy.context.scene.objects:
         if ob.type != "MESH" or not ob.data.color_attributes or _has_material(ob):

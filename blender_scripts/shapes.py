@@ -17,7 +17,7 @@ TAU = 2 * np.pi
 
 @dataclass(frozen=True)
 class Shape:
-    """A polygon mesh: verts (N, 3), the polygons' corners one after another, corners per polygon, material slots."""
+    """A mesh of P polygons. verts: (N, 3). loops: (L,) vertex per corner, by polygon. sizes: (P,) corners. mats: (P,) slots."""
 
     verts: np.ndarray
     loops: np.ndarray
@@ -45,7 +45,7 @@ class Shape:
         return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
 
     def contains(self, point: np.ndarray) -> bool:
-        """Whether a point is inside: the triangles' solid angles around it add up to 4 pi, or else to 0."""
+        """True if `point` (3,) is inside: the triangles' solid angles add up to 4 pi there, outside to 0."""
         a, b, c = np.moveaxis(self.verts[self.triangles()] - point, 1, 0)
         la, lb, lc = (np.linalg.norm(edge, axis=1) for edge in (a, b, c))
         below = la * lb * lc + (a * b).sum(1) * lc + (b * c).sum(1) * la + (c * a).sum(1) * lb
@@ -72,7 +72,7 @@ def from_mesh(mesh: bpy.types.Mesh) -> Shape:
 
 
 def largest_piece(shape: Shape) -> Shape:
-    """The connected piece with the most vertices: what a cut has severed would float in the air."""
+    """The connected piece with the most vertices; pieces that a cut has severed would float in the air."""
     owner = np.repeat(np.arange(len(shape.sizes)), shape.sizes)
     label = np.arange(len(shape.verts))
     while True:

@@ -2,10 +2,10 @@
 
     python -I worker.py REPLY_FD [READABLE_FOLDER ...]
 
-It writes to its working folder and to XDG_CACHE_HOME (compiled GPU kernels), and reads the folders that are named.
+The process may write to its working folder and to XDG_CACHE_HOME (compiled GPU kernels), and read the folders named.
 
-Knows no OpenCV and no shards: the parent (`pipeline/worker/blender.py`) sends numbers that Blender takes as they are. A Python
-error here ends the process; the parent sees that as a crash, with this process's last lines as the reason.
+The parent (`pipeline/worker/blender.py`) sends cameras and settings in Blender's conventions. A Python error here ends the
+process; the parent treats that as a crash, with this process's last lines as the reason.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ import resource
 import sys
 import time
 
-PIPE_BYTES = 1 << 20  # what Linux allows to everybody
-faulthandler.enable()  # a crash names the line that led to it; the parent keeps the last words
+PIPE_BYTES = 1 << 20  # Linux's limit for unprivileged users
+faulthandler.enable()  # a crash prints its Python line; the parent keeps the last lines
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import confine  # noqa: E402
@@ -33,7 +33,7 @@ import repair  # noqa: E402
 
 
 class Channel:
-    """Replies to the parent: a JSON line, then `bytes` bytes of payload where the line says so."""
+    """Replies to the parent: a JSON line, then as many bytes of payload as its "bytes" says."""
 
     def __init__(self, fd):
         self.stream = os.fdopen(fd, "wb", buffering=0)
@@ -56,9 +56,9 @@ def rss_mb():
 
 
 def load(job, timings):
-    """Empties Blender, imports the job's file, repairs and normalises it. Returns facts for the shard, and corners."""
+    """Empty Blender, import the job's file, repair and normalise it. Returns facts for the shard, and corners (K, 3) or None."""
     start = time.perf_counter()
-    # all data go; preferences and add-ons, which no file can touch, stay (`read_factory_settings` takes 7 times as long)
+    # keeps preferences and add-ons, which no file can touch (`read_factory_settings` takes 7 times as long)
     bpy.ops.wm.read_homefile(use_factory_startup=True, use_empty=True, load_ui=False)
     timings["reset"] = time.perf_counter() - start
 
@@ -74,7 +74,7 @@ def load(job, timings):
 
 
 def render(job, channel):
-    """One object: facts first, then every view as soon as it is there."""
+    """Render one object: send its facts, then every view as soon as it is done."""
     timings = {}
     facts, corners = load(job, timings)
     device = engines.configure(job)
@@ -90,7 +90,7 @@ def render(job, channel):
 
 
 def main():
-    """Greets the parent, then serves one job per line until standard input ends."""
+    """Greet the parent, then serve one job per line until standard input ends."""
     channel = Channel(int(sys.argv[1]))
     facts = {"blender": bpy.app.version_string, "devices": engines.devices()} | LEFT_OPEN
     channel.send({"type": "ready"} | facts)
