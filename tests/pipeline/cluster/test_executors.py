@@ -27,7 +27,7 @@ class Toy:
         self.mark("made")
 
     def mark(self, what: str) -> int:
-        """How often it happened before, in any process."""
+        """Record that `what` happened. Returns how often before, in any process."""
         path = self.folder / what
         with path.open("a") as stream:
             stream.write(f"{os.getpid()}\n")
@@ -117,7 +117,7 @@ def test_inline_asks_again_where_there_is_nothing_now(tmp_path: Path) -> None:
 
 
 def test_ray_does_every_item_once_whatever_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "MOST", 1)  # else those that came along are done again too
+    monkeypatch.setattr(pool, "CALL_ITEMS", 1)  # else items of the same call are done again too
     workers = 2
     uids = ["a", "once-1", "b", "always", "c", "d", "once-2", "e", "f"]
     drawn: list[str] = []

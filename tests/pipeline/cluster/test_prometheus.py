@@ -1,4 +1,4 @@
-"""What a run tells Prometheus through Ray, as a scrape of a real Ray sees it; and a dashboard that asks for nothing else."""
+"""A run's metrics in Prometheus, scraped from a real Ray; and a dashboard that asks for no other metrics."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def head() -> Iterator[Head]:
 
 
 def full(folder: Path, told: list[dict[str, Any]]) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What downloads, uploads and a cycle tell Progress: their own words, about made-up facts. told: what the cycle has said."""
+    """Progress fed by real downloads, uploads and a cycle, about made-up facts. told: the cycle's facts."""
     lines: list[dict[str, Any]] = [
         {"step": step, "loss": 0.25 / step, "seconds": 2.0, "waited_s": 0.5, "samples": 8} for step in (1, 2, 3)
     ]
@@ -102,7 +102,7 @@ def full(folder: Path, told: list[dict[str, Any]]) -> dict[str, Callable[[], dic
     (folder / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))
     ready: queue.Queue[int] = queue.Queue()
     ready.put(1)
-    downloads = SimpleNamespace(results=ready, out_there=4, net=SimpleNamespace(room=SimpleNamespace(used=5000)))
+    downloads = SimpleNamespace(results=ready, out_there=4, net=SimpleNamespace(disk_budget=SimpleNamespace(used=5000)))
     waiting = {"train-000000": SimpleNamespace(done=lambda: False), "train-000001": SimpleNamespace(done=lambda: True)}
     uploads = SimpleNamespace(waiting=waiting, out=folder, _names=lambda shard: [shard], _size=lambda path: 700)
     supervisor = SimpleNamespace(
@@ -269,7 +269,7 @@ def expressions() -> list[str]:
 
 @dataclass
 class Asked:
-    """What a query wants of one metric: matchers (label, value, None for a pattern's), and labels that it is summed by."""
+    """One metric in a query: matchers (label, value, None for a pattern's), and labels that it is summed by."""
 
     name: str
     matchers: list[tuple[str, str | None]]

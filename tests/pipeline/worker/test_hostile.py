@@ -48,7 +48,7 @@ class Watched:
         assert libc.inotify_add_watch(self.fd, os.fsencode(folder), self.EVENTS) >= 0
 
     def events(self) -> bytes:
-        """What happened since the last call, as the kernel writes it."""
+        """The kernel's records of events since the last call."""
         try:
             return os.read(self.fd, 65536)
         except BlockingIOError:
@@ -210,7 +210,7 @@ def test_blender_itself_calls_nobody(wall: Blender, world: World, name: str) -> 
 
 
 def test_the_folder_that_an_object_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What its source says; else the folder that the user named; else its own."""
+    """Its source's root; else the folder that the user named; else its own folder."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     models, other = tmp_path / "models", tmp_path / "home" / "other"
     (models / "chair").mkdir(parents=True)
@@ -263,7 +263,7 @@ def leave_behind(folder: Path, suffix: str, name: str) -> Path:
 @pytest.mark.parametrize("name", LEFT_BEHIND)
 @pytest.mark.parametrize("suffix", ["obj", "fbx", "dae"])
 def test_dead_paths_of_an_author_are_let_pass(world: World, suffix: str, name: str) -> None:
-    """They lead nowhere, and the object is shown without them."""
+    """Leftover paths lead nowhere, and the object is shown without the files."""
     folder = world.assets / f"left_{suffix}_{name}"
     folder.mkdir()
     path = leave_behind(folder, suffix, LEFT_BEHIND[name])
@@ -274,7 +274,7 @@ def test_dead_paths_of_an_author_are_let_pass(world: World, suffix: str, name: s
 
 @pytest.mark.parametrize("suffix", ["gltf", "glb", "obj", "fbx", "dae", "usda", "usdz"])
 def test_the_box_is_fine_where_it_means_no_harm(world: World, suffix: str) -> None:
-    """So whatever happens to a hostile file is due to what makes it hostile. Pictures within the folder are shown."""
+    """A control: hostile files fail for what makes them hostile. Pictures within the folder are shown."""
     root = world.assets / f"fine_{suffix}"
     place = hostile.Place(root / "deep", root, "")
     place.folder.mkdir(parents=True)

@@ -139,7 +139,7 @@ def test_rectangles_end_on_pixels_at_any_width(assets: Path, blender: Blender, w
 
 
 def traced_and_whole(path: Path, cfg: SceneConfig, blender: Blender) -> tuple[list[Frame], list[Frame]]:
-    """The same views twice: as they are traced, and with cameras that know nothing of the object, hence whole."""
+    """Each view twice: its rectangle traced, and, with projections that bound nothing, the whole picture."""
     poses = cameras.sample("shell", np.random.default_rng(3), cfg.views)
     job = build_job(cfg, path.name, poses, 2) | {"path": str(path), "format": path.suffix[1:]}
     whole = job | {"cameras": [camera | {"projection": NOTHING_KNOWN} for camera in job["cameras"]]}

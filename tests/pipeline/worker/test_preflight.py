@@ -76,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def look(folder: Path, name: str, data: bytes, max_polygons: int = 20_000_000) -> str:
-    """What the check says of a file: its format, or the reason, which never comes without words."""
+    """The check's result: the file's format, or the reason, which always has a detail."""
     path = folder / name
     put_anew(path, data)
     try:
@@ -189,7 +189,7 @@ def test_odd_json_ends_in_a_format_or_a_reason(folder: Path, text: bytes) -> Non
 
 
 def judge(path: Path, root: Path | None = None) -> str:
-    """As `look`, for a file that is there."""
+    """`look`, for a file that exists already."""
     try:
         return preflight.check(path, root)
     except Skip as skip:

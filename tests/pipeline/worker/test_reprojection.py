@@ -22,7 +22,7 @@ CENTRES = np.array([[0.4, 0.1, -0.3], [-0.35, 0.3, 0.25], [0.05, -0.4, 0.35]])
 
 
 def normalised() -> tuple[np.ndarray, float]:
-    """Where the spheres (3, 3) and their radius are after centring and scaling the longest side to 1, by hand."""
+    """Centres (3, 3) of the spheres, and their radius, after centring and scaling the longest side to 1, by hand."""
     low, high = CENTRES.min(0) - RADIUS, CENTRES.max(0) + RADIUS
     scale = 1 / (high - low).max()
     return (CENTRES - (low + high) / 2) * scale, RADIUS * scale
@@ -58,7 +58,7 @@ def near_peak(coverage: np.ndarray, reach: float) -> np.ndarray:
 
 
 def apart(c2w: np.ndarray, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> bool:
-    """Whether each sphere is in the frame as a whole and none hides another."""
+    """True if each sphere is wholly in the frame and none hides another."""
     centres = sphere_pixels(c2w, fxfycxcy)
     radius = 1.3 * normalised()[1] * fxfycxcy[:2].max() / 1.4
     distance = np.linalg.norm(centres[[0, 1, 2]] - centres[[1, 2, 0]], axis=-1)

@@ -1,4 +1,4 @@
-"""Whether poses fit pictures: right cameras pass, and each way in which cameras are commonly wrong is told."""
+"""Do poses fit pictures: right cameras pass, and each way in which cameras are commonly wrong is told."""
 
 from __future__ import annotations
 
