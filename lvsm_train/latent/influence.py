@@ -1,4 +1,4 @@
-"""What each token does for a picture: how much changes when its weight goes to 0."""
+"""Influence of each token on pictures (how much they change at weight 0), and principal components of tokens and scenes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lvsm_train.latent.subjects import Subject, render
 from lvsm_train.models.lvsm import EncoderDecoder
+
+# ---- influence
 
 
 def without_each(net: EncoderDecoder, subject: Subject, which: Tensor, at_once: int) -> Iterator[Tensor]:
@@ -34,6 +36,9 @@ def strengths(net: EncoderDecoder, subject: Subject, which: Tensor | None = None
 def maps(net: EncoderDecoder, subject: Subject, which: Tensor, at_once: int = 16) -> Tensor:
     """(k, T, H, W): by how much each pixel changes without each of these tokens (k,), the mean over its channels."""
     return torch.stack([change.abs().mean(1) for change in without_each(net, subject, which, at_once)])
+
+
+# ---- principal components
 
 
 @dataclass(frozen=True)

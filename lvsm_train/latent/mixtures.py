@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lvsm_train.latent import latents, pairing
+from lvsm_train.latent import latents
 from lvsm_train.latent.edits import SHARES
 from lvsm_train.latent.latents import LatentScene, Pairing
 from lvsm_train.latent.study import Step, Study
@@ -31,7 +31,7 @@ def swap(bench: Bench, one: Subject, other: Subject) -> list[Study]:
     """Ever more tokens of one object exchanged for the other's: by slot, and by the Hungarian assignment."""
     theirs = _in_frame_of(other, one)
     order = bench.order(one, "swap")
-    plan = pairing.hungarian(one.scene, theirs)
+    plan = latents.hungarian(one.scene, theirs)
     partner = torch.empty_like(order)
     partner[plan.first] = plan.second
     made = []
@@ -79,9 +79,9 @@ def paired(bench: Bench, name: str, one: Subject, other: Subject, of_other: Tens
     which = torch.arange(len(other.scene), device=other.scene.tokens.device) if of_other is None else of_other
     theirs = other.scene.only(which)
     if name != "transport":
-        return pairing.PAIRINGS[name](one.scene, theirs)
+        return latents.PAIRINGS[name](one.scene, theirs)
     mass, other_mass = (bench.strength(each).mean(1).clamp(min=1e-6) for each in (one, other))
-    return pairing.transport(one.scene, theirs, mass, other_mass[which])
+    return latents.transport(one.scene, theirs, mass, other_mass[which])
 
 
 MIXTURES: dict[str, Callable[[Bench, Subject, Subject], list[Study]]] = {"swap": swap, "interpolate": interpolate}
@@ -111,7 +111,7 @@ def _way(
         facts["psnr_to_cross_fade"] = apart
     both = (plan.first >= 0) & (plan.second >= 0)
     if bool(both.any()):
-        cost = pairing.costs(one.scene, theirs)[plan.first[both], plan.second[both]]
+        cost = latents.costs(one.scene, theirs)[plan.first[both], plan.second[both]]
         facts["mean_angle_deg"] = float((1 - cost).clamp(-1, 1).acos().rad2deg().mean())
     ends = steps[0].image, steps[-1].image
     return Study(name, title, says, tuple(each.uid for each in uids), ends[0], steps, ends[1], frames, facts)

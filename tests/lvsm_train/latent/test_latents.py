@@ -15,9 +15,8 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from lvsm_train.latent import influence, latents, pairing  # noqa: E402
-from lvsm_train.latent.latents import PATHS, LatentScene, Pairing  # noqa: E402
-from lvsm_train.latent.pairing import PAIRINGS  # noqa: E402
+from lvsm_train.latent import influence, latents  # noqa: E402
+from lvsm_train.latent.latents import PAIRINGS, PATHS, LatentScene, Pairing  # noqa: E402
 from lvsm_train.latent.subjects import Subject, render, standing_apart  # noqa: E402
 from lvsm_train.models.lvsm import EncoderDecoder  # noqa: E402
 from pipeline.core.cameras import look_at  # noqa: E402
@@ -203,8 +202,8 @@ def test_keeping_and_reordering() -> None:
 @given(seed=seeds, n=st.integers(1, 5), m=st.integers(1, 5))
 def test_the_assignment_is_the_cheapest_of_all(seed: int, n: int, m: int) -> None:
     one, other = scene(n, seed), scene(m, seed + 1)
-    cost = pairing.costs(one, other).numpy()
-    plan = pairing.hungarian(one, other)
+    cost = latents.costs(one, other).numpy()
+    plan = latents.hungarian(one, other)
     both = (plan.first >= 0) & (plan.second >= 0)
     found = cost[plan.first[both], plan.second[both]].sum()
     small, large = (cost, m) if n <= m else (cost.T, n)
@@ -215,9 +214,9 @@ def test_the_assignment_is_the_cheapest_of_all(seed: int, n: int, m: int) -> Non
 
 def test_the_assignment_finds_a_shuffle_again() -> None:
     one, order = scene(40, 5), some(6, 40, 40)
-    plan = pairing.hungarian(one, one.only(order))
+    plan = latents.hungarian(one, one.only(order))
     assert torch.equal(order[plan.second], plan.first)
-    exact = pairing.transport(
+    exact = latents.transport(
         one.with_weight(torch.arange(40), 1.0), one.only(order).with_weight(torch.arange(40), 1.0)
     )
     assert torch.equal(order[exact.second], exact.first)
@@ -239,16 +238,16 @@ def test_pairs_add_up_to_the_weights_of_both_scenes(seed: int, n: int, m: int, n
 def test_transport_moves_the_masses_that_it_was_given_as_cheaply_as_can_be() -> None:
     one, other = scene(2, 1), scene(2, 2)
     mass, theirs = torch.tensor([0.75, 0.25]), torch.tensor([0.5, 0.5])
-    plan = pairing.transport(one, other, mass, theirs)
+    plan = latents.transport(one, other, mass, theirs)
     moved = torch.zeros(2, 2)
     moved[plan.first, plan.second] = plan.before / one.weight[plan.first] * mass[plan.first]
     torch.testing.assert_close(moved.sum(1), mass)
     torch.testing.assert_close(moved.sum(0), theirs)
-    cost = pairing.costs(one, other)
+    cost = latents.costs(one, other)
     all_plans = [torch.tensor([[x, 0.75 - x], [0.5 - x, x - 0.25]]) for x in np.linspace(0.25, 0.5, 26)]
     assert (moved * cost).sum() <= min((each * cost).sum() for each in all_plans) + 1e-6
     with pytest.raises(ValueError, match="give each a positive one"):
-        pairing.transport(one, other, torch.tensor([1.0, 0.0]))
+        latents.transport(one, other, torch.tensor([1.0, 0.0]))
 
 
 # Paths
@@ -293,7 +292,7 @@ def _angle(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def test_chord_and_arc_pass_the_same_directions() -> None:
     one, other = scene(N, 1), scene(N, 2)
-    plan: Pairing = pairing.slot(one, other)
+    plan: Pairing = latents.slot(one, other)
     start, end = (latents.direction(each.tokens) for each in (one, other))
     chord = latents.direction(latents.interpolate(one, other, plan, 0.3, "linear").tokens)
     share = _angle(start, chord) / _angle(start, end)
