@@ -1,4 +1,4 @@
-"""What the models are built of: attention and the choice of its kernel, norms, tokenizers, the head, and initial weights."""
+"""Building blocks of the models: attention and the choice of its kernel, norms, tokenizers, head, and initial weights."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ _kernel: Kernel = _automatic
 
 
 def set_attention(choice: str | Kernel) -> Kernel:
-    """Choose what `attend` uses in this process: a name of KERNELS or a function (q, k, v, bias). Returns what it was.
+    """Set the kernel of `attend` in this process: a name of KERNELS or a function (q, k, v, bias). Returns the kernel before.
 
-    A named kernel is used for all attention without a bias, and PyTorch raises RuntimeError where it cannot be; attention
-    with a bias always goes by "auto". Raises ValueError for a name that is not there.
+    A named kernel serves all attention without a bias, and PyTorch raises RuntimeError if the kernel cannot; attention with a
+    bias always uses "auto". Raises ValueError for an unknown name.
     """
     global _kernel
     if isinstance(choice, str) and choice not in KERNELS:
@@ -61,7 +61,7 @@ def set_attention(choice: str | Kernel) -> Kernel:
 
 @contextmanager
 def attention(choice: str | Kernel) -> Iterator[None]:
-    """`set_attention` for a `with` block. The backward pass of recomputed blocks belongs inside."""
+    """`set_attention` for a `with` block, which must include the backward pass of recomputed blocks."""
     before = set_attention(choice)
     try:
         yield
@@ -72,7 +72,7 @@ def attention(choice: str | Kernel) -> Iterator[None]:
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """q (B, heads, N, head_dim), k and v (B, heads, M, head_dim), bias to (B, heads, N, M) -> (B, heads, N, head_dim).
 
-    softmax(q k^T / sqrt(head_dim) + bias) v by the kernel of `set_attention`; in the dtype of v. A bias of -inf hides a key.
+    softmax(q k^T / sqrt(head_dim) + bias) v by the kernel of `set_attention`, in the dtype of v. A bias of -inf masks a key.
     """
     return _kernel(q.to(v.dtype), k.to(v.dtype), v, None if bias is None else bias.to(v.dtype))
 
@@ -90,15 +90,15 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(head_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., head_dim) -> the same in float32."""
+        """(..., head_dim) -> (..., head_dim) in float32."""
         x = x.float()
-        if x.is_cuda:  # one kernel there; on CPUs up to three times slower than its parts
+        if x.is_cuda:  # a fused kernel; on CPUs up to three times slower than the formula below
             return functional.rms_norm(x, self.weight.shape, self.weight.float(), EPS)
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS) * self.weight.float()
 
 
 class Attention(nn.Module):
-    """Self-attention within a sequence; with a scene the same queries also look, by a softmax of their own, at its keys."""
+    """Self-attention within a sequence; given a scene, plus cross-attention of the same queries to its keys (own softmax)."""
 
     def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
@@ -110,22 +110,22 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, codes: Codes | None = None, bias: Tensor | None = None, scene: KeysValues | None = None
     ) -> Tensor:
-        """x (B, N, dim), codes of these tokens, bias to (B, heads, N, N), scene of S scenes, B = S * T -> (B, N, dim)."""
+        """x (B, N, dim), its tokens' codes, bias to (B, heads, N, N), keys and values of S scenes, B = S * T -> (B, N, dim)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).unbind(-3)  # (B, N, heads, head_dim)
         q, k = self.q_norm(q), self.k_norm(k)
         if codes is not None:
             q, k, v = prope.query(q, codes), prope.key(k, codes), prope.key(v, codes).to(v.dtype)
-        found = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias).transpose(1, 2)
-        if scene is not None:  # all targets of a scene as one long row of queries: its keys are not copied per target
+        attended = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias).transpose(1, 2)
+        if scene is not None:  # all targets of a scene in one query sequence: no copy of its keys per target
             q = q.reshape(scene[0].shape[0], -1, *q.shape[2:])
-            found = found + attend(q.transpose(1, 2), *scene).transpose(1, 2).reshape(found.shape)
+            attended = attended + attend(q.transpose(1, 2), *scene).transpose(1, 2).reshape(attended.shape)
         if codes is not None:
-            found = prope.output(found, codes).to(v.dtype)
-        return self.out(found.flatten(-2))
+            attended = prope.output(attended, codes).to(v.dtype)
+        return self.out(attended.flatten(-2))
 
 
 class SceneKeys(nn.Module):
-    """What one decoder block of the unidirectional model reads of the scene: made once, for any number of targets."""
+    """Scene keys and values of one decoder block of the unidirectional model, computed once for any number of targets."""
 
     def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class SceneKeys(nn.Module):
         self.k_norm = HeadNorm(head_dim)
 
     def forward(self, tokens: Tensor, codes: Codes | None) -> KeysValues:
-        """The scene's tokens (B, M, dim) and their codes -> keys and values (B, heads, M, head_dim), of one dtype."""
+        """Scene tokens (B, M, dim) and their codes -> keys and values (B, heads, M, head_dim), of one dtype."""
         k, v = self.kv(tokens).unflatten(-1, (2, -1, self.head_dim)).unbind(-3)
         dtype, k = v.dtype, self.k_norm(k)
         if codes is not None:
@@ -143,7 +143,7 @@ class SceneKeys(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with an exact GELU between, four times as wide inside."""
+    """Two linear layers with an exact GELU between, hidden width 4 * dim."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -156,8 +156,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block. With `recompute` set its `Stack` keeps nothing of it but its input, and computes
-    it again for the gradient; values and gradients are the same."""
+    """A pre-norm transformer block. recompute: activation checkpointing; `Stack` saves only the block's input and recomputes
+    the block in the backward pass, with equal values and gradients."""
 
     recompute = False
 
@@ -170,13 +170,13 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, codes: Codes | None = None, bias: Tensor | None = None, scene: KeysValues | None = None
     ) -> Tensor:
-        """(B, N, dim) -> (B, N, dim); the rest as in `Attention`."""
+        """(B, N, dim) -> (B, N, dim); further arguments as in `Attention`."""
         x = x + self.attn(self.norm1(x), codes, bias, scene)
         return x + self.mlp(self.norm2(x))
 
 
 class Stack(nn.ModuleList):
-    """Blocks one after the other."""
+    """Transformer blocks in sequence."""
 
     def __init__(self, dim: int, head_dim: int, layers: int) -> None:
         super().__init__(Block(dim, head_dim) for _ in range(layers))
@@ -188,9 +188,9 @@ class Stack(nn.ModuleList):
         bias: Tensor | None = None,
         scenes: Sequence[KeysValues | None] | None = None,
     ) -> Tensor:
-        """(B, N, dim) -> (B, N, dim); scenes has one for each block, the rest is the same for all and as in `Attention`."""
+        """(B, N, dim) -> (B, N, dim). scenes: one per block; codes and bias, as in `Attention`, are shared by all blocks."""
         for block, scene in zip(self, scenes or [None] * len(self), strict=True):
-            if block.recompute and torch.is_grad_enabled():  # no dropout anywhere, so there is no random state to keep
+            if block.recompute and torch.is_grad_enabled():  # no dropout, so no random state to preserve
                 x = checkpoint(block, x, codes, bias, scene, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, codes, bias, scene)
@@ -198,7 +198,7 @@ class Stack(nn.ModuleList):
 
 
 class Tokenizer(nn.Module):
-    """Patches to tokens, in float32 also under autocast: bfloat16 would move rays by half a pixel."""
+    """Linear patch embedding, in float32 also under autocast: bfloat16 would move rays by half a pixel."""
 
     def __init__(self, channels: int, patch: int, dim: int) -> None:
         super().__init__()
@@ -206,16 +206,16 @@ class Tokenizer(nn.Module):
         self.linear = nn.Linear(patch * patch * channels, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, V, channels, H, W) -> (B, V * hh * ww, dim), row by row; within a patch row, column, channel (fastest)."""
+        """(B, V, channels, H, W) -> (B, V * hh * ww, dim), patches row-major; within a patch (row, column, channel)."""
         p = self.patch
         batch, views, channels, height, width = x.shape
-        cut = x.reshape(batch, views, channels, height // p, p, width // p, p).permute(0, 1, 3, 5, 4, 6, 2)
+        patches = x.reshape(batch, views, channels, height // p, p, width // p, p).permute(0, 1, 3, 5, 4, 6, 2)
         with torch.autocast(x.device.type, enabled=False):
-            return functional.linear(cut.flatten(4).flatten(1, 3).float(), self.linear.weight.float())
+            return functional.linear(patches.flatten(4).flatten(1, 3).float(), self.linear.weight.float())
 
 
 class Head(nn.Module):
-    """Tokens to pixels."""
+    """Linear projection of tokens to RGB patches."""
 
     def __init__(self, dim: int, patch: int) -> None:
         super().__init__()
@@ -226,16 +226,16 @@ class Head(nn.Module):
     def forward(self, x: Tensor, targets: int, hw: tuple[int, int]) -> Tensor:
         """(B * T, hh * ww, dim) -> (B, T, 3, H, W) in (0, 1), float32."""
         p, (height, width) = self.patch, hw
-        pixels = self.linear(self.norm(x)).float().sigmoid()  # in bfloat16 the bright half of [0, 1] has 128 values
+        pixels = self.linear(self.norm(x)).float().sigmoid()  # bfloat16 has only 128 values in [0.5, 1]
         pixels = pixels.reshape(-1, targets, height // p, width // p, p, p, 3).permute(0, 1, 6, 2, 4, 3, 5)
         return pixels.reshape(-1, targets, 3, height, width)
 
 
 def initialise(model: nn.Module, init: str, seed: int) -> None:
-    """Fill every parameter from (seed, its name): neither PyTorch's random state nor other parameters play a part.
+    """Initialise every parameter from (seed, its name), independently of PyTorch's random state and of other parameters.
 
-    official (arXiv 2410.17242): N(0, 0.02), in block i (from 0) N(0, 0.02 / sqrt(2 (i + 1))), latents too 0.02. width_aware:
-    N(0, fan_in^-1/2), what is added to the residual stream further / sqrt(2 depth of its stack), latents N(0, 1). Gains 1.
+    init official (arXiv 2410.17242): N(0, 0.02), in block i (from 0) N(0, 0.02 / sqrt(2 (i + 1))), latents truncated N(0, 0.02).
+    width_aware: N(0, fan_in^-1/2), residual outputs divided by sqrt(2 * depth of the stack), latents N(0, 1). Gains are 1.
     """
     for name, parameter in model.named_parameters():
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
@@ -246,17 +246,17 @@ def initialise(model: nn.Module, init: str, seed: int) -> None:
             elif name == "latents" and init == "official":
                 nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
             else:
-                parameter.normal_(0, _spread(model, name, parameter, init), generator=generator)
+                parameter.normal_(0, _std(model, name, parameter, init), generator=generator)
 
 
-def _spread(model: nn.Module, name: str, parameter: Tensor, init: str) -> float:
-    """The standard deviation that a matrix starts with."""
-    place = re.match(r"(\w+)\.(\d+)\.", name)  # of a block: its stack and its number
+def _std(model: nn.Module, name: str, parameter: Tensor, init: str) -> float:
+    """Standard deviation of a matrix's initial values."""
+    block = re.match(r"(\w+)\.(\d+)\.", name)  # stack and number
     if init == "official":
-        return 0.02 / math.sqrt(2 * (int(place[2]) + 1)) if place else 0.02
+        return 0.02 / math.sqrt(2 * (int(block[2]) + 1)) if block else 0.02
     if name == "latents":
         return 1.0
-    spread: float = parameter.shape[1] ** -0.5
-    if place and name.endswith(("attn.out.weight", "mlp.down.weight")):
-        spread /= math.sqrt(2 * len(list(model.get_submodule(place[1]).children())))
-    return spread
+    std: float = parameter.shape[1] ** -0.5
+    if block and name.endswith(("attn.out.weight", "mlp.down.weight")):
+        std /= math.sqrt(2 * len(list(model.get_submodule(block[1]).children())))
+    return std

@@ -1,4 +1,4 @@
-"""The models: from posed images and the cameras of targets to the targets' images (arXiv 2410.17242 and what followed it)."""
+"""LVSM models (arXiv 2410.17242 and later work): posed input images and target cameras -> target images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HW = tuple[int, int]
 
 
 class Tokens(NamedTuple):
-    """What decoder_only keeps of B scenes: tokens (B, V * n, dim) and their codes. frame: (B, 4, 4), see `LVSM`."""
+    """Encoded scenes of decoder_only: input tokens (B, V * n, dim) and their codes. frame: (B, 4, 4), see `LVSM`."""
 
     tokens: Tensor
     codes: Codes | None
@@ -26,29 +26,29 @@ class Tokens(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """What encoder_decoder keeps of B scenes. tokens: (B, N, dim), an unordered set. frame: (B, 4, 4), see `LVSM`."""
+    """Encoded scenes of encoder_decoder. tokens: (B, N, dim), an unordered set. frame: (B, 4, 4), see `LVSM`."""
 
     tokens: Tensor
     frame: Tensor
 
 
 class Views(NamedTuple):
-    """What unidirectional keeps of B scenes: keys and values for each of its decoder's blocks. frame: (B, 4, 4), see `LVSM`."""
+    """Encoded scenes of unidirectional: keys and values for each decoder block. frame: (B, 4, 4), see `LVSM`."""
 
     keys_values: tuple[KeysValues, ...]
     frame: Tensor
 
 
 class LVSM(nn.Module):
-    """What the three models share. Images are float (B, V, 3, H, W) in [0, 1]; c2w (B, V, 4, 4) is camera to world, OpenCV
-    axes; fxfycxcy (B, V, 4) is in pixels of the image, the first pixel's centre at 0.5; sizes are (height, width) in pixels, both
-    multiples of the patch. Anything else raises ValueError.
+    """Base class of the three models. Images are float (B, V, 3, H, W) in [0, 1]; c2w (B, V, 4, 4) is camera to world, OpenCV
+    axes; fxfycxcy (B, V, 4) is in pixels of the image, the first pixel's centre at 0.5; sizes are (height, width) in pixels,
+    multiples of the patch. Raises ValueError for anything else.
 
-    Rays and tokenizers are float32 also under autocast, images come out as float32; the rest follows the caller's autocast.
+    Rays, tokenizers and output images are float32 also under autocast; the rest follows the caller's autocast.
 
-    With prope, cameras are taken as the first input camera sees them (`frame`, its c2w). Between tokens of cameras the choice of
-    a frame cancels; latents have no camera (the identity, no rotary code), so that theirs is this one. Hence a rigid change of
-    the world's frame never matters, and the order of inputs matters for encoder_decoder alone.
+    With prope, cameras are expressed relative to the first input camera (`frame`, its c2w). Between tokens with cameras the
+    choice of frame cancels; latents have no camera (identity, no rotary code), so they live in this frame. Hence a rigid
+    change of the world frame never matters, and the order of inputs matters for encoder_decoder alone.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -59,20 +59,20 @@ class LVSM(nn.Module):
         self.head = Head(config.dim, config.patch)
 
     def every_block(self) -> list[Block]:
-        """All transformer blocks, as data meets them: what to compile, shard or recompute one by one."""
+        """All transformer blocks in forward order: the units to compile, shard and recompute."""
         return [module for module in self.modules() if isinstance(module, Block)]
 
     def set_recompute(self, count: int | None = None) -> None:
-        """Save memory in training: the first `count` blocks (None: all) are computed again in the backward pass."""
+        """Save memory in training: recompute the first `count` blocks (None: all) in the backward pass."""
         for i, block in enumerate(self.every_block()):
             block.recompute = count is None or i < count
 
     def encode(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> Any:
-        """V posed inputs of B scenes -> what the model keeps of them, for `decode`."""
+        """V posed inputs of B scenes -> encoded scenes for `decode`."""
         raise NotImplementedError
 
     def decode(self, scene: Any, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW) -> Tensor:
-        """What `encode` made and cameras of T targets of size target_hw -> (B, T, 3, H, W), as often as wanted."""
+        """Scenes of `encode`, which may be reused, and cameras of T targets of size target_hw -> (B, T, 3, H, W)."""
         raise NotImplementedError
 
     def forward(
@@ -84,12 +84,12 @@ class LVSM(nn.Module):
         target_fxfycxcy: Tensor,
         target_hw: HW | None = None,
     ) -> Tensor:
-        """V inputs and the cameras of T targets -> (B, T, 3, H, W), of the inputs' size unless target_hw says otherwise."""
+        """V inputs and cameras of T targets -> (B, T, 3, H, W). target_hw: default the inputs' size."""
         scene = self.encode(image, c2w, fxfycxcy)
         return self.decode(scene, target_c2w, target_fxfycxcy, target_hw or image_size(image))
 
     def _view_tokens(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> Tensor:
-        """Posed images -> (B, V * n, dim), view by view."""
+        """Posed images -> tokens (B, V * n, dim), view by view."""
         if image.dim() != 5 or image.shape[2] != 3 or not image.numel() or not image.is_floating_point():
             raise ValueError(
                 f"image is {tuple(image.shape)} {image.dtype}: give a float tensor (B, V, 3, H, W) with values in [0, 1]"
@@ -102,7 +102,7 @@ class LVSM(nn.Module):
         return self.image_tokens(torch.cat([image.float() * 2 - 1, rays], 2))
 
     def _target_tokens(self, c2w: Tensor, fxfycxcy: Tensor, hw: HW) -> Tensor:
-        """Cameras -> (B * T, n, dim), a sequence per target: index b * T + t."""
+        """Cameras -> tokens (B * T, n, dim), one sequence per target at index b * T + t."""
         tokens = self.ray_tokens(self._rays(c2w, fxfycxcy, hw))
         return tokens.unflatten(1, (c2w.shape[1], -1)).flatten(0, 1)
 
@@ -121,19 +121,19 @@ class LVSM(nn.Module):
         return plucker_rays(c2w, fxfycxcy, hw)
 
     def _codes(self, c2w: Tensor, fxfycxcy: Tensor, hw: HW, frame: Tensor) -> Codes | None:
-        """Of the tokens of _view_tokens. (B, V, 4, 4), (B, V, 4), frame (B, 4, 4) -> B x (V * n)."""
+        """Codes of B x (V * n) tokens of _view_tokens. c2w (B, V, 4, 4), fxfycxcy (B, V, 4), frame (B, 4, 4)."""
         if not self.config.prope:
             return None
         return prope.camera_codes(prope.seen_from(c2w, frame), fxfycxcy, hw, self.config.patch, self.config.head_dim)
 
     def _target_codes(self, c2w: Tensor, fxfycxcy: Tensor, hw: HW, frame: Tensor) -> Codes | None:
-        """Of the tokens of _target_tokens: (B * T) x n."""
-        one = c2w.flatten(0, 1)[:, None], fxfycxcy.flatten(0, 1)[:, None]
-        return self._codes(*one, hw, _each_target(frame, c2w.shape[1]))
+        """Codes of (B * T) x n tokens of _target_tokens."""
+        cameras = c2w.flatten(0, 1)[:, None], fxfycxcy.flatten(0, 1)[:, None]
+        return self._codes(*cameras, hw, _repeat_per_target(frame, c2w.shape[1]))
 
 
 class DecoderOnly(LVSM):
-    """Per target one sequence, [tokens of all input views, the target's tokens], in full attention."""
+    """Full self-attention over one sequence per target: [tokens of all input views, the target's tokens]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -141,8 +141,8 @@ class DecoderOnly(LVSM):
         self.blocks = Stack(config.dim, config.head_dim, config.layers)
 
     def encode(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> Tokens:
-        """V posed inputs -> their tokens. All the work is left to `decode`."""
-        tokens = self.norm(self._view_tokens(image, c2w, fxfycxcy))  # goes token by token: once per scene will do
+        """V posed inputs -> their tokens. `decode` runs all blocks."""
+        tokens = self.norm(self._view_tokens(image, c2w, fxfycxcy))  # acts per token, so once per scene is enough
         frame = c2w[:, 0]
         return Tokens(tokens, self._codes(c2w, fxfycxcy, image_size(image), frame), frame)
 
@@ -153,15 +153,15 @@ class DecoderOnly(LVSM):
         targets, views = target_c2w.shape[1], scene.tokens.shape[1]
         codes = self._target_codes(target_c2w, target_fxfycxcy, target_hw, scene.frame)
         if codes is not None and scene.codes is not None:
-            project, lift = (_each_target(matrix, targets) for matrix in scene.codes[:2])
+            project, lift = (_repeat_per_target(matrix, targets) for matrix in scene.codes[:2])
             codes = prope.join(scene.codes._replace(project=project, lift=lift), codes)
-        x = self.blocks(torch.cat([_each_target(scene.tokens, targets), own], 1), codes)
+        x = self.blocks(torch.cat([_repeat_per_target(scene.tokens, targets), own], 1), codes)
         return self.head(x[:, views:], targets, target_hw)
 
 
 class EncoderDecoder(LVSM):
-    """The encoder turns [latents, tokens of all input views] into a scene, the latents alone; the decoder reads
-    [a target's tokens, latents] per target."""
+    """Encoder over [latents, tokens of all input views], of which the latents are the scene; decoder over [target's tokens,
+    latents] per target."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -171,7 +171,7 @@ class EncoderDecoder(LVSM):
         self.decoder = Stack(config.dim, config.head_dim, config.layers - config.encoder_layers)
 
     def encode(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> Latents:
-        """V posed inputs -> their scene, of config.latents tokens."""
+        """V posed inputs -> scene of config.latents tokens."""
         views = self._view_tokens(image, c2w, fxfycxcy)
         frame, latents = c2w[:, 0], self.latents.expand(len(views), -1, -1)
         codes = self._codes(c2w, fxfycxcy, image_size(image), frame)
@@ -191,39 +191,39 @@ class EncoderDecoder(LVSM):
     ) -> Tensor:
         """A scene of N tokens, as encoded or edited, and the cameras of T targets -> (B, T, 3, H, W).
 
-        weight (B, N) in [0, inf) lets a latent count as so many of its kind: log(weight) is added to the scores of its key
-        in every block. Two copies of weight 1/2 are the one they came from; latents of weight 0 are not there. Those that no
-        scene of the batch has are left out before anything is computed, so that they change no bit, and weights that are
-        all 1 are no weights: hence a look at the values, which a GPU waits for and torch.compile breaks at. Gradients
-        reach weights above 0. Raises ValueError for weights that are negative or not finite.
+        weight (B, N) in [0, inf): multiplicity of each latent; log(weight) is added to the attention scores of its key in
+        every block. Two copies of weight 1/2 equal one latent; weight 0 equals absence. Latents of weight 0 in all scenes
+        are removed before any computation, so they change no bit, and weights that are all 1 equal None. Both checks read
+        values: a host sync, and a graph break under torch.compile. Gradients reach weights above 0. Raises ValueError for
+        negative or non-finite weights.
         """
         _check_scene(scene.frame, target_c2w)
-        tokens, weight = _counted(scene.tokens, weight)
+        tokens, weight = _drop_weightless(scene.tokens, weight)
         own = self.norm(self._target_tokens(target_c2w, target_fxfycxcy, target_hw))
         targets = target_c2w.shape[1]
-        x = torch.cat([own, _each_target(self.norm(tokens), targets)], 1)
+        x = torch.cat([own, _repeat_per_target(self.norm(tokens), targets)], 1)
         codes = self._target_codes(target_c2w, target_fxfycxcy, target_hw, scene.frame)
         if codes is not None:
             nowhere = prope.without_camera(len(x), tokens.shape[1], self.config.head_dim, x.device)
             codes = prope.join(codes, nowhere)
         bias = None
         if weight is not None:
-            there = weight > 0
-            some = torch.where(there, weight, 1)  # else the gradient at 0 is NaN
-            log = functional.pad(torch.where(there, some.log(), -torch.inf), (own.shape[1], 0))
-            bias = _each_target(log, targets)[:, None, None, :]
+            present = weight > 0
+            positive = torch.where(present, weight, 1)  # otherwise the gradient at 0 is NaN
+            log = functional.pad(torch.where(present, positive.log(), -torch.inf), (own.shape[1], 0))
+            bias = _repeat_per_target(log, targets)[:, None, None, :]
         x = self.decoder(x, codes, bias)
         return self.head(x[:, : own.shape[1]], targets, target_hw)
 
 
 class Unidirectional(LVSM):
-    """The encoder reads the tokens of all input views once; a target's tokens attend to each other and to the encoder's
-    output, and nothing looks back (after SVSM, arXiv 2602.21341).
+    """Encoder over the tokens of all input views, once; a target's tokens attend to each other and to the encoder's output,
+    and nothing attends to targets (after SVSM, arXiv 2602.21341).
 
     A decoder block projects its tokens once and sums two attentions of the same queries: to the target's own tokens, and to
-    the scene's keys. It costs what one joint attention over both would, without a copy of the scene's keys per target, and learns
-    alike (15.5 and 15.6 dB after 500 steps on a toy); two sublayers would cost a sixth more in products of matrices. The input
-    tokens, what the encoder makes of them and the targets' tokens pass a LayerNorm each.
+    the scene's keys. The cost equals one joint attention over both, without a copy of the scene's keys per target, and training
+    is alike (15.5 and 15.6 dB after 500 steps on a toy); two sublayers would cost a sixth more in matrix products. Input
+    tokens, the encoder's output and target tokens pass a LayerNorm each.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -235,7 +235,7 @@ class Unidirectional(LVSM):
         self.decoder = Stack(config.dim, config.head_dim, decoder_layers)
 
     def encode(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> Views:
-        """V posed inputs -> all that the decoder wants to know of them."""
+        """V posed inputs -> keys and values for every decoder block."""
         x = self.view_norm(self._view_tokens(image, c2w, fxfycxcy))
         frame = c2w[:, 0]
         codes = self._codes(c2w, fxfycxcy, image_size(image), frame)
@@ -243,7 +243,7 @@ class Unidirectional(LVSM):
         return Views(tuple(keys(x, codes) for keys in self.scene_keys), frame)
 
     def decode(self, scene: Views, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW) -> Tensor:
-        """A scene and the cameras of T targets -> (B, T, 3, H, W). Targets know nothing of each other."""
+        """A scene and the cameras of T targets -> (B, T, 3, H, W). Targets do not attend to each other."""
         _check_scene(scene.frame, target_c2w)
         x = self.norm(self._target_tokens(target_c2w, target_fxfycxcy, target_hw))
         codes = self._target_codes(target_c2w, target_fxfycxcy, target_hw, scene.frame)
@@ -259,12 +259,12 @@ BY_KIND: dict[str, type[LVSM]] = {
 
 
 def build(config: ModelConfig, seed: int) -> LVSM:
-    """A model with the initial weights of (config, seed), on the CPU in float32, whatever the state of PyTorch's generators.
+    """Build a model with the initial weights of (config, seed), on the CPU in float32, independent of PyTorch's random state.
 
-    Raises ValueError where the config makes no model.
+    Raises ValueError for an invalid config.
     """
     config.check()
-    with torch.device("meta"):  # no storage yet, so that no layer draws its own start
+    with torch.device("meta"):  # no storage yet: layers skip their own initialisation
         model = BY_KIND[config.kind](config)
     model.to_empty(device="cpu")
     initialise(model, config.init, seed)
@@ -276,8 +276,8 @@ def image_size(image: Tensor) -> HW:
     return image.shape[-2], image.shape[-1]
 
 
-def _each_target(x: Tensor, targets: int) -> Tensor:
-    """(B, ...) -> (B * T, ...): a scene's own for each of its targets."""
+def _repeat_per_target(x: Tensor, targets: int) -> Tensor:
+    """(B, ...) -> (B * T, ...): repeat each scene's tensor for each of its targets."""
     return x[:, None].expand(-1, targets, *x.shape[1:]).flatten(0, 1)
 
 
@@ -288,8 +288,8 @@ def _check_scene(frame: Tensor, target_c2w: Tensor) -> None:
         )
 
 
-def _counted(tokens: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Without the latents that count nothing anywhere, and without weights where each counts 1."""
+def _drop_weightless(tokens: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Remove latents of weight 0 in all scenes; weights become None if all are 1."""
     if weight is None:
         return tokens, None
     if weight.shape != tokens.shape[:2]:
@@ -300,6 +300,6 @@ def _counted(tokens: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | No
         raise ValueError(
             f"weight goes from {weight.min().item()} to {weight.max().item()}: it must be finite and not negative"
         )
-    there = (weight > 0).any(0)
-    tokens, weight = tokens[:, there], weight.float()[:, there]
+    present = (weight > 0).any(0)
+    tokens, weight = tokens[:, present], weight.float()[:, present]
     return tokens, weight if weight.requires_grad or bool((weight != 1).any()) else None

@@ -1,9 +1,9 @@
-"""PRoPE (arXiv 2507.10496): attention that knows cameras by how they stand to each other, and patches by where they lie.
+"""PRoPE (arXiv 2507.10496): projective positional encoding, attention from relative cameras and patch positions.
 
-Of each head's channels the first half, in groups of four, is multiplied by the projective transform of the token's camera; the
-other half is turned by two-dimensional rotary codes of the patch. With D for both together, attention becomes
-D_i softmax((D_i^T q_i) . (D_j^-1 k_j)) D_j^-1 v_j: only D_i D_j^-1 counts, and a rigid change of the world's frame leaves it as
-it is.
+The first half of each head's channels, in groups of four, is multiplied by the projective matrix of the token's camera; the
+second half is rotated by two-dimensional rotary codes of the patch. With D for both together, attention becomes
+D_i softmax((D_i^T q_i) . (D_j^-1 k_j)) D_j^-1 v_j: only D_i D_j^-1 matters, which a rigid change of the world frame leaves
+unchanged.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ BASE = 100.0  # the slowest rotary code turns by about 1/BASE radian per patch, 
 
 
 class Codes(NamedTuple):
-    """What PRoPE knows of N tokens of each of B sequences, in C runs of N / C tokens that share a camera; all float32.
+    """PRoPE's codes for B sequences of N tokens, in C runs of N / C tokens that share a camera; all float32.
 
-    project: (B, C, 4, 4), P = K [R|t], from the world to the tokens' image; lift: (B, C, 4, 4), its inverse. cos, sin:
-    (N, head_dim / 4), the angles of the patch position: the first half for its row, the second for its column.
+    project: (B, C, 4, 4), P = K [R|t], world to image; lift: (B, C, 4, 4), inverse of project. cos, sin: (N, head_dim / 4),
+    of the rotary angles: first half for the patch's row, second half for its column.
     """
 
     project: Tensor
@@ -33,8 +33,8 @@ class Codes(NamedTuple):
 def camera_codes(c2w: Tensor, fxfycxcy: Tensor, hw: tuple[int, int], patch: int, head_dim: int) -> Codes:
     """Rigid c2w (B, V, 4, 4), fxfycxcy (B, V, 4) in pixels of an image of size hw -> codes of B x (V * hh * ww) tokens, C = V.
 
-    K is in units of the image's width and height, its centre at 0, so that resizing an image changes nothing of P. Lengths
-    enter P as they are: scenes should be about as large as 1. Patches count 0, 1, ... down and to the right.
+    K is normalised by the image's width and height, its centre at 0, so that P does not depend on resolution. Lengths enter P
+    unscaled: scenes should have a size of about 1. Patches count 0, 1, ... down and to the right.
     """
     height, width = hw
     rows, columns = height // patch, width // patch
@@ -52,14 +52,14 @@ def camera_codes(c2w: Tensor, fxfycxcy: Tensor, hw: tuple[int, int], patch: int,
 
 
 def without_camera(batch: int, tokens: int, head_dim: int, device: torch.device) -> Codes:
-    """Codes of tokens that belong to no camera and have no place: the identity."""
+    """Identity codes, for tokens without a camera or position."""
     eye = torch.eye(4, device=device).expand(batch, 1, 4, 4)
     angle = torch.zeros(tokens, head_dim // 4, device=device)
     return Codes(eye, eye, angle.cos(), angle.sin())
 
 
 def join(first: Codes, second: Codes) -> Codes:
-    """Codes of sequences put behind one another: B x N and B x M tokens -> B x (N + M), with runs that both consist of."""
+    """Concatenate codes of B x N and B x M tokens -> B x (N + M), in runs whose length divides those of both."""
     runs = [len(codes.cos) // codes.project.shape[1] for codes in (first, second)]
     cuts = [run // math.gcd(*runs) for run in runs]
     matrices = (
@@ -71,23 +71,23 @@ def join(first: Codes, second: Codes) -> Codes:
 
 
 def seen_from(c2w: Tensor, frame: Tensor) -> Tensor:
-    """Cameras (B, V, 4, 4) of a world -> the same, in the frame of the rigid camera (B, 4, 4). float32."""
+    """c2w (B, V, 4, 4) relative to the rigid camera `frame` (B, 4, 4): frame^-1 c2w, float32."""
     with torch.autocast(c2w.device.type, enabled=False):
         return _product(_inverse(frame)[:, None], c2w.float())
 
 
 def query(x: Tensor, codes: Codes) -> Tensor:
-    """Queries (B, N, heads, head_dim) -> float32, as their cameras ask: D^T q."""
+    """Queries (B, N, heads, head_dim) -> D^T q, float32."""
     return _apply(x, codes.project.mT, codes.cos, -codes.sin)
 
 
 def key(x: Tensor, codes: Codes) -> Tensor:
-    """Keys or values (B, N, heads, head_dim) -> float32, out of their cameras into the world: D^-1 k."""
+    """Keys or values (B, N, heads, head_dim) -> D^-1 k, float32: from camera to world."""
     return _apply(x, codes.lift, codes.cos, -codes.sin)
 
 
 def output(x: Tensor, codes: Codes) -> Tensor:
-    """What attention found (B, N, heads, head_dim) -> float32, from the world back to the camera that asked: D x."""
+    """Attention output (B, N, heads, head_dim) -> D x, float32: from world to the query's camera."""
     return _apply(x, codes.project, codes.cos, codes.sin)
 
 
@@ -103,9 +103,9 @@ def _apply(x: Tensor, matrix: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _mix(x: Tensor, matrix: Tensor) -> Tensor:
     """Each group of four channels (B, N, heads, groups, 4) times the matrix of its token's run (B, C, 4, 4)."""
     runs = x.unflatten(1, (matrix.shape[1], -1))  # (B, C, N / C, heads, groups, 4)
-    if torch.compiler.is_compiling():  # as arithmetic it melts into its neighbours; a product would stay a kernel
+    if torch.compiler.is_compiling():  # elementwise code fuses with its neighbours; a matmul would stay a kernel
         return (matrix[:, :, None, None, None] * runs[..., None, :]).sum(-1).flatten(1, 2)
-    # one product for all groups: several times the arithmetic, and a third of the time, of products with four columns
+    # one block-diagonal matmul for all groups: more arithmetic, but a third of the time, of products with four columns
     diagonal = torch.eye(x.shape[3], device=x.device)[:, None, :, None] * matrix.mT[..., None, :, None, :]
     return (runs.flatten(4).flatten(2, 3) @ diagonal.flatten(4).flatten(2, 3)).reshape(x.shape)
 
@@ -121,12 +121,12 @@ def _rotary(rows: int, columns: int, head_dim: int, device: torch.device) -> tup
 
 
 def _inverse(c2w: Tensor) -> Tensor:
-    """Of a rigid transform (..., 4, 4), float32: written out, since a general inverse makes a GPU wait."""
+    """Inverse of a rigid transform (..., 4, 4), float32; written out because a general inverse synchronises the GPU."""
     rotation, centre = c2w[..., :3, :3].float().mT, c2w[..., :3, 3:].float()
     upper = torch.cat([rotation, -_product(rotation, centre)], -1)
     return torch.cat([upper, c2w[..., 3:, :].float()], -2)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b of small matrices. Not by matmul, which a GPU may round to TF32: a pose has to be better than that."""
+    """a @ b of small matrices, not by matmul, which may round to TF32 on a GPU: too coarse for poses."""
     return (a[..., :, :, None] * b[..., None, :, :]).sum(-2)

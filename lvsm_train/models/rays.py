@@ -1,4 +1,4 @@
-"""From stored poses to the rays that an LVSM sees."""
+"""Plücker rays of cameras."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ def plucker_rays(c2w: torch.Tensor, fxfycxcy: torch.Tensor, hw: tuple[int, int])
     """c2w (..., 4, 4), fxfycxcy (..., 4) in pixels of an image of size hw -> Plücker rays (..., 6, H, W), float32.
 
     Channels are [o x d, d] with |d| = 1, in the order of the official LVSM (arXiv 2410.17242): o is the camera centre, d
-    points through the pixel's centre at +0.5. Always computed in float32: under bfloat16 a ray of a 256-pixel image is
-    half a pixel off.
+    points through the pixel's centre at +0.5. Always float32: under bfloat16 a ray of a 256-pixel image is half a pixel off.
     """
     with torch.autocast(c2w.device.type, enabled=False):
         c2w, k = c2w.float(), fxfycxcy.float()[..., None, None]
