@@ -142,10 +142,10 @@ def ours(case: Case, way: str, device: torch.device) -> Timed:
     free = activations.budget(net, device)
     recomputed = 0
     if free is not None:
-        recomputed = activations.blocks_to_recompute(activations.kept_by(net, forward, case.batch), free)
+        recomputed = activations.blocks_to_recompute(activations.estimate_saved(net, forward, case.batch), free)
         net.set_recompute(recomputed)
     if way == "auto":
-        way = tuning.how_to_compile(device, training_flops(case.config, *case.shape), fixed=True)
+        way = tuning.compile_mode(device, training_flops(case.config, *case.shape), fixed=True)
     if way != "no":
         tuning.compile_blocks(net, fixed=True)
     run = Recorded(net, work) if way == "graphs" else work

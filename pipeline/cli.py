@@ -96,7 +96,7 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
     """
     cfg = cfg.resolved()
     with _torch_needed():
-        from lvsm_train.device.ranks import leave
+        from lvsm_train.device.ranks import exit_now
         from lvsm_train.training.launch import launch
     from pipeline.core.text import shown
 
@@ -108,7 +108,7 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
             f"{result.step} of {cfg.steps} steps in {shown(result.out)}; checkpoints, log.jsonl, strips and card.json are there"
         )
     status = 0 if result.finished else FEWER_THAN_ASKED
-    return leave(status) if "TORCHELASTIC_RUN_ID" in os.environ else status
+    return exit_now(status) if "TORCHELASTIC_RUN_ID" in os.environ else status
 
 
 def _prepared(cfg: CycleConfig, train: TrainConfig) -> tuple[CycleConfig, TrainConfig, Shares]:

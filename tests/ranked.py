@@ -18,7 +18,7 @@ import torch
 
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.device import activations, sharding
-from lvsm_train.device.ranks import joined, leave
+from lvsm_train.device.ranks import exit_now, process_group
 from lvsm_train.models import lvsm
 from lvsm_train.training.state import State
 from lvsm_train.training.train import train_fn
@@ -53,18 +53,18 @@ def memory(cfg: TrainConfig, stop: int, folder: Path) -> None:
         made: torch.Tensor = net(image, c2w, k, c2w, k)
         return made
 
-    whole = activations.kept_by(net, forward, 4)
+    whole = activations.estimate_saved(net, forward, 4)
     sharding.shard(net, torch.device("cpu"))
-    (folder / "memory").write_text(json.dumps([whole, activations.kept_by(net, forward, 4)]))
+    (folder / "memory").write_text(json.dumps([whole, activations.estimate_saved(net, forward, 4)]))
 
 
 def main() -> None:
     """All of it, in one group of ranks."""
     folder = Path(sys.argv[1])
-    with joined(5):
+    with process_group(5):
         for name, stop, cfg in pickle.loads((folder / "work").read_bytes()):
             {"train": train, "memory": memory}[name](cfg, stop, folder)
-    leave(0)
+    exit_now(0)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class RankBarrier:
 
     def asked(self) -> bool:
         """A round of a rank that waits. Whether it should no longer."""
-        _, self.stopped = self.ranks.meet(False, self.stop(), self.device)
+        _, self.stopped = self.ranks.agree(False, self.stop(), self.device)
         return self.stopped
 
     def steps(self, steps: Iterable[StepInput]) -> Iterator[StepInput]:
@@ -91,9 +91,9 @@ class RankBarrier:
         for fed in steps:
             ready = False
             while not ready:
-                ready, self.stopped = self.ranks.meet(True, self.stop(), self.device)
+                ready, self.stopped = self.ranks.agree(True, self.stop(), self.device)
                 if self.stopped:
                     return
             yield fed
         if not self.stopped:  # none of the others has a step more, but some may not know yet
-            self.ranks.meet(False, True, self.device)
+            self.ranks.agree(False, True, self.device)

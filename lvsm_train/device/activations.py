@@ -1,4 +1,4 @@
-"""What a forward pass keeps for the backward pass, and how many blocks have to be recomputed for it to fit into memory."""
+"""Memory of saved activations: measure what each block keeps for the backward pass, choose how many blocks to recompute."""
 
 from __future__ import annotations
 
@@ -9,42 +9,40 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lvsm_train.device.sharding import cut_modules, local
+from lvsm_train.device.sharding import local, sharded_modules
 from lvsm_train.models.lvsm import LVSM
 
 SHARE = 0.9  # of the free memory, since the allocator cannot use all of it
-UNMADE = 12  # bytes per weight that a first step adds: its gradient and AdamW's two moments
+FIRST_STEP_BYTES = 12  # that a first optimiser step allocates per weight: its gradient and AdamW's two moments
 
 
-class Kept(NamedTuple):
-    """Bytes that are kept from forward to backward, weights not counted. blocks: of each block, in the order of
-    `LVSM.every_block`, what recomputing it would spare. rest: everything else, inputs of blocks among it."""
+class Saved(NamedTuple):
+    """Bytes kept from forward to backward, without weights. blocks: what recomputing each block would save, in the order of
+    `LVSM.every_block`. rest: everything else, including the inputs of blocks."""
 
     blocks: list[int]
     rest: int
 
 
-def own(module: torch.nn.Module) -> set[int]:
-    """Where its weights lie."""
+def weight_storages(module: torch.nn.Module) -> set[int]:
+    """Storage addresses of a module's parameters."""
     return {local(parameter).untyped_storage().data_ptr() for parameter in module.parameters()}
 
 
-def kept(net: LVSM, forward: Callable[[], Any]) -> Kept:
-    """Runs forward, which calls net once, with nothing recomputed, and sums what its autograd graph holds on to.
+def measure_saved(net: LVSM, forward: Callable[[], Any]) -> Saved:
+    """Run `forward`, which calls net once, without recomputation, and sum the tensors that its autograd graph saves.
 
-    Recomputation that was set is set again afterwards. Blocks must not be compiled yet; once they are, they keep less.
+    Recomputation is set as before afterwards. Blocks must not be compiled yet; compiled blocks keep less.
     """
     place = {id(block): i for i, block in enumerate(net.every_block())}
     sizes = [0] * len(place)
     rest = 0
     current: list[int] = []
-    seen = own(net)
-    lent: list[
-        set[int]
-    ] = []  # weights that are cut, and whole while they are used: later others may lie where they lay
+    seen = weight_storages(net)
+    gathered: list[set[int]] = []  # full weights while FSDP has them; their addresses may be reused afterwards
 
     def count(tensor: Tensor) -> int:
-        """Bytes of a storage that was not met before. What is met stays alive until the end, so that no address recurs."""
+        """Bytes of a storage that is new. Counted storages stay alive until the end, so that no address recurs."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() in seen:
             return 0
@@ -67,19 +65,19 @@ def kept(net: LVSM, forward: Callable[[], Any]) -> Kept:
     def leave(block: torch.nn.Module, args: tuple[Any, ...], made: Tensor) -> None:
         current.pop()
 
-    def lend(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        lent.append(own(module) - seen)
-        seen.update(lent[-1])
+    def gather(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        gathered.append(weight_storages(module) - seen)
+        seen.update(gathered[-1])
 
-    def take_back(module: torch.nn.Module, args: tuple[Any, ...], made: Any) -> None:
-        seen.difference_update(lent.pop())
+    def release(module: torch.nn.Module, args: tuple[Any, ...], made: Any) -> None:
+        seen.difference_update(gathered.pop())
 
     before = [block.recompute for block in net.every_block()]
     net.set_recompute(0)
     hooks = [block.register_forward_pre_hook(enter) for block in net.every_block()]
     hooks += [block.register_forward_hook(leave) for block in net.every_block()]
-    for module in cut_modules(net):
-        hooks += [module.register_forward_pre_hook(lend), module.register_forward_hook(take_back)]
+    for module in sharded_modules(net):
+        hooks += [module.register_forward_pre_hook(gather), module.register_forward_hook(release)]
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             held = forward()
@@ -89,39 +87,39 @@ def kept(net: LVSM, forward: Callable[[], Any]) -> Kept:
             hook.remove()
         for block, was in zip(net.every_block(), before, strict=True):
             block.recompute = was
-    return Kept(sizes, rest)
+    return Saved(sizes, rest)
 
 
-def kept_by(net: LVSM, forward: Callable[[int], Any], batch: int) -> Kept:
-    """`kept` for a batch that is too large to try: from batches of 1 and 2 samples, whose number is given to forward.
+def estimate_saved(net: LVSM, forward: Callable[[int], Any], batch: int) -> Saved:
+    """Extrapolate `measure_saved` to a batch too large to try, from `forward(1)` and `forward(2)` samples.
 
     Activations grow with the batch; weights that autocast keeps in another precision do not.
     """
-    one, two = kept(net, lambda: forward(1)), kept(net, lambda: forward(2))
+    one, two = measure_saved(net, lambda: forward(1)), measure_saved(net, lambda: forward(2))
 
     def line(first: int, second: int) -> int:
         return first + (second - first) * (batch - 1)
 
-    return Kept([line(*pair) for pair in zip(one.blocks, two.blocks, strict=True)], line(one.rest, two.rest))
+    return Saved([line(*pair) for pair in zip(one.blocks, two.blocks, strict=True)], line(one.rest, two.rest))
 
 
-def blocks_to_recompute(found: Kept, budget: float) -> int:
-    """The least number of blocks, counted from the first, that have to be recomputed for a step to stay within so many bytes;
-    all of them where even that is too little. 0 where everything fits.
+def blocks_to_recompute(saved: Saved, budget: float) -> int:
+    """Least number of blocks, counted from the first, to recompute so that a step stays within `budget` bytes; all of them
+    if even that is too much memory.
 
-    One block more than what is kept is there at a time: recomputed, or as its gradients.
+    One block more than what is kept exists at a time: recomputed, or as its gradients.
     """
-    total = found.rest + sum(found.blocks) + max(found.blocks)
-    for count, size in enumerate(found.blocks):
+    total = saved.rest + sum(saved.blocks) + max(saved.blocks)
+    for count, size in enumerate(saved.blocks):
         if total <= budget:
             return count
         total -= size
-    return len(found.blocks)
+    return len(saved.blocks)
 
 
 def budget(net: LVSM, device: torch.device) -> float | None:
-    """Bytes of a GPU that activations may take, before the first step of an optimiser; None for other devices."""
+    """Bytes of a GPU available to activations, before the optimiser's first step; None for other devices."""
     if device.type != "cuda":
         return None
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return SHARE * free - UNMADE * sum(local(parameter).numel() for parameter in net.parameters())
+    return SHARE * free - FIRST_STEP_BYTES * sum(local(parameter).numel() for parameter in net.parameters())

@@ -1,4 +1,4 @@
-"""Where a model runs, and in which precision."""
+"""Device and precision of a model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pipeline.core.errors import UserError
 
 
 def device_of(name: str, local_rank: int = 0) -> torch.device:
-    """The device of that name; auto: the GPU where there is one. Of several ranks on a machine each gets a GPU of its own.
+    """Device of a name; auto: a GPU if there is one. Each rank of a machine gets its own GPU (`local_rank`).
 
-    Raises UserError for a device that is not here.
+    Raises UserError if the machine has no such device.
     """
     wanted = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -25,12 +25,12 @@ def device_of(name: str, local_rank: int = 0) -> torch.device:
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """What blocks compute in. auto: bf16 on GPUs, and on processors with matrix units for it."""
+    """Compute dtype of the blocks. auto: bf16 on GPUs and on CPUs with AMX, else fp32."""
     if precision == "auto":
         precision = "bf16" if device.type != "cpu" or torch.cpu._is_amx_tile_supported() else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Has blocks compute in it, for a `with` block."""
+    """Context manager in which blocks compute in `dtype_of(precision, device)`."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype_of(precision, device) == torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Floating-point operations of a model, and what devices can do: a product and a sum are two operations."""
+"""Floating-point operations of a model, and peak rates of GPUs. A multiply-add counts as two operations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lvsm_train.config.train import ModelConfig
 
 HW = tuple[int, int]
 
-# Dense bf16 tera-operations per second, summed in float32, by what the driver calls a device: the first name that fits. From
-# the makers' data sheets; where these count zeros of sparse matrices too, half of that.
+# Dense bf16 TFLOPS with float32 accumulation, by the driver's device name (the first match counts), from the makers' data
+# sheets; half of the figure if that is for sparse matrices.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200 NVL": 835.5,
@@ -39,7 +39,7 @@ PEAK_TFLOPS = {
 
 
 class Attention(NamedTuple):
-    """An attention of a model, in `blocks` blocks: `queries` of each of `batch` sequences look at `keys` of the same one."""
+    """One attention shape of a model, used in `blocks` blocks: in each of `batch` sequences `queries` attend to `keys`."""
 
     batch: int
     heads: int
@@ -50,7 +50,7 @@ class Attention(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """`blocks` transformer blocks that read `batch` sequences of so many tokens."""
+    """`blocks` transformer blocks over `batch` sequences of `tokens` tokens."""
 
     batch: int
     tokens: int
@@ -58,7 +58,7 @@ class Stack(NamedTuple):
 
 
 def stacks(config: ModelConfig, batch: int, inputs: int, targets: int, hw: HW) -> list[Stack]:
-    """Of a model that reads `batch` scenes of V inputs and T targets of hw = (height, width) pixels."""
+    """Transformer stacks of a model over `batch` scenes of V inputs and T targets; hw = (height, width) in pixels."""
     own = _tokens(config, hw)
     views, encoder = inputs * own, config.encoder_layers
     if config.kind == "decoder_only":
@@ -68,7 +68,7 @@ def stacks(config: ModelConfig, batch: int, inputs: int, targets: int, hw: HW) -
 
 
 def attentions(config: ModelConfig, batch: int, inputs: int, targets: int, hw: HW) -> list[Attention]:
-    """What kernels of attention are asked for: by the stacks, and by targets that look at a scene, all in one row."""
+    """Attention shapes of a model: self-attention of each stack, and cross-attention of all targets to their scene."""
     heads, head_dim = config.dim // config.head_dim, config.head_dim
     read = stacks(config, batch, inputs, targets, hw)
     asked = [Attention(one.batch, heads, one.tokens, one.tokens, head_dim, one.blocks) for one in read]
@@ -79,9 +79,9 @@ def attentions(config: ModelConfig, batch: int, inputs: int, targets: int, hw: H
 
 
 def forward_flops(config: ModelConfig, batch: int, inputs: int, targets: int, hw: HW) -> float:
-    """Of `batch` scenes of V inputs and T targets of hw = (height, width) pixels: products of matrices, attention's included.
+    """FLOPs of one forward pass over `batch` scenes of V inputs and T targets: matrix products, including attention's.
 
-    Norms, GELU, softmax, rays and the transforms of PRoPE are not counted, as is usual.
+    Norms, GELU, softmax, rays and PRoPE's transforms are not counted, as is usual.
     """
     pixels, dim, own = config.patch**2, config.dim, _tokens(config, hw)
     shown, asked = batch * inputs * own, batch * targets * own
@@ -96,20 +96,20 @@ def forward_flops(config: ModelConfig, batch: int, inputs: int, targets: int, hw
 
 
 def training_flops(config: ModelConfig, batch: int, inputs: int, targets: int, hw: HW) -> float:
-    """Of a step forward and backward, three times forward; attention counted, recomputation and the loss not."""
+    """FLOPs of a training step: three forward passes. Attention is counted, recomputation and the loss are not."""
     return 3 * forward_flops(config, batch, inputs, targets, hw)
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 operations per second that a GPU's maker promises; None for other devices, and for GPUs not known here."""
+    """Dense bf16 operations per second from PEAK_TFLOPS; None for other devices and unknown GPUs."""
     if device.type != "cuda":
         return None
     name = f" {torch.cuda.get_device_name(device)} ".replace("-", " ")
-    if " MIG " in name or " Laptop " in name:  # parts of what the name promises
+    if " MIG " in name or " Laptop " in name:  # slower than the GPU of that name
         return None
     return next((tera * 1e12 for known, tera in PEAK_TFLOPS.items() if f" {known} " in name), None)
 
 
 def _tokens(config: ModelConfig, hw: HW) -> int:
-    """Of one view."""
+    """Tokens of one view."""
     return (hw[0] // config.patch) * (hw[1] // config.patch)

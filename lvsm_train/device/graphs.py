@@ -1,4 +1,4 @@
-"""A training step as CUDA graphs: recorded once, launched by one call. For models so small that Python is slower than the GPU."""
+"""A training step as CUDA graphs: recorded once, launched by one call. For models so small that Python limits the GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.core.errors import UserError
 
-WARM_UP = 3  # rounds before a recording, in which libraries choose their kernels and blocks are compiled
+WARM_UP = 3  # runs before a recording, in which libraries choose kernels and blocks are compiled
 
 Terms = dict[str, Tensor]
 Work = Callable[..., Terms]
@@ -18,34 +18,33 @@ Work = Callable[..., Terms]
 
 @dataclass(frozen=True)
 class _Recording:
-    """inputs: where a recording reads. told: where it leaves what the work answered."""
+    """inputs, outputs: static tensors that a graph reads and writes. replay: launch the graph."""
 
     inputs: tuple[Tensor, ...]
-    told: Terms
+    outputs: Terms
     replay: Callable[[], None]
 
 
 class Recorded:
-    """recorded(key, *tensors) does what work(key, *tensors) does: adds to the gradients of parameters, and answers scalars.
+    """`work(key, *tensors)`, which accumulates gradients of a module and returns scalars by name, replayed as a CUDA graph.
 
-    work must be the same kernels on the same memory each time that key and the shapes of tensors are the same: it copies nothing
-    from the host, looks at no value, and its own parameters stay where they are. Each key and shape is recorded when it first
-    comes. Gradients may be set to None between calls, and then count as 0; where work leaves some None, they are 0 here.
-    On other devices work is called on copies of the tensors, without a recording.
+    For equal key and shapes, work must launch the same kernels on the same memory: no copies from the host, no host sync, and
+    parameters keep their storage. Each key and shape is recorded at its first call. Gradients set to None between calls count
+    as 0; gradients that work leaves None are 0. On other devices work runs on copies of the tensors, without a graph.
 
-    Raises UserError where a step cannot be recorded.
+    Raises UserError if a step cannot be recorded.
     """
 
     def __init__(self, module: nn.Module, work: Work) -> None:
         self.work = work
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.slopes = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.grads = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.recordings: dict[Hashable, _Recording] = {}
         self.on_gpu = self.parameters[0].is_cuda
-        self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None  # recordings never run at the same time
+        self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None  # shared: graphs never run at the same time
 
     def __call__(self, key: Hashable, *tensors: Tensor) -> Terms:
-        self._bind()
+        self._bind_grads()
         place = (key, *((tensor.shape, tensor.dtype) for tensor in tensors))
         recording = self.recordings.get(place)
         if recording is None:
@@ -53,24 +52,24 @@ class Recorded:
         for mine, given in zip(recording.inputs, tensors, strict=True):
             mine.copy_(given, non_blocking=True)
         recording.replay()
-        return {name: value.clone() for name, value in recording.told.items()}  # the next replay writes over them
+        return {name: value.clone() for name, value in recording.outputs.items()}  # the next replay overwrites
 
-    def _bind(self) -> None:
-        """Gradients have to lie where recordings add to them."""
-        pairs = list(zip(self.parameters, self.slopes, strict=True))
-        if missing := [slope for parameter, slope in pairs if parameter.grad is None]:
+    def _bind_grads(self) -> None:
+        """Make every parameter's gradient the tensor that graphs accumulate into, with its present value."""
+        pairs = list(zip(self.parameters, self.grads, strict=True))
+        if missing := [grad for parameter, grad in pairs if parameter.grad is None]:
             torch._foreach_zero_(missing)
-        for parameter, slope in pairs:
-            if parameter.grad is not None and parameter.grad is not slope:
-                slope.copy_(parameter.grad)
-            parameter.grad = slope
+        for parameter, grad in pairs:
+            if parameter.grad is not None and parameter.grad is not grad:
+                grad.copy_(parameter.grad)
+            parameter.grad = grad
 
     def _record(self, key: Hashable, tensors: tuple[Tensor, ...]) -> _Recording:
         inputs = tuple(tensor.detach().clone() for tensor in tensors)
         if not self.on_gpu:
-            told: Terms = {}
-            return _Recording(inputs, told, lambda: told.update(self.work(key, *inputs)))
-        before = [slope.clone() for slope in self.slopes]
+            outputs: Terms = {}
+            return _Recording(inputs, outputs, lambda: outputs.update(self.work(key, *inputs)))
+        before = [grad.clone() for grad in self.grads]
         try:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -80,12 +79,12 @@ class Recorded:
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                told = self.work(key, *inputs)
+                outputs = self.work(key, *inputs)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise UserError(
                 f"a step cannot be recorded as a CUDA graph: {str(error).splitlines()[0]}", "--compile blocks, or no"
             ) from None
-        torch._foreach_copy_(self.slopes, before)
-        return _Recording(inputs, told, graph.replay)
+        torch._foreach_copy_(self.grads, before)
+        return _Recording(inputs, outputs, graph.replay)

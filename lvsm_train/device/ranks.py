@@ -1,4 +1,4 @@
-"""The processes that train one model together: none but this one, torchrun's, or Ray Train's."""
+"""Ranks: the processes that train one model together. A single process, or those of torchrun or Ray Train."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 from torch import distributed
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
-TRY = timedelta(seconds=3)  # for a connection, before the port is asked for again
+TRY = timedelta(seconds=3)  # timeout of a connection, before the port is looked up again
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: which of `world` processes this is. local: which of those on this machine, and so which GPU is its own."""
+    """rank: number of this process among `world`. local: its number among those of this machine, which is also its GPU's."""
 
     rank: int = 0
     world: int = 1
@@ -28,34 +28,34 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this one speaks, measures and writes for all."""
+        """True for rank 0, which logs, evaluates and writes for all."""
         return self.rank == 0
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Of all ranks, the same on each; NaN where one has NaN."""
+    def all_reduce_mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean over ranks of `values`, equal on each rank; NaN where one rank has NaN."""
         if self.world > 1:
             distributed.all_reduce(values)
             values = values / self.world
         return values
 
-    def meet(self, ready: bool, stop: bool, device: torch.device) -> tuple[bool, bool]:
-        """(whether all are ready, whether one wants to stop): the same answer for each, when each has asked."""
+    def agree(self, ready: bool, stop: bool, device: torch.device) -> tuple[bool, bool]:
+        """(all ranks are ready, some rank wants to stop), equal on each rank. All ranks must call."""
         if self.world == 1:
             return ready, stop
-        waiting, stops = self.mean(torch.tensor([float(not ready), float(stop)], device=device)).tolist()
+        waiting, stops = self.all_reduce_mean(torch.tensor([float(not ready), float(stop)], device=device)).tolist()
         return waiting == 0, stops > 0
 
-    def wait(self) -> None:
-        """Until all are here."""
+    def barrier(self) -> None:
+        """Wait until all ranks have called."""
         if self.world > 1:
             distributed.barrier()
 
 
 @contextlib.contextmanager
-def joined(minutes: float) -> Iterator[Ranks]:
-    """Finds the others: those of a process group that stands (Ray Train), or of torchrun's environment.
+def process_group(minutes: float) -> Iterator[Ranks]:
+    """Join the other ranks: through an existing process group (Ray Train), or one made from torchrun's environment.
 
-    minutes: how long to wait for a rank that does not come; then PyTorch raises, and the launcher starts anew.
+    minutes: timeout for a missing rank; after that PyTorch raises, and the launcher restarts the ranks.
     """
     if distributed.is_initialized():
         local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -79,32 +79,32 @@ def joined(minutes: float) -> Iterator[Ranks]:
         distributed.destroy_process_group()
 
 
-def leave(status: int) -> NoReturn:
-    """Ends the process of a rank at once: PyTorch's own threads abort some that end as others do ("terminate called without an
-    active exception"), and a launcher would take that for a failure."""
+def exit_now(status: int) -> NoReturn:
+    """Exit without Python's shutdown, in which PyTorch's threads sometimes abort the process ("terminate called without an
+    active exception"): a launcher would take that for a failure."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def _fresh_store(rank: int, timeout: timedelta) -> TCPStore:
-    """Where ranks find each other: of the first rank, so that it ends with it.
+    """Rendezvous store of the first rank, which ends with it.
 
-    The one of torchrun stays when it starts ranks anew, and would tell them the addresses of dead ones (pytorch issue 135712).
-    It is asked for the port alone; a dead one is noticed.
+    torchrun's own store survives a restart of the ranks, and would give them the addresses of dead ranks (pytorch issue
+    135712). It only passes on the port of the new store; a port of a dead rank is noticed.
     """
-    host, place = os.environ["MASTER_ADDR"], "lvsm_train/port"
+    host, name = os.environ["MASTER_ADDR"], "lvsm_train/port"
     lasting = TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
     if rank == 0:
         own = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-        lasting.set(place, str(own.port))
+        lasting.set(name, str(own.port))
         return own
     until = time.monotonic() + timeout.total_seconds()
     while True:
         try:
-            found = TCPStore(host, int(lasting.get(place)), is_master=False, timeout=TRY)
-            found.set_timeout(timeout)
-            return found
+            store = TCPStore(host, int(lasting.get(name)), is_master=False, timeout=TRY)
+            store.set_timeout(timeout)
+            return store
         except DistError:
             if time.monotonic() > until:
                 raise

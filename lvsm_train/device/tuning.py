@@ -1,4 +1,4 @@
-"""What suits the device: kernels of attention by measurement, compiled blocks, and which of the ways to launch a step."""
+"""Speed on a device: attention kernels chosen by measurement, compiled blocks, and how to launch a step."""
 
 from __future__ import annotations
 
@@ -17,21 +17,19 @@ from lvsm_train.models.lvsm import LVSM
 
 Compile = Literal["no", "blocks", "graphs"]
 
-GPU_KERNELS = ("auto", "cudnn", "flash", "efficient")  # without "math", which keeps queries x keys numbers
+GPU_KERNELS = ("auto", "cudnn", "flash", "efficient")  # without "math", which stores queries x keys scores
 WARM_UP, REPEATS = 3, 10
-VARIANTS = 64  # of a block that torch may compile: with a gradient or not, with a scene or not, shapes
-LAUNCH_BOUND_FLOPS = (
-    1e13  # steps below take a GPU less time than Python needs to launch them; an estimate, not measured
-)
+VARIANTS = 64  # that torch may compile of a block: with or without gradient or scene, shapes
+LAUNCH_BOUND_FLOPS = 1e13  # a GPU runs smaller steps faster than Python launches them; an estimate, not measured
 
 
 def choose_attention(
     asked: Sequence[Attention], device: torch.device, dtype: torch.dtype, candidates: Sequence[str] | None = None
 ) -> dict[Attention, str]:
-    """The quickest of `candidates`, names of blocks.KERNELS, for each attention of a model (`flops.attentions`).
+    """Fastest of `candidates`, names of blocks.KERNELS, for each attention shape of a model (`flops.attentions`).
 
-    Measured forward and backward on the device, once per process and shape; a kernel that cannot do a shape is not chosen for
-    it. candidates: by default those for GPUs; on other devices there is nothing to choose, and all get "auto" without a look.
+    Measured forward and backward on the device, once per process and shape; kernels that cannot do a shape are skipped.
+    candidates: GPU_KERNELS by default; on other devices "auto" for all, without a measurement.
     """
     if candidates is None:
         candidates = GPU_KERNELS if device.type == "cuda" else ("auto",)
@@ -39,13 +37,12 @@ def choose_attention(
 
 
 def use_attention(chosen: dict[Attention, str]) -> str:
-    """Has `blocks.attend` use what `choose_attention` found, in this process, and "auto" for all other shapes, as evaluation
-    may have them. Answers what a user should hear of it.
-    """
+    """Set `blocks.attend`, in this process, to the kernels of `choose_attention`, and to "auto" for other shapes (evaluation).
+    Returns a line for the log."""
     table = [(one.queries, one.keys, blocks.KERNELS[name]) for one, name in chosen.items() if name != "auto"]
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        for queries, keys, best in table:  # comparisons: a dict would have torch compile every shape anew
+        for queries, keys, best in table:  # not a dict: torch would recompile for every shape
             if q.shape[2] == queries and k.shape[2] == keys:
                 return best(q, k, v, bias)
         return blocks.KERNELS["auto"](q, k, v, bias)
@@ -63,37 +60,37 @@ def _quickest(one: Attention, device: torch.device, dtype: torch.dtype, candidat
 
 
 def _seconds(one: Attention, kernel: blocks.Kernel, device: torch.device, dtype: torch.dtype) -> float:
-    """Forward and backward, the median; infinite where the kernel cannot do it."""
+    """Median seconds of forward and backward; infinity if the kernel cannot do the shape."""
 
-    def tensor(tokens: int) -> Tensor:  # heads behind tokens in memory, as in the model
+    def tensor(tokens: int) -> Tensor:  # memory layout as in the model: tokens before heads
         made = torch.randn(one.batch, tokens, one.heads, one.head_dim, device=device, dtype=dtype)
         return made.transpose(1, 2).requires_grad_()
 
     q, k, v = tensor(one.queries), tensor(one.keys), tensor(one.keys)
-    slope = torch.randn_like(q)
+    grad = torch.randn_like(q)
     spent = []
     try:
         for _ in range(WARM_UP + REPEATS):
-            _wait(device)
+            _synchronize(device)
             start = time.perf_counter()
-            torch.autograd.grad(kernel(q, k, v, None), (q, k, v), slope)
-            _wait(device)
+            torch.autograd.grad(kernel(q, k, v, None), (q, k, v), grad)
+            _synchronize(device)
             spent.append(time.perf_counter() - start)
     except (RuntimeError, torch.OutOfMemoryError):
         return float("inf")
     return statistics.median(spent[WARM_UP:])
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def how_to_compile(device: torch.device, step_flops: float, fixed: bool) -> Compile:
-    """What `auto` means: nothing on a CPU, where it gains a tenth and costs a minute; CUDA graphs where launching kernels would
-    take longer than running them; else block by block.
+def compile_mode(device: torch.device, step_flops: float, fixed: bool) -> Compile:
+    """Choose for --compile auto: "no" on a CPU, where compiling gains a tenth and costs a minute; "graphs" (CUDA graphs) if
+    launching kernels takes longer than running them; else "blocks".
 
-    step_flops: `flops.training_flops` of a rank's batch. fixed: steps have one shape, and there is one rank.
+    step_flops: `flops.training_flops` of a rank's batch. fixed: all steps have one shape, on one rank.
     """
     if device.type != "cuda":
         return "no"
@@ -101,11 +98,11 @@ def how_to_compile(device: torch.device, step_flops: float, fixed: bool) -> Comp
 
 
 def compile_blocks(net: LVSM, fixed: bool, backend: str | Callable[..., object] = "inductor") -> None:
-    """Compiles each block where it stands, when it is first used: names and values of weights stay, and so do recomputation,
-    evaluation and DistributedDataParallel around it. Blocks share what is compiled.
+    """Compile each block in place, at its first use. Names and values of weights, recomputation, evaluation and
+    DistributedDataParallel are unaffected; blocks share compiled code.
 
-    fixed: steps have one shape; each of encoder, decoder and evaluation is then compiled for its own. Else sizes that differ
-    are variables after their second value, so that further numbers of inputs compile nothing.
+    fixed: steps have one shape, so encoder, decoder and evaluation are compiled for one shape each. Otherwise sizes become
+    dynamic at their second value, so that further numbers of inputs need no compilation.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     for block in net.every_block():

@@ -68,7 +68,7 @@ class Gradients:
             )
         fixed = data.least_inputs == data.inputs and data.least_targets == data.targets
         alone = fixed and self.ranks.world == 1
-        way = tuning.how_to_compile(self.device, flops, alone) if cfg.compile == "auto" else cfg.compile
+        way = tuning.compile_mode(self.device, flops, alone) if cfg.compile == "auto" else cfg.compile
         if way == "graphs" and not alone:
             raise UserError(
                 "--compile graphs records one step and plays it again: it needs one rank, and steps of one shape",
@@ -102,7 +102,7 @@ class Gradients:
 
             return self._loss(True, *views(data.inputs), *views(data.targets))[0]
 
-        return activations.blocks_to_recompute(activations.kept_by(self.net, forward, data.batch), budget)
+        return activations.blocks_to_recompute(activations.estimate_saved(self.net, forward, data.batch), budget)
 
     def __call__(self, batches: list[Batch], step: int) -> Terms:
         """Answers this rank's loss and its terms. Raises UserError where memory does not suffice."""

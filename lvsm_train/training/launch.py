@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lvsm_train.config.train import TrainConfig
-from lvsm_train.device.ranks import leave
+from lvsm_train.device.ranks import exit_now
 from lvsm_train.evaluation.scores import Scores
 from lvsm_train.training.train import Result, train_fn
 from pipeline.cluster.executors import connected
@@ -92,8 +92,8 @@ def main() -> None:
     try:
         _worker({"cfg": json.loads(sys.argv[1])})
     except UserError:  # who started it says so
-        leave(1)
-    leave(0)
+        exit_now(1)
+    exit_now(0)
 
 
 def _end_with(parent: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lvsm_train.config.train import OptimConfig
-from lvsm_train.device.sharding import CutMuon, is_sharded, local, shard_like, whole_number
+from lvsm_train.device.sharding import ShardedMuon, full_scalar, is_sharded, local, shard_like
 
 WITHIN_BLOCKS = re.compile(r"(^|\.)(attn|mlp)\.")
 
@@ -48,14 +48,14 @@ class Optimizers:
         ]
         if chosen:
             # with this rule one learning rate serves both (arXiv 2502.16982)
-            muon = (CutMuon if is_sharded(model) else torch.optim.Muon)(
+            muon = (ShardedMuon if is_sharded(model) else torch.optim.Muon)(
                 matrices, lr=cfg.lr, momentum=0.95, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
             )
             self.all.append(muon)
 
     def norm(self) -> torch.Tensor:
         """Of all gradients together, on their device: nobody has waited for it yet."""
-        return whole_number(nn.utils.get_total_norm(self._gradients(), foreach=True))
+        return full_scalar(nn.utils.get_total_norm(self._gradients(), foreach=True))
 
     def step(self, number: float, norm: float | None = None) -> dict[str, float]:
         """Clips, and moves the weights unless the step is void. Gradients are gone afterwards in any case.

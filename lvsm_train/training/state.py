@@ -12,7 +12,7 @@ import torch
 
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.device.ranks import Ranks
-from lvsm_train.device.sharding import gather_full, shard, shard_like, to_be_cut
+from lvsm_train.device.sharding import gather_full, shard, shard_like, should_shard
 from lvsm_train.evaluation.scores import Scores, finite
 from lvsm_train.models import lvsm
 from lvsm_train.models.lvsm import LVSM
@@ -34,7 +34,7 @@ class State:
         self.net: LVSM = lvsm.build(cfg.model, cfg.data.seed)
         if cfg.start_from:
             start_weights(self.net, cfg.start_from)
-        self.cut = to_be_cut(cfg, count(self.net.parameters()), device, ranks)
+        self.cut = should_shard(cfg, count(self.net.parameters()), device, ranks)
         if self.cut:
             shard(self.net, device)
         else:
@@ -141,7 +141,7 @@ class State:
                 "cursor": cursor.as_json() if cursor else None,
             }
             checkpoint.save(self.out, step, state, facts, self.cfg.keep, self.cfg.checkpoint_every, self.enough)
-        self.ranks.wait()
+        self.ranks.barrier()
 
     def resume(self) -> int:
         """The step to go on with. Raises UserError where the folder holds another run."""

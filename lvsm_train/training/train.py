@@ -19,7 +19,7 @@ from lvsm_train.data.batches import Data
 from lvsm_train.data.step_inputs import Epochs, Feed, RankBarrier
 from lvsm_train.data.stream import Stream
 from lvsm_train.device.devices import autocast, device_of
-from lvsm_train.device.ranks import Ranks, joined
+from lvsm_train.device.ranks import Ranks, process_group
 from lvsm_train.evaluation import scores as evaluate
 from lvsm_train.evaluation.scores import Scores
 from lvsm_train.training.card import write_card
@@ -53,7 +53,7 @@ def train_fn(cfg: TrainConfig) -> Result:
     another run, memory that does not suffice (with what to lower), a loss that cannot be brought down.
     """
     assert cfg.out is not None
-    with joined(cfg.hang_minutes) as ranks, _setting(cfg, ranks):
+    with process_group(cfg.hang_minutes) as ranks, _setting(cfg, ranks):
         cfg = cfg.shared(ranks.world)
         assert cfg.out is not None
         device = device_of(cfg.device, ranks.local)
@@ -79,7 +79,7 @@ def train_fn(cfg: TrainConfig) -> Result:
                     log.say(*gradients.suit(fed.batches[0]))
                     told = gradients(fed.batches, fed.step)
                     asked = [float(bool(stopped)), float(feed.urgent(state.cursor))]
-                    shared = ranks.mean(torch.stack([*told.values(), *told["loss"].new_tensor(asked)]))
+                    shared = ranks.all_reduce_mean(torch.stack([*told.values(), *told["loss"].new_tensor(asked)]))
                     # the one wait for a GPU
                     *means, stop, urgent, norm = torch.cat([shared, state.optimizers.norm()[None]]).tolist()
                     terms = dict(zip(told, means, strict=True))

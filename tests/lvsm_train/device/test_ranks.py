@@ -32,7 +32,7 @@ from pipeline.core.errors import FEWER_THAN_ASKED, UserError  # noqa: E402
 from pipeline.cycle.protocol import TRAIN, Waiting, committed  # noqa: E402
 from pipeline.storage.run_folder import held  # noqa: E402
 from pipeline.storage.train_run import commits  # noqa: E402
-from tests import test_stream  # noqa: E402
+from tests.lvsm_train.data import test_stream  # noqa: E402
 from tests.lvsm_train.data.test_rounds import CASES, Case  # noqa: E402
 from tests.lvsm_train.data.test_stream import SLOTS, WHOLE  # noqa: E402
 from tests.lvsm_train.training.test_engine import TINY  # noqa: E402
@@ -142,8 +142,8 @@ def test_what_is_trained_depends_neither_on_ranks_nor_on_what_each_of_them_has(
     assert train_fn(mixed).finished
     for name in ("ddp", "fsdp", "mixed"):
         assert_same(tmp_path / name, whole)
-    both, cut_muon = (weights(cfg.out) for cfg in runs if cfg.out)
-    assert far(both["model"], cut_muon["model"]) < 1e-5
+    both, sharded_muon = (weights(cfg.out) for cfg in runs if cfg.out)
+    assert far(both["model"], sharded_muon["model"]) < 1e-5
     before, after = json.loads((tmp_path / "memory").read_text())
     for kept in (0, 1):
         assert after[kept] == pytest.approx(before[kept], rel=0.02)  # what is freed at once is met again, or not
@@ -196,10 +196,10 @@ def test_weights_are_cut_where_they_do_not_fit(
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties())
     cfg, gpu = short(data, tmp_path), torch.device("cuda", 0)
-    assert sharding.standing_bytes(50_000_000, True) == 1_000_000_000
-    assert sharding.to_be_cut(cfg, 50_000_000, gpu, Ranks(0, 2)) is cut
-    assert not sharding.to_be_cut(cfg, 50_000_000, gpu, Ranks())
-    assert not sharding.to_be_cut(cfg, 50_000_000, torch.device("cpu"), Ranks(0, 2))
+    assert sharding.state_bytes(50_000_000, True) == 1_000_000_000
+    assert sharding.should_shard(cfg, 50_000_000, gpu, Ranks(0, 2)) is cut
+    assert not sharding.should_shard(cfg, 50_000_000, gpu, Ranks())
+    assert not sharding.should_shard(cfg, 50_000_000, torch.device("cpu"), Ranks(0, 2))
 
 
 # ---- the shards of a cycle

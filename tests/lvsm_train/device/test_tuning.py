@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from lvsm_train.config.presets import PRESETS  # noqa: E402
 from lvsm_train.device import activations, tuning  # noqa: E402
-from lvsm_train.device.activations import Kept, blocks_to_recompute  # noqa: E402
+from lvsm_train.device.activations import Saved, blocks_to_recompute  # noqa: E402
 from lvsm_train.device.flops import attentions, training_flops  # noqa: E402
 from lvsm_train.device.graphs import Recorded  # noqa: E402
 from lvsm_train.models import blocks  # noqa: E402
@@ -124,8 +124,8 @@ def test_blocks_compiled_for_the_processor_do_what_they_did(kind: str) -> None:
 def test_small_steps_are_recorded_and_large_ones_compiled() -> None:
     def way(name: str, batch: int, inputs: int, targets: int, res: int, fixed: bool = True) -> str:
         flops = training_flops(PRESETS[name].model, batch, inputs, targets, (res, res))  # type: ignore[index]
-        assert tuning.how_to_compile(CPU, flops, fixed) == "no"
-        return tuning.how_to_compile(GPU, flops, fixed)
+        assert tuning.compile_mode(CPU, flops, fixed) == "no"
+        return tuning.compile_mode(GPU, flops, fixed)
 
     assert way("thesis64", 32, 4, 8, 64) == "graphs"
     assert way("thesis64", 32, 4, 8, 64, fixed=False) == "blocks"
@@ -202,7 +202,7 @@ def alive_after(model: LVSM, batch: tuple[Tensor, ...]) -> int:
 def test_what_a_step_keeps_is_known_beforehand(kind: str, rough: bool) -> None:
     model = tiny(kind, prope=True, dim=64, head_dim=32)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=rough, cache_enabled=False):
-        found = activations.kept_by(model, lambda batch: model(*given(batch, 3, 2)), 6)
+        found = activations.estimate_saved(model, lambda batch: model(*given(batch, 3, 2)), 6)
         for count in (0, 2, 4):
             model.set_recompute(count)
             expected = found.rest + sum(found.blocks[count:])
@@ -212,7 +212,7 @@ def test_what_a_step_keeps_is_known_beforehand(kind: str, rough: bool) -> None:
 
 
 def test_the_fewest_blocks_that_fit_are_recomputed() -> None:
-    found = Kept([10, 10, 30, 30], 20)
+    found = Saved([10, 10, 30, 30], 20)
     assert [blocks_to_recompute(found, budget) for budget in (130, 129, 110, 90, 60, 5)] == [0, 1, 2, 3, 4, 4]
 
 
@@ -220,8 +220,8 @@ def test_measuring_leaves_a_model_as_it_was() -> None:
     model = tiny("decoder_only")
     model.set_recompute(1)
     image, slopes = gradients(model, *given())
-    one = activations.kept(model, lambda: model(*given()))
-    assert one == activations.kept_by(model, lambda batch: model(*given(batch)), 2)
+    one = activations.measure_saved(model, lambda: model(*given()))
+    assert one == activations.estimate_saved(model, lambda batch: model(*given(batch)), 2)
     again, others = gradients(model, *given())
     assert torch.equal(image, again) and all(torch.equal(slopes[name], others[name]) for name in slopes)
     assert [block.recompute for block in model.every_block()] == [True, False, False, False]
