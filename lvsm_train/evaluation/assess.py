@@ -22,7 +22,7 @@ from lvsm_train.evaluation import page as assessment_page
 from lvsm_train.evaluation.assessment import Assessment, Control, write_table
 from lvsm_train.evaluation.protocols import PROTOCOLS
 from lvsm_train.evaluation.stopwatch import Timed
-from lvsm_train.losses.metrics import lpips_or_why
+from lvsm_train.losses.metrics import load_lpips
 from lvsm_train.media.films import write_film
 from lvsm_train.weights.trained import Trained, open_run
 from pipeline.core.errors import UserError
@@ -69,7 +69,7 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
                 "the model was trained on all of these objects", "--split all measures on them all the same"
             )
     samples = samples[: cfg.objects]
-    lpips, more = lpips_or_why(cfg.lpips, cfg.lpips_weights, data.device)
+    lpips, more = load_lpips(cfg.lpips, cfg.lpips_weights, data.device)
     notes += more
     timed = Timed(trained.net)
     found = scores.examine(timed, data.evaluation_batches(samples, cfg.batch), lpips)

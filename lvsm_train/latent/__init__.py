@@ -1,1 +1,1 @@
-"""What a scene's latents mean: edits, mixtures and maps of them, in pictures and figures. docs/latent.md."""
+"""The verb `latent`: edits, mixtures and maps of a scene's latents, in pictures and figures. docs/latent.md."""

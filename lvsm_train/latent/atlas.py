@@ -1,8 +1,8 @@
-"""Where a model's tokens lie and what they are for: influence on pictures, principal components, neighbours."""
+"""Analyses over tokens and objects: influence on pictures, principal components, nearest scenes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,20 +14,20 @@ from lvsm_train.evaluation import flight
 from lvsm_train.latent import grids, influence, latents
 from lvsm_train.latent.influence import Components
 from lvsm_train.latent.latents import LatentScene
-from lvsm_train.latent.study import Step, Study
+from lvsm_train.latent.study import Study
 from lvsm_train.latent.subjects import Subject, gather
-from lvsm_train.latent.workbench import Bench, pool
+from lvsm_train.latent.workbench import Bench, pca_samples
 from lvsm_train.media.plots import Plot
 from lvsm_train.media.webpage import Table
 
-SHOWN, LISTED, ORBIT = 6, 48, 12  # tokens with a map, tokens in a matrix, cameras of an orbit
+SHOWN, LISTED, ORBIT = 6, 48, 12  # tokens with a map, tokens in a matrix, cameras in an orbit
 AXES, NEAREST = 4, 5
 SHADES = "half as red a quarter of it"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What an operation found besides studies. pictures: file name -> (caption, (h, w, 3) uint8). told: for latent.json."""
+    """Result of an analysis, besides studies. pictures: file name -> (caption, (h, w, 3) uint8). told: entries of latent.json."""
 
     name: str
     title: str
@@ -42,7 +42,7 @@ class Finding:
 
 
 def influences(bench: Bench) -> Finding:
-    """How much pictures change without each token: in the image, over cameras, and over tokens."""
+    """Influence of each token on pictures: per pixel, per camera, and per token."""
     rows, told = [], []
     for subject in bench.subjects:
         strength = bench.strength(subject)
@@ -107,8 +107,8 @@ def _around(bench: Bench, subject: Subject) -> tuple[tuple[str, np.ndarray], Plo
 
 
 def spectrum(bench: Bench) -> Finding | None:
-    """Principal components of tokens, and of whole scenes, over many objects. None where there are fewer than three."""
-    subjects = gather(bench.net, bench.data, pool(bench))
+    """Principal components of tokens, and of whole scenes, over many objects. None for fewer than three objects."""
+    subjects = gather(bench.net, bench.data, pca_samples(bench))
     if len(subjects) < 3:
         return None
     first = bench.subjects[0]
@@ -118,11 +118,11 @@ def spectrum(bench: Bench) -> Finding | None:
     places = scenes.coordinates(points.flatten(1))
     views = torch.stack([subject.inputs[0] for subject in subjects])
     caption = f"{len(subjects)} objects by the first two components of their scenes. Framed: the objects of this page."
-    pictures = {"pca-map": (caption, grids.scatter(_two(places), views, len(bench.subjects)))}
+    pictures = {"pca-map": (caption, grids.scatter(_first_two(places), views, len(bench.subjects)))}
     pictures["pca-nearest"], near = _neighbours(bench, subjects, points.flatten(1))
     counts = [count for count in (1, 2, 4, 8, 16, 32, 64, 128) if count <= max(len(tokens.share), len(scenes.share))]
     both = {"tokens": tokens, "scenes": scenes}
-    rows = [[name, *(_held(found, count) for count in counts)] for name, found in both.items()]
+    rows = [[name, *(_variance_share(components, count) for count in counts)] for name, components in both.items()]
     table = Table(["variance in the first ... components", *map(str, counts)], rows)
     told = {
         "objects": [subject.uid for subject in subjects],
@@ -139,67 +139,48 @@ def spectrum(bench: Bench) -> Finding | None:
     return Finding("pca", "Principal components", says, pictures, [table], {"pca": told}, studies)
 
 
-def _tokens_kept(bench: Bench, found: Components) -> Study:
+def _tokens_kept(bench: Bench, components: Components) -> Study:
     subject = bench.subjects[0]
-    own = found.coordinates(latents.direction(subject.scene.tokens))
-    counts = [2**power for power in range(len(found.share).bit_length())]
-    told = [(f"{count} components", count, _with(subject.scene, found.points(own[:, :count]))) for count in counts]
+    own = components.coordinates(latents.direction(subject.scene.tokens))
+    counts = [2**power for power in range(len(components.share).bit_length())]
+    rebuilt = [(count, components.points(own[:, :count])) for count in counts]
+    variants = [(f"{count} components", count, _with(subject.scene, tokens)) for count, tokens in rebuilt]
     says = "Every token was replaced by the nearest point that the first components of all tokens reach."
-    return _study(bench, "pca-tokens-kept", "Tokens rebuilt from few components", says, told)
+    return bench.study(subject, "pca-tokens-kept", "Tokens rebuilt from few components", says, variants)
 
 
-def _scenes_kept(bench: Bench, found: Components) -> Study:
+def _scenes_kept(bench: Bench, components: Components) -> Study:
     subject = bench.subjects[0]
-    own = found.coordinates(latents.direction(subject.scene.tokens).flatten())
-    counts = [0, *(2**power for power in range(len(found.share).bit_length()))]
-    told = [(f"{count} components", count, _from_point(subject.scene, found.points(own[:count]))) for count in counts]
+    own = components.coordinates(latents.direction(subject.scene.tokens).flatten())
+    counts = [0, *(2**power for power in range(len(components.share).bit_length()))]
+    rebuilt = [(count, components.points(own[:count])) for count in counts]
+    variants = [(f"{count} components", count, _from_point(subject.scene, point)) for count, point in rebuilt]
     says = f"{subject.uid} as the nearest point that the first components of the other objects' scenes reach; 0: their mean."
-    return _study(bench, "pca-scenes-kept", "A scene rebuilt from other scenes", says, told)
+    return bench.study(subject, "pca-scenes-kept", "A scene rebuilt from other scenes", says, variants)
 
 
-def _tokens_walked(bench: Bench, found: Components) -> Study:
+def _tokens_walked(bench: Bench, components: Components) -> Study:
     subject = bench.subjects[0]
     own = latents.direction(subject.scene.tokens)
-    told = [
-        (
-            f"{axis + 1}: {step:+d} sd",
-            float(step),
-            _with(subject.scene, own + step * found.spread[axis] * found.axes[axis]),
-        )
-        for axis in range(min(AXES, len(found.share)))
-        for step in (-2, 2)
-    ]
+    variants = [(label, step, _with(subject.scene, own + offset)) for label, step, offset in _walk(components)]
     says = "All tokens were moved along one component of all tokens, by two standard deviations."
-    return _study(bench, "pca-tokens-walk", "Along the components of tokens", says, told)
+    return bench.study(subject, "pca-tokens-walk", "Along the components of tokens", says, variants)
 
 
-def _scenes_walked(bench: Bench, found: Components) -> Study:
-    subject = bench.subjects[0]
-    mean = _from_point(subject.scene, found.mean)
-    told = [
-        (
-            f"{axis + 1}: {step:+d} sd",
-            float(step),
-            _from_point(subject.scene, found.mean + step * found.spread[axis] * found.axes[axis]),
-        )
-        for axis in range(min(AXES, len(found.share)))
-        for step in (-2, 2)
-    ]
+def _scenes_walked(bench: Bench, components: Components) -> Study:
+    subject, mean = bench.subjects[0], components.mean
+    variants = [(label, step, _from_point(subject.scene, mean + offset)) for label, step, offset in _walk(components)]
     says = "From the mean of the other objects' scenes, which is what is called unedited here, along their components."
-    return _study(bench, "pca-scenes-walk", "Along the components of scenes", says, told, mean)
+    title, base = "Along the components of scenes", _from_point(subject.scene, mean)
+    return bench.study(subject, "pca-scenes-walk", title, says, variants, base)
 
 
-def _study(
-    bench: Bench,
-    name: str,
-    title: str,
-    says: str,
-    told: list[tuple[str, float, LatentScene]],
-    base: LatentScene | None = None,
-) -> Study:
-    subject = bench.subjects[0]
-    steps = [Step(label, value, subject.render(bench.net, scene)) for label, value, scene in told]
-    return Study(name, title, says, (subject.uid,), subject.render(bench.net, base), steps)
+def _walk(components: Components) -> Iterator[tuple[str, float, Tensor]]:
+    """Yield (label, step, offset (D,)) two standard deviations along each of the first AXES components, both ways."""
+    for axis in range(min(AXES, len(components.share))):
+        for step in (-2, 2):
+            offset = step * components.spread[axis] * components.axes[axis]
+            yield f"{axis + 1}: {step:+d} sd", float(step), offset
 
 
 def _with(scene: LatentScene, tokens: Tensor) -> LatentScene:
@@ -213,25 +194,25 @@ def _from_point(scene: LatentScene, point: Tensor) -> LatentScene:
 def _neighbours(
     bench: Bench, subjects: list[Subject], points: Tensor
 ) -> tuple[tuple[str, np.ndarray], list[dict[str, Any]]]:
-    """Of the bench's objects: those whose scenes are nearest, by the cosine of what differs from the mean scene."""
-    apart = torch.nn.functional.normalize(points - points.mean(0), dim=1)
-    alike = apart @ apart.mT
+    """Nearest scenes of each object of the bench, by cosine of the differences from the mean scene."""
+    centred = torch.nn.functional.normalize(points - points.mean(0), dim=1)
+    cosine = centred @ centred.mT
     rows, told = [], []
     for number, subject in enumerate(subjects[: len(bench.subjects)]):
-        order = [other for other in alike[number].argsort(descending=True).tolist() if other != number][:NEAREST]
+        order = [other for other in cosine[number].argsort(descending=True).tolist() if other != number][:NEAREST]
         rows.append((subject.uid[:16], torch.stack([subjects[other].inputs[0] for other in (number, *order)])))
-        near = [{"object": subjects[other].uid, "cosine": round(float(alike[number, other]), 4)} for other in order]
+        near = [{"object": subjects[other].uid, "cosine": round(float(cosine[number, other]), 4)} for other in order]
         told.append({"object": subject.uid, "nearest": near})
     columns = ["itself", *(f"nearest {place}" for place in range(1, len(rows[0][1])))]
     return ("The objects of this page, each beside those whose scenes are nearest.", grids.sheet(rows, columns)), told
 
 
-def _two(places: Tensor) -> Tensor:
+def _first_two(places: Tensor) -> Tensor:
     return torch.nn.functional.pad(places, (0, max(0, 2 - places.shape[1])))[:, :2]
 
 
-def _held(found: Components, count: int) -> str:
-    return f"{float(found.share[:count].sum()):.0%}" if count <= len(found.share) else ""
+def _variance_share(components: Components, count: int) -> str:
+    return f"{float(components.share[:count].sum()):.0%}" if count <= len(components.share) else ""
 
 
 def _rounded(values: Tensor) -> list[Any]:

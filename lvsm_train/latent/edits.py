@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lvsm_train.latent import latents
 from lvsm_train.latent.latents import LatentScene
-from lvsm_train.latent.study import Step, Study
+from lvsm_train.latent.study import Study
 from lvsm_train.latent.subjects import Subject
 from lvsm_train.latent.workbench import Bench
 
@@ -21,77 +21,79 @@ NOISE = (0.01, 0.03, 0.1, 0.3, 0.6, 1.0)
 
 
 def values(bench: Bench, subject: Subject) -> list[Study]:
-    """Chosen tokens times a number, with a number added, and set to others."""
+    """Multiply the chosen tokens, shift their means, and set them to other tokens."""
     scene, which = subject.scene, bench.chosen(subject)
     spread = float(latents.invisible(scene.tokens)[1].mean())
     mean = latents.direction(scene.tokens).mean(0)
-    told = [(f"times {factor:g}", factor, latents.scale(scene, which, factor)) for factor in (0.5, 2.0, 8.0)]
-    told.append(("mean moved", spread, latents.shift(scene, which, spread)))
-    told += [(f"times {factor:g}", factor, latents.scale(scene, which, factor)) for factor in (0.0, -1.0)]
-    told.append(("set to mean", 1.0, scene.with_tokens(which, mean)))
-    told.append(("set to first", 1.0, scene.with_tokens(which, scene.tokens[which[0]])))
+    variants = [(f"times {factor:g}", factor, latents.scale(scene, which, factor)) for factor in (0.5, 2.0, 8.0)]
+    variants.append(("mean moved", spread, latents.shift(scene, which, spread)))
+    variants += [(f"times {factor:g}", factor, latents.scale(scene, which, factor)) for factor in (0.0, -1.0)]
+    variants.append(("set to mean", 1.0, scene.with_tokens(which, mean)))
+    variants.append(("set to first", 1.0, scene.with_tokens(which, scene.tokens[which[0]])))
     says = (
         f"{_count(which, scene)} were multiplied by a number, moved along their mean by one standard deviation, set to the mean "
         "direction of all tokens, and to the first of them. A decoder sees directions alone: what scales a token by a number "
         "above 0 or moves its mean is invisible; 0 leaves no direction, and -1 turns it round."
     )
-    return [_study(bench, subject, "values", "Other values", says, told)]
+    return [bench.study(subject, "values", "Other values", says, variants)]
 
 
 def rotate(bench: Bench, subject: Subject) -> list[Study]:
-    """Chosen tokens turned, towards random directions and towards another object's tokens in the same slots."""
+    """Rotate the chosen tokens towards random directions, and towards another object's tokens in the same slots."""
     scene, which = subject.scene, bench.chosen(subject)
     random = latents.random_directions(len(which), scene.tokens.shape[1], bench.generator(f"rotate {subject.uid}"))
-    told = [
+    variants = [
         (f"{angle} degrees", float(angle), latents.rotate(scene, which, random.to(scene.tokens), math.radians(angle)))
         for angle in ANGLES_DEG
     ]
     says = f"{_count(which, scene)} were turned, each towards a random direction, by an angle; means and spreads stay."
-    made = [_study(bench, subject, "rotate", "Other directions", says, told)]
+    made = [bench.study(subject, "rotate", "Other directions", says, variants)]
     if other := bench.partner(subject):
         aim = other.scene.tokens[which]
-        told = [(f"{share:.0%} of the arc", share, latents.approach(scene, which, aim, share)) for share in QUARTERS]
+        variants = [
+            (f"{share:.0%} of the arc", share, latents.approach(scene, which, aim, share)) for share in QUARTERS
+        ]
         says = f"{_count(which, scene)} were turned towards the tokens that another object has in the same slots."
-        made.append(_study(bench, subject, "rotate-other", "Towards another object's directions", says, told))
+        made.append(bench.study(subject, "rotate-other", "Towards another object's directions", says, variants))
     return made
 
 
 def noise(bench: Bench, subject: Subject) -> list[Study]:
-    """Noise in all tokens, and in chosen ones."""
+    """Add noise to all tokens, and to the chosen ones."""
     scene, made = subject.scene, []
     every = torch.arange(len(scene), device=scene.tokens.device)
     for name, title, which in (
         ("noise", "Noise in all tokens", every),
         ("noise-chosen", "Noise in chosen tokens", bench.chosen(subject)),
     ):
-        told = [
+        variants = [
             (f"{share:.0%} noise", share, latents.noise(scene, which, share, bench.generator(f"{name} {subject.uid}")))
             for share in NOISE
         ]
         says = (
             f"{_count(which, scene)} had a share of their directions' variance replaced by noise, the same in each row."
         )
-        made.append(_study(bench, subject, name, title, says, told))
+        made.append(bench.study(subject, name, title, says, variants))
     return made
 
 
 def remove(bench: Bench, subject: Subject) -> list[Study]:
-    """Chosen tokens faded by their weight, and ever more of the strongest left out."""
+    """Fade the chosen tokens by their weight, and remove ever more of the strongest."""
     scene, which = subject.scene, bench.chosen(subject)
-    told = [
+    variants = [
         (f"weight {weight:g}", weight, scene.with_weight(which, weight)) for weight in (4.0, 2.0, 0.5, 0.25, 0.1, 0.0)
     ]
     says = f"{_count(which, scene)} count more or less often: at weight 0 they are not there."
-    faded = _study(bench, subject, "fade", "Weights", says, told)
+    faded = bench.study(subject, "fade", "Weights", says, variants)
     order = bench.strongest(subject)
-    counts = [count for count in _doublings(len(scene)) if count < len(scene)]
-    told = [(f"without {count}", float(count), latents.remove(scene, order[:count])) for count in counts]
+    counts = [count for count in _powers_of_two(len(scene)) if count < len(scene)]
+    variants = [(f"without {count}", float(count), latents.remove(scene, order[:count])) for count in counts]
     says = "Tokens were removed, those first without which alone pictures change most."
-    return [faded, _study(bench, subject, "remove", "Without the strongest tokens", says, told)]
+    return [faded, bench.study(subject, "remove", "Without the strongest tokens", says, variants)]
 
 
 def keep(bench: Bench, subject: Subject) -> list[Study]:
-    """Ever fewer tokens, in four orders."""
+    """Keep shares of the tokens, in four orders."""
     scene = subject.scene
     strongest = bench.strongest(subject)
     norm = torch.linalg.vector_norm(scene.tokens, dim=1).argsort(descending=True, stable=True)
@@ -108,35 +110,35 @@ def keep(bench: Bench, subject: Subject) -> list[Study]:
     made = []
     for name, (title, first, order) in orders.items():
         counts = [max(1, round(share * len(scene))) for share in SHARES]
-        told = [
+        variants = [
             (f"{count} of {len(scene)}", share, latents.keep(scene, order, count))
             for share, count in zip(SHARES, counts, strict=True)
         ]
-        made.append(_study(bench, subject, f"keep-{name}", title, f"Only so many tokens stay. {first}", told))
+        made.append(bench.study(subject, f"keep-{name}", title, f"Only so many tokens stay. {first}", variants))
     return made
 
 
 def add(bench: Bench, subject: Subject) -> list[Study]:
-    """Further tokens: random ones, and another object's."""
-    scene, counts = subject.scene, _doublings(len(subject.scene))[::2]
+    """Add random tokens, and another object's."""
+    scene, counts = subject.scene, _powers_of_two(len(subject.scene))[::2]
     more = latents.random_tokens(scene, len(scene), bench.generator(f"add {subject.uid}"))
-    told = [(f"{len(more)} of weight 0", 0.0, latents.add(scene, more, 0.0))]
-    told += [(f"{count} more", float(count), latents.add(scene, more[:count])) for count in counts]
+    variants = [(f"{len(more)} of weight 0", 0.0, latents.add(scene, more, 0.0))]
+    variants += [(f"{count} more", float(count), latents.add(scene, more[:count])) for count in counts]
     says = "Random directions were added, as long as the scene's tokens are on average. Of weight 0 they are not there."
-    made = [_study(bench, subject, "add", "Random tokens added", says, told)]
+    made = [bench.study(subject, "add", "Random tokens added", says, variants)]
     if other := bench.partner(subject):
         theirs = other.scene.tokens[bench.order(other, "add")]
-        told = [(f"{count} more", float(count), latents.add(scene, theirs[:count])) for count in counts]
+        variants = [(f"{count} more", float(count), latents.add(scene, theirs[:count])) for count in counts]
         says = "Tokens of another object were added to all of the scene's own."
-        made.append(_study(bench, subject, "add-other", "Another object's tokens added", says, told))
+        made.append(bench.study(subject, "add-other", "Another object's tokens added", says, variants))
     return made
 
 
 def duplicate(bench: Bench, subject: Subject) -> list[Study]:
-    """Copies, which count in full, and copies that share a weight."""
+    """Duplicate tokens: copies of full weight, and copies that split the weight."""
     scene, which = subject.scene, bench.chosen(subject)
     every = torch.arange(len(scene), device=scene.tokens.device)
-    told = [
+    variants = [
         ("chosen, halves", 2.0, latents.duplicate(scene, which, 2, shared=True)),
         ("all, halves", 2.0, latents.duplicate(scene, every, 2, shared=True)),
         ("chosen, twice", 2.0, latents.duplicate(scene, which, 2)),
@@ -147,21 +149,21 @@ def duplicate(bench: Bench, subject: Subject) -> list[Study]:
         f"{_count(which, scene)}, and all of them, were doubled. Halves have weight 1/2 each and are what the token was; whole "
         "copies count twice, so that attention looks more at them."
     )
-    return [_study(bench, subject, "duplicate", "Copies", says, told)]
+    return [bench.study(subject, "duplicate", "Copies", says, variants)]
 
 
 def reorder(bench: Bench, subject: Subject) -> list[Study]:
-    """Other orders of the same tokens."""
+    """Reverse and shuffle the order of the tokens."""
     scene = subject.scene
     order = bench.order(subject, "reorder")
-    told = [
+    variants = [
         ("reversed", 0.0, latents.reorder(scene, order.sort().values.flip(0))),
         ("shuffled", 1.0, latents.reorder(scene, order)),
     ]
     says = (
         "Tokens have no place but in the tensor that holds them, and attention sums over them: their order is not seen."
     )
-    return [_study(bench, subject, "reorder", "Another order", says, told)]
+    return [bench.study(subject, "reorder", "Another order", says, variants)]
 
 
 EDITS: dict[str, Callable[[Bench, Subject], list[Study]]] = {
@@ -176,17 +178,10 @@ EDITS: dict[str, Callable[[Bench, Subject], list[Study]]] = {
 }
 
 
-def _study(
-    bench: Bench, subject: Subject, name: str, title: str, says: str, told: Iterable[tuple[str, float, LatentScene]]
-) -> Study:
-    steps = [Step(label, value, subject.render(bench.net, scene)) for label, value, scene in told]
-    return Study(name, title, says, (subject.uid,), subject.render(bench.net), steps)
-
-
 def _count(which: Tensor, scene: LatentScene) -> str:
     return f"{len(which)} of {len(scene)} tokens"
 
 
-def _doublings(limit: int) -> list[int]:
-    """1, 2, 4, ... up to the limit."""
+def _powers_of_two(limit: int) -> list[int]:
+    """Powers of two, 1, 2, 4, ... up to the limit."""
     return [2**power for power in range(limit.bit_length())]

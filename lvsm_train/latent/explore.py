@@ -1,4 +1,4 @@
-"""The laboratory of latents: from a run of an encoder_decoder and names of objects to pictures, films, numbers, and one page."""
+"""The verb `latent`: from a run of an encoder_decoder and names of objects to pictures, films, numbers, and one page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lvsm_train.latent.mixtures import MIXTURES
 from lvsm_train.latent.page import Report
 from lvsm_train.latent.study import Study, change, measure
 from lvsm_train.latent.workbench import Bench, data_config, open_bench
-from lvsm_train.losses.metrics import Lpips, lpips_or_why
+from lvsm_train.losses.metrics import Lpips, load_lpips
 from lvsm_train.media.films import LEAST, write_film
 from lvsm_train.weights.trained import open_run
 from pipeline.core import images
@@ -36,22 +36,22 @@ FILM_VIEWS = 4
 
 
 def explore(cfg: LatentConfig) -> Report:
-    """Does what cfg asks for, writes pictures, films, latent.json and index.html into cfg.out, and says what was found.
+    """Run the operations of cfg (resolved), and write pictures, films, latent.json and index.html into cfg.out.
 
-    cfg is resolved. The same for the same seed. In float32 throughout. Raises UserError: no such run or checkpoint, another kind
-    of model, objects or tokens that are not there, shards that are broken.
+    Deterministic for a seed; float32 throughout. Raises UserError for a missing run or checkpoint, another kind of model, objects
+    or tokens that do not exist, and broken shards.
     """
     trained = open_run(cfg.run, cfg.step, cfg.device)
     device = next(trained.net.parameters()).device
     with contextlib.closing(Data(data_config(trained, cfg), device=device)) as data, torch.no_grad():
         bench = open_bench(trained, data, cfg)
-        lpips, notes = lpips_or_why(cfg.lpips, cfg.lpips_weights, device)
+        lpips, notes = load_lpips(cfg.lpips, cfg.lpips_weights, device)
         report = Report(cfg.out or cfg.run / "latent", _facts(bench, lpips), notes=notes)
         report.out.mkdir(parents=True, exist_ok=True)
-        _look(bench, report, lpips)
+        _render_objects(bench, report, lpips)
         report.laws = laws(bench)
         for study in _studies(bench, report):
-            _keep(study, bench, report, lpips)
+            _save(study, bench, report, lpips)
     (report.out / "latent.json").write_text(json.dumps(report.as_json(), indent=1, allow_nan=False))
     lab_page.write(report, report.out / "index.html")
     return report
@@ -72,43 +72,43 @@ def _facts(bench: Bench, lpips: Lpips | None) -> dict[str, Any]:
         "seed": bench.cfg.seed,
         "tokens": bench.chosen(bench.subjects[0]).tolist(),
         "lpips": lpips.says if lpips else None,
-        "frames_apart": bench.apart(),
+        "frames_apart": bench.frame_difference(),
         "device": str(bench.data.device),
     }
 
 
-def _look(bench: Bench, report: Report, lpips: Lpips | None) -> None:
-    """How well the model renders the objects at all."""
+def _render_objects(bench: Bench, report: Report, lpips: Lpips | None) -> None:
+    """Write inputs, targets and unedited renders of each object, and record how far renders are from targets."""
     for number, subject in enumerate(bench.subjects, 1):
         whole = subject.render(bench.net)
         name = f"object-{number}.png"
         rows = [("inputs", subject.inputs), ("targets", subject.target), ("rendered", whole)]
         _write(report.out / name, grids.sheet(rows))
-        told = change(whole, subject.target, lpips).as_json()
-        report.objects.append({"uid": subject.uid, "picture": name, "to_target": told})
+        to_target = change(whole, subject.target, lpips).as_json()
+        report.objects.append({"uid": subject.uid, "picture": name, "to_target": to_target})
 
 
 def _studies(bench: Bench, report: Report) -> Iterator[Study]:
-    """All that cfg asks for, in the order of OPERATIONS."""
+    """Yield the studies of cfg's operations, in the order of OPERATIONS."""
     wanted = [name for name in OPERATIONS if name in (bench.cfg.only or OPERATIONS)]
     console = Console(stderr=True)
     for name in track(wanted, "operations", console=console, disable=not console.is_terminal, transient=True):
         if name in EDITS:
             yield from itertools.chain.from_iterable(EDITS[name](bench, subject) for subject in bench.subjects)
         elif name in MIXTURES:
-            yield from _mixed(name, bench, report)
+            yield from _mixtures(name, bench, report)
         else:
-            yield from _found(name, bench, report)
+            yield from _findings(name, bench, report)
 
 
-def _mixed(name: str, bench: Bench, report: Report) -> list[Study]:
+def _mixtures(name: str, bench: Bench, report: Report) -> list[Study]:
     if len(bench.subjects) < 2:
         report.notes.append(f"{name} was left out: it needs two objects")
         return []
     return MIXTURES[name](bench, *bench.subjects[:2])
 
 
-def _found(name: str, bench: Bench, report: Report) -> list[Study]:
+def _findings(name: str, bench: Bench, report: Report) -> list[Study]:
     finding = FINDINGS[name](bench)
     if finding is None:
         report.notes.append(f"{name} was left out: it needs three objects with enough views")
@@ -119,13 +119,13 @@ def _found(name: str, bench: Bench, report: Report) -> list[Study]:
     return finding.studies
 
 
-def _keep(study: Study, bench: Bench, report: Report, lpips: Lpips | None) -> None:
-    """Writes the pictures of a study and books its numbers."""
+def _save(study: Study, bench: Bench, report: Report, lpips: Lpips | None) -> None:
+    """Write a study's pictures and films, and record its numbers in the report."""
     number = [subject.uid for subject in bench.subjects].index(study.uids[0])
     stem = study.name if number == 0 else f"{study.name}-{number + 1}"
-    told = measure(study, lpips) | {"picture": f"{stem}.png"}
+    entry = measure(study, lpips) | {"picture": f"{stem}.png"}
     rows = [("unedited", study.unedited)]
-    for step, numbers in zip(study.steps, told["steps"], strict=True):
+    for step, numbers in zip(study.steps, entry["steps"], strict=True):
         decibels = "equal" if numbers["psnr"] is None else f"{numbers['psnr']:.1f} dB"
         rows.append((f"{step.label}\n{decibels}", step.image))
     if study.goal is not None:
@@ -133,15 +133,15 @@ def _keep(study: Study, bench: Bench, report: Report, lpips: Lpips | None) -> No
     _write(report.out / f"{stem}.png", grids.sheet(rows))
     if study.frames is not None:
         frames = [_frame(views) for views in study.frames]
-        told["films"] = [f"{stem}{suffix}" for suffix in (".mp4", ".gif")]
-        for name in told["films"]:
-            write_film(report.out / name, frames + frames[-2:0:-1], FPS)  # there and back, since films go round
+        entry["films"] = [f"{stem}{suffix}" for suffix in (".mp4", ".gif")]
+        for name in entry["films"]:
+            write_film(report.out / name, frames + frames[-2:0:-1], FPS)  # there and back, since films loop
     report.says[study.name] = study.says
-    report.studies.append(told)
+    report.studies.append(entry)
 
 
 def _write(path: Path, picture: np.ndarray) -> None:
-    path.write_bytes(images.encode_png(picture, level=2))  # five times as fast as 6 on noisy renders, and hardly larger
+    path.write_bytes(images.encode_png(picture, level=2))  # 5 times as fast as 6 on noisy renders, hardly larger
 
 
 def _frame(views: torch.Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Renders as pictures for people: rows with labels, heat maps, maps of thumbnails. Small renders are enlarged, pixel by pixel."""
+"""Figures of renders: labelled rows, heat maps, scatter plots of thumbnails. Small renders are enlarged, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from lvsm_train.evaluation.scores import pixels
 from pipeline.core import images
 
-LEAST = 112  # pixels of a view's width
+LEAST = 112  # least width of a view, pixels
 GAP = 3
-TEXT = 13  # pixels of a capital's line
+TEXT = 13  # height of a capital letter, pixels
 INK, PAPER = (60, 60, 60), 255
 HOT = (0.84, 0.12, 0.16)
 
 
 def sheet(rows: Sequence[tuple[str, Tensor]], columns: Sequence[str] = (), least: int = LEAST) -> np.ndarray:
-    """Rows of views (T, 3, H, W) in [0, 1] with what stands at their left, in lines, and above them -> (h, w, 3) uint8."""
+    """Rows (label, views (T, 3, H, W) in [0, 1]), labels at the left and column titles above -> (h, w, 3) uint8."""
     grid = images.contact_sheet([[enlarged(pixels(view), least) for view in views] for _, views in rows], GAP)
     height, width = enlarged(pixels(rows[0][1][0]), least).shape[:2]
     margin = max(_width(line) for label, _ in rows for line in label.split("\n")) + 14
@@ -38,20 +38,20 @@ def sheet(rows: Sequence[tuple[str, Tensor]], columns: Sequence[str] = (), least
 
 
 def enlarged(picture: np.ndarray, least: int = LEAST) -> np.ndarray:
-    """(H, W, 3) uint8 by a whole factor, until it is as wide as that."""
+    """Enlarge (H, W, 3) uint8 by the least integer factor that makes it at least `least` pixels wide."""
     factor = max(1, -(-least // picture.shape[1]))
     return images.resize_nearest(picture, (picture.shape[0] * factor, picture.shape[1] * factor))
 
 
 def heat(values: Tensor, under: Tensor, top: float) -> Tensor:
-    """Values (T, H, W), from 0 to `top`, in red, by the root, over pale grey views (T, 3, H, W): (T, 3, H, W) in [0, 1]."""
+    """Heat maps (T, 3, H, W) in [0, 1]: values (T, H, W), 0 to `top`, as red (square root) over pale grey views."""
     pale = 0.55 + 0.45 * under.mean(1, keepdim=True).expand_as(under)
     share = (values / max(top, 1e-9)).clamp(0, 1).sqrt()[:, None]
     return torch.lerp(pale, under.new_tensor(HOT)[:, None, None].expand_as(pale), share)
 
 
 def matrix(values: Tensor, views: Tensor, labels: Sequence[str], least: int = 64, cell: int = 14) -> np.ndarray:
-    """Values (K, T) as K rows of cells, red, by the root, where they are large, below T views (T, 3, H, W) -> (h, w, 3) uint8."""
+    """Values (K, T) as K rows of red cells (square root) below T views (T, 3, H, W) -> (h, w, 3) uint8."""
     top = sheet([("", views)], least=least)
     width = enlarged(pixels(views[0]), least).shape[1]
     margin = max(map(_width, labels)) + 14
@@ -70,9 +70,9 @@ def matrix(values: Tensor, views: Tensor, labels: Sequence[str], least: int = 64
 
 
 def scatter(places: Tensor, views: Tensor, marked: int, size: int = 900) -> np.ndarray:
-    """Thumbnails (S, 3, H, W) at places (S, 2), x to the right and y up, dots where these are 0 -> (size, size, 3) uint8.
+    """Thumbnails (S, 3, H, W) at places (S, 2), x right and y up, dotted lines at 0 -> (size, size, 3) uint8.
 
-    The first `marked` are framed, and on top.
+    The first `marked` thumbnails are framed, and on top.
     """
     canvas = np.full((size, size, 3), PAPER, np.uint8)
     thumbs = [enlarged(pixels(view), 64)[:96, :96] for view in views]
@@ -89,14 +89,14 @@ def scatter(places: Tensor, views: Tensor, marked: int, size: int = 900) -> np.n
     for number in reversed(range(len(thumbs))):
         left, top = corner(share[number])
         part = canvas[top : top + height, left : left + width]
-        np.minimum(part, thumbs[number], out=part)  # white backgrounds let each other through
+        np.minimum(part, thumbs[number], out=part)  # white backgrounds are transparent
         if number < marked:
             part[:] = thumbs[number]
             cv2.rectangle(canvas, (left - 2, top - 2), (left + width + 1, top + height + 1), (214, 31, 41), 2)
     return canvas
 
 
-FONT, FINER = cv2.FONT_HERSHEY_SIMPLEX, 4  # OpenCV's letters are lines: they are drawn large and shrunk
+FONT, FINER = cv2.FONT_HERSHEY_SIMPLEX, 4  # OpenCV draws letters as lines: antialias by shrinking
 SCALE, THICK = FINER * TEXT / 30, 5
 
 
@@ -105,7 +105,7 @@ def _width(text: str) -> int:
 
 
 def _write(canvas: np.ndarray, text: str, left: int, foot: int) -> None:
-    """Text whose line stands at `foot`, into the canvas, as far as that reaches."""
+    """Draw text with its baseline at `foot`, clipped to the canvas."""
     width, height, below = _width(text) + 2, TEXT + 6, 4
     large = np.full(((height + below) * FINER, width * FINER, 3), PAPER, np.uint8)
     cv2.putText(large, text, (0, height * FINER), FONT, SCALE, INK, THICK, cv2.LINE_AA)

@@ -15,26 +15,26 @@ from lvsm_train.models.lvsm import EncoderDecoder
 
 
 def without_each(net: EncoderDecoder, subject: Subject, which: Tensor, at_once: int) -> Iterator[Tensor]:
-    """For each token of `which` (k,): the picture without it less the whole one, (T, 3, H, W).
+    """For each token of `which` (k,): renders without that token minus renders of the whole scene, (T, 3, H, W).
 
-    Of `at_once` tokens together. The whole picture is rendered beside each part of them, so that rounding is the same.
+    Renders `at_once` tokens per batch; the whole scene is part of every batch, so that rounding cancels.
     """
     scene = subject.scene
-    for some in which.split(at_once):
-        scenes = [scene, *(scene.with_weight(token[None], 0.0) for token in some)]
+    for part in which.split(at_once):
+        scenes = [scene, *(scene.with_weight(token[None], 0.0) for token in part)]
         made = render(net, scenes, subject.c2w, subject.fxfycxcy, subject.hw)
         yield from (made[1:] - made[:1]).unbind(0)
 
 
 def strengths(net: EncoderDecoder, subject: Subject, which: Tensor | None = None, at_once: int = 16) -> Tensor:
-    """(k, T): the root of the mean squared change of each picture, in units of [0, 1], without each token. Default: of all N."""
+    """(k, T): RMS change of each render, values in [0, 1], without each token of `which` (k,), by default of all N."""
     every = torch.arange(len(subject.scene), device=subject.scene.tokens.device) if which is None else which
     changes = without_each(net, subject, every, at_once)
     return torch.stack([change.square().mean((1, 2, 3)).sqrt() for change in changes])
 
 
 def maps(net: EncoderDecoder, subject: Subject, which: Tensor, at_once: int = 16) -> Tensor:
-    """(k, T, H, W): by how much each pixel changes without each of these tokens (k,), the mean over its channels."""
+    """(k, T, H, W): absolute change of each pixel, mean over channels, without each token of `which` (k,)."""
     return torch.stack([change.abs().mean(1) for change in without_each(net, subject, which, at_once)])
 
 
@@ -43,8 +43,8 @@ def maps(net: EncoderDecoder, subject: Subject, which: Tensor, at_once: int = 16
 
 @dataclass(frozen=True)
 class Components:
-    """mean (D,), axes (K, D): orthonormal, the widest first. spread: (K,) standard deviations along these. share: (K,) of the
-    whole variance."""
+    """Principal components. mean (D,); axes (K, D), orthonormal, in descending order of variance; spread (K,), standard
+    deviations along the axes; share (K,), of the total variance."""
 
     mean: Tensor
     axes: Tensor
@@ -52,22 +52,21 @@ class Components:
     share: Tensor
 
     def coordinates(self, points: Tensor) -> Tensor:
-        """Points (..., D) -> (..., K), along the axes."""
+        """Points (..., D) -> coordinates (..., K) along the axes."""
         return (points - self.mean) @ self.axes.mT
 
     def points(self, coordinates: Tensor) -> Tensor:
-        """(..., k) along the first k axes -> (..., D): the inverse of `coordinates`, as far as these axes reach."""
+        """Coordinates (..., k) along the first k axes -> points (..., D): inverse of `coordinates` on these axes' span."""
         return self.mean + coordinates @ self.axes[: coordinates.shape[-1]]
 
     def needed(self, share: float) -> int:
-        """How many axes hold that share of the variance."""
+        """Number of axes that hold a share of the variance."""
         return int((self.share.cumsum(0) < share - 1e-6).sum()) + 1
 
 
 def principal(points: Tensor) -> Components:
-    """Of points (S, D), S > 1: as many axes as they span, at most S - 1. Each points to where its largest number is positive.
-
-    Raises ValueError where all points are the same.
+    """Principal components of points (S, D), S > 1: as many axes as the points span, at most S - 1, each with its largest
+    entry positive. Raises ValueError if all points are equal.
     """
     mean = points.mean(0)
     _, values, axes = torch.linalg.svd(points - mean, full_matrices=False)

@@ -29,10 +29,10 @@ PATHS: tuple[Path, ...] = ("linear", "slerp")
 
 @dataclass(frozen=True)
 class LatentScene:
-    """One scene: an unordered set of N tokens, each of which counts so many times.
+    """One scene: an unordered set of N tokens with weights.
 
-    tokens: (N, dim). weight: (N,), see EncoderDecoder.decode. frame: (4, 4), see model.LVSM: of a model with prope the camera,
-    c2w, that the tokens were seen from; others have no use for it.
+    tokens: (N, dim). weight: (N,), multiplicities, see EncoderDecoder.decode. frame: (4, 4), see models.lvsm.LVSM: c2w of the
+    first input camera, for models with prope; unused by others.
     """
 
     tokens: Tensor
@@ -43,64 +43,62 @@ class LatentScene:
         return len(self.tokens)
 
     def only(self, which: Tensor) -> LatentScene:
-        """These tokens, in this order. which: (k,) numbers."""
+        """Keep the tokens `which` (k,), in that order."""
         return dataclasses.replace(self, tokens=self.tokens[which], weight=self.weight[which])
 
     def with_tokens(self, which: Tensor, tokens: Tensor) -> LatentScene:
-        """tokens (k, dim), or (dim,) for all of them, in the places `which` (k,)."""
+        """Replace the tokens `which` (k,) by `tokens` (k, dim), or all of them by one (dim,)."""
         made = self.tokens.clone()
         made[which] = tokens.to(made)
         return dataclasses.replace(self, tokens=made)
 
     def with_weight(self, which: Tensor, weight: Tensor | float) -> LatentScene:
-        """weight (k,), or one for all, in the places `which` (k,)."""
+        """Replace the weights of the tokens `which` (k,) by `weight` (k,), or by one number."""
         made = self.weight.clone()
         made[which] = torch.as_tensor(weight).to(made)
         return dataclasses.replace(self, weight=made)
 
 
 def scenes_of(latents: Latents) -> list[LatentScene]:
-    """What `EncoderDecoder.encode` made of B scenes, one by one: every token counts once."""
+    """Split latents of B scenes (`EncoderDecoder.encode`) into single scenes, all weights 1."""
     return [
         LatentScene(tokens, tokens.new_ones(len(tokens)), frame)
         for tokens, frame in zip(latents.tokens.float(), latents.frame, strict=True)
     ]
 
 
-def joined(scenes: Sequence[LatentScene]) -> tuple[Latents, Tensor]:
-    """B scenes for `EncoderDecoder.decode`: latents, and weights (B, N) for the largest N; smaller ones are filled up with tokens
-    of weight 0, which are not there."""
+def collate(scenes: Sequence[LatentScene]) -> tuple[Latents, Tensor]:
+    """Batch B scenes for `EncoderDecoder.decode`: latents and weights (B, N), padded to the largest N by tokens of weight 0."""
     most = max(map(len, scenes))
     tokens = [functional.pad(scene.tokens, (0, 0, 0, most - len(scene))) for scene in scenes]
     weight = [functional.pad(scene.weight, (0, most - len(scene))) for scene in scenes]
     return Latents(torch.stack(tokens), torch.stack([scene.frame for scene in scenes])), torch.stack(weight)
 
 
-# ---- what the decoder sees of a token, and what it does not
+# ---- directions, which the decoder sees, and means and spreads, which it does not
 
 
 def direction(tokens: Tensor) -> Tensor:
-    """(..., dim) -> the same with mean 0 and mean square 1: what the decoder makes of them before its gain."""
+    """Normalise tokens (..., dim) to mean 0 and mean square 1: the decoder's LayerNorm without its gain."""
     return functional.layer_norm(tokens, tokens.shape[-1:], eps=EPS)
 
 
 def invisible(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., dim) -> mean (...) and spread (...), with token = mean + spread * direction. The decoder sees neither.
+    """Mean (...) and spread (...) of tokens (..., dim), with token = mean + spread * direction. The decoder sees neither.
 
-    spread is the root of the variance and of the norm's 1e-5 together: a token whose variance is not large beside that is seen
-    a little shorter than others.
+    spread = sqrt(variance + EPS): a token whose variance is not large beside EPS has a slightly shorter direction.
     """
     return tokens.mean(-1), (tokens.var(-1, correction=0) + EPS).sqrt()
 
 
-def turned(tokens: Tensor, directions: Tensor) -> Tensor:
-    """Tokens (..., dim) with these directions (..., dim), but their own mean and spread."""
+def with_directions(tokens: Tensor, directions: Tensor) -> Tensor:
+    """Replace the directions of tokens (..., dim), keeping their means and spreads."""
     mean, spread = invisible(tokens)
     return mean[..., None] + spread[..., None] * directions
 
 
 def random_directions(count: int, dim: int, generator: torch.Generator) -> Tensor:
-    """(count, dim) on the CPU, evenly spread over all directions."""
+    """Uniformly distributed random directions (count, dim), on the CPU."""
     return direction(torch.randn(count, dim, generator=generator))
 
 
@@ -108,19 +106,19 @@ def random_directions(count: int, dim: int, generator: torch.Generator) -> Tenso
 
 
 def scale(scene: LatentScene, which: Tensor, factor: float) -> LatentScene:
-    """Chosen tokens (k,) times a factor: above 0 only the spread changes, 0 leaves no direction, below 0 it is opposite."""
+    """Multiply the tokens `which` (k,): above 0 only spreads change, 0 leaves no direction, below 0 directions flip."""
     return scene.with_tokens(which, scene.tokens[which] * factor)
 
 
 def shift(scene: LatentScene, which: Tensor, amount: float) -> LatentScene:
-    """The same number added to all values of chosen tokens (k,): their mean, which is not seen."""
+    """Add a number to all values of the tokens `which` (k,): only their means change, which the decoder does not see."""
     return scene.with_tokens(which, scene.tokens[which] + amount)
 
 
 def rotate(scene: LatentScene, which: Tensor, towards: Tensor, angle: float) -> LatentScene:
-    """Chosen tokens (k,) turned by `angle`, in radians, in the plane of their own direction and of `towards` (k, dim) or (dim,).
+    """Rotate the tokens `which` (k,) by `angle`, radians, in the plane of their direction and `towards` (k, dim) or (dim,).
 
-    Raises ValueError where `towards` is the direction of a token, or its opposite: there is no plane then.
+    Raises ValueError if `towards` is parallel to a token's direction, since there is no plane then.
     """
     own = direction(scene.tokens[which])
     aim = direction(towards.to(own)).expand_as(own)
@@ -129,29 +127,31 @@ def rotate(scene: LatentScene, which: Tensor, towards: Tensor, angle: float) -> 
     if bool((size < 1e-4).any()):
         raise ValueError("a token cannot be turned towards its own direction: choose another")
     made = math.cos(angle) * own + math.sin(angle) * across / size
-    return scene.with_tokens(which, turned(scene.tokens[which], made))
+    return scene.with_tokens(which, with_directions(scene.tokens[which], made))
 
 
 def approach(scene: LatentScene, which: Tensor, towards: Tensor, share: float) -> LatentScene:
-    """Chosen tokens (k,) turned by a share of their angle to `towards` (k, dim): 0 leaves them, 1 gives them its directions."""
+    """Rotate the tokens `which` (k,) by a share of their angle to `towards` (k, dim): 0 is no change, 1 its directions."""
     own = scene.tokens[which]
-    return scene.with_tokens(which, turned(own, slerp(direction(own), direction(towards), share)))
+    return scene.with_tokens(which, with_directions(own, slerp(direction(own), direction(towards), share)))
 
 
 def noise(scene: LatentScene, which: Tensor, share: float, generator: torch.Generator) -> LatentScene:
-    """Directions of chosen tokens (k,) mixed with random ones. share: of the variance that is noise, 0 to 1; it stays 1 in all.
+    """Mix directions of the tokens `which` (k,) with random ones. share: noise's part of the variance, which stays 1 in total.
 
-    Raises ValueError for another share.
+    Raises ValueError for a share outside [0, 1].
     """
     if not 0 <= share <= 1:
         raise ValueError(f"a share of {share}; it lies in [0, 1]")
     own = direction(scene.tokens[which])
     random = random_directions(len(own), own.shape[1], generator).to(own)
-    return scene.with_tokens(which, turned(scene.tokens[which], (1 - share) ** 0.5 * own + share**0.5 * random))
+    return scene.with_tokens(
+        which, with_directions(scene.tokens[which], (1 - share) ** 0.5 * own + share**0.5 * random)
+    )
 
 
 def remove(scene: LatentScene, which: Tensor) -> LatentScene:
-    """Without chosen tokens (k,): to the bit what weight 0 makes of them. Raises ValueError where none would stay."""
+    """Remove the tokens `which` (k,), bit for bit as with weight 0. Raises ValueError if no token would remain."""
     stays = torch.ones(len(scene), dtype=torch.bool, device=scene.tokens.device)
     stays[which] = False
     if not bool(stays.any()):
@@ -160,18 +160,18 @@ def remove(scene: LatentScene, which: Tensor) -> LatentScene:
 
 
 def keep(scene: LatentScene, order: Tensor, count: int) -> LatentScene:
-    """The first `count` tokens of an order (N,), in the scene's own order."""
+    """Keep the first `count` tokens of an order (N,), in the scene's own order."""
     return scene.only(order[:count].sort().values)
 
 
 def add(scene: LatentScene, tokens: Tensor, weight: float = 1.0) -> LatentScene:
-    """With further tokens (k, dim), each of this weight. With weight 0 they are not there."""
+    """Append tokens (k, dim) of a weight; weight 0 changes nothing."""
     more = scene.weight.new_full((len(tokens),), weight)
     return LatentScene(torch.cat([scene.tokens, tokens.to(scene.tokens)]), torch.cat([scene.weight, more]), scene.frame)
 
 
 def duplicate(scene: LatentScene, which: Tensor, copies: int = 2, shared: bool = False) -> LatentScene:
-    """Chosen tokens (k,) so many times. shared: copies share the weight of their token, which changes nothing."""
+    """Repeat the tokens `which` (k,) `copies` times. shared: copies split their token's weight, which changes nothing."""
     weight = scene.weight[which] / copies if shared else scene.weight[which]
     more = scene.tokens[which].repeat(copies - 1, 1), weight.repeat(copies - 1)
     kept = scene.with_weight(which, weight)
@@ -179,14 +179,14 @@ def duplicate(scene: LatentScene, which: Tensor, copies: int = 2, shared: bool =
 
 
 def reorder(scene: LatentScene, order: Tensor) -> LatentScene:
-    """The same tokens in another order (N,): the same set. Raises ValueError where `order` leaves one out."""
+    """Permute the tokens by `order` (N,), which leaves the set unchanged. Raises ValueError if `order` is no permutation."""
     if not torch.equal(order.sort().values, torch.arange(len(scene), device=order.device)):
         raise ValueError(f"an order of {len(scene)} tokens names each of them once")
     return scene.only(order)
 
 
 def random_tokens(scene: LatentScene, count: int, generator: torch.Generator) -> Tensor:
-    """(count, dim) of random directions, with the mean and spread that the scene's tokens have on average."""
+    """Tokens (count, dim) of random directions, with the average mean and spread of the scene's tokens."""
     mean, spread = (each.mean() for each in invisible(scene.tokens))
     return mean + spread * random_directions(count, scene.tokens.shape[1], generator).to(scene.tokens)
 
@@ -201,8 +201,8 @@ def random_tokens(scene: LatentScene, count: int, generator: torch.Generator) ->
 class Pairing:
     """P pairs of a token of one scene and a token of another.
 
-    first, second: (P,) their numbers, -1 where there is none. before, after: (P,) what a pair counts at the first scene and at
-    the second. Over the pairs of a token these add up to its own weight.
+    first, second: (P,) token numbers, -1 for no partner. before, after: (P,) weights of the pair at the first and at the second
+    scene; over the pairs of a token they sum to the token's weight.
     """
 
     first: Tensor
@@ -215,20 +215,20 @@ class Pairing:
 
 
 def costs(one: LatentScene, other: LatentScene) -> Tensor:
-    """(N, M): 1 - cosine of the directions of every two tokens, 0 to 2."""
+    """Cost matrix (N, M): 1 - cosine of the directions of every two tokens, 0 to 2."""
     a, b = (functional.normalize(each.tokens - each.tokens.mean(-1, keepdim=True), dim=-1) for each in (one, other))
     return 1 - a @ b.mT
 
 
 def slot(one: LatentScene, other: LatentScene) -> Pairing:
-    """The first with the first, and so on: by which of the model's learned latents they grew from. The rest of the larger scene
-    has no partners."""
+    """Pair tokens by number, i.e. by the model's learned latent that they started from. Surplus tokens of the larger scene have
+    no partner."""
     same = torch.arange(min(len(one), len(other)))
     return _one_to_one(one, other, same, same)
 
 
 def hungarian(one: LatentScene, other: LatentScene) -> Pairing:
-    """One to one, with the least sum of `costs` (Kuhn 1955, by scipy): the rest of the larger scene has no partners."""
+    """One-to-one assignment of least total cost (Kuhn 1955, by scipy). Surplus tokens of the larger scene have no partner."""
     rows, columns = linear_sum_assignment(costs(one, other).double().cpu().numpy())
     return _one_to_one(one, other, torch.from_numpy(rows), torch.from_numpy(columns))
 
@@ -238,9 +238,9 @@ def transport(
 ) -> Pairing:
     """Optimal transport of mass under `costs`: exact, by network simplex (POT). A token may be split among several.
 
-    mass (N,), other_mass (M,), positive: how much of a token is to be carried; default: its weight.
-    They are taken as shares of their sums. Of equal masses and as many tokens it is an assignment. A pair counts, at either end,
-    its share of the token's weight. N + M - 1 pairs at most. Raises ValueError for masses that are not positive.
+    mass (N,), other_mass (M,): positive masses of tokens, normalised by their sums; default: weights. For equal masses and N = M
+    the plan is an assignment. The weight of a pair, at either end, is its share of the token's weight. At most N + M - 1
+    pairs. Raises ValueError for masses that are not positive.
     """
     a, b = (_shares(each, given) for each, given in ((one, mass), (other, other_mass)))
     plan = emd(a, b, costs(one, other).double().cpu().numpy(), numItermax=10_000_000)
@@ -252,9 +252,9 @@ def transport(
 
 
 def union(one: LatentScene, other: LatentScene) -> Pairing:
-    """No pairs: all tokens of the first scene go by their weights, while all of the second come."""
-    nobody = torch.arange(0)
-    return _one_to_one(one, other, nobody, nobody)
+    """No pairs: all tokens of the first scene fade out while all of the second fade in."""
+    none = torch.arange(0)
+    return _one_to_one(one, other, none, none)
 
 
 PAIRINGS: dict[str, Callable[[LatentScene, LatentScene], Pairing]] = {
@@ -266,21 +266,21 @@ PAIRINGS: dict[str, Callable[[LatentScene, LatentScene], Pairing]] = {
 
 
 def _one_to_one(one: LatentScene, other: LatentScene, first: Tensor, second: Tensor) -> Pairing:
-    """Pairs, then the tokens of the first scene that have no partner, then those of the second."""
+    """Pairing of `first` with `second` (k,), then unpaired tokens of the first scene, then of the second."""
     device = one.tokens.device
     first, second = first.to(device), second.to(device)
-    left, right = _others(first, len(one)), _others(second, len(other))
-    nothing = one.weight.new_zeros
+    left, right = _missing(first, len(one)), _missing(second, len(other))
+    zeros = one.weight.new_zeros
     return Pairing(
         torch.cat([first, left, torch.full_like(right, -1)]),
         torch.cat([second, torch.full_like(left, -1), right]),
-        torch.cat([one.weight[first], one.weight[left], nothing(len(right))]),
-        torch.cat([other.weight[second], nothing(len(left)), other.weight[right]]),
+        torch.cat([one.weight[first], one.weight[left], zeros(len(right))]),
+        torch.cat([other.weight[second], zeros(len(left)), other.weight[right]]),
     )
 
 
-def _others(which: Tensor, count: int) -> Tensor:
-    """The numbers below count that are not in `which`, ascending."""
+def _missing(which: Tensor, count: int) -> Tensor:
+    """Numbers below `count` that are not in `which`, ascending."""
     free = torch.ones(count, dtype=torch.bool, device=which.device)
     free[which] = False
     return free.nonzero()[:, 0]
@@ -305,9 +305,9 @@ def _like(scene: LatentScene, values: np.ndarray) -> Tensor:
 def swap(
     one: LatentScene, other: LatentScene, which: Tensor, counterpart: Tensor | None = None
 ) -> tuple[LatentScene, LatentScene]:
-    """Both scenes with tokens exchanged, and their weights: `which` (k,) of one for `counterpart` (k,) of the other.
+    """Exchange tokens and weights of two scenes: `which` (k,) of one for `counterpart` (k,) of the other; frames stay.
 
-    counterpart: None for the same numbers. Frames stay. The same again takes it back.
+    counterpart: None for equal numbers. A second swap restores both scenes.
     """
     there = which if counterpart is None else counterpart
     return (
@@ -317,12 +317,12 @@ def swap(
 
 
 def interpolate(one: LatentScene, other: LatentScene, pairing: Pairing, t: float, path: Path = "linear") -> LatentScene:
-    """On the way from one scene, at t = 0, to the other, at t = 1, in the frame of the first.
+    """Interpolate from one scene, t = 0, to the other, t = 1, in the frame of the first.
 
-    Each pair moves from the token that it has in one to that of the other; its weight goes evenly from what it counts there to
-    what it counts here, and what has no partner stays where it is. Directions are mixed, so that spreads, which nobody sees, do
-    not decide how fast: `linear` along the chord, `slerp` along the arc at an even speed. Both pass the same directions. The
-    ends are the scenes themselves. Raises ValueError for t outside [0, 1].
+    Each pair moves from its token in one to its token in the other; weights are interpolated linearly, and unpaired tokens stay
+    in place. Directions are interpolated, so that spreads, which the decoder does not see, have no effect on the speed: `linear`
+    along the chord, `slerp` along the arc at constant speed, through the same directions. At t = 0 and 1 the scenes themselves
+    are returned. Raises ValueError for t outside [0, 1].
     """
     if not 0 <= t <= 1:
         raise ValueError(f"t is {t}; it lies in [0, 1]")
@@ -342,12 +342,12 @@ def interpolate(one: LatentScene, other: LatentScene, pairing: Pairing, t: float
 
 
 def slerp(one: Tensor, other: Tensor, t: float) -> Tensor:
-    """Vectors (..., dim) of equal length -> at the share t of the shortest arc (Shoemake 1985), as long as they are.
+    """Spherical interpolation of vectors (..., dim) of equal length: at the share t of the shortest arc (Shoemake 1985).
 
-    Where they are nearly the same or nearly opposite the chord stands for the arc.
+    Linear for nearly equal and nearly opposite vectors.
     """
-    apart, together = torch.linalg.vector_norm(one - other, dim=-1), torch.linalg.vector_norm(one + other, dim=-1)
-    angle = 2 * torch.atan2(apart, together)[..., None]
+    difference, total = torch.linalg.vector_norm(one - other, dim=-1), torch.linalg.vector_norm(one + other, dim=-1)
+    angle = 2 * torch.atan2(difference, total)[..., None]
     sine = angle.sin()
     flat = sine.abs() < 1e-4
     safe = torch.where(flat, 1, sine)

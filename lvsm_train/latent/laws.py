@@ -1,4 +1,4 @@
-"""What is true of a scene's tokens by construction, measured on a trained model, and beside it what merely looks alike."""
+"""Invariances of a scene's tokens that hold by construction, measured on a trained model, and similar edits that do not."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lvsm_train.latent.mixtures import paired
 from lvsm_train.latent.subjects import Subject
 from lvsm_train.latent.workbench import Bench
 
-ROUNDING = 1e-5  # what float32 may do to a value of a picture
+ROUNDING = 1e-5  # change of a picture's value that float32 rounding may cause
 
 
 @dataclass(frozen=True)
 class Law:
-    """says: what was done. bound: the greatest change of a value in [0, 1] to be expected, None where nothing is promised.
-    largest: the greatest that was found."""
+    """An invariance. says: what was done. bound: greatest allowed change of a value in [0, 1], None if nothing is promised.
+    largest: greatest measured change."""
 
     says: str
     bound: float | None
@@ -29,7 +29,7 @@ class Law:
 
     @property
     def holds(self) -> bool | None:
-        """None where nothing is promised."""
+        """True if `largest` is within the bound; None if nothing is promised."""
         return None if self.bound is None else self.largest <= self.bound
 
     def as_json(self) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class Law:
 
 
 def laws(bench: Bench) -> list[Law]:
-    """Of the first object, and of the way from it to the second. bounds are 0 where no bit may change."""
+    """Measure the invariances of the first object, and of interpolation to the second. A bound of 0 means bit equality."""
     return [*_of_one(bench, bench.subjects[0]), *_of_two(bench)]
 
 
@@ -46,7 +46,7 @@ def _of_one(bench: Bench, subject: Subject) -> Iterator[Law]:
     whole = subject.render(bench.net)
     every = torch.arange(len(scene), device=scene.tokens.device)
     some = bench.order(subject, "laws")[: max(1, len(scene) // 4)]
-    strange = latents.random_tokens(scene, 5, bench.generator("laws"))
+    foreign = latents.random_tokens(scene, 5, bench.generator("laws"))
 
     def changed(made: latents.LatentScene) -> float:
         return float((subject.render(bench.net, made) - whole).abs().max())
@@ -57,13 +57,13 @@ def _of_one(bench: Bench, subject: Subject) -> Iterator[Law]:
     yield Law("all tokens times 1/2", ROUNDING, changed(latents.scale(scene, every, 0.5)))
     yield Law("all tokens times 8", ROUNDING, changed(latents.scale(scene, every, 8.0)))
     yield Law("1 added to all values of all tokens", ROUNDING, changed(latents.shift(scene, every, 1.0)))
-    yield Law("5 random tokens of weight 0 added", 0.0, changed(latents.add(scene, strange, 0.0)))
+    yield Law("5 random tokens of weight 0 added", 0.0, changed(latents.add(scene, foreign, 0.0)))
     yield Law(f"weight 0 for {len(some)} tokens, against their removal", 0.0, float((without - weightless).abs().max()))
     yield Law(
         "all tokens in two halves of weight 1/2", ROUNDING, changed(latents.duplicate(scene, every, 2, shared=True))
     )
     yield Law(f"{len(some)} tokens twice", None, changed(latents.duplicate(scene, some)))
-    yield Law("5 random tokens added", None, changed(latents.add(scene, strange)))
+    yield Law("5 random tokens added", None, changed(latents.add(scene, foreign)))
     yield Law("a token of zeros added", None, changed(latents.add(scene, torch.zeros_like(scene.tokens[:1]))))
 
 
@@ -77,9 +77,13 @@ def _of_two(bench: Bench) -> Iterator[Law]:
     for name in bench.cfg.pairings:
         plan = paired(bench, name, one, other)
 
-        def off(t: float, plan: Pairing = plan) -> float:
+        def gap(t: float, plan: Pairing = plan) -> float:
             made = one.render(bench.net, latents.interpolate(one.scene, theirs, plan, t))
             return float((made - ends[round(t)]).abs().max())
 
-        yield Law(f"{name} at t = 0 and 1, against the scenes", 0.0, max(off(0.0), off(1.0)))
-        yield Law(f"{name} at t = {near:g} and 1 - {near:g}, against the scenes", 1e-4, max(off(near), off(1 - near)))
+        yield Law(f"{name} at t = 0 and 1, against the scenes", 0.0, max(gap(0.0), gap(1.0)))
+        yield Law(
+            f"{name} at t = {near:g} and 1 - {near:g}, against the scenes",
+            1e-4,
+            max(gap(near), gap(1 - near)),
+        )

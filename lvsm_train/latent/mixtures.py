@@ -1,4 +1,4 @@
-"""Operations on the tokens of two scenes: exchange, and the ways from one to the other."""
+"""Operations on the tokens of two scenes: exchange and interpolation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lvsm_train.latent.subjects import Subject
 from lvsm_train.latent.workbench import Bench
 from lvsm_train.losses.metrics import psnr
 
-ROWS = 9  # of an interpolation's picture
+ROWS = 9  # in the picture of an interpolation
 SAYS = {
     "slot": "Each token goes to the one that grew from the same learned latent.",
     "hungarian": "Each token goes to one of its own, so that the sum of 1 - cosine is least.",
@@ -28,7 +28,7 @@ SAYS = {
 
 
 def swap(bench: Bench, one: Subject, other: Subject) -> list[Study]:
-    """Ever more tokens of one object exchanged for the other's: by slot, and by the Hungarian assignment."""
+    """Exchange ever more tokens of one object for the other's: by slot, and by the Hungarian assignment."""
     theirs = _in_frame_of(other, one)
     order = bench.order(one, "swap")
     plan = latents.hungarian(one.scene, theirs)
@@ -52,12 +52,12 @@ def swap(bench: Bench, one: Subject, other: Subject) -> list[Study]:
 
 
 def interpolate(bench: Bench, one: Subject, other: Subject) -> list[Study]:
-    """All ways that cfg asks for, between the two scenes, and between the first and half of the second."""
+    """Interpolate between two scenes by cfg's pairings and paths, and between the first and half of the second."""
     theirs = _in_frame_of(other, one)
     made = []
     for name in bench.cfg.pairings:
         plan = paired(bench, name, one, other)
-        for path in ("linear",) if name == "union" else bench.cfg.paths:  # where nothing moves, paths are the same
+        for path in ("linear",) if name == "union" else bench.cfg.paths:  # without motion, paths are equal
             title = f"From one object to another: {name}" + ("" if name == "union" else f", {path}")
             made.append(_way(bench, (one, other), theirs, plan, path, f"{name}-{path}", title, SAYS[name]))
     half = bench.order(other, "sizes")[: max(1, len(theirs) // 2)]
@@ -74,8 +74,8 @@ def interpolate(bench: Bench, one: Subject, other: Subject) -> list[Study]:
 
 
 def paired(bench: Bench, name: str, one: Subject, other: Subject, of_other: Tensor | None = None) -> Pairing:
-    """A pairing of PAIRINGS by its name, of all tokens, or of these (k,) of the other. The masses of transport are how much
-    pictures change without a token."""
+    """Pairing by its name in PAIRINGS, with all tokens of the other object or `of_other` (k,). Masses of transport are the
+    tokens' influence (`Bench.strength`)."""
     which = torch.arange(len(other.scene), device=other.scene.tokens.device) if of_other is None else of_other
     theirs = other.scene.only(which)
     if name != "transport":
@@ -107,8 +107,8 @@ def _way(
     frames = torch.stack([at(frame / (count - 1)) for frame in range(count)])
     faded = torch.lerp(steps[0].image, steps[-1].image, 0.5)
     facts: dict[str, float] = _pace(frames) | {"pairs": len(plan)}
-    if math.isfinite(apart := float(psnr(at(0.5), faded).mean())):
-        facts["psnr_to_cross_fade"] = apart
+    if math.isfinite(fade_psnr := float(psnr(at(0.5), faded).mean())):
+        facts["psnr_to_cross_fade"] = fade_psnr
     both = (plan.first >= 0) & (plan.second >= 0)
     if bool(both.any()):
         cost = latents.costs(one.scene, theirs)[plan.first[both], plan.second[both]]
@@ -118,8 +118,8 @@ def _way(
 
 
 def _pace(frames: Tensor) -> dict[str, float]:
-    """How evenly a film goes: frames (F, ...) -> the root mean squared change from frame to frame, added up, beside that from the
-    first to the last (1: as short as can be), and the largest of these beside their mean (1: even)."""
+    """Evenness of a film's frames (F, ...), from RMS changes between frames. detour: their sum over the change from first to last
+    frame (1 is shortest). unevenness: the largest over their mean (1 is even)."""
     changes = (frames[1:] - frames[:-1]).square().flatten(1).mean(1).sqrt()
     straight = (frames[-1] - frames[0]).square().mean().sqrt().clamp(min=1e-9)
     mean = changes.mean().clamp(min=1e-9)
@@ -127,5 +127,5 @@ def _pace(frames: Tensor) -> dict[str, float]:
 
 
 def _in_frame_of(other: Subject, one: Subject) -> LatentScene:
-    """The other's tokens, to be read as though its first camera stood where the first one's stands."""
+    """Scene of `other` in the frame of `one`, as if both first cameras stood at one place."""
     return dataclasses.replace(other.scene, frame=one.scene.frame)

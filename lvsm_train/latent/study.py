@@ -1,4 +1,4 @@
-"""What an operation on latents shows: renders at several strengths beside the one without it, and how far they differ."""
+"""Studies: renders of an operation at several strengths, and their differences from the unedited renders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lvsm_train.losses.metrics import Lpips, psnr
 
 @dataclass(frozen=True)
 class Step:
-    """One strength of an operation. label: what stands beside its pictures (T, 3, H, W). value: the strength, as a number."""
+    """One strength of an operation. label: row label of the renders `image` (T, 3, H, W). value: strength as a number."""
 
     label: str
     value: float
@@ -24,10 +24,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Study:
-    """An operation on an object, or two.
+    """An operation on one object or two.
 
-    name: of its files, the same for all objects. says: what was done. unedited: (T, 3, H, W) what `steps` are compared with.
-    goal: the same for a second object. frames: (F, T, 3, H, W) of a film. facts: further numbers.
+    name: stem of files, equal for all objects. says: caption. unedited, goal: renders (T, 3, H, W) of the first and second
+    object, with which `steps` are compared. frames: (F, T, 3, H, W) of a film. facts: further numbers.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Study:
 
 @dataclass(frozen=True)
 class Change:
-    """How far renders (T, 3, H, W) are from others. psnr: of each view, dB, inf where no bit differs. lpips: of each view, None
-    where it was not measured. largest: the greatest difference of a value in [0, 1]."""
+    """Difference of renders (T, 3, H, W) from others. psnr: per view, dB, inf for equal views. lpips: per view, None if not
+    measured. largest: greatest difference of a value in [0, 1]."""
 
     psnr: list[float]
     lpips: list[float] | None
@@ -52,17 +52,17 @@ class Change:
 
     @property
     def mean_psnr(self) -> float:
-        """Of the views that differ; inf where none does."""
+        """Mean PSNR, dB, over the views that differ; inf if none does."""
         differ = [each for each in self.psnr if math.isfinite(each)]
         return sum(differ) / len(differ) if differ else math.inf
 
     @property
     def mean_lpips(self) -> float | None:
-        """Of all views."""
+        """Mean LPIPS over all views; None if not measured."""
         return None if self.lpips is None else sum(self.lpips) / len(self.lpips)
 
     def as_json(self) -> dict[str, Any]:
-        """PSNRs of equal pictures are null."""
+        """Values for latent.json; the PSNR of equal pictures is null."""
         return {
             "psnr": finite(self.mean_psnr),
             "lpips": self.mean_lpips,
@@ -73,23 +73,23 @@ class Change:
 
 
 def change(image: Tensor, other: Tensor, lpips: Lpips | None) -> Change:
-    """Renders against others, (T, 3, H, W) both."""
+    """Compare renders with others, (T, 3, H, W) both."""
     perceived = None if lpips is None else in_parts(lpips, image, other).tolist()
     return Change(psnr(image, other).tolist(), perceived, float((image - other).abs().max()))
 
 
 def measure(study: Study, lpips: Lpips | None) -> dict[str, Any]:
-    """A study as JSON: every step against the unedited render, and against the second object's where there is one."""
+    """Study as JSON: every step against the unedited renders, and against the second object's, if any."""
     steps = []
     for step in study.steps:
-        told = {"label": step.label, "value": step.value} | change(step.image, study.unedited, lpips).as_json()
+        entry = {"label": step.label, "value": step.value} | change(step.image, study.unedited, lpips).as_json()
         if study.goal is not None:
-            told["to_second"] = change(step.image, study.goal, lpips).as_json()
-        steps.append(told)
+            entry["to_second"] = change(step.image, study.goal, lpips).as_json()
+        steps.append(entry)
     return {"name": study.name, "title": study.title, "objects": list(study.uids), "steps": steps} | study.facts
 
 
-def mean_of(told: Sequence[float | None]) -> float | None:
-    """Of the numbers among these; None where there are none."""
-    numbers = [each for each in told if each is not None]
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that are not None; None if there are none."""
+    numbers = [each for each in values if each is not None]
     return sum(numbers) / len(numbers) if numbers else None

@@ -1,4 +1,4 @@
-"""What training brings down: squared error and a perceptual loss, as LVSM has it (arXiv 2410.17242); others beside it."""
+"""Training loss: squared error and a perceptual loss as in LVSM (arXiv 2410.17242), optionally L1, SSIM and LPIPS."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from lvsm_train.losses.metrics import Lpips, ssim
 from lvsm_train.losses.vgg import CACHE, Features, Weights
 
 TAPS = ("conv1_2", "conv2_2", "conv3_2", "conv4_2", "conv5_2")
-# of MatConvNet's VGG-19, by Chen & Koltun 2017 (arXiv 1707.09405)
+# for MatConvNet's VGG-19, from Chen & Koltun 2017 (arXiv 1707.09405)
 DIVISORS = (2.6, 4.8, 3.7, 5.6, 1.5 / 10)
 
 
 class Perceptual(nn.Module):
-    """Mean absolute differences of the pixels and of five features of a VGG with average pooling, weighed and added.
+    """Weighted sum of mean absolute differences of the pixels and of five features of a VGG with average pooling.
 
     (e0 + e1/2.6 + e2/4.8 + e3/3.7 + e4/5.6 + 10 e5/1.5) / 255, where e0 is of the network's input in grey levels, and e1 ... e5
-    of what follows conv1_2, conv2_2, ... conv5_2. This is LVSM's loss with MatConvNet's VGG-19. Its divisors belong to features
-    of grey levels, so for torchvision's weights, whose input counts in standard deviations, each e is multiplied by what one of
-    these is worth (57.6 grey levels). The terms then balance in the same way, but it is another loss, with other values: for
-    VGG-16 all the more so, whose deeper features are not VGG-19's.
+    of the ReLUs after conv1_2, conv2_2, ... conv5_2. This is LVSM's loss with MatConvNet's VGG-19. The divisors are for features
+    of grey levels; torchvision's weights take inputs in standard deviations, so each e is multiplied by one standard deviation
+    in grey levels (57.6). The terms then balance alike, but loss values differ from LVSM's, above all with VGG-16, whose deeper
+    features are not VGG-19's.
 
-    render, target: (N, 3, H, W) in [0, 1], 16 pixels at least. Answers a scalar, float32.
+    render, target: (N, 3, H, W) in [0, 1], at least 16 pixels wide and high. Returns a scalar, float32.
     """
 
     def __init__(self, weights: Weights, bf16: bool = False) -> None:
@@ -45,14 +45,14 @@ class Perceptual(nn.Module):
 
 
 class Loss(nn.Module):
-    """loss(render, target, step) -> (scalar, terms): the sum to go down, and its terms, unweighted and detached, by name.
+    """loss(render, target, step) -> (scalar, terms): the weighted sum to minimise; its terms by name, unweighted and detached.
 
-    render, target: (N, 3, H, W) in [0, 1]. Gradients flow to the render alone. Always float32, whatever autocast says, but for
-    networks with `vgg_bf16`; on a GPU these follow torch.backends.cudnn.allow_tf32. Terms with weight 0, and before
-    `perceptual_from` those that set in there, are neither computed nor named. Weights of networks are looked for at once,
-    since a run shall not fail at the step where they set in; UserError where they cannot be had.
+    render, target: (N, 3, H, W) in [0, 1]. Gradients flow to the render only. Always float32, also under autocast, except
+    networks with `vgg_bf16`; on a GPU networks follow torch.backends.cudnn.allow_tf32. Terms of weight 0, and perceptual, ssim
+    and lpips before step `perceptual_from`, are neither computed nor returned. Weights of networks are loaded at construction,
+    so that a run cannot fail later at `perceptual_from`; UserError if they cannot be obtained.
 
-    Nothing here is learned or stored: `state_dict()` and `parameters()` are empty, also of a module that holds this one.
+    Nothing is learned or stored: `state_dict()` and `parameters()` are empty, also of a module that contains this one.
     """
 
     def __init__(self, cfg: LossConfig, cache: Path = CACHE) -> None:
@@ -63,7 +63,7 @@ class Loss(nn.Module):
         self.lpips = Lpips.load("vgg16", cfg.lpips_weights, cache, cfg.vgg_bf16) if cfg.lpips else None
 
     def says(self) -> list[str]:
-        """A line for each network: whose weights, out of which file. For the log: values of other weights do not compare."""
+        """Log lines, one per network: origin and file of its weights, since losses of different weights do not compare."""
         return [part.says for part in (self.perceptual, self.lpips) if part is not None]
 
     def forward(

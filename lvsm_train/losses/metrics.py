@@ -1,7 +1,7 @@
-"""How near a render is to its target: PSNR, on the whole image and on the object, SSIM, LPIPS.
+"""Image metrics of a render against its target: PSNR (whole image, or object only), SSIM, LPIPS.
 
-All take images (N, 3, H, W) of values in [0, 1], R, G, B, and answer per image: (N,), float32. All can be differentiated, so
-that they serve as losses too. Higher is better for PSNR and SSIM, lower for LPIPS.
+All take RGB images (N, 3, H, W) in [0, 1] and return one value per image (N,), float32. All are differentiable, so that they
+serve as losses too. Higher is better for PSNR and SSIM, lower for LPIPS.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for a data range of 1
 
 
 def psnr(render: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """-10 log10 of the mean squared error, in dB, of values clamped to [0, 1]. Equal images: inf."""
+    """Peak signal-to-noise ratio in dB: -10 log10 of the MSE of values clamped to [0, 1]; inf for equal images."""
     return _decibels(_squared_error(render, target).mean((1, 2, 3)))
 
 
 def foreground(target: torch.Tensor, grow: int = 3, tolerance: float = 4 / 255) -> torch.Tensor:
-    """Where the object is on its white background: (N, 1, H, W) bool.
+    """Mask (N, 1, H, W), bool, of the object on its white background.
 
-    A pixel counts where a channel is darker than white by more than `tolerance` (JPEG leaves a white background within 3 of
-    255 around an object), and so do all within `grow` pixels of it, where a render can miss the outline.
+    True for pixels with a channel darker than white by more than `tolerance` (JPEG keeps a white background within 3/255), and
+    within `grow` pixels of these, where a render can miss the outline.
     """
     _check(target, target)
-    found = (target.amin(1, keepdim=True) < 1 - tolerance).float()
-    return functional.max_pool2d(found, 2 * grow + 1, 1, grow) > 0
+    mask = (target.amin(1, keepdim=True) < 1 - tolerance).float()
+    return functional.max_pool2d(mask, 2 * grow + 1, 1, grow) > 0
 
 
 def foreground_psnr(render: torch.Tensor, target: torch.Tensor, grow: int = 3) -> torch.Tensor:
-    """PSNR over the pixels of `foreground` alone, which a white background cannot flatter. NaN where there are none."""
+    """PSNR in dB over the pixels of `foreground`, which a white background cannot inflate; NaN if there are none."""
     mask = foreground(target, grow)
     error = _squared_error(render, target).mean(1, keepdim=True)
     return _decibels((error * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)))
 
 
 def ssim(render: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Structural similarity (Wang et al. 2004) as scikit-image has it, which is what LVSM reports:
+    """Structural similarity (Wang et al. 2004) as in scikit-image, which LVSM reports:
 
-    `structural_similarity(a, b, win_size=11, gaussian_weights=True, data_range=1, channel_axis=...)`: a Gaussian of sigma 1.5 cut
-    off at 5 pixels, *sample* covariances (times 121/120), a border of 5 pixels left out, channels averaged. Computed in the
-    images' own precision, float32 at least. Raises ValueError for images of fewer than 11 pixels.
+    `structural_similarity(a, b, win_size=11, gaussian_weights=True, data_range=1, channel_axis=...)`: a Gaussian of sigma 1.5
+    truncated at 5 pixels, *sample* covariances (times 121/120), without a border of 5 pixels, mean over channels. Computed in
+    the images' precision, at least float32. Raises ValueError for images of fewer than 11 pixels.
     """
     _check(render, target)
     if min(render.shape[-2:]) < 2 * SSIM_RADIUS + 1:
@@ -57,9 +57,8 @@ def ssim(render: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     with torch.autocast(render.device.type, enabled=False):
         a, b = render.to(dtype), target.to(dtype)
         middle_a, middle_b = (z.detach().mean((2, 3), keepdim=True) for z in (a, b))
-        x, y = a - middle_a, b - middle_b  # variances stay as they are, but lose fewer digits
-        moments = _blurred(torch.cat([x, y, x * x, y * y, x * y], 1)).chunk(5, 1)
-        mean_x, mean_y, xx, yy, xy = moments
+        x, y = a - middle_a, b - middle_b  # equal variances, with less cancellation
+        mean_x, mean_y, xx, yy, xy = _blurred(torch.cat([x, y, x * x, y * y, x * y], 1)).chunk(5, 1)
         samples = (2 * SSIM_RADIUS + 1) ** 2
         sample = samples / (samples - 1)
         var_x, var_y = sample * (xx - mean_x * mean_x), sample * (yy - mean_y * mean_y)
@@ -73,7 +72,7 @@ def ssim(render: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 class Lpips(nn.Module):
     """LPIPS v0.1 (Zhang et al. 2018): (N, 3, H, W) twice, in [0, 1] (what the lpips package calls normalize=True) -> (N,).
 
-    The trunk is frozen, and nothing of it is in `state_dict()` or `parameters()`. bf16: run it in bfloat16, for a GPU.
+    The trunk is frozen, and absent from `state_dict()` and `parameters()`. bf16: run the trunk in bfloat16, for a GPU.
     """
 
     def __init__(self, trunk: Weights, linear: list[torch.Tensor], bf16: bool = False) -> None:
@@ -91,7 +90,7 @@ class Lpips(nn.Module):
         cache: Path = CACHE,
         bf16: bool = False,
     ) -> Lpips:
-        """With its published weights; see vgg.lpips_weights, also for what it raises. LVSM reports the one of VGG-16."""
+        """LPIPS with its published weights (vgg.lpips_weights, also for errors). LVSM reports the VGG-16 version."""
         return cls(*lpips_weights(net, archive, cache), bf16=bf16)
 
     def forward(self, render: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -99,18 +98,18 @@ class Lpips(nn.Module):
         with torch.autocast(render.device.type, enabled=False):
             total = torch.zeros(len(render), device=render.device)
             for index, (x, y) in enumerate(zip(self.features(render), self.features(target), strict=True)):
-                # a pixel whose features are all 0 stays 0, and so does its gradient: a bare division would make it NaN
+                # eps keeps pixels whose features are all 0, and their gradients, at 0 instead of NaN
                 x, y = (functional.normalize(z.float(), dim=1, eps=1e-10) for z in (x, y))
                 total = total + (getattr(self, f"linear{index}") * (x - y).square()).sum(1).mean((1, 2))
         return total
 
 
-def lpips_or_why(
+def load_lpips(
     wanted: bool, archive: Path | None, device: torch.device, cache: Path = CACHE
 ) -> tuple[Lpips | None, list[str]]:
-    """LPIPS on a device, as published; None where it is not wanted, or, with a line that says why, where it cannot be had.
+    """(LPIPS with published weights on a device, notes); (None, notes that say why) if not wanted or not available.
 
-    Raises UserError where the user named an archive, and that is not it.
+    Raises UserError if the user named an archive that is missing or wrong.
     """
     if not wanted:
         return None, []
@@ -123,7 +122,7 @@ def lpips_or_why(
 
 
 def lpips_taps(net: Net) -> list[str]:
-    """The convolutions whose features LPIPS compares: the last of each of VGG's blocks, all five of AlexNet."""
+    """Convolutions whose features LPIPS compares: the last of each VGG block, all five of AlexNet."""
     if net == "alex":
         return layer_names(net)
     return [f"conv{block + 1}_{count}" for block, count in enumerate(BLOCKS[net])]
@@ -144,7 +143,7 @@ def _decibels(error: torch.Tensor) -> torch.Tensor:
 
 
 def _blurred(x: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W) under the Gaussian window, where it fits: (N, C, H - 10, W - 10)."""
+    """Gaussian-filter (N, C, H, W) without padding -> (N, C, H - 10, W - 10)."""
     offset = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, device=x.device, dtype=x.dtype)
     weight = torch.exp(-0.5 * (offset / SSIM_SIGMA) ** 2)
     weight = weight / weight.sum()

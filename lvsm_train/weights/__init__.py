@@ -1,1 +1,1 @@
-"""Checkpoints, and weights that others published."""
+"""Checkpoints, and readers of published weights."""

@@ -1,7 +1,7 @@
-"""Checkpoints: everything that a run needs to go on as if nothing had happened, in one atomic commit.
+"""Checkpoints: everything that a run needs to resume exactly, committed atomically.
 
-RUN/checkpoints/step-00000500.pt holds tensors and plain values and loads with weights_only; step-00000500.json beside it says for
-people what it is, and is written last: a checkpoint without it was never finished, and is not looked at.
+RUN/checkpoints/step-00000500.pt holds tensors and plain values and loads with weights_only; step-00000500.json beside it has
+the facts for people, and is written last: a checkpoint without its .json is unfinished and ignored.
 """
 
 from __future__ import annotations
@@ -29,40 +29,40 @@ def save(
     every: int = 1,
     enough: Callable[[], bool] = lambda: True,
 ) -> Path:
-    """Writes the checkpoint of a step; of those before, the newest keep - 1 and the best one (facts["best"]) stay.
+    """Write the checkpoint of a step; of the older ones keep the newest keep - 1 and the best (step facts["best"]).
 
-    every: steps that are no multiple of it are extra, and go with the next checkpoint. A full disk is waited for until `enough`
-    is true; then it raises OSError, and what was there is still there.
+    every: checkpoints of steps that are no multiple of `every` are extra, and are deleted with the next one. Waits while the
+    disk is full; once `enough` is true raises OSError instead, with the older checkpoints intact.
     """
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.iterdir():  # of a crash: no checkpoint, and a full disk needs every byte
+    for left_over in folder.iterdir():  # unfinished files of a crash; a full disk needs every byte
         if left_over.suffix == ".tmp" or (left_over.suffix == ".pt" and not left_over.with_suffix(".json").exists()):
             left_over.unlink()
     path = folder / f"step-{step:08d}.pt"
     note = json.dumps({"step": step} | facts, indent=2).encode()
     patiently(lambda: _commit(lambda file: torch.save(state, file), path), folder, enough)
     patiently(lambda: _commit(lambda file: file.write(note), path.with_suffix(".json")), folder, enough)
-    found = commits(run)
-    stay = {found[-1], facts.get("best"), *[one for one in found if one % every == 0][-keep:]}
-    for old in set(found) - stay:  # the note goes first: what is left of a crash in between is no checkpoint
+    steps = commits(run)
+    stay = {steps[-1], facts.get("best"), *[one for one in steps if one % every == 0][-keep:]}
+    for old in set(steps) - stay:  # the .json first: after a crash in between, the .pt alone is no checkpoint
         (folder / f"step-{old:08d}.json").unlink(missing_ok=True)
         (folder / f"step-{old:08d}.pt").unlink(missing_ok=True)
     return path
 
 
 def load(run: Path, step: int | None = None, device: str = "cpu") -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """(state, facts) of a step, or of the newest; None where there is none.
+    """(state, facts) of the checkpoint of `step`, by default the newest; None if the run has no checkpoint.
 
-    Raises UserError: there is no checkpoint of that step, or it cannot be read.
+    Raises UserError if the run has none of that step, or it cannot be read.
     """
-    found = commits(run)
-    if step is not None and step not in found:
-        has = ", ".join(map(str, found)) or "none"
+    steps = commits(run)
+    if step is not None and step not in steps:
+        has = ", ".join(map(str, steps)) or "none"
         raise UserError(f"{run} has no checkpoint of step {step}; it has {has}", "leave the step out for the newest")
-    if not found:
+    if not steps:
         return None
-    path = run / FOLDER / f"step-{found[-1] if step is None else step:08d}.pt"
+    path = run / FOLDER / f"step-{steps[-1] if step is None else step:08d}.pt"
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         facts = json.loads(path.with_suffix(".json").read_text())
@@ -74,7 +74,7 @@ def load(run: Path, step: int | None = None, device: str = "cpu") -> tuple[dict[
 
 
 def _commit(write: Callable[[IO[bytes]], Any], path: Path) -> None:
-    """A file that is there as a whole, or not at all. Raises OSError where the disk is full."""
+    """Write a file atomically and durably. Raises OSError if the disk is full."""
     temporary = path.with_suffix(f"{path.suffix}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -84,7 +84,7 @@ def _commit(write: Callable[[IO[bytes]], Any], path: Path) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)  # a full disk needs every byte
-        if isinstance(error.__context__, OSError):  # torch raises something else in its place
+        if isinstance(error.__context__, OSError):  # torch wraps it in a RuntimeError
             raise error.__context__ from None
         raise
     descriptor = os.open(path.parent, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Weights of the official LVSM (arXiv 2410.17242): taken over, and handed back under its names."""
+"""Conversion of weights from and to the official LVSM (arXiv 2410.17242)."""
 
 from __future__ import annotations
 
@@ -43,11 +43,10 @@ IN_BLOCK = {
 
 
 def from_official(state_dict: Mapping[str, Any], config: ModelConfig | None = None) -> LVSM:
-    """The official model's weights, bare or as a checkpoint {"model": weights}, in a model of ours that computes the same.
+    """Build an equivalent model of ours from the official state dict, bare or as a checkpoint {"model": state dict}.
 
-    A config is compared with the weights; without one they say it themselves (`config_of`). Keys loss_computer.* (its
-    perceptual network) are ignored. Raises ValueError where keys are missing, unexpected or of another shape, or where the
-    config is of another model. Weights come as float32 copies.
+    config: None to read it from the weights (`config_of`). Keys loss_computer.* (perceptual network) are ignored. Weights are
+    float32 copies. Raises ValueError for missing or unexpected keys, other shapes, or a config of another model.
     """
     weights = _weights(state_dict)
     found = config_of(weights)
@@ -77,16 +76,16 @@ def from_official(state_dict: Mapping[str, Any], config: ModelConfig | None = No
 
 
 def to_official(model: LVSM) -> dict[str, Tensor]:
-    """Our weights under official names, as copies on the CPU; torch.save({"model": ...}) makes a checkpoint of them.
+    """State dict under official names, as copies on the CPU; torch.save({"model": ...}) makes an official checkpoint.
 
-    Raises ValueError for models that the official code cannot run: unidirectional ones, and those with prope.
+    Raises ValueError for models that the official code cannot run: unidirectional, or with prope.
     """
     ours = model.state_dict()
     return {theirs: ours[name].detach().cpu().clone() for name, theirs in official_names(model.config).items()}
 
 
 def config_of(state_dict: Mapping[str, Any]) -> ModelConfig:
-    """Which model official weights are of, read from their names and shapes. Raises ValueError where they do not say."""
+    """Config of official weights, read from their names and shapes. Raises ValueError if these are inconsistent."""
     weights = _weights(state_dict)
     kind: Literal["decoder_only", "encoder_decoder"]
     kind = "encoder_decoder" if "n_light_field_latent" in weights else "decoder_only"
@@ -108,7 +107,7 @@ def config_of(state_dict: Mapping[str, Any]) -> ModelConfig:
 
 
 def official_names(config: ModelConfig) -> dict[str, str]:
-    """Our parameter's name -> the official one, for every parameter. Raises ValueError where there is no such model."""
+    """Our parameter name -> official name, for every parameter. Raises ValueError if there is no such official model."""
     if config.kind not in STACKS:
         raise ValueError(f"the official LVSM has no {config.kind} model: use {' or '.join(STACKS)}")
     if config.prope:
@@ -126,7 +125,7 @@ def official_names(config: ModelConfig) -> dict[str, str]:
 
 
 def _weights(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors that matter, out of a checkpoint or not."""
+    """Tensors of a state dict or checkpoint, without the perceptual network's."""
     inner = state_dict.get("model", state_dict)
     if not isinstance(inner, Mapping):
         raise ValueError(f"the checkpoint's model is a {type(inner).__name__}: give a dict from names to tensors")
@@ -149,19 +148,19 @@ def _shape(weights: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ..
 
 
 def _depth(weights: Mapping[str, Tensor], stack: str) -> int:
-    """How many blocks a stack has: one more than the highest number, so that a gap shows as missing weights."""
-    found = [int(match[1]) for name in weights if (match := re.match(rf"{stack}\.(\d+)\.", name))]
-    if not found:
+    """Number of blocks of a stack: the highest number plus 1, so that a gap shows as missing weights."""
+    numbers = [int(match[1]) for name in weights if (match := re.match(rf"{stack}\.(\d+)\.", name))]
+    if not numbers:
         raise ValueError(f"no weight begins with {stack}.: {_first_step('missing')}")
-    return max(found) + 1
+    return max(numbers) + 1
 
 
 def _compare(config: ModelConfig, found: ModelConfig) -> None:
-    official_names(config)  # raises where the official code has no such model
-    matter = ["kind", "dim", "head_dim", "patch", "layers"]
+    official_names(config)  # raises if there is no such official model
+    fields = ["kind", "dim", "head_dim", "patch", "layers"]
     if found.kind == "encoder_decoder":
-        matter += ["encoder_layers", "latents"]
-    for name in matter:
+        fields += ["encoder_layers", "latents"]
+    for name in fields:
         asked, there = getattr(config, name), getattr(found, name)
         if asked != there:
             raise ValueError(

@@ -1,6 +1,6 @@
-"""Strangers' files of tensors, read without running what they say: MATLAB 5, safetensors, torch.save, pickled NumPy arrays.
+"""Safe readers of untrusted tensor files, which execute no code: MATLAB 5, safetensors, torch.save, pickled NumPy arrays.
 
-Each reader raises UserError for a file that is cut off, damaged or asks for anything but tensors.
+Each reader raises UserError for a file that is truncated, damaged or contains anything but tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 from pipeline.core.errors import UserError
 
-LARGEST = 1 << 31  # bytes that a compressed variable may grow to; VGG-19 has 575 million
+LARGEST = 1 << 31  # bytes of a decompressed variable at most; VGG-19 has 575 million
 MALFORMED = (
     struct.error, zlib.error, pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
     RuntimeError, OverflowError, RecursionError, MemoryError,
@@ -30,7 +30,7 @@ MALFORMED = (
 
 
 @contextmanager
-def _reading(what: str) -> Iterator[None]:
+def _user_errors(what: str) -> Iterator[None]:
     try:
         yield
     except MALFORMED as error:
@@ -38,7 +38,7 @@ def _reading(what: str) -> Iterator[None]:
         raise UserError(f"{what} cannot be read ({said})", "fetch it again, or name another with --vgg") from None
 
 
-def _mapped(path: Path) -> memoryview:
+def _mmap(path: Path) -> memoryview:
     with path.open("rb") as stream:
         return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))  # ValueError for an empty file
 
@@ -55,32 +55,32 @@ MAT_TYPES = {
 
 
 def read_mat(path: Path) -> dict[str, Any]:
-    """A MATLAB 5 file (save -v5, -v6, -v7) -> its variables by name.
+    """Read the variables of a MATLAB 5 file (save -v5, -v6, -v7) by name.
 
-    Cells become lists, in MATLAB's column-major order; structs dicts by field name (lists of them, where they are not 1x1);
-    text str; numbers arrays of MATLAB's shape; whatever else there is (objects, function handles, sparse matrices) None.
+    Cells become lists in MATLAB's column-major order, structs dicts by field name (lists of dicts unless 1x1), text str,
+    numbers arrays of MATLAB's shape, and all else (objects, function handles, sparse matrices) None.
     """
-    with _reading(str(path)):
-        data = _mapped(path)
+    with _user_errors(str(path)):
+        data = _mmap(path)
         if bytes(data[:10]) == b"MATLAB 7.3" or bytes(data[126:128]) != b"IM":
             raise ValueError("not a little-endian MATLAB 5 file; in MATLAB, save(..., '-v7') writes one")
-        found, at = {}, MAT_HEADER
+        variables, at = {}, MAT_HEADER
         while at < len(data):
             kind, body, at = _element(data, at)
             if kind == MAT_COMPRESSED:
                 unpacker = zlib.decompressobj()
-                whole = unpacker.decompress(body, LARGEST)
+                unpacked = unpacker.decompress(body, LARGEST)
                 if not unpacker.eof:
                     raise ValueError("a compressed variable that is cut off, or too large")
-                kind, body, _ = _element(memoryview(whole), 0)
+                kind, body, _ = _element(memoryview(unpacked), 0)
             if kind == MAT_MATRIX:
                 name, value = _matrix(body)
-                found[name] = value
-    return found
+                variables[name] = value
+    return variables
 
 
 def _element(data: memoryview, at: int) -> tuple[int, memoryview, int]:
-    """(type, content, where the next one begins) of the element at an offset."""
+    """(type, content, offset of the next element) of the element at offset `at`."""
     kind, size = struct.unpack_from("<II", data, at)
     start, small = at + 8, kind >> 16
     if small:  # up to four bytes sit in the tag itself
@@ -97,7 +97,7 @@ def _numbers(kind: int, body: memoryview) -> np.ndarray:
 
 
 def _matrix(body: memoryview) -> tuple[str, Any]:
-    """(name, value) of one array, which may hold others."""
+    """(name, value) of one array, which may contain arrays."""
     if not len(body):
         return "", None
     _, flags, at = _element(body, 0)
@@ -108,7 +108,7 @@ def _matrix(body: memoryview) -> tuple[str, Any]:
     shape = tuple(int(size) for size in _numbers(kind, raw))
     _, raw, at = _element(body, at)
     name, count = bytes(raw).decode("ascii"), math.prod(shape)
-    if min(shape) < 0 or count > len(body):  # each entry takes some bytes, so this one lies
+    if min(shape) < 0 or count > len(body):  # impossible: each entry takes at least a byte
         raise ValueError("an array of impossible shape")
     if content == MAT_CELL:
         return name, [child for _, child in _children(body, at, count)]
@@ -128,8 +128,8 @@ def _struct(body: memoryview, at: int, count: int) -> dict[str, Any] | list[dict
     if count * len(names) > len(body):
         raise ValueError("a struct of impossible size")
     values = [value for _, value in _children(body, at, count * len(names))]
-    found = [dict(zip(names, values[i * len(names) :], strict=False)) for i in range(count)]
-    return found[0] if count == 1 else found
+    structs = [dict(zip(names, values[i * len(names) :], strict=False)) for i in range(count)]
+    return structs[0] if count == 1 else structs
 
 
 def _children(body: memoryview, at: int, count: int) -> Iterator[tuple[str, Any]]:
@@ -138,36 +138,37 @@ def _children(body: memoryview, at: int, count: int) -> Iterator[tuple[str, Any]
         yield _matrix(inner) if kind == MAT_MATRIX else ("", None)
 
 
-# The others
+# Safetensors, torch.save, pickles
 
 SAFE_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """A safetensors file -> its floating-point tensors by name, as they are stored (https://huggingface.co/docs/safetensors)."""
-    with _reading(str(path)):
-        data = _mapped(path)
+    """Read the floating-point tensors of a safetensors file by name, in their stored dtype
+    (https://huggingface.co/docs/safetensors)."""
+    with _user_errors(str(path)):
+        data = _mmap(path)
         (size,) = struct.unpack_from("<Q", data, 0)
         header, body = json.loads(bytes(data[8 : 8 + size])), data[8 + size :]
-        found = {}
+        tensors = {}
         for name, entry in header.items():
             if name == "__metadata__" or entry["dtype"] not in SAFE_TYPES:
                 continue
             begin, end = entry["data_offsets"]
-            raw = bytearray(body[begin:end])  # a copy: torch has no tensors that are only to be read
-            found[name] = torch.frombuffer(raw, dtype=SAFE_TYPES[entry["dtype"]]).reshape(entry["shape"])
-    return found
+            raw = bytearray(body[begin:end])  # a copy: torch has no read-only tensors
+            tensors[name] = torch.frombuffer(raw, dtype=SAFE_TYPES[entry["dtype"]]).reshape(entry["shape"])
+    return tensors
 
 
 def read_torch(path: Path) -> dict[str, torch.Tensor]:
-    """A state_dict that torch.save wrote, bare or as "model" of a checkpoint -> its tensors by name, on the CPU."""
-    with _reading(str(path)):
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        found = found.get("model", found)
-        return {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    """Read the tensors, by name and on the CPU, of a state dict that torch.save wrote, bare or as "model" of a checkpoint."""
+    with _user_errors(str(path)):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = content.get("model", content)
+        return {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
 
 
-RECONSTRUCT = np.ndarray(0).__reduce__()[0]  # where NumPy keeps it has moved between versions
+RECONSTRUCT = np.ndarray(0).__reduce__()[0]  # its module depends on NumPy's version
 NUMPY_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"): RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): RECONSTRUCT,
@@ -184,8 +185,8 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_pickled_arrays(data: bytes, what: str) -> dict[str, torch.Tensor]:
-    """A pickle of nested dicts of float32 arrays -> tensors by the names on the way, joined by "/". what: for the error."""
-    with _reading(what):
+    """Read a pickle of nested dicts of float32 arrays as tensors by path, keys joined by "/". what: named in errors."""
+    with _user_errors(what):
         return {
             "/".join(path): torch.from_numpy(array.copy())
             for path, array in _leaves(_ArraysOnly(io.BytesIO(data)).load())

@@ -1,4 +1,4 @@
-"""A trained model as its run left it: what `eval` and `latent` start from."""
+"""Loading of trained models, for `eval`, `latent` and --start-from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.core.errors import UserError
 
 @dataclass(frozen=True)
 class Trained:
-    """net: in eval mode, on its device, with the averaged weights where the run has these. cfg: what it was trained with."""
+    """A trained model. net: in eval mode, with the averaged weights if the run has them. cfg: the run's settings."""
 
     net: LVSM
     cfg: TrainConfig
@@ -28,16 +28,16 @@ class Trained:
     run: Path
 
     def check(self, hw: HW) -> None:
-        """Raises UserError where pictures of that (height, width) are none for this model."""
+        """Raise UserError if pictures of (height, width) `hw` do not divide into patches."""
         patch = self.cfg.model.patch
         if hw[0] % patch or hw[1] % patch:
             raise UserError(f"pictures of {hw[1]}x{hw[0]} have no whole patches of {patch}", "--res chooses a width")
 
 
 def open_run(run: Path, step: int | None = None, device: str = "auto") -> Trained:
-    """The model of a folder that `lvsm-data train` wrote, at a step or at its newest checkpoint.
+    """Load the model of a run's folder at a step, by default of the newest checkpoint.
 
-    Raises UserError: there is no checkpoint, none of that step, or it cannot be read.
+    Raises UserError if there is no checkpoint, none of that step, or it cannot be read.
     """
     at = device_of(device)
     state, facts = _newest(run, step, str(at))
@@ -48,16 +48,16 @@ def open_run(run: Path, step: int | None = None, device: str = "auto") -> Traine
 
 
 def start_weights(net: LVSM, where: Path) -> None:
-    """Fills a model with the weights of a run (its average's), or of a checkpoint file of the official LVSM.
+    """Load into a model the weights of a run (averaged, if it has them) or of a checkpoint file of the official LVSM.
 
-    Raises UserError where they cannot be read, or are of another model.
+    Raises UserError if they cannot be read, or are of another model.
     """
     try:
         if where.is_dir():
             net.load_state_dict(_weights(_newest(where, None, "cpu")[0]))
         else:
             net.load_state_dict(from_official(read_torch(where), net.config).state_dict())
-    except (ValueError, RuntimeError) as error:  # PyTorch tells wrong names and shapes as a RuntimeError
+    except (ValueError, RuntimeError) as error:  # PyTorch's for wrong names and shapes
         said = " ".join(str(error).split("\n")[:2])
         raise UserError(f"--start-from {where}: {said}", "the model's flags must be those of these weights") from None
 

@@ -125,10 +125,10 @@ def test_frames_of_two_scenes_are_alike(run: Path) -> None:
     loader = Data(workbench.data_config(trained, cfg))
     bench = workbench.open_bench(trained, loader, cfg)
     plain = loader.planner.named(cfg.objects, 3, 2)
-    apart = bench.apart()
+    apart = bench.frame_difference()
     assert apart is not None
     poses = [loader.index.c2w[loader.index.of(sample.number)] for sample in plain]
-    ways = [sum(workbench.standing_apart(pose, poses[0][plain[0].inputs[0]])) for pose in poses[1]]
+    ways = [sum(workbench.pose_difference(pose, poses[0][plain[0].inputs[0]])) for pose in poses[1]]
     assert sum(apart) == pytest.approx(min(ways), abs=1e-5)
     for sample in bench.samples:
         assert len(sample.inputs) == 3 and len(sample.targets) == 2 and not set(sample.inputs) & set(sample.targets)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 from lvsm_train.latent import influence, latents  # noqa: E402
 from lvsm_train.latent.latents import PAIRINGS, PATHS, LatentScene, Pairing  # noqa: E402
-from lvsm_train.latent.subjects import Subject, render, standing_apart  # noqa: E402
+from lvsm_train.latent.subjects import Subject, pose_difference, render  # noqa: E402
 from lvsm_train.models.lvsm import EncoderDecoder  # noqa: E402
 from pipeline.core.cameras import look_at  # noqa: E402
 from tests.lvsm_train.models.test_lvsm import cameras, posed, tiny  # noqa: E402
@@ -335,7 +335,7 @@ def test_cameras_stand_alike_where_a_turn_about_z_takes_one_to_the_other() -> No
     position = np.array([1.2, 0.3, 0.9])
     turn = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])
     one, turned = look_at(position), look_at(turn @ position)
-    assert standing_apart(one, turned) == pytest.approx((0, 0), abs=1e-6)
-    up, distance = standing_apart(one, look_at(1.5 * position))
+    assert pose_difference(one, turned) == pytest.approx((0, 0), abs=1e-6)
+    up, distance = pose_difference(one, look_at(1.5 * position))
     assert up == pytest.approx(0, abs=1e-6) and distance == pytest.approx(0.5 * np.linalg.norm(position))
-    assert standing_apart(one, look_at(np.array([0.1, 0.1, 1.5])))[0] > 0.5
+    assert pose_difference(one, look_at(np.array([0.1, 0.1, 1.5])))[0] > 0.5
