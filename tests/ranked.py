@@ -1,7 +1,7 @@
-"""What ranks do in tests/lvsm_train/device/test_ranks.py: `python -m tests.ranked FOLDER`, whose file `work` is a pickled list.
+"""Work of ranks in tests/lvsm_train/device/test_ranks.py: `python -m tests.ranked FOLDER`, whose file `work` is a pickled list.
 
-Each of it: train or memory, the step in which the second rank gets a SIGTERM, and settings. In its fifth step the second rank
-kills itself where there is a file `die`, which goes.
+An entry: train or memory, the step in which the second rank gets a SIGTERM, and settings. In its fifth step the second rank
+kills itself if there is a file `die`, which it deletes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def train(cfg: TrainConfig, stop: int, folder: Path) -> None:
 
 
 def memory(cfg: TrainConfig, stop: int, folder: Path) -> None:
-    """What a model keeps from forward to backward, before and after its weights are cut, into a file `memory`."""
+    """Write the bytes of saved activations, before and after sharding, into a file `memory`."""
     net = lvsm.build(cfg.model, 0)
 
     def forward(count: int) -> torch.Tensor:
@@ -59,7 +59,7 @@ def memory(cfg: TrainConfig, stop: int, folder: Path) -> None:
 
 
 def main() -> None:
-    """All of it, in one group of ranks."""
+    """Do all work in one process group."""
     folder = Path(sys.argv[1])
     with process_group(5):
         for name, stop, cfg in pickle.loads((folder / "work").read_bytes()):

@@ -43,14 +43,14 @@ class Finding:
 
 def influences(bench: Bench) -> Finding:
     """Influence of each token on pictures: per pixel, per camera, and per token."""
-    rows, told = [], []
+    rows, entries = [], []
     for subject in bench.subjects:
         strength = bench.strength(subject)
         mean = strength.mean(1).sort(descending=True).values
         half = int((mean.cumsum(0) < mean.sum() / 2).sum()) + 1
         numbers = [float(mean[0]), float(mean.median()), float(mean[-1])]
         rows.append([subject.uid, *(f"{each:.4f}" for each in numbers), f"{half} of {len(mean)}"])
-        told.append({"object": subject.uid, "rms_change": _rounded(strength), "tokens_for_half": half})
+        entries.append({"object": subject.uid, "rms_change": _rounded(strength), "tokens_for_half": half})
     table = Table(["object", "strongest", "median", "weakest", "tokens for half of the sum"], rows)
     pictures = {"influence": _maps(bench, bench.subjects[0])}
     blocks: list[Table | Plot] = [table]
@@ -62,17 +62,17 @@ def influences(bench: Bench) -> Finding:
         "The weight of one token after the other goes to 0. Its influence on a picture is the root mean squared change of values "
         "in [0, 1]; the table has the mean over cameras."
     )
-    return Finding("influence", "What each token is for", says, pictures, blocks, {"influence": told})
+    return Finding("influence", "What each token is for", says, pictures, blocks, {"influence": entries})
 
 
 def _maps(bench: Bench, subject: Subject) -> tuple[str, np.ndarray]:
-    order, whole = bench.strongest(subject)[:SHOWN], subject.render(bench.net)
+    order, unedited = bench.strongest(subject)[:SHOWN], subject.render(bench.net)
     maps = influence.maps(bench.net, subject, order, bench.cfg.batch)
     top = float(maps.max())
-    rows = [("unedited", whole)]
+    rows = [("unedited", unedited)]
     strength = bench.strength(subject).mean(1)
     for token, one in zip(order.tolist(), maps, strict=True):
-        rows.append((f"token {token}\n{float(strength[token]):.4f}", grids.heat(one, whole, top)))
+        rows.append((f"token {token}\n{float(strength[token]):.4f}", grids.heat(one, unedited, top)))
     caption = (
         f"{subject.uid}: where pictures change without each of the strongest tokens; full red is {top:.3f}, {SHADES}."
     )
@@ -124,7 +124,7 @@ def spectrum(bench: Bench) -> Finding | None:
     both = {"tokens": tokens, "scenes": scenes}
     rows = [[name, *(_variance_share(components, count) for count in counts)] for name, components in both.items()]
     table = Table(["variance in the first ... components", *map(str, counts)], rows)
-    told = {
+    numbers = {
         "objects": [subject.uid for subject in subjects],
         "tokens": {"share": _rounded(tokens.share), "components_for_90_percent": tokens.needed(0.9)},
         "scenes": {"share": _rounded(scenes.share), "coordinates": _rounded(places[:, :AXES])},
@@ -136,7 +136,7 @@ def spectrum(bench: Bench) -> Finding | None:
     )
     studies = [_tokens_kept(bench, tokens), _scenes_kept(bench, scenes)]
     studies += [_tokens_walked(bench, tokens), _scenes_walked(bench, scenes)]
-    return Finding("pca", "Principal components", says, pictures, [table], {"pca": told}, studies)
+    return Finding("pca", "Principal components", says, pictures, [table], {"pca": numbers}, studies)
 
 
 def _tokens_kept(bench: Bench, components: Components) -> Study:
@@ -197,14 +197,15 @@ def _neighbours(
     """Nearest scenes of each object of the bench, by cosine of the differences from the mean scene."""
     centred = torch.nn.functional.normalize(points - points.mean(0), dim=1)
     cosine = centred @ centred.mT
-    rows, told = [], []
+    rows, entries = [], []
     for number, subject in enumerate(subjects[: len(bench.subjects)]):
         order = [other for other in cosine[number].argsort(descending=True).tolist() if other != number][:NEAREST]
         rows.append((subject.uid[:16], torch.stack([subjects[other].inputs[0] for other in (number, *order)])))
         near = [{"object": subjects[other].uid, "cosine": round(float(cosine[number, other]), 4)} for other in order]
-        told.append({"object": subject.uid, "nearest": near})
+        entries.append({"object": subject.uid, "nearest": near})
     columns = ["itself", *(f"nearest {place}" for place in range(1, len(rows[0][1])))]
-    return ("The objects of this page, each beside those whose scenes are nearest.", grids.sheet(rows, columns)), told
+    caption = "The objects of this page, each beside those whose scenes are nearest."
+    return (caption, grids.sheet(rows, columns)), entries
 
 
 def _first_two(places: Tensor) -> Tensor:

@@ -80,11 +80,11 @@ def _facts(bench: Bench, lpips: Lpips | None) -> dict[str, Any]:
 def _render_objects(bench: Bench, report: Report, lpips: Lpips | None) -> None:
     """Write inputs, targets and unedited renders of each object, and record how far renders are from targets."""
     for number, subject in enumerate(bench.subjects, 1):
-        whole = subject.render(bench.net)
+        render = subject.render(bench.net)
         name = f"object-{number}.png"
-        rows = [("inputs", subject.inputs), ("targets", subject.target), ("rendered", whole)]
+        rows = [("inputs", subject.inputs), ("targets", subject.target), ("rendered", render)]
         _write(report.out / name, grids.sheet(rows))
-        to_target = change(whole, subject.target, lpips).as_json()
+        to_target = change(render, subject.target, lpips).as_json()
         report.objects.append({"uid": subject.uid, "picture": name, "to_target": to_target})
 
 

@@ -309,10 +309,10 @@ def swap(
 
     counterpart: None for equal numbers. A second swap restores both scenes.
     """
-    there = which if counterpart is None else counterpart
+    theirs = which if counterpart is None else counterpart
     return (
-        one.with_tokens(which, other.tokens[there]).with_weight(which, other.weight[there]),
-        other.with_tokens(there, one.tokens[which]).with_weight(there, one.weight[which]),
+        one.with_tokens(which, other.tokens[theirs]).with_weight(which, other.weight[theirs]),
+        other.with_tokens(theirs, one.tokens[which]).with_weight(theirs, one.weight[which]),
     )
 
 

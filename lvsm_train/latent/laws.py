@@ -43,16 +43,16 @@ def laws(bench: Bench) -> list[Law]:
 
 def _of_one(bench: Bench, subject: Subject) -> Iterator[Law]:
     scene = subject.scene
-    whole = subject.render(bench.net)
+    unedited = subject.render(bench.net)
     every = torch.arange(len(scene), device=scene.tokens.device)
     some = bench.order(subject, "laws")[: max(1, len(scene) // 4)]
     foreign = latents.random_tokens(scene, 5, bench.generator("laws"))
 
     def changed(made: latents.LatentScene) -> float:
-        return float((subject.render(bench.net, made) - whole).abs().max())
+        return float((subject.render(bench.net, made) - unedited).abs().max())
 
-    without = subject.render(bench.net, latents.remove(scene, some)) if len(some) < len(scene) else whole
-    weightless = subject.render(bench.net, scene.with_weight(some, 0.0)) if len(some) < len(scene) else whole
+    without = subject.render(bench.net, latents.remove(scene, some)) if len(some) < len(scene) else unedited
+    weightless = subject.render(bench.net, scene.with_weight(some, 0.0)) if len(some) < len(scene) else unedited
     yield Law("tokens shuffled", ROUNDING, changed(latents.reorder(scene, bench.order(subject, "laws"))))
     yield Law("all tokens times 1/2", ROUNDING, changed(latents.scale(scene, every, 0.5)))
     yield Law("all tokens times 8", ROUNDING, changed(latents.scale(scene, every, 8.0)))

@@ -49,12 +49,12 @@ def from_official(state_dict: Mapping[str, Any], config: ModelConfig | None = No
     float32 copies. Raises ValueError for missing or unexpected keys, other shapes, or a config of another model.
     """
     weights = _weights(state_dict)
-    found = config_of(weights)
+    actual = config_of(weights)
     if config is not None:
-        _compare(config, found)
-        found = config
-    model = build(found, seed=0)
-    names, ours = official_names(found), model.state_dict()
+        _compare(config, actual)
+        actual = config
+    model = build(actual, seed=0)
+    names, ours = official_names(actual), model.state_dict()
     wrong = {
         "missing": sorted(set(names.values()) - set(weights)),
         "unexpected": sorted(set(weights) - set(names.values())),
@@ -63,13 +63,13 @@ def from_official(state_dict: Mapping[str, Any], config: ModelConfig | None = No
         if keys:
             raise ValueError(
                 f"{len(keys)} weights are {what}, first {keys[0]}: {_first_step(what)} "
-                f"(read as {found.kind}, {found.layers} layers)"
+                f"(read as {actual.kind}, {actual.layers} layers)"
             )
     for name, theirs in names.items():
         if weights[theirs].shape != ours[name].shape:
             raise ValueError(
-                f"{theirs} is {tuple(weights[theirs].shape)}, and a model of dim {found.dim}, head_dim {found.head_dim}, patch "
-                f"{found.patch} has {tuple(ours[name].shape)}: look whether the file is damaged or the model was changed"
+                f"{theirs} is {tuple(weights[theirs].shape)}, and a model of dim {actual.dim}, head_dim {actual.head_dim}, patch "
+                f"{actual.patch} has {tuple(ours[name].shape)}: look whether the file is damaged or the model was changed"
             )
     model.load_state_dict({name: weights[theirs] for name, theirs in names.items()})
     return model
@@ -155,16 +155,16 @@ def _depth(weights: Mapping[str, Tensor], stack: str) -> int:
     return max(numbers) + 1
 
 
-def _compare(config: ModelConfig, found: ModelConfig) -> None:
+def _compare(config: ModelConfig, actual: ModelConfig) -> None:
     official_names(config)  # raises if there is no such official model
     fields = ["kind", "dim", "head_dim", "patch", "layers"]
-    if found.kind == "encoder_decoder":
+    if actual.kind == "encoder_decoder":
         fields += ["encoder_layers", "latents"]
     for name in fields:
-        asked, there = getattr(config, name), getattr(found, name)
-        if asked != there:
+        asked, read = getattr(config, name), getattr(actual, name)
+        if asked != read:
             raise ValueError(
-                f"config has {name} {asked}, and the weights {there}: set {name} to {there}, or take other weights"
+                f"config has {name} {asked}, and the weights {read}: set {name} to {read}, or take other weights"
             )
 
 

@@ -40,7 +40,7 @@ def open_run(run: Path, step: int | None = None, device: str = "auto") -> Traine
     Raises UserError if there is no checkpoint, none of that step, or it cannot be read.
     """
     at = device_of(device)
-    state, facts = _newest(run, step, str(at))
+    state, facts = _load(run, step, str(at))
     cfg = TrainConfig.from_json(facts["config"])
     net = lvsm.build(cfg.model, cfg.data.seed).to(at)
     net.load_state_dict(_weights(state))
@@ -54,7 +54,7 @@ def start_weights(net: LVSM, where: Path) -> None:
     """
     try:
         if where.is_dir():
-            net.load_state_dict(_weights(_newest(where, None, "cpu")[0]))
+            net.load_state_dict(_weights(_load(where, None, "cpu")[0]))
         else:
             net.load_state_dict(from_official(read_torch(where), net.config).state_dict())
     except (ValueError, RuntimeError) as error:  # PyTorch's for wrong names and shapes
@@ -62,11 +62,11 @@ def start_weights(net: LVSM, where: Path) -> None:
         raise UserError(f"--start-from {where}: {said}", "the model's flags must be those of these weights") from None
 
 
-def _newest(run: Path, step: int | None, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    found = checkpoint.load(run, step, device)
-    if found is None:
+def _load(run: Path, step: int | None, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    loaded = checkpoint.load(run, step, device)
+    if loaded is None:
         raise UserError(f"{run} has no checkpoint", "give the --out of lvsm-data train, after its first checkpoint")
-    return found
+    return loaded
 
 
 def _weights(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Several ranks train as one does, however weights are cut among them and whoever dies or stops in between."""
+"""Several ranks train as one does, however weights are sharded and whichever rank dies or stops in between."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def short(folder: Path, out: Path, **more: Any) -> TrainConfig:
-    """A few steps of 4 samples, of however many ranks."""
+    """Settings of a few steps of 4 samples, for any number of ranks."""
     usual: dict[str, Any] = {
         "model": TINY,
         "data": DataConfig((folder,), inputs=2, targets=2, batch=4, workers=0),
@@ -63,7 +63,7 @@ def short(folder: Path, out: Path, **more: Any) -> TrainConfig:
 
 
 def torchrun(folder: Path, work: list[tuple[str, int, TrainConfig]], *more: str) -> None:
-    """Two ranks that do all of it, see tests/ranked.py."""
+    """Run `work` on two ranks, see tests/ranked.py."""
     (folder / "work").write_bytes(pickle.dumps(work))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *more]
     command += ["-m", "tests.ranked", str(folder)]
@@ -73,7 +73,7 @@ def torchrun(folder: Path, work: list[tuple[str, int, TrainConfig]], *more: str)
 
 
 def stop_in(step: int, cfg: TrainConfig) -> None:
-    """One rank, here, that gets a SIGTERM in its first, second, ... step, and ends after the next one."""
+    """Train one rank in this process, which gets a SIGTERM in step `step` (from 1) and ends after the next one."""
     with pytest.MonkeyPatch.context() as patch:
         from lvsm_train.training.state import State
 
@@ -128,7 +128,7 @@ def assert_same(out: Path, other: Path) -> None:
 def test_what_is_trained_depends_neither_on_ranks_nor_on_what_each_of_them_has(
     data: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """Whole weights or parts of them; and one rank, then two with parts, two with all, and one again."""
+    """Replicated or sharded weights; and one rank, then two with shards, two with replicas, and one again."""
     mixed = short(data, tmp_path / "mixed")
     stop_in(1, mixed)
     apart = dataclasses.replace(mixed, sharding="fsdp", data=dataclasses.replace(mixed.data, batch=1), recompute=1)
@@ -186,7 +186,7 @@ def test_another_batch_is_refused_with_what_to_do(data: Path, whole: Path) -> No
 
 
 @pytest.mark.parametrize(("memory_gb", "cut"), [(80, False), (1.5, True)])
-def test_weights_are_cut_where_they_do_not_fit(
+def test_weights_are_sharded_where_they_do_not_fit(
     memory_gb: float, cut: bool, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """50 million weights with gradients, two moments and a mean take 1 GB; of a GPU that is not here."""

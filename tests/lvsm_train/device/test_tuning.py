@@ -1,4 +1,4 @@
-"""Ways to be quicker that must change nothing: chosen kernels, compiled blocks, recorded steps, recomputation."""
+"""Optimisations that must not change results: chosen kernels, compiled blocks, recorded steps, recomputation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HW = (12, 8)
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    """What is chosen for a process, here for a test."""
+    """Restore the process-wide kernel and compiler state after each test."""
     with blocks.attention("auto"):
         yield
     torch.compiler.reset()
@@ -168,7 +168,7 @@ def test_a_recorded_step_adds_gradients_as_a_step_does() -> None:
 
 
 class Alive(TorchDispatchMode):
-    """Every storage that is made, to see which are still there."""
+    """Record every storage that is allocated, to sum those still alive."""
 
     def __init__(self) -> None:
         super().__init__()

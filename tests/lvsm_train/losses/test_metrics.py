@@ -1,4 +1,4 @@
-"""Metrics against other people's: scikit-image's SSIM and the lpips package's LPIPS, on pictures made from a formula."""
+"""Metrics against reference implementations: scikit-image's SSIM and the lpips package's LPIPS, on synthetic pictures."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_white_background_flatters_psnr_alone() -> None:
 
 
 def naive_ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two images (3, H, W), window by window."""
+    """SSIM of two images (3, H, W), window by window."""
     offset = np.arange(-5, 6)
     window = np.exp(-(offset[:, None] ** 2 + offset[None, :] ** 2) / (2 * 1.5**2))
     window /= window.sum()

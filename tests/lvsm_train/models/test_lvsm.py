@@ -1,4 +1,4 @@
-"""The models by their properties; tests/lvsm_train/weights/test_official.py has them against their definition."""
+"""Properties of the models; tests/lvsm_train/weights/test_official.py compares them with their definition."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROPE = pytest.mark.parametrize("with_prope", [False, True], ids=["pluecker", "p
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads that wait for each other would be most of the time of models this small."""
+    """Use one thread: synchronisation would dominate the time of models this small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -32,7 +32,7 @@ def one_thread() -> Iterator[None]:
 
 
 def perturbed(model: LVSM, seed: int = 1) -> LVSM:
-    """The model with weights that make every part matter: gains differ from 1 and blocks do much."""
+    """Small model with weights that make every part matter: gains differ from 1 and blocks change their input much."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -67,7 +67,7 @@ def posed(
 
 
 def gradients(model: LVSM, *inputs: object) -> tuple[Tensor, dict[str, Tensor]]:
-    """The output, and what its squared distance to a fixed image asks of each parameter."""
+    """Output, and gradients of its squared distance to a fixed image by parameter name."""
     model.zero_grad()
     image = model(*inputs)
     goal = torch.rand(image.shape, generator=torch.Generator().manual_seed(9))
@@ -370,7 +370,7 @@ def test_targets_of_the_unidirectional_model_know_nothing_of_each_other(with_pro
 
 
 def moved(c2w: Tensor, far: float = 1.0) -> Tensor:
-    """The same cameras in a world that has been turned and shifted."""
+    """Cameras in a rotated and shifted world frame."""
     change, _ = cameras(1, 1, (8, 8), 77)
     change = change[0, 0].double()
     change[:3, 3] *= far

@@ -136,7 +136,7 @@ def ray(c2w: np.ndarray, k: np.ndarray, x: int, y: int) -> Tensor:
 
 
 def patches(image: Tensor | None, c2w: Tensor, k: Tensor, hw: tuple[int, int], patch: int) -> Tensor:
-    """The rows that a tokenizer multiplies, of one view."""
+    """Patch vectors of one view, the rows that a tokenizer multiplies."""
     rows = []
     for top in range(0, hw[0], patch):
         for left in range(0, hw[1], patch):
@@ -196,7 +196,7 @@ def to_image(x: Tensor, weights: dict[str, Tensor], hw: tuple[int, int], patch: 
 
 
 def reference(weights: dict[str, Tensor], config: ModelConfig, *given: Any) -> Tensor:
-    """What the official model makes of a batch, scene by scene and target by target."""
+    """Output of the official model for a batch, scene by scene and target by target."""
     image, c2w, k, target_c2w, target_k, target_hw = given
     hw, p, d = tuple(image.shape[-2:]), config.patch, config.head_dim
     scenes = []

@@ -1,4 +1,4 @@
-"""Weights from strangers' files, real in form, cut off and hostile; and from caches, servers and the Hub."""
+"""Weights from untrusted files, well-formed, truncated and hostile; and from caches, servers and the Hub."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def convs() -> vgg.Convs:
 
 @pytest.fixture(scope="module")
 def state() -> OrderedDict[str, torch.Tensor]:
-    """The same as torchvision names them, with something of a classifier behind."""
+    """State dict with torchvision's names and a part of a classifier."""
     found: OrderedDict[str, torch.Tensor] = OrderedDict()
     for index, (kernel, bias) in zip(STANDS, random_convs(), strict=True):
         found |= {f"features.{index}.weight": kernel, f"features.{index}.bias": bias}
@@ -53,7 +53,7 @@ def state() -> OrderedDict[str, torch.Tensor]:
 
 
 def element(kind: int, data: bytes) -> bytes:
-    """Of a MATLAB 5 file."""
+    """Element of a MATLAB 5 file."""
     if len(data) <= 4 and kind != 14:
         return struct.pack("<HH", kind, len(data)) + data.ljust(4, b"\0")
     return struct.pack("<II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
@@ -90,7 +90,7 @@ def mat_file(path: Path, variables: dict[str, Any], compressed: bool) -> Path:
 
 
 def matconvnet(convs: vgg.Convs, old: bool, mean: tuple[float, ...] = CAFFE.mean) -> dict[str, Any]:
-    """What MatConvNet's file holds; its older release has the fields in another order, and a mean for each pixel."""
+    """Content of MatConvNet's file; older releases order fields differently, and have a mean per pixel."""
     layers: list[Any] = []
     for name, (kernel, bias) in zip(vgg.layer_names("vgg19"), convs, strict=True):
         weights = [kernel.permute(2, 3, 1, 0).numpy(), bias[None].numpy() if old else bias[:, None].numpy()]
@@ -285,7 +285,7 @@ def test_pickled_arrays_arrive() -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
-    """(address, the folder that it serves, what it was asked for)."""
+    """(address, served folder, requested paths) of a local HTTP server."""
     folder, asked = tmp_path / "served", []
     folder.mkdir()
 
@@ -306,7 +306,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No caches of this machine's, and no patience."""
+    """Hide the caches of this machine, and do not retry."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(pipeline.download.fetch, "TRIES", 1)
