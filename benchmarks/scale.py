@@ -11,6 +11,7 @@ in the ledger once, and every delivered one in the shards once.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import json
 import shutil
@@ -33,8 +34,8 @@ import pyarrow.parquet as pq
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from pipeline import sources
 from pipeline.config.render import RenderConfig, SceneConfig
+from pipeline.config.source_table import SOURCES
 from pipeline.core.images import encode_jpeg
 from pipeline.core.records import Item, Outcome, Scene, Views
 from pipeline.core.text import duration, size
@@ -201,9 +202,11 @@ class Scaled(Run):
 def drive(options: Options) -> None:
     """One session of the run, in this process."""
     listed = ModuleType("listed")  # the real list, but nothing is fetched
-    vars(listed).update({name: getattr(manifest, name) for name in ("KIND", "SAYS", "HOWTO", "LEAVES_OUT", "items")})
+    vars(listed).update(
+        {name: getattr(manifest, name) for name in ("SAYS", "HOWTO", "LEAVES_OUT", "items")}, remote=lambda cfg: False
+    )
     sys.modules["listed"] = listed
-    sources.SOURCES["manifest"] = "listed"
+    SOURCES["manifest"] = dataclasses.replace(SOURCES["manifest"], module="listed")
     scene = SceneConfig(res=(WIDTH,), views=options.views)
     cfg = RenderConfig(
         n=options.n,

@@ -11,10 +11,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from pipeline.config.shared import Fetching, Running, absolute, config_hash, folder_name, plain
+from pipeline.config.source_table import VideoSource
 from pipeline.config.views import PictureConfig
 from pipeline.core.errors import UserError
-
-VideoSource = Literal["realestate10k", "acid"]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.render import RenderConfig
-from pipeline.config.shared import REMOTE, address_of, default_workers
+from pipeline.config.shared import address_of, default_workers
+from pipeline.config.source_table import SOURCES
 from pipeline.core.disk import disk_below
 from pipeline.core.errors import UserError
 from pipeline.core.text import size
@@ -161,7 +162,7 @@ class Shares:
 def divide(cfg: CycleConfig, budget: float, checkpoints: float, steps: int, looks: int) -> Shares:
     """The shares of a budget. checkpoints: bytes of all that may exist at once. Raises UserError where nothing is left."""
     papers = PAPERS + PER_OBJECT * cfg.n + PER_STEP * steps + PER_LOOK * looks
-    here = cfg.source in REMOTE and not cfg.address  # the workers of a cluster fetch on their own disks
+    here = SOURCES[cfg.source].fetched and not cfg.address  # the workers of a cluster fetch on their own disks
     raw = min(cfg.raw_gb * 1e9, RAW_SHARE * budget) if here else 0.0
     scratch = PER_WORKER * (cfg.workers or os.cpu_count() or 1)
     shares = Shares(budget, papers, checkpoints, raw, scratch)

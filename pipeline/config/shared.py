@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 import psutil
 import tyro
 
+from pipeline.config.source_table import SOURCES, ObjectSource
 from pipeline.core.errors import UserError
 
-Source = Literal["procedural", "local", "objaverse", "objaverse-xl", "manifest"]
 XlSource = Literal["github", "sketchfab", "smithsonian", "thingiverse"]
 LicenseFamily = Literal[
     "any", "cc0", "by", "by-sa", "by-nc", "by-nc-sa", "by-nd", "by-nc-nd", "open", "copyleft", "reserved", "unknown"
@@ -24,14 +24,13 @@ LicenseFamily = Literal[
 MIRROR = re.compile(r"(\w+://.*)=(\w+://.*)")  # URLs may have an = too; a scheme follows the one that counts
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")
 DESKS = Path("~/.cache/lvsm-data/runs")
-REMOTE = ("objaverse", "objaverse-xl", "manifest")  # sources whose lists have licenses, and whose files are fetched
 
 
 @dataclass(frozen=True)
 class Listing:
     """Which objects, from where: what a source's `items` goes by."""
 
-    source: Source = "procedural"
+    source: ObjectSource = "procedural"
     """Where objects come from: procedural (embedded, unlimited), local (--input), objaverse, objaverse-xl. docs/sources.md."""
     input: Path | None = None
     """For --source local: a folder, or a manifest (.parquet, .csv, .jsonl with path, uid, license)."""
@@ -61,22 +60,23 @@ class Listing:
 
         Raises UserError where flags contradict each other.
         """
-        source: str = self.source
+        source = self.source
         if self.manifest is not None:
-            if source not in ("procedural", "manifest"):
+            if source not in (Listing.source, "manifest"):
                 raise UserError("--manifest says itself where each object is", f"leave --source {source} out")
             source = "manifest"
         elif source == "manifest":
             raise UserError("--source manifest needs --manifest FILE", "`lvsm-data manifest` writes one")
-        if source == "local" and self.input is None:
-            raise UserError("--source local needs --input", "--input FOLDER or --input MANIFEST.csv")
-        if source != "local" and self.input is not None:
+        known = SOURCES[source]
+        if known.input and self.input is None:
+            raise UserError(f"--source {source} needs --input", known.input)
+        if known.input is None and self.input is not None:
             raise UserError(f"--input does not go with --source {source}", "add --source local")
-        if self.lvis and source != "objaverse":
+        if self.lvis and "lvis" not in known.flags:
             raise UserError("--lvis names categories of Objaverse", "add --source objaverse")
-        if source == "procedural" and (self.uids or self.scores or self.license):
+        if known.endless and (self.uids or self.scores or self.license):
             raise UserError(
-                "--uids, --scores and --license choose from a list; procedural objects have none", "add --source"
+                f"--uids, --scores and --license choose from a list; {source} objects have none", "add --source"
             )
         if (self.scores is None) != (self.min_score is None):
             raise UserError("--scores and --min-score go together", "--scores scores.csv --min-score 5.5")
@@ -92,7 +92,7 @@ class Listing:
     def listing_identity(self) -> dict[str, Any]:
         """What decides which objects come in which order, as JSON values by flag; what was not asked for stays out."""
         asked: dict[str, Any] = {"source": self.source, "input": str(self.input) if self.input else None}
-        if self.source == "objaverse-xl":
+        if "xl_sources" in SOURCES[self.source].flags:
             asked["xl_sources"] = sorted(self.xl_sources)
         for name in ("manifest", "lvis", "uids", "scores", "min_score", "score_column", "license"):
             if value := getattr(self, name):

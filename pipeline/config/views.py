@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal, Self
 import tyro
 
 from pipeline.config.shared import Fetching, Running, absolute, config_hash, folder_name, plain
+from pipeline.config.source_table import SOURCES, PosedSource
 from pipeline.core.errors import UserError
-
-PosedSource = Literal["objaverse-mix", "gobjaverse", "zero123", "pixelsplat", "nerfstudio", "colmap"]
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ class ImportConfig(Fetching, Running):
         """The same with defaults filled in. Raises UserError where flags contradict each other."""
         self.check_running()
         self.check_fetching()
-        if self.input is None and self.source not in ("objaverse-mix", "gobjaverse"):
-            raise UserError(f"--source {self.source} needs --input", "--input FOLDER")
+        if self.input is None and (hint := SOURCES[self.source].input):
+            raise UserError(f"--source {self.source} needs --input", hint)
         for name in ("input", "uids"):
             path = getattr(self, name)
             if path is not None and not path.exists():

@@ -52,7 +52,7 @@ class Vetting:
         if not self.verdicts or self.says:
             return held
         says, figures = silhouettes.judge(self.verdicts)
-        assumed = self.cfg.source == "objaverse-mix"
+        assumed = getattr(sources.load(self.cfg.source), "CAMERAS_ASSUMED", False)
         if says == "does_not_fit" or (says == "undecided" and assumed):
             hint = self._suggestion(held) if assumed else ""
             hint = hint or "--no-verify-cameras takes the cameras as they are; docs/sources.md says what is compared"

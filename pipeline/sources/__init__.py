@@ -1,15 +1,15 @@
-"""Where objects come from. Adding a source is one file and one line here.
+"""Plug-ins that say where objects come from. Adding one: a module here, and a line in pipeline/config/source_table.py.
 
-A source is a module with KIND ("object": to be rendered; "posed": views that exist already; "video": frames of a video), SAYS
-(its name for people), HOWTO (the flags that choose it) and `items(cfg, seed, net)`, which lists and downloads no payload. How
-its items' files come to a worker is one of two:
+A source's module has SAYS (the source's name for people), HOWTO (the flags that choose it) and `items(cfg, seed, net)`, which
+lists and downloads no payload. The items' files come to a worker in one of two ways:
 
 - `fetch(item, folder) -> Path`: in the worker, from this machine (`local`, `procedural`);
-- `fetch_many(items, folder_of, net)`: ahead of the workers, by threads (pipeline/download/ahead.py). Items in a row with the
-  same `batch(item)`, at most BATCH of them, come in one call, which yields (item, Path or Skip or Retry) once for each.
-  `root_of(item, path)` is the folder that the file may read. `remote(cfg)`, where a source has it, says whether this
-  run needs them at all.
+- `fetch_many(items, folder_of, net)`: ahead of the workers, by threads (pipeline/download/ahead.py). Consecutive items with
+  equal `batch(item)`, at most BATCH of them, come in one call, which yields (item, Path or Skip or Retry) once for each.
+  `root_of(item, path)` is the folder that the file may read. `remote(cfg)`, where a source has it, decides in place of the
+  table's `fetched` whether this run needs `fetch_many` at all.
 
+Optional: LEAVES_OUT (`items` takes `ended`, uids to leave out), CAMERAS_ASSUMED (the poses are a guess and must be verified).
 A posed source has `load(item, path, cfg) -> Posed` besides, one of videos `load(item, path, cfg) -> Clip`.
 """
 
@@ -18,39 +18,20 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-SOURCES = {
-    "procedural": "pipeline.sources.procedural",
-    "local": "pipeline.sources.local",
-    "objaverse": "pipeline.sources.objaverse",
-    "objaverse-xl": "pipeline.sources.objaverse_xl",
-    "manifest": "pipeline.sources.manifest",
-}
-POSED = {
-    "objaverse-mix": "pipeline.sources.objaverse_mix",
-    "gobjaverse": "pipeline.sources.gobjaverse",
-    "zero123": "pipeline.sources.zero123",
-    "pixelsplat": "pipeline.sources.pixelsplat",
-    "nerfstudio": "pipeline.sources.nerfstudio",
-    "colmap": "pipeline.sources.colmap",
-}
-VIDEOS = {
-    "realestate10k": "pipeline.sources.realestate10k",
-    "acid": "pipeline.sources.realestate10k",
-}
+from pipeline.config.source_table import SOURCES, names
 
 
 def load(name: str) -> ModuleType:
-    """The source's module. KeyError for a name that is in none of the three."""
-    return importlib.import_module((SOURCES | POSED | VIDEOS)[name])
+    """Module of the source `name`. KeyError if the table has no such source."""
+    return importlib.import_module(SOURCES[name].module)
 
 
 def others(name: str) -> str:
-    """The flags that choose another source than `name`, in one line."""
-    return " | ".join(load(other).HOWTO for other in SOURCES if other != name)
+    """Flags that choose each other source of this kind than `name`, in one line."""
+    return " | ".join(load(other).HOWTO for other in names(SOURCES[name].kind) if other != name)
 
 
 def is_remote(cfg: Any) -> bool:
-    """Whether the files of a run's source are brought ahead of the workers. cfg: a RunConfig."""
-    source = load(cfg.source)
-    decide: Callable[[Any], bool] | None = getattr(source, "remote", None)
-    return decide(cfg) if decide else hasattr(source, "fetch_many")
+    """True if files of the run's source are fetched or unpacked ahead of the workers. cfg: a RunConfig or ManifestConfig."""
+    decide: Callable[[Any], bool] | None = getattr(load(cfg.source), "remote", None)
+    return decide(cfg) if decide else SOURCES[cfg.source].fetched

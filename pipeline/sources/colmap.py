@@ -19,7 +19,6 @@ from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles, colmap
 from pipeline.sources import posed_views
 
-KIND = "posed"
 SAYS = "COLMAP models with their images"
 HOWTO = "--source colmap --input FOLDER"
 MODELS = ("sparse/0", "sparse", ".")

@@ -24,7 +24,6 @@ from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
 from pipeline.sources import objaverse, posed_views, selection
 
-KIND = "posed"
 SAYS = "G-Objaverse renderings"
 HOWTO = "--source gobjaverse (fetched file by file), or with --input FOLDER"
 BASE = "https://virutalbuy-public.oss-cn-hangzhou.aliyuncs.com/share/aigc3d"  # spelt so

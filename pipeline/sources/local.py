@@ -12,7 +12,6 @@ from pipeline.core.records import Item
 from pipeline.download.fetch import Fetcher, sha256_of
 from pipeline.formats import tables
 
-KIND = "object"
 SAYS = "local files"
 HOWTO = "--source local --input FOLDER"
 SUFFIXES = {f".{name}" for name in "glb gltf obj fbx stl ply usd usda usdc usdz dae abc".split()}

@@ -15,7 +15,6 @@ from pipeline.download.fetch import Fetcher
 from pipeline.formats import tables
 from pipeline.storage.uids import Uids
 
-KIND = "object"
 SAYS = "the objects of a manifest"
 HOWTO = "--manifest FILE"
 COLUMNS: tuple[tuple[str, type], ...] = (

@@ -21,7 +21,6 @@ from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
 from pipeline.sources import posed_views
 
-KIND = "posed"
 SAYS = "nerfstudio folders"
 HOWTO = "--source nerfstudio --input FOLDER"
 FILES = ("transforms.json", "transforms_train.json", "transforms_val.json", "transforms_test.json")

@@ -21,7 +21,6 @@ from pipeline.download import huggingface, route
 from pipeline.download.fetch import Fetcher
 from pipeline.sources import selection
 
-KIND = "object"
 SAYS = "Objaverse 1.0 (Hugging Face)"
 HOWTO = "--source objaverse"
 PAGE = "https://sketchfab.com/3d-models/"  # how Objaverse-XL identifies the same objects

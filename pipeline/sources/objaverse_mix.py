@@ -29,7 +29,7 @@ from pipeline.formats import bundles
 from pipeline.formats.bundles import Found
 from pipeline.sources import objaverse, posed_views, selection, zero123
 
-KIND = "posed"
+CAMERAS_ASSUMED = True
 SAYS = "Objaverse-MIX pictures"
 HOWTO = "--source objaverse-mix (fetched archive by archive), or with --input FOLDER or 000-NNN.7z"
 REPO = "BAAI/Objaverse-MIX"

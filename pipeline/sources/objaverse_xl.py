@@ -23,7 +23,6 @@ from pipeline.download import huggingface, route
 from pipeline.download.fetch import Fetcher
 from pipeline.sources import objaverse, selection
 
-KIND = "object"
 SAYS = "Objaverse-XL (Hugging Face, GitHub, Smithsonian, Thingiverse)"
 HOWTO = "--source objaverse-xl"
 REPO = "allenai/objaverse-xl"

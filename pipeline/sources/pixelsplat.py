@@ -24,7 +24,6 @@ from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles, pickles
 from pipeline.sources import posed_views
 
-KIND = "posed"
 SAYS = "RealEstate10K, ACID or DL3DV in pixelSplat's chunks"
 HOWTO = "--source pixelsplat --input FOLDER (with train/ and test/, or one of them)"
 

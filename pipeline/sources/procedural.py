@@ -14,7 +14,6 @@ from pipeline.config.shared import Listing
 from pipeline.core.records import Item, item_rng
 from pipeline.download.fetch import Fetcher
 
-KIND = "object"
 SAYS = "procedural (embedded)"
 HOWTO = "--source procedural"
 

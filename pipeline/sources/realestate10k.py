@@ -29,7 +29,6 @@ from pipeline.sources import posed_views
 from pipeline.video import cut
 from pipeline.video.ytdlp import VideoFetcher
 
-KIND = "video"
 SAYS = "clips of videos, by the camera files of RealEstate10K or ACID"
 HOWTO = "lvsm-data clip --cameras RealEstate10K.tar.gz"
 BATCH = 512  # clips of one video that one look at its page serves; there are about ten

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.clip import ClipConfig
-from pipeline.config.shared import REMOTE, Listing
+from pipeline.config.shared import Listing
+from pipeline.config.source_table import SOURCES
 from pipeline.config.views import ImportConfig
 from pipeline.core import licenses
 from pipeline.core.errors import UserError
@@ -27,9 +28,9 @@ class Selection:
     def __init__(self, cfg: Listing | ImportConfig | ClipConfig) -> None:
         self.names = names(cfg)
         self.families: frozenset[str] | None = None
-        if isinstance(cfg, Listing) and (cfg.license or cfg.source in REMOTE):
+        if isinstance(cfg, Listing) and (cfg.license or SOURCES[cfg.source].fetched):
             self.families = frozenset(cfg.license or licenses.DERIVATIVES)
-        self.blend = not isinstance(cfg, Listing) or cfg.allow_blend or cfg.source not in REMOTE
+        self.blend = not isinstance(cfg, Listing) or cfg.allow_blend or not SOURCES[cfg.source].fetched
         self.passed_over: Counter[str] = Counter()
         self.by_license: Counter[str] = Counter()
 

@@ -20,7 +20,6 @@ from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
 from pipeline.sources import posed_views
 
-KIND = "posed"
 SAYS = "Zero123 renderings of Objaverse"
 HOWTO = "--source zero123 --input FOLDER (or .zip, .tar, .tar.gz)"
 FILE = re.compile(r"(?:.*/)?([^/]+)/(\d{3}\.(?:png|npy))")

@@ -12,9 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.render import RenderConfig, SceneConfig
+from pipeline.config.source_table import names
 from pipeline.core import cameras
 from pipeline.core.cameras import SAMPLERS
-from pipeline.sources import SOURCES
 from pipeline.worker.lights import LIGHTS
 
 quick = settings(deadline=None, max_examples=80)
@@ -260,7 +260,7 @@ def test_names_are_what_the_command_line_offers() -> None:
     offered = get_type_hints(SceneConfig)
     assert set(get_args(offered["cameras"])) == set(SAMPLERS) == set(RADII)
     assert set(get_args(offered["lights"])) == set(LIGHTS)
-    assert set(get_args(get_type_hints(RenderConfig)["source"])) == set(SOURCES)
+    assert set(get_args(get_type_hints(RenderConfig)["source"])) == set(names("object"))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

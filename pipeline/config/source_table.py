@@ -1,0 +1,55 @@
+"""The one table of sources: the choices of --source, and what the flags have to know before a source's module is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+FOLDER = "--input FOLDER"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source. kind: the verb that takes it, render (object), import (posed) or clip (video). module: its dotted name.
+
+    input: None if the source takes no --input, "" if --input may be left out, else the hint where --input is missing.
+    flags: fields of Listing that belong to this source alone. fetched: the list has licenses, and the files come from the
+    web (a posed source says so by `remote`). endless: there is no list to choose from by name, score or license.
+    """
+
+    kind: Literal["object", "posed", "video"]
+    module: str
+    input: str | None = None
+    flags: tuple[str, ...] = ()
+    fetched: bool = False
+    endless: bool = False
+
+
+SOURCES = {  # in the order of --help
+    "procedural": Source("object", "pipeline.sources.procedural", endless=True),
+    "local": Source("object", "pipeline.sources.local", input="--input FOLDER or --input MANIFEST.csv"),
+    "objaverse": Source("object", "pipeline.sources.objaverse", flags=("lvis",), fetched=True),
+    "objaverse-xl": Source("object", "pipeline.sources.objaverse_xl", flags=("xl_sources",), fetched=True),
+    "manifest": Source("object", "pipeline.sources.manifest", flags=("manifest",), fetched=True),
+    "objaverse-mix": Source("posed", "pipeline.sources.objaverse_mix", input=""),
+    "gobjaverse": Source("posed", "pipeline.sources.gobjaverse", input=""),
+    "zero123": Source("posed", "pipeline.sources.zero123", input=FOLDER),
+    "pixelsplat": Source("posed", "pipeline.sources.pixelsplat", input=FOLDER),
+    "nerfstudio": Source("posed", "pipeline.sources.nerfstudio", input=FOLDER),
+    "colmap": Source("posed", "pipeline.sources.colmap", input=FOLDER),
+    "realestate10k": Source("video", "pipeline.sources.realestate10k", fetched=True),
+    "acid": Source("video", "pipeline.sources.realestate10k", fetched=True),
+}
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Names of all sources of one kind, in the table's order."""
+    return tuple(name for name, source in SOURCES.items() if source.kind == kind)
+
+
+if TYPE_CHECKING:
+    ObjectSource = str
+    PosedSource = str
+    VideoSource = str
+else:  # types of the flags, made from the table
+    ObjectSource, PosedSource, VideoSource = (Literal[names(kind)] for kind in ("object", "posed", "video"))
