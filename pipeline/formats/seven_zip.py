@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import lzma
 import queue
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.core.errors import UserError
+
 SIP = 1 << 16  # bytes of the archive that are unpacked at a time
 BROKEN = (  # what py7zr raises for damaged archives; some of their input it checks only by using it
     zlib.error, lzma.LZMAError, OSError, EOFError, struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError,
@@ -22,9 +25,31 @@ BROKEN = (  # what py7zr raises for damaged archives; some of their input it che
 )  # fmt: skip
 
 
+@functools.cache
+def library() -> Any:
+    """Return py7zr, tried out on a tiny archive. UserError if internals are gone by which `_Sips` bounds the memory."""
+    import py7zr
+
+    packed = io.BytesIO()
+    with py7zr.SevenZipFile(packed, "w", filters=[{"id": py7zr.FILTER_LZMA, "preset": 0}]) as archive:
+        archive.writestr(b"x", "x")
+    sips: Any = _Sips(io.BytesIO(packed.getvalue()))
+    try:
+        with py7zr.SevenZipFile(sips) as archive:
+            sips.unpacking(archive)
+            archive.testzip()
+        _ = next(_inner(block.decompressor.chain[0]).needs_input for block in sips.blocks.values())
+    except (AttributeError, StopIteration, TypeError) as error:
+        what = f"py7zr {py7zr.__version__} has changed inside, and .7z archives cannot be read with it: {error}"
+        raise UserError(
+            what, "pip install 'py7zr>=1,<2' brings one that is known to work, as make setup does"
+        ) from None
+    return py7zr
+
+
 @dataclass(frozen=True)
 class Entry:
-    """name, size: as declared. fault: why it must not be read, or ""."""
+    """Member of an archive. name, size: as declared. fault: why the member must not be read, or ""."""
 
     name: str
     size: int
@@ -33,7 +58,7 @@ class Entry:
 
 
 def listed(path: Path) -> list[Entry]:
-    """Everything in the archive, in its order. Raises one of BROKEN."""
+    """All members, folders too, in the archive's order. Raises one of BROKEN; UserError as `library` does."""
     with path.open("rb") as stream, _opened(stream) as archive:
         encrypted = archive.needs_password()
         entries = []
@@ -44,28 +69,28 @@ def listed(path: Path) -> list[Entry]:
 
 
 def _opened(stream: Any) -> Any:
-    """py7zr's reader of an open file. Given a file and not a path, it unpacks in one thread, in order."""
-    import py7zr
+    """Open an archive with py7zr, which unpacks in one thread and in order because it gets a stream and not a path."""
     from py7zr.exceptions import ArchiveError, PasswordRequired
 
     try:
-        return py7zr.SevenZipFile(stream)
+        return library().SevenZipFile(stream)
     except (ArchiveError, PasswordRequired) as error:
         raise ValueError(str(error) or type(error).__name__) from None
 
 
 class _Stopped(Exception):
-    """Nobody takes what is unpacked any more."""
+    """The generator `walk` was closed; the unpacking thread has to end."""
 
 
 Hand = Callable[[tuple[str, bytes] | BaseException | None], None]
 
 
 def walk(path: Path, wanted: Callable[[str], bool]) -> Generator[tuple[str, bytes], None, None]:
-    """(name, bytes) of the wanted files in order, names without "." and empty parts. Raises one of BROKEN.
+    """Yield (name, bytes) of the wanted files in order, names without "." and empty parts. Raises one of BROKEN; UserError.
 
     py7zr pushes, we pull: it unpacks in a thread that is never more than two files ahead, and ends with this generator.
     """
+    library()
     handed: queue.Queue[tuple[str, bytes] | BaseException | None] = queue.Queue(maxsize=1)
     stop = threading.Event()
 
@@ -144,27 +169,27 @@ def _unpack(path: Path, wanted: Callable[[str], bool], hand: Hand) -> None:
 
 
 class _Sips(io.RawIOBase):
-    """An open .7z that gives py7zr no more than it can use. For every member it reads on, and what a decompressor cannot
-    use yet stays in memory: with many small members that soon is the whole archive.
+    """Stream of a .7z that gives py7zr no more bytes than its decompressor can use.
+
+    py7zr reads on for every member and keeps what a decompressor cannot use yet: of many small members, the whole archive.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
-        self.blocks: dict[int, Any] = {}  # place in the archive -> py7zr's Folder; empty until its header is read
-        self.block: Any = None  # that is read now
+        self.blocks: dict[int, Any] = {}  # offset in the archive -> py7zr's Folder; empty until the header is read
+        self.block: Any = None  # the one that is being read
 
     def unpacking(self, archive: Any) -> None:
-        """From here on py7zr reads members."""
-        streams = getattr(archive.header, "main_streams", None)
-        if streams is not None:
+        """Limit reads from now on: the header is read, and py7zr goes on to the members."""
+        if (streams := archive.header.main_streams) is not None:
             places = (archive.afterheader + place for place in streams.packinfo.packpositions)
             self.blocks = dict(zip(places, streams.unpackinfo.folders, strict=False))
 
     def read(self, size: int = -1) -> bytes:
         if not self.blocks:
             return self.stream.read(size)
-        chain = getattr(self.block, "decompressor", None)
-        if chain is not None and chain.chain and not _is_hungry(chain.chain[0]):
+        chain = self.block and self.block.decompressor
+        if chain and chain.chain and not getattr(_inner(chain.chain[0]), "needs_input", True):  # some cannot say
             return b""
         return self.stream.read(min(size, SIP) if size >= 0 else SIP)
 
@@ -182,7 +207,6 @@ class _Sips(io.RawIOBase):
         return True
 
 
-def _is_hungry(decompressor: Any) -> bool:
-    """Whether it has used what it got. Those that cannot say get what they ask for."""
-    inner = getattr(decompressor, "_decompressor", decompressor)
-    return bool(getattr(inner, "needs_input", True))
+def _inner(decompressor: Any) -> Any:
+    """Decompressor of the standard library within one of py7zr's."""
+    return getattr(decompressor, "_decompressor", decompressor)

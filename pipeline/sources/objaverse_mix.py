@@ -25,7 +25,7 @@ from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import Got, Item, Posed, item_rng
 from pipeline.download import huggingface
 from pipeline.download.fetch import Fetcher, Wanted
-from pipeline.formats import bundles
+from pipeline.formats import bundles, seven_zip
 from pipeline.formats.bundles import Found
 from pipeline.sources import objaverse, posed_views, selection, zero123
 
@@ -60,6 +60,7 @@ def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[
 
 def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]:
     assert net is not None
+    seven_zip.library()  # before the first archive is fetched
     paths = objaverse.object_paths(net, cfg.cache)
     names = selection.names(cfg)
     folders: dict[str, list[str]] = defaultdict(list)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import lzma
 import os
+import re
 import stat
 import struct
 import tarfile
@@ -116,6 +118,34 @@ def test_walking_stops_where_nobody_listens(tmp_path: Path) -> None:
     members = archives.walk(path)
     assert next(members)[0].name == "000.png"
     members.close()  # type: ignore[attr-defined]  # the fixture sees to the thread
+
+
+class Rearranged:
+    """A decompressor of a py7zr that wraps the standard library's under another name."""
+
+    def __init__(self, filters: object, unpacksize: int) -> None:
+        self.wrapped = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)  # type: ignore[arg-type]
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self.wrapped.decompress(data, max_length)
+
+
+@pytest.mark.parametrize("gone", ["_decompressor", "packpositions"])
+def test_another_py7zr_is_refused_by_its_version(gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Internals that bound the memory must not be missed in silence."""
+    path = pack(tmp_path, ".7z")
+    seven_zip.library.cache_clear()
+    if gone == "_decompressor":
+        monkeypatch.setattr(py7zr.compressor, "LZMA1Decompressor", Rearranged)
+    else:
+        monkeypatch.delattr(py7zr.archiveinfo.PackInfo, gone)
+    for reading in (archives.listed, archives.walk):
+        with pytest.raises(
+            UserError, match=rf"py7zr {re.escape(py7zr.__version__)} has changed .*(needs_input|{gone})"
+        ):
+            list(reading(path))
+    monkeypatch.undo()
+    assert len(list(archives.walk(path))) == len(FILES)
 
 
 @pytest.mark.parametrize("kind", [py7zr.FILTER_LZMA2, py7zr.FILTER_LZMA])
