@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -381,7 +382,7 @@ VERBS: dict[str, Callable[..., Any]] = {
 
 
 def _preset(flag: str) -> TrainConfig:
-    """Where the defaults of training come from: the preset that the command line names. Wrong names are left to others."""
+    """Preset that `flag` names on the command line, for the defaults of training; "small" if the name is wrong or missing."""
     arguments = sys.argv[1:]
     named = [after for each, after in itertools.pairwise(arguments) if each == flag]
     named += [each.partition("=")[2] for each in arguments if each.startswith(f"{flag}=")]
@@ -391,12 +392,14 @@ def _preset(flag: str) -> TrainConfig:
 def main() -> None:
     """Entry point of `lvsm-data`. Bad input ends with status 2 and two lines: what is wrong, and what to do."""
     try:
-        train.__defaults__ = (_preset("--preset"),)
         trained = dataclasses.replace(_preset("--train-config"), tensorboard=False)
-        cycle.__defaults__ = (CycleConfig(), trained)
-        plan.__defaults__ = (PlanConfig(), trained, False)
+        verbs = VERBS | {
+            "train": functools.partial(VERBS["train"], cfg=_preset("--preset")),
+            "cycle": functools.partial(VERBS["cycle"], cfg=CycleConfig(), train=trained),
+            "plan": functools.partial(VERBS["plan"], cfg=PlanConfig(), train=trained),
+        }
         code = tyro.extras.subcommand_cli_from_dict(
-            VERBS, prog="lvsm-data", description="From 3D objects to pose-labelled shards to a trained LVSM."
+            verbs, prog="lvsm-data", description="From 3D objects to pose-labelled shards to a trained LVSM."
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
