@@ -80,7 +80,7 @@ def _run(cfg: RunConfig) -> int:
 
 @contextlib.contextmanager
 def _torch_needed() -> Iterator[None]:
-    """For imports of what a plain set-up leaves out."""
+    """Turn a failed import of torch and the like into a UserError that says how to install them."""
     try:
         yield
     except ImportError as error:
@@ -113,7 +113,7 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
 
 
 def _prepared(cfg: CycleConfig, train: TrainConfig) -> tuple[CycleConfig, TrainConfig, Shares]:
-    """A cycle's settings, its trainer's, and the shares of its disk."""
+    """Resolve the settings of a cycle and of its trainer, and divide its disk."""
     with _torch_needed():
         from lvsm_train.cycle.settings import checkpoint_bytes, on_cpu, settings
     from pipeline.config.cycle import divide

@@ -26,7 +26,7 @@ from pipeline.video import js_runtime
 from pipeline.worker import blender
 
 COLUMNS = 100
-DISK_GB, MEMORY_GB, SHM_GB, OPEN_FILES = 5, 2, 1, 8192  # less than this is worth a note
+DISK_GB, MEMORY_GB, SHM_GB, OPEN_FILES = 5, 2, 1, 8192  # below these, doctor adds a note
 TOOLS = {
     "ffmpeg": "reads videos",
     "yt-dlp": "fetches videos",
@@ -46,12 +46,12 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Runs every check, in the order in which one would mend things."""
+    """Run every check, in the order in which problems are best repaired."""
     return [check for function in CHECKS for check in function()]
 
 
 def lines(checks: list[Check]) -> list[str]:
-    """One aligned line per check, wrapped at 100 columns; a fix stays on one line, so that it can be copied."""
+    """Format checks as aligned text, wrapped at 100 columns; a fix stays on one line, so that it can be copied."""
     width = max((len(check.name) for check in checks), default=0)
     told = []
     for check in checks:
@@ -70,7 +70,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _python() -> str:
-    """This interpreter, as short as one would type it."""
+    """Path of this interpreter, relative to the current folder where possible."""
     here, path = Path.cwd(), Path(sys.executable)
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
@@ -87,7 +87,7 @@ def check_python() -> list[Check]:
 
 
 def check_packages() -> list[Check]:
-    """Versions of what rendering and training need, without importing any of it."""
+    """Check versions of the packages that rendering and training need, without importing them."""
     checks = []
     for name in ("lvsm-data", "bpy", "numpy", "pyarrow", "ray"):
         version = _version(name)
@@ -106,7 +106,7 @@ def check_packages() -> list[Check]:
 
 
 def judge_pil(pillow: str | None, simd: str | None, active: str, x86: bool) -> Check:
-    """pillow, simd: installed versions, or None. active: PIL.__version__, or "" where PIL cannot be imported.
+    """Judge the PIL. pillow, simd: installed versions or None. active: PIL.__version__, "" if PIL cannot be imported.
 
     Both distributions own the same PIL folder: whichever was installed last overwrote the other's files.
     """
@@ -138,12 +138,12 @@ def check_pil() -> list[Check]:
 
 
 def not_found(ldd: str) -> list[str]:
-    """The libraries that `ldd` looked for in vain."""
+    """Names of the libraries that `ldd` reports as not found."""
     return [line.split("=>")[0].strip() for line in ldd.splitlines() if line.rstrip().endswith("=> not found")]
 
 
 def judge_libraries(absent: set[str]) -> Check:
-    """absent: sonames that the loader does not find."""
+    """Judge the shared libraries. absent: sonames that the loader does not find."""
     if not absent:
         return Check("libraries", "ok", "all that Blender links against")
     packages = {need.what: need.package for need in system.NEEDS}
@@ -165,7 +165,7 @@ def check_libraries() -> list[Check]:
 
 
 def check_blender() -> list[Check]:
-    """Starts it for real, once."""
+    """Start a real Blender once; judge its isolation and its GPUs."""
     with tempfile.TemporaryDirectory(prefix="lvsm-doctor-") as scratch:
         worker = blender.Blender(Path(scratch), blender.Limits(timeout_s=blender.START_TIMEOUT_S))
         start = time.perf_counter()
@@ -183,7 +183,7 @@ def check_blender() -> list[Check]:
 
 
 def judge_isolation(network: bool, tcp: bool, files: bool) -> Check:
-    """Whether Blender, which opens strangers' files, reaches a network, and files that it must not (confine.py)."""
+    """Judge the isolation of Blender, which opens untrusted files. network, tcp, files: True if within reach (confine.py)."""
     left, fixes = [], []
     if network:
         how = "" if tcp else ", though not by TCP"
@@ -212,7 +212,7 @@ def judge_gpus(devices: dict[str, list[str]]) -> Check:
 
 
 def check_tools() -> list[Check]:
-    """Programs that some commands use."""
+    """Check the programs that some commands use."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # yt-dlp lives beside Python
     checks = []
     for name, purpose in TOOLS.items():
@@ -225,7 +225,7 @@ def check_tools() -> list[Check]:
 
 
 def judge_js_runtime(found: list[js_runtime.Runtime], solver: js_runtime.Solver) -> Check:
-    """found: the runtimes that yt-dlp sees, of any version. solver: what they solve YouTube's challenges with."""
+    """Judge JavaScript. found: runtimes that yt-dlp sees, of any version. solver: scripts that solve YouTube's challenges."""
     usable = [f"{runtime.name} {runtime.version}" for runtime in found if runtime.supported]
     if usable and solver.fits:
         return Check("JavaScript", "ok", f"{', '.join(usable)}; yt-dlp-ejs {solver.installed}")
@@ -244,7 +244,7 @@ def judge_js_runtime(found: list[js_runtime.Runtime], solver: js_runtime.Solver)
 
 
 def check_videos() -> list[Check]:
-    """Whether yt-dlp can solve the challenges that YouTube sets in JavaScript."""
+    """Check that yt-dlp can solve the challenges that YouTube sets in JavaScript."""
     try:
         return [judge_js_runtime(js_runtime.found_runtimes(), js_runtime.solver())]
     except ImportError as error:  # no yt-dlp, or one that is arranged differently
@@ -257,7 +257,7 @@ def _at_least(name: str, have_gb: float, need_gb: float, says: str, fix: str) ->
 
 
 def check_room() -> list[Check]:
-    """Disk, memory and shared memory."""
+    """Check free disk, memory and shared memory."""
     disk = shutil.disk_usage(Path.cwd()).free / 1e9
     memory = psutil.virtual_memory()
     free, cores = memory.available / 1e9, len(os.sched_getaffinity(0))

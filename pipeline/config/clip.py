@@ -26,13 +26,13 @@ class ClipScene(PictureConfig):
     """Most that a frame may be shown before or after the time of its pose."""
 
     def hw(self, width: int, frame_hw: tuple[int, int]) -> tuple[int, int]:
-        """Of the images of one width, out of frames of that size."""
+        """Size (rows, width) of stored images of this width, cut from frames of frame_hw."""
         rows = frame_hw[0] * width / frame_hw[1] if self.height_crop == 0 else self.rows * width / max(self.res)
         return max(1, round(rows)), width
 
     @property
     def rows(self) -> int:
-        """Of the images at the largest width; of a whole frame, as many as one of 16:9 has."""
+        """Rows of the images at the largest width; for whole frames, those of a 16:9 frame."""
         return self.height_crop or (round(max(self.res) * 9 / 16) if self.height_crop == 0 else max(self.res))
 
     @property
@@ -70,7 +70,7 @@ class ClipConfig(Fetching, Running):
     """Videos at once, fetched ahead of the workers."""
 
     def resolved(self) -> ClipConfig:
-        """The same with defaults filled in. Raises UserError where flags contradict each other."""
+        """Fill in defaults. UserError where flags contradict each other."""
         self.check_running()
         self.check_fetching()
         if self.cameras is None:
@@ -95,7 +95,7 @@ class ClipConfig(Fetching, Running):
         return dataclasses.replace(self, scene=scene, **placed, **paths)
 
     def identity(self) -> dict[str, Any]:
-        """What must stay the same for a run to go on in the same folder: JSON values by flag; written to run.json."""
+        """JSON values by flag that must not change for a run to go on in its folder; written to run.json."""
         named = ("split", "eval_index", "uids")
         listing = {"source": self.source, "cameras": str(self.cameras)}
         listing |= {name: str(getattr(self, name)) for name in named if getattr(self, name)}

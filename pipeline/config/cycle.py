@@ -21,12 +21,12 @@ from pipeline.core.text import size
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 FREE_SHARE = 0.8  # of the free disk, where no budget is given
-RAW_SHARE = 0.2  # of the budget, at most, for files that wait to be rendered
-# bytes for what a run writes of itself, and for each object, step and look at unseen objects so many more
+RAW_SHARE = 0.2  # of the budget, at most, for downloads that wait to be rendered
+# bytes of logs, ledger and pages: of any run, and more for each object, training step and evaluation
 PAPERS = 24e6
 PER_OBJECT, PER_STEP, PER_LOOK = 1500, 300, 200_000
-PER_WORKER = 8e6  # scratch
-LEAST_HELD = 8  # objects for validation, if these are no more than a tenth
+PER_WORKER = 8e6  # bytes of scratch
+LEAST_HELD = 8  # objects for validation, if that is at most a tenth of all
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class CycleConfig(RenderConfig):
     """CPU cores of the trainer. Default: half of them where it trains on a CPU; --workers has the rest."""
 
     def resolved(self) -> CycleConfig:
-        """The same with defaults filled in. Raises UserError where flags contradict each other."""
+        """Fill in defaults. UserError where flags contradict each other."""
         if self.passes != "auto" and (not self.passes.isdecimal() or int(self.passes) < 1):
             raise UserError(f"--passes {self.passes} is no number of passes", "--passes 8, or --passes auto")
         for name in ("max_passes", "window", "shard_objects", "train_threads"):
@@ -75,33 +75,33 @@ class CycleConfig(RenderConfig):
         return resolved
 
     def identity(self) -> dict[str, Any]:
-        """What must stay the same for a cycle to go on in its folder. The disk budget is free."""
+        """JSON values that must not change for a cycle to go on in its folder; the disk budget may."""
         own = ("n", "passes", "max_passes", "window", "shard_objects")
         return super().identity() | {name: getattr(self, name) for name in own}
 
     @property
     def patient(self) -> bool:
-        """A cycle waits for a disk that others have filled."""
+        """True: a cycle waits while others fill the disk."""
         return True
 
     @property
     def held_out(self) -> int:
-        """Objects for validation, of those that are asked for: enough to tell how good a model is, where there are many."""
+        """Number of the --n objects kept for validation: --val-percent, raised to LEAST_HELD where that is at most a tenth."""
         wanted = max(1, min(LEAST_HELD, self.n // 10), round(self.n * self.val_percent / 100))
         return min(wanted, self.n - 1)
 
     @property
     def samples(self) -> float:
-        """That will be trained on, as far as that is known before the work."""
+        """Samples to train on (objects times passes), as far as they are known before the work."""
         return (self.n - self.held_out) * self.first_passes
 
     @property
     def first_passes(self) -> int:
-        """Of shards that are closed before the pace of both sides is known, and of all where a number is given."""
+        """Passes over shards that are closed before both sides' pace is known; over every shard if --passes is a number."""
         return max(1, self.max_passes // 4) if self.passes == "auto" else int(self.passes)
 
     def with_cores(self, trains_on_cpu: bool) -> CycleConfig:
-        """The same with this machine's cores shared between trainer and renderers. Nobody shares the cores of a cluster."""
+        """Share this machine's cores between trainer and renderers. Cores of a cluster are not shared out."""
         cores = len(os.sched_getaffinity(0))
         mine = self.train_threads or (max(1, cores // 2) if trains_on_cpu else None)
         workers = self.workers
@@ -110,14 +110,14 @@ class CycleConfig(RenderConfig):
         return dataclasses.replace(self, train_threads=mine, workers=workers)
 
     def within(self, shares: Shares) -> CycleConfig:
-        """The same with downloads that keep to their share; a file that is larger than all of it is left out, as too_large."""
+        """Limit downloads to their share; a file larger than the whole share is left out, as too_large."""
         if not shares.raw:
             return self
         most_mb = min(self.max_file_mb, shares.raw / 1e6)
         return dataclasses.replace(self, raw_gb=shares.raw / 1e9, max_file_mb=most_mb)
 
     def budget(self) -> float:
-        """Bytes."""
+        """Disk budget in bytes: --disk-budget, or FREE_SHARE of what is free or already the cycle's."""
         assert self.out is not None
         if self.disk_budget is not None:
             return bytes_of(self.disk_budget)
@@ -127,7 +127,7 @@ class CycleConfig(RenderConfig):
 
 
 def bytes_of(text: str) -> float:
-    """50GB -> 5e10; units are powers of 1000. Raises UserError."""
+    """Parse a size: "50GB" -> 5e10; units are powers of 1000. Raises UserError."""
     match = SIZE.fullmatch(text.strip())
     if not match or not float(match[1]):
         raise UserError(f"--disk-budget {text} is no size", "for example --disk-budget 50GB")
@@ -136,7 +136,7 @@ def bytes_of(text: str) -> float:
 
 @dataclass(frozen=True)
 class Shares:
-    """How a budget is divided, in bytes. papers: ledger, logs, pictures, pages. raw: files that wait to be rendered."""
+    """Division of a disk budget, in bytes. papers: ledger, logs, pictures, pages. raw: downloads that wait to be rendered."""
 
     total: float
     papers: float
@@ -149,18 +149,18 @@ class Shares:
         return self.total - self.papers - self.checkpoints - self.raw - self.scratch
 
     def line(self) -> str:
-        """For people."""
+        """Format all shares as one line."""
         return f"disk: at most {size(self.total)} = shards {size(self.shards)}, {self.rest()}"
 
     def rest(self) -> str:
-        """The same of all but shards."""
+        """Format all shares but the shards'."""
         raw = f", downloads {size(self.raw)}" if self.raw else ""
         checkpoints, scratch, papers = (size(each) for each in (self.checkpoints, self.scratch, self.papers))
         return f"checkpoints {checkpoints}{raw}, scratch {scratch}, logs and pages {papers}"
 
 
 def divide(cfg: CycleConfig, budget: float, checkpoints: float, steps: int, looks: int) -> Shares:
-    """The shares of a budget. checkpoints: bytes of all that may exist at once. Raises UserError where nothing is left."""
+    """Divide a budget. checkpoints: bytes of all that may exist at once. looks: evaluations. UserError if no disk is left."""
     papers = PAPERS + PER_OBJECT * cfg.n + PER_STEP * steps + PER_LOOK * looks
     here = SOURCES[cfg.source].fetched and not cfg.address  # the workers of a cluster fetch on their own disks
     raw = min(cfg.raw_gb * 1e9, RAW_SHARE * budget) if here else 0.0

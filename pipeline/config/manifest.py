@@ -25,7 +25,7 @@ class ManifestConfig(Listing):
     """The file: .parquet, .csv or .jsonl. Default: manifests/SOURCE-N.parquet."""
 
     def resolved(self) -> ManifestConfig:
-        """The same with defaults filled in. Raises UserError where flags contradict each other."""
+        """Fill in defaults. UserError where flags contradict each other."""
         listed = self.listed()
         if self.n < 1 or self.seed < 0:
             raise UserError("--n must be positive, --seed 0 or more", "for example --n 1000 --seed 0")

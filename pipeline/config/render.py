@@ -1,4 +1,4 @@
-"""Frozen dataclasses: the one source of the command line's flags, of the run's JSON and of the config hash."""
+"""Flags of `render`: the one source of the command line, of run.json and of the config hash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.config.shared import LOOK, Fetching, Listing, Running, config_hash
 from pipeline.core.cameras import SAMPLERS
 from pipeline.core.errors import UserError
 
-DENOISE_ABOVE = 128  # pixels; below, what a denoiser costs buys more quality as samples
+DENOISE_ABOVE = 128  # pixels of width; below, the same time spent on samples gives better quality
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class SceneConfig:
 
     @property
     def width(self) -> int:
-        """The width that is rendered: the largest asked for."""
+        """Width to render at: the largest of `res`."""
         return max(self.res)
 
     def resolved(self) -> SceneConfig:
-        """The same with every default that depends on another field filled in. Raises UserError on nonsense."""
+        """Fill in the defaults that depend on other fields. UserError for impossible values."""
         if not self.res or min(self.res) < 8 or max(self.res) > 8192:
             raise UserError(f"--res {' '.join(map(str, self.res))} is outside 8..8192", "for example --res 64 512")
         if self.views < 1 or not 1 <= self.quality <= 100 or (self.samples is not None and self.samples < 1):
@@ -95,7 +95,7 @@ class RenderConfig(Fetching, Running, Listing):
     """Seconds until an object that does not finish is killed. Default: 300, and 20 more per 512x512 view of 32 samples."""
 
     def resolved(self) -> RenderConfig:
-        """The same with defaults filled in. Raises UserError where flags contradict each other."""
+        """Fill in defaults. UserError where flags contradict each other."""
         self.check_running()
         self.check_fetching()
         if self.timeout_s is not None and self.timeout_s <= 0:
@@ -109,6 +109,6 @@ class RenderConfig(Fetching, Running, Listing):
         return dataclasses.replace(self, scene=scene, timeout_s=timeout_s, **placed, **listed)
 
     def identity(self) -> dict[str, Any]:
-        """What must stay the same for a run to go on in the same folder: JSON values by flag; written to run.json."""
+        """JSON values by flag that must not change for a run to go on in its folder; written to run.json."""
         run = {"val_percent": self.val_percent, "look": LOOK, "config_hash": config_hash(self.scene)}
         return self.listing_identity() | run | plain(self.scene)

@@ -1,4 +1,4 @@
-"""Any of the three runs that deliver shards."""
+"""Union of the three configs whose runs deliver shards."""
 
 from __future__ import annotations
 

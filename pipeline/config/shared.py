@@ -1,4 +1,4 @@
-"""Flags that several verbs share: which objects, how to fetch them, how to run. Mixed into the configs of config.py."""
+"""Flags that several verbs share: which objects, how to fetch them, how to run. Mixed into the configs of the verbs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ XlSource = Literal["github", "sketchfab", "smithsonian", "thingiverse"]
 LicenseFamily = Literal[
     "any", "cc0", "by", "by-sa", "by-nc", "by-nc-sa", "by-nd", "by-nc-nd", "open", "copyleft", "reserved", "unknown"
 ]
-MIRROR = re.compile(r"(\w+://.*)=(\w+://.*)")  # URLs may have an = too; a scheme follows the one that counts
+MIRROR = re.compile(r"(\w+://.*)=(\w+://.*)")  # URLs may contain "=" too; the separator is the one before a scheme
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")
 DESKS = Path("~/.cache/lvsm-data/runs")
 
@@ -56,10 +56,7 @@ class Listing:
     """Where lists are kept, and files that are there already are used; the layout is the objaverse package's."""
 
     def listed(self) -> dict[str, Any]:
-        """The same with defaults filled in and paths made absolute, as keyword arguments.
-
-        Raises UserError where flags contradict each other.
-        """
+        """Return fields with defaults filled in and paths made absolute. UserError where flags contradict each other."""
         source = self.source
         if self.manifest is not None:
             if source not in (Listing.source, "manifest"):
@@ -90,7 +87,7 @@ class Listing:
         return made | {"source": source, "cache": self.cache.expanduser().absolute()}
 
     def listing_identity(self) -> dict[str, Any]:
-        """What decides which objects come in which order, as JSON values by flag; what was not asked for stays out."""
+        """JSON values, by flag, that decide which objects come in which order; flags left at their defaults stay out."""
         asked: dict[str, Any] = {"source": self.source, "input": str(self.input) if self.input else None}
         if "xl_sources" in SOURCES[self.source].flags:
             asked["xl_sources"] = sorted(self.xl_sources)
@@ -102,7 +99,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Fetching:
-    """How hard to download, and how much disk it may take. Never changes what comes out."""
+    """Limits of downloads: speed, size, disk. Never change what comes out."""
 
     downloads: int = 16
     """Downloads at once, which run ahead of the renderers."""
@@ -121,11 +118,11 @@ class Fetching:
 
     @property
     def patient(self) -> bool:
-        """Whether a disk that others have filled is waited for, or ends the run."""
+        """True if the run waits while others fill the disk; False if it ends then."""
         return False
 
     def check_fetching(self) -> None:
-        """Raises UserError on nonsense."""
+        """Raise UserError for impossible values of these flags."""
         if min(self.downloads, self.per_host, self.raw_gb, self.max_file_mb, self.stall_s) <= 0:
             raise UserError("--downloads, --per-host, --raw-gb, --max-file-mb and --stall-s must be positive")
         if self.max_file_mb / 1e3 > self.raw_gb:
@@ -136,7 +133,7 @@ class Fetching:
 
     @property
     def mirrors(self) -> tuple[tuple[str, str], ...]:
-        """(from, to) of every rule."""
+        """Pairs (from, to) of --mirror."""
         return tuple((match[1], match[2]) for rule in self.mirror if (match := MIRROR.fullmatch(rule)))
 
 
@@ -176,7 +173,7 @@ class Running:
     """Share of the objects, chosen by a hash of the uid, that goes to val-*.parquet."""
 
     def check_running(self) -> None:
-        """Raises UserError on nonsense."""
+        """Raise UserError for impossible values of these flags."""
         if self.n < 1:
             raise UserError(f"--n {self.n} asks for nothing", "for example --n 100")
         if self.workers is not None and self.workers < 1:
@@ -191,7 +188,7 @@ class Running:
             raise UserError("--desk goes with an --out that is an address", "--out s3://BUCKET/PATH")
 
     def placed(self, default: Path) -> dict[str, Any]:
-        """Where the run's folder is, and where its shards go from there, as keyword arguments. default: without --out."""
+        """Return `out`, the run's folder here, and `store`, the address of its shards if any. default: folder without --out."""
         address = self.store or address_of(self.out)
         if address is None:
             return {"out": (self.out or default).absolute()}
@@ -199,12 +196,12 @@ class Running:
 
 
 def absolute(path: Path | None) -> Path | None:
-    """As it is seen from any folder; ~ is the home. An address stays what it is."""
+    """Make a path absolute and expand ~; addresses (s3://...) and None are returned unchanged."""
     return path if path is None or address_of(path) else path.expanduser().absolute()
 
 
 def address_of(path: Path | None) -> str | None:
-    """s3:/bucket/run, as a Path has it, -> s3://bucket/run; None for a path of this machine."""
+    """Restore an address that Path has mangled: s3:/bucket/run -> s3://bucket/run; None for a path of this machine."""
     found = ADDRESS.fullmatch(str(path or ""))
     if not found:
         return None
@@ -213,22 +210,22 @@ def address_of(path: Path | None) -> str | None:
 
 
 def desk_of(address: str) -> Path:
-    """The folder of this machine for a run at an address, where none was named."""
+    """Default folder on this machine for a run whose --out is an address."""
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", address.split("://", 1)[1]).strip("-")[-60:]
     return DESKS.expanduser() / f"{name}-{hashlib.blake2b(address.encode(), digest_size=4).hexdigest()}"
 
 
-WORKER_MEMORY = 1.5e9  # bytes that a Blender of ordinary objects takes at its peak, with room
+WORKER_MEMORY = 1.5e9  # bytes at the peak of a Blender with ordinary objects, and a margin
 
 
 def default_workers(threads: int) -> int:
-    """One per `threads` cores, as far as the free memory reaches."""
+    """Number of workers: one per `threads` cores, fewer if free memory does not suffice."""
     cores = len(os.sched_getaffinity(0))
     by_memory = int(psutil.virtual_memory().available / WORKER_MEMORY)
     return max(1, min(cores // threads, by_memory))
 
 
-LOOK = 2  # counted up by every change of ours that gives other pixels for the same settings
+LOOK = 2  # raised by every change of this code that gives other pixels for equal settings
 
 
 def folder_name(source: str, res: tuple[int, ...]) -> str:
@@ -236,11 +233,11 @@ def folder_name(source: str, res: tuple[int, ...]) -> str:
 
 
 def plain(scene: Any) -> dict[str, Any]:
-    """A scene's settings as they read back from JSON: tuples are lists."""
+    """Convert a scene's settings to what JSON reads back: tuples become lists."""
     return dict(json.loads(json.dumps(dataclasses.asdict(scene))))
 
 
 def config_hash(scene: Any) -> str:
-    """16 hex digits that change with every setting, and every change of ours, that can change a pixel or a pose."""
+    """16 hex digits that change with each setting, and with LOOK: with all that can change a pixel or a pose."""
     canonical = json.dumps(dataclasses.asdict(scene) | {"look": LOOK}, sort_keys=True)
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()

@@ -35,7 +35,7 @@ class MixCameras:
 
 @dataclass(frozen=True)
 class PictureConfig:
-    """What becomes of pictures that somebody else took. Every field changes pixels or poses, so all enter `config_hash`."""
+    """Processing of existing pictures. Every field changes pixels or poses, so all enter `config_hash`."""
 
     res: tuple[int, ...] = (64,)
     """Image widths, area-averaged in linear light from one decoding. Pictures are never enlarged."""
@@ -47,7 +47,7 @@ class PictureConfig:
     """JPEG quality; chroma is never subsampled."""
 
     def resolved(self) -> Self:
-        """The same, sorted. Raises UserError on nonsense."""
+        """Sort `res`. UserError for impossible values."""
         if not self.res or min(self.res) < 8 or max(self.res) > 8192:
             raise UserError(f"--res {' '.join(map(str, self.res))} is outside 8..8192", "for example --res 64 512")
         if (self.views is not None and self.views < 1) or not 1 <= self.quality <= 100 or self.seed < 0:
@@ -85,7 +85,7 @@ class ImportConfig(Fetching, Running):
     """Larger files are left out, as too_large. An archive of Objaverse-MIX has about 4,650 MB."""
 
     def resolved(self) -> ImportConfig:
-        """The same with defaults filled in. Raises UserError where flags contradict each other."""
+        """Fill in defaults. UserError where flags contradict each other."""
         self.check_running()
         self.check_fetching()
         if self.input is None and (hint := SOURCES[self.source].input):
@@ -101,7 +101,7 @@ class ImportConfig(Fetching, Running):
         return dataclasses.replace(self, scene=scene, cache=cache, **placed, **paths)
 
     def identity(self) -> dict[str, Any]:
-        """What must stay the same for a run to go on in the same folder: JSON values by flag; written to run.json."""
+        """JSON values by flag that must not change for a run to go on in its folder; written to run.json."""
         listing = {"source": self.source, "input": str(self.input) if self.input else None}
         listing |= {"uids": str(self.uids)} if self.uids else {}
         run = {"val_percent": self.val_percent, "config_hash": config_hash(self.scene)}

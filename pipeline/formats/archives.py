@@ -35,8 +35,8 @@ BROKEN = (*seven_zip.BROKEN, tarfile.TarError, zipfile.BadZipFile)  # what damag
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive. name: clean, relative, with slashes. size: bytes, as declared. where: its index in a .zip or
-    sequential archive, the offset of its bytes in a .tar. fault: why it must not be read, "" where it may be.
+    """A file in an archive. name: clean, relative, with slashes. size: bytes, as declared. where: the index in a .zip or
+    sequential archive, the offset of the bytes in a .tar. fault: why the member must not be read, "" if it may.
     """
 
     name: str
@@ -46,17 +46,17 @@ class Member:
 
 
 def suffix_of(path: Path) -> str:
-    """The one of SUFFIXES that a file's name ends in, or ""."""
+    """Return the one of SUFFIXES that a file's name ends in, or ""."""
     return max((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), key=len, default="")
 
 
 def is_sequential(path: Path) -> bool:
-    """Whether members can only be reached from front to back."""
+    """True if members can only be reached from front to back."""
     return suffix_of(path) in SEQUENTIAL
 
 
 def fault_of(name: str) -> str:
-    """Why a member must not have this name; "" for a relative path with slashes that stays where it is unpacked."""
+    """Return why a member must not have this name; "" for a relative path with slashes that stays in its folder."""
     if not name or "\0" in name:
         return "an empty name or one with NUL"
     if name.startswith("/") or "\\" in name or re.match(r"[A-Za-z]:", name):
@@ -79,9 +79,9 @@ def _member(name: str, size: int, where: int, fault: str = "") -> Member:
 
 
 def listed(path: Path) -> Iterator[Member]:
-    """The files of an archive in their order, faulty ones with their fault. Of .tar and .tar.gz lazily.
+    """Yield the files of an archive in order, faulty ones too; lazily for .tar and .tar.gz.
 
-    Raises UserError where the archive cannot be read, or not to its end.
+    Raises UserError if the archive cannot be read to its end, or was made to do harm.
     """
     try:
         match suffix_of(path):
@@ -106,7 +106,7 @@ def listed(path: Path) -> Iterator[Member]:
 
 
 def read(path: Path, where: int, size: int) -> bytes:
-    """One member of a .zip or .tar, by its Member's `where` and `size`. Raises Skip: broken_archive, archive_bomb."""
+    """Read a member of a .zip or .tar, given `where` and `size` of its Member. Raises Skip: broken_archive, archive_bomb."""
     if size > MAX_MEMBER:
         raise Skip("archive_bomb", f"a member of {size} bytes in {path.name}")
     try:
@@ -124,7 +124,7 @@ def read(path: Path, where: int, size: int) -> bytes:
 
 
 def walk(path: Path) -> Iterator[tuple[Member, bytes]]:
-    """The files of a sequential archive with their bytes, in order; b"" for a faulty one. Holds one member at a time.
+    """Yield the files of a sequential archive with their bytes (b"" if faulty), in order. Holds one member at a time.
 
     Raises Skip: broken_archive, archive_bomb.
     """
@@ -141,7 +141,7 @@ def walk(path: Path) -> Iterator[tuple[Member, bytes]]:
 
 
 def write(folder: Path, name: str, data: bytes) -> Path:
-    """Bytes -> folder/name, a new file. Raises Skip("unsafe_archive") for a name that leads out of the folder."""
+    """Write bytes to a new file folder/name. Raises Skip("unsafe_archive") for a name that leads out of the folder."""
     fault = fault_of(name)
     target = folder / name
     if fault or not target.parent.resolve().is_relative_to(folder.resolve()):
@@ -169,7 +169,7 @@ def _zip_members(path: Path) -> Iterator[Member]:
 
 @functools.lru_cache(maxsize=2)
 def _zip(path: Path, mtime_ns: int) -> zipfile.ZipFile:
-    """Stays open in this process: the directory of a large archive takes seconds to read."""
+    """Open a .zip, and keep it open in this process: the directory of a large archive takes seconds to read."""
     return zipfile.ZipFile(path)
 
 
@@ -184,7 +184,7 @@ def _zip_read(path: Path, index: int, size: int) -> bytes:
 
 
 class _Bounded:
-    """A plain tar file that no header makes tarfile read into memory by the gigabyte."""
+    """Stream of a plain tar that refuses to read gigabytes into memory because a header says so."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
@@ -201,13 +201,13 @@ def _bearable(size: int) -> int:
 
 
 class _Forward:
-    """An unpacking stream as tarfile wants it: it goes forward, and at most one block back. Raises Skip("archive_bomb")."""
+    """Unpacking stream for tarfile: goes forward, and at most one block back. Raises Skip("archive_bomb")."""
 
     def __init__(self, stream: Any, packed: IO[bytes]) -> None:
         self.stream = stream
         self.packed = packed
         self.at = 0
-        self.ahead = 0  # how far the stream itself is
+        self.ahead = 0  # position of the stream itself
         self.last = b""
 
     def tell(self) -> int:
@@ -244,11 +244,11 @@ class _Forward:
 
 
 def _tar_walk(stream: Any) -> Iterator[tuple[Member, Any]]:
-    """Members of an unpacked tar stream, each with the stream standing at its bytes."""
+    """Yield members of an unpacked tar stream, each with the stream positioned at the member's bytes."""
     with tarfile.open(fileobj=stream, mode="r:", errorlevel=1) as tar:
         end = 0
         while (info := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # else it remembers millions of them
+            tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps millions of them
             end = tar.offset
             if info.isdir():
                 continue

@@ -1,7 +1,7 @@
-"""Collections of scenes: folders, or archives that are never unpacked as a whole. And the files of one scene, wherever they lie.
+"""Collections of scenes, in folders or in archives that are never unpacked as a whole; and the files of one scene.
 
 A collection's layout is a function `scene_of(path in the collection) -> (scene, file) | None`. Files are told apart by
-what it calls them, so no name out of an archive ever becomes a path.
+the names that `scene_of` gives, so no name out of an archive ever becomes a path.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ DEPTH = 5  # folders below the input
 
 
 @dataclass
-class Found:
-    """A scene of an archive: file -> (where, size) of its members, and why not to touch it, or ""."""
+class ArchivedScene:
+    """A scene of an archive. files: name -> (where, size) of a member. fault: why not to read the scene, or ""."""
 
     key: str
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Found:
     lower: set[str] = field(default_factory=set)
 
     def add(self, name: str, member: Member) -> None:
-        """One more file. Two of one name, also if only their case differs, are a fault, and so is a faulty member."""
+        """Add a file. Two files of one name (ignoring case), too many files, or a faulty member make the scene faulty."""
         if name.lower() in self.lower:
             self.fault = self.fault or f"two files are called {name!r}"
         elif len(self.files) >= MAX_FILES:
@@ -45,15 +45,15 @@ class Found:
         self.fault = self.fault or member.fault
 
     def item(self, source: str, archive: Path, **more: Any) -> Item:
-        """As a line of a source's list."""
+        """Make the Item that a source lists for this scene. more: further entries of `extra`."""
         files = [[name, *place] for name, place in self.files.items()]
         return Item(self.key, source, url=str(archive), extra={"files": files, "fault": self.fault} | more)
 
 
-def found(archive: Path, scene_of: SceneOf, seed: int) -> Iterator[Found]:
-    """The scenes of an archive: of a .zip in an order that the seed gives, else in the archive's.
+def found(archive: Path, scene_of: SceneOf, seed: int) -> Iterator[ArchivedScene]:
+    """Yield the scenes of an archive: those of a .zip in an order that the seed gives, else in the archive's order.
 
-    Of a tar file lazily: a scene ends where the next begins, and what comes of it later is ignored.
+    Tar files are read lazily: a scene ends where the next begins; files of it that come later are ignored.
     """
     if archives.suffix_of(archive) in (".zip", ".7z"):
         groups = index(archive, scene_of)
@@ -63,36 +63,36 @@ def found(archive: Path, scene_of: SceneOf, seed: int) -> Iterator[Found]:
         yield from (groups[key] for key in keys)
         return
     seen: set[str] = set()
-    now: Found | None = None
+    now: ArchivedScene | None = None
     for key, name, member in _placed(archive, scene_of):
         if now is not None and now.key != key:
             yield now
             seen.add(now.key)
             now = None
         if key not in seen:
-            now = now or Found(key)
+            now = now or ArchivedScene(key)
             now.add(name, member)
     if now is not None:
         yield now
 
 
 def key_of(item: Item) -> str:
-    """What the archive calls the scene of an item."""
+    """Key of an item's scene in its archive."""
     key: str = item.extra.get("key", item.uid)
     return key
 
 
-def known_of(item: Item) -> Found:
-    """What the item's list knew of it."""
+def known_of(item: Item) -> ArchivedScene:
+    """Restore from an item the scene that `ArchivedScene.item` stored in it."""
     files = {name: (where, size) for name, where, size in item.extra.get("files", [])}
-    return Found(key_of(item), files, item.extra.get("fault", ""))
+    return ArchivedScene(key_of(item), files, item.extra.get("fault", ""))
 
 
-def index(archive: Path, scene_of: SceneOf) -> dict[str, Found]:
-    """All scenes of an archive by key, in the order of their first files. Raises UserError where it cannot be read."""
-    groups: dict[str, Found] = {}
+def index(archive: Path, scene_of: SceneOf) -> dict[str, ArchivedScene]:
+    """Map key -> scene of an archive, in the order of their first files. UserError if the archive cannot be read."""
+    groups: dict[str, ArchivedScene] = {}
     for key, name, member in _placed(archive, scene_of):
-        groups.setdefault(key, Found(key)).add(name, member)
+        groups.setdefault(key, ArchivedScene(key)).add(name, member)
     return groups
 
 
@@ -103,7 +103,7 @@ def _placed(archive: Path, scene_of: SceneOf) -> Iterator[tuple[str, str, Member
 
 
 def folders(root: Path, is_scene: Callable[[Path], bool], seed: int, depth: int = DEPTH) -> Iterator[Path]:
-    """Folders at or below `root` that are scenes, none within another, in an order that the seed gives. Lists lazily."""
+    """Yield folders at or below `root` that are scenes, none within another, in an order that the seed gives; lazily."""
     if is_scene(root):
         yield root
     elif depth:
@@ -113,7 +113,7 @@ def folders(root: Path, is_scene: Callable[[Path], bool], seed: int, depth: int 
 
 
 def never_empty(items: Iterator[Item], what: str, hint: str) -> Iterator[Item]:
-    """The same items; UserError where there is none."""
+    """Pass items on; UserError at the end if there was none."""
     none = True
     for item in items:
         none = False
@@ -126,7 +126,7 @@ def never_empty(items: Iterator[Item], what: str, hint: str) -> Iterator[Item]:
 
 
 class Files:
-    """The files of one scene: a folder, or members of an archive. Only those that `scene_of` knows."""
+    """Files of one scene that `scene_of` knows, in a folder or an archive."""
 
     def __init__(self, item: Item, path: Path, scene_of: SceneOf) -> None:
         """Raises Skip: unsafe_archive, missing."""
@@ -145,11 +145,11 @@ class Files:
             raise Skip("missing", str(path))
 
     def names(self) -> list[str]:
-        """Sorted."""
+        """Names of all files, sorted."""
         return sorted(self.paths or self.members)
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file. Raises Skip: image_missing, broken_archive, archive_bomb."""
+        """Read one file. Raises Skip: image_missing, broken_archive, archive_bomb."""
         if name in self.paths:
             return read_file(self.paths[name])
         if name in self.members:
@@ -166,7 +166,7 @@ def _files_below(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def read_file(path: Path) -> bytes:
-    """A file that should be an image or a pose. Raises Skip: image_missing, broken_image (absurdly large)."""
+    """Read a file that should be an image or a pose. Raises Skip: image_missing, broken_image (absurdly large)."""
     try:
         if path.stat().st_size > archives.MAX_MEMBER:
             raise Skip("broken_image", f"{path} is larger than any picture")
@@ -176,9 +176,9 @@ def read_file(path: Path) -> bytes:
 
 
 def inside(name: str, folder: Path, roots: Sequence[Path]) -> Path:
-    """A path that a file of the scene names, relative to `folder`. Raises Skip("escapes_folder").
+    """Resolve a path that a file of the scene names, relative to `folder`. Raises Skip("escapes_folder").
 
-    roots: the folders that it, and whatever link it goes through, has to stay in.
+    roots: folders that the path has to stay in, also after links are followed.
     """
     if "\0" in name:
         raise Skip("escapes_folder", f"{name[:80]!r} is no path")
@@ -194,7 +194,7 @@ def inside(name: str, folder: Path, roots: Sequence[Path]) -> Path:
 
 @dataclass
 class _Cursor:
-    """A place in a sequential archive, kept between batches: going on costs nothing, going back costs all that was read."""
+    """Position in a sequential archive, kept between batches: going on is free, going back means reading again from the start."""
 
     archive: Path
     members: Iterator[tuple[Member, bytes]]
@@ -209,14 +209,12 @@ class _Cursor:
         self.members.close()  # type: ignore[attr-defined]  # a generator
 
 
-_idle: WeakKeyDictionary[DiskBudget, _Cursor] = (
-    WeakKeyDictionary()
-)  # at most one for each run; it ends with the run's Room
+_idle: WeakKeyDictionary[DiskBudget, _Cursor] = WeakKeyDictionary()  # at most one per run; ends with its DiskBudget
 _lock = threading.Lock()
 
 
 def _cursor(disk_budget: DiskBudget, archive: Path, first: float) -> _Cursor:
-    """One that stands before the member `first`."""
+    """Take the idle cursor if it stands before the member `first`, else open a new one."""
     with _lock:
         cursor = _idle.pop(disk_budget, None)
     if cursor and cursor.archive == archive and cursor.last < first:
@@ -227,7 +225,7 @@ def _cursor(disk_budget: DiskBudget, archive: Path, first: float) -> _Cursor:
 
 
 def _put_back(disk_budget: DiskBudget, cursor: _Cursor) -> None:
-    """Keeps it for the next batch."""
+    """Keep the cursor for the next batch."""
     with _lock:
         other = _idle.pop(disk_budget, None)
         _idle[disk_budget] = cursor
@@ -235,8 +233,8 @@ def _put_back(disk_budget: DiskBudget, cursor: _Cursor) -> None:
         other.close()
 
 
-def let_go(disk_budget: DiskBudget) -> None:
-    """Closes what is kept open between batches, for example because the archive is about to be deleted."""
+def close_cursor(disk_budget: DiskBudget) -> None:
+    """Close the cursor that is kept between batches, for example because its archive is about to be deleted."""
     with _lock:
         cursor = _idle.pop(disk_budget, None)
     if cursor:
@@ -252,7 +250,7 @@ class _Waiting:
 
 
 class Staging:
-    """Files of some scenes of one sequential archive, on their way into folders. Each item is yielded once by `run`."""
+    """Copies scenes of one sequential archive into folders, within the disk budget. `run` yields each item once."""
 
     def __init__(
         self, archive: Path, scene_of: SceneOf, disk_budget: DiskBudget, folder_of: Callable[[Item], Path]
@@ -264,15 +262,15 @@ class Staging:
         self.waiting: dict[str, _Waiting] = {}
         self.first: float = float("inf")
 
-    def run(self, items: Iterable[Item], known: Mapping[str, Found] | None = None) -> Iterator[Got]:
-        """known: what the archive has, by key; default: what the items say. Yields a scene with its last file.
+    def run(self, items: Iterable[Item], known: Mapping[str, ArchivedScene] | None = None) -> Iterator[Got]:
+        """Yield each scene with its last file. known: scenes of the archive by key; default: those stored in the items.
 
         Skip: unsafe_archive, no_images, broken_archive, archive_bomb, too_large, interleaved (its files lie between those
         of others, and there is no room for all of them). Retry: stopped.
         """
         for item in items:
             key = key_of(item)
-            there = known_of(item) if known is None else known.get(key, Found(key))
+            there = known_of(item) if known is None else known.get(key, ArchivedScene(key))
             if there.fault:
                 yield item, Skip("unsafe_archive", there.fault)
             elif not there.files:
@@ -300,8 +298,8 @@ class Staging:
             _put_back(self.disk_budget, cursor) if whole else cursor.close()
         yield from [(one.item, failure) for one in self.waiting.values()]
 
-    def _is_there(self, item: Item, there: Found) -> bool:
-        """Whether an earlier session left all of it; what is only a part of it is removed."""
+    def _is_there(self, item: Item, there: ArchivedScene) -> bool:
+        """True if an earlier session left the whole scene in its folder; parts of one are removed."""
         files = {self.folder_of(item) / name: size for name, (_, size) in there.files.items()}
         if all(path.is_file() and path.stat().st_size == size for path, size in files.items()):
             return True
@@ -311,7 +309,7 @@ class Staging:
         return False
 
     def _take(self, member: Member, data: bytes) -> Got | None:
-        """Writes one member where its scene is wanted; the scene's end where that is one."""
+        """Write one member if its scene is wanted. Returns the item's end if this was its last file or failed, else None."""
         place = self.scene_of(member.name)
         one = self.waiting.get(place[0]) if place else None
         if place is None or one is None or place[1] not in one.missing:
@@ -333,7 +331,7 @@ class Staging:
         return one.item, folder
 
     def _reserve(self, one: _Waiting) -> None:
-        """Disk for a whole scene. Waits for it unless scenes are half done, which only what comes later can finish."""
+        """Reserve disk for a whole scene. Waits, unless other scenes are half done: only later members can finish these."""
         if one.begun:
             return
         if not any(other.begun for other in self.waiting.values()):

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.core.errors import Skip
 
-# model -> its number in .bin files, and where its parameters go: fx fy cx cy k1 k2 p1 p2 k3 k4 k5 k6
+# model -> (number in .bin files, meaning of its parameters)
 MODELS: dict[str, tuple[int, tuple[str, ...]]] = {
     "SIMPLE_PINHOLE": (0, ("f", "cx", "cy")),
     "PINHOLE": (1, ("fx", "fy", "cx", "cy")),
@@ -42,14 +42,14 @@ MOST = 1_000_000  # cameras or images; more are damage
 
 @dataclass(frozen=True)
 class Camera:
-    """hw: of the pictures it is for. parameters: as the model lists them."""
+    """A camera. hw: size of its pictures. parameters: in the order that MODELS gives."""
 
     model: str
     hw: tuple[int, int]
     parameters: tuple[float, ...]
 
     def numbers(self) -> tuple[np.ndarray, np.ndarray]:
-        """fxfycxcy (4,) and OpenCV's distortion (8,). Raises Skip: unsupported_camera, bad_cameras."""
+        """Return fxfycxcy (4,) and OpenCV's distortion (8,). Raises Skip: unsupported_camera, bad_cameras."""
         if self.model not in MODELS:
             raise Skip(
                 "unsupported_camera", f"{self.model}; one of {', '.join(MODELS)} is needed: colmap image_undistorter"
@@ -65,7 +65,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Registered:
-    """One image with a pose: quaternion (4,), translation (3,) of its world-to-camera."""
+    """An image with a pose: quaternion (4,) and translation (3,) of w2c. camera: the number of its Camera."""
 
     name: str
     quaternion: np.ndarray
@@ -74,12 +74,12 @@ class Registered:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether cameras and images of a model lie there."""
+    """True if the folder holds cameras and images of a model."""
     return any((folder / f"cameras{end}").is_file() and (folder / f"images{end}").is_file() for end in (".bin", ".txt"))
 
 
 def read(folder: Path) -> tuple[dict[int, Camera], list[Registered]]:
-    """Cameras by number, images by name. Raises Skip: no_cameras, bad_cameras, unsupported_camera."""
+    """Read a model: cameras by number, images sorted by name. Raises Skip: no_cameras, bad_cameras, unsupported_camera."""
     binary = (folder / "cameras.bin").is_file() and (folder / "images.bin").is_file()
     try:
         if binary:
@@ -137,7 +137,7 @@ def _cameras_txt(text: str) -> Iterator[tuple[int, Camera]]:
 
 
 def _images_txt(text: str) -> Iterator[Registered]:
-    """Two lines per image; the second, of points, may be empty."""
+    """Parse two lines per image; the second, of points, may be empty."""
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     while lines and not lines[0].strip():
         lines.pop(0)

@@ -1,4 +1,4 @@
-"""What a glTF file says that it holds, from its JSON alone: how much, how often, and whether the file is long enough for it."""
+"""Checks of a glTF by its JSON alone: how much it declares, how often, and whether the file is long enough for that."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Document:
     bin_size: int = 0
 
     def rows(self, key: str) -> list[dict[str, Any]]:
-        """A top-level array of objects, [] where there is none. Raises Skip("broken_gltf") for anything else."""
+        """Return a top-level array of objects, [] if there is none. Raises Skip("broken_gltf") for anything else."""
         rows = self.json.get(key, [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise Skip("broken_gltf", f"{key} is no list of objects")
@@ -38,7 +38,7 @@ class Document:
 
 
 def load(path: Path) -> Document:
-    """Reads a .glb or .gltf. Raises Skip: truncated, unsupported_extension, broken_gltf, too_complex; OSError."""
+    """Read a .glb or .gltf. Raises Skip: truncated, unsupported_extension, broken_gltf, too_complex; OSError."""
     with path.open("rb") as stream:
         size = path.stat().st_size
         head = stream.read(20)
@@ -76,7 +76,7 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def uris(document: Document) -> list[str]:
-    """External files of buffers and images, as written. A data URI without base64 is none: Blender takes it for a name."""
+    """External files of buffers and images, as written. Data URIs without base64 count: Blender takes them for names."""
     found = [row.get("uri") for key in ("buffers", "images") for row in document.rows(key)]
     return [uri for uri in found if isinstance(uri, str) and uri and not _embedded(uri)]
 
@@ -86,7 +86,7 @@ def _embedded(uri: str) -> bool:
 
 
 def check(document: Document, sizes: dict[str, int], read: headers.Read, max_polygons: int) -> None:
-    """Judges what the JSON declares. sizes: bytes of each external buffer that is there, by its URI. read: of a GLB.
+    """Check what the JSON declares. sizes: bytes of each existing external buffer, by URI. read: reads the GLB.
 
     Raises Skip: unsupported_extension, broken_gltf (also nodes in a circle), truncated (buffers and accessors that end
     beyond their bytes), too_many_polygons (instances counted), image_too_large (embedded ones).
@@ -116,7 +116,7 @@ def _whole(row: dict[str, Any], key: str, default: int | None = None) -> int:
 
 
 def _buffer(index: int, row: dict[str, Any], document: Document, sizes: dict[str, int]) -> int | None:
-    """Bytes that a buffer really has; None where that cannot be told (no such file: Blender will say so)."""
+    """Bytes that a buffer really has; None if unknown (no such file: Blender will say so)."""
     uri, have = row.get("uri"), None
     if isinstance(uri, str) and _embedded(uri):
         have = len(uri.partition(";base64,")[2]) * 3 // 4
@@ -131,7 +131,7 @@ def _buffer(index: int, row: dict[str, Any], document: Document, sizes: dict[str
 
 
 def _accessor(index: int, row: dict[str, Any], views: list[dict[str, Any]], buffers: list[int | None]) -> int:
-    """The count of an accessor that fits into its bytes."""
+    """Count of an accessor. Raises Skip if its bufferView is too short for that."""
     count = _whole(row, "count", 0)
     width = COMPONENTS.get(_whole(row, "componentType", 0), 0) * NUMBERS.get(str(row.get("type")), 0)
     if "bufferView" not in row or not count:
@@ -154,7 +154,7 @@ def _accessor(index: int, row: dict[str, Any], views: list[dict[str, Any]], buff
 
 
 def _check_tree(nodes: list[dict[str, Any]]) -> None:
-    """Every node has one parent at most, and none is its own ancestor."""
+    """Raise Skip("broken_gltf") if a node has two parents or is its own ancestor."""
     parents: dict[int, int] = {}
     for parent, row in enumerate(nodes):
         children = row.get("children", [])
@@ -206,7 +206,7 @@ def _count(accessor: Any, counts: list[int]) -> int:
 
 
 def _instances(node: dict[str, Any], counts: list[int]) -> int:
-    """1, or what EXT_mesh_gpu_instancing makes of a node."""
+    """Number of instances of a node: 1, or more by EXT_mesh_gpu_instancing."""
     extensions = node.get("extensions")
     instancing = extensions.get("EXT_mesh_gpu_instancing") if isinstance(extensions, dict) else None
     attributes = instancing.get("attributes") if isinstance(instancing, dict) else None
@@ -232,7 +232,7 @@ def _check_images(document: Document, views: list[dict[str, Any]], read: headers
 
 
 def _of_text(uri: str) -> headers.Read:
-    """Reads a data URI, decoding no more than is asked for."""
+    """Make a reader of a data URI that decodes no more than it is asked for."""
     start = uri.index(";base64,") + 8
 
     def read(offset: int, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What a file says about its own size, read from a few bytes of it: nothing is decoded or trusted."""
+"""Sizes that files declare, read from a few bytes of each: nothing is decoded or trusted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLY_WIDTHS |= dict.fromkeys("double float64".split(), 8)  # all others have 4 by
 
 
 def reader(stream: BinaryIO) -> Read:
-    """Reads anywhere in an open file. Small reads one after the other cost one system call in many."""
+    """Make a function that reads anywhere in an open file. Consecutive small reads share a system call."""
     start, window = 0, b""
 
     def read(offset: int, size: int) -> bytes:
@@ -42,7 +42,7 @@ def reader(stream: BinaryIO) -> Read:
 
 
 def part(read: Read, start: int, size: int) -> Read:
-    """Reads a stretch of a file as if it were a file."""
+    """Make a function that reads a stretch of a file as if it were a file."""
     return lambda offset, wanted: read(start + offset, max(0, min(wanted, size - offset)))
 
 
@@ -50,7 +50,7 @@ def part(read: Read, start: int, size: int) -> Read:
 
 
 def check_picture(read: Read, name: str, suffix: str = "") -> None:
-    """Raises Skip("image_too_large") where a picture's header names more than MAX_SIDE or MAX_PIXELS."""
+    """Raise Skip("image_too_large") if a picture's header declares more than MAX_SIDE or MAX_PIXELS."""
     try:
         size = picture_size(read, suffix)
     except (struct.error, OverflowError):  # cut off within the header: no picture
@@ -64,7 +64,7 @@ def check_picture(read: Read, name: str, suffix: str = "") -> None:
 def picture_size(read: Read, suffix: str = "") -> tuple[int, int] | None:
     """(width, height) of a picture of any kind that Blender opens; None for anything else.
 
-    suffix: of its name; TGA has no other mark. Raises struct.error where the file ends within its header.
+    suffix: of the file's name; TGA has no other mark. Raises struct.error where the file ends within its header.
     """
     head = read(0, 64)
     for magic, layout, offset in FIXED:
@@ -147,7 +147,7 @@ def _tiff(read: Read, order: str) -> tuple[int, int] | None:
 
 
 def check_stl(head: bytes, size: int, max_polygons: int) -> None:
-    """A binary STL says how many triangles of 50 bytes follow its 84-byte head; a text one starts with "solid".
+    """Check a binary STL: 50 bytes for each declared triangle after a head of 84. A text STL starts with "solid".
 
     Raises Skip: truncated, too_many_polygons.
     """
@@ -163,7 +163,7 @@ def check_stl(head: bytes, size: int, max_polygons: int) -> None:
 
 
 def check_ply(read: Read, size: int, max_polygons: int) -> None:
-    """Raises Skip: broken_header, truncated (the rows that the header counts do not fit), too_many_polygons."""
+    """Check a PLY. Raises Skip: broken_header, truncated (more rows declared than fit), too_many_polygons."""
     head, found, _ = read(0, 2**20).partition(b"end_header")
     if not found:
         raise Skip("truncated", f"no end_header in the first {len(head)} bytes")
@@ -188,7 +188,7 @@ def check_ply(read: Read, size: int, max_polygons: int) -> None:
 
 
 def check_abc(read: Read, size: int) -> None:
-    """An Alembic file (Ogawa) ends its life as a writer's with the place of its root. Raises Skip("truncated")."""
+    """Check an Alembic file (Ogawa): the writer ends by storing where its root is. Raises Skip("truncated")."""
     head = read(0, 16)
     if head.startswith(b"Ogawa"):
         (root,) = struct.unpack("<Q", head[8:].ljust(8, b"\0"))
@@ -202,7 +202,7 @@ def check_abc(read: Read, size: int) -> None:
 
 @dataclass(frozen=True)
 class Property:
-    """A string (S), bytes (R) or an array of a binary FBX: whose, where, and how long; says: bytes that it unpacks to."""
+    """A string (S), bytes (R) or array of a binary FBX. node: its owner's name. says: declared bytes of the unpacked array."""
 
     node: bytes
     kind: bytes
@@ -212,7 +212,7 @@ class Property:
 
 
 def check_fbx(read: Read, size: int) -> None:
-    """Raises Skip: decompression_bomb, image_too_large (embedded pictures), and what `fbx_properties` raises.
+    """Check an FBX. Raises Skip: decompression_bomb, image_too_large (embedded pictures), and what `fbx_properties` raises.
 
     What is malformed is left to Blender. Of arrays that are not small, what they unpack to is counted, not believed.
     """
@@ -228,7 +228,7 @@ def check_fbx(read: Read, size: int) -> None:
 
 
 def fbx_properties(read: Read, size: int) -> Iterator[Property]:
-    """Strings and arrays of a binary FBX, in the order of the file, as far as Blender's parser comes.
+    """Yield strings and arrays of a binary FBX, in the file's order, as far as Blender's parser comes.
 
     Raises Skip: too_complex (nesting, number of nodes), truncated (a node of more properties than bytes).
     """
@@ -272,7 +272,7 @@ def _walk_fbx(read: Read, size: int) -> Iterator[Property]:
 
 
 def _fbx_property(read: Read, at: int, node: bytes) -> Property:
-    """The property at an offset of the file. Raises struct.error where there is no such kind."""
+    """Parse the property at an offset of the file. Raises struct.error for an unknown kind."""
     kind = read(at, 1)
     if kind in FBX_WIDTHS:
         return Property(node, kind, at + 1, FBX_WIDTHS[kind])
@@ -285,7 +285,7 @@ def _fbx_property(read: Read, at: int, node: bytes) -> Property:
 
 
 def _unpacks_to_more(read: Read, found: Property) -> bool:
-    """Unpacks an array piece by piece, until it ends or is longer than it says."""
+    """True if an array, unpacked piece by piece, becomes longer than it declares."""
     unpack, made = zlib.decompressobj(), 0
     end = found.offset + found.size
     try:
@@ -306,7 +306,7 @@ def _unpacks_to_more(read: Read, found: Property) -> bool:
 
 @dataclass(frozen=True)
 class Member:
-    """A file within an archive: its name as written, and where its bytes are."""
+    """A file within an archive. name: as written. offset, size: of its bytes in the archive."""
 
     name: str
     offset: int
@@ -314,7 +314,7 @@ class Member:
 
 
 def usdz_members(read: Read, size: int) -> Iterator[Member]:
-    """The members in the order in which USD finds them, by their local headers. Nothing is unpacked.
+    """Yield the members in the order in which USD finds them, by their local headers. Nothing is unpacked.
 
     Raises Skip: bad_archive (compressed, encrypted or cut off, which USDZ forbids; names that leave the archive),
     archive_bomb (what they say to unpack to).

@@ -1,4 +1,4 @@
-"""What `torch.save` wrote, read without torch and without running anything: tensors become NumPy views of the mapped file.
+"""Files of `torch.save`, read without torch and without running anything: tensors become NumPy views of the mapped file.
 
 A file is a zip archive with a pickle (<name>/data.pkl) beside the bytes of each storage (<name>/data/<key>, not compressed),
 or, before torch 1.6, a row of pickles with the storages behind them. See torch/serialization.py. Of all that a pickle may
@@ -56,7 +56,7 @@ class _Kind:
 
 
 class _Call:
-    """Something that a pickle may call; without attributes, so that it cannot be bent into something else."""
+    """A function that a pickle may call; no attribute can be set on it, so that a pickle cannot redirect it."""
 
     __slots__ = ("_does",)
     _does: Callable[..., Any]
@@ -72,7 +72,7 @@ class _Call:
 
 
 def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> np.ndarray:
-    """torch._utils._rebuild_tensor(_v2): a view of a flat storage. NumPy itself checks that it lies within."""
+    """torch._utils._rebuild_tensor(_v2): a view of a flat storage. NumPy itself checks its bounds."""
     if min((offset, *size, *stride)) < 0 or len(size) != len(stride) or len(size) > 32:
         raise ValueError("a tensor of impossible shape")
     width = storage.itemsize
@@ -103,7 +103,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """storages: of a persistent id's kind, key and number of elements, a flat array."""
+    """Unpickler of tensors only. storages: (dtype, key, number of elements) of a persistent id -> flat array."""
 
     def __init__(self, stream: IO[bytes], storages: Callable[[np.dtype[Any], str, int], np.ndarray]) -> None:
         super().__init__(stream, encoding="utf-8")
@@ -122,7 +122,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(path: Path) -> Any:
-    """The object that `torch.save` was given: lists, tuples, dicts, strings, numbers, and NumPy arrays for its tensors.
+    """Return the object that `torch.save` was given: lists, tuples, dicts, strings, numbers, and NumPy arrays for its tensors.
 
     Arrays are views of the mapped file wherever the file holds the bytes as they are. Raises Skip: missing,
     unsafe_pickle, broken_torch_file (cut off, damaged, or not written by torch.save).
@@ -157,7 +157,7 @@ def _read_zip(path: Path, mapped: mmap.mmap) -> Any:
 
 
 def _start(mapped: mmap.mmap, info: zipfile.ZipInfo) -> int:
-    """Where the bytes of a stored member begin."""
+    """Offset in the file at which the bytes of a stored member begin."""
     mark, name, extra = LOCAL_HEADER.unpack_from(mapped, info.header_offset)
     if mark != b"PK\x03\x04":
         raise zipfile.BadZipFile(f"no member at {info.header_offset}")
@@ -186,7 +186,7 @@ class _At:
 
 
 def _read_legacy(mapped: mmap.mmap) -> Any:
-    """magic, protocol, system, object, storage keys (a pickle each), then per storage an int64 count and its bytes."""
+    """Read magic, protocol, system, object, storage keys (a pickle each), then per storage an int64 count and bytes."""
     stream: Any = _At(mapped)
     places: dict[str, tuple[int, np.dtype[Any], int]] = {}
 
@@ -220,7 +220,7 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
 
 
 class _Scan(_Unpickler):
-    """Reads past the object without building its tensors, only to learn where its pickle ends and what it needs."""
+    """Unpickler that builds no tensors: it finds the end of the object's pickle, and the storages that are needed."""
 
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)

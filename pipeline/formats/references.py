@@ -29,7 +29,7 @@ SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
 def references(path: Path, file_format: str = "") -> list[str]:
-    """The files that `path` names, in the order of the file, each once, as written but for the escapes of its format.
+    """List the files that `path` names, in the order of the file, each once, as written but for the escapes of its format.
 
     Decoded: percent signs (glTF, Collada), entities (Collada), quotation marks and options around names (OBJ, MTL).
     Left alone: backslashes, drive letters, URLs, `..`; bytes that are no UTF-8 come as surrogate escapes (`os.fsencode`
@@ -53,10 +53,10 @@ def references(path: Path, file_format: str = "") -> list[str]:
 
 
 def companions(path: Path, root: Path) -> list[PurePosixPath]:
-    """Where below `root` the files lie, or would lie, that `path` names, relative to `root`: for whoever fetches them.
+    """Paths, relative to `root`, of the files that `path` names, whether or not they exist: for fetching them.
 
-    What is absolute, a URL or outside of `root` is left out. One step: call it again on an mtl, a usda or a dae that it
-    names. Raises what `references` raises.
+    Absolute paths, URLs and what is outside of `root` are left out. One step only: call again on an mtl, a usda or a dae
+    among the paths. Raises what `references` raises.
     """
     names = [] if path.suffix.lower() == ".usdz" else references(path)
     folder = os.path.relpath(os.path.abspath(path.parent), os.path.abspath(root))
@@ -81,7 +81,7 @@ def _limit(found: Collection[Any], what: str, most: int) -> None:
 
 
 def _hits(read: headers.Read, *words: bytes) -> list[int]:
-    """Where any of the words starts, in order."""
+    """Offsets in the file at which any of the words starts, ascending. Raises Skip("too_complex")."""
     found: set[int] = set()
     overlap = max(map(len, words)) - 1
     start = 0
@@ -106,7 +106,7 @@ def _gltf(path: Path) -> Iterator[str]:
 
 
 def _dae(path: Path) -> list[str]:
-    """Pictures (init_from) and other documents (url, source). Blender reads no Collada that expat does not read either."""
+    """List pictures (init_from) and documents (url, source). Blender reads no Collada that expat does not read."""
     found: list[str] = []
     inside: list[str] | None = None  # the text of an init_from
 
@@ -146,10 +146,10 @@ def _feed(parser: expat.XMLParserType, stream: BinaryIO) -> None:
         while chunk := stream.read(CHUNK):
             parser.Parse(chunk, False)
             fed += len(chunk)
-            if fed - parser.CurrentByteIndex > 16 * CHUNK:  # it would be read again with every chunk
+            if fed - parser.CurrentByteIndex > 16 * CHUNK:  # expat would parse the tag again with every chunk
                 raise Skip("too_complex", f"one XML tag of more than {16 * CHUNK} bytes")
         parser.Parse(b"", True)
-    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two: encodings that nobody knows
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two: unknown encodings
         raise Skip("broken_xml", str(error)) from None
 
 
@@ -166,7 +166,7 @@ def _obj(path: Path) -> Iterator[str]:
             line = re.split(rb"(?<!\\)\n", read(at + 6, LINE).replace(b"\r\n", b"\n"), maxsplit=1)[0]
             name = _unquoted(line.replace(b"\\\n", b"  ").strip(BLANK))
             yield _text(name)
-            several = name.split()  # the format means this; Blender takes one name with blanks in it
+            several = name.split()  # what the format says; Blender takes one name with blanks
             if len(several) > 1 and all(part.lower().endswith(b".mtl") for part in several):
                 yield from map(_text, several)
     yield f"{path.stem}.mtl"
@@ -200,7 +200,7 @@ def _ply(path: Path) -> Iterator[str]:
 
 
 def _fbx(path: Path) -> Iterator[str]:
-    """Texture and Video nodes. Where one names no file, Blender takes its own name for one: what looks like a path counts."""
+    """Yield files of Texture and Video nodes; if one names none, Blender takes the node's name: one like a path counts."""
     with path.open("rb") as stream:
         read = headers.reader(stream)
         if read(0, len(headers.FBX_MAGIC)) != headers.FBX_MAGIC:
@@ -216,7 +216,7 @@ def _fbx(path: Path) -> Iterator[str]:
 
 
 def _fbx_as_text(read: headers.Read) -> Iterator[str]:
-    """Blender opens no FBX that is text; whoever fetches files may convert them."""
+    """Yield files of an FBX that is text, which Blender does not open, but users may convert."""
     for at in _hits(read, b"ilename:", b"ileName:"):
         if found := re.match(rb'[ \t]*"([^"\r\n]*)"', read(at + 8, LINE)):
             yield html.unescape(_text(found[1]))
@@ -232,7 +232,7 @@ def _usda(path: Path) -> Iterator[str]:
 
 
 def _assets(read: headers.Read) -> Iterator[str]:
-    """Whatever stands between two @ of a line: some of it is no reference, but no reference is missed."""
+    """Yield all text between two @ of a line: some is no reference, but no reference is missed."""
     marks = _hits(read, b"@")
     for start, end in itertools.pairwise(marks):
         name = read(start + 1, min(end - start - 1, LINE))
@@ -246,7 +246,7 @@ def _usdz(path: Path) -> Iterator[str]:
 
 
 def within_usdz(path: Path) -> Iterator[tuple[str, str]]:
-    """(member, name) for every file that a text layer in a usdz names, relative to that member.
+    """Yield (member, name) for every file that a text layer in a usdz names, relative to the member.
 
     Raises Skip: bad_archive, archive_bomb, too_complex; OSError.
     """

@@ -1,4 +1,4 @@
-"""Tables that people hand over or take away: CSV, JSON lines and Parquet, told apart by their suffix, as rows of dicts."""
+"""Tables of users, read and written as rows of dicts: CSV, JSON lines or Parquet, by the file's suffix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS_PER_BLOCK = 16384
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table, one at a time. Raises UserError where the file is not what its suffix says."""
+    """Yield the rows of a table. UserError if the file is not what its suffix says."""
     try:
         yield from _rows(path)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -26,7 +26,7 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def blocks(path: Path, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
-    """The same by columns, of those asked for that are there, some thousand rows at a time; None where a row has no value.
+    """Yield those of `columns` that the table has, as lists of some thousand values; None where a row has no value.
 
     Millions of rows of a Parquet file take a tenth of the time of `rows`.
     """
@@ -44,7 +44,7 @@ def _parquet_blocks(path: Path, columns: Sequence[str] | None) -> Iterator[dict[
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:  # which would keep all that was read
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # pre-buffering would keep all that was read
             there = [name for name in file.schema_arrow.names if columns is None or name in columns]
             for batch in file.iter_batches(ROWS_PER_BLOCK, columns=there):
                 yield {name: batch.column(name).to_pylist() for name in there} or {"": [None] * batch.num_rows}
@@ -76,7 +76,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write(path: Path, lines: Iterable[dict[str, Any]], columns: Sequence[tuple[str, type]]) -> int:
-    """Writes dicts with these columns, beside and then renamed; returns how many. Same rows, same bytes."""
+    """Write dicts with these columns to a temporary file, then rename it; returns the count. Same rows, same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
     names = [name for name, _ in columns]

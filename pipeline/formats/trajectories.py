@@ -34,7 +34,7 @@ class Trajectory:
 
 
 def parse(data: bytes, name: str) -> Trajectory:
-    """Raises Skip: no_images (no line but the URL), bad_cameras (anything that is no such file), unsupported_camera."""
+    """Parse a camera file. Raises Skip: no_images (only the URL), bad_cameras (malformed), unsupported_camera."""
     url = url_of(data, name)
     lines = [line for line in data.splitlines()[1:] if line.strip()]
     if not lines:
@@ -54,7 +54,7 @@ def parse(data: bytes, name: str) -> Trajectory:
 
 
 def url_of(head: bytes, name: str) -> str:
-    """The first line. head: at least that much of the file. Raises Skip("bad_cameras")."""
+    """URL in the first line. head: the file, or at least its first line. Raises Skip("bad_cameras")."""
     line = head.split(b"\n", 1)[0].strip()
     try:
         url = line.decode("ascii")
@@ -67,7 +67,7 @@ def url_of(head: bytes, name: str) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """Frames of one clip, as entries of its camera file counted from 0."""
+    """Frames of one clip, as indices from 0 into the entries of its camera file."""
 
     context: tuple[int, ...]
     target: tuple[int, ...]
@@ -75,13 +75,13 @@ class Example:
 
 @dataclass(frozen=True)
 class EvalIndex:
-    """examples: key of a clip -> Example. Clips with null are left out."""
+    """Evaluation index. examples: key of a clip -> Example; clips with null are left out."""
 
     examples: dict[str, Example]
 
     @staticmethod
     def read(path: Path) -> EvalIndex:
-        """Raises UserError where the file is none."""
+        """Read an index. UserError if the file is not one."""
         try:
             found = json.loads(path.read_bytes())
             examples = {str(key): _example(value) for key, value in found.items() if value is not None}
@@ -96,7 +96,7 @@ class EvalIndex:
         return key in self.examples
 
     def frames(self, key: str) -> list[int]:
-        """Every frame that the clip's example needs, sorted."""
+        """Frames of the clip's context and target, sorted."""
         example = self.examples[key]
         return sorted({*example.context, *example.target})
 

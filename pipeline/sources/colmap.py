@@ -38,7 +38,7 @@ def _model(folder: Path) -> Path | None:
 
 
 def _images(folder: Path, model: Path) -> tuple[Path, bool]:
-    """The folder that holds images/ (and whether there is one): the scene's, or above a model that was named itself."""
+    """Return (folder that holds images/, True if it exists): the scene's folder, or one above a model given as input."""
     for place in (folder, folder.parent, folder.parent.parent) if model.samefile(folder) else (folder,):
         if any((place / name).is_dir() for name in ("images", *posed_views.SMALLER)):
             return place, True
@@ -46,8 +46,8 @@ def _images(folder: Path, model: Path) -> tuple[Path, bool]:
 
 
 def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
-    """Raises Skip: no_cameras, no_images (none registered), bad_cameras, unsupported_camera, image_missing, broken_image,
-    escapes_folder.
+    """Read one scene. Raises Skip: no_cameras, no_images (none registered), bad_cameras, unsupported_camera, image_missing,
+    broken_image, escapes_folder.
     """
     model = _model(path)
     if model is None:
@@ -81,7 +81,7 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
 
 
 def _picture(name: str, place: Path, in_images: bool, roots: tuple[Path, ...]) -> Path:
-    """Names are relative to the folder of images, and must stay in it."""
+    """File of an image `name`, which is relative to the folder of images and must stay in it."""
     if not in_images:
         return posed_views.picture(name, place, roots)
     folder = next(place / known for known in ("images", *posed_views.SMALLER) if (place / known).is_dir())

@@ -1,4 +1,4 @@
-"""Fetcher or VideoFetcher, as a run's flags say: the one place that knows both."""
+"""Choice between Fetcher and VideoFetcher: the one place that knows both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.video.ytdlp import VideoFetcher, wishes
 
 
 def fetcher(cfg: Fetching, folder: Path, cache: Path) -> Fetcher:
-    """A Fetcher as the flags say, one that opens videos for a run over videos. folder: where files wait."""
+    """Make the Fetcher of a run: a VideoFetcher for videos. folder: where fetched files wait, within cfg.raw_gb."""
     folder.mkdir(parents=True, exist_ok=True)
     limits = FetchLimits(cfg.per_host, cfg.max_file_mb * 1e6, cfg.stall_s, cfg.mirrors, cache, cfg.keep_raw)
     disk_budget = DiskBudget(folder, cfg.raw_gb * 1e9, patient=cfg.patient)

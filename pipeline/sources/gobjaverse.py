@@ -39,7 +39,7 @@ root_of = posed_views.root_of
 
 
 def scene_of(name: str) -> tuple[str, str] | None:
-    """Path in the collection -> ("dict/inst" or "inst", NNNNN.png or .json), with and without the folders in between."""
+    """Map a path in the collection to ("dict/inst" or "inst", NNNNN.png or .json), with or without folders in between."""
     found = FILE.fullmatch(name)
     if not found:
         return None
@@ -53,7 +53,7 @@ def scene_of(name: str) -> tuple[str, str] | None:
 
 
 def remote(cfg: ImportConfig) -> bool:
-    """Whether files have to be fetched or unpacked before a worker can read them."""
+    """True if files have to be fetched or unpacked before a worker can read them."""
     return cfg.input is None or posed_views.is_staged(cfg)
 
 
@@ -67,7 +67,7 @@ def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[
 
 
 def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]:
-    """Folder by folder of Objaverse, since that is how its licenses and authors are listed."""
+    """List objects by Objaverse's folders, by which its licenses and authors are listed."""
     assert net is not None
     known = _map(cfg) or _fetched_map(cfg, net)
     names = selection.names(cfg)
@@ -86,7 +86,7 @@ def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]
 
 
 class _Rights:
-    """Licenses and credits of Objaverse's objects; unknown where the Hub, which G-Objaverse itself does not need, is away."""
+    """Licenses and credits of Objaverse's objects; unknown if the Hub, which G-Objaverse itself does not need, is unreachable."""
 
     def __init__(self, net: Fetcher, cache: Path) -> None:
         self.net, self.cache = net, cache
@@ -94,7 +94,7 @@ class _Rights:
         self.away = False
 
     def of(self, uid: str, folder: str) -> dict[str, Any]:
-        """Fields of an Item."""
+        """License and credit of an object, as fields of an Item. folder: 000-NNN, whose list has the object."""
         if folder != self.folder:
             self.folder, self.facts = folder, {}
             try:
@@ -158,7 +158,7 @@ def _local(cfg: ImportConfig, seed: int) -> Iterator[Item]:
 
 
 def is_scene(folder: Path) -> bool:
-    """Whether a folder holds views, in one of the two published layouts."""
+    """True if a folder holds views, in one of the two published layouts."""
     return (folder / LEVEL).is_dir() or any(
         re.fullmatch(r"\d{5}(\.json)?", child.name) and _holds(child) for child in folder.iterdir()
     )
@@ -169,12 +169,12 @@ def _holds(child: Path) -> bool:
 
 
 def batch(item: Item) -> str:
-    """Objects are fetched one by one; those of one archive together."""
+    """Key of a batch: the object where objects are fetched one by one, else the archive."""
     return item.uid if "views" in item.extra else item.url
 
 
 def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
-    """The views that were asked for, two files each; or scenes of a .tar.gz or .7z."""
+    """Fetch the requested views, two files each; or bring scenes of a .tar.gz or .7z into folders."""
     if "views" not in items[0].extra:
         yield from posed_views.staged(items, folder_of, net, scene_of)
         return
@@ -183,7 +183,7 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
         try:
             for view in item.extra["views"]:
                 for name in (f"{view:05d}.json", f"{view:05d}.png"):
-                    if not (folder / name).is_file():  # else an earlier session brought it
+                    if not (folder / name).is_file():  # an earlier session may have fetched it
                         net.get(f"{item.url}/{LEVEL}/{view:05d}/{name}", folder / name, owner=item.uid)
             yield item, folder
         except (Skip, Retry) as failure:
@@ -191,7 +191,7 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
 
 
 def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
-    """Raises Skip: no_images, no_cameras, count_mismatch, bad_cameras, broken_image, unsafe_archive, broken_archive."""
+    """Read a scene. Skip: no_images, no_cameras, count_mismatch, bad_cameras, broken_image, unsafe_archive, broken_archive."""
     files = bundles.Files(_opened(item, path), path, scene_of)
     names = set(files.names())
     numbers = [f"{view:05d}" for view in UNIQUE]
@@ -215,7 +215,7 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
 
 
 def _opened(item: Item, path: Path) -> Item:
-    """The item of a .tar of its own with its members, which nobody has looked at so far. Raises Skip("broken_archive")."""
+    """Add to a single-scene .tar's item its members, unlisted so far. Raises Skip: broken_archive, unsafe_archive."""
     if "alone" not in item.extra:
         return item
     try:

@@ -45,7 +45,7 @@ def _uid(row: dict[str, Any]) -> str:
 
 
 def _check_manifest(path: Path) -> None:
-    """Before anything is rendered: every line has a path, and no uid comes twice."""
+    """Raise UserError unless every line has a path and no uid comes twice, before anything is rendered."""
     seen: set[str] = set()
     for number, row in enumerate(tables.rows(path), 1):
         if not row.get("path"):
@@ -59,7 +59,7 @@ def _check_manifest(path: Path) -> None:
 
 
 def fetch(item: Item, folder: Path) -> Path:
-    """The file itself, never a copy. Raises Skip: file_missing, checksum_mismatch, blend_not_allowed."""
+    """Return the file itself, never a copy. Raises Skip: file_missing, checksum_mismatch, blend_not_allowed."""
     path = Path(item.url)
     if not path.is_file():
         raise Skip("file_missing", str(path))

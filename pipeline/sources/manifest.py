@@ -30,7 +30,7 @@ COLUMNS: tuple[tuple[str, type], ...] = (
     ("page", str),
     ("file_identifier", str),
 )
-LEAVES_OUT = True  # `items` takes what has ended
+LEAVES_OUT = True  # `items` takes the uids that have ended
 CREDIT = ("title", "author", "page")
 READ = ("uid", "path", "url", "source", "license", "sha256", "size", "file_type", "file_identifier", *CREDIT)
 batch, fetch_many, root_of, BATCH = (
@@ -42,7 +42,7 @@ batch, fetch_many, root_of, BATCH = (
 
 
 def items(cfg: Listing, seed: int, net: Fetcher, ended: Uids | None = None) -> Iterator[Item]:
-    """The lines in their order, without those of `ended`: of millions they cost little then.
+    """Items of the lines in their order. ended: uids to leave out, so that resuming a list of millions costs little.
 
     Raises UserError for a line without url or path, or two lines with one uid.
     """
@@ -63,7 +63,7 @@ def items(cfg: Listing, seed: int, net: Fetcher, ended: Uids | None = None) -> I
 
 
 def _uids(manifest: Path, first: int, block: dict[str, list[Any]]) -> list[str]:
-    """Of lines of which each column is a list. first: the number of the first one."""
+    """uids of a block of lines, a list per column. first: number of the block's first line. Raises UserError."""
     uids, paths, urls = (_texts(block, name) for name in ("uid", "path", "url"))
     for place, (path, url) in enumerate(zip(paths, urls, strict=True)):
         if not url and not path:
@@ -73,7 +73,7 @@ def _uids(manifest: Path, first: int, block: dict[str, list[Any]]) -> list[str]:
 
 
 def _block(manifest: Path, block: dict[str, list[Any]]) -> list[Item]:
-    """Lines of which each column is a list."""
+    """Items of a block of lines, a list per column."""
     columns = [_texts(block, name) for name in READ]
     names: dict[str, str] = {}
     items: list[Item] = []
@@ -102,13 +102,13 @@ def _block(manifest: Path, block: dict[str, list[Any]]) -> list[Item]:
 
 
 def _texts(block: dict[str, list[Any]], name: str) -> list[str]:
-    """A column of a block; without text where it is not there."""
+    """One column of a block as stripped strings; empty strings for missing values, or a missing column."""
     count = len(next(iter(block.values())))
     return ["" if value is None else str(value).strip() for value in block.get(name, [None] * count)]
 
 
 def row_of(item: Item) -> dict[str, Any]:
-    """An item as a line of a manifest: a value for every one of COLUMNS."""
+    """Convert an item to a line of a manifest: a value for every one of COLUMNS."""
     return {
         "uid": item.uid,
         "source": item.source,

@@ -37,8 +37,8 @@ def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[
 
 
 def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
-    """Raises Skip: no_cameras, no_images (an empty list), bad_cameras, unsupported_camera, image_missing, broken_image,
-    escapes_folder.
+    """Read one scene. Raises Skip: no_cameras, no_images (an empty list), bad_cameras, unsupported_camera, image_missing,
+    broken_image, escapes_folder.
     """
     frames: list[dict[str, Any]] = []
     meta: dict[str, Any] = {}
@@ -71,7 +71,7 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
 
 
 def _once(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every picture once, in order. Raises Skip("bad_cameras") for a frame without the name of one."""
+    """Drop frames whose picture came before. Raises Skip("bad_cameras") for a frame without file_path."""
     for frame in frames:
         if not isinstance(frame.get("file_path"), str) or not frame["file_path"]:
             raise Skip("bad_cameras", "a frame without file_path")
@@ -79,7 +79,7 @@ def _once(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _camera(frame: dict[str, Any], hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """fxfycxcy (4,) for the picture's own size, distortion (8,)."""
+    """Intrinsics of a frame: fxfycxcy (4,) in pixels of a picture of size hw, and OpenCV distortion (8,)."""
     values = {
         name: posed_views.number(frame, name) for name in ("w", "h", "fl_x", "fl_y", "cx", "cy", "k4", *DISTORTION)
     }

@@ -28,7 +28,7 @@ batch, fetch_many, root_of = route.batch, route.fetch_many, route.root_of
 
 
 def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
-    """Folder by folder in an order that the seed gives, shuffled within: a run of a few thousand reads one or two lists.
+    """List objects folder by folder, folders and objects shuffled by the seed: a run of a few thousand reads one or two lists.
 
     Raises UserError where a list cannot be had, for an unknown --lvis category, and where nothing is left to choose from.
     """
@@ -52,7 +52,7 @@ def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
 
 
 def item_of(uid: str, path: str, facts: dict[str, Any], source: str = "objaverse", **more: Any) -> Item:
-    """One object from its path in the repository and its Sketchfab annotations. more: further fields of the Item."""
+    """Make an Item from an object's path in the repository and its Sketchfab annotations. more: further fields of the Item."""
     url, extra = huggingface.url_of(route.OBJAVERSE, path), {"id": f"{PAGE}{uid}"}
     return Item(uid, source, **({"url": url, "extra": extra} | rights_of(uid, facts) | more))
 
@@ -70,12 +70,12 @@ def rights_of(uid: str, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def metadata(net: Fetcher, cache: Path, folder: str) -> dict[str, Any]:
-    """uid -> Sketchfab's annotations, of the objects of one folder (000-NNN)."""
+    """Map uid -> Sketchfab annotations, for the objects of one folder (000-NNN)."""
     return dict(_read(net, cache, f"metadata/{folder}.json.gz"))
 
 
 def object_paths(net: Fetcher, cache: Path) -> dict[str, str]:
-    """uid -> path in the repository, glbs/000-NNN/<uid>.glb."""
+    """Map uid -> path in the repository, glbs/000-NNN/<uid>.glb."""
     return dict(_read(net, cache, "object-paths.json.gz"))
 
 

@@ -26,7 +26,7 @@ from pipeline.core.records import Got, Item, Posed, item_rng
 from pipeline.download import huggingface
 from pipeline.download.fetch import Fetcher, Wanted
 from pipeline.formats import bundles, seven_zip
-from pipeline.formats.bundles import Found
+from pipeline.formats.bundles import ArchivedScene
 from pipeline.sources import objaverse, posed_views, selection, zero123
 
 CAMERAS_ASSUMED = True
@@ -39,13 +39,13 @@ FILE = re.compile(r"(?:.*/)?([^/]+)/(\d{1,5})\.(png|jpg|jpeg|webp)", re.IGNORECA
 
 
 def scene_of(name: str) -> tuple[str, str] | None:
-    """Path in the collection -> (uid, NNNNN.png)."""
+    """Map a path in the collection to (uid, NNNNN.png)."""
     found = FILE.fullmatch(name)
     return (found[1], f"{int(found[2]):05d}.{found[3].lower()}") if found else None
 
 
 def remote(cfg: ImportConfig) -> bool:
-    """Whether archives have to be fetched or unpacked before a worker can read them."""
+    """True if archives have to be fetched or unpacked before a worker can read them."""
     return cfg.input is None or posed_views.is_staged(cfg) or (cfg.input.is_dir() and bool(_archives(cfg.input)))
 
 
@@ -70,7 +70,7 @@ def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]
     for folder in item_rng(seed, "objaverse-mix", "order").permutation(sorted(folders)):
         url = huggingface.url_of(REPO, f"rendered_images/{folder}.7z")
         facts = objaverse.metadata(net, cfg.cache, str(folder))
-        for uid in sorted(folders[str(folder)]):  # as archives are packed, so that batches follow each other in them
+        for uid in sorted(folders[str(folder)]):  # the order within archives, so that batches follow each other in one
             yield Item(uid, cfg.source, url=url, **objaverse.rights_of(uid, facts.get(uid, {})))
 
 
@@ -90,7 +90,7 @@ def _local(cfg: ImportConfig, seed: int) -> Iterator[Item]:
 
 
 def is_scene(folder: Path, root: Path) -> bool:
-    """As zero123 tells them; the input itself where it has pictures."""
+    """True if zero123.is_scene says so; for the input itself, if it has pictures."""
     if folder == root:
         return any(scene_of(f"x/{child.name}") for child in folder.iterdir() if child.is_file())
     return zero123.is_scene(folder, root)
@@ -102,7 +102,7 @@ def batch(item: Item) -> str:
 
 
 def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
-    """Brings the archive, unless the batch before had the same, and of it the objects that were asked for, in one pass."""
+    """Fetch the archive, unless the batch before had it, and bring the requested objects into folders in one pass."""
     if "://" not in items[0].url:
         yield from posed_views.staged(items, folder_of, net, scene_of)
         return
@@ -117,21 +117,21 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
 
 
 @functools.lru_cache(maxsize=2)
-def _index(path: Path, mtime_ns: int) -> dict[str, Found]:
+def _index(path: Path, mtime_ns: int) -> dict[str, ArchivedScene]:
     return bundles.index(path, scene_of)
 
 
 class _Archives:
-    """The one fetched archive of a run, kept from batch to batch until another one is asked for."""
+    """The one archive of a run that is on disk, kept from batch to batch until another one is needed."""
 
     def __init__(self) -> None:
-        self.turn = threading.Lock()  # held by the one batch that reads it
+        self.turn = threading.Lock()  # held by the batch that reads the archive
         self.url = self.owner = ""
         self.path: Path | None = None
 
     @contextlib.contextmanager
     def open(self, item: Item, folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Path]:
-        """Waits for its turn. Raises Skip, Retry as downloads do."""
+        """Yield the archive's path once other batches are done with theirs. Raises Skip, Retry as downloads do."""
         with self.turn:
             if self.path is None or self.url != item.url or not self.path.is_file():
                 self._drop(net)
@@ -140,8 +140,8 @@ class _Archives:
             yield self.path
 
     def _drop(self, net: Fetcher) -> None:
-        bundles.let_go(net.disk_budget)
-        if self.owner and self.path:  # ours, not one of a cache
+        bundles.close_cursor(net.disk_budget)
+        if self.owner and self.path:  # fetched by this run, not found in a cache
             self.path.unlink(missing_ok=True)
             net.disk_budget.release(self.owner)
         self.url, self.path = "", None
@@ -156,7 +156,7 @@ class _Archives:
         if not (cached and net.limits.keep):
             self.owner = (
                 item.url
-            )  # as if it were an item: an earlier session's is found, and accounted for, in the same way
+            )  # as if an item: the archive of an earlier session is found and accounted for like one
             self.path = folder_of(Item(self.owner, item.source)) / Path(address[1]).name
         assert self.path is not None
         if not self.path.is_file():
@@ -164,17 +164,17 @@ class _Archives:
             self.path, self.owner = got, self.owner if got == self.path else ""  # the Hub's own cache may have it
 
 
-_by_room: WeakKeyDictionary[DiskBudget, _Archives] = WeakKeyDictionary()
+_by_budget: WeakKeyDictionary[DiskBudget, _Archives] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
 def _archives_of(disk_budget: DiskBudget) -> _Archives:
     with _lock:
-        return _by_room.setdefault(disk_budget, _Archives())
+        return _by_budget.setdefault(disk_budget, _Archives())
 
 
 def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
-    """The cameras are cfg.scene.mix, as many on the circle as there are pictures.
+    """Read one scene, with the cameras of cfg.scene.mix: as many on the circle as there are pictures.
 
     Raises Skip: no_images, views_missing (numbers with gaps), broken_image, unsafe_archive, broken_archive.
     """

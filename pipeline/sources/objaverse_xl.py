@@ -28,8 +28,8 @@ HOWTO = "--source objaverse-xl"
 REPO = "allenai/objaverse-xl"
 COLUMNS = ("fileIdentifier", "source", "license", "fileType", "sha256")
 REPEATED = ("source", "license", "fileType")
-LINES, WINDOW = 1 << 16, 1 << 20  # that are read at once, and that are in memory
-BLOCK = 4096  # lines that are put in order together: files of one repository follow each other, to be fetched together
+LINES, WINDOW = 1 << 16, 1 << 20  # lines read at once, lines held in memory
+BLOCK = 4096  # lines grouped together: files of one repository follow each other, to be fetched together
 THING = re.compile(r"thing:(\d+)/files\?fileId=(\d+)")
 batch, fetch_many, root_of, BATCH = (
     route.batch,
@@ -40,7 +40,7 @@ batch, fetch_many, root_of, BATCH = (
 
 
 def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
-    """All parts mixed, in an order that the seed and each file's sha256 give: what is left out moves nothing else.
+    """List all parts mixed, ordered by the seed and each file's sha256: leaving lines out does not move the others.
 
     uid: Sketchfab's own for its objects, so that they match Objaverse 1.0; else uuid5 of the fileIdentifier, as in the
     objaverse package. Of files with the same sha256 the first is taken. Raises UserError where a list cannot be had.
@@ -67,7 +67,7 @@ def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
 
 
 def _grouped(block: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same lines, those of one repository and commit moved up to the first of them."""
+    """Reorder lines: those of one repository and commit are moved up to the first of them."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in block:
         groups.setdefault(route.repository(row["fileIdentifier"]) or row["fileIdentifier"], []).append(row)
@@ -75,7 +75,7 @@ def _grouped(block: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class _Lines:
-    """Lines of several lists, numbered through: those of `names`, or all. keys: (N,) uint64, from the sha256 sums.
+    """Lines of several lists, numbered consecutively: those of `names`, or all. keys: (N,) uint64, from the sha256 sums.
 
     Ten million lines would be 4 GB. So only their keys are kept; the lines are read again, WINDOW of them at a time.
     """
@@ -95,7 +95,7 @@ class _Lines:
         return len(self.keys)
 
     def blocks(self, order: np.ndarray) -> Iterator[list[dict[str, Any]]]:
-        """The lines in an order (their numbers), BLOCK at a time."""
+        """Yield the lines in the order of `order`, (N,) indices into keys, BLOCK at a time."""
         for start in range(0, len(order), WINDOW):
             numbers = self.chosen[order[start : start + WINDOW]]
             ascending = np.sort(numbers)
@@ -104,7 +104,7 @@ class _Lines:
                 yield window.take(np.searchsorted(ascending, numbers[place : place + BLOCK])).to_pylist()
 
     def _window(self, ascending: np.ndarray) -> Any:
-        """A table of the lines of these numbers."""
+        """Arrow table of the lines with these numbers, which ascend."""
         import pyarrow as pa
 
         parts, first = [], 0
@@ -117,7 +117,7 @@ class _Lines:
 
 
 class _Wanted:
-    """Lines that somebody named, by their identifiers, sums, or the uids made of the former."""
+    """Test for lines that `names` has, by identifier, sha256, or the uid made of the identifier."""
 
     def __init__(self, names: frozenset[str]) -> None:
         import pyarrow as pa
@@ -126,7 +126,7 @@ class _Wanted:
         self.uids = names - {_uuid5(name) for name in names}
 
     def among(self, rows: Any) -> np.ndarray:
-        """Which of some rows they are: a mask."""
+        """Mask (N,) bool of the rows of a record batch that were named."""
         import pyarrow.compute as pc
 
         asked = pc.or_(pc.is_in(rows["fileIdentifier"], self.names), pc.is_in(rows["sha256"], self.names))
@@ -136,7 +136,7 @@ class _Wanted:
 
 
 def _by_uid(identifiers: Any, names: frozenset[str]) -> Any:
-    """Which identifiers have their uid among `names`: hashing millions takes half a minute, so only where it may help."""
+    """Mask of identifiers whose uid is in `names`. Hashing millions takes 30 s, so only if a name looks like a uid."""
     import pyarrow as pa
 
     if not any(re.fullmatch(r"[0-9a-f]{32}|[0-9a-f-]{36}", name) for name in names):
@@ -145,7 +145,7 @@ def _by_uid(identifiers: Any, names: frozenset[str]) -> Any:
 
 
 def _heads(sums: Any) -> np.ndarray:
-    """sha256 sums in hex, any of them missing -> (N,) uint64: their first 64 bits."""
+    """First 64 bits of sha256 sums in hex, (N,) uint64; a missing sum counts as zeros."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -156,7 +156,7 @@ def _heads(sums: Any) -> np.ndarray:
 
 
 def _read(lists: list[Path], columns: Sequence[str]) -> Iterator[Any]:
-    """Record batches of some columns of all lists. Raises UserError where one cannot be read."""
+    """Yield record batches with these columns from all lists. UserError if a list cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

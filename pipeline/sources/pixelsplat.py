@@ -55,7 +55,7 @@ def _items(cfg: ImportConfig, seed: int) -> Iterator[Item]:
 
 
 def _index(folder: Path) -> dict[str, list[str]]:
-    """Chunk's name -> keys."""
+    """Read index.json as a map from a chunk's name to its keys. Raises UserError."""
     try:
         found = json.loads((folder / "index.json").read_bytes())
         chunks: dict[str, list[str]] = defaultdict(list)
@@ -77,7 +77,7 @@ def _keys(path: Path) -> list[str]:
 
 @functools.lru_cache(maxsize=2)
 def _clips(path: Path, mtime_ns: int) -> dict[str, dict[str, Any]]:
-    """Key -> record of one chunk; kept mapped, since its clips follow each other. Raises Skip as torch_files.read does."""
+    """Map key -> record of one chunk; cached, since its clips follow each other. Raises Skip as pickles.read does."""
     records = pickles.read(path)
     if not isinstance(records, list) or not all(isinstance(record, dict) and "key" in record for record in records):
         raise Skip("broken_torch_file", f"{path.name} is no list of clips with a key")
@@ -85,8 +85,8 @@ def _clips(path: Path, mtime_ns: int) -> dict[str, dict[str, Any]]:
 
 
 def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
-    """Raises Skip: missing (chunk or clip), escapes_folder, unsafe_pickle, broken_torch_file, no_images, no_cameras,
-    count_mismatch, bad_cameras, broken_image.
+    """Read one clip. Raises Skip: missing (chunk or clip), escapes_folder, unsafe_pickle, broken_torch_file, no_images,
+    no_cameras, count_mismatch, bad_cameras, broken_image.
     """
     root = posed_views.input_of(cfg).resolve()
     if not path.resolve().is_relative_to(root):
@@ -111,7 +111,7 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
 
 
 def _fields(clip: dict[str, Any]) -> tuple[list[np.ndarray], np.ndarray]:
-    """The files, and the cameras (N, 18) float64."""
+    """Return a clip's encoded images and its cameras, (N, 18) float64. Raises Skip."""
     pictures, rows = clip.get("images"), clip.get("cameras")
     if not isinstance(pictures, list) or not pictures:
         raise Skip("no_images", "a clip without images")

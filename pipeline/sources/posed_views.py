@@ -1,4 +1,4 @@
-"""What sources of posed views share: reading cameras that somebody else wrote, and refusing those that make no sense."""
+"""Helpers of the sources of posed views: reading cameras that others wrote, and refusing those that make no sense."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from pipeline.formats import archives, bundles
 from pipeline.formats.bundles import SceneOf
 
 MAX_JSON = 64_000_000  # bytes
-SMALLER = ("images_2", "images_4", "images_8")  # folders of smaller copies, by the factor
+SMALLER = ("images_2", "images_4", "images_8")  # folders of copies that are smaller by this factor
 
 
 def is_staged(cfg: ImportConfig) -> bool:
-    """Whether the input is an archive whose scenes have to be brought into folders first, since it only reads forward."""
+    """True if the input is a sequential archive, whose scenes have to be brought into folders first."""
     return cfg.input is not None and cfg.input.is_file() and archives.is_sequential(cfg.input)
 
 
 def staged(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher, scene_of: SceneOf) -> Iterator[Got]:
-    """`fetch_many` of a source whose items lie in a sequential archive on this machine: item.url names it."""
+    """Implement `fetch_many` for items of a sequential archive on this machine, which item.url names."""
     return bundles.Staging(Path(items[0].url), scene_of, net.disk_budget, folder_of).run(items)
 
 
 def root_of(item: Item, path: Path) -> Path:
-    """The folder that a scene's files may lead into: its own."""
+    """Folder that a scene's files may refer to: the scene's own."""
     return path
 
 
 def input_of(cfg: ImportConfig) -> Path:
-    """The input, which has to be there. Raises UserError."""
+    """Path of --input. Raises UserError if --input was not given."""
     if cfg.input is None:
         raise UserError(f"--source {cfg.source} needs --input", "--input FOLDER")
     return cfg.input
 
 
 def uid_of(folder: Path, root: Path) -> str:
-    """A scene's folder relative to the input; the input's own name where it is the scene."""
+    """Path of a scene's folder relative to the input; the input's name if the input itself is the scene."""
     relative = folder.relative_to(root).as_posix()
     return folder.absolute().name if relative == "." else relative
 
@@ -60,7 +60,7 @@ def hw_of(data: bytes, name: str) -> tuple[int, int]:
 
 
 def inverted(w2c: np.ndarray) -> np.ndarray:
-    """World-to-camera (V, 3 or 4, 4) -> c2w (V, 4, 4), whatever its axes are. Raises Skip("bad_cameras")."""
+    """Invert w2c (V, 3 or 4, 4) -> c2w (V, 4, 4), keeping the axis convention. Raises Skip("bad_cameras")."""
     try:
         return np.asarray(np.linalg.inv(cameras.homogeneous(np.asarray(w2c)[:, :3])))
     except (np.linalg.LinAlgError, ValueError) as error:
@@ -68,7 +68,7 @@ def inverted(w2c: np.ndarray) -> np.ndarray:
 
 
 def matrices(values: Sequence[Any]) -> np.ndarray:
-    """Rows of numbers as JSON has them, 3x4 or 4x4 each -> (V, 4, 4) float64. Raises Skip("bad_cameras")."""
+    """Convert V matrices from JSON, 3x4 or 4x4 each -> (V, 4, 4) float64. Raises Skip("bad_cameras")."""
     try:
         rows = [np.asarray(value, np.float64) for value in values]
         if any(row.shape not in ((3, 4), (4, 4)) for row in rows):
@@ -79,7 +79,7 @@ def matrices(values: Sequence[Any]) -> np.ndarray:
 
 
 def npy(data: bytes, name: str) -> np.ndarray:
-    """A .npy file of numbers, never of pickled objects. Raises Skip("bad_cameras")."""
+    """Read a .npy file as float64, never pickled objects. Raises Skip("bad_cameras")."""
     try:
         array = np.asarray(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False), np.float64)
     except (ValueError, TypeError, EOFError, OSError, SyntaxError, MemoryError, OverflowError) as error:
@@ -88,7 +88,7 @@ def npy(data: bytes, name: str) -> np.ndarray:
 
 
 def json_object(data: bytes, name: str) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises Skip("bad_cameras")."""
+    """Parse a JSON file that holds an object. Raises Skip("bad_cameras")."""
     if len(data) > MAX_JSON:
         raise Skip("bad_cameras", f"{name} is {len(data)} bytes long")
     try:
@@ -101,7 +101,7 @@ def json_object(data: bytes, name: str) -> dict[str, Any]:
 
 
 def number(record: Mapping[str, Any], name: str) -> float | None:
-    """A finite number of a JSON object, None where it is not there. Raises Skip("bad_cameras")."""
+    """Get a finite number from a JSON object, None if absent. Raises Skip("bad_cameras")."""
     value = record.get(name)
     if value is None:
         return None
@@ -111,16 +111,16 @@ def number(record: Mapping[str, Any], name: str) -> float | None:
 
 
 def focal(size: float, fov: float) -> float:
-    """Pixels along one side and the field of view across it, in radians -> focal length. Raises Skip("bad_cameras")."""
+    """Focal length in pixels of a side of `size` pixels seen under `fov` radians. Raises Skip("bad_cameras")."""
     if not 0 < fov < math.pi:
         raise Skip("bad_cameras", f"a field of view of {fov:g} radians")
     return size / 2 / math.tan(fov / 2)
 
 
 def fitted(fxfycxcy: np.ndarray, stated_hw: tuple[float, float], hw: tuple[int, int], name: str) -> np.ndarray:
-    """Intrinsics (4,) for pictures of the stated size -> for the size hw that the picture has: smaller copies are foreign.
+    """Scale intrinsics (4,) from the stated size to the picture's size hw, which differs for smaller copies.
 
-    Raises Skip("bad_cameras") where the two have not the same shape, rounding apart.
+    Raises Skip("bad_cameras") if the aspect ratios differ by more than rounding.
     """
     sy, sx = hw[0] / stated_hw[0], hw[1] / stated_hw[1]
     if abs(sx - sy) > sx * (1.5 / min(hw) + 0.002):
@@ -130,7 +130,7 @@ def fitted(fxfycxcy: np.ndarray, stated_hw: tuple[float, float], hw: tuple[int, 
 
 
 def picture(name: str, folder: Path, roots: Sequence[Path]) -> Path:
-    """The file that a camera file calls `name`: with or without its suffix, or a smaller copy of it in images_2, _4 or _8.
+    """Find the file that a camera file calls `name`, with or without suffix, or a smaller copy in images_2, _4 or _8.
 
     Raises Skip: escapes_folder, image_missing.
     """
@@ -145,7 +145,7 @@ def picture(name: str, folder: Path, roots: Sequence[Path]) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Path.is_file, also for a name that no file system takes."""
+    """Path.is_file, but False for a name that no file system takes."""
     try:
         return path.is_file()
     except OSError:

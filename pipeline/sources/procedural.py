@@ -19,14 +19,14 @@ HOWTO = "--source procedural"
 
 
 def items(cfg: Listing, seed: int, net: Fetcher | None) -> Iterator[Item]:
-    """Items without end. The uid names the seed, so objects of different seeds never collide."""
+    """Yield items without end. The uid names the seed, so objects of different seeds never collide."""
     for index in itertools.count():
         uid = f"procedural-{seed}-{index:07d}"
         yield Item(uid=uid, source="procedural", license="CC0-1.0")
 
 
 def fetch(item: Item, folder: Path) -> Path:
-    """Writes the object's recipe: {"seed": int}, which depends on the uid alone."""
+    """Write the object's recipe: {"seed": int}, which depends on the uid alone."""
     path = folder / "object.procedural"
     seed = int(item_rng(0, item.uid, "procedural").integers(2**62))
     path.write_text(json.dumps({"seed": seed}))

@@ -31,10 +31,8 @@ from pipeline.video.ytdlp import VideoFetcher
 
 SAYS = "clips of videos, by the camera files of RealEstate10K or ACID"
 HOWTO = "lvsm-data clip --cameras RealEstate10K.tar.gz"
-BATCH = 512  # clips of one video that one look at its page serves; there are about ten
-SLACK_US = (
-    250_000  # around a clip: what its first and last frame may be off, and still be told from one that is missing
-)
+BATCH = 512  # clips of one video served by one request for its page; there are about ten
+SLACK_US = 250_000  # cut around a clip: how far off its first and last frame may be without counting as missing
 CAMERAS = "cameras.txt"  # beside a cut: the camera file that it was made for
 MEMBER = re.compile(r"(?:(?:.*/)?(train|test|validation)/|(?:.*/)?)([^/]+)\.txt")
 
@@ -73,7 +71,7 @@ def items(cfg: ClipConfig, seed: int, net: Fetcher | None = None) -> Iterator[It
 
 
 def batch(item: Item) -> str:
-    """Clips of one video come together."""
+    """Key of a batch: clips of one video come together."""
     return str(item.extra["video"])
 
 
@@ -81,7 +79,7 @@ root_of = posed_views.root_of
 
 
 def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
-    """Cuts clips of one video into their folders. Raises UserError as `VideoFetcher.film` does."""
+    """Cut clips of one video into their folders. Raises UserError as `VideoFetcher.film` does."""
     assert isinstance(net, VideoFetcher)
     wanted: list[tuple[Item, np.ndarray]] = []
     for item in items:
@@ -121,7 +119,7 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
 
 
 def load(item: Item, path: Path, cfg: ClipConfig) -> Clip:
-    """Raises Skip: bad_cameras, unsupported_camera, no_images."""
+    """Read one clip's cameras and frame times. Raises Skip: bad_cameras, unsupported_camera, no_images."""
     trajectory = trajectories.parse((path.parent / CAMERAS).read_bytes(), f"{item.uid}.txt")
     frame = _frames(item, trajectory)
     c2w = posed_views.inverted(trajectory.w2c[frame])
@@ -130,7 +128,7 @@ def load(item: Item, path: Path, cfg: ClipConfig) -> Clip:
 
 
 def _frames(item: Item, trajectory: Trajectory) -> np.ndarray:
-    """Which of a camera file's entries are wanted."""
+    """Indices of the wanted entries of a camera file. Raises Skip("bad_cameras")."""
     count = len(trajectory.times_us)
     if (named := item.extra.get("frames")) is None:
         return cameras.spread(count, item.extra.get("views"))
@@ -143,7 +141,7 @@ def _frames(item: Item, trajectory: Trajectory) -> np.ndarray:
 
 
 def _in_place(cfg: ClipConfig) -> Path:
-    """A folder or an archive that can be read in any order; a compressed tar is packed anew, once."""
+    """Path of the camera files, as a folder or an archive with random access; a compressed tar is repacked once."""
     assert cfg.cameras is not None
     if cfg.cameras.is_dir() or not archives.is_sequential(cfg.cameras):
         return cfg.cameras
@@ -167,7 +165,7 @@ def _in_place(cfg: ClipConfig) -> Path:
 
 
 def _listed(where: Path) -> Iterator[tuple[str, str, Any]]:
-    """(part or "", key, where it is) of every camera file, sorted by key."""
+    """Yield (split or "", key, place) of every camera file, sorted. place: relative path, or [where, size] in the archive."""
     found = []
     members: Iterator[tuple[str, Any]]
     if where.is_dir():
@@ -182,7 +180,7 @@ def _listed(where: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def _of_split(cfg: ClipConfig, found: list[tuple[str, str, Any]]) -> list[tuple[str, str, Any]]:
-    """Those of the part that was asked for, each key once."""
+    """Keep the camera files of the requested split, each key once. UserError if there are none."""
     parts: Counter[str] = Counter(split for split, _, _ in found)
     asked: str = cfg.split or ("train" if "train" in parts else min(parts, default=""))
     chosen = [each for each in found if each[0] == asked]
@@ -198,7 +196,7 @@ def _of_split(cfg: ClipConfig, found: list[tuple[str, str, Any]]) -> list[tuple[
 
 
 def _read(where: Path, place: Any, head: bool = False) -> bytes:
-    """A camera file, or at least its first line."""
+    """Read a camera file; with `head`, at least its first line."""
     if isinstance(place, str):
         if head:
             with (where / place).open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Which of a source's objects a user asked for: by name, by score, by license. What is passed over is counted."""
+"""Choice of a source's objects by name, score and license. What is passed over is counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCORES = ("aesthetic_score", "score", "aesthetic")
 
 
 class Selection:
-    """Says of each item whether to take it. passed_over: reason -> how many; by_license: the licenses among them."""
+    """Filter of items. passed_over: count by reason; by_license: count by license of those passed over for it."""
 
     def __init__(self, cfg: Listing | ImportConfig | ClipConfig) -> None:
         self.names = names(cfg)
@@ -35,7 +35,7 @@ class Selection:
         self.by_license: Counter[str] = Counter()
 
     def takes(self, item: Item) -> bool:
-        """Whether the item was asked for."""
+        """True if the item is to be taken; else counts why it is not."""
         if self.names is not None and self.names.isdisjoint(keys(item)):
             self.passed_over["not asked for"] += 1
             return False
@@ -49,7 +49,7 @@ class Selection:
         return True
 
     def lines(self) -> list[str]:
-        """What was passed over though it was named or drawn, for people."""
+        """Summarize what was passed over for its license or as .blend, in lines for display."""
         told = []
         if self.by_license:
             most = ", ".join(f"{name} {count}" for name, count in self.by_license.most_common(5))
@@ -62,12 +62,12 @@ class Selection:
 
 
 def keys(item: Item) -> set[str]:
-    """What a list may call an item: its uid, the sha256 of its file, its identifier in Objaverse-XL."""
+    """Names that a list may give an item: its uid, the sha256 of its file, its identifier in Objaverse-XL."""
     return {item.uid, item.sha256, item.extra.get("id", "")} - {""}
 
 
 def names(cfg: Listing | ImportConfig | ClipConfig) -> frozenset[str] | None:
-    """Every name that --uids and --scores leave; None where neither was given. Raises UserError for unusable files."""
+    """Names that both --uids and --scores allow; None if neither was given. UserError for unusable files."""
     chosen = [_listed(cfg.uids)] if cfg.uids else []
     if isinstance(cfg, Listing) and cfg.scores is not None:
         assert cfg.min_score is not None
@@ -77,7 +77,7 @@ def names(cfg: Listing | ImportConfig | ClipConfig) -> frozenset[str] | None:
 
 @functools.lru_cache(maxsize=4)
 def _listed(path: Path) -> frozenset[str]:
-    """Lines of a text file, or all fields of a .csv or .tsv. Of a path such as 000-001/abc.glb the name counts too."""
+    """Read lines of a text file, or all fields of a .csv or .tsv; a path such as 000-001/abc.glb also gives abc."""
     found: set[str] = set()
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:

@@ -25,12 +25,12 @@ HOWTO = "--source zero123 --input FOLDER (or .zip, .tar, .tar.gz)"
 FILE = re.compile(r"(?:.*/)?([^/]+)/(\d{3}\.(?:png|npy))")
 UID = re.compile(r"[0-9a-f]{32}")
 FOCAL = 35 / 32  # of the width
-BATCH = 64  # scenes of an archive that are brought by one call; the next goes on where it ended
+BATCH = 64  # scenes of an archive per call of fetch_many; the next call goes on in the archive
 remote, root_of = posed_views.is_staged, posed_views.root_of
 
 
 def scene_of(name: str) -> tuple[str, str] | None:
-    """Path in the collection -> (uid, NNN.png or NNN.npy)."""
+    """Map a path in the collection to (uid, NNN.png or NNN.npy)."""
     found = FILE.fullmatch(name)
     return (found[1], found[2]) if found else None
 
@@ -54,9 +54,9 @@ def _items(cfg: ImportConfig, seed: int) -> Iterator[Item]:
 
 
 def is_scene(folder: Path, root: Path) -> bool:
-    """Named like an object of Objaverse, or without folders in it: then it is not even opened, there are 772,870.
+    """True for a folder named like an object of Objaverse (not even opened: there are 772,870) or without subfolders.
 
-    The input itself is a scene only where it has views: an empty one is none.
+    The input itself is a scene only if it has views.
     """
     if folder == root:
         return any(FILE.fullmatch(f"/x/{child.name}") for child in folder.iterdir() if child.is_file())
@@ -64,17 +64,17 @@ def is_scene(folder: Path, root: Path) -> bool:
 
 
 def batch(item: Item) -> str:
-    """Items of one archive are fetched together."""
+    """Key of a batch: items of one archive are fetched together."""
     return item.url
 
 
 def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
-    """Scenes of a .tar.gz or .7z, from front to back."""
+    """Bring scenes of a .tar.gz or .7z into folders, from front to back."""
     return posed_views.staged(items, folder_of, net, scene_of)
 
 
 def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
-    """Raises Skip: no_images, no_cameras, count_mismatch, bad_cameras, broken_image, unsafe_archive, broken_archive."""
+    """Read a scene. Skip: no_images, no_cameras, count_mismatch, bad_cameras, broken_image, unsafe_archive, broken_archive."""
     files = bundles.Files(item, path, scene_of)
     names = files.names()
     views = [name[:3] for name in names if name.endswith(".png")]

@@ -64,7 +64,7 @@ def test_batches_go_on_where_the_last_ended(tmp_path: Path, suffix: str, monkeyp
                 assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
                     f"{i:03d}.png": f"{uid}{i}".encode() for i in range(3)
                 }
-    bundles.let_go(disk_budget)
+    bundles.close_cursor(disk_budget)
 
 
 def test_what_an_earlier_session_left_is_used_or_replaced(tmp_path: Path) -> None:
