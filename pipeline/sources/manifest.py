@@ -33,12 +33,8 @@ COLUMNS: tuple[tuple[str, type], ...] = (
 LEAVES_OUT = True  # `items` takes the uids that have ended
 CREDIT = ("title", "author", "page")
 READ = ("uid", "path", "url", "source", "license", "sha256", "size", "file_type", "file_identifier", *CREDIT)
-batch, fetch_many, root_of, BATCH = (
-    route.batch,
-    route.fetch_many,
-    route.root_of,
-    route.FILES_PER_CHECKOUT,
-)
+batch, fetch_many, root_of = route.batch, route.fetch_many, route.root_of
+BATCH = route.FILES_PER_CHECKOUT
 
 
 def items(cfg: Listing, seed: int, net: Fetcher, ended: Uids | None = None) -> Iterator[Item]:

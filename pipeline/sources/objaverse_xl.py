@@ -31,12 +31,8 @@ REPEATED = ("source", "license", "fileType")
 LINES, WINDOW = 1 << 16, 1 << 20  # lines read at once, lines held in memory
 BLOCK = 4096  # lines grouped together: files of one repository follow each other, to be fetched together
 THING = re.compile(r"thing:(\d+)/files\?fileId=(\d+)")
-batch, fetch_many, root_of, BATCH = (
-    route.batch,
-    route.fetch_many,
-    route.root_of,
-    route.FILES_PER_CHECKOUT,
-)
+batch, fetch_many, root_of = route.batch, route.fetch_many, route.root_of
+BATCH = route.FILES_PER_CHECKOUT
 
 
 def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
@@ -178,16 +174,12 @@ def _read(lists: list[Path], columns: Sequence[str]) -> Iterator[Any]:
 
 def _item(row: dict[str, Any], sketchfab: dict[str, str]) -> Item:
     identifier, source = row["fileIdentifier"], row["source"] or ""
-    sha256, extra = (
-        (row["sha256"] or "").lower(),
-        {"id": identifier, "type": (row["fileType"] or "").lower().lstrip(".")},
-    )
+    sha256 = (row["sha256"] or "").lower()
+    extra = {"id": identifier, "type": (row["fileType"] or "").lower().lstrip(".")}
     if source == "sketchfab":
         uid = _uid(identifier)
-        facts, path = (
-            {"license": row["license"], "viewerUrl": identifier},
-            sketchfab.get(uid, f"glbs/unknown/{uid}.glb"),
-        )
+        facts = {"license": row["license"], "viewerUrl": identifier}
+        path = sketchfab.get(uid, f"glbs/unknown/{uid}.glb")
         return objaverse.item_of(uid, path, facts, source, sha256=sha256, extra=extra)
     credit, url = {"page": identifier}, identifier
     if source == "github":
