@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import sys
 import threading
 import time
@@ -31,6 +30,7 @@ from lvsm_train.device.devices import autocast, device_of
 from lvsm_train.device.ranks import Ranks
 from lvsm_train.evaluation import scores
 from lvsm_train.training.gradients import Gradients
+from lvsm_train.training.guards import when_starter_ends
 from lvsm_train.training.state import State
 from pipeline.core.disk import disk_below
 from pipeline.core.errors import UserError
@@ -44,7 +44,7 @@ MOST_S = 3600.0
 def main() -> int:
     """Measures. Exit status 0, or 2 where what was asked for cannot be done."""
     closed = threading.Event()
-    threading.Thread(target=_listen, args=(closed,), daemon=True).start()
+    when_starter_ends(closed.set)
     try:
         cfg = TrainConfig.from_json(json.loads((Path(sys.argv[1]) / "train.json").read_text()))
         measure(cfg, closed)
@@ -52,12 +52,6 @@ def main() -> int:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return 2
     return 0
-
-
-def _listen(closed: threading.Event) -> None:
-    while os.read(0, 1):
-        pass
-    closed.set()
 
 
 def measure(cfg: TrainConfig, closed: threading.Event) -> None:

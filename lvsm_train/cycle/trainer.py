@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from lvsm_train.config.train import TrainConfig
+from lvsm_train.training.guards import when_starter_ends
 from pipeline.core.disk import patiently
 from pipeline.core.errors import FEWER_THAN_ASKED, UserError
 from pipeline.cycle.protocol import TRAIN
@@ -22,7 +23,7 @@ FORMER_S = 30.0  # that a trainer before this one may need to end
 
 def main() -> int:
     """Trains until the cycle has no more. Exit status like the one of `lvsm-data train`."""
-    threading.Thread(target=_end_with_driver, daemon=True).start()
+    when_starter_ends(partial(os._exit, 1))
     folder = Path(sys.argv[1]) / TRAIN
     try:
         cfg = TrainConfig.from_json(json.loads((folder / "train.json").read_text()))
@@ -33,12 +34,6 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return 2
-
-
-def _end_with_driver() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(1)
 
 
 @contextlib.contextmanager

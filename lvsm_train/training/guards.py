@@ -1,4 +1,7 @@
-"""A process that hangs holds a GPU, and all other ranks, for ever: it had better end."""
+"""What ends a run, or takes it back, when it goes wrong: a process that hangs, a starter that is gone, a loss that spikes.
+
+A process that hangs holds a GPU, and all other ranks, for ever; so does one whose starter was killed.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
-HUNG = 70  # exit status
+HUNG = 70  # exit status of a process that the watchdog ended
+BASELINE, RECENT = 200, 20  # steps: the losses of the last RECENT are compared with those of the BASELINE before them
+MAX_SPIKES = 3  # spikes that a run may go back for; needing more means the settings are wrong
 
 
 class Watchdog:
-    """Within a `with` block the process ends, with the stacks of its threads, unless `alive` is called often enough."""
+    """Context manager that ends the process, with the stacks of its threads, when `reset` is not called for `minutes`."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
@@ -23,7 +29,7 @@ class Watchdog:
         self._over = threading.Event()
 
     def __enter__(self) -> Watchdog:
-        self.alive()
+        self.reset()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
@@ -31,10 +37,10 @@ class Watchdog:
         self._over.set()
         faulthandler.cancel_dump_traceback_later()
 
-    def alive(self) -> None:
-        """Something was done."""
+    def reset(self) -> None:
+        """Start the time anew: a step, an evaluation or a checkpoint has ended."""
         self._until = time.monotonic() + 60 * self.minutes
-        # of C, for a hang that keeps Python's lock, so that the thread below cannot speak
+        # a timer in C as well, for a hang that holds the GIL, where the thread below cannot run
         faulthandler.dump_traceback_later(90 * self.minutes, exit=True, file=2)
 
     def _watch(self) -> None:
@@ -50,39 +56,50 @@ class Watchdog:
                 os._exit(HUNG)
 
 
-USUAL, RECENT = 200, 20  # steps: what is usual is told by the first so many of USUAL + RECENT, what is now by the last
-MOST = 3  # times that a run goes back; who needs more has another problem
+def when_starter_ends(act: Callable[[], object], parent: int | None = None) -> None:
+    """Call `act` from a daemon thread once process `parent` is no longer the parent, or without one, once stdin is closed."""
+
+    def watch() -> None:
+        if parent is None:
+            while os.read(0, 1):
+                pass
+        else:
+            while os.getppid() == parent:
+                time.sleep(0.2)
+        act()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
-class Spikes:
-    """Watches losses: a spike is a median of the last RECENT that is `above` times the median of the USUAL before them.
+class SpikeGuard:
+    """Finds loss spikes: the median of the last RECENT losses exceeds `factor` times the median of the BASELINE before them.
 
-    A median, since one bad batch is none: it is clipped, or void, and over. Losses that are no numbers count as large ones.
+    Medians, since a single bad batch is no spike: its gradient is clipped or its step skipped. NaN counts as infinite.
     """
 
-    def __init__(self, above: float) -> None:
-        self.above = above
-        self.losses: deque[float] = deque(maxlen=USUAL + RECENT)
-        self.times = 0
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.losses: deque[float] = deque(maxlen=BASELINE + RECENT)
+        self.spikes = 0
 
-    def seen(self, loss: float) -> bool:
-        """Takes in the loss of a step; is it a spike now? Losses before one are forgotten, for what comes is not like them."""
+    def observe(self, loss: float) -> bool:
+        """Add the loss of a step. True if this completes a spike; older losses are then forgotten, as no baseline any more."""
         self.losses.append(loss if math.isfinite(loss) else math.inf)
-        if not self.above or len(self.losses) < USUAL // 2 + RECENT:
+        if not self.factor or len(self.losses) < BASELINE // 2 + RECENT:
             return False
-        told = list(self.losses)
-        found = statistics.median(told[-RECENT:]) > self.above * statistics.median(told[:-RECENT])
-        if found:
+        losses = list(self.losses)
+        spike = statistics.median(losses[-RECENT:]) > self.factor * statistics.median(losses[:-RECENT])
+        if spike:
             self.losses.clear()
-            self.times += 1
-        return found
+            self.spikes += 1
+        return spike
 
     def state_dict(self) -> dict[str, float | list[float]]:
-        """For a checkpoint."""
-        return {"losses": list(self.losses), "times": self.times}
+        """Losses and the number of spikes, for a checkpoint."""
+        return {"losses": list(self.losses), "times": self.spikes}
 
     def load_state_dict(self, state: dict[str, float | list[float]]) -> None:
-        """Goes on from there."""
+        """Restore what `state_dict` gave."""
         assert isinstance(state["losses"], list) and isinstance(state["times"], int)
         self.losses = deque(state["losses"], self.losses.maxlen)
-        self.times = state["times"]
+        self.spikes = state["times"]

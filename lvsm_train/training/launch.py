@@ -9,8 +9,7 @@ import logging
 import os
 import shutil
 import sys
-import threading
-import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ import torch
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.device.ranks import exit_now
 from lvsm_train.evaluation.scores import Scores
+from lvsm_train.training.guards import when_starter_ends
 from lvsm_train.training.train import Result, train_fn
 from pipeline.cluster.executors import connected
 from pipeline.core.errors import UserError
@@ -88,18 +88,12 @@ def _here(cfg: TrainConfig) -> None:
 
 def main() -> None:
     """A rank of `_here`. Ends at once with who started it: another one may train then."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    when_starter_ends(partial(os._exit, 1), os.getppid())
     try:
         _worker({"cfg": json.loads(sys.argv[1])})
     except UserError:  # who started it says so
         exit_now(1)
     exit_now(0)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
 
 
 def _on_ray(cfg: TrainConfig) -> None:

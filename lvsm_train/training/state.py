@@ -16,7 +16,7 @@ from lvsm_train.device.sharding import gather_full, shard, shard_like, should_sh
 from lvsm_train.evaluation.scores import Scores, finite
 from lvsm_train.models import lvsm
 from lvsm_train.models.lvsm import LVSM
-from lvsm_train.training.guards import MOST, RECENT, Spikes
+from lvsm_train.training.guards import MAX_SPIKES, RECENT, SpikeGuard
 from lvsm_train.training.optim import Average, Optimizers, count
 from lvsm_train.weights import checkpoint
 from lvsm_train.weights.trained import start_weights
@@ -41,7 +41,7 @@ class State:
             self.net.to(device)
         self.optimizers = Optimizers(self.net, cfg.optim, cfg.steps)
         self.average = Average(self.net, cfg.optim.ema) if cfg.optim.ema else None
-        self.spikes = Spikes(cfg.optim.spike_above)
+        self.spike_guard = SpikeGuard(cfg.optim.spike_above)
         self.best: tuple[float, int] | None = None
         self.scores: Scores | None = None
         self.cursor: Cursor | None = None  # of a cycle, as it was saved last
@@ -63,12 +63,12 @@ class State:
 
         Raises UserError where that does not help.
         """
-        if not self.spikes.seen(loss):
+        if not self.spike_guard.observe(loss):
             return ""
         said = f"step {done}: the loss is {self.cfg.optim.spike_above:g} times what it was"
-        if self.spikes.times > MOST:
+        if self.spike_guard.spikes > MAX_SPIKES:
             raise UserError(
-                f"{said}, for the {self.spikes.times}th time", f"lower --lr ({self.cfg.optim.lr:g}) or --clip"
+                f"{said}, for the {self.spike_guard.spikes}th time", f"lower --lr ({self.cfg.optim.lr:g}) or --clip"
             )
         # those that a cycle makes in between depend on when somebody waited
         regular = [step for step in commits(self.out) if step % self.cfg.checkpoint_every == 0]
@@ -128,7 +128,7 @@ class State:
         if self.ranks.first:
             scores = dataclasses.asdict(self.scores) if self.scores else {}
             state = moving | {
-                "spikes": self.spikes.state_dict(),
+                "spikes": self.spike_guard.state_dict(),
                 "random": torch.get_rng_state(),
                 "best": list(self.best) if self.best else [],
                 "scores": scores,
@@ -156,7 +156,7 @@ class State:
                 hint += f"; --global-batch {size} has as many samples per step with any number of ranks"
             raise UserError(f"{self.out} was trained with other settings: {'; '.join(changed)}", hint)
         self._take(state)
-        self.spikes.load_state_dict(state["spikes"])
+        self.spike_guard.load_state_dict(state["spikes"])
         torch.set_rng_state(state["random"].cpu())
         self.best = (float(state["best"][0]), int(state["best"][1])) if state["best"] else None
         self.scores = Scores(**state["scores"]) if state["scores"] else None

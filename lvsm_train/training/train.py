@@ -68,7 +68,7 @@ def train_fn(cfg: TrainConfig) -> Result:
             )
 
             def waiting() -> bool:
-                dog.alive()
+                dog.reset()
                 return bool(stopped)
 
             state.enough = log.enough = waiting
@@ -88,15 +88,15 @@ def train_fn(cfg: TrainConfig) -> Result:
                     log.step(done, terms | facts, fed)
                     log.say(state.settle(done, terms["loss"]))
                     if cfg.eval_every and (done % cfg.eval_every == 0 or fed.last):
-                        dog.alive()
+                        dog.reset()
                         _look(state, fed.data, done, cfg, log)
                     if done % cfg.checkpoint_every == 0 or fed.last or stop or urgent:
-                        dog.alive()
+                        dog.reset()
                         state.save(done, fed.cursor)
                         saved = done
                         if ranks.first:
                             patiently(partial(write_card, cfg, fed.data, done, state.scores), cfg.out, waiting)
-                    dog.alive()
+                    dog.reset()
                     if stop:
                         break
             if saved < done:  # stopped while it waited for data

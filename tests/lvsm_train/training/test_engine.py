@@ -22,7 +22,7 @@ from lvsm_train.config.train import DataConfig, ModelConfig, OptimConfig, TrainC
 from lvsm_train.data.batches import Data  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
 from lvsm_train.training import launch as launching  # noqa: E402
-from lvsm_train.training.guards import HUNG, MOST, RECENT, USUAL, Spikes  # noqa: E402
+from lvsm_train.training.guards import BASELINE, HUNG, MAX_SPIKES, RECENT, SpikeGuard  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
 from lvsm_train.weights.official import to_official  # noqa: E402
 from lvsm_train.weights.trained import open_run  # noqa: E402
@@ -191,16 +191,16 @@ def test_numbers_of_views_vary_from_step_to_step_and_not_with_the_ranks(data: Pa
 
 
 def test_what_a_spike_is() -> None:
-    watch = Spikes(3.0)
-    assert not any(watch.seen(1 + 0.5 * math.sin(step)) for step in range(USUAL))
-    assert not any(watch.seen(loss) for loss in [100.0, math.nan] * (RECENT // 5))  # a few bad batches are none
-    assert not any(watch.seen(1.0) for _ in range(RECENT))
-    after = [watch.seen(math.nan) for _ in range(RECENT)]
-    assert after.count(True) == 1 and watch.times == 1
-    other = Spikes(3.0)
+    watch = SpikeGuard(3.0)
+    assert not any(watch.observe(1 + 0.5 * math.sin(step)) for step in range(BASELINE))
+    assert not any(watch.observe(loss) for loss in [100.0, math.nan] * (RECENT // 5))  # a few bad batches are none
+    assert not any(watch.observe(1.0) for _ in range(RECENT))
+    after = [watch.observe(math.nan) for _ in range(RECENT)]
+    assert after.count(True) == 1 and watch.spikes == 1
+    other = SpikeGuard(3.0)
     other.load_state_dict(watch.state_dict())
-    assert other.times == 1 and list(other.losses) == list(watch.losses)
-    assert not any(Spikes(0).seen(10.0**step) for step in range(50))
+    assert other.spikes == 1 and list(other.losses) == list(watch.losses)
+    assert not any(SpikeGuard(0).observe(10.0**step) for step in range(50))
 
 
 def test_a_spike_takes_training_back(data: Path, tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
@@ -210,7 +210,7 @@ def test_a_spike_takes_training_back(data: Path, tmp_path: Path, capfd: Any, mon
 
     for module in (spikes, state):
         monkeypatch.setattr(module, "RECENT", 4)
-    monkeypatch.setattr(spikes, "USUAL", 16)
+    monkeypatch.setattr(spikes, "BASELINE", 16)
     wreck = iter([False] * 30 + [True] + [False] * 100)
     before = state.State.step
 
@@ -229,14 +229,14 @@ def test_a_spike_takes_training_back(data: Path, tmp_path: Path, capfd: Any, mon
     assert "weights and optimiser are those of step" in said
     told = dict(losses(tmp_path / "run"))
     assert told[33] > 2 * told[28] and told[48] < 1.5 * told[28]
-    assert MOST == 3
+    assert MAX_SPIKES == 3
 
 
 def test_a_process_that_hangs_ends_and_says_where() -> None:
     code = (
         "import time; from lvsm_train.training.guards import Watchdog\n"
         "def waits_for_nobody():\n    time.sleep(60)\n"
-        "with Watchdog(2 / 60) as dog:\n    dog.alive(); waits_for_nobody()"
+        "with Watchdog(2 / 60) as dog:\n    dog.reset(); waits_for_nobody()"
     )
     done = subprocess.run([*PYTHON, code], capture_output=True, text=True, timeout=60)
     assert done.returncode == HUNG
@@ -246,7 +246,7 @@ def test_a_process_that_hangs_ends_and_says_where() -> None:
 def test_a_watchdog_lets_who_works_and_who_is_done() -> None:
     code = (
         "import time; from lvsm_train.training.guards import Watchdog\n"
-        "with Watchdog(2 / 60) as dog:\n    for _ in range(22): time.sleep(0.1); dog.alive()\n"
+        "with Watchdog(2 / 60) as dog:\n    for _ in range(22): time.sleep(0.1); dog.reset()\n"
         "time.sleep(3.2)"
     )
     assert subprocess.run([*PYTHON, code], capture_output=True, timeout=30).returncode == 0
