@@ -1,4 +1,4 @@
-"""A training run's settings, and presets of them. Imports no torch: the command line reads it."""
+"""Settings of a training run. Imports no torch: the command line reads this module."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ModelConfig:
     """Initial weights: the published recipe, or one that also suits small widths."""
 
     def check(self) -> None:
-        """Raises ValueError where fields do not make a model."""
+        """Raise ValueError if no model can have these settings."""
         sizes = {
             name: getattr(self, name) for name in ("dim", "head_dim", "patch", "layers", "encoder_layers", "latents")
         }
@@ -108,7 +108,7 @@ class DataConfig:
     """Chooses the order, the views and the rotations."""
 
     def check(self) -> None:
-        """Raises UserError on nonsense."""
+        """Raise UserError for values out of range or in conflict."""
         least = self.least_inputs
         counts = least, self.least_targets, self.batch, self.samples_per_object, self.prefetch
         if min(counts) < 1 or least > self.inputs or self.least_targets > self.targets:
@@ -160,7 +160,7 @@ class LossConfig:
     """Run the networks of the perceptual and LPIPS terms in bfloat16: faster on a GPU, and a little less exact."""
 
     def check(self) -> None:
-        """Raises UserError for weights that make no sense."""
+        """Raise UserError for negative or infinite weights, or a loss that is 0 at the first step."""
         weights = {name: getattr(self, name) for name in ("mse", "perceptual", "l1", "ssim", "lpips")}
         for name, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
@@ -202,7 +202,7 @@ class OptimConfig:
     """Decay of the running average of the weights, which is then what is evaluated. 0: none."""
 
     def check(self) -> None:
-        """Raises UserError on nonsense."""
+        """Raise UserError for values out of range."""
         if self.lr <= 0 or self.clip <= 0 or self.skip_above < 0 or self.warmup < 0 or self.weight_decay < 0:
             raise UserError("--lr and --clip must be positive, --skip-above, --warmup and --weight-decay 0 or more")
         if self.spike_above and self.spike_above <= 1:
@@ -275,7 +275,7 @@ class TrainConfig:
     """The same for Weights & Biases, into the project of this name (pip install wandb)."""
 
     def resolved(self) -> TrainConfig:
-        """The same with paths made absolute. Raises UserError where flags contradict each other."""
+        """Copy with absolute paths and defaults filled in. Raises UserError for flags out of range or in conflict."""
         if not self.data.data:
             raise UserError("train needs --data", "--data FOLDER, the --out of a run of lvsm-data render")
         for path in self.data.data:
@@ -311,16 +311,16 @@ class TrainConfig:
 
     @property
     def world(self) -> int:
-        """Ranks, as far as flags say: torchrun may have started more."""
+        """Number of ranks that flags ask for; torchrun may have started more."""
         return max(1, self.ranks, self.ray_workers)
 
     def samples(self, ranks: int) -> int:
-        """Per step, of so many ranks."""
+        """Samples per step over all `ranks`."""
         return self.global_batch or self.data.batch * ranks * self.accumulate
 
     def shared(self, ranks: int) -> TrainConfig:
-        """The same with the `batch` and `accumulate` of each of so many ranks, for a step of --global-batch, where it is given.
-        Raises UserError where that is no multiple of their number."""
+        """Copy with the `batch` and `accumulate` that make a step of --global-batch on `ranks` ranks; self without that flag.
+        Raises UserError if --global-batch is no multiple of `ranks`."""
         if not self.global_batch:
             return self
         each, rest = divmod(self.global_batch, ranks)
@@ -331,62 +331,62 @@ class TrainConfig:
         return dataclasses.replace(self, data=dataclasses.replace(self.data, batch=batch), accumulate=each // batch)
 
     def stages(self) -> list[tuple[int, int | None]]:
-        """(the step that it ends before, the width of its pictures) of each stage of the curriculum, and of what follows it.
+        """(end step, exclusive; image width) of each stage of the curriculum, the last one of width --res.
 
-        Raises UserError where --curriculum makes no sense.
+        Raises UserError for a malformed --curriculum.
         """
-        made: list[tuple[int, int | None]] = []
-        for told in self.curriculum:
-            width, _, step = told.partition(":")
+        stages: list[tuple[int, int | None]] = []
+        for stage in self.curriculum:
+            width, _, step = stage.partition(":")
             if not (width.isdecimal() and step.isdecimal()) or int(width) < 8:
-                raise UserError(f"--curriculum {told} is not WIDTH:STEP", "--curriculum 64:2000 128:6000")
-            if int(step) <= (made[-1][0] if made else 0) or int(step) >= self.steps:
+                raise UserError(f"--curriculum {stage} is not WIDTH:STEP", "--curriculum 64:2000 128:6000")
+            if int(step) <= (stages[-1][0] if stages else 0) or int(step) >= self.steps:
                 raise UserError(
                     f"--curriculum {' '.join(self.curriculum)}: steps must ascend, and stay below --steps {self.steps}"
                 )
-            made.append((int(step), int(width)))
-        if made and self.data.res is None:
+            stages.append((int(step), int(width)))
+        if stages and self.data.res is None:
             raise UserError("--curriculum ends with --res, which is not given", "--res 256, for example")
-        return [*made, (self.steps, self.data.res)]
+        return [*stages, (self.steps, self.data.res)]
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, as JSON values."""
+        """All settings as JSON values."""
         return dict(json.loads(json.dumps(dataclasses.asdict(self), default=str)))
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> TrainConfig:
-        """What `as_json` told. Fields that it does not name have their defaults; those that are no more are left out."""
-        data = _made(DataConfig, told["data"], data=tuple(map(Path, told["data"]["data"])))
-        loss = _made(LossConfig, told["loss"], **_paths(told["loss"], "vgg", "lpips_weights"))
-        model, optim = _made(ModelConfig, told["model"]), _made(OptimConfig, told["optim"])
-        return _made(
+    def from_json(cls, values: dict[str, Any]) -> TrainConfig:
+        """Inverse of `as_json`. Missing fields get their defaults, unknown ones (of older versions) are ignored."""
+        data = _build(DataConfig, values["data"], data=tuple(map(Path, values["data"]["data"])))
+        loss = _build(LossConfig, values["loss"], **_paths(values["loss"], "vgg", "lpips_weights"))
+        model, optim = _build(ModelConfig, values["model"]), _build(OptimConfig, values["optim"])
+        return _build(
             cls,
-            told,
+            values,
             model=model,
             data=data,
             loss=loss,
             optim=optim,
-            **_paths(told, "out", "start_from", "export_official"),
-            curriculum=tuple(told.get("curriculum", ())),
+            **_paths(values, "out", "start_from", "export_official"),
+            curriculum=tuple(values.get("curriculum", ())),
         )
 
     def identity(self, ranks: int = 1) -> dict[str, Any]:
-        """What must stay the same for a run to go on in its folder: what decides about a weight.
+        """Settings that determine the weights, and so must not change when a run goes on in its folder.
 
-        How a step is shared among ranks, and into how many batches it is cut, is free as long as it has as many samples.
+        How a step is divided among ranks and batches is free as long as it has equally many samples.
         """
-        told = self.as_json()
+        settings = self.as_json()
         free = ("data", "cache", "workers", "prefetch")
-        data = {name: value for name, value in told["data"].items() if name not in free}
+        data = {name: value for name, value in settings["data"].items() if name not in free}
         data["batch"] = self.samples(ranks)
         kept = ["model", "loss", "optim", "precision", "curriculum", "start_from"] + ["steps"] * (not self.cycle)
-        return {name: told[name] for name in kept} | {"data": data}
+        return {name: settings[name] for name in kept} | {"data": data}
 
 
-def _made(kind: type[Any], told: dict[str, Any], **given: Any) -> Any:
-    known = {one.name for one in dataclasses.fields(kind)}
-    return kind(**{name: value for name, value in told.items() if name in known} | given)
+def _build(kind: type[Any], values: dict[str, Any], **given: Any) -> Any:
+    known = {each.name for each in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in values.items() if name in known} | given)
 
 
-def _paths(told: dict[str, Any], *names: str) -> dict[str, Path]:
-    return {name: Path(told[name]) for name in names if told.get(name) is not None}
+def _paths(values: dict[str, Any], *names: str) -> dict[str, Path]:
+    return {name: Path(values[name]) for name in names if values.get(name) is not None}

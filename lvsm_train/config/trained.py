@@ -1,4 +1,4 @@
-"""Settings of what is done with a trained model. Imports no torch: the command line reads it."""
+"""Settings of evaluation and of latent editing. Imports no torch: the command line reads this module."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class EvalConfig:
     """cpu, cuda, cuda:1, ... auto: the GPU where there is one."""
 
     def resolved(self) -> EvalConfig:
-        """The same with paths made absolute. Raises UserError for numbers and paths that make no sense."""
+        """Copy with absolute paths. Raises UserError for numbers out of range and paths that are no folders."""
         for name in ("objects", "res", "batch"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise UserError(f"--{name} {number} is not positive")
@@ -133,7 +133,7 @@ class LatentConfig:
     """cpu, cuda, cuda:1, ... auto: the GPU where there is one."""
 
     def resolved(self) -> LatentConfig:
-        """The same with paths made absolute. Raises UserError for numbers and paths that make no sense."""
+        """Copy with absolute paths. Raises UserError for numbers out of range and paths that are no folders."""
         for name, least in (("views", 1), ("frames", 3), ("pca_objects", 3), ("batch", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small", f"{least} or more")
