@@ -1,4 +1,4 @@
-"""What a cycle needs to know of its trainer before there is one: its settings, and the disk that its checkpoints take."""
+"""Facts of a cycle's trainer that its driver needs before starting one: settings, and the disk that checkpoints take."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lvsm_train.config.train import TrainConfig
 from pipeline.core.errors import UserError
 from pipeline.cycle.protocol import TRAIN
 
-ROUNDING = 1.03  # what a file takes more than its tensors do
-PER_FILE = 2e6
+FILE_OVERHEAD = 1.03  # size of a checkpoint as a multiple of its tensors
+PER_FILE = 2e6  # bytes
 
 
 def settings(cfg: TrainConfig, out: Path, res: tuple[int, ...], views: int, samples: float) -> TrainConfig:
-    """The trainer's settings in the cycle at `out`, which renders so many views of these widths and trains on so many samples.
+    """Settings of the trainer in the cycle at `out`.
 
-    The pictures are as large as the preset has them, or as they are rendered where that is smaller. Raises UserError where the
-    views do not suffice.
+    res, views: widths and number of an object's rendered views. samples: to train on in all. Images have the preset's width,
+    or the rendered one if smaller. Raises UserError for flags that a cycle sets itself, too few views, or partial patches.
     """
     data = cfg.data
     if cfg.out or data.data or cfg.curriculum:
@@ -48,7 +48,7 @@ def settings(cfg: TrainConfig, out: Path, res: tuple[int, ...], views: int, samp
 
 
 def on_cpu(cfg: TrainConfig) -> bool:
-    """Whether it trains on this machine's CPU: of a cluster's other machines it takes none."""
+    """True if training takes CPU cores of this machine, not of a cluster's other machines."""
     if cfg.ray_workers and cfg.address:
         return False
     from lvsm_train.device.devices import device_of
@@ -57,7 +57,7 @@ def on_cpu(cfg: TrainConfig) -> bool:
 
 
 def checkpoint_bytes(cfg: TrainConfig) -> float:
-    """Of all checkpoints that may exist at once: those that are kept, the best, the newest, and one that is being written."""
+    """Disk in bytes for all checkpoints that may exist at once: cfg.keep, the best, the newest, and one being written."""
     import torch
 
     from lvsm_train.models import lvsm
@@ -65,10 +65,10 @@ def checkpoint_bytes(cfg: TrainConfig) -> float:
 
     with torch.device("meta"):
         net = lvsm.BY_KIND[cfg.model.kind](cfg.model)
-    numbers = sum(value.numel() for value in net.state_dict().values())
+    weights = sum(value.numel() for value in net.state_dict().values())
     moments = 0
     for optimizer in Optimizers(net, cfg.optim, cfg.steps).all:
-        of_each = 1 if isinstance(optimizer, torch.optim.Muon) else 2
-        moments += sum(of_each * one.numel() for group in optimizer.param_groups for one in group["params"])
-    one = 4 * (numbers * (2 if cfg.optim.ema else 1) + moments) * ROUNDING + PER_FILE
-    return (cfg.keep + 3) * one
+        per_weight = 1 if isinstance(optimizer, torch.optim.Muon) else 2
+        moments += sum(per_weight * each.numel() for group in optimizer.param_groups for each in group["params"])
+    size = 4 * (weights * (2 if cfg.optim.ema else 1) + moments) * FILE_OVERHEAD + PER_FILE
+    return (cfg.keep + 3) * size

@@ -1,13 +1,13 @@
 """`python -m lvsm_train.cycle.throughput PILOT`: training speed on a pilot's shards, for `lvsm-data plan`.
 
-Reads PILOT/train.json, takes steps as `train` does, and says on stdout what each took, a line of JSON at a time:
+Reads PILOT/train.json, trains as `train` does, and prints measurements on stdout, each a line of JSON:
 
     {"step": 0, "seconds": 1.31, "samples": 8, "beside": true, "start_s": 6.2}
     {"save_s": 0.04, "checkpoint_bytes": 3911680}                a checkpoint
-    {"look_s": 0.012, "objects": 8}                              a look at so many unseen objects, seconds per object
+    {"look_s": 0.012, "objects": 8}                              an evaluation of 8 unseen objects, seconds per object
 
-start_s: with the first one, since the process was started. beside: before stdin was closed. It goes on until then, as what
-renderers have to share a machine with, and after that until there is enough to know.
+start_s: with the first step, seconds since the process started. beside: whether stdin was open, that is, renderers ran beside
+this. Training goes on until stdin is closed, as renderers' neighbour on the machine, and then until enough steps are measured.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from pipeline.core.disk import disk_below
 from pipeline.core.errors import UserError
 from pipeline.storage.train_run import CHECKPOINTS
 
-LEAST = 8  # steps behind the first
-WITHIN_S = 45.0  # after stdin was closed, even where these are fewer
-MOST_S = 3600.0
+MIN_STEPS = 8  # after the first
+CLOSED_MAX_S = 45.0  # after stdin was closed, even with fewer than MIN_STEPS
+MAX_S = 3600.0
 
 
 def main() -> int:
-    """Measures. Exit status 0, or 2 where what was asked for cannot be done."""
+    """Measure. Exit status 0, or 2 after a UserError."""
     closed = threading.Event()
     when_starter_ends(closed.set)
     try:
@@ -55,9 +55,9 @@ def main() -> int:
 
 
 def measure(cfg: TrainConfig, closed: threading.Event) -> None:
-    """Steps of one rank, on all objects of cfg.data, until `closed` is set; then LEAST of them, or WITHIN_S seconds.
+    """Train one rank on all objects of cfg.data until `closed` is set and MIN_STEPS are done, or CLOSED_MAX_S are over.
 
-    cfg: resolved, its cfg.out is free for a checkpoint. Raises UserError like `train_fn`.
+    cfg: resolved; a checkpoint is written to cfg.out. Raises UserError like `train_fn`.
     """
     cfg = cfg.shared(cfg.world)
     torch.manual_seed(cfg.data.seed)
@@ -74,55 +74,55 @@ def measure(cfg: TrainConfig, closed: threading.Event) -> None:
                 step(state, gradients, some, cfg.loss.perceptual_from + number)
                 now = time.perf_counter()
                 samples = sum(len(batch.uids) for batch in some)
-                said = {"step": number, "seconds": now - clock, "samples": samples, "beside": not closed.is_set()}
-                _say(said | ({} if number else {"start_s": time.time() - psutil.Process().create_time()}))
+                facts = {"step": number, "seconds": now - clock, "samples": samples, "beside": not closed.is_set()}
+                _report(facts | ({} if number else {"start_s": time.time() - psutil.Process().create_time()}))
                 if number == 1:
                     _save(state)
-                    _look(state, data)
+                    _evaluate(state, data)
                 if next(enough):
                     return
 
 
 def _enough(closed: threading.Event) -> Iterator[bool]:
-    """After each step: whether it was the last."""
+    """Yield after each step whether to stop."""
     begun, until = time.monotonic(), None
     for number in itertools.count():
         now = time.monotonic()
         if until is None and closed.is_set():
-            until = now + WITHIN_S
-        yield now > begun + MOST_S or (until is not None and (number >= LEAST or now > until))
+            until = now + CLOSED_MAX_S
+        yield now > begun + MAX_S or (until is not None and (number >= MIN_STEPS or now > until))
 
 
 def step(state: State, gradients: Gradients, batches: list[Batch], number: int) -> None:
-    """One step of training, with the one wait for a GPU that it has."""
-    gradients.suit(batches[0])
-    told = gradients(batches, number)
-    *_, loss, norm = torch.stack([told["loss"], state.optimizers.norm()]).tolist()
+    """Take one training step, with the single host sync that `train_fn` has."""
+    gradients.prepare(batches[0])
+    terms = gradients(batches, number)
+    *_, loss, norm = torch.stack([terms["loss"], state.optimizers.norm()]).tolist()
     state.step(number, loss, norm)
 
 
 def _save(state: State) -> None:
     clock = time.perf_counter()
     state.save(1)
-    _say({"save_s": time.perf_counter() - clock, "checkpoint_bytes": disk_below(state.out / CHECKPOINTS)})
+    _report({"save_s": time.perf_counter() - clock, "checkpoint_bytes": disk_below(state.out / CHECKPOINTS)})
 
 
-def _look(state: State, data: Data) -> None:
-    """The pictures of a look have no say in how long it takes: those that train will do."""
+def _evaluate(state: State, data: Data) -> None:
+    """Time an evaluation of any objects: its speed does not depend on which."""
     cfg = state.cfg
     samples = data.planner.evaluation("all", cfg.data.inputs, cfg.eval_targets, min(cfg.data.batch, cfg.eval_objects))
     if not cfg.eval_every or not samples:
         return
-    for _ in range(2):  # the first one starts things
+    for _ in range(2):  # the first run warms up
         clock = time.perf_counter()
-        with state.evaluated() as net, torch.no_grad(), autocast(cfg.precision, state.device):
+        with state.evaluation_net() as net, torch.no_grad(), autocast(cfg.precision, state.device):
             scores.measure(scores.render_of(net), data.evaluation_batches(samples, cfg.data.batch))
         seconds = time.perf_counter() - clock
-    _say({"look_s": seconds / len(samples), "objects": len(samples)})
+    _report({"look_s": seconds / len(samples), "objects": len(samples)})
 
 
-def _say(told: dict[str, float]) -> None:
-    print(json.dumps(told), flush=True)
+def _report(facts: dict[str, float]) -> None:
+    print(json.dumps(facts), flush=True)
 
 
 if __name__ == "__main__":

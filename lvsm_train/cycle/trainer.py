@@ -1,4 +1,4 @@
-"""`python -m lvsm_train.cycle.trainer RUN`: the trainer of a cycle, as its driver starts it. Ends when the driver does."""
+"""`python -m lvsm_train.cycle.trainer RUN`: the trainer of a cycle, started by its driver. Ends when the driver does."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pipeline.core.errors import FEWER_THAN_ASKED, UserError
 from pipeline.cycle.protocol import TRAIN
 from pipeline.storage.run_folder import held
 
-FORMER_S = 30.0  # that a trainer before this one may need to end
+FORMER_S = 30.0  # for a former trainer to end
 
 
 def main() -> int:
-    """Trains until the cycle has no more. Exit status like the one of `lvsm-data train`."""
+    """Train until the cycle has no more samples. Exit status as of `lvsm-data train`."""
     when_starter_ends(partial(os._exit, 1))
     folder = Path(sys.argv[1]) / TRAIN
     try:
@@ -38,7 +38,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Holds the trainer's folder, as soon as a trainer of a driver that was killed has let go of it."""
+    """Hold the trainer's folder, waiting for the trainer of a killed driver to let go of it."""
     until = time.monotonic() + FORMER_S
     with contextlib.ExitStack() as stack:
         while True:

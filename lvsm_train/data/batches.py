@@ -1,4 +1,4 @@
-"""Batches for a trainer out of shards: what a step sees is a function of the seed and the step alone, see samples.py."""
+"""Batches for a trainer from shards. The batch of a step depends on the seed and the step alone: see samples.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lvsm_train.data.samples import Sample
 
 __all__ = ["Batch", "Data", "DataConfig", "Sample"]
 
-MEMORY_SHARE = 0.4  # of the free host memory, that decoded pictures may take
+MEMORY_SHARE = 0.4  # of free host memory that decoded images may take
 TENSORS = ("image", "c2w", "fxfycxcy", "target_image", "target_c2w", "target_fxfycxcy")
 
 
@@ -32,7 +32,7 @@ class Batch:
     """B samples with V inputs and T targets each, on one device.
 
     image: (B, V, 3, H, W) uint8 sRGB on white. c2w: (B, V, 4, 4) float32, OpenCV axes. fxfycxcy: (B, V, 4) float32, in pixels of
-    these pictures. target_image, target_c2w, target_fxfycxcy: the same with T. uids: B names of objects.
+    these images. target_image, target_c2w, target_fxfycxcy: likewise with T instead of V. uids: B names of objects.
     """
 
     image: torch.Tensor
@@ -54,7 +54,7 @@ class Batch:
         return self.target_image.float() / 255
 
     def to(self, device: str | torch.device) -> Batch:
-        """The same on a device; from pinned memory without waiting for the copy."""
+        """Copy to a device; asynchronously from pinned memory."""
         moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
         return replace(self, **moved)
 
@@ -63,7 +63,7 @@ Plan = Callable[[], tuple[store.Index, Sequence[Sample]]]
 
 
 class End:
-    """What comes after the last plan."""
+    """Type of the value that follows the last plan."""
 
 
 END = End()
@@ -71,7 +71,7 @@ END = End()
 
 @dataclass(frozen=True)
 class _Pending:
-    """A batch under way: rows (B, V + T) of its views among all, cameras, and pixels that `jobs` may still fill."""
+    """A batch under way. rows: (B, V + T) of its views in the index. pixels: perhaps still being filled by `jobs`."""
 
     samples: Sequence[Sample]
     rows: torch.Tensor
@@ -82,10 +82,10 @@ class _Pending:
 
 
 class Data:
-    """The objects of some shards as batches: one per rank, each with the whole index.
+    """Batches from some shards. Each rank has its own, with the whole index.
 
-    index: objects and cameras. planner: which views of them. notes: what a user should hear. cached: where decoded pictures
-    are, "memory", "device" or "none".
+    index: objects and cameras. planner: chooses views. notes: for the user. cached: where decoded images are kept, "memory",
+    "device" or "none".
     """
 
     def __init__(
@@ -97,17 +97,19 @@ class Data:
         accumulate: int = 1,
         split: str = "",
     ) -> None:
-        """Reads the index and, where pictures are kept, decodes them all. accumulate: batches of a rank in a step. split: see
+        """Read the index, and decode all images if they are cached. accumulate: batches per step and rank. split: as in
         store.read_index.
 
-        Raises UserError: see DataConfig.check and store.read_index; pictures that are broken.
+        Raises UserError like DataConfig.check and store.read_index, and for broken images.
         """
         cfg.check()
-        cv2.setNumThreads(1)  # a thread per picture is ours to make; more within one only get into each other's way
+        cv2.setNumThreads(1)  # our threads decode an image each; threads within OpenCV would only compete with them
         self.cfg, self.device = cfg, torch.device(device)
-        # a step's batches, of all ranks, and which are ours: what they are together does not depend on how they are shared
+        # parts: batches of a step over all ranks; ours: this rank's. Their union does not depend on the number of ranks
         self.parts, self.ours = world * accumulate, range(rank, world * accumulate, world)
-        if self.device.type == "cuda" and self.device.index is None:  # else threads would take this for the first GPU
+        if (
+            self.device.type == "cuda" and self.device.index is None
+        ):  # in other threads a bare "cuda" means the first GPU
             self.device = torch.device("cuda", torch.cuda.current_device())
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = max(1, len(os.sched_getaffinity(0)) // ranks_here)
@@ -120,7 +122,7 @@ class Data:
         self.pixels: torch.Tensor | None = None
         if self.cached != "none":
             at = self.device if self.cached == "device" else torch.device("cpu")
-            self.pixels = store.decoded(self.index, at, cores, quiet=rank > 0)
+            self.pixels = store.decode_all(self.index, at, cores, quiet=rank > 0)
         elif slow := int((self.index.chunk[:, 1] == 0).sum()):
             self.notes.append(f"{slow} objects are not packed as lvsm-data does it: their pictures are slow to find")
         self.workers = cfg.workers if cfg.workers is not None else max(1, cores - 1 if self.pixels is None else 1)
@@ -128,11 +130,11 @@ class Data:
 
     @property
     def hw(self) -> tuple[int, int]:
-        """(height, width) of all pictures."""
+        """(height, width) of all images."""
         return self.index.hw
 
-    def says(self) -> str:
-        """For people."""
+    def summary(self) -> str:
+        """Sizes and cache of the data, for display."""
         planner = self.planner
         height, width = self.hw
         return (
@@ -141,54 +143,54 @@ class Data:
         )
 
     def epochs(self, steps: int) -> float:
-        """How often so many steps of all ranks show every object."""
+        """Epochs that `steps` steps of all ranks make."""
         entries = steps * self.parts * self.cfg.batch / self.cfg.samples_per_object
         return entries / max(1, len(self.planner.train))
 
     def close(self) -> None:
-        """Closes the shards. Iterators must have ended."""
+        """Close shard files. Iterators must have ended."""
         self.files.close()
 
     def batch(self, step: int) -> Batch:
-        """What this rank sees at a step, or first, where it sees several."""
+        """First (or only) batch of a step on this rank."""
         return self.gather(self.planner.training(step, self.ours[0], self.parts))
 
     def gather(self, some: Sequence[Sample]) -> Batch:
-        """Samples as a batch. Raises ValueError where their numbers of views differ, UserError where shards are broken."""
-        return self._finish(self._begin(lambda: (self.index, some), _at_once))
+        """Load samples as a batch. Raises ValueError if their numbers of views differ, UserError for broken shards."""
+        return self._finish(self._begin(lambda: (self.index, some), _run_now))
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
-        """All of this rank's, of every step from `start` on, without end, made ahead by threads. Close it after use."""
+        """Yield this rank's batches of all steps from `start` on, endlessly, prefetched by threads. Close after use."""
         plan, parts = self.planner.training, self.parts
-        return self.made(
-            functools.partial(self._of_mine, functools.partial(plan, step, part, parts))
+        return self.prefetched(
+            functools.partial(self._planned, functools.partial(plan, step, part, parts))
             for step in itertools.count(start)
             for part in self.ours
         )
 
     def evaluation_batches(self, of: Sequence[Sample], size: int) -> Iterator[Batch]:
-        """`gather` of samples in their order, so many at a time; fewer where the numbers of views change."""
-        return self.made(
-            functools.partial(self._of_mine, functools.partial(list, some)) for some in samples.alike(of, size)
+        """Yield batches of at most `size` samples in order; each has samples with equal numbers of views."""
+        return self.prefetched(
+            functools.partial(self._planned, functools.partial(list, some)) for some in samples.equal_views(of, size)
         )
 
-    def _of_mine(self, plan: Callable[[], Sequence[Sample]]) -> tuple[store.Index, Sequence[Sample]]:
+    def _planned(self, plan: Callable[[], Sequence[Sample]]) -> tuple[store.Index, Sequence[Sample]]:
         return self.index, plan()
 
-    def made(self, plans: Iterator[Plan]) -> Generator[Batch, None, None]:
-        """Batches of samples, each of an index of its own, made ahead by threads. Close it after use."""
-        with contextlib.closing(self.asked(plans)) as batches:
+    def prefetched(self, plans: Iterator[Plan]) -> Generator[Batch, None, None]:
+        """Yield the batches of plans, which may have an index each, prefetched by threads. Close after use."""
+        with contextlib.closing(self.poll(plans)) as batches:
             yield from (batch for batch in batches if batch is not None)
 
-    def asked(self, plans: Iterator[Plan | None]) -> Generator[Batch | None, None, None]:
-        """The same of plans that may be None: "nothing now, ask again"; so is a batch, where none is under way either."""
+    def poll(self, plans: Iterator[Plan | None]) -> Generator[Batch | None, None, None]:
+        """`prefetched` for plans that may be None (no plan yet). Yields None while there is no plan and no batch under way."""
         if self.workers == 0:
             for each in plans:
-                yield self._finish(self._begin(each, _at_once)) if each else None
+                yield self._finish(self._begin(each, _run_now)) if each else None
             return
         pool = ThreadPoolExecutor(self.workers, "data", self._start_thread)
         ahead: deque[Future[_Pending]] = deque()
-        depth = max(self.cfg.prefetch, -(-self.workers // self.cfg.batch))  # or some threads have nothing to do
+        depth = max(self.cfg.prefetch, -(-self.workers // self.cfg.batch))  # fewer would leave threads idle
         more = True
         try:
             while True:
@@ -207,13 +209,13 @@ class Data:
             pool.shutdown(cancel_futures=True)
 
     def _start_thread(self) -> None:
-        if self.device.type == "cuda":  # which GPU is the current one is a matter of each thread
+        if self.device.type == "cuda":  # the current GPU is a setting of each thread
             torch.cuda.set_device(self.device)
 
     def _begin(self, plan: Plan, submit: Callable[..., Future[None]]) -> _Pending:
-        """Everything of a batch that needs no device; what has to be decoded is submitted, and not waited for."""
+        """Prepare a batch on the host: choose views, compute cameras, and submit the decoding of images without waiting."""
         index, some = plan()
-        kept = self.pixels is not None and index is self.index
+        cached = self.pixels is not None and index is self.index
         if len({(len(sample.inputs), len(sample.targets)) for sample in some}) != 1:
             raise ValueError("samples of one batch need equally many inputs, and equally many targets")
         views = np.array([sample.inputs + sample.targets for sample in some])
@@ -223,30 +225,30 @@ class Data:
             c2w = np.stack([view_sampling.normalise_poses(cameras) for cameras in c2w])
         elif any(sample.angle for sample in some):
             c2w = view_sampling.rotate_z(c2w, np.array([sample.angle for sample in some]))
-        at, pose, k = (self._pinned(torch.from_numpy(one)) for one in (rows, c2w, index.fxfycxcy[rows]))
-        if kept and self.cached == "device":
-            return _Pending(some, at, pose, k, None, [])
+        row, pose, k = (self._pinned(torch.from_numpy(each)) for each in (rows, c2w, index.fxfycxcy[rows]))
+        if cached and self.cached == "device":
+            return _Pending(some, row, pose, k, None, [])
         pin = self.device.type == "cuda"
         pixels = torch.empty((*rows.shape, 3, *self.hw), dtype=torch.uint8, pin_memory=pin)
-        if kept and self.pixels is not None:
-            np.take(self.pixels.numpy(), rows, 0, pixels.numpy(), mode="clip")  # the other modes make a copy first
-            return _Pending(some, at, pose, k, pixels, [])
-        of_object: dict[int, list[int]] = defaultdict(list)
-        for place, sample in enumerate(some):
-            of_object[sample.number].append(place)
+        if cached and self.pixels is not None:
+            np.take(self.pixels.numpy(), rows, 0, pixels.numpy(), mode="clip")  # other modes copy first
+            return _Pending(some, row, pose, k, pixels, [])
+        rows_of: dict[int, list[int]] = defaultdict(list)
+        for each, sample in enumerate(some):
+            rows_of[sample.number].append(each)
         out = pixels.numpy()
-        jobs = [submit(self._read, index, number, places, views, out) for number, places in of_object.items()]
-        return _Pending(some, at, pose, k, pixels, jobs)
+        jobs = [submit(self._read, index, number, within, views, out) for number, within in rows_of.items()]
+        return _Pending(some, row, pose, k, pixels, jobs)
 
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
-    def _read(self, index: store.Index, number: int, places: list[int], views: np.ndarray, out: np.ndarray) -> None:
-        """The views of one object, each decoded once, into their places of a batch: views (B, S), out (B, S, 3, H, W)."""
+    def _read(self, index: store.Index, number: int, within: list[int], views: np.ndarray, out: np.ndarray) -> None:
+        """Decode the views of an object, each once, into rows `within` of a batch. views: (B, S). out: (B, S, 3, H, W)."""
         jpegs = index.jpegs(number, self.files)
         done: dict[int, np.ndarray] = {}
-        for place in places:
-            for view, planes in zip(views[place].tolist(), out[place], strict=True):
+        for row in within:
+            for view, planes in zip(views[row].tolist(), out[row], strict=True):
                 if view in done:
                     planes[:] = done[view]
                 else:
@@ -254,11 +256,13 @@ class Data:
                     done[view] = planes
 
     def _finish(self, pending: _Pending) -> Batch:
-        """Waits for what is decoded, and hands over to the device."""
+        """Wait for decoding, and copy to the device."""
         for job in pending.jobs:
             job.result()
         inputs = len(pending.samples[0].inputs)
-        rows, c2w, k = (one.to(self.device, non_blocking=True) for one in (pending.rows, pending.c2w, pending.fxfycxcy))
+        rows, c2w, k = (
+            each.to(self.device, non_blocking=True) for each in (pending.rows, pending.c2w, pending.fxfycxcy)
+        )
         if pending.pixels is not None:
             pixels = pending.pixels.to(self.device, non_blocking=True)
         else:
@@ -275,8 +279,8 @@ class Data:
         )
 
 
-def _at_once(work: Callable[..., None], *given: Any) -> Future[None]:
-    """What a pool's submit does, without a pool."""
+def _run_now(work: Callable[..., None], *given: Any) -> Future[None]:
+    """Run `work` now and return a finished Future, with the signature of Executor.submit."""
     work(*given)
     done: Future[None] = Future()
     done.set_result(None)

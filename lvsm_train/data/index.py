@@ -1,8 +1,8 @@
-"""Objects and their cameras out of shards, and their pictures: decoded once into memory, or from the disk at each use.
+"""Index of the objects and cameras in shards, and their images: decoded once into memory, or from disk at each use.
 
-The index holds in memory where each object's JPEGs lie, and all cameras (80 bytes a view), so that a sample's views are known
-before a file is touched. An object's JPEGs are then one read away. Going through the footer of its shard instead would take 50 ms
-where objects are small and many, a hundred times what decoding eight views takes.
+The index holds in memory where each object's JPEGs lie, and all cameras (80 bytes a view), so that a sample's views are chosen
+without file access, and an object's JPEGs need a single read. Parsing the shard's footer instead would take 50 ms where objects
+are small and many, a hundred times what decoding eight views takes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.storage.copies import at_hand
 from pipeline.storage.shards import METADATA_KEY, find_shards
 
 END_OF_IMAGE = b"\xff\xd9"
-OPEN_FILES = 256  # that stay open; further ones are opened for each read
+OPEN_FILES = 256  # kept open; further ones are opened for each read
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 HINT = "`lvsm-data verify` says what is broken; a shard that is moved away is left out"
@@ -44,12 +44,12 @@ HINT = "`lvsm-data verify` says what is broken; a shard that is moved away is le
 
 @dataclass(frozen=True)
 class Index:
-    """All objects of some shards: N of them, with M views together.
+    """N objects of some shards, with M views in all. Per object:
 
-    uids: (N,). path: (N,) which of `paths` has it. group: (N,) its row group there. chunk: (N, 2) offset and length of its
-    JPEGs' column chunk; length 0 where only pyarrow can read that. first: (N + 1,) its first view among all. val: (N,) whether it
-    is for validation. stored_hw: (N, 2) of its pictures. c2w: (M, 4, 4), fxfycxcy: (M, 4) of pictures of size hw, float32. frame:
-    (M,) which frame of its clip a view is, else its number within the object.
+    uids: (N,). path: (N,) number of its file in `paths`. group: (N,) its row group there. chunk: (N, 2) offset and length of its
+    JPEGs' column chunk; length 0 if only pyarrow can read that. first: (N + 1,) its first view in the arrays below. val: (N,)
+    True if for validation. stored_hw: (N, 2) size of its stored images. Per view: c2w: (M, 4, 4), fxfycxcy: (M, 4) for images
+    of size hw, float32. frame: (M,) its frame in the clip, else its number within the object.
     """
 
     uids: list[str]
@@ -66,15 +66,15 @@ class Index:
     hw: tuple[int, int]
 
     def views(self, number: int) -> int:
-        """How many an object has."""
+        """Number of views of an object."""
         return int(self.first[number + 1] - self.first[number])
 
     def of(self, number: int) -> slice:
-        """Where an object's views stand among all."""
+        """Slice of an object's views in c2w, fxfycxcy and frame."""
         return slice(int(self.first[number]), int(self.first[number + 1]))
 
     def videos(self) -> list[str]:
-        """Of each object the video that it is a clip of, else its uid: what training and validation must not share."""
+        """Name of each object's video, or its uid if it is no clip (N,): training and validation must not share one."""
         names = list(self.uids)
         for which, path in enumerate(self.paths):
             numbers = np.flatnonzero(self.path == which)
@@ -86,7 +86,7 @@ class Index:
         return names
 
     def jpegs(self, number: int, files: Files) -> list[memoryview]:
-        """An object's pictures. Raises UserError where they cannot be read."""
+        """JPEGs of an object's views. Raises UserError if they cannot be read."""
         path = self.paths[self.path[number]]
         offset, length = self.chunk[number].tolist()
         with _reading(path):
@@ -99,31 +99,31 @@ class Index:
                 return [memoryview(jpeg.as_buffer()) for jpeg in pc.struct_field(table["image"], "bytes")]
 
     def decode(self, number: int, view: int, jpeg: memoryview, planes: np.ndarray) -> None:
-        """A view of an object into planes (3, H, W) uint8, contiguous. Raises UserError where it is no picture of its size."""
+        """Decode a view of an object into planes (3, H, W) uint8, contiguous. Raises UserError if broken or of another size."""
         stored = tuple(self.stored_hw[number].tolist())
         rgb = _decode(jpeg)
         if rgb is None or rgb.shape[:2] != stored:
             path, size = self.paths[self.path[number]], f"{stored[1]}x{stored[0]}"
             raise UserError(f"{path}: view {view} of {self.uids[number]} is no whole JPEG of {size} pixels", HINT)
-        cv2.split(images.shrink(rgb, self.hw), list(planes))  # in place, and 20 times as fast as NumPy turns axes round
+        cv2.split(images.shrink(rgb, self.hw), list(planes))  # in place, and 20 times as fast as a transpose in NumPy
 
 
 def _decode(jpeg: memoryview) -> np.ndarray | None:
-    """A JPEG as PIL would decode it, to the bit, in half the time; None where it is none."""
-    if bytes(jpeg[-2:]) != END_OF_IMAGE:  # OpenCV would fill up with grey what was cut off
+    """RGB of a JPEG, bit for bit like PIL's in half the time; None if it is broken."""
+    if bytes(jpeg[-2:]) != END_OF_IMAGE:  # OpenCV would fill a truncated image with grey
         return None
     return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 class Files:
-    """Shard files that stay open, for reads from any thread."""
+    """Shard files that are kept open, for reads from any thread."""
 
     def __init__(self) -> None:
         self._open: dict[Path, int] = {}
         self._lock = threading.Lock()
 
     def read(self, path: Path, length: int, offset: int) -> bytes:
-        """Raises OSError; a file that ends too soon gives fewer bytes."""
+        """Read `length` bytes at `offset`, fewer at the end of the file. Raises OSError."""
         with self._lock:
             descriptor = self._open.get(path)
             if descriptor is None and len(self._open) < OPEN_FILES:
@@ -134,14 +134,14 @@ class Files:
             return os.pread(file.fileno(), length, offset)
 
     def forget(self, path: Path) -> None:
-        """Closes a file that nobody reads any more: until then the disk of one that was deleted is not free."""
+        """Close a file that nobody reads any more, so that the disk space of a deleted one becomes free."""
         with self._lock:
             descriptor = self._open.pop(path, None)
         if descriptor is not None:
             os.close(descriptor)
 
     def close(self) -> None:
-        """No read may be under way."""
+        """Close all files. No read may be under way."""
         while self._open:
             os.close(self._open.popitem()[1])
 
@@ -150,8 +150,8 @@ class Files:
 
 
 @dataclass(frozen=True)
-class File:
-    """The part of an Index that one shard file gives. views: (n,) of each object. hw: (m, 2) of each view as it is stored."""
+class ShardIndex:
+    """An Index's part from one shard file. views: (n,) number of views per object. hw: (m, 2) stored size of each view."""
 
     uids: list[str]
     views: np.ndarray
@@ -163,11 +163,11 @@ class File:
 
 
 def read_index(folders: Sequence[Path], res: int | None, workers: int, split: str = "") -> Index:
-    """The index of run folders, or of folders of one resolution, for pictures that are `res` pixels wide.
+    """Index of run folders, or folders of one resolution, for images `res` pixels wide.
 
-    res: None is the largest width that all folders can give. Of each folder the smallest width that is enough is read. split:
-    train or val for shards of that one alone. Raises UserError: no shards, a width that is larger than what is stored, broken
-    files, pictures of different shapes, an object in training and validation shards both. Of an address all is copied first.
+    res: None is the largest width that all folders can give. Of each folder the smallest sufficient width is read. split: train
+    or val for shards of that split alone. Folders at a network address are copied first. Raises UserError: no shards, a larger
+    width than stored, broken files, images of different shapes, an object in both training and validation shards.
     """
     if not folders:
         raise UserError("no data to train on", "--data RUN, a folder that lvsm-data made")
@@ -180,12 +180,12 @@ def read_index(folders: Sequence[Path], res: int | None, workers: int, split: st
         if not enough:
             raise UserError(f"{folder} has pictures of {max(by_width)} pixels at most, --res asks for {width}")
         paths += [path for path in by_width[min(enough)] if path.stem.startswith(split)]
-    files = list(_in_threads(read_file, paths, workers, "reading cameras" if len(paths) > 16 else ""))
-    return joined(paths, files, width)
+    files = list(_in_threads(read_shard, paths, workers, "reading cameras" if len(paths) > 16 else ""))
+    return merge(paths, files, width)
 
 
-def joined(paths: Sequence[Path], files: Sequence[File], width: int) -> Index:
-    """The index of some shard files, for pictures of that width. Raises UserError like `read_index`."""
+def merge(paths: Sequence[Path], files: Sequence[ShardIndex], width: int) -> Index:
+    """Index of some shard files, for images of that width. Raises UserError like `read_index`."""
     uids = [uid for file in files for uid in file.uids]
     path = np.repeat(np.arange(len(files)), [len(file.uids) for file in files])
     val = np.array([one.stem.startswith("val-") for one in paths])[path]
@@ -212,7 +212,7 @@ def joined(paths: Sequence[Path], files: Sequence[File], width: int) -> Index:
 
 
 def _check_unique(uids: list[str], val: np.ndarray) -> None:
-    """Raises UserError where an object is in both splits."""
+    """Raise UserError if an object is in both splits."""
     both = {uid for uid, held in zip(uids, val, strict=True) if held}
     both &= {uid for uid, held in zip(uids, val, strict=True) if not held}
     if both:
@@ -222,8 +222,8 @@ def _check_unique(uids: list[str], val: np.ndarray) -> None:
         )
 
 
-def read_file(path: Path) -> File:
-    """Everything but the pictures of one shard."""
+def read_shard(path: Path) -> ShardIndex:
+    """Read all but the images of one shard. Raises UserError for a broken file."""
     with _reading(path), pq.ParquetFile(path) as file:
         if METADATA_KEY not in (file.schema_arrow.metadata or {}):
             raise UserError(f"{path} was not written by lvsm-data")
@@ -240,18 +240,18 @@ def read_file(path: Path) -> File:
     if len(c2w) != len(counted) or not (np.isfinite(c2w).all() and np.isfinite(k).all() and (k[:, :2] > 0).all()):
         raise UserError(f"{path} has cameras that are none", HINT)
     hw = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], -1).astype(int)
-    return File(uids, views, chunk, c2w, k, hw, table["frame"].to_numpy() if has_frame else counted)
+    return ShardIndex(uids, views, chunk, c2w, k, hw, table["frame"].to_numpy() if has_frame else counted)
 
 
 def _uid(file: pq.ParquetFile, group: int) -> str:
-    statistics = file.metadata.row_group(group).column(0).statistics  # of `uid`, which is the same in all rows
+    statistics = file.metadata.row_group(group).column(0).statistics  # of `uid`, equal in all rows
     if statistics is not None and statistics.has_min_max and isinstance(statistics.min, str):
         return str(statistics.min)
     return str(file.read_row_group(group, ["uid"])["uid"][0].as_py())
 
 
 def licenses(index: Index) -> dict[str, int]:
-    """How many objects have which license, most frequent first."""
+    """Number of objects per license, most frequent first."""
     counted: Counter[str] = Counter()
     for path in index.paths:
         with _reading(path), pq.ParquetFile(path) as file:
@@ -262,7 +262,7 @@ def licenses(index: Index) -> dict[str, int]:
 
 
 def _chunk(column: pq.ColumnChunkMetaData) -> tuple[int, int]:
-    """Offset and length of a column chunk that `pages` can read, else zeros."""
+    """Offset and length of a column chunk that `parquet_pages` can read, else zeros."""
     plain = column.compression == "UNCOMPRESSED" and set(column.encodings) <= {"PLAIN", "RLE"}
     return (column.data_page_offset, column.total_compressed_size) if plain else (0, 0)
 
@@ -273,7 +273,7 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Whatever a missing or broken file raises becomes a UserError that names it."""
+    """Turn what a missing or broken file raises into a UserError that names the file."""
     try:
         yield
     except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, IndexError) as error:
@@ -283,30 +283,30 @@ def _reading(path: Path) -> Iterator[None]:
 # ---- everything in memory
 
 
-def decoded(index: Index, device: torch.device, workers: int, quiet: bool = True) -> torch.Tensor:
-    """All pictures, (M, 3, H, W) uint8 on a device. Raises UserError where one is broken."""
-    made = torch.empty((len(index.c2w), 3, *index.hw), dtype=torch.uint8, device=device)
+def decode_all(index: Index, device: torch.device, workers: int, quiet: bool = True) -> torch.Tensor:
+    """Images of all views, (M, 3, H, W) uint8 on a device. Raises UserError if one is broken."""
+    pixels = torch.empty((len(index.c2w), 3, *index.hw), dtype=torch.uint8, device=device)
     files = Files()
 
     def decode(number: int) -> None:
-        mine = made[index.of(number)]
-        pixels = mine.numpy() if device.type == "cpu" else np.empty(mine.shape, np.uint8)
+        own = pixels[index.of(number)]
+        host = own.numpy() if device.type == "cpu" else np.empty(own.shape, np.uint8)
         for view, jpeg in enumerate(index.jpegs(number, files)):
-            index.decode(number, view, jpeg, pixels[view])
+            index.decode(number, view, jpeg, host[view])
         if device.type != "cpu":
-            mine.copy_(torch.from_numpy(pixels))
+            own.copy_(torch.from_numpy(host))
 
-    say = f"decoding {len(made)} views" if made.nbytes > 1e8 and not quiet else ""
+    say = f"decoding {len(pixels)} views" if pixels.nbytes > 1e8 and not quiet else ""
     try:
         for _ in _in_threads(decode, range(len(index.uids)), workers, say):
             pass
     finally:
         files.close()
-    return made
+    return pixels
 
 
 def memory_free() -> int:
-    """Bytes of host memory that this process may still take: what the system has, or the container it runs in."""
+    """Bytes of host memory that this process may still take, in the system or its container."""
     free = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
@@ -317,12 +317,12 @@ def memory_free() -> int:
 
 
 def _in_threads(work: Callable[[Given], Made], items: Sequence[Given], workers: int, say: str) -> Iterator[Made]:
-    """work(item) of all, in order; the first error ends it. say: what a progress bar calls it, "" for none."""
+    """Yield work(item) for all items, in order; the first error ends it. say: label of a progress bar, "" for none."""
     pool = ThreadPoolExecutor(workers)
     try:
         results = pool.map(work, items)
         console = Console(stderr=True)
-        shown = say and console.is_terminal  # elsewhere a bar that goes would leave an empty line
+        shown = say and console.is_terminal  # elsewhere a transient bar would leave an empty line
         yield from track(results, say, len(items), console=console, transient=True) if shown else results
     finally:
         pool.shutdown(cancel_futures=True)

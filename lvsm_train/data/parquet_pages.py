@@ -1,7 +1,7 @@
-"""Byte strings out of a Parquet column chunk as our writer makes it: uncompressed, plain, no nulls.
+"""Byte strings from a Parquet column chunk as our writer makes it: uncompressed, plain encoding, no nulls.
 
-This is the one case in which the bytes of a value stand in the file as they are, so that a reader that knows where the chunk lies
-needs no footer. Whatever else a chunk holds is told by `ValueError`, and read by pyarrow instead.
+The values' bytes then stand in the file as they are, so that a reader that knows where the chunk lies needs no footer. Any other
+chunk raises ValueError, for the caller to read it by pyarrow.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ DATA_PAGE, PLAIN, RLE = 0, 0, 3  # PageType and Encoding of parquet.thrift
 
 
 def byte_strings(chunk: bytes, count: int) -> list[memoryview]:
-    """The values of a chunk that has `count` of them, none null.
+    """Values of a chunk of `count` values.
 
-    Raises ValueError where it is not such a chunk, or broken: values have to fill their pages exactly.
+    Raises ValueError if the chunk is not plain, has nulls, or is broken: values have to fill their pages exactly.
     """
     found: list[memoryview] = []
     view, at = memoryview(chunk), 0
@@ -42,7 +42,7 @@ def byte_strings(chunk: bytes, count: int) -> list[memoryview]:
 
 
 def _struct(data: memoryview, at: int) -> tuple[dict[int, Any], int]:
-    """A struct of Thrift's compact protocol -> its fields by number, and where it ends."""
+    """Parse a struct of Thrift's compact protocol at `at`: (fields by number, offset of its end)."""
     fields: dict[int, Any] = {}
     number = 0
     while data[at]:

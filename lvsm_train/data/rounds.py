@@ -1,8 +1,8 @@
-"""The order of a cycle's training: which object of which shard comes when. Pure functions of the seed, and of what shards hold.
+"""Order of a cycle's training: which object of which shard comes when. Pure functions of the seed and the shards' sizes.
 
-Shards enter one by one, in their order, and each stays `life` rounds: round r is of the shards r - life + 1 .. r, shuffled. In
-its time a shard gives each of its objects `passes` times, evenly spread, so that every round has about as much of each of its
-shards. No clock and no disk has a say, so a run that was killed goes on in the same order.
+Shards enter one by one, in order, and each stays `life` rounds: round r shuffles entries of the shards r - life + 1 .. r. While
+it stays, a shard gives each of its objects `passes` times, evenly spread, so that a round has about equally many entries of
+each of its shards. Neither time nor disk has an influence, so a run that was killed goes on in the same order.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from pipeline.cycle.protocol import Cursor, Slot, Window
 
 
 def entries(seed: int, number: int, slots: dict[int, Slot], life: int) -> np.ndarray:
-    """The entries of a round, shuffled: (E, 2) slot, object. slots: those of the round, as far as there are so many."""
+    """Entries of round `number`, shuffled: (E, 2) slot, object. slots: by number; the round's missing ones do not exist."""
     found = []
     for slot in range(max(0, number - life + 1), number + 1):
         if slot in slots and slots[slot].samples:
-            objects = np.flatnonzero(_share(seed, slot, slots[slot], life, number - slot))
+            objects = np.flatnonzero(_in_round(seed, slot, slots[slot], life, number - slot))
             found.append(np.stack([np.full(len(objects), slot), objects % slots[slot].objects], -1))
     if not found:
         return np.zeros((0, 2), int)
-    made = np.concatenate(found)
-    return made[item_rng(seed, str(number), "round").permutation(len(made))]
+    together = np.concatenate(found)
+    return together[item_rng(seed, str(number), "round").permutation(len(together))]
 
 
-def _share(seed: int, number: int, slot: Slot, life: int, age: int) -> np.ndarray:
-    """(passes * objects,) which passes of which objects of a shard fall into the round in which it is so old.
+def _in_round(seed: int, number: int, slot: Slot, life: int, age: int) -> np.ndarray:
+    """Mask (passes * objects,): passes of objects of shard `number` that come when the shard has been there `age` rounds.
 
-    Pass p of the object of rank r among n comes after the share (p + (r + 1/2) / n) / passes of the shard's time.
+    Pass p of the object that a permutation puts at r of n comes after (p + (r + 1/2) / n) / passes of the shard's life.
     """
     rank = item_rng(seed, str(number), "slot").permutation(slot.objects)
     when = 2 * slot.objects * np.arange(slot.passes)[:, None] + 2 * rank[None] + 1
-    made: np.ndarray = (when * life // (2 * slot.samples) == age).ravel()
-    return made
+    mask: np.ndarray = (when * life // (2 * slot.samples) == age).ravel()
+    return mask
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What a step is made of. entries: (G, 2) slot, object. first: their first one's number among all. after: the cursor then."""
+class StepEntries:
+    """entries: (G, 2) slot, object. first: position of the first entry in the run. after: cursor after the step."""
 
     entries: np.ndarray
     first: int
@@ -51,52 +51,47 @@ class Taken:
 
 
 class Rounds:
-    """Takes entries in their order, from a cursor on."""
+    """Hands out entries in order, from `cursor` on."""
 
     def __init__(self, seed: int, cursor: Cursor) -> None:
         self.seed, self.cursor = seed, cursor
-        self.round = cursor.round  # the next one to be drawn
-        self.ahead: deque[tuple[int, int, int, int]] = deque()  # round, offset, slot, object
+        self.round = cursor.round  # next one to be drawn: its newest slot is needed next
+        self.queue: deque[tuple[int, int, int, int]] = deque()  # round, offset, slot, object
         self.over = False
 
-    def take(self, window: Window, count: int, parts: int = 1) -> Taken | None:
-        """The next `count` entries; fewer, but a multiple of `parts`, at the end. None: there are none, or not yet.
+    def take(self, window: Window, count: int, parts: int = 1) -> StepEntries | None:
+        """Next `count` entries; at the end fewer, but a multiple of `parts`. None if there are no more, or not yet.
 
-        Knows what comes after, or that nothing does: so the last step knows that it is the last.
+        Draws one more part queue, so that the last step is known to be the last.
         """
         if not self.ready(window, count, parts):
             return None
-        count = min(count, len(self.ahead) // parts * parts)
+        count = min(count, len(self.queue) // parts * parts)
         if not count:
             return None
-        some = [self.ahead.popleft() for _ in range(count)]
-        first, last = self.cursor.position, self.over and len(self.ahead) < parts
+        some = [self.queue.popleft() for _ in range(count)]
+        first, last = self.cursor.position, self.over and len(self.queue) < parts
         self.cursor = self._moved(window, [slot for _, _, slot, _ in some], last)
-        return Taken(np.array([each[2:] for each in some]), first, self.cursor, last)
+        return StepEntries(np.array([each[2:] for each in some]), first, self.cursor, last)
 
     def ready(self, window: Window, count: int, parts: int = 1) -> bool:
-        """Whether `take` would give something now, or know that there is nothing more."""
-        while len(self.ahead) < count + parts and not self.over:
+        """True if `take` would return entries now, or there are no more."""
+        while len(self.queue) < count + parts and not self.over:
             if not self._draw(window):
                 return False
         return True
 
-    @property
-    def waits_for(self) -> int:
-        """The slot that is needed next."""
-        return self.round
-
     def _draw(self, window: Window) -> bool:
-        """Draws the next round, if its newest shard is there."""
+        """Draw the next round, or set `over`. False if the round's newest shard is not there yet."""
         number = self.round
         if window.end is not None and number >= window.end + window.life - 1:
             self.over = True
             return True
         if number not in window.slots and (window.end is None or number < window.end):
             return False
-        made = entries(self.seed, number, window.slots, window.life).tolist()
+        drawn = entries(self.seed, number, window.slots, window.life).tolist()
         done = self.cursor.offset if number == self.cursor.round else 0
-        self.ahead.extend((number, place, *entry) for place, entry in enumerate(made) if place >= done)
+        self.queue.extend((number, offset, *entry) for offset, entry in enumerate(drawn) if offset >= done)
         self.round += 1
         return True
 
@@ -111,7 +106,7 @@ class Rounds:
             done += 1
         if last and window.end is not None:
             done = window.end
-            while self.ahead:  # less than one for each of `parts`: it is left out, and stays in `counts`
-                counts.setdefault(self.ahead.popleft()[2], 0)
-        number, offset = self.ahead[0][:2] if self.ahead else (self.round, 0)
+            while self.queue:  # fewer entries than `parts`: not trained on, and their slots stay in `counts`
+                counts.setdefault(self.queue.popleft()[2], 0)
+        number, offset = self.queue[0][:2] if self.queue else (self.round, 0)
         return Cursor(number, offset, before.position + len(slots), done, counts, place)

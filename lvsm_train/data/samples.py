@@ -1,4 +1,4 @@
-"""What a trainer sees: the settings, and which views of which objects a step, or an evaluation, consists of. No pixels here."""
+"""Samples of a training step or an evaluation: which views of which objects. No pixels here."""
 
 from __future__ import annotations
 
@@ -18,15 +18,12 @@ from pipeline.core.records import item_rng
 from pipeline.formats.trajectories import EvalIndex
 from pipeline.storage.shards import split_of
 
-HELD_PERCENT = 5.0  # of the objects, where no val-*.parquet says what is for validation
+HELD_PERCENT = 5.0  # of the objects are for validation, without val-*.parquet files
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Which views of which object to show and to ask for.
-
-    number: of the object in the index. angle: by which the world is turned about z, radians.
-    """
+    """number: of the object in the index. inputs, targets: its views. angle: rotation of the world about z, in radians."""
 
     uid: str
     number: int
@@ -36,10 +33,10 @@ class Sample:
 
 
 class Planner:
-    """Which views of which objects: training by a seed, evaluation the same for all.
+    """Chooses samples: for training by the seed, for evaluation independently of it.
 
-    train, val: numbers of the objects in the index that train, and that are held out. notes: what a user should hear.
-    choose: where no shard says what is for validation, choose some of the objects.
+    train, val: index numbers of training and of held-out objects. notes: for the user. choose: hold out some of the objects
+    if no shard is for validation.
     """
 
     def __init__(self, cfg: DataConfig, index: Index, choose: bool = True) -> None:
@@ -66,9 +63,9 @@ class Planner:
         return self.index.views(number) - self.cfg.held_views >= views
 
     def training(self, step: int, part: int, parts: int) -> list[Sample]:
-        """One of so many parts of what all ranks see at a step, which is the same however it is cut.
+        """Samples of part `part` of a step, which all ranks cut into `parts`; their union does not depend on `parts`.
 
-        Raises UserError where there is nothing to train on.
+        Raises UserError if there is nothing to train on.
         """
         cfg = self.cfg
         if not len(self.train):
@@ -78,10 +75,10 @@ class Planner:
             int(self.train[view_sampling.object_at(cfg.seed, position, len(self.train), cfg.samples_per_object)])
             for position in range(start, start + cfg.batch)
         ]
-        return self.drawn(step, start, numbers)
+        return self.step_samples(step, start, numbers)
 
-    def drawn(self, step: int, start: int, numbers: Sequence[int]) -> list[Sample]:
-        """Objects as samples of a step: views and turns by their positions in the sequence of all, `start` and the following."""
+    def step_samples(self, step: int, start: int, numbers: Sequence[int]) -> list[Sample]:
+        """Samples of these objects for a step. Views and rotations are drawn by positions `start`, `start` + 1, ..."""
         cfg = self.cfg
         inputs = view_sampling.view_count(cfg.seed, step, "inputs", cfg.least_inputs, cfg.inputs)
         targets = view_sampling.view_count(cfg.seed, step, "targets", cfg.least_targets, cfg.targets)
@@ -92,7 +89,9 @@ class Planner:
         rng = item_rng(cfg.seed, str(position), "views")
         if cfg.scenes:
             return self._clip(number, rng, inputs, targets, cfg.target_among_inputs)
-        turn = item_rng(cfg.seed, str(position), "turn")  # of its own, so that --no-rotate changes nothing else
+        turn = item_rng(
+            cfg.seed, str(position), "turn"
+        )  # a generator of its own, so that --no-rotate changes nothing else
         angle = float(turn.uniform(0, 2 * np.pi)) if cfg.rotate else 0.0
         centres = self.index.c2w[self.index.of(number)][: self.index.views(number) - cfg.held_views, :3, 3]
         views = view_sampling.object_views(rng, centres, inputs, targets, cfg.farthest_inputs, cfg.target_among_inputs)
@@ -101,39 +100,38 @@ class Planner:
     def _clip(self, number: int, rng: np.random.Generator, inputs: int, targets: int, among: bool) -> Sample:
         frame = self.index.frame[self.index.of(number)]
         order = np.argsort(frame, kind="stable")
-        shown, asked = view_sampling.clip_views(rng, frame[order], inputs, targets, self.cfg.gap, among)
-        return self._sample(number, order[shown], order[asked])
+        shown, target = view_sampling.clip_views(rng, frame[order], inputs, targets, self.cfg.gap, among)
+        return self._sample(number, order[shown], order[target])
 
-    def _sample(self, number: int, shown: np.ndarray, asked: np.ndarray, angle: float = 0.0) -> Sample:
-        return Sample(self.index.uids[number], number, tuple(shown.tolist()), tuple(asked.tolist()), angle)
+    def _sample(self, number: int, inputs: np.ndarray, targets: np.ndarray, angle: float = 0.0) -> Sample:
+        return Sample(self.index.uids[number], number, tuple(inputs.tolist()), tuple(targets.tolist()), angle)
 
     def evaluation(
         self, which: Literal["val", "held", "all"] = "val", inputs: int = 4, targets: int = 10, count: int | None = None
     ) -> list[Sample]:
-        """Fixed samples to measure with: the same for every seed and every way to train.
+        """Fixed samples for evaluation, independent of the seed and of how a model is trained.
 
-        which: "val" shows and asks for views of objects that do not train, "all" of any; "held" asks for the held_views of
-        those that train.
-        Inputs are farthest points from a first view that the uid gives; targets are drawn by the uid too, and are fewer where
-        an object has no more. A clip gets one window, by its uid. count: of the objects, by a hash of their uid. Objects
-        with too few views are left out. Raises UserError where "held" is asked for and no views are.
+        which: "val" takes held-out objects, "all" any; "held" takes training objects, with their held_views as targets.
+        count: at most so many objects, chosen by a hash of their uid. Inputs are farthest points from a first view, which the
+        uid seeds, as it does the targets (fewer where an object has no more) and a clip's window. Objects with too few views
+        are left out. Raises UserError for "held" without held_views.
         """
         if which == "held" and not self.cfg.held_views:
             raise UserError("no views of training objects are held out", "--held-views 4")
         numbers = {"val": self.val, "held": self.train, "all": np.arange(len(self.index.uids))}[which].tolist()
         fixed = self._fixed_clip if self.cfg.scenes else self._fixed_held if which == "held" else self._fixed_val
-        made = (
+        found = (
             fixed(number, inputs, targets) for number in sorted(numbers, key=lambda one: _hash(self.index.uids[one]))
         )
-        return list(itertools.islice((sample for sample in made if sample), count))
+        return list(itertools.islice((sample for sample in found if sample), count))
 
     def named(self, uids: Sequence[str], inputs: int, targets: int) -> list[Sample]:
-        """Samples of these objects as `evaluation` makes them, whether they train or not.
+        """Samples of these objects as `evaluation` makes them, for training and held-out objects alike.
 
-        Raises UserError for objects that are not there, or have too few views.
+        Raises UserError for objects that do not exist or have too few views.
         """
         number_of = {uid: number for number, uid in enumerate(self.index.uids)}
-        made = []
+        found = []
         for uid in uids:
             if uid not in number_of:
                 some = [self.index.uids[number] for number in self.val[:3]] or self.index.uids[:3]
@@ -141,8 +139,8 @@ class Planner:
             fixed = self._fixed_clip if self.cfg.scenes else self._fixed_val
             if (sample := fixed(number_of[uid], inputs, targets)) is None:
                 raise UserError(f"{uid} has too few views for {inputs} inputs and a target", "choose another object")
-            made.append(sample)
-        return made
+            found.append(sample)
+        return found
 
     def _fixed_clip(self, number: int, inputs: int, targets: int) -> Sample | None:
         if not view_sampling.clip_fits(
@@ -160,40 +158,42 @@ class Planner:
         return self._fixed(number, views[: -self.cfg.held_views], views[-self.cfg.held_views :], inputs, targets)
 
     def _fixed(self, number: int, seen: np.ndarray, unseen: np.ndarray, inputs: int, targets: int) -> Sample | None:
-        """Inputs out of the views `seen`, targets out of `unseen`."""
+        """Sample with inputs from the views `seen` and targets from `unseen`."""
         rng = self._by_uid(number)
         if len(seen) < inputs:
             return None
         centres = self.index.c2w[self.index.of(number)][seen, :3, 3]
         shown = seen[view_sampling.farthest_points(centres, inputs, int(rng.integers(len(seen))))]
-        asked = np.sort(rng.permutation(np.setdiff1d(unseen, shown))[:targets])
-        return self._sample(number, shown, asked) if len(asked) else None
+        target = np.sort(rng.permutation(np.setdiff1d(unseen, shown))[:targets])
+        return self._sample(number, shown, target) if len(target) else None
 
     def _by_uid(self, number: int) -> np.random.Generator:
         return item_rng(0, self.index.uids[number], "evaluation")
 
 
 def index_samples(index: EvalIndex, shards: Index) -> list[Sample]:
-    """What an evaluation index asks for, of those of its clips that the shards have with all frames that it needs.
+    """Samples of an evaluation index, for those of its clips that the shards have with all frames it names.
 
-    Raises UserError where these are none.
+    Raises UserError if there are none.
     """
     number_of = {uid: number for number, uid in enumerate(shards.uids)}
-    made = []
+    found = []
     for key, example in index.examples.items():
         if (number := number_of.get(key)) is None:
             continue
         view_of = {int(frame): view for view, frame in enumerate(shards.frame[shards.of(number)])}
         if all(frame in view_of for frame in example.context + example.target):
-            shown, asked = ([view_of[frame] for frame in frames] for frames in (example.context, example.target))
-            made.append(Sample(key, number, tuple(shown), tuple(asked)))
-    if not made:
+            inputs, targets = (
+                tuple(view_of[frame] for frame in frames) for frames in (example.context, example.target)
+            )
+            found.append(Sample(key, number, inputs, targets))
+    if not found:
         raise UserError("the shards have none of the clips of the evaluation index with the frames that it names")
-    return made
+    return found
 
 
-def alike(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
-    """Samples in their order, at most `size` at a time, with equally many inputs and equally many targets each time."""
+def equal_views(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
+    """Split samples, in order, into lists of at most `size` with equal numbers of inputs and of targets."""
     for _, same in itertools.groupby(samples, lambda sample: (len(sample.inputs), len(sample.targets))):
         while some := list(itertools.islice(same, size)):
             yield some

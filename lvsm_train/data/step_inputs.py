@@ -1,4 +1,4 @@
-"""What a training run is fed with, step by step: from shards that all are there, in epochs. stream.py: from those of a cycle."""
+"""Batches of each training step, from complete runs in epochs. stream.py: from the shards of a cycle."""
 
 from __future__ import annotations
 
@@ -20,44 +20,45 @@ from pipeline.cycle.protocol import Cursor
 
 @dataclass(frozen=True)
 class StepInput:
-    """A step. data: what validation is taken from. batches: this rank's, for which it waited so many seconds.
+    """Input of step `step` on one rank. data: source of validation samples. batches: this rank's. waited: seconds for them.
 
-    place: of the step in the schedule of learning rates, in steps. slots: shards of a cycle -> samples of them.
+    progress: in steps of the learning-rate schedule. last: no step follows. cursor: of a cycle, after the step. slots: of a
+    cycle, samples of the step by shard.
     """
 
     step: int
     data: Data
     batches: list[Batch]
     waited: float
-    place: float
+    progress: float
     last: bool
     cursor: Cursor | None = None
     slots: dict[int, int] = dataclasses.field(default_factory=dict)
 
 
-class Feed(Protocol):
-    """steps(start) -> every step from there on. urgent(cursor): whether a checkpoint of that cursor is waited for."""
+class StepSource(Protocol):
+    """steps(start): inputs of all steps from `start` on. urgent(saved): True if somebody waits for a newer checkpoint."""
 
     def steps(self, start: int) -> Generator[StepInput, None, None]: ...
 
     def urgent(self, saved: Cursor | None) -> bool: ...
 
 
-class Epochs:
-    """Shards that all are there, again and again; larger pictures from stage to stage of a curriculum."""
+class EpochSource:
+    """Steps over complete shards, epoch after epoch; images grow from stage to stage of a curriculum."""
 
     def __init__(self, cfg: TrainConfig, ranks: Ranks, device: torch.device, say: Callable[..., None]) -> None:
         self.cfg, self.ranks, self.device, self.say = cfg, ranks, device, say
 
     def steps(self, start: int) -> Generator[StepInput, None, None]:
-        """Every step from `start` on."""
+        """Yield the inputs of all steps from `start` on."""
         first, cfg = 0, self.cfg
         for end, res in cfg.stages():
             if start < end:
                 settings = dataclasses.replace(cfg.data, res=res)
-                made = Data(settings, self.ranks.rank, self.ranks.world, self.device, cfg.accumulate)
-                with contextlib.closing(made) as data:
-                    self.say(*data.notes, data.says())
+                opened = Data(settings, self.ranks.rank, self.ranks.world, self.device, cfg.accumulate)
+                with contextlib.closing(opened) as data:
+                    self.say(*data.notes, data.summary())
                     with contextlib.closing(data.batches(max(first, start))) as batches:
                         for step in range(max(first, start), end):
                             clock = time.perf_counter()
@@ -66,34 +67,34 @@ class Epochs:
             first = end
 
     def urgent(self, saved: Cursor | None) -> bool:
-        """Nobody waits for a checkpoint."""
+        """Return False: nobody waits for a checkpoint."""
         return False
 
 
 class RankBarrier:
-    """For ranks that wait for shards of a cycle, each by itself: they begin a step when all have it, and end when one is to.
+    """Lets ranks, which wait for a cycle's shards each by itself, begin a step when all have it, and end when one has to.
 
-    stop: whether this rank is to end. Ranks meet in rounds: one that has its next step waits for the others there; one that has
-    not comes whenever it looks for shards again, by `asked`.
+    stop: returns True if this rank has to end. Ranks meet in all-reduces: a rank with its next step repeats them until all are
+    ready; a rank without calls `poll` each time that it looks for shards.
     """
 
     def __init__(self, ranks: Ranks, device: torch.device, stop: Callable[[], bool]) -> None:
         self.ranks, self.device, self.stop = ranks, device, stop
         self.stopped = False
 
-    def asked(self) -> bool:
-        """A round of a rank that waits. Whether it should no longer."""
+    def poll(self) -> bool:
+        """Meet the other ranks while this one waits for data. True if all have to stop."""
         _, self.stopped = self.ranks.agree(False, self.stop(), self.device)
         return self.stopped
 
     def steps(self, steps: Iterable[StepInput]) -> Iterator[StepInput]:
-        """Those that all ranks have. What `steps` waits with has to be `asked`."""
-        for fed in steps:
+        """Yield each of `steps` once all ranks have theirs. `steps` must call `poll` while it waits."""
+        for step_input in steps:
             ready = False
             while not ready:
                 ready, self.stopped = self.ranks.agree(True, self.stop(), self.device)
                 if self.stopped:
                     return
-            yield fed
-        if not self.stopped:  # none of the others has a step more, but some may not know yet
+            yield step_input
+        if not self.stopped:  # the others have no further step either, but some may not know yet
             self.ranks.agree(False, True, self.device)

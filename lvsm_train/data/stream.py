@@ -1,4 +1,4 @@
-"""A cycle's shards as batches, while they come and go: what a step sees is a function of seed and cursor. See rounds.py."""
+"""Batches from a cycle's shards while they come and go. A step depends on seed and cursor alone: see rounds.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lvsm_train.config.train import TrainConfig
 from lvsm_train.data import index as store
 from lvsm_train.data.batches import END, Batch, Data, End, Plan
 from lvsm_train.data.index import Index
-from lvsm_train.data.rounds import Rounds, Taken
+from lvsm_train.data.rounds import Rounds, StepEntries
 from lvsm_train.data.samples import Planner, Sample
 from lvsm_train.data.step_inputs import StepInput
 from lvsm_train.device.ranks import Ranks
@@ -28,9 +28,7 @@ LOOK_AGAIN_S = 0.1
 
 
 class Stream:
-    """Open while a run trains on the shards of a cycle. cursor: where it goes on. waiting: called again and again while it waits;
-    true ends it.
-    """
+    """StepSource over the shards of a cycle. cursor: where to go on. stop_waiting: called repeatedly while waiting; True ends."""
 
     def __init__(
         self,
@@ -39,40 +37,40 @@ class Stream:
         device: torch.device,
         say: Callable[..., None],
         cursor: Cursor,
-        waiting: Callable[[], bool],
+        stop_waiting: Callable[[], bool],
     ) -> None:
-        self.cfg, self.ranks, self.device, self.say, self.waiting = cfg, ranks, device, say, waiting
+        self.cfg, self.ranks, self.device, self.say, self.stop_waiting = cfg, ranks, device, say, stop_waiting
         (self.out,) = cfg.data.data
         self.rounds = Rounds(cfg.data.seed, cursor)
-        self.trained = cursor  # what `rounds` has handed out may still be on its way
+        self.trained = cursor  # `rounds` is ahead of this by the batches that are prefetched
         self.parts = ranks.world * cfg.accumulate
         self.ours = range(ranks.rank, self.parts, ranks.world)
-        self.files: dict[int, tuple[Path, store.File]] = {}
+        self.files: dict[int, tuple[Path, store.ShardIndex]] = {}
         self.planner: Planner | None = None
-        self.first: dict[int, int] = {}  # slot -> its first object's number in the index of `planner`
-        self.taken: deque[tuple[int, Taken]] = deque()
-        self.hungry: int | None = -1  # the slot that was waited for last; -1: nothing has been said
+        self.first: dict[int, int] = {}  # slot -> number of its first object in the index of `planner`
+        self.planned: deque[tuple[int, StepEntries]] = deque()  # steps under way
+        self.reported: int | None = -1  # slot in the newest `Waiting` file; -1: none written yet
 
     def steps(self, start: int) -> Generator[StepInput, None, None]:
-        """Every step from `start` on, until the cycle has no more or `waiting` says so."""
-        self._say_hungry(None)
+        """Yield the inputs of all steps from `start` on, until the cycle ends or `stop_waiting` is True."""
+        self._report_waiting(None)
         if not self._wait(lambda: self._window().validated):
             return
-        made = Data(self.cfg.data, self.ranks.rank, self.ranks.world, self.device, self.cfg.accumulate, "val")
-        with contextlib.closing(made) as data:
+        opened = Data(self.cfg.data, self.ranks.rank, self.ranks.world, self.device, self.cfg.accumulate, "val")
+        with contextlib.closing(opened) as data:
             self.say(f"{len(data.index.uids)} objects at {data.hw[1]}x{data.hw[0]} pixels are held out")
-            with contextlib.closing(data.asked(self._plans(start))) as batches:
+            with contextlib.closing(data.poll(self._plans(start))) as batches:
                 while True:
                     clock = time.perf_counter()
                     some = self._next(batches)
                     if not some:
                         return
-                    yield self._fed(data, some, time.perf_counter() - clock)
+                    yield self._step_input(data, some, time.perf_counter() - clock)
 
     def urgent(self, saved: Cursor | None) -> bool:
-        """Whether a checkpoint now would let shards go that are waited for: here, or by the driver, who needs their disk."""
+        """True if a checkpoint now would free shards, and this trainer or the driver waits for the next ones or their disk."""
         frees = self.trained.done > (saved.done if saved else 0)
-        return frees and ((not self.taken and not self._ready()) or self._window().pressed)
+        return frees and ((not self.planned and not self._ready()) or self._window().pressed)
 
     def _ready(self) -> bool:
         return self.rounds.ready(self._window(), self.parts * self.cfg.data.batch, self.parts)
@@ -82,13 +80,13 @@ class Stream:
 
     def _wait(self, ready: Callable[[], bool]) -> bool:
         while not ready():
-            if self.waiting():
+            if self.stop_waiting():
                 return False
             time.sleep(LOOK_AGAIN_S)
         return True
 
     def _next(self, batches: Iterator[Batch | None]) -> list[Batch]:
-        """A step's batches of this rank; none at the end."""
+        """Batches of the next step on this rank; [] at the end."""
         some: list[Batch] = []
         while len(some) < self.cfg.accumulate:
             batch = next(batches, END)
@@ -97,30 +95,30 @@ class Stream:
             if batch is not None:
                 some.append(batch)
                 continue
-            self._say_hungry(self.rounds.waits_for)
-            if self.waiting():
+            self._report_waiting(self.rounds.round)
+            if self.stop_waiting():
                 return []
             time.sleep(LOOK_AGAIN_S)
-        self._say_hungry(None)
+        self._report_waiting(None)
         return some
 
-    def _say_hungry(self, slot: int | None) -> None:
-        if self.ranks.first and self.hungry != slot:
-            self.hungry = slot
-            patiently(lambda: Waiting(slot).write(self.out), self.out, self.waiting)
+    def _report_waiting(self, slot: int | None) -> None:
+        if self.ranks.first and self.reported != slot:
+            self.reported = slot
+            patiently(lambda: Waiting(slot).write(self.out), self.out, self.stop_waiting)
 
-    def _fed(self, data: Data, batches: list[Batch], waited: float) -> StepInput:
-        step, taken = self.taken.popleft()
-        place = self.trained.place * self.cfg.steps
+    def _step_input(self, data: Data, batches: list[Batch], waited: float) -> StepInput:
+        step, taken = self.planned.popleft()
+        progress = self.trained.place * self.cfg.steps
         for slot in range(self.trained.done, taken.after.done):
             if slot in self.files:
                 data.files.forget(self.files.pop(slot)[0])
         self.trained = taken.after
         slots = dict(Counter(taken.entries[:, 0].tolist()))
-        return StepInput(step, data, batches, waited, place, taken.last, taken.after, slots)
+        return StepInput(step, data, batches, waited, progress, taken.last, taken.after, slots)
 
     def _plans(self, step: int) -> Iterator[Plan | None]:
-        """This rank's batches of every step from `step` on; None where the shards for them are not there yet."""
+        """Yield plans of this rank's batches of all steps from `step` on, and None while their shards are not there yet."""
         count = self.parts * self.cfg.data.batch
         while True:
             taken = self.rounds.take(self._window(), count, self.parts)
@@ -129,11 +127,11 @@ class Stream:
                     return
                 yield None
                 continue
-            self.taken.append((step, taken))
+            self.planned.append((step, taken))
             self._hold(sorted(set(taken.entries[:, 0].tolist())))
             planner, first = self.planner, self.first
             assert planner is not None
-            numbers = [first[slot] + place for slot, place in taken.entries.tolist()]
+            numbers = [first[slot] + offset for slot, offset in taken.entries.tolist()]
             size = len(numbers) // self.parts
             for part in self.ours:
                 mine = slice(part * size, (part + 1) * size)
@@ -141,7 +139,7 @@ class Stream:
             step += 1
 
     def _hold(self, slots: Sequence[int]) -> None:
-        """Makes sure that the index has these shards. Those that were trained on for the last time are left out."""
+        """Put these shards into the index, and drop those that were trained on for the last time."""
         if self.planner and self.first.keys() >= set(slots):
             return
         width = self.cfg.data.res or max(widths_in(self.out))
@@ -149,14 +147,14 @@ class Stream:
         for slot in slots:
             if slot not in self.files:
                 path = folder / f"{shard_name('train', slot)}.parquet"
-                self.files[slot] = path, store.read_file(path)
+                self.files[slot] = path, store.read_shard(path)
         held = sorted(self.files)
         paths, files = [self.files[slot][0] for slot in held], [self.files[slot][1] for slot in held]
-        index: Index = store.joined(paths, files, width)
+        index: Index = store.merge(paths, files, width)
         counts = np.cumsum([0, *(len(file.uids) for file in files)])
         self.first = dict(zip(held, counts.tolist(), strict=False))
         self.planner = Planner(self.cfg.data, index, choose=False)
 
 
 def _plan(planner: Planner, step: int, position: int, numbers: Sequence[int]) -> tuple[Index, list[Sample]]:
-    return planner.index, planner.drawn(step, position, numbers)
+    return planner.index, planner.step_samples(step, position, numbers)

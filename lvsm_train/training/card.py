@@ -1,4 +1,4 @@
-"""The model card: what a run's weights are, what they were made of, and how good they are. OUT/card.json."""
+"""The model card OUT/card.json: what a run's weights are, what they were trained on, and how they score."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAPERS = {
 
 
 def write_card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> Path:
-    """Writes the card of a run as it stands after so many steps."""
+    """Write the card of a run that has done `step` steps, and return its path."""
     assert cfg.out is not None
     path = cfg.out / "card.json"
     put(path, card(cfg, data, step, scores))
@@ -38,8 +38,8 @@ def write_card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -
 
 
 def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict[str, Any]:
-    """The card as JSON values. Licenses are those of all objects that the shards have or had, trained on or held out."""
-    told = cfg.as_json()
+    """Card as JSON values. Licenses count all objects that the shards have or had, trained on or held out."""
+    settings = cfg.as_json()
     licenses, trained_on, passes = _of_cycle(cfg) if cfg.cycle else _of_shards(data, step)
     built_on = ["model", *(["prope"] * cfg.model.prope)]
     built_on += [name for name in (cfg.model.kind, cfg.optim.optimizer) if name in PAPERS]
@@ -51,7 +51,7 @@ def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict
             "after": [PAPERS[name] for name in built_on],
             "weights": weights,
             "conventions": "c2w camera to world, OpenCV axes; fxfycxcy in pixels; images sRGB in [0, 1]",
-            "settings": told["model"],
+            "settings": settings["model"],
         },
         "data": {
             "folders": [str(path) for path in cfg.data.data],
@@ -61,14 +61,14 @@ def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict
             "size": list(data.hw),
             "licenses": licenses,
             "what_they_allow": findings(Account(cfg.data.data[0], licenses, {}, {}, 0)),
-            "settings": told["data"],
+            "settings": settings["data"],
         },
         "training": {
             "preset": cfg.preset,
             "steps": step,
             "of": cfg.steps,
             "passes_over_the_data": round(passes, 3),
-            "settings": {name: value for name, value in told.items() if name not in ("model", "data")},
+            "settings": {name: value for name, value in settings.items() if name not in ("model", "data")},
         },
         "held_out_objects": finite(dataclasses.asdict(scores)) if scores else None,
         "made_with": {
@@ -81,12 +81,12 @@ def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict
 
 
 def _of_shards(data: Data, step: int) -> tuple[dict[str, int], int, float]:
-    """Licenses of all objects, how many train, and how often each was shown."""
+    """Objects per license, number of training objects, and epochs done after `step` steps."""
     return index.licenses(data.index), len(data.planner.train), data.epochs(step)
 
 
 def _of_cycle(cfg: TrainConfig) -> tuple[dict[str, int], int, float]:
-    """The same of a cycle, whose ledger remembers what has gone."""
+    """`_of_shards` for a cycle, from its ledger, which also counts objects whose shards were deleted."""
     (out,) = cfg.data.data
     with Ledger(out / "ledger.sqlite", readonly=True) as ledger:
         licenses, trained_on = ledger.licenses(), ledger.delivered_by_split().get("train", 0)

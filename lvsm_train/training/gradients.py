@@ -1,4 +1,4 @@
-"""From the batches of a step to the gradient of its loss, in the way that suits the device and the ranks."""
+"""Gradients of a step: forward and backward passes of its batches, compiled, recomputed and reduced as device and ranks allow."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Terms = dict[str, Tensor]
 
 
 class Gradients:
-    """gradients(batches, step) leaves the gradient of the mean over batches, and over ranks, in the weights of net.
+    """gradients(batches, step) leaves the gradient of the mean loss over batches and ranks in the weights of `net`.
 
-    loss: what is brought down. Kernels are chosen, blocks compiled and recomputed with the first batch.
+    `prepare` chooses kernels and recomputation, and compiles blocks, before the first batch of each image size.
     """
 
     def __init__(self, cfg: TrainConfig, net: LVSM, device: torch.device, ranks: Ranks) -> None:
@@ -35,59 +35,59 @@ class Gradients:
         self.loss = Loss(cfg.loss).to(device)
         self.model: torch.nn.Module = net
         self.recorded: Recorded | None = None
-        self.known: set[HW] = set()
+        self.prepared: set[HW] = set()
 
-    def suit(self, batch: Batch) -> list[str]:
-        """Prepares for batches of this size of picture, once. Answers what a user should hear.
+    def prepare(self, batch: Batch) -> list[str]:
+        """Prepare for batches of this image size, once, and return notes for the user.
 
-        Raises UserError for CUDA graphs that cannot be.
+        Raises UserError for --compile graphs where steps cannot be recorded.
         """
         hw = image_size(batch.image)
-        if hw in self.known:
+        if hw in self.prepared:
             return []
         data = self.cfg.data
         counts = data.batch, data.inputs, data.targets
         notes = []
         if self.device.type == "cuda":
             dtype = dtype_of(self.cfg.precision, self.device)
-            asked = attentions(self.cfg.model, *counts, hw)
-            notes.append(tuning.use_attention(tuning.choose_attention(asked, self.device, dtype)))
-        if not self.known:
+            shapes = attentions(self.cfg.model, *counts, hw)
+            notes.append(tuning.use_attention(tuning.choose_attention(shapes, self.device, dtype)))
+        if not self.prepared:
             notes += self._start(training_flops(self.cfg.model, *counts, hw), hw)
-        self.known.add(hw)
+        self.prepared.add(hw)
         return notes
 
     def _start(self, flops: float, hw: HW) -> list[str]:
-        """What is done once: recomputation has to be known before blocks are compiled, and both before ranks are joined."""
+        """Set up recomputation, then compilation, then DDP: each has to know the ones before."""
         cfg, data, notes = self.cfg, self.cfg.data, []
-        count = self._recomputed(hw) if cfg.recompute is None else cfg.recompute
+        count = self._blocks_to_recompute(hw) if cfg.recompute is None else cfg.recompute
         self.net.set_recompute(count)
         if count:
             notes.append(
                 f"{min(count, cfg.model.layers)} of {cfg.model.layers} blocks are computed again in the backward pass"
             )
         fixed = data.least_inputs == data.inputs and data.least_targets == data.targets
-        alone = fixed and self.ranks.world == 1
-        way = tuning.compile_mode(self.device, flops, alone) if cfg.compile == "auto" else cfg.compile
-        if way == "graphs" and not alone:
+        recordable = fixed and self.ranks.world == 1
+        mode = tuning.compile_mode(self.device, flops, recordable) if cfg.compile == "auto" else cfg.compile
+        if mode == "graphs" and not recordable:
             raise UserError(
                 "--compile graphs records one step and plays it again: it needs one rank, and steps of one shape",
                 "--compile blocks",
             )
-        if way != "no":
+        if mode != "no":
             tuning.compile_blocks(self.net, fixed)
             notes.append(
-                "blocks are compiled with the first steps" + (", which become CUDA graphs" * (way == "graphs"))
+                "blocks are compiled with the first steps" + (", which become CUDA graphs" * (mode == "graphs"))
             )
-        if way == "graphs":
+        if mode == "graphs":
             self.recorded = Recorded(self.net, self._backward)
         if self.ranks.world > 1 and not is_sharded(self.net):
             on = [self.device] if self.device.type == "cuda" else None
             self.model = DistributedDataParallel(self.net, device_ids=on, gradient_as_bucket_view=True)
         return notes
 
-    def _recomputed(self, hw: HW) -> int:
-        """As few blocks as the memory asks for, with pictures as large as they will become."""
+    def _blocks_to_recompute(self, hw: HW) -> int:
+        """Smallest number of recomputed blocks that fits the memory budget at the curriculum's largest image size."""
         budget = activations.budget(self.net, self.device)
         if budget is None:
             return 0
@@ -105,25 +105,25 @@ class Gradients:
         return activations.blocks_to_recompute(activations.estimate_saved(self.net, forward, data.batch), budget)
 
     def __call__(self, batches: list[Batch], step: int) -> Terms:
-        """Answers this rank's loss and its terms. Raises UserError where memory does not suffice."""
-        told: Terms = {}
+        """Return this rank's mean loss and loss terms, on the device. Raises UserError when memory is full."""
+        sums: Terms = {}
         late = step >= self.cfg.loss.perceptual_from
         for number, batch in enumerate(batches):
             tensors = [getattr(batch, name) for name in ("image", "c2w", "fxfycxcy", *TENSORS[3:])]
             try:
-                with self._apart(number + 1 < len(batches)):
+                with self._reduction(number + 1 == len(batches)):
                     terms = (self.recorded or self._backward)(late, *tensors)
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"the memory of {self.device} is full: {str(error).splitlines()[0]}", self._hint()
                 ) from None
             for name, term in terms.items():
-                told[name] = told[name] + term if name in told else term
-        return {name: term / len(batches) for name, term in told.items()}
+                sums[name] = sums[name] + term if name in sums else term
+        return {name: term / len(batches) for name, term in sums.items()}
 
-    def _apart(self, more: bool) -> Any:
-        """Ranks meet at the last batch of a step alone; with weights that are cut at each, for gradients to stay cut."""
-        if more and isinstance(self.model, DistributedDataParallel):
+    def _reduction(self, last: bool) -> Any:
+        """Context of a backward pass: DDP all-reduces at a step's last batch only; FSDP at each, or gradients would be whole."""
+        if not last and isinstance(self.model, DistributedDataParallel):
             return self.model.no_sync()
         return contextlib.nullcontext()
 
@@ -135,12 +135,12 @@ class Gradients:
     def _loss(
         self, late: bool, image: Tensor, c2w: Tensor, k: Tensor, target: Tensor, target_c2w: Tensor, target_k: Tensor
     ) -> tuple[Tensor, Terms]:
-        """late: with the terms that set in later."""
+        """late: include the terms that start at loss.perceptual_from."""
         with autocast(self.cfg.precision, self.device):
             render = self.model(image.float() / 255, c2w, k, target_c2w, target_k)
-        wanted = target.float() / 255
+        expected = target.float() / 255
         value, terms = self.loss(
-            render.flatten(0, 1), wanted.flatten(0, 1), self.cfg.loss.perceptual_from if late else -1
+            render.flatten(0, 1), expected.flatten(0, 1), self.cfg.loss.perceptual_from if late else -1
         )
         return value, terms
 

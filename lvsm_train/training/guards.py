@@ -1,4 +1,4 @@
-"""What ends a run, or takes it back, when it goes wrong: a process that hangs, a starter that is gone, a loss that spikes.
+"""Guards of a training run: end a process that hangs or whose starter is gone, and detect loss spikes.
 
 A process that hangs holds a GPU, and all other ranks, for ever; so does one whose starter was killed.
 """

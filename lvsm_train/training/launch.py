@@ -1,5 +1,4 @@
-"""How the processes of a training run come to be: this one alone, those that torchrun started, some of this machine, or Ray
-Train's."""
+"""Start the ranks of a training run: this process (alone or one of torchrun's), new ones on this machine, or Ray Train's."""
 
 from __future__ import annotations
 
@@ -22,16 +21,15 @@ from lvsm_train.training.train import Result, train_fn
 from pipeline.cluster.executors import connected
 from pipeline.core.errors import UserError
 
-RETRIES = 3  # of ranks of which one dies, each from the newest checkpoint
-STOP_S = 600  # that ranks have for their last checkpoint
-ENDED = "ended"  # a folder in OUT: what ranks say at their end, the result or what is wrong with their settings
+RETRIES = 3  # restarts of all ranks after one died, each from the newest checkpoint
+STOP_S = 600  # for ranks to write their last checkpoint
+ENDED = "ended"  # a folder in OUT where ranks leave their result, or the UserError that they raised
 
 
 def launch(cfg: TrainConfig) -> Result:
-    """`train_fn` where it shall run. cfg is resolved.
+    """Run `train_fn` on the ranks that `cfg` (resolved) asks for.
 
-    With ray_workers, OUT and the data must be where all workers see them. Raises what train_fn raises, and UserError where ranks
-    died more often than RETRIES.
+    With ray_workers, all workers must see OUT and the data. Raises what train_fn raises, and UserError after RETRIES restarts.
     """
     if not (cfg.ray_workers or cfg.ranks > 1):
         return train_fn(cfg)
@@ -40,18 +38,18 @@ def launch(cfg: TrainConfig) -> Result:
     if cfg.ray_workers:
         _on_ray(cfg)
     else:
-        _here(cfg)
-    return _result(cfg)
+        _on_this_machine(cfg)
+    return _collect_result(cfg)
 
 
-def _died(said: str) -> UserError:
+def _died(cause: str) -> UserError:
     return UserError(
-        f"ranks died {RETRIES + 1} times; the last time: {said}", "the same command goes on from the newest checkpoint"
+        f"ranks died {RETRIES + 1} times; the last time: {cause}", "the same command goes on from the newest checkpoint"
     )
 
 
-def _here(cfg: TrainConfig) -> None:
-    """As torchrun would, on this machine alone. A signal to this process reaches all ranks."""
+def _on_this_machine(cfg: TrainConfig) -> None:
+    """Run cfg.ranks ranks as torchrun would. A signal to this process reaches all ranks."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -80,31 +78,31 @@ def _here(cfg: TrainConfig) -> None:
     try:
         elastic_launch(how, sys.executable)("-m", "lvsm_train.training.launch", json.dumps(cfg.as_json()))
     except SignalException:
-        pass  # ranks have ended, with a checkpoint
+        pass  # ranks were stopped, and have written a checkpoint
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise _died(f"rank {rank} with status {failure.exitcode}") from None
 
 
 def main() -> None:
-    """A rank of `_here`. Ends at once with who started it: another one may train then."""
+    """Run one rank of `_on_this_machine`. Ends at once when the starter does: another run may train then."""
     when_starter_ends(partial(os._exit, 1), os.getppid())
     try:
         _worker({"cfg": json.loads(sys.argv[1])})
-    except UserError:  # who started it says so
+    except UserError:  # the starter reports the error
         exit_now(1)
     exit_now(0)
 
 
 def _on_ray(cfg: TrainConfig) -> None:
-    # a cluster that has to start machines, or a machine that is busy, needs longer than the minute that Ray Train gives workers
+    # Ray Train gives workers a minute to start: too short where a cluster starts machines, or a machine is busy
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     assert cfg.out is not None
     storage = cfg.out / "ray"
-    shutil.rmtree(storage, ignore_errors=True)  # else Ray goes on with what it remembers, where ours is what counts
+    shutil.rmtree(storage, ignore_errors=True)  # else Ray resumes from its own state instead of our checkpoint
     with connected(cfg.address, cfg.ray_workers + 1, show_output=True) as ray:
         gpus = ray.cluster_resources().get("GPU", 0)
         on_gpu = cfg.device.startswith("cuda") or (cfg.device == "auto" and gpus > 0)
@@ -129,7 +127,7 @@ def _on_ray(cfg: TrainConfig) -> None:
 
 
 def _worker(given: dict[str, Any]) -> None:
-    """What each rank does. A launcher would start all anew for what a user did: then they find the refusal, and end."""
+    """Train as one rank, and leave result or refusal in OUT/ended. Ranks restarted after a refusal (UserError) end at once."""
     cfg = TrainConfig.from_json(given["cfg"])
     assert cfg.out is not None
     folder = cfg.out / ENDED
@@ -147,8 +145,8 @@ def _worker(given: dict[str, Any]) -> None:
         (folder / "result.json").write_text(json.dumps([result.step, result.finished, scores]))
 
 
-def _result(cfg: TrainConfig) -> Result:
-    """What ranks left in OUT. Without a word of them, they were stopped before the first step."""
+def _collect_result(cfg: TrainConfig) -> Result:
+    """Read and delete what ranks left in OUT/ended; nothing there means that they were stopped before the first step."""
     assert cfg.out is not None
     folder = cfg.out / ENDED
     for path in sorted(folder.glob("refusal-*.json")):

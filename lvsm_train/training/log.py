@@ -1,4 +1,4 @@
-"""What a training run says: a bar on a terminal, lines elsewhere, and OUT/log.jsonl, a line per step, for everybody else."""
+"""Reports of a training run: a progress bar or lines on stderr, OUT/log.jsonl with a line per step, TensorBoard and W&B."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from pipeline.core import images
 from pipeline.core.disk import append, patiently
 from pipeline.core.errors import UserError
 
-LINE_S = 10.0  # between plain lines
-WINDOW = 50  # steps that figures are means over
-BOARD_EVERY = 10  # steps between two points of a curve
+LINE_S = 10.0  # between lines, where stderr is no terminal
+WINDOW = 50  # steps that reported rates are means over
+CURVE_EVERY = 10  # steps between two points of a curve
 
 
 class _Step(NamedTuple):
-    """error: mean squared. seconds: of them `waited` for data. images and flops: of all ranks."""
+    """error: mean squared. seconds: in all, `waited` of them for data. images, flops: of all ranks."""
 
     error: float
     seconds: float
@@ -45,12 +45,12 @@ class _Step(NamedTuple):
 
 
 class Log:
-    """Open while a run trains. Of several ranks only the first one's speaks and writes."""
+    """Context manager around a training run. Only the first rank prints and writes."""
 
     def __init__(self, cfg: TrainConfig, start: int, ranks: Ranks, device: torch.device) -> None:
         assert cfg.out is not None
-        self.cfg, self.ranks, self.speaks = cfg, ranks, ranks.first
-        self.enough: Callable[[], bool] = lambda: True  # waited for a disk that is full
+        self.cfg, self.ranks = cfg, ranks
+        self.stop_waiting: Callable[[], bool] = lambda: True  # for room on a full disk
         self.peak = peak_flops(device)
         self.console = Console(stderr=True)
         self.path = cfg.out / "log.jsonl"
@@ -64,30 +64,30 @@ class Log:
             console=self.console,
         )
         self.task = self.bar.add_task("", total=cfg.steps, completed=start)
-        if self.speaks:
-            self._cut(start)
-            self.boards = Boards(cfg, start)
+        if ranks.first:
+            self._drop_lines_after(start)
+            self.curves = Curves(cfg, start)
             self.file = self.path.open("ab", buffering=0)
 
     def __enter__(self) -> Log:
-        if self.speaks and self.console.is_terminal:
+        if self.ranks.first and self.console.is_terminal:
             self.bar.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.bar.stop()
-        if self.speaks:
+        if self.ranks.first:
             self.file.close()
-            self.boards.close()
+            self.curves.close()
 
     def say(self, *lines: str) -> None:
-        """Notes for people; empty ones are none."""
+        """Print notes for the user, empty ones left out."""
         for line in filter(None, lines):
-            if self.speaks:
+            if self.ranks.first:
                 self.console.print(line, highlight=False, soft_wrap=True)
 
-    def _cut(self, start: int) -> None:
-        """Steps behind the checkpoint that a run goes on from are done again: their lines go."""
+    def _drop_lines_after(self, start: int) -> None:
+        """Delete the lines of steps after `start`, the checkpoint that the run goes on from: these steps are done again."""
         if not self.path.exists():
             return
         kept = []
@@ -101,26 +101,26 @@ class Log:
         patiently(lambda: temporary.write_text("".join(kept)), self.path.parent)
         os.replace(temporary, self.path)
 
-    def step(self, done: int, values: dict[str, float], fed: StepInput) -> None:
-        """One step is done. values: its loss, its terms, and what the optimiser says."""
-        if not self.speaks:
+    def step(self, done: int, values: dict[str, float], step_input: StepInput) -> None:
+        """Report a step. values: its loss, loss terms, and what Optimizers.step returned."""
+        if not self.ranks.first:
             return
         now = time.monotonic()
-        samples, pictures, flops = self._work(fed.batches)
+        samples, pictures, flops = self._work(step_input.batches)
         spent = now - self.last
-        self.recent.append(_Step(values.get("mse", math.nan), spent, fed.waited, pictures, flops))
-        times = {"waited_s": round(fed.waited, 5), "seconds": round(spent, 5)}
-        slots = {"slots": {str(slot): count for slot, count in fed.slots.items()}} if fed.slots else {}
+        self.recent.append(_Step(values.get("mse", math.nan), spent, step_input.waited, pictures, flops))
+        times = {"waited_s": round(step_input.waited, 5), "seconds": round(spent, 5)}
+        slots = {"slots": {str(slot): count for slot, count in step_input.slots.items()}} if step_input.slots else {}
         self._write({"step": done} | values | times | {"samples": samples} | slots)
         self.last = now
-        figures = self._figures()
-        if done % BOARD_EVERY == 0 or done == 1:
-            self.boards.scalars(done, {f"train/{name}": value for name, value in (values | figures).items()})
+        rates = self._rates()
+        if done % CURVE_EVERY == 0 or done == 1:
+            self.curves.scalars(done, {f"train/{name}": value for name, value in (values | rates).items()})
         if self.console.is_terminal:
-            self.bar.update(self.task, completed=done, description=self._says(values["loss"], figures))
+            self.bar.update(self.task, completed=done, description=self._summary(values["loss"], rates))
         elif now >= self.next_line:
             self.next_line = now + LINE_S
-            self.say(f"step {done}/{self.cfg.steps}: {self._says(values['loss'], figures)}")
+            self.say(f"step {done}/{self.cfg.steps}: {self._summary(values['loss'], rates)}")
 
     def _work(self, batches: list[Batch]) -> tuple[int, int, float]:
         """Samples, images and floating-point operations of a step, of all ranks."""
@@ -133,47 +133,49 @@ class Log:
         world = self.ranks.world
         return samples * world, pictures * world, flops * world
 
-    def _figures(self) -> dict[str, float]:
-        """Means over the last steps."""
+    def _rates(self) -> dict[str, float]:
+        """Throughput, share of time spent waiting for data, PSNR (dB) and MFU over the last WINDOW steps."""
         total = sum(step.seconds for step in self.recent) or 1e-9
         error = sum(step.error for step in self.recent) / len(self.recent)
-        figures = {
+        rates = {
             "steps_per_s": len(self.recent) / total,
             "images_per_s": sum(step.images for step in self.recent) / total,
             "data_wait": sum(step.waited for step in self.recent) / total,
         }
         if error > 0:
-            figures["psnr"] = -10 * math.log10(error)
+            rates["psnr"] = -10 * math.log10(error)
         if self.peak:
-            figures["mfu"] = sum(step.flops for step in self.recent) / total / self.peak / self.ranks.world
-        return figures
+            rates["mfu"] = sum(step.flops for step in self.recent) / total / self.peak / self.ranks.world
+        return rates
 
-    def _says(self, loss: float, figures: dict[str, float]) -> str:
-        quality = f"PSNR {figures['psnr']:.2f} dB, " if "psnr" in figures else ""
-        share = f"MFU {figures['mfu']:.0%}, " if "mfu" in figures else ""
+    def _summary(self, loss: float, rates: dict[str, float]) -> str:
+        quality = f"PSNR {rates['psnr']:.2f} dB, " if "psnr" in rates else ""
+        share = f"MFU {rates['mfu']:.0%}, " if "mfu" in rates else ""
         return (
-            f"loss {loss:.4f}, {quality}{figures['steps_per_s']:.2f} steps/s, {figures['images_per_s']:.0f} images/s, {share}"
-            f"{figures['data_wait']:.0%} waiting for data"
+            f"loss {loss:.4f}, {quality}{rates['steps_per_s']:.2f} steps/s, {rates['images_per_s']:.0f} images/s, {share}"
+            f"{rates['data_wait']:.0%} waiting for data"
         )
 
     def evaluation(self, done: int, scores: Scores, picture: Path) -> None:
-        """Objects that do not train were looked at."""
-        if not self.speaks:
+        """Report the scores of held-out objects, and the file of their picture."""
+        if not self.ranks.first:
             return
-        told = dataclasses.asdict(scores)
-        self._write({"step": done, "evaluation": told})
-        self.boards.scalars(done, {f"unseen/{name}": float(value) for name, value in told.items() if value is not None})
-        self.boards.picture(done, "inputs, then target and rendering", images.decode(picture.read_bytes()))
+        values = dataclasses.asdict(scores)
+        self._write({"step": done, "evaluation": values})
+        self.curves.scalars(
+            done, {f"unseen/{name}": float(value) for name, value in values.items() if value is not None}
+        )
+        self.curves.picture(done, "inputs, then target and rendering", images.decode(picture.read_bytes()))
         self.say(f"step {done}: unseen objects: {scores.line()}")
         self.last = time.monotonic()
 
     def _write(self, line: dict[str, Any]) -> None:
         data = f"{json.dumps(finite(line))}\n".encode()
-        patiently(lambda: append(self.file, data), self.path.parent, self.enough)
+        patiently(lambda: append(self.file, data), self.path.parent, self.stop_waiting)
 
 
-class Boards:
-    """All that cfg asks for; none is no error. start: the step that a run goes on from; what was told of later ones goes."""
+class Curves:
+    """TensorBoard and W&B, each if `cfg` enables it. start: step that the run goes on from; later points are dropped."""
 
     def __init__(self, cfg: TrainConfig, start: int) -> None:
         assert cfg.out is not None
@@ -181,7 +183,7 @@ class Boards:
         self.wandb = _wandb(cfg, cfg.wandb) if cfg.wandb else None
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Numbers of a step, by name."""
+        """Add the values of a step to the curves of these names."""
         if self.tensorboard:
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, step)
@@ -189,7 +191,7 @@ class Boards:
             self.wandb.log(values, step=step)
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """(H, W, 3) uint8."""
+        """Add an image. pixels: (H, W, 3) uint8."""
         if self.tensorboard:
             self.tensorboard.add_image(name, pixels, step, dataformats="HWC")
         if self.wandb:
@@ -198,7 +200,7 @@ class Boards:
             self.wandb.log({name: wandb.Image(pixels)}, step=step)
 
     def close(self) -> None:
-        """Writes what is not written yet."""
+        """Flush and close both."""
         if self.tensorboard:
             self.tensorboard.close()
         if self.wandb:

@@ -1,4 +1,4 @@
-"""How weights move: optimisers, learning rates, what makes a step void, and the running average of the weights."""
+"""Optimisers, the learning-rate schedule, skipped steps, and the exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ WITHIN_BLOCKS = re.compile(r"(^|\.)(attn|mlp)\.")
 
 
 def lr_share(step: float, steps: int, warmup: int, final: float) -> float:
-    """Share of the peak learning rate at a step (from 0, perhaps not whole) of `steps`: a line up from 0, then half a cosine.
+    """Learning rate at `step` (from 0, may be fractional) of `steps`, as a share of its peak: linear warmup, then half a cosine.
 
-    With final 0 these are the figures of transformers' `get_cosine_schedule_with_warmup`, whose first step has a rate of 0.
+    With final=0 equal to transformers' `get_cosine_schedule_with_warmup`, whose first step has a rate of 0.
     """
     if step < warmup:
         return step / max(1, warmup)
@@ -29,7 +29,7 @@ def lr_share(step: float, steps: int, warmup: int, final: float) -> float:
 
 
 class Optimizers:
-    """One or two optimisers that act as one. step numbers are those of the schedule, also where a step is void."""
+    """One or two optimisers that act as one. The schedule also advances over skipped steps."""
 
     def __init__(self, model: nn.Module, cfg: OptimConfig, steps: int) -> None:
         self.cfg = cfg
@@ -47,21 +47,21 @@ class Optimizers:
             torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=1e-8, fused=on_gpu)
         ]
         if chosen:
-            # with this rule one learning rate serves both (arXiv 2502.16982)
+            # with this rule one learning rate serves both optimisers (arXiv 2502.16982)
             muon = (ShardedMuon if is_sharded(model) else torch.optim.Muon)(
                 matrices, lr=cfg.lr, momentum=0.95, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
             )
             self.all.append(muon)
 
     def norm(self) -> torch.Tensor:
-        """Of all gradients together, on their device: nobody has waited for it yet."""
+        """Global gradient norm, as a scalar tensor on the device (no host sync)."""
         return full_scalar(nn.utils.get_total_norm(self._gradients(), foreach=True))
 
     def step(self, number: float, norm: float | None = None) -> dict[str, float]:
-        """Clips, and moves the weights unless the step is void. Gradients are gone afterwards in any case.
+        """Clip gradients, update the weights unless the step is skipped, and clear gradients in any case.
 
-        norm: what `norm` gave. A gradient that is no number counts as 0 where the loss was one, as published. Returns
-        grad_norm (before clipping), lr, and void: 1.0 where nothing moved.
+        number: position in the schedule. norm: what `norm` gave. Non-finite gradient entries count as 0, as published.
+        Returns grad_norm (before clipping), lr, and void: 1.0 if the step was skipped.
         """
         lr = self.cfg.lr * lr_share(number, self.steps, self.cfg.warmup, self.cfg.final_lr)
         norm = float(self.norm()) if norm is None else norm
@@ -69,8 +69,8 @@ class Optimizers:
             for gradient in self._gradients():
                 torch.nan_to_num_(local(gradient), nan=0.0, posinf=0.0, neginf=0.0)
             norm = float(self.norm())
-        void = not math.isfinite(norm) or (self.cfg.skip_above > 0 and norm > self.cfg.skip_above)
-        if not void:
+        skipped = not math.isfinite(norm) or (self.cfg.skip_above > 0 and norm > self.cfg.skip_above)
+        if not skipped:
             if norm > self.cfg.clip:
                 torch._foreach_mul_([local(each) for each in self._gradients()], self.cfg.clip / (norm + 1e-6))
             for optimizer in self.all:
@@ -78,42 +78,42 @@ class Optimizers:
                     group["lr"] = lr
                 optimizer.step()
         self.zero_grad()
-        return {"grad_norm": norm, "lr": lr, "void": float(void)}
+        return {"grad_norm": norm, "lr": lr, "void": float(skipped)}
 
     def _gradients(self) -> list[torch.Tensor]:
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
     def zero_grad(self) -> None:
-        """Forgets gradients: also those of a loss that was no number."""
+        """Clear all gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Of all optimisers."""
+        """States by the optimiser's number, as strings."""
         return {str(i): optimizer.state_dict() for i, optimizer in enumerate(self.all)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError where another optimiser wrote it."""
+        """Restore `state`, sharded like the weights. Raises ValueError if another number of optimisers wrote it."""
         if len(state) != len(self.all):
             raise ValueError(f"a state of {len(state)} optimisers for {len(self.all)}")
         for i, optimizer in enumerate(self.all):
-            told = state[str(i)]
+            saved = state[str(i)]
             own = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
             of_each = {
-                place: {name: shard_like(value, own_one) for name, value in told["state"][place].items()}
-                for place, own_one in enumerate(own)
-                if place in told["state"]
+                number: {name: shard_like(value, parameter) for name, value in saved["state"][number].items()}
+                for number, parameter in enumerate(own)
+                if number in saved["state"]
             }
-            optimizer.load_state_dict(told | {"state": of_each})
+            optimizer.load_state_dict(saved | {"state": of_each})
 
 
 def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices between hidden states: not the tokenizers, the head or the latents, whose one side is pixels or slots."""
+    """True for matrices between hidden states: not tokenizers, head or latents, one side of which is pixels or slots."""
     return parameter.requires_grad and parameter.ndim == 2 and bool(WITHIN_BLOCKS.search(name))
 
 
 class Average:
-    """The running mean of a model's weights: mean = decay * mean + (1 - decay) * weight, with a shorter memory at first."""
+    """Moving average of a model's weights: mean = decay * mean + (1 - decay) * weight, with a smaller decay at first."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -122,7 +122,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes in the weights as they are now."""
+        """Add the current weights of `model`."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         state = model.state_dict()
@@ -130,16 +130,16 @@ class Average:
         torch._foreach_lerp_(means, [local(state[name]) for name in self.weights], 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
-        """The mean, and how often it was updated."""
+        """Mean weights and the number of updates."""
         return {"updates": self.updates, "weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Restore what `state_dict` gave, sharded like the weights."""
         self.updates = int(state["updates"])
         for name, value in state["weights"].items():
             self.weights[name].copy_(shard_like(value, self.weights[name]))
 
 
 def count(parameters: Iterable[nn.Parameter]) -> int:
-    """How many numbers are learned."""
+    """Number of trainable weights."""
     return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)

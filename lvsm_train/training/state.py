@@ -1,4 +1,4 @@
-"""Everything that moves in training, and its way to and from a checkpoint. The data's cursor is the step, or a cycle's."""
+"""Model, optimisers and all else that changes in training, and how it is saved to and restored from checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.storage.train_run import commits
 
 
 class State:
-    """net: the model, on its device. The same on all ranks, or cut among them; the first one alone writes."""
+    """net: the model on its device, replicated on all ranks or sharded among them. Only the first rank writes checkpoints."""
 
     def __init__(self, cfg: TrainConfig, device: torch.device, ranks: Ranks) -> None:
         assert cfg.out is not None
@@ -34,8 +34,8 @@ class State:
         self.net: LVSM = lvsm.build(cfg.model, cfg.data.seed)
         if cfg.start_from:
             start_weights(self.net, cfg.start_from)
-        self.cut = should_shard(cfg, count(self.net.parameters()), device, ranks)
-        if self.cut:
+        self.sharded = should_shard(cfg, count(self.net.parameters()), device, ranks)
+        if self.sharded:
             shard(self.net, device)
         else:
             self.net.to(device)
@@ -44,13 +44,13 @@ class State:
         self.spike_guard = SpikeGuard(cfg.optim.spike_above)
         self.best: tuple[float, int] | None = None
         self.scores: Scores | None = None
-        self.cursor: Cursor | None = None  # of a cycle, as it was saved last
-        self.enough: Callable[[], bool] = lambda: True  # waited for a disk that is full
+        self.cursor: Cursor | None = None  # of a cycle, in the newest checkpoint
+        self.stop_waiting: Callable[[], bool] = lambda: True  # for room on a full disk
 
-    def step(self, place: float, loss: float, norm: float) -> dict[str, float]:
-        """Moves the weights; a loss that is no number makes the step void. place: in the schedule of learning rates, in steps."""
+    def step(self, progress: float, loss: float, norm: float) -> dict[str, float]:
+        """Update the weights, or skip the step if the loss is not finite. progress: in steps of the learning-rate schedule."""
         if math.isfinite(loss):
-            facts = self.optimizers.step(place, norm)
+            facts = self.optimizers.step(progress, norm)
         else:
             self.optimizers.zero_grad()
             facts = {"grad_norm": norm, "lr": math.nan, "void": 1.0}
@@ -58,10 +58,10 @@ class State:
             self.average.update(self.net)
         return facts
 
-    def settle(self, done: int, loss: float) -> str:
-        """Goes back to weights from before, where the loss has gone astray; says so. What comes next is other data.
+    def roll_back_on_spike(self, done: int, loss: float) -> str:
+        """Restore weights and optimisers from before a loss spike; the data goes on. Returns a note for the user, "" if none.
 
-        Raises UserError where that does not help.
+        Raises UserError after more than MAX_SPIKES spikes.
         """
         if not self.spike_guard.observe(loss):
             return ""
@@ -70,25 +70,25 @@ class State:
             raise UserError(
                 f"{said}, for the {self.spike_guard.spikes}th time", f"lower --lr ({self.cfg.optim.lr:g}) or --clip"
             )
-        # those that a cycle makes in between depend on when somebody waited
+        # checkpoints that a cycle makes in between depend on when somebody waited
         regular = [step for step in commits(self.out) if step % self.cfg.checkpoint_every == 0]
         before = [step for step in regular if step <= done - 2 * RECENT]
         if not before:
             return f"{said}, and there is no checkpoint from before"
         found = self._load(before[-1])
         assert found is not None
-        self._take(found[0])
+        self._restore(found[0])
         return f"{said}: weights and optimiser are those of step {before[-1]} again, and go on with new data"
 
     @contextlib.contextmanager
-    def evaluated(self) -> Iterator[LVSM]:
-        """The model with the averaged weights, where there are any, for the first rank.
+    def evaluation_net(self) -> Iterator[LVSM]:
+        """Model with averaged weights if there are any, for the first rank; others get `net`, and must call this too.
 
-        All ranks have to come: of weights that are cut the first one gets a whole copy.
+        The first rank gets an unsharded copy of sharded weights.
         """
-        if self.cut:
+        if self.sharded:
             weights = gather_full(self.average.weights if self.average else self.net.state_dict(), self.ranks.first)
-            yield self._whole(weights) if self.ranks.first else self.net
+            yield self._unsharded(weights) if self.ranks.first else self.net
             return
         if self.average is None or not self.ranks.first:
             yield self.net
@@ -100,34 +100,31 @@ class State:
         finally:
             self.net.load_state_dict(own)
 
-    def _whole(self, weights: dict[str, torch.Tensor]) -> LVSM:
+    def _unsharded(self, weights: dict[str, torch.Tensor]) -> LVSM:
         with torch.device("meta"):
             net = lvsm.BY_KIND[self.cfg.model.kind](self.cfg.model)
         net.load_state_dict(weights, assign=True)
         return net.to(self.device)
 
-    def note(self, step: int, scores: Scores) -> None:
-        """Remembers which step did best."""
+    def record_scores(self, step: int, scores: Scores) -> None:
+        """Keep the newest scores, and the step with the best PSNR."""
         self.scores = scores
         if self.best is None or scores.psnr > self.best[0]:
             self.best = (scores.psnr, step)
 
     def save(self, step: int, cursor: Cursor | None = None) -> None:
-        """Commits a checkpoint, of the first rank for all. cursor: of a cycle's data; else the step says where it is.
-
-        All ranks have to come. How weights are cut is not seen in it.
-        """
+        """Write a checkpoint, independent of sharding. All ranks must call this. cursor: of a cycle's data, else None."""
         self.cursor = cursor
-        moving = {
+        tensors = {
             "model": self.net.state_dict(),
             "optimizers": self.optimizers.state_dict(),
             "average": self.average.state_dict() if self.average else {},
         }
-        if self.cut:
-            moving = gather_full(moving, self.ranks.first)
+        if self.sharded:
+            tensors = gather_full(tensors, self.ranks.first)
         if self.ranks.first:
             scores = dataclasses.asdict(self.scores) if self.scores else {}
-            state = moving | {
+            state = tensors | {
                 "spikes": self.spike_guard.state_dict(),
                 "random": torch.get_rng_state(),
                 "best": list(self.best) if self.best else [],
@@ -140,11 +137,11 @@ class State:
                 "config": self.cfg.as_json(),
                 "cursor": cursor.as_json() if cursor else None,
             }
-            checkpoint.save(self.out, step, state, facts, self.cfg.keep, self.cfg.checkpoint_every, self.enough)
+            checkpoint.save(self.out, step, state, facts, self.cfg.keep, self.cfg.checkpoint_every, self.stop_waiting)
         self.ranks.barrier()
 
     def resume(self) -> int:
-        """The step to go on with. Raises UserError where the folder holds another run."""
+        """Restore the newest checkpoint and return its step, 0 without one. Raises UserError if it is of another run."""
         found = self._load()
         if found is None:
             return 0
@@ -152,10 +149,10 @@ class State:
         before, now = facts["identity"], self.cfg.identity(self.ranks.world)
         if changed := _differences(before, now):
             hint = "use the same settings to go on, or another --out"
-            if (size := before["data"]["batch"]) != now["data"]["batch"]:  # with other numbers of ranks, most often
+            if (size := before["data"]["batch"]) != now["data"]["batch"]:  # most often from another number of ranks
                 hint += f"; --global-batch {size} has as many samples per step with any number of ranks"
             raise UserError(f"{self.out} was trained with other settings: {'; '.join(changed)}", hint)
-        self._take(state)
+        self._restore(state)
         self.spike_guard.load_state_dict(state["spikes"])
         torch.set_rng_state(state["random"].cpu())
         self.best = (float(state["best"][0]), int(state["best"][1])) if state["best"] else None
@@ -164,10 +161,10 @@ class State:
         return int(facts["step"])
 
     def _load(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """What is to be cut goes to the device tensor by tensor: the whole would not fit."""
-        return checkpoint.load(self.out, step, "cpu" if self.cut else str(self.device))
+        """Contents and facts of a checkpoint. To be sharded, tensors stay on the CPU: all of them may not fit the device."""
+        return checkpoint.load(self.out, step, "cpu" if self.sharded else str(self.device))
 
-    def _take(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         own = self.net.state_dict()
         self.net.load_state_dict({name: shard_like(value, own[name]) for name, value in state["model"].items()})
         self.optimizers.load_state_dict(state["optimizers"])
@@ -176,11 +173,11 @@ class State:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:
-    told = []
+    found = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            told += _differences(old, new, f"{name}.")
+            found += _differences(old, new, f"{name}.")
         elif old != new:
-            told.append(f"{name.replace('_', '-')} was {old}, now {new}")
-    return told
+            found.append(f"{name.replace('_', '-')} was {old}, now {new}")
+    return found

@@ -16,7 +16,7 @@ import torch
 
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.data.batches import Data
-from lvsm_train.data.step_inputs import Epochs, Feed, RankBarrier
+from lvsm_train.data.step_inputs import EpochSource, RankBarrier, StepSource
 from lvsm_train.data.stream import Stream
 from lvsm_train.device.devices import autocast, device_of
 from lvsm_train.device.ranks import Ranks, process_group
@@ -36,8 +36,8 @@ from pipeline.cycle.protocol import Cursor
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a session ended. step: how many steps the run has done. scores: of the last evaluation, None without one, and of the
-    first rank alone. first: whether this is that rank, which speaks for all."""
+    """step: steps that the run has done. finished: False if stopped before. scores: of the last evaluation, on the first rank
+    alone, None without one. first: whether this is the first rank's."""
 
     out: Path
     step: int
@@ -47,13 +47,13 @@ class Result:
 
 
 def train_fn(cfg: TrainConfig) -> Result:
-    """Trains until cfg.steps are done, from the newest checkpoint in cfg.out on. cfg is resolved.
+    """Train from the newest checkpoint in cfg.out until cfg.steps are done. cfg: resolved.
 
-    Every rank calls it: one process alone, those of torchrun, those of Ray Train. Raises UserError: no data, a folder of
-    another run, memory that does not suffice (with what to lower), a loss that cannot be brought down.
+    Called by every rank: a single process, or each of torchrun or Ray Train. Raises UserError: no data, a folder of another
+    run, full memory (with settings to lower), a loss that keeps spiking.
     """
     assert cfg.out is not None
-    with process_group(cfg.hang_minutes) as ranks, _setting(cfg, ranks):
+    with process_group(cfg.hang_minutes) as ranks, _run_setup(cfg, ranks):
         cfg = cfg.shared(ranks.world)
         assert cfg.out is not None
         device = device_of(cfg.device, ranks.local)
@@ -67,86 +67,88 @@ def train_fn(cfg: TrainConfig) -> Result:
                 f"{cfg.model.kind}, {count(state.net.parameters()) / 1e6:.1f} million weights, on {device}",
             )
 
-            def waiting() -> bool:
+            def stop_waiting() -> bool:
                 dog.reset()
                 return bool(stopped)
 
-            state.enough = log.enough = waiting
-            together = RankBarrier(ranks, device, waiting)
-            feed = _feed(cfg, ranks, device, log, state, together.asked)
-            with contextlib.closing(feed.steps(start)) as steps:
-                for fed in together.steps(steps) if cfg.cycle else steps:
-                    log.say(*gradients.suit(fed.batches[0]))
-                    told = gradients(fed.batches, fed.step)
-                    asked = [float(bool(stopped)), float(feed.urgent(state.cursor))]
-                    shared = ranks.all_reduce_mean(torch.stack([*told.values(), *told["loss"].new_tensor(asked)]))
-                    # the one wait for a GPU
+            state.stop_waiting = log.stop_waiting = stop_waiting
+            barrier = RankBarrier(ranks, device, stop_waiting)
+            source = _source(cfg, ranks, device, log, state, barrier.poll)
+            with contextlib.closing(source.steps(start)) as steps:
+                for step_input in barrier.steps(steps) if cfg.cycle else steps:
+                    log.say(*gradients.prepare(step_input.batches[0]))
+                    own = gradients(step_input.batches, step_input.step)
+                    wishes = [float(bool(stopped)), float(source.urgent(state.cursor))]
+                    shared = ranks.all_reduce_mean(torch.stack([*own.values(), *own["loss"].new_tensor(wishes)]))
+                    # the only host sync of a step
                     *means, stop, urgent, norm = torch.cat([shared, state.optimizers.norm()[None]]).tolist()
-                    terms = dict(zip(told, means, strict=True))
-                    facts = state.step(fed.place, terms["loss"], norm)
-                    done = fed.step + 1
-                    log.step(done, terms | facts, fed)
-                    log.say(state.settle(done, terms["loss"]))
-                    if cfg.eval_every and (done % cfg.eval_every == 0 or fed.last):
+                    terms = dict(zip(own, means, strict=True))
+                    facts = state.step(step_input.progress, terms["loss"], norm)
+                    done = step_input.step + 1
+                    log.step(done, terms | facts, step_input)
+                    log.say(state.roll_back_on_spike(done, terms["loss"]))
+                    if cfg.eval_every and (done % cfg.eval_every == 0 or step_input.last):
                         dog.reset()
-                        _look(state, fed.data, done, cfg, log)
-                    if done % cfg.checkpoint_every == 0 or fed.last or stop or urgent:
+                        _evaluate(state, step_input.data, done, cfg, log)
+                    if done % cfg.checkpoint_every == 0 or step_input.last or stop or urgent:
                         dog.reset()
-                        state.save(done, fed.cursor)
+                        state.save(done, step_input.cursor)
                         saved = done
                         if ranks.first:
-                            patiently(partial(write_card, cfg, fed.data, done, state.scores), cfg.out, waiting)
+                            patiently(
+                                partial(write_card, cfg, step_input.data, done, state.scores), cfg.out, stop_waiting
+                            )
                     dog.reset()
                     if stop:
                         break
-            if saved < done:  # stopped while it waited for data
-                state.save(done, fed.cursor)
-        finished = not (stop or stopped or together.stopped) or (start < done and fed.last)
+            if saved < done:  # stopped while waiting for data
+                state.save(done, step_input.cursor)
+        finished = not (stop or stopped or barrier.stopped) or (start < done and step_input.last)
         if finished and cfg.export_official:
             _export(state, cfg.export_official)
         return Result(cfg.out, done, finished, state.scores, ranks.first)
 
 
-def _feed(
-    cfg: TrainConfig, ranks: Ranks, device: torch.device, log: Log, state: State, waiting: Callable[[], bool]
-) -> Feed:
+def _source(
+    cfg: TrainConfig, ranks: Ranks, device: torch.device, log: Log, state: State, stop_waiting: Callable[[], bool]
+) -> StepSource:
     if cfg.cycle:
-        return Stream(cfg, ranks, device, log.say, state.cursor or Cursor(), waiting)
-    return Epochs(cfg, ranks, device, log.say)
+        return Stream(cfg, ranks, device, log.say, state.cursor or Cursor(), stop_waiting)
+    return EpochSource(cfg, ranks, device, log.say)
 
 
-def _look(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -> None:
-    """Measures the model on objects that do not train, and makes a picture of some. Of all ranks the first one does."""
+def _evaluate(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -> None:
+    """Score the model on held-out objects and write a picture of six, on the first rank. All ranks must call this."""
     samples = data.planner.evaluation("val", cfg.data.inputs, cfg.eval_targets, cfg.eval_objects)
     if not samples:
         log.say(f"step {step}: no held-out object has {cfg.data.inputs} views and one more: nothing is measured")
         return
-    with state.evaluated() as net, torch.no_grad(), autocast(cfg.precision, state.device):
+    with state.evaluation_net() as net, torch.no_grad(), autocast(cfg.precision, state.device):
         if not state.ranks.first:
             return
         render = evaluate.render_of(net)
 
-        def look() -> None:
+        def measure() -> None:
             scores = evaluate.measure(render, data.evaluation_batches(samples, cfg.data.batch))
             picture = state.out / "strips" / f"step-{step:08d}.png"
             evaluate.strip(render, next(data.evaluation_batches(samples[:6], 6)), picture)
-            state.note(step, scores)
+            state.record_scores(step, scores)
             log.evaluation(step, scores, picture)
 
-        patiently(look, state.out, state.enough)
+        patiently(measure, state.out, state.stop_waiting)
 
 
 def _export(state: State, path: Path) -> None:
-    """What a run leaves for others. All ranks have to come; the first one writes."""
-    with state.evaluated() as net:
+    """Write the weights as a checkpoint of the official LVSM, on the first rank. All ranks must call this."""
+    with state.evaluation_net() as net:
         if state.ranks.first:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"model": official.to_official(net)}, path)
 
 
 @contextlib.contextmanager
-def _setting(cfg: TrainConfig, ranks: Ranks) -> Iterator[None]:
-    """The run's folder, its random numbers, and deterministic algorithms where asked for."""
+def _run_setup(cfg: TrainConfig, ranks: Ranks) -> Iterator[None]:
+    """Write train.json, seed torch, and use deterministic algorithms within the block if cfg says so. Full disk: UserError."""
     assert cfg.out is not None
     if ranks.first:
         cfg.out.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lvsm_train.data.rounds import Rounds, Taken, entries
+from lvsm_train.data.rounds import Rounds, StepEntries, entries
 from pipeline.cycle.protocol import Cursor, Slot, Window
 
 SLOT = st.builds(Slot, st.integers(0, 6), st.integers(1, 5))
@@ -45,7 +45,7 @@ class Case:
     def rounds(self, cursor: Cursor | None = None) -> Rounds:
         return Rounds(self.seed, cursor or Cursor())
 
-    def taken(self, cursor: Cursor | None = None, first: int = 0) -> list[Taken]:
+    def taken(self, cursor: Cursor | None = None, first: int = 0) -> list[StepEntries]:
         """All from a cursor on, with shards before `first` forgotten."""
         rounds, window = self.rounds(cursor), self.window(first=first)
         made = list(iter(lambda: rounds.take(window, self.count, self.parts), None))
@@ -63,7 +63,7 @@ CASES = st.builds(
 )
 
 
-def told(taken: Sequence[Taken]) -> list[object]:
+def told(taken: Sequence[StepEntries]) -> list[object]:
     return [(one.entries.tolist(), one.first, one.after, one.last) for one in taken]
 
 
@@ -127,7 +127,7 @@ def test_the_cursor_counts_what_was_taken(case: Case) -> None:
 def test_the_order_does_not_depend_on_when_shards_arrive(case: Case, data: st.DataObject) -> None:
     arrivals = data.draw(st.permutations(range(len(case.slots))))  # each is closed when its last object has ended
     told_end = data.draw(st.booleans())  # before the last shard, or long after it
-    rounds, made = case.rounds(), list[Taken]()
+    rounds, made = case.rounds(), list[StepEntries]()
     there, ended, committed = list[int](), told_end, Cursor()
     while True:
         window = case.window(there, max(0, committed.done - case.life), ended)
@@ -138,7 +138,7 @@ def test_the_order_does_not_depend_on_when_shards_arrive(case: Case, data: st.Da
         elif rounds.over:
             break
         elif arrivals:
-            assert rounds.waits_for not in there
+            assert rounds.round not in there
             there.append(arrivals.pop(0))
         else:
             assert not ended

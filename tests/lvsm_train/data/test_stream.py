@@ -140,11 +140,11 @@ def test_batches_are_those_of_shards_that_all_are_there(cycle: Path, workers: in
             taken = rounds.take(WHOLE, 4)
             assert taken is not None
             numbers = [number_of[f"train-{slot:06d}-{place}"] for slot, place in taken.entries.tolist()]
-            samples = data.planner.drawn(fed.step, taken.first, numbers)
+            samples = data.planner.step_samples(fed.step, taken.first, numbers)
             assert [digest(batch) for batch in fed.batches] == [digest(data.gather(samples))]
             assert (fed.cursor, fed.last) == (taken.after, taken.last)
             assert fed.slots == Counter(taken.entries[:, 0].tolist())
-            assert fed.place == pytest.approx(4 * place)  # of four steps
+            assert fed.progress == pytest.approx(4 * place)  # of four steps
             seen, place = seen + len(samples), taken.after.place
     data.close()
     assert seen == 15 and fed.last
