@@ -319,8 +319,7 @@ class TrainConfig:
         return self.global_batch or self.data.batch * ranks * self.accumulate
 
     def shared(self, ranks: int) -> TrainConfig:
-        """Copy with the `batch` and `accumulate` that make a step of --global-batch on `ranks` ranks; self without that flag.
-        Raises UserError if --global-batch is no multiple of `ranks`."""
+        """Copy with `batch` and `accumulate` that share --global-batch, if given, among `ranks`. UserError if no multiple."""
         if not self.global_batch:
             return self
         each, rest = divmod(self.global_batch, ranks)
@@ -331,10 +330,7 @@ class TrainConfig:
         return dataclasses.replace(self, data=dataclasses.replace(self.data, batch=batch), accumulate=each // batch)
 
     def stages(self) -> list[tuple[int, int | None]]:
-        """(end step, exclusive; image width) of each stage of the curriculum, the last one of width --res.
-
-        Raises UserError for a malformed --curriculum.
-        """
+        """(end step, exclusive; image width) of each curriculum stage, the last of width --res. UserError if malformed."""
         stages: list[tuple[int, int | None]] = []
         for stage in self.curriculum:
             width, _, step = stage.partition(":")

@@ -107,9 +107,7 @@ class Data:
         self.cfg, self.device = cfg, torch.device(device)
         # parts: batches of a step over all ranks; ours: this rank's. Their union does not depend on the number of ranks
         self.parts, self.ours = world * accumulate, range(rank, world * accumulate, world)
-        if (
-            self.device.type == "cuda" and self.device.index is None
-        ):  # in other threads a bare "cuda" means the first GPU
+        if self.device.type == "cuda" and self.device.index is None:  # "cuda" is the first GPU in other threads
             self.device = torch.device("cuda", torch.cuda.current_device())
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = max(1, len(os.sched_getaffinity(0)) // ranks_here)
@@ -260,9 +258,7 @@ class Data:
         for job in pending.jobs:
             job.result()
         inputs = len(pending.samples[0].inputs)
-        rows, c2w, k = (
-            each.to(self.device, non_blocking=True) for each in (pending.rows, pending.c2w, pending.fxfycxcy)
-        )
+        rows, c2w, k = (one.to(self.device, non_blocking=True) for one in (pending.rows, pending.c2w, pending.fxfycxcy))
         if pending.pixels is not None:
             pixels = pending.pixels.to(self.device, non_blocking=True)
         else:

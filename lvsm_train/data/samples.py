@@ -89,9 +89,7 @@ class Planner:
         rng = item_rng(cfg.seed, str(position), "views")
         if cfg.scenes:
             return self._clip(number, rng, inputs, targets, cfg.target_among_inputs)
-        turn = item_rng(
-            cfg.seed, str(position), "turn"
-        )  # a generator of its own, so that --no-rotate changes nothing else
+        turn = item_rng(cfg.seed, str(position), "turn")  # a second generator, so that --no-rotate changes no views
         angle = float(turn.uniform(0, 2 * np.pi)) if cfg.rotate else 0.0
         centres = self.index.c2w[self.index.of(number)][: self.index.views(number) - cfg.held_views, :3, 3]
         views = view_sampling.object_views(rng, centres, inputs, targets, cfg.farthest_inputs, cfg.target_among_inputs)

@@ -1,7 +1,4 @@
-"""Guards of a training run: end a process that hangs or whose starter is gone, and detect loss spikes.
-
-A process that hangs holds a GPU, and all other ranks, for ever; so does one whose starter was killed.
-"""
+"""Guards against processes that hang or outlive their starter, which would hold GPUs for ever, and against loss spikes."""
 
 from __future__ import annotations
 
@@ -60,12 +57,8 @@ def when_starter_ends(act: Callable[[], object], parent: int | None = None) -> N
     """Call `act` from a daemon thread once process `parent` is no longer the parent, or without one, once stdin is closed."""
 
     def watch() -> None:
-        if parent is None:
-            while os.read(0, 1):
-                pass
-        else:
-            while os.getppid() == parent:
-                time.sleep(0.2)
+        while os.getppid() == parent if parent else os.read(0, 1):
+            time.sleep(0.2 if parent else 0)
         act()
 
     threading.Thread(target=watch, daemon=True).start()

@@ -27,9 +27,9 @@ ENDED = "ended"  # a folder in OUT where ranks leave their result, or the UserEr
 
 
 def launch(cfg: TrainConfig) -> Result:
-    """Run `train_fn` on the ranks that `cfg` (resolved) asks for.
+    """Run `train_fn` on the ranks that `cfg` (resolved) asks for; Ray workers must all see OUT and the data.
 
-    With ray_workers, all workers must see OUT and the data. Raises what train_fn raises, and UserError after RETRIES restarts.
+    Raises what train_fn raises, and UserError after RETRIES restarts.
     """
     if not (cfg.ray_workers or cfg.ranks > 1):
         return train_fn(cfg)

@@ -160,10 +160,10 @@ class Log:
         """Report the scores of held-out objects, and the file of their picture."""
         if not self.ranks.first:
             return
-        values = dataclasses.asdict(scores)
-        self._write({"step": done, "evaluation": values})
+        facts = dataclasses.asdict(scores)
+        self._write({"step": done, "evaluation": facts})
         self.curves.scalars(
-            done, {f"unseen/{name}": float(value) for name, value in values.items() if value is not None}
+            done, {f"unseen/{name}": float(value) for name, value in facts.items() if value is not None}
         )
         self.curves.picture(done, "inputs, then target and rendering", images.decode(picture.read_bytes()))
         self.say(f"step {done}: unseen objects: {scores.line()}")

@@ -60,9 +60,7 @@ class State:
 
     def roll_back_on_spike(self, done: int, loss: float) -> str:
         """Restore weights and optimisers from before a loss spike; the data goes on. Returns a note for the user, "" if none.
-
-        Raises UserError after more than MAX_SPIKES spikes.
-        """
+        Raises UserError after more than MAX_SPIKES spikes."""
         if not self.spike_guard.observe(loss):
             return ""
         said = f"step {done}: the loss is {self.cfg.optim.spike_above:g} times what it was"
@@ -82,10 +80,7 @@ class State:
 
     @contextlib.contextmanager
     def evaluation_net(self) -> Iterator[LVSM]:
-        """Model with averaged weights if there are any, for the first rank; others get `net`, and must call this too.
-
-        The first rank gets an unsharded copy of sharded weights.
-        """
+        """Model with averaged weights, if any, and unsharded, for the first rank. Others get `net`, but must call this too."""
         if self.sharded:
             weights = gather_full(self.average.weights if self.average else self.net.state_dict(), self.ranks.first)
             yield self._unsharded(weights) if self.ranks.first else self.net

@@ -95,9 +95,8 @@ def train_fn(cfg: TrainConfig) -> Result:
                         state.save(done, step_input.cursor)
                         saved = done
                         if ranks.first:
-                            patiently(
-                                partial(write_card, cfg, step_input.data, done, state.scores), cfg.out, stop_waiting
-                            )
+                            card = partial(write_card, cfg, step_input.data, done, state.scores)
+                            patiently(card, cfg.out, stop_waiting)
                     dog.reset()
                     if stop:
                         break
