@@ -39,11 +39,15 @@ from pipeline.config.source_table import SOURCES
 from pipeline.core.images import encode_jpeg
 from pipeline.core.records import Item, Outcome, Scene, Views
 from pipeline.core.text import duration, size
-from pipeline.run.driver import Run, opened
-from pipeline.run.progress import Progress
+from pipeline.run.driver import Driver, opened
+from pipeline.run.intake import Intake
+from pipeline.run.policy import ArrivalOrder
+from pipeline.run.session import Session
+from pipeline.run.workers import Workers
 from pipeline.sources import manifest
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import shard_paths
+from pipeline.storage.uploads import InFolder
 
 WIDTH = 16  # of the pictures
 LINES = 1 << 18  # of the manifest, made at once
@@ -146,57 +150,54 @@ class Sleeper:
         """Nothing to end."""
 
 
-class Scaled(Run):
-    """A run whose workers sleep, and which notes how it goes."""
+class Notes:
+    """How a session of a run whose workers sleep goes: when it started, and a curve of what has ended."""
 
-    def __init__(self, options: Options, cfg: RenderConfig, ledger: Ledger) -> None:
-        self.options = options
+    def __init__(self, options: Options, out: Path) -> None:
+        self.options, self.out = options, out
         self.began = psutil.Process().create_time()
         self.started = {"opened": self._seconds()}
-        super().__init__(cfg, ledger)
-        self.started["joined"] = self._seconds()
         self.ending = threading.Event()
 
     def _seconds(self) -> float:
         return time.time() - self.began
 
-    @property
-    def _make_worker(self) -> Callable[[], Any]:
-        one = self.options
-        return functools.partial(Sleeper, one.render_ms / 1000, one.fail_percent, one.views)
-
-    def _executor(self) -> Callable[..., Iterator[Outcome]]:
-        on_ray = super()._executor()
-
-        def noting(
-            make_worker: Any, items: Iterator[Item | None], started: Callable[[int, Item], None]
-        ) -> Iterator[Outcome]:
-            def first(worker: int, item: Item) -> None:
-                if "scheduled" not in self.started:
-                    self._note("scheduled")
-                started(worker, item)
-
-            self._note("drawn")
-            return on_ray(make_worker, items, first)
-
-        return noting
-
-    def _note(self, what: str) -> None:
+    def note(self, what: str) -> None:
+        """Note that the session is so far now."""
         self.started[what] = self._seconds()
         (self.out / f"{self.options.session}-{STARTED}").write_text(json.dumps(self.started))
 
-    def _shows(self, progress: Progress) -> None:
-        threading.Thread(target=self._sample, daemon=True).start()
-
-    def _sample(self) -> None:
+    def sample(self, session: Session) -> None:
+        """Append a line to the curve every second, until the session ends."""
         process = psutil.Process()
         with (self.out / CURVE).open("a", newline="", buffering=1) as sink:
             lines = csv.writer(sink)
             while True:
-                ended = sum(self.counts.values())
+                ended = sum(session.counts.values())
                 lines.writerow([self.options.session, f"{self._seconds():.2f}", ended, process.memory_info().rss])
                 if self.ending.wait(1):
                     return
+
+
+class Noting(Workers):
+    """Workers that sleep, and note when the first of them has an item."""
+
+    def __init__(self, session: Session, notes: Notes) -> None:
+        one = notes.options
+        super().__init__(session, make=functools.partial(Sleeper, one.render_ms / 1000, one.fail_percent, one.views))
+        self.notes = notes
+
+    def outcomes(self, items: Iterator[Item | None], started: Callable[[int, Item], None]) -> Iterator[Outcome]:
+        """Their outcomes."""
+
+        def first(worker: int, item: Item) -> None:
+            if "scheduled" not in self.notes.started:
+                self.notes.note("scheduled")
+            started(worker, item)
+
+        threading.Thread(target=self.notes.sample, args=(self.session,), daemon=True).start()
+        self.notes.note("drawn")
+        return super().outcomes(items, first)
 
 
 def drive(options: Options) -> None:
@@ -217,10 +218,14 @@ def drive(options: Options) -> None:
         address=options.address,
         scene=scene,
     ).resolved()
+    assert cfg.out is not None
     with opened(cfg) as ledger:
-        run = Scaled(options, cfg, ledger)
-        run.go()
-        run.ending.set()
+        notes, sink = Notes(options, cfg.out), InFolder()
+        policy = ArrivalOrder.recovered(cfg, ledger, sink)
+        notes.started["joined"] = notes._seconds()
+        session = policy.session
+        Driver(session, policy, sink, Intake(session), Noting(session, notes)).go()
+        notes.ending.set()
 
 
 # ---- from outside

@@ -22,8 +22,11 @@ from pipeline.core.records import Item, Outcome
 from pipeline.core.text import reasons_text
 from pipeline.cycle.trainer import TAIL, USER, environment
 from pipeline.plan.forecast import Drawn, Measurements
-from pipeline.run.driver import Run, opened
-from pipeline.storage.ledger import Ledger
+from pipeline.run.driver import Driver, opened
+from pipeline.run.intake import Intake
+from pipeline.run.policy import ArrivalOrder, Listing, Policy
+from pipeline.run.workers import Workers
+from pipeline.storage.uploads import InFolder
 
 FOLDER = "pilot"  # within a cycle's
 MOST_DRAWN = 10  # objects, for each that is asked for
@@ -90,16 +93,15 @@ class ThroughputProcess:
             self.process.wait()
 
 
-class Pilot(Run):
-    """Delivers cfg.n objects like any run, but gives up on a source in which there are too few good ones.
+class Pilot(Policy):
+    """Delivers objects like `order`, but gives up on a source in which there are too few good ones, and measures.
 
     start: called once, when a quarter is there to train on. What is rendered after that is so beside a trainer.
     """
 
-    def __init__(self, cfg: RenderConfig, ledger: Ledger, start: Callable[[], ThroughputProcess]) -> None:
-        super().__init__(cfg, ledger)
-        self.start = start
-        self.pace: ThroughputProcess | None = None
+    def __init__(self, order: ArrivalOrder, intake: Intake, start: Callable[[], ThroughputProcess]) -> None:
+        self.order, self.session, self.intake, self.start = order, order.session, intake, start
+        self.trainer: ThroughputProcess | None = None
         self.wait_until = self.paused_s = 0.0
         self.before: set[str] = set()  # uids that were begun before that
         self.ended: list[Drawn] = []
@@ -108,31 +110,36 @@ class Pilot(Run):
         self.first: float | None = None  # when the first object was begun
         self.last = self.begun
 
-    def _draw(self, listing: Callable[[], Iterator[Item]]) -> Iterator[Item | None]:
-        items, count = super()._draw(listing), 0
-        while count < MOST_DRAWN * self.cfg.n and time.monotonic() - self.begun < MOST_S:
+    @property
+    def complete(self) -> bool:
+        return self.order.complete
+
+    def draw(self, listing: Listing) -> Iterator[Item | None]:
+        """Yield items until too many were drawn, or for too long."""
+        items, count = self.order.draw(listing), 0
+        while count < MOST_DRAWN * self.session.cfg.n and time.monotonic() - self.begun < MOST_S:
             item: Any = next(items, END)
             if item is END:
                 return
             count += item is not None
             yield item
 
-    def _executor(self) -> Callable[..., Iterator[Outcome]]:
-        work = super()._executor()
-        return lambda make_worker, items, started: work(make_worker, self._paced(items), started)
-
-    def _paced(self, items: Iterator[Item | None]) -> Iterator[Item | None]:
-        """The same items; those after the start of the pace when it goes."""
+    def pace(self, items: Iterator[Item | None]) -> Iterator[Item | None]:
+        """Pass on items; after the trainer was started, not before it has done a step."""
         for item in items:
             began = time.monotonic()
-            while self.pace and not self.pace.goes() and time.monotonic() < self.wait_until and not self.stopping:
+            while self._trainer_starts() and time.monotonic() < self.wait_until and not self.session.stopping:
                 yield None
             self.paused_s += time.monotonic() - began
-            if self.pace is None and item is not None:
+            if self.trainer is None and item is not None:
                 self.before.add(item.uid)
             yield item
 
-    def _take(self, outcome: Outcome) -> None:
+    def _trainer_starts(self) -> bool:
+        return self.trainer is not None and not self.trainer.goes()
+
+    def accept(self, outcome: Outcome) -> Iterator[Outcome]:
+        """Measure and record the outcome; starts the trainer where enough has been delivered."""
         self.last = time.monotonic()
         seconds = outcome.timings.get("total", 0.0)
         stages = sum(took for name, took in outcome.timings.items() if name != "total")
@@ -140,36 +147,46 @@ class Pilot(Run):
             seconds = min(seconds, stages)  # a worker's first object waits for its Blender
         self.first = min(self.first or self.last, self.last - seconds)
         self.workers.add(outcome.worker)
-        fetched = self.downloads.net.disk_budget.held(outcome.item.uid) if self.downloads else 0
         jpeg_bytes = outcome.scene.jpeg_bytes if outcome.scene else 0
         beside = outcome.item.uid not in self.before
+        fetched = self.intake.held(outcome.item.uid)
         self.ended.append(Drawn(outcome.scene is not None, seconds, fetched, jpeg_bytes, beside))
-        super()._take(outcome)
-        if self.pace is None and self.delivered >= max(1, int(TRAIN_AFTER * self.cfg.n)):
-            self._close_shards()
-            self.pace = self.start()
-            self.wait_until = self.last + UP_S
+        for recorded in self.order.accept(outcome):
+            if self.trainer is None and self.session.delivered >= max(1, int(TRAIN_AFTER * self.session.cfg.n)):
+                self.order.close_shards()
+                self.trainer = self.start()
+                self.wait_until = self.last + UP_S
+            yield recorded
+
+    def conclude(self) -> Iterator[Outcome]:
+        return self.order.conclude()
+
+    def close(self) -> None:
+        self.order.close()
+
+    def lines(self) -> list[str]:
+        return self.order.lines()
 
     def found(self, shard_bytes: int, told: dict[str, Any]) -> Measurements:
-        """What was measured. told: by the pace."""
-        workers = self.cfg.workers or max(1, len(self.workers))
+        """Return what was measured. told: the fields that the trainer measured."""
+        ledger, workers = self.session.ledger, self.session.cfg.workers or max(1, len(self.workers))
         span = max(1e-9, self.last - (self.first or self.begun) - self.paused_s)
         busy = sum(one.seconds for one in self.ended) / min(workers, max(1, len(self.ended)))
         return Measurements(
             self.ended,
-            self.ledger.reasons(),
-            licenses.tally(self.ledger.licenses()),
+            ledger.reasons(),
+            licenses.tally(ledger.licenses()),
             workers,
             (self.first or self.begun) - self.begun,
             time.monotonic() - self.begun,
-            max(0.0, 1 - busy / span) if self.downloads else 0.0,
+            max(0.0, 1 - busy / span) if self.intake.downloads else 0.0,
             shard_bytes,
-            len(self.ledger.kept()),
+            len(ledger.kept()),
             **told,
         )
 
 
-def fly(cfg: CycleConfig, pilot: int, command: Sequence[str], settings: dict[str, Any]) -> Measurements:
+def fly(cfg: CycleConfig, objects: int, command: Sequence[str], settings: dict[str, Any]) -> Measurements:
     """Renders so many objects of a cycle's source into OUT/pilot, trains on them, measures both, and removes the folder.
 
     command: what measures the trainer's pace, given the folder. settings: the trainer's. Raises UserError: none could be
@@ -179,7 +196,7 @@ def fly(cfg: CycleConfig, pilot: int, command: Sequence[str], settings: dict[str
     folder = cfg.out / FOLDER
     same = {one.name: getattr(cfg, one.name) for one in dataclasses.fields(RenderConfig)}
     # as many at once as there will be; and all to train on, since there is nothing to measure quality with
-    own = {"n": min(cfg.n, max(pilot, cfg.workers or 1)), "out": folder, "val_percent": 0.0}
+    own = {"n": min(cfg.n, max(objects, cfg.workers or 1)), "out": folder, "val_percent": 0.0}
     shutil.rmtree(folder, ignore_errors=True)
     pilot_cfg = RenderConfig(**same | own)
     paces: list[ThroughputProcess] = []
@@ -193,16 +210,19 @@ def fly(cfg: CycleConfig, pilot: int, command: Sequence[str], settings: dict[str
 
     try:
         with opened(pilot_cfg) as ledger:
-            run = Pilot(pilot_cfg, ledger, start)
-            summary = run.go()
-            if run.stopping:
+            sink = InFolder()
+            order = ArrivalOrder.recovered(pilot_cfg, ledger, sink)
+            session, intake = order.session, Intake(order.session)
+            pilot = Pilot(order, intake, start)
+            summary = Driver(session, pilot, sink, intake, Workers(session)).go()
+            if summary.stopped:
                 raise UserError("the plan was stopped", "the same command starts it anew")
             if not summary.delivered:
                 raise UserError(
-                    f"none of {len(run.ended)} objects could be rendered ({reasons_text(summary.reasons)})",
+                    f"none of {len(pilot.ended)} objects could be rendered ({reasons_text(summary.reasons)})",
                     "`lvsm-data render` on the same source keeps a ledger of why; `lvsm-data status` shows it",
                 )
-            return run.found(summary.shard_bytes, paces[0].told())
+            return pilot.found(summary.shard_bytes, paces[0].told())
     finally:
         for pace in paces:
             pace.close()

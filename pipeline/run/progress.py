@@ -28,7 +28,7 @@ LINE_S = 10.0  # between plain lines
 
 
 class Progress:
-    """What the run does right now. Fed by the driver; a thread of its own shows it and writes the status file."""
+    """State of a run right now. Fed by the driver; within a `with` block a thread shows it and writes the status file."""
 
     def __init__(
         self,
@@ -37,9 +37,13 @@ class Progress:
         delivered: int,
         reasons: dict[str, int],
         out: Path,
+        *,
+        downloads: Callable[[], dict[str, int]] = dict,
+        uploads: Callable[[], dict[str, int]] = dict,
+        cycle: Callable[[], dict[str, Any]] = dict,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """views: of every object, None where that differs."""
+        """views: of every object, None where that differs. downloads, uploads, cycle: figures of others for the status file."""
         self.clock = clock
         self.n = n
         self.views_per_object = views
@@ -54,16 +58,16 @@ class Progress:
         self.served: dict[int, int] = {}
         self.under_way: dict[str, int] = {}
         self.recent: deque[list[int]] = deque()  # second, objects and views that came in it
-        self.downloads: Callable[[], dict[str, int]] = dict  # set by who has any
-        self.uploads: Callable[[], dict[str, int]] = dict
-        self.cycle: Callable[[], dict[str, Any]] = dict
+        self.downloads, self.uploads, self.cycle = downloads, uploads, cycle
         self.lock = threading.Lock()
         self.console = Console(stderr=True)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show, daemon=True)
 
     def __enter__(self) -> Progress:
-        self._metrics = Metrics(self.out.resolve().name, self.snapshot())
+        self.started = time.time()
+        begun = self._snapshot(cycle={})  # a cycle has not read its log yet
+        self._metrics = Metrics(self.out.resolve().name, begun)
         self._thread.start()
         return self
 
@@ -110,6 +114,9 @@ class Progress:
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that `status` shows. Rates in objects per hour and views per second; eta_s is None when unknown."""
+        return self._snapshot(self.cycle())
+
+    def _snapshot(self, cycle: dict[str, Any]) -> dict[str, Any]:
         with self.lock:
             now = self.clock()
             while self.recent and self.recent[0][0] < now - WINDOW_S:
@@ -143,7 +150,7 @@ class Progress:
                 "idle_s": round(idle_s, 3),
                 "downloads": self.downloads(),
                 "uploads": self.uploads(),
-                "cycle": self.cycle(),
+                "cycle": cycle,
                 "workers": [
                     {
                         "worker": slot,

@@ -27,6 +27,11 @@ class Vetting:
         self.verdicts: list[Verdict] = []
         self.says = ""
 
+    @property
+    def scenes(self) -> int:
+        """Number of scenes that are held back."""
+        return sum(outcome.scene is not None for outcome in self.held)
+
     def mark(self, item: Item) -> Item:
         """The item, marked where its scene may still decide."""
         if self.says or self.marked >= self.need:

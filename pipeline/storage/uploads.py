@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.run import RunConfig
 from pipeline.core.disk import put
 from pipeline.core.errors import UserError
 from pipeline.storage.ledger import Ledger
@@ -33,6 +34,24 @@ DRIVER = "driver.json"  # in the store: whose desk is the present one, and when 
 DESK = "desk.json"  # on the desk: its name
 LEDGER = "ledger.sqlite"
 PAPERS = ("run.json", "status.json", "availability.csv")
+
+
+class InFolder:
+    """Sink of a run without an object store: its shards stay where they are, and are nowhere else."""
+
+    there: frozenset[str] = frozenset()
+
+    def take(self, shard: str) -> None: ...
+
+    def drop(self, name: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def snapshot(self) -> dict[str, int]:
+        return {}
+
+    def as_found(self, name: str) -> Shard:
+        raise FileNotFoundError(name)
 
 
 class Uploads:
@@ -150,6 +169,17 @@ class Uploads:
             for name in PAPERS:
                 if (self.out / name).exists():
                     self.store.put(self.out / name, name)
+
+
+Sink = InFolder | Uploads
+
+
+def sink_of(cfg: RunConfig) -> contextlib.AbstractContextManager[Sink]:
+    """Make the sink of a run: the store at its address, or its folder alone."""
+    if cfg.store is None:
+        return contextlib.nullcontext(InFolder())
+    assert cfg.out is not None
+    return Uploads(Store(cfg.store), cfg.out, cfg.scene.res, cfg.backup_s)
 
 
 def claim(store: Store, out: Path, every_s: float, ended: bool = False) -> None:

@@ -164,12 +164,10 @@ def test_a_run_and_its_second_session_add_up_to_the_ledger(head: Head, tmp_path:
 def test_everything_that_progress_knows_is_shown(head: Head, tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
     with executors.connected(head.address):
-        with Progress(50, 4, 30, {"empty": 5}, tmp_path) as progress:
+        with Progress(50, 4, 30, {"empty": 5}, tmp_path, **full(tmp_path, told)) as progress:
             progress.on_start(0, Item("a", "toy"))
             progress.on_start(1, Item("b", "toy"))
             progress.on_outcome(Outcome(Item("b", "toy"), None, "timeout"))
-            for name, tells in full(tmp_path, told).items():
-                setattr(progress, name, tells)
             until = time.monotonic() + 60
             while not told and time.monotonic() < until:
                 time.sleep(0.1)

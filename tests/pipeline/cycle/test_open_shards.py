@@ -10,8 +10,8 @@ from pipeline.config.cycle import CycleConfig, Shares
 from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
-from pipeline.cycle.driver import MOST_WAITING, Cycle
 from pipeline.cycle.open_shards import AT_ONCE, CAUTION, CAUTION_FEW, FEW, OpenShard, OpenShards, objects_per_shard
+from pipeline.cycle.policy import MOST_WAITING, SourceOrder
 from pipeline.cycle.trainer import Trainer
 from pipeline.report.page import LivePage
 from pipeline.storage.ledger import Kept, Ledger
@@ -128,23 +128,27 @@ def test_shards_are_as_large_as_lets_the_window_fit(tmp_path: Path) -> None:
 def test_outcomes_wait_in_memory_unless_an_older_shard_is_under_way(tmp_path: Path) -> None:
     cfg = CycleConfig(out=tmp_path, executor="inline", workers=1).resolved()
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        run = Cycle(cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None), LivePage)
+        policy = SourceOrder.recovered(
+            cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None), LivePage
+        )
         older, younger = OpenShard("train-000000", 0), OpenShard("train-000001", 1)
-        run.slots.open = {one.name: one for one in (older, younger)}
+        policy.open_shards.open = {one.name: one for one in (older, younger)}
         for number in range(MOST_WAITING + 1):
-            assert not run._must_wait()
+            assert not policy._must_wait()
             item = Item(f"young-{number}", "test")
-            run.places[item.uid] = younger
+            policy.places[item.uid] = younger
             younger.missing.add(item.uid)
-            run.ended.append(Outcome(item, None, "test"))
-        assert run._must_wait()
-        run.places["old"] = older
+            policy.waiting.append(Outcome(item, None, "test"))
+        assert policy._must_wait()
+        policy.places["old"] = older
         older.missing.add("old")
-        assert not run._must_wait()  # else its outcome would never be taken, and the younger ones wait for it for ever
-        run.ended.append(Outcome(Item("old", "test"), None, "test"))
-        assert run._must_wait()
-        run.stopping = True
-        assert not run._must_wait()
+        assert (
+            not policy._must_wait()
+        )  # else its outcome would never be taken, and the younger ones wait for it for ever
+        policy.waiting.append(Outcome(Item("old", "test"), None, "test"))
+        assert policy._must_wait()
+        policy.session.stop()
+        assert not policy._must_wait()
 
 
 def test_a_session_after_a_shard_of_nothing_but_failures_has_nothing_to_delete(tmp_path: Path) -> None:
@@ -154,8 +158,10 @@ def test_a_session_after_a_shard_of_nothing_but_failures_has_nothing_to_delete(t
         ledger.add_shard(Shard("train-000001", (Entry(Item("one", "test"), 1, 10),), 10), 1)
         (tmp_path / "64").mkdir()
         (tmp_path / "64" / "train-000001.parquet").write_bytes(b"0123456789")
-        run = Cycle(cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None), LivePage)
-    assert run.supervisor.idle()  # else a Ctrl-C would wait for ever for what cannot be deleted yet
+        policy = SourceOrder.recovered(
+            cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None), LivePage
+        )
+    assert policy.supervisor.idle()  # else a Ctrl-C would wait for ever for what cannot be deleted yet
 
 
 def test_a_room_says_what_is_free(tmp_path: Path) -> None:

@@ -9,9 +9,8 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,10 +18,14 @@ from benchmarks import scale
 from pipeline.config.render import RenderConfig, SceneConfig
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
-from pipeline.run.driver import Run, opened
+from pipeline.run.driver import Driver, opened
+from pipeline.run.intake import Intake
+from pipeline.run.policy import ArrivalOrder
+from pipeline.run.workers import Workers
 from pipeline.storage import uids
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.uids import Uids
+from pipeline.storage.uploads import InFolder
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,24 +49,6 @@ def test_a_driver_is_killed_and_each_uid_is_there_once(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-class Slept(Run):
-    """In this process, without a cluster, a render that takes no time."""
-
-    @property
-    def _make_worker(self) -> Callable[[], Any]:
-        return functools.partial(scale.Sleeper, 0.0, 10.0, 1)
-
-    def _shows(self, progress: object) -> None:
-        self.memory: list[int] = []
-
-    def _count(self, outcome: Outcome) -> None:
-        super()._count(outcome)
-        if sum(self.counts.values()) % 1000 == 0:
-            self.ledger.flush()
-            gc.collect()
-            self.memory.append(tracemalloc.get_traced_memory()[0])
-
-
 def test_an_item_that_has_ended_leaves_next_to_nothing_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,15 +57,28 @@ def test_an_item_that_has_ended_leaves_next_to_nothing_in_memory(
     cfg = RenderConfig(
         n=3000, out=tmp_path / "run", executor="inline", shard_mb=0.3, scene=SceneConfig(res=(scale.WIDTH,), views=1)
     ).resolved()
+    memory: list[int] = []
     with opened(cfg) as ledger:
-        slept = Slept(cfg, ledger)
+        policy = ArrivalOrder.recovered(cfg, ledger, InFolder())
+        session, count = policy.session, policy.session.count
+
+        def counting(outcome: Outcome) -> None:
+            count(outcome)
+            if sum(session.counts.values()) % 1000 == 0:
+                ledger.flush()
+                gc.collect()
+                memory.append(tracemalloc.get_traced_memory()[0])
+
+        monkeypatch.setattr(session, "count", counting)
+        workers = Workers(session, make=functools.partial(scale.Sleeper, 0.0, 10.0, 1))  # a render that takes no time
+        driver = Driver(session, policy, InFolder(), Intake(session), workers)
         tracemalloc.start()
         try:
-            summary = slept.go()
+            summary = driver.go()
         finally:
             tracemalloc.stop()
-    assert summary.delivered == 3000 and len(slept.memory) == 3
-    assert (slept.memory[2] - slept.memory[1]) / 1000 < 40
+    assert summary.delivered == 3000 and len(memory) == 3
+    assert (memory[2] - memory[1]) / 1000 < 40
 
 
 def test_many_uids_are_a_set() -> None:

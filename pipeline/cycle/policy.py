@@ -1,0 +1,339 @@
+"""The policy of a cycle: which shard each object goes to, and when it is closed. See docs/cycle.md.
+
+What is trained on when depends on the order of the source alone: objects for validation come first, then the others fill train
+shard after train shard by their place in that order, and not by when they are done. So a run that was killed goes on with the
+same data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.cycle import CycleConfig, Shares
+from pipeline.core.disk import Made, disk_of, patiently, put
+from pipeline.core.errors import UserError
+from pipeline.core.records import Item, Outcome
+from pipeline.cycle.open_shards import VAL_OBJECTS, OpenShard, OpenShards, objects_per_shard
+from pipeline.cycle.protocol import LAYOUT, Slot, Waiting, Window, committed, layout
+from pipeline.cycle.supervisor import Page, Supervisor
+from pipeline.cycle.trainer import Trainer
+from pipeline.run.policy import Listing, Policy, unlink
+from pipeline.run.session import Session, writer_of
+from pipeline.sources.selection import Selection
+from pipeline.storage.ledger import Ledger, train_shards
+from pipeline.storage.shards import Shard, complete_shards, number_of, shard_name, shard_on_disk, split_of
+from pipeline.storage.train_run import TrainingLog
+from pipeline.storage.writer import PARQUET_EXTRA, ShardWriter
+
+LivePage = Callable[[Path, TrainingLog], Page]
+MOST_WAITING = 16  # outcomes, in memory
+WAIT_S = 0.2
+
+
+class SourceOrder(Policy):
+    """Shards fill in the order of the source, as far as `open_shards`, recovered, finds disk for them."""
+
+    def __init__(self, cfg: CycleConfig, session: Session, open_shards: OpenShards, supervisor: Supervisor) -> None:
+        self.cfg, self.session, self.open_shards, self.supervisor = cfg, session, open_shards, supervisor
+        self.places: dict[str, OpenShard] = {}
+        self.waiting: list[Outcome] = []  # for room
+        self.selection = Selection(cfg)
+        self.by_split = Counter(session.ledger.delivered_by_split())
+        self.before = self.by_split["train"]
+        self.on_way: Counter[str] = Counter()
+        self.layout = layout(session.out)
+        self.end: int | None = None
+        self.validated = self.layout is not None
+        self.rendering: float | None = None  # since when train objects are rendered in this session
+
+    @classmethod
+    def recovered(
+        cls, cfg: CycleConfig, ledger: Ledger, shares: Shares, trainer: Trainer, live_page: LivePage
+    ) -> SourceOrder:
+        """Make disk, journals and ledger agree, then the session that goes on from there and its policy."""
+        assert cfg.out is not None
+        open_shards, writer = OpenShards(cfg, shares, ledger.kept()), writer_of(cfg)
+        deleted, notes = recover(cfg, ledger, writer, open_shards)
+        session = Session(cfg, ledger, writer, notes)
+        supervisor = Supervisor(
+            cfg.out, ledger.path, open_shards.disk_budget, shares, trainer, cfg.scene.res, deleted, live_page
+        )
+        return cls(cfg, session, open_shards, supervisor)
+
+    @property
+    def complete(self) -> bool:
+        return self.supervisor.trainer.finished
+
+    def beside(self) -> contextlib.AbstractContextManager[object]:
+        """Run the supervisor."""
+        return self.supervisor
+
+    def facts(self) -> dict[str, Any]:
+        """Figures of trainer and disk."""
+        return self.supervisor.facts()
+
+    def lines(self) -> list[str]:
+        """Tell what was passed over."""
+        return self.selection.lines()
+
+    # ---- where objects go
+
+    def draw(self, listing: Listing) -> Iterator[Item | None]:
+        """Yield items as long as nothing goes wrong in the supervisor."""
+        for item in self._drawn(listing):
+            self.supervisor.check()
+            yield item
+
+    def _drawn(self, listing: Listing) -> Iterator[Item | None]:
+        """First what validation needs, then what is trained on; see `_of_split`."""
+        quota = self.layout["val"] if self.layout else self.cfg.held_out
+        yield from self._of_split(listing, "val", quota, min(VAL_OBJECTS, self.cfg.held_out))
+        if self.session.stopping:
+            return
+        self._lay_out()
+        assert self.layout is not None
+        self.rendering = time.monotonic()
+        self.selection = Selection(self.cfg)  # or it would count twice what it passes over
+        objects, of_each = self.layout["objects"], self.layout["shard_objects"]
+        shards = yield from self._of_split(listing, "train", objects, of_each)
+        if not self.session.stopping:
+            self.end = shards
+            self.write_window()
+
+    def _of_split(self, listing: Listing, split: str, quota: int, of_each: int) -> Generator[Item | None, None, int]:
+        """Items of a split in the order of the source, until `quota` are delivered; returns how many shards there are then.
+
+        An item's shard is told by its place among those of its split, whatever becomes of it and of others.
+        """
+        session, stopping = self.session, lambda: self.session.stopping
+        closed = {name for name in session.ledger.kept() if name.startswith(split)}
+        place, shard = 0, None
+        for item in listing(None):  # even what has ended: an object's place among all tells its shard
+            if not self.selection.takes(item) or split_of(item.uid, self.cfg.val_percent) != split:
+                continue
+            known = item.uid in session.finished
+            while not known and self.by_split[split] + self.on_way[split] >= quota and not stopping():
+                if self.by_split[split] >= quota:
+                    break
+                yield None
+            if stopping():
+                return 0
+            if not known and self.by_split[split] >= quota:
+                break
+            number = place // of_each
+            place += 1
+            name = shard_name(split, number)
+            if name in closed:
+                continue
+            if shard is None or shard.name != name:
+                self._filled(shard)
+                shard = self.open_shards.open.setdefault(name, OpenShard(name, number))
+            shard.order.append(item.uid)
+            if known:
+                continue
+            while not self.open_shards.reserve(shard, of_each) and not stopping():
+                self._wait(shard, self.open_shards.all_of(shard, of_each))
+                yield None
+            self._go_on()
+            if stopping():
+                return 0
+            shard.missing.add(item.uid)
+            self.places[item.uid] = shard
+            self.on_way[split] += 1
+            session.under_way.add(item.uid)
+            yield item
+        self._filled(shard)
+        while any(one.name.startswith(split) for one in self.open_shards.open.values()) and not stopping():
+            yield None
+        return -(-place // of_each)
+
+    def _lay_out(self) -> None:
+        """Decide how large shards are, once for all sessions, now that the objects for validation are there."""
+        self.validated = True
+        if self.layout is None:
+            held_out = self.by_split["val"]
+            if not held_out:
+                raise UserError(
+                    f"no object of the source is for validation (--val-percent {self.cfg.val_percent:g}, by a hash of its uid)",
+                    "a larger --val-percent",
+                )
+            objects = self.cfg.n - held_out
+            of_each = objects_per_shard(
+                self.cfg, self.open_shards.disk_budget.free, self.open_shards.expected(), objects
+            )
+            self.layout = {"val": held_out, "objects": objects, "shard_objects": of_each}
+            put(self.session.out / LAYOUT, self.layout)
+        self.write_window()
+
+    def _wait(self, shard: OpenShard, wanted: int) -> None:
+        """Let rendering wait for disk. Raises UserError where the wait would have no end."""
+        self.supervisor.check()
+        if self.open_shards.block():
+            self.write_window()
+        waits = Waiting.read(self.session.out).slot
+        starved = shard.name.startswith("train") and waits is not None and waits >= shard.number
+        starved = starved and self.supervisor.idle()
+        if not self.open_shards.lacks_disk(shard, wanted) and starved:
+            raise self.open_shards.too_small(shard, wanted)
+
+    def _go_on(self) -> None:
+        if self.open_shards.unblock():
+            self.write_window()
+
+    # ---- what becomes of objects
+
+    def accept(self, outcome: Outcome) -> Iterator[Outcome]:
+        """Record the outcome, unless there is no room for it now; then it waits in memory."""
+        shard = self.places[outcome.item.uid]
+        if outcome.scene is not None:
+            shard.written += 2 * len(self.session.writer.pack(outcome.scene).record) + PARQUET_EXTRA
+        self.waiting.append(outcome)
+        yield from self.settle()
+        while self._must_wait():  # nothing more is taken from workers meanwhile
+            time.sleep(WAIT_S)
+            yield from self.settle()
+
+    def _must_wait(self) -> bool:
+        """True when memory holds enough outcomes, and workers have nothing of an older shard, which would come first."""
+        if len(self.waiting) <= MOST_WAITING or self.session.stopping:
+            return False
+        here = {outcome.item.uid for outcome in self.waiting}
+        first = min(self.places[uid].number for uid in here)
+        return not any(one.missing - here for one in self.open_shards.open.values() if one.number < first)
+
+    def settle(self) -> Iterator[Outcome]:
+        """Record what has ended, as far as there is room: of older shards first, since younger ones may wait for them."""
+        for outcome in sorted(self.waiting, key=lambda one: self.places[one.item.uid].number):
+            shard = self.places[outcome.item.uid]
+            if outcome.scene is not None and not self.open_shards.fits(shard):
+                self._wait(shard, shard.written)
+                return
+            self.waiting.remove(outcome)
+            self._record(outcome)
+            yield outcome
+            self._go_on()
+
+    def _record(self, outcome: Outcome) -> None:
+        """Write one outcome: journal first, then the ledger. A full disk is waited for."""
+        uid, name = outcome.item.uid, None
+        shard = self.places.pop(uid)
+        split = shard.name.split("-")[0]
+        if outcome.scene is not None:
+            name, scene = shard.name, self.session.writer.pack(outcome.scene)
+            self._patiently(lambda: self.session.writer.append(shard.name, scene))
+            self.by_split[split] += 1
+        self._patiently(lambda: self.session.ledger.record(outcome, name))
+        self.on_way[split] -= 1
+        self.session.count(outcome)
+        shard.missing.discard(uid)
+        self._close(shard)
+
+    def _patiently(self, write: Callable[[], Made]) -> Made:
+        return patiently(write, self.session.out, lambda: self.session.stopping)
+
+    def _filled(self, shard: OpenShard | None) -> None:
+        """Note that the source has no more for a shard."""
+        if shard is not None:
+            shard.full = True
+            self._close(shard)
+
+    def _close(self, shard: OpenShard) -> None:
+        """Turn a journal into a shard, once all that may go into it has ended."""
+        if not shard.full or shard.missing:
+            return
+        writer, made = self.session.writer, None
+        if shard.name in writer.open:
+            made = self._patiently(functools.partial(writer.publish, shard.name, shard.order))
+        passes = self._passes() if shard.name.startswith("train") else 0
+        self._patiently(lambda: self.session.ledger.add_shard(made or Shard(shard.name, (), 0), passes))
+        self.open_shards.close(shard, made, disk_of_shard(self.cfg, shard.name))
+        self.write_window()
+
+    def close(self) -> None:
+        """Leave journals open for the next session: what else goes into them is settled."""
+        self.session.writer.leave()
+
+    def _passes(self) -> int:
+        """Passes of the shard that is closed now. auto: what keeps the trainer busy while the next shard is made."""
+        rate, made = self.supervisor.log.samples_per_s, self.made_per_s()
+        if self.cfg.passes != "auto" or not rate or not made:
+            return self.cfg.first_passes
+        return max(1, min(self.cfg.max_passes, math.ceil(rate / made)))
+
+    def made_per_s(self) -> float | None:
+        """Objects to train on per second, while there was disk for them; None before there are any."""
+        if self.rendering is None:
+            return None
+        seconds = time.monotonic() - self.rendering - self.open_shards.waited()
+        made = self.by_split["train"] - self.before
+        return made / seconds if made and seconds > 0 else None
+
+    def write_window(self) -> None:
+        """Tell the trainer which shards there are."""
+        if self.layout is None:
+            return
+        first = max(0, committed(self.session.out)[1].done - self.cfg.window)
+        shards = train_shards(self.session.ledger.kept())
+        window = Window(
+            life=self.cfg.window,
+            objects=self.layout["objects"],
+            slots={number: Slot(one.objects, one.passes) for number, one in shards.items() if number >= first},
+            validated=self.validated,
+            end=self.end,
+            pressed=self.open_shards.blocked,
+        )
+        self._patiently(lambda: window.write(self.session.out))
+
+    def finish(self) -> None:
+        """Wait until the trainer has used what there is, now that all objects have ended."""
+        if not self.session.stopping:
+            self.write_window()
+        while not self.complete and not self.session.stopping:
+            self.supervisor.check()
+            time.sleep(WAIT_S)
+        self.supervisor.trainer.stop()
+        while not self.supervisor.idle():  # what its last checkpoint has done with goes before we do
+            self.supervisor.check()
+            time.sleep(WAIT_S)
+
+
+def disk_of_shard(cfg: CycleConfig, name: str) -> int:
+    """Sum the disk of a shard's files, in bytes."""
+    assert cfg.out is not None
+    return sum(disk_of(cfg.out / str(width) / f"{name}.parquet") for width in cfg.scene.res)
+
+
+def recover(cfg: CycleConfig, ledger: Ledger, writer: ShardWriter, open_shards: OpenShards) -> tuple[int, list[str]]:
+    """Make disk, journals and ledger agree after whatever ended the last session, and fill `open_shards`.
+
+    Returns the first train shard that may still have files, and what a user should know.
+    """
+    out, widths = writer.out, cfg.scene.res
+    for name, shard in ledger.kept().items():
+        if shard.state == "deleted":
+            unlink(out, widths, name)
+    journals = writer.reopen()
+    for name, entries in journals.items():
+        ledger.book(entries, name)
+    on_disk = complete_shards(out, widths)
+    for name in sorted(on_disk - set(ledger.kept()) - set(journals)):
+        ledger.add_shard(shard_on_disk(out, widths, name), cfg.first_passes)
+    for name in ledger.forget_missing(on_disk | set(journals)):
+        unlink(out, widths, name)
+    for name, entries in journals.items():
+        written = 2 * disk_of(writer.open[name].path) + PARQUET_EXTRA * len(entries)
+        open_shards.open[name] = OpenShard(name, number_of(name), written=written)
+        open_shards.disk_budget.settle(name, written)
+    for name in on_disk - set(journals):
+        open_shards.disk_budget.settle(name, disk_of_shard(cfg, name))
+    there = [number_of(name) for name in on_disk if name.startswith("train")]
+    deleted = min([committed(out)[1].done, *there])  # of shards that hold nothing there are no files
+    found = sum(map(len, journals.values()))
+    return deleted, [f"going on with {found} objects of an interrupted session"] * bool(found)

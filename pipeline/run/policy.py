@@ -1,0 +1,222 @@
+"""What a driver asks while it loops: which items to draw, where outcomes go, when shards close."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline.config.run import RunConfig
+from pipeline.config.views import ImportConfig
+from pipeline.core.records import Item, Outcome
+from pipeline.run.session import Session, writer_of
+from pipeline.sources.selection import Selection
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.shards import SHARD_NAME, Shard, complete_shards, number_of, shard_on_disk, split_of
+from pipeline.storage.uploads import Sink
+from pipeline.storage.writer import ShardWriter
+
+if TYPE_CHECKING:
+    from pipeline.run.vetting import Vetting
+
+Listing = Callable[[Container[str] | None], Iterator[Item]]  # the items of a source, which may leave out these uids
+PUBLISHING = 1  # full shards that may be on their way to disk while the next is filled
+
+
+class Policy(Protocol):
+    """Interface of what a driver asks, always in its own thread. `accept`, `settle` and `conclude` yield each outcome that they
+    have recorded, right after its record.
+    """
+
+    @property
+    def complete(self) -> bool:
+        """True when nothing is left to do."""
+
+    def draw(self, listing: Listing) -> Iterator[Item | None]:
+        """Yield the items to do, in order, each put under way; None: nothing now, ask again."""
+
+    def accept(self, outcome: Outcome) -> Iterator[Outcome]:
+        """Take over an outcome that has just come."""
+
+    def close(self) -> None:
+        """Close the shards, or leave them open for the next session; called in any case."""
+
+    def lines(self) -> list[str]:
+        """Tell a user at the end what was passed over, and why."""
+
+    def settle(self) -> Iterator[Outcome]:
+        """Record outcomes that had to wait; called after each None of `draw`."""
+        return iter(())
+
+    def conclude(self) -> Iterator[Outcome]:
+        """Record outcomes that had to wait until all items have ended."""
+        return iter(())
+
+    def pace(self, items: Iterator[Item | None]) -> Iterator[Item | None]:
+        """Pass on items on their way to the workers."""
+        return items
+
+    def beside(self) -> contextlib.AbstractContextManager[object]:
+        """Work beside the driver, as long as items are done."""
+        return contextlib.nullcontext()
+
+    def finish(self) -> None:
+        """Do what is left when all items have ended and the workers are gone."""
+        return
+
+    def facts(self) -> dict[str, Any]:
+        """Figures of a cycle for status.json; {} of other runs."""
+        return {}
+
+
+class Unvetted:
+    """Stands in for `Vetting` where cameras are taken as they are: marks nothing, and holds nothing back."""
+
+    says, scenes = "", 0
+
+    def mark(self, item: Item) -> Item:
+        return item
+
+    def take(self, outcome: Outcome) -> list[Outcome]:
+        return [outcome]
+
+    def conclude(self) -> list[Outcome]:
+        return []
+
+
+def _vetting(session: Session) -> Vetting | Unvetted:
+    cfg = session.cfg
+    if isinstance(cfg, ImportConfig) and cfg.verify_cameras and not session.delivered:  # an earlier session has looked
+        from pipeline.run.vetting import Vetting  # and with it what compares pictures, which renderers never need
+
+        return Vetting(cfg)
+    return Unvetted()
+
+
+class ArrivalOrder(Policy):
+    """Shards fill in the order in which objects come, until n are delivered. numbers: split -> number of its next shard."""
+
+    def __init__(self, session: Session, sink: Sink, numbers: dict[str, int]) -> None:
+        self.session, self.sink, self.numbers = session, sink, numbers
+        self.selection = Selection(session.cfg)
+        self.vetting = _vetting(session)
+        self.publisher = ThreadPoolExecutor(1, "publish")
+        self.publishing: deque[Future[Shard | None]] = deque()
+
+    @classmethod
+    def recovered(cls, cfg: RunConfig, ledger: Ledger, sink: Sink) -> ArrivalOrder:
+        """Make disk, sink and ledger agree, then the session that goes on from there and its policy."""
+        writer = writer_of(cfg)
+        numbers, notes = recover(cfg, ledger, writer, sink)
+        return cls(Session(cfg, ledger, writer, notes), sink, numbers)
+
+    @property
+    def complete(self) -> bool:
+        return self.session.delivered >= self.session.cfg.n
+
+    def draw(self, listing: Listing) -> Iterator[Item | None]:
+        """Items that were asked for and are not in the ledger yet, never more at once than are still missing."""
+        session, n = self.session, self.session.cfg.n
+        for item in listing(session.finished):
+            if item.uid in session.finished or item.uid in session.under_way or not self.selection.takes(item):
+                continue
+            while session.delivered + len(session.under_way) + self.vetting.scenes >= n and not session.stopping:
+                if self.complete:
+                    return
+                yield None
+            if session.stopping:
+                return
+            session.under_way.add(item.uid)
+            yield self.vetting.mark(item)
+
+    def accept(self, outcome: Outcome) -> Iterator[Outcome]:
+        """Record the outcome, unless its cameras are still under suspicion."""
+        return self._record(self.vetting.take(outcome))
+
+    def conclude(self) -> Iterator[Outcome]:
+        """Record what was held back. Raises UserError where the cameras do not fit."""
+        return self._record(self.vetting.conclude())
+
+    def _record(self, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+        """Write outcomes: journal first, then the ledger, so that a crash between the two loses nothing."""
+        session, writer = self.session, self.session.writer
+        for outcome in outcomes:
+            shard, full = None, False
+            if outcome.scene is not None:
+                scene = writer.pack(outcome.scene)
+                split = split_of(scene.group, session.cfg.val_percent)
+                shard, full = writer.add(scene, split, self.numbers.get(split, 0))
+            session.ledger.record(outcome, shard)
+            session.count(outcome)
+            if shard and full:
+                self.numbers[split] = number_of(shard) + 1
+                self.publishing.append(self.publisher.submit(writer.publish, shard))
+            self._book_shards(PUBLISHING)
+            yield outcome
+
+    def _book_shards(self, left: int) -> None:
+        """Tell the ledger of shards that are published; at most `left` shards are still on their way afterwards."""
+        while self.publishing and (len(self.publishing) > left or self.publishing[0].done()):
+            if shard := self.publishing.popleft().result():
+                self._shard_closed(shard)
+
+    def _shard_closed(self, shard: Shard) -> None:
+        self.session.ledger.add_shard(shard)
+        self.numbers[shard.split] = max(self.numbers.get(shard.split, 0), number_of(shard.name) + 1)
+        self.sink.take(shard.name)
+
+    def close_shards(self) -> None:
+        """Publish and book every open shard."""
+        self._book_shards(0)
+        for split in ("train", "val"):
+            if shard := self.session.writer.close(split):
+                self._shard_closed(shard)
+
+    def close(self) -> None:
+        """Publish and book every open shard, and end the thread that publishes."""
+        self.publisher.shutdown()
+        self.close_shards()
+
+    def lines(self) -> list[str]:
+        """Tell what was passed over, and how the cameras fit."""
+        return self.selection.lines() + ([self.vetting.says] if self.vetting.says else [])
+
+
+def recover(cfg: RunConfig, ledger: Ledger, writer: ShardWriter, sink: Sink) -> tuple[dict[str, int], list[str]]:
+    """Make disk, sink and ledger agree after whatever ended the last session.
+
+    Returns the number of each split's next shard, and what a user should know.
+    """
+    out, widths, notes = writer.out, cfg.scene.res, []
+    recovered = writer.recover()
+    here = complete_shards(out, widths)
+    numbers: dict[str, int] = {}
+    for name in here | sink.there | set(ledger.shards()):
+        match = SHARD_NAME.match(name)
+        assert match is not None
+        split, number = match[1], int(match[2])
+        numbers[split] = max(numbers.get(split, 0), number + 1)
+    for shard in recovered:
+        ledger.add_shard(shard)
+    for name in sorted((here | sink.there) - set(ledger.shards())):
+        ledger.add_shard(shard_on_disk(out, widths, name) if name in here else sink.as_found(name))
+    if recovered:
+        notes.append(f"recovered {sum(len(shard.uids) for shard in recovered)} objects of an interrupted session")
+    if gone := ledger.forget_missing(here | sink.there):
+        for name in gone:  # what is left of it at other resolutions would stand there twice
+            unlink(out, widths, name)
+            sink.drop(name)
+        some = ", ".join(gone[:3]) + (" ..." if gone[3:] else "")
+        notes.append(f"{len(gone)} shards are no longer {cfg.store or 'on disk'} ({some}): rendering them again")
+    for name in sorted(here):
+        sink.take(name)
+    return numbers, notes
+
+
+def unlink(out: Path, widths: Iterable[int], name: str) -> None:
+    """Remove the files of a shard, at all widths, as far as there are any."""
+    for width in widths:
+        (out / str(width) / f"{name}.parquet").unlink(missing_ok=True)
