@@ -107,18 +107,15 @@ def full(folder: Path, told: list[dict[str, Any]]) -> dict[str, Callable[[], dic
     uploads = SimpleNamespace(waiting=waiting, out=folder, _names=lambda shard: [shard], _size=lambda path: 700)
     supervisor = SimpleNamespace(
         log=TrainingLog(folder).read(),
-        used=lambda: 60,
-        peak=80,
-        shares=SimpleNamespace(total=100.0),
-        blocked_s=1.0,
-        _waits=False,
-        deleted=2,
+        meter=SimpleNamespace(used=lambda: 60, peak=80, shares=SimpleNamespace(total=100.0)),
+        notes=SimpleNamespace(blocked_s=1.0, blocked=False),
+        deleter=SimpleNamespace(deleted=2),
     )
 
     def cycle() -> dict[str, Any]:
         told.append(Supervisor.facts(supervisor))  # type: ignore[arg-type]
-        supervisor.blocked_s += 1.5
-        supervisor.deleted += 1
+        supervisor.notes.blocked_s += 1.5
+        supervisor.deleter.deleted += 1
         supervisor.log._take(lines[0])
         return told[-1]
 
