@@ -22,7 +22,7 @@ from pipeline.storage.train_run import TrainingLog
 
 @dataclass
 class Audit:
-    """What was counted. problems: what does not add up, one line each; empty is good."""
+    """Counts of an audit. problems: what does not add up, one line each; empty is good."""
 
     run: Path
     requested: int
@@ -70,7 +70,7 @@ def audit(run: Path) -> Audit:
 
 
 def _counted(run: Path) -> Audit:
-    told = layout(run)
+    sizes = layout(run)
     with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
         ledger.snapshot()
         counts, reasons, kept, booked = ledger.counts(), ledger.reasons(), ledger.kept(), ledger.delivered_in()
@@ -80,15 +80,15 @@ def _counted(run: Path) -> Audit:
     report = Audit(run, identity["n"], counts.get("delivered", 0), reasons)
     _objects(report, run, identity["res"], kept, booked)
     _samples(report, run, kept)
-    if told and told["val"] + told["objects"] != identity["n"]:
+    if sizes and sizes["val"] + sizes["objects"] != identity["n"]:
         report.problems.append(
-            f"{told['val']} objects for validation and {told['objects']} to train on are not {identity['n']}"
+            f"{sizes['val']} objects for validation and {sizes['objects']} to train on are not {identity['n']}"
         )
     return report
 
 
 def _objects(report: Audit, run: Path, widths: list[int], kept: dict[str, Kept], booked: dict[str, str]) -> None:
-    """Where each object is: in shards of each resolution, in a journal, or in a shard that was deleted."""
+    """Find where each object is: in shards of each resolution, in a journal, or in a shard that was deleted."""
     journal = _uids(_journals(run), lambda path: [batch.column("uid")[0].as_py() for batch in journals.read(path)])
     found: dict[str, str] = {uid: name for name, uids in journal.items() for uid in uids}
     for width in widths:
@@ -133,7 +133,7 @@ def _journals(run: Path) -> list[Path]:
 
 
 def _samples(report: Audit, run: Path, kept: dict[str, Kept]) -> None:
-    """What was trained on: by the cursor of the newest checkpoint, by the log up to it, and by the passes of each shard."""
+    """Compare samples by the cursor of the newest checkpoint, by the log up to it, and by the passes of each shard."""
     report.step, cursor = committed(run)
     log = TrainingLog(run / TRAIN).read(until=report.step)
     slots = train_shards(kept)

@@ -55,7 +55,7 @@ def _note(line: str) -> Note | None:
 
 
 def sessions(notes: Sequence[Note]) -> list[list[Note]]:
-    """The same in parts, one for each session."""
+    """Split notes, in order, into one list for each session."""
     found: list[list[Note]] = []
     for note in notes:
         if found and 0 <= note.when - found[-1][-1].when <= BREAK_S:

@@ -27,7 +27,7 @@ from pipeline.storage.uploads import InFolder
 
 @dataclass(frozen=True)
 class Ended:
-    """How a session of a cycle ended. complete: the trainer has used all there was. passed_over: objects, in lines for a user."""
+    """End of a cycle's session. complete: the trainer has used all there was. passed_over: objects, in lines for a user."""
 
     summary: Summary
     complete: bool

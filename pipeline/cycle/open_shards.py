@@ -45,7 +45,7 @@ class OpenShard:
 
 
 class OpenShards:
-    """open: by name. room: the share of the budget that is for shards. kept: what earlier sessions closed."""
+    """Shards that are being filled, by name (`open`), within `shares.shards` bytes. kept: what earlier sessions closed."""
 
     def __init__(
         self, cfg: CycleConfig, shares: Shares, kept: Mapping[str, Kept], clock: Callable[[], float] = time.monotonic
@@ -71,11 +71,11 @@ class OpenShards:
         return with_caution(self.closed_objects, self.closed_bytes)
 
     def all_of(self, slot: OpenShard, of_each: int) -> int:
-        """Bytes for all of a shard, twice: for a moment it stands in a journal and in its files."""
+        """Bytes for a shard of `of_each` objects, twice: for a moment it stands in a journal and in its files."""
         return max(slot.written, math.ceil(2 * of_each * self.expected()))
 
     def reserve(self, slot: OpenShard, of_each: int) -> bool:
-        """Takes them. False: not now. Raises UserError where that will never be."""
+        """Reserve disk for the whole shard (`all_of`). False if it does not fit yet. UserError if it never will."""
         if not slot.reserved:
             wanted = self.all_of(slot, of_each)
             if not self.closed_objects:  # a guess is no reason to refuse: what is written will be known
@@ -84,7 +84,7 @@ class OpenShards:
         return slot.reserved
 
     def fits(self, slot: OpenShard) -> bool:
-        """Whether what a shard has to take fits. Those after it step back, as far as they have only reserved."""
+        """True if what `shard` has to take fits. Younger shards give up room that they have only reserved."""
         if self.disk_budget.held(slot.name) >= slot.written or self._grow(slot, slot.written):
             return True
         for later in self.open.values():
@@ -93,7 +93,7 @@ class OpenShards:
         return self._grow(slot, slot.written)
 
     def close(self, slot: OpenShard, shard: Shard | None, disk: int) -> None:
-        """It stands on disk, and takes so many bytes there."""
+        """Record that the shard is published and occupies `disk` bytes; None: it holds nothing."""
         self.disk_budget.settle(slot.name, disk)
         if shard is not None:
             self.closed_objects += len(shard.entries)
@@ -107,7 +107,7 @@ class OpenShards:
             raise self.too_small(slot, wanted) from None
 
     def too_small(self, slot: OpenShard, wanted: int) -> UserError:
-        """A shard does not fit, and nothing that could go is left."""
+        """Make the error for a shard that does not fit when nothing that could go is left."""
         need = self.shares.total + wanted - self.disk_budget.held(slot.name) - min(0, self.disk_budget.free)
         return UserError(
             f"the disk budget of {size(self.shares.total)} is too small: the trainer waits for a shard that does not fit",
@@ -118,29 +118,29 @@ class OpenShards:
 
     @property
     def blocked(self) -> bool:
-        """Whether production waits for disk."""
+        """True while rendering waits for disk."""
         return self._since is not None
 
     def waited(self) -> float:
-        """Seconds that production has waited for disk in this session."""
+        """Seconds that rendering has waited for disk in this session."""
         return self._waited + (self.clock() - self._since if self._since is not None else 0)
 
     def block(self) -> bool:
-        """It waits. True: from now on."""
+        """Mark rendering as waiting for disk. True if it was not waiting before."""
         if self._since is not None:
             return False
         self._since = self.clock()
         return True
 
     def unblock(self) -> bool:
-        """It goes on. True: from now on."""
+        """Mark rendering as going on. True if it was waiting for disk before."""
         if self._since is None:
             return False
         self._waited, self._since = self.waited(), None
         return True
 
     def lacks_disk(self, slot: OpenShard, wanted: int) -> bool:
-        """Whether it is others who have filled the disk; then a user hears of it."""
+        """True if others have filled the disk, which is then said on stderr."""
         if not self.disk_budget.lacks_disk(wanted - self.disk_budget.held(slot.name)):
             return False
         if self.clock() - self._said > SAY_AGAIN_S:
@@ -150,12 +150,12 @@ class OpenShards:
 
 
 def with_caution(objects: int, total: float) -> float:
-    """Bytes to expect of an object, where so many took `total` bytes."""
+    """Bytes to expect of an object, where `objects` of them took `total` bytes."""
     return (CAUTION if objects >= FEW else CAUTION_FEW) * total / objects
 
 
 def objects_per_shard(cfg: CycleConfig, free: float, expected: float, objects: int) -> int:
-    """How large shards are, so that the window and some more fit into `free` bytes of disk, of objects of `expected` bytes each.
+    """Objects per shard, so that the window and some more fit into `free` bytes of disk, at `expected` bytes per object.
 
     objects: that will be trained on. Raises UserError where not even the smallest do.
     """

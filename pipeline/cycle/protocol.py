@@ -1,7 +1,7 @@
-"""What the two sides of a cycle tell each other: three small files, each replaced as a whole.
+"""Files by which the two sides of a cycle tell each other how far they are: three, small, each replaced as a whole.
 
 The driver says in OUT/window.json which shards there are (`Window`); the trainer says in each of its checkpoints how far it is
-(`Cursor`), and in OUT/train/hunger.json whether it waits (`Hunger`). A train shard of a cycle is a slot: its number says when it
+(`Cursor`), and in OUT/train/hunger.json whether it waits (`Waiting`). A train shard of a cycle is a slot: its number says when it
 is trained on.
 """
 
@@ -51,7 +51,7 @@ class Window:
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to train on, or will never be."""
+        """True when there is something to train on, or never will be."""
         return self.validated and (bool(self.slots) or self.end is not None)
 
     def write(self, out: Path) -> None:
@@ -61,7 +61,7 @@ class Window:
 
     @classmethod
     def read(cls, out: Path) -> Window | None:
-        """None where there is none yet."""
+        """Read OUT/window.json; None where there is none yet."""
         told = _told(out / WINDOW)
         if told is None:
             return None
@@ -70,7 +70,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far training is: all before `round`, and `offset` entries of that round. position: samples so far.
+    """Position of training: all before `round`, and `offset` entries of that round. position: samples so far.
 
     done: slots before this one have had all their passes. counts: of the others, and at the end of those that fall short by less
     than a sample for each part of a step, slot -> samples so far. place: share of the objects that have been trained on, a pass
@@ -85,17 +85,17 @@ class Cursor:
     place: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the fields as JSON values."""
         return dataclasses.asdict(self) | {"counts": {str(slot): count for slot, count in self.counts.items()}}
 
     @classmethod
     def from_json(cls, told: dict[str, Any]) -> Cursor:
-        """What `as_json` told."""
+        """Make a cursor of what `as_json` returned."""
         return cls(**told | {"counts": {int(slot): count for slot, count in told["counts"].items()}})
 
 
 def layout(out: Path) -> dict[str, int] | None:
-    """What was decided once validation objects were there: val, objects to train on, shard_objects. None before."""
+    """Read what was decided once validation objects were there: val, objects to train on, shard_objects. None before."""
     return _told(out / LAYOUT)
 
 
@@ -110,7 +110,7 @@ def committed(out: Path) -> tuple[int, Cursor]:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Whether the trainer waits. slot: for which; None: it does not. Everything that it has done is committed then."""
+    """The trainer waits for train shard number `slot`; None: it does not wait. All that it has done is committed then."""
 
     slot: int | None = None
 

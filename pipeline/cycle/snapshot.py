@@ -1,4 +1,4 @@
-"""How a cycle stands: made, trained on, deleted, who waits for whom. From its files alone, while it runs and at rest."""
+"""State of a cycle: made, trained on, deleted, who waits for whom. From its files alone, while it runs and at rest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAST = 50  # steps that a loss is the mean of
 
 @dataclass(frozen=True)
 class ThroughputProcess:
-    """How fast the two sides are, and how long they waited; of all sessions.
+    """Speed of the two sides, and how long they waited, over all sessions.
 
     objects_per_s: rendered while there was disk for them. passes: in the mean. samples_per_s: trained on while there was data.
     None: not known yet. rendering_s, trainer_s: seconds of each side, with its waiting.
@@ -85,7 +85,7 @@ class Snapshot:
     held_out: int
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Tell a user how the cycle stands, in lines."""
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"
         lines = [
             f"trained: step {self.step}{loss}, {self.samples:,} of {self.samples_due:,} samples of the shards so far"
@@ -112,12 +112,12 @@ class Snapshot:
 
 
 def rate(per_s: float | None) -> str:
-    """For people."""
+    """Format samples per second for display; "?" if unknown."""
     return "? samples/s" if per_s is None else f"{per_s:.3g} samples/s" if per_s < 100 else f"{per_s:,.0f} samples/s"
 
 
 def who_waits(pace: ThroughputProcess) -> tuple[str, str]:
-    """Which side waits for the other and how long; what to change, "" for nothing."""
+    """Say which side waits for the other and how long, and what to change ("" for nothing)."""
     trainer, rendering = pace.idle, pace.blocked
     says = (
         f"the trainer waited {duration_words(pace.waited_s)} for data ({trainer:.0%}), "
@@ -172,7 +172,7 @@ def standing(run: Path, ledger: Ledger, log: TrainingLog | None = None) -> Snaps
 
 
 def is_cycle(run: Path) -> bool:
-    """Whether a run's folder is one of `cycle`."""
+    """True if a run's folder is one of `cycle`."""
     try:
         return "passes" in json.loads((run / "run.json").read_text())["identity"]
     except (OSError, ValueError, KeyError):
@@ -187,7 +187,7 @@ def _unseen(log: TrainingLog) -> dict[str, float] | None:
 
 
 def _left(run: Path, ledger: Ledger, pace: ThroughputProcess, log: TrainingLog) -> float | None:
-    """The slower side decides, of those whose pace is known: None where it is neither's, or nobody works."""
+    """Seconds until the slower side is done, of the sides whose speed is known; None where neither is, or nobody works."""
     told = layout(run)
     if not is_locked(run) or told is None or not pace.passes or not pace.samples_per_s:
         return None

@@ -85,7 +85,7 @@ class DiskNotes:
         self.meter, self.widths = meter, widths
         self.blocked_s = sum(note.blocked_s for note in disk_log.read(meter.out))
         self.blocked = False
-        self._noted = self._looked = 0.0
+        self._noted, self._looked = float("-inf"), 0.0
         self._most, self._blocked_s = 0, 0.0  # bytes, and seconds of waiting, since the last note
 
     def add(self, last: bool = False) -> None:

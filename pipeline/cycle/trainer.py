@@ -25,7 +25,7 @@ LISTEN_S = 5.0  # for what it said last, once it has ended: processes of its own
 
 
 def environment(threads: int | None) -> dict[str, str]:
-    """For a process that trains with so many threads; None: with as many as it likes."""
+    """Environment of a process that trains with `threads` threads; None: as many as it likes."""
     return os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
 
@@ -42,7 +42,7 @@ class Trainer:
         self.starts: list[int] = []  # the step at each start
 
     def start(self) -> None:
-        """Starts it, unless it was stopped. Raises UserError where it ended too often at the same step."""
+        """Start the trainer, unless it was stopped. Raises UserError where it ended too often at the same step."""
         with self.changing:
             if not self.stopping:
                 self._start()
@@ -69,7 +69,7 @@ class Trainer:
         self.listener.start()
 
     def _listen(self, said: IO[bytes], path: Path) -> None:
-        """Takes down what it says; a pipe, since a file on a full disk would end who writes to it."""
+        """Copy what the trainer says into its log; a pipe, since a file on a full disk would end who writes to it."""
         with said:
             for line in said:
                 self.words.append(line.decode(errors="replace"))
@@ -77,7 +77,7 @@ class Trainer:
                     append(file, line)
 
     def look(self) -> None:
-        """Has it ended? Then it has finished, or is started again. Raises UserError where that makes no sense."""
+        """Note that the trainer has finished, or start it again if it ended early. UserError where that makes no sense."""
         if self.stopping or self.finished or self.process is None or (status := self.process.poll()) is None:
             return
         if status == 0:
@@ -88,7 +88,7 @@ class Trainer:
             self.start()
 
     def stop(self) -> None:
-        """Asks it to end with a checkpoint, and waits for that. It is not started again."""
+        """Ask the trainer to end with a checkpoint, and wait for that. It is not started again."""
         with self.changing:
             self.stopping = True
         if self.process is not None and self.process.poll() is None:
@@ -100,7 +100,7 @@ class Trainer:
         self.close()
 
     def close(self) -> None:
-        """Ends it at once, if it lives."""
+        """Kill the trainer, if it lives."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -110,7 +110,7 @@ class Trainer:
             self._hear()
 
     def last_words(self) -> str:
-        """The end of what it said, once it has ended."""
+        """Return the end of what the trainer said, once it has ended."""
         self._hear()
         return "".join(self.words).strip()
 

@@ -1,1 +1,1 @@
-"""What a cycle will take, measured on a few objects."""
+"""Plan of a cycle: what it will take, measured on a few objects."""

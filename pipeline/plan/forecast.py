@@ -20,7 +20,7 @@ ALIKE = 1.15  # two sides that differ by less hold up each other alike
 
 @dataclass(frozen=True)
 class Drawn:
-    """How an object of the pilot ended. seconds: of its worker, without the start of a Blender. fetched: bytes of its files.
+    """End of one object of the pilot. seconds: of its worker, without the start of a Blender. fetched: bytes of its files.
 
     beside: whether a trainer worked at the same time.
     """
@@ -34,7 +34,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What a pilot measured.
+    """Measurements of a pilot.
 
     start_s: until the first worker has an object and a Blender. idle_share: of the workers' time, in which they waited for files.
     shard_bytes: of all that was delivered, in so many shards. step_s: of each step but the first, with so many samples of a rank.
@@ -88,12 +88,12 @@ class Forecast:
         )
 
     def _seconds(self, delivered: bool) -> list[float]:
-        """Of objects that ended so; of those beside a trainer, where there are some: it slows them down."""
+        """Seconds of objects that were (not) delivered; of those beside a trainer, if any: it slows rendering down."""
         some = [one for one in self.found.drawn if one.delivered == delivered]
         return [one.seconds for one in some if one.beside] or [one.seconds for one in some]
 
     def _object_s(self) -> np.ndarray:
-        """Of a worker, per object that is delivered: with the share of those that fail."""
+        """Seconds of a worker per delivered object, with its share of failed ones."""
         good, bad = self._seconds(True), self._seconds(False)
         count, likely = self.found.delivered, self.yields.likely
         beta = np.random.default_rng(0).beta(count + 0.5, len(self.found.drawn) - count + 0.5, DRAWS)
@@ -143,7 +143,7 @@ class Forecast:
         return self.slots + -(-self.held_out // VAL_OBJECTS)
 
     def _passes(self, samples_per_object: np.ndarray) -> np.ndarray:
-        """So that the trainer is busy. samples_per_object: that it can take while one is made."""
+        """Passes that keep the trainer busy. samples_per_object: samples that it can take while one object is made."""
         if self.cfg.passes != "auto":
             return np.full(samples_per_object.shape, float(self.cfg.passes))
         made: np.ndarray = np.clip(np.ceil(samples_per_object), 1, self.cfg.max_passes)

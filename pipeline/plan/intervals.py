@@ -1,4 +1,4 @@
-"""How sure a figure is that was measured a few times: intervals of 90 %, always the same for the same measurements."""
+"""Intervals of 90 % for figures that were measured a few times, always the same for the same measurements."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Range:
 
     @classmethod
     def of(cls, likely: float, draws: np.ndarray) -> Range:
-        """Of plausible values (D,)."""
+        """Range of plausible values (D,) around the likely one."""
         low, high = np.quantile(draws, (0.05, 0.95)).tolist()
         return cls(min(low, likely), likely, max(high, likely))
 

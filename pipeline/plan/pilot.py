@@ -39,7 +39,7 @@ END = object()
 
 
 class ThroughputProcess:
-    """The process that takes steps on what stands in `folder`. command: what to run."""
+    """Process that takes steps on the shards in `folder`. command: what to run."""
 
     def __init__(self, folder: Path, command: Sequence[str], threads: int | None) -> None:
         self.says, self.errors = folder / "pace.jsonl", folder / "pace.log"
@@ -54,11 +54,11 @@ class ThroughputProcess:
             )
 
     def goes(self) -> bool:
-        """Whether it has done its first step, or never will."""
+        """True when the process has done its first step, or never will."""
         return self.says.stat().st_size > 0 or self.process.poll() is not None
 
     def told(self) -> dict[str, Any]:
-        """Waits until it knows enough; the fields of Found that it knows. Raises UserError where it cannot train."""
+        """Wait for enough steps; returns the fields of Measurements that it measured. Raises UserError where it cannot train."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
@@ -87,7 +87,7 @@ class ThroughputProcess:
         return found
 
     def close(self) -> None:
-        """Ends it at once, if it lives."""
+        """Kill the process, if it lives."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -187,7 +187,7 @@ class Pilot(Policy):
 
 
 def fly(cfg: CycleConfig, objects: int, command: Sequence[str], settings: dict[str, Any]) -> Measurements:
-    """Renders so many objects of a cycle's source into OUT/pilot, trains on them, measures both, and removes the folder.
+    """Render `objects` objects of a cycle's source into OUT/pilot, train on them, measure both, and remove the folder.
 
     command: what measures the trainer's pace, given the folder. settings: the trainer's. Raises UserError: none could be
     rendered; the trainer cannot train; Ctrl-C.

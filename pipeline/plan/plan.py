@@ -58,7 +58,7 @@ class PlanConfig(CycleConfig):
     """Objects that are rendered to find out: at least one for each of the workers, and no more than --n."""
 
     def resolved(self) -> PlanConfig:
-        """The same with defaults filled in. Raises UserError where flags contradict each other."""
+        """Fill in defaults. Raises UserError where flags contradict each other."""
         if self.pilot < 1:
             raise UserError(f"--pilot {self.pilot} would measure nothing", "for example --pilot 20")
         made = super().resolved()
@@ -68,7 +68,7 @@ class PlanConfig(CycleConfig):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is in OUT/plan.json. identity, training: what it is a plan of. pilot: facts about it."""
+    """Contents of OUT/plan.json. identity, training: settings that it is a plan of. pilot: facts about the pilot."""
 
     identity: dict[str, Any]
     training: dict[str, Any]
@@ -82,11 +82,11 @@ class Plan:
     pilot: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the fields as JSON values."""
         return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Tell a user what the cycle will take, in lines."""
         pilot = self.pilot
         failed = f" ({reasons_text(pilot['reasons'])})" if pilot["reasons"] else ""
         lines = [
@@ -116,7 +116,7 @@ SAYS = {
 
 
 def _told(name: str, value: float) -> str:
-    """A figure for people."""
+    """Format a figure for display."""
     if name.endswith("hours"):
         return duration(3600 * value) if value > 1 / 60 else f"{3600 * value:.1f} s"
     if name.endswith("_gb"):
@@ -125,7 +125,7 @@ def _told(name: str, value: float) -> str:
 
 
 def plan(cfg: PlanConfig, shares: Shares, command: Sequence[str], settings: dict[str, Any]) -> Plan:
-    """Flies the pilot, writes OUT/plan.json. command: what measures a trainer's pace, see pilot.py. settings: the trainer's.
+    """Run the pilot, write OUT/plan.json. command: what measures a trainer's pace, see pilot.py. settings: the trainer's.
 
     Raises UserError: the budget is too small; nothing could be rendered, or trained; a run works in OUT.
     """
@@ -157,7 +157,7 @@ def plan(cfg: PlanConfig, shares: Shares, command: Sequence[str], settings: dict
 
 
 def _training(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of a trainer's settings what a plan depends on."""
+    """Pick the settings of a trainer that a plan depends on."""
     data = {name: settings["data"][name] for name in ("res", "batch", "inputs", "targets")}
     return {name: settings[name] for name in TRAINED} | {"data": data}
 
@@ -182,7 +182,7 @@ def compare(out: Path, real: dict[str, float]) -> list[str]:
 
 
 def real_figures(out: Path) -> dict[str, float]:
-    """What the cycle in `out` took so far, by the names of a plan's figures; what is not known is left out."""
+    """Measure what the cycle in `out` took so far, by the names of a plan's figures; what is not known is left out."""
     from pipeline.storage.ledger import Ledger
 
     with Ledger(out / "ledger.sqlite", readonly=True) as ledger:

@@ -1,4 +1,4 @@
-"""What a driver asks while it loops: which items to draw, where outcomes go, when shards close."""
+"""Policy of a driver while it loops: which items to draw, where outcomes go, when shards close."""
 
 from __future__ import annotations
 

@@ -215,7 +215,7 @@ def one_line(status: dict[str, Any]) -> str:
 
 
 def training(cycle: dict[str, Any]) -> str:
-    """How far a cycle's trainer is, who waits, and the disk."""
+    """Format how far a cycle's trainer is, who waits, and the disk."""
     loss = f", loss {cycle['loss']:.4f}" if cycle["loss"] is not None else ""
     unseen = _unseen(cycle["unseen"]) if cycle["unseen"] else ""
     pace = f", {cycle['samples_per_s']:.1f} samples/s" if cycle["samples_per_s"] else ""
@@ -226,13 +226,13 @@ def training(cycle: dict[str, Any]) -> str:
 
 
 def _unseen(scores: dict[str, Any]) -> str:
-    """Scores that are no numbers are null in the log."""
+    """Format scores on unseen objects; those that are no numbers are null in the log."""
     named = {"unseen objects": scores["psnr"], "nearest view": scores["nearest"]}
     return "".join(f", {name} {value:.2f} dB" for name, value in named.items() if value is not None)
 
 
 def doing(worker: dict[str, Any]) -> str:
-    """What a worker of a snapshot is at."""
+    """Format what a worker of a snapshot is doing."""
     return f"{worker['uid']}: {worker['views']} views, {worker['seconds']:.0f} s" if worker["uid"] else "idle"
 
 

@@ -1,4 +1,4 @@
-"""How a run ended, for people: the counts add up."""
+"""Summary of a run, for a user: the counts add up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.core.text import duration, reasons_text, shown, size
 
 @dataclass
 class Summary:
-    """How a run ended. drawn = delivered + failed, over all sessions of the run."""
+    """Counts of a run. drawn = delivered + failed, over all sessions of the run."""
 
     n: int
     out: Path
@@ -30,7 +30,7 @@ class Summary:
         return self.delivered >= self.n
 
     def lines(self) -> list[str]:
-        """What a user wants to know at the end, adding up: requested, drawn = delivered + failed by reason."""
+        """Tell a user how the run ended, adding up: requested, drawn = delivered + failed by reason."""
         failed = sum(self.reasons.values())
         by_reason = f" ({reasons_text(self.reasons)})" if failed else ""
         at = self.store or shown(self.out)

@@ -1,4 +1,4 @@
-"""Where a run's items are done: in this process, by Ray actors of this machine, or on a cluster."""
+"""Workers of a run: in this process, by Ray actors of this machine, or on a cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.cluster.nodes import Share
 from pipeline.config.shared import default_workers
 from pipeline.core.records import Item, Outcome
 from pipeline.run.session import Session
-from pipeline.worker.kinds import Packing, make_worker
+from pipeline.worker.worker import Packing, make_worker
 
 
 class Workers:

@@ -15,7 +15,7 @@ from pipeline.storage.object_store import Store
 from pipeline.storage.shards import SHARD_NAME
 from pipeline.storage.uploads import LEDGER, PAPERS, desk_name, driver
 
-COPIES = "copy"  # folder of a desk
+COPIES = "copy"  # folder in a local folder of a run
 SPARE = 1e9  # bytes of the disk that stay free
 
 
@@ -23,7 +23,7 @@ def at_hand(run: Path, shards: int | None = 0, least: int | None = None) -> Path
     """The folder itself; or of an address a copy of its papers, and of each width the first so many shards (None: all).
 
     least: pixels; only the smallest width that has so many. Processes that want the same wait for each other.
-    Where this machine has the run's present desk and no shards are asked for, that is it. Copies stay, below
+    Where this machine has the run's present local folder and no shards are asked for, that is it. Copies stay, below
     ~/.cache/lvsm-data/runs, and only what is new is copied again. Raises UserError: there is nothing, or no room for it.
     """
     address = address_of(run)

@@ -1,6 +1,6 @@
-"""From the desk to the store: finished shards go there as soon as they are, and a copy of the ledger from time to time.
+"""From the local folder to the store: finished shards go there as soon as they are, and a copy of the ledger from time to time.
 
-The desk is the run's folder on the driver's machine: ledger, open shards, shards that wait. It can be lost: on another machine
+The local folder is the run's on the driver's machine: ledger, open shards, shards that wait. It can be lost: on another machine
 the same command brings back the ledger's last copy, and what it had not heard of stands in the shards themselves.
 """
 
@@ -30,8 +30,8 @@ AT_ONCE = 4
 AHEAD = 8  # finished shards that may wait; then rendering waits for them
 WORDS = 3  # of a driver that may be missing before it passes for dead
 COPY_SHARE = 0.05  # of the time that copies of a large ledger may take
-DRIVER = "driver.json"  # in the store: whose desk is the present one, and when it was last heard of
-DESK = "desk.json"  # on the desk: its name
+DRIVER = "driver.json"  # in the store: whose local folder is the present one, and when it was last heard of
+DESK = "desk.json"  # in the local folder: its name
 LEDGER = "ledger.sqlite"
 PAPERS = ("run.json", "status.json", "availability.csv")
 
@@ -55,7 +55,10 @@ class InFolder:
 
 
 class Uploads:
-    """Of one session, within a `with` block. out: the desk. widths: of its shards. every_s: between two copies of the ledger."""
+    """Sink in an object store, within a `with` block. out: the local folder. widths: of its shards.
+
+    every_s: seconds between two copies of the ledger.
+    """
 
     def __init__(self, store: Store, out: Path, widths: Sequence[int], every_s: float) -> None:
         self.store, self.out, self.widths, self.every_s = store, out, tuple(widths), every_s
@@ -77,13 +80,13 @@ class Uploads:
             self.check()
 
     def close(self) -> None:
-        """Ends; what waits stays on the desk. `finish` comes first where all went well."""
+        """Stop; what waits stays in the local folder. `finish` comes first where all went well."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
         self._regular.shutdown()
 
     def take(self, shard: str) -> None:
-        """A finished shard goes to the store, and then from the desk. Waits while too many wait; raises what went wrong."""
+        """Move a finished shard to the store. Waits while too many shards wait; raises what went wrong."""
         self.check()
         while len(self.waiting) >= AHEAD:
             time.sleep(0.05)
@@ -183,7 +186,7 @@ def sink_of(cfg: RunConfig) -> contextlib.AbstractContextManager[Sink]:
 
 
 def claim(store: Store, out: Path, every_s: float, ended: bool = False) -> None:
-    """Says in the store that this desk's driver lives, and will say so again, or that it has ended."""
+    """Write into the store that the driver of this local folder lives, and will say so again, or that it has ended."""
     path = out / DRIVER
     who = {"desk": desk_name(out), "host": socket.gethostname(), "pid": os.getpid()}
     put(path, who | {"updated": time.time(), "every_s": every_s, "ended": ended})
@@ -197,9 +200,9 @@ def believed_s(told: dict[str, Any]) -> float:
 
 @contextlib.contextmanager
 def attached(address: str | None, out: Path, every_s: float) -> Iterator[None]:
-    """Within it this process, which holds the desk `out`, is the one that writes to the store at `address` (None: there is none).
+    """Make this process, which holds the local folder `out`, the writer of the store at `address` (None: no store).
 
-    The desk is brought up to date first: on a new machine, or where the run went on elsewhere, with the ledger's last copy.
+    The local folder is brought up to date first: on a new machine, or where the run went on elsewhere, with the ledger's last copy.
     Raises UserError while another machine's driver writes there.
     """
     if address is None:
@@ -223,25 +226,25 @@ def attached(address: str | None, out: Path, every_s: float) -> Iterator[None]:
 
 
 def driver(store: Store, out: Path) -> dict[str, Any] | None:
-    """What the last driver said of itself; None where there was none. out: where that is kept."""
+    """Fetch what the last driver said of itself into the folder `out`; None where there was none."""
     path = out / DRIVER
     return json.loads(path.read_text()) if store.get(DRIVER, path) else None
 
 
 def lives_elsewhere(copy: Path) -> bool:
-    """Whether the driver of a run that was copied from a store may still be at work."""
+    """True if the driver of a run that was copied from a store may still be at work."""
     path = copy / DRIVER
     return path.exists() and not (copy / DESK).exists() and believed_s(json.loads(path.read_text())) > 0
 
 
 def desk_name(out: Path) -> str:
-    """Of the desk in a folder; "" where there is none."""
+    """Read the name of a local folder; "" where it has none."""
     path = out / DESK
     return str(json.loads(path.read_text())["desk"]) if path.exists() else ""
 
 
 def _bring_back(store: Store, out: Path) -> None:
-    """The desk as its last copy has it: what was here is of an earlier time."""
+    """Restore the local folder from its last copy: what was here is of an earlier time."""
     for path in out.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
