@@ -202,7 +202,7 @@ def believed_s(told: dict[str, Any]) -> float:
 def attached(address: str | None, out: Path, every_s: float) -> Iterator[None]:
     """Make this process, which holds the local folder `out`, the writer of the store at `address` (None: no store).
 
-    The local folder is brought up to date first: on a new machine, or where the run went on elsewhere, with the ledger's last copy.
+    The local folder is brought up to date first: on a new machine, or if the run went on elsewhere, with the ledger's last copy.
     Raises UserError while another machine's driver writes there.
     """
     if address is None:
