@@ -72,8 +72,16 @@ class Driver:
         self.session, self.policy, self.sink, self.intake, self.workers = session, policy, sink, intake, workers
         self.bugs: list[str] = []
         n, views, reasons = session.cfg.n, session.cfg.scene.views, session.ledger.reasons()
-        figures = {"downloads": intake.snapshot, "uploads": sink.snapshot, "cycle": policy.facts}
-        self.progress = Progress(n, views, session.delivered, reasons, session.out, **figures)
+        self.progress = Progress(
+            n,
+            views,
+            session.delivered,
+            reasons,
+            session.out,
+            downloads=intake.snapshot,
+            uploads=sink.snapshot,
+            cycle=policy.facts,
+        )
 
     def go(self) -> Summary:
         """Work until the policy is complete, the source is exhausted or the user stops; shards are closed in any case."""
