@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +13,7 @@ from av.filter import Graph
 from av.video.reformatter import ColorRange, Colorspace
 
 from pipeline.core import images
+from pipeline.core.disk import replacing
 from pipeline.core.errors import UserError
 
 LEAST = 256  # pixels of the shorter side: players blur what they enlarge themselves
@@ -34,12 +34,8 @@ def write_film(path: Path, frames: Iterable[np.ndarray], fps: float) -> Path:
     if not fps > 0:
         raise ValueError(f"{fps} frames a second")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.part{path.suffix}")
-    try:
+    with replacing(path, path.with_name(f"{path.stem}.part{path.suffix}")) as temporary:
         writers[path.suffix](temporary, _enlarged(frames), Fraction(fps).limit_denominator(1000))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

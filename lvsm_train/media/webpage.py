@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -12,6 +11,7 @@ from typing import TypeAlias
 
 from lvsm_train.media import plots
 from lvsm_train.media.plots import Plot
+from pipeline.core.disk import replacing
 
 FORMATS = {b"\x89PNG": "image/png", b"GIF8": "image/gif"}  # by how they start; an MP4 says so behind its first number
 STYLE = """
@@ -96,9 +96,8 @@ def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -
         f"<h1>{escape(title)}</h1>\n<p>{escape(lead)}</p>\n{body}</main>\n</body>\n</html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return path
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from lvsm_train.device.ranks import Ranks
 from lvsm_train.evaluation.scores import Scores, finite
 from lvsm_train.models.lvsm import image_size
 from pipeline.core import images
-from pipeline.core.disk import append, patiently
+from pipeline.core.disk import append, patiently, replace_text
 from pipeline.core.errors import UserError
 
 LINE_S = 10.0  # between lines, where stderr is no terminal
@@ -97,9 +96,7 @@ class Log:
                     kept.append(line)
             except ValueError:  # cut off by a crash
                 break
-        temporary = self.path.with_suffix(".tmp")
-        patiently(lambda: temporary.write_text("".join(kept)), self.path.parent)
-        os.replace(temporary, self.path)
+        patiently(lambda: replace_text(self.path, "".join(kept)), self.path.parent)
 
     def step(self, done: int, values: dict[str, float], step_input: StepInput) -> None:
         """Report a step. values: its loss, loss terms, and what Optimizers.step returned."""

@@ -7,14 +7,13 @@ the facts for people, and is written last: a checkpoint without its .json is unf
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from pipeline.core.disk import patiently
+from pipeline.core.disk import patiently, replacing
 from pipeline.core.errors import UserError
 from pipeline.storage.train_run import CHECKPOINTS as FOLDER
 from pipeline.storage.train_run import commits
@@ -75,20 +74,10 @@ def load(run: Path, step: int | None = None, device: str = "cpu") -> tuple[dict[
 
 def _commit(write: Callable[[IO[bytes]], Any], path: Path) -> None:
     """Write a file atomically and durably. Raises OSError if the disk is full."""
-    temporary = path.with_suffix(f"{path.suffix}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path, sync=True) as temporary, temporary.open("wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)  # a full disk needs every byte
         if isinstance(error.__context__, OSError):  # torch wraps it in a RuntimeError
             raise error.__context__ from None
         raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -68,15 +68,45 @@ def append(sink: FileIO, *parts: bytes | memoryview) -> None:
         raise
 
 
-def put(path: Path, told: dict[str, Any]) -> None:
-    """Replaces a JSON file as a whole. Raises OSError, with nothing changed, where the disk is full."""
-    temporary = path.with_suffix(".tmp")
+@contextlib.contextmanager
+def replacing(path: Path, beside: Path | None = None, sync: bool = False) -> Iterator[Path]:
+    """Temporary path to write to, renamed to `path` at the end; removed, with `path` untouched, if anything is raised.
+
+    beside: the temporary path, on the same disk; default: `path` with ".tmp" appended. sync: the content and the rename
+    survive a power cut.
+    """
+    temporary = beside or path.with_name(f"{path.name}.tmp")
     try:
-        temporary.write_text(json.dumps(told, indent=2))
+        yield temporary
+        if sync:
+            fsync(temporary)
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk needs every byte
+            temporary.unlink()
         raise
+    if sync:
+        fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Waits until a file or folder has reached the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replaces a text file as a whole. Raises OSError, with nothing changed, if the disk is full."""
+    with replacing(path, path.with_suffix(".tmp")) as temporary:
+        temporary.write_text(text)
+
+
+def put(path: Path, told: dict[str, Any]) -> None:
+    """Replaces a JSON file as a whole. Raises OSError, with nothing changed, if the disk is full."""
+    replace_text(path, json.dumps(told, indent=2))
 
 
 def say_full(where: Path) -> None:

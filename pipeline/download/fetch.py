@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import email.utils
 import hashlib
-import os
 import re
 import socket
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.core.budget import DiskBudget
+from pipeline.core.disk import replacing
 from pipeline.core.errors import Retry, Skip
 
 TRIES = 5
@@ -154,16 +154,12 @@ class Fetcher:
         part = to.with_name(f"{to.name}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
         transfer = _Transfer(self, client, url, part, wanted, dict(headers or {}))
-        try:
+        with replacing(to, part):
             if wanted.size:
                 transfer.make_room(wanted.size)
             self.tried(url, transfer.attempt)
             if wanted.sha256 and transfer.digest.hexdigest() != wanted.sha256:
                 raise Skip("modified", f"sha256 is {transfer.digest.hexdigest()}, expected {wanted.sha256}")
-            os.replace(part, to)
-        except (Skip, Retry):
-            part.unlink(missing_ok=True)
-            raise
         return to
 
     def tried(self, url: str, attempt: Any) -> Any:

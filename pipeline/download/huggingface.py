@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from pipeline.core.disk import replacing
 from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.download.fetch import CONNECT_S, Fetcher, Passing, Wanted, failure_of
 
@@ -127,9 +128,8 @@ def _own(cached: Path, to: Path, net: Fetcher, wanted: Wanted) -> Path:
         os.link(cached, to)
     except OSError:
         net.disk_budget.reserve(wanted.owner, cached.stat().st_size)
-        part = to.with_name(f"{to.name}.part")
-        shutil.copyfile(cached, part)
-        os.replace(part, to)
+        with replacing(to) as part:
+            shutil.copyfile(cached, part)
     return to
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.disk import replacing
 from pipeline.core.errors import UserError
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
@@ -78,7 +78,6 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def write(path: Path, lines: Iterable[dict[str, Any]], columns: Sequence[tuple[str, type]]) -> int:
     """Write dicts with these columns to a temporary file, then rename it; returns the count. Same rows, same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
     names = [name for name, _ in columns]
     count = 0
 
@@ -88,9 +87,10 @@ def write(path: Path, lines: Iterable[dict[str, Any]], columns: Sequence[tuple[s
             count += 1
             yield line
 
-    if path.suffix == ".parquet":
-        _write_parquet(temporary, counted(), columns)
-    else:
+    with replacing(path) as temporary:
+        if path.suffix == ".parquet":
+            _write_parquet(temporary, counted(), columns)
+            return count
         with temporary.open("w", newline="", encoding="utf-8") as sink:
             if path.suffix == ".csv":
                 table = csv.DictWriter(sink, names, lineterminator="\n")
@@ -98,7 +98,6 @@ def write(path: Path, lines: Iterable[dict[str, Any]], columns: Sequence[tuple[s
                 table.writerows(counted())
             else:
                 sink.writelines(json.dumps({name: line[name] for name in names}) + "\n" for line in counted())
-    os.replace(temporary, path)
     return count
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipeline.core.disk import replacing
 from pipeline.core.errors import UserError
 from pipeline.core.licenses import FAMILIES, UNKNOWN, Facts, details, family, normalise, tally
 from pipeline.core.records import Item
@@ -292,14 +293,12 @@ def _replacing(path: Path, flag: str) -> Iterator[TextIO]:
     hint = f"give another {flag}, a file"
     if not path.name or path.is_dir():
         raise UserError(f"{flag} {path} is a folder", hint)
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", errors="replace", newline="") as handle:
+        with (
+            replacing(path) as temporary,
+            temporary.open("w", encoding="utf-8", errors="replace", newline="") as handle,
+        ):
             yield handle
-        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{flag} {path} cannot be written: {error.strerror}", hint) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

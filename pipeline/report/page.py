@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.core import licenses
+from pipeline.core.disk import replacing
 from pipeline.core.errors import UserError
 from pipeline.core.text import duration, size
 from pipeline.report import cycle_section
@@ -171,13 +171,11 @@ def write_sheet(folder: Path, out: Path, objects: int = 8) -> Path:
 
 
 def _write(out: Path, data: bytes) -> Path:
-    temporary = out.with_name(f"{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, out)
+        with replacing(out) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{out} cannot be written: {error.strerror}", "give another --out, a file") from None
     return out
 

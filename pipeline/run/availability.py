@@ -5,10 +5,10 @@ compared where this is said.
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from pipeline.core.disk import replacing
 from pipeline.core.records import video_of
 from pipeline.core.text import reasons_text, shown
 from pipeline.storage.ledger import Ledger
@@ -29,8 +29,7 @@ def write(out: Path, ledger: Ledger) -> str:
         urls.setdefault(video, url)
         ends[video][reason] += count
     why_not: Counter[str] = Counter()
-    temporary = out / f"{TABLE}.tmp"
-    with temporary.open("w", newline="", encoding="utf-8") as handle:
+    with replacing(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         table = csv.writer(handle, lineterminator="\n")
         table.writerow(COLUMNS)
         for video, counts in sorted(ends.items()):
@@ -38,7 +37,6 @@ def write(out: Path, ledger: Ledger) -> str:
             table.writerow([video, urls[video], delivered + counts.total(), delivered, reasons_text(counts)])
             if not delivered:
                 why_not[counts.most_common(1)[0][0]] += 1
-    os.replace(temporary, out / TABLE)
     had = len(ends) - why_not.total()
     gone = f" ({reasons_text(why_not)})" if why_not else ""
     share = f", {had / len(ends):.0%}" if ends else ""

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.config.clip import ClipConfig
 from pipeline.core import cameras
-from pipeline.core.disk import bytes_below
+from pipeline.core.disk import bytes_below, replacing
 from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import Clip, Got, Item, item_rng, video_of
 from pipeline.download.fetch import Fetcher
@@ -152,15 +152,15 @@ def _in_place(cfg: ClipConfig) -> Path:
         packed.parent.mkdir(parents=True, exist_ok=True)
         beside = packed.with_suffix(f".{os.getpid()}.part")
         try:
-            with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target:
+            with (
+                replacing(packed, beside),
+                zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
+            ):
                 for member, data in archives.walk(cfg.cameras):
                     if not member.fault and member.name.endswith(".txt"):
                         target.writestr(member.name, data)
-            os.replace(beside, packed)
         except Skip as failure:
             raise UserError(f"{cfg.cameras}: {failure}", "download it again") from None
-        finally:
-            beside.unlink(missing_ok=True)
     return packed
 
 

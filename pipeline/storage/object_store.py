@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
+from pipeline.core.disk import replacing
 from pipeline.core.errors import UserError
 
 ASIDE = "uploading"  # folder of what is not whole yet, or was left by a process that was killed
@@ -67,22 +68,19 @@ class Store:
 
     def get(self, name: str, local: Path) -> bool:
         """Copies a file to this machine, as a whole or not at all. False where there is none."""
-        temporary = local.with_name(f"{local.name}.part")
 
         def fetched() -> bool:
             info = self.fs.get_file_info(f"{self.root}/{name}")
             if info.type != fs.FileType.File:
                 return False
-            fs.copy_files(f"{self.root}/{name}", str(temporary), self.fs, fs.LocalFileSystem())
-            if temporary.stat().st_size != info.size:
-                raise OSError(f"{temporary.stat().st_size} of {info.size} bytes of {name} came")
+            with replacing(local) as temporary:
+                fs.copy_files(f"{self.root}/{name}", str(temporary), self.fs, fs.LocalFileSystem())
+                if temporary.stat().st_size != info.size:
+                    raise OSError(f"{temporary.stat().st_size} of {info.size} bytes of {name} came")
             return True
 
         local.parent.mkdir(parents=True, exist_ok=True)
-        found = self._patiently(fetched)
-        if found:
-            temporary.replace(local)
-        return found
+        return self._patiently(fetched)
 
     def has(self, name: str) -> bool:
         """Whether there is a file of that name."""

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.core.disk import fsync, replacing
 from pipeline.core.records import Packed, Scene, video_of
 from pipeline.storage import journal as journals
 from pipeline.storage.shards import (
@@ -101,7 +102,7 @@ class ShardWriter:
         journals.append(journal.sink, packed.record)
         journal.unsynced += len(packed.record)
         if journal.unsynced > FSYNC_BYTES:
-            _fsync(journal.path)
+            fsync(journal.path)
             journal.unsynced = 0
 
     def close(self, split: str) -> Shard | None:
@@ -172,17 +173,11 @@ class ShardWriter:
         return self.open[name]
 
     def _write_parquet(self, name: str, width: int, batches: list[pa.RecordBatch]) -> int:
-        folder = self.out / str(width)
-        temporary, final = folder / f"{name}.tmp", folder / f"{name}.parquet"
+        final = self.out / str(width) / f"{name}.parquet"
         facts = json.dumps(self.metadata | {"width": width, "format_version": FORMAT_VERSION, "convention": CONVENTION})
         with_facts = self.schema.with_metadata((self.schema.metadata or {}) | {METADATA_KEY: facts.encode()})
-        try:
+        with replacing(final, sync=True) as temporary:
             self._fill(temporary, width, with_facts, batches)
-        except OSError:
-            temporary.unlink(missing_ok=True)  # a full disk needs every byte
-            raise
-        os.replace(temporary, final)
-        _fsync(folder)
         return final.stat().st_size
 
     def _fill(self, temporary: Path, width: int, with_facts: pa.Schema, batches: list[pa.RecordBatch]) -> None:
@@ -203,7 +198,6 @@ class ShardWriter:
                     count = views * sum(1 for _ in alike)
                     writer.write_table(rows.slice(place, count), row_group_size=views)
                     place += count
-        _fsync(temporary)
 
 
 def _compressible(objects: list[pa.RecordBatch], widths: int) -> list[str]:
@@ -221,14 +215,6 @@ def _leaves(names: list[str]) -> list[str]:
         "fxfycxcy": ["fxfycxcy.list.element"],
     }
     return [path for name in names for path in nested.get(name, [name])]
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.disk import replacing
 from pipeline.core.errors import Skip
 
 CUT = "clip.nut"
@@ -80,17 +80,14 @@ class Film:
         Raises Skip: too_short (the video ends before last_us - slack_us), unreadable_video.
         """
         first, last = Fraction(first_us - slack_us, MICRO), Fraction(last_us + slack_us, MICRO)
-        temporary = folder / f"{CUT}.part"
-        with _readable():
-            times = self._copy(max(first, Fraction(0)), last, temporary)
-        if times[-1] < last_us - slack_us:
-            temporary.unlink()
-            raise Skip(
-                "too_short", f"the video ends at {times[-1] / MICRO:.3f} s, a pose is for {last_us / MICRO:.3f} s"
-            )
-        facts = Footage(tuple(times), self.hw, self.codec, self.matrix, self.about)
-        (folder / FACTS).write_text(json.dumps(asdict(facts)))
-        os.replace(temporary, folder / CUT)  # last: what has this name is whole, and has its facts
+        with replacing(folder / CUT) as temporary:
+            with _readable():
+                times = self._copy(max(first, Fraction(0)), last, temporary)
+            if times[-1] < last_us - slack_us:
+                ends, asked = times[-1] / MICRO, last_us / MICRO
+                raise Skip("too_short", f"the video ends at {ends:.3f} s, a pose is for {asked:.3f} s")
+            facts = Footage(tuple(times), self.hw, self.codec, self.matrix, self.about)
+            (folder / FACTS).write_text(json.dumps(asdict(facts)))  # before the rename: a file named CUT has its facts
         return folder / CUT
 
     def _copy(self, first: Fraction, last: Fraction, to: Path) -> list[int]:

@@ -38,7 +38,7 @@ class Bench:
         return Downloads(manifest, fetcher(cfg, self.raw, self.raw.parent / "cache"), threads, finished or set())
 
     def stream(self, downloads: Downloads, items: Iterator[Item | None] | None = None) -> Iterator[Item]:
-        return (each for each in ahead.stream(items or iter(self.items), self.failed.append) if each or nap())
+        return (each for each in downloads.stream(items or iter(self.items), self.failed.append) if each or nap())
 
 
 def nap() -> bool:
