@@ -109,29 +109,39 @@ def put(path: Path, told: dict[str, Any]) -> None:
     replace_text(path, json.dumps(told, indent=2))
 
 
-def say_full(where: Path) -> None:
-    """Tells a user why nothing moves."""
+def warn_full(where: Path) -> None:
+    """Tells the user on stderr that the disk of `where` is full, and that nothing is lost."""
     says = "is full: waiting; everything goes on where it is as soon as there is room"
     print(f"the disk of {where} {says}", file=sys.stderr, flush=True)
 
 
-def patiently(write: Callable[[], Made], where: Path, enough: Callable[[], bool] = lambda: False) -> Made:
-    """write(), again and again while the disk of `where` is full; it must leave nothing behind where it fails.
-
-    Says so on stderr. enough: where it turns true, the error is raised after all.
-    """
-    said = -SAY_AGAIN_S
+def retried(act: Callable[[], Made], pause_s: Callable[[OSError], float]) -> Made:
+    """Result of `act`, called again `pause_s(error)` seconds after each OSError; `pause_s` raises to give up."""
     while True:
         try:
-            made = write()
+            return act()
         except OSError as error:
-            if not is_full(error) or enough():
-                raise
-            if time.monotonic() - said >= SAY_AGAIN_S:
-                said = time.monotonic()
-                say_full(where)
-            time.sleep(LOOK_AGAIN_S)
-            continue
-        if said > 0:
-            print(f"the disk of {where} has room again: going on", file=sys.stderr, flush=True)
-        return made
+            pause = pause_s(error)
+        time.sleep(pause)
+
+
+def patiently(write: Callable[[], Made], where: Path, enough: Callable[[], bool] = lambda: False) -> Made:
+    """Result of `write`, called again while the disk of `where` is full, which stderr says; other OSErrors are raised.
+
+    write: leaves nothing behind if it fails. enough: once true, the error of a full disk is raised too.
+    """
+    warned = -SAY_AGAIN_S
+
+    def pause_s(error: OSError) -> float:
+        nonlocal warned
+        if not is_full(error) or enough():
+            raise error
+        if time.monotonic() - warned >= SAY_AGAIN_S:
+            warned = time.monotonic()
+            warn_full(where)
+        return LOOK_AGAIN_S
+
+    made = retried(write, pause_s)
+    if warned > 0:
+        print(f"the disk of {where} has room again: going on", file=sys.stderr, flush=True)
+    return made

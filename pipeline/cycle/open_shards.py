@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pipeline.config.cycle import CycleConfig, Shares
 from pipeline.core.budget import DiskBudget
-from pipeline.core.disk import SAY_AGAIN_S, say_full
+from pipeline.core.disk import SAY_AGAIN_S, warn_full
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.text import size
 from pipeline.storage.ledger import Kept
@@ -145,7 +145,7 @@ class OpenShards:
             return False
         if self.clock() - self._said > SAY_AGAIN_S:
             self._said = self.clock()
-            say_full(self.out)
+            warn_full(self.out)
         return True
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.core.disk import replacing
+from pipeline.core.disk import replacing, retried
 from pipeline.core.errors import UserError
 
 ASIDE = "uploading"  # folder of what is not whole yet, or was left by a process that was killed
@@ -122,15 +122,16 @@ class Store:
             self.fs.create_dir(str(Path(path).parent), recursive=True)
 
     def _patiently(self, act: Callable[[], Made]) -> Made:
-        pause_s, until = FIRST_PAUSE_S, time.monotonic() + GIVE_UP_S
-        while True:
-            try:
-                return act()
-            except OSError as error:
-                if any(word in str(error) for word in HOPELESS) or time.monotonic() > until:
-                    raise UserError(f"{self.address} cannot be used: {error}", HINT) from None
-            time.sleep(pause_s * random.uniform(0.5, 1.5))  # many that failed together should not come back together
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        longest_s, until = FIRST_PAUSE_S, time.monotonic() + GIVE_UP_S
+
+        def pause_s(error: OSError) -> float:
+            nonlocal longest_s
+            if any(word in str(error) for word in HOPELESS) or time.monotonic() > until:
+                raise UserError(f"{self.address} cannot be used: {error}", HINT) from None
+            pause, longest_s = longest_s, min(2 * longest_s, LONGEST_PAUSE_S)
+            return pause * random.uniform(0.5, 1.5)  # clients that failed together shall not come back together
+
+        return retried(act, pause_s)
 
 
 def _file_system(address: str) -> tuple[Any, str]:
