@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +29,7 @@ from lvsm_train.training.state import State
 from lvsm_train.weights import official
 from pipeline.core.disk import is_full, patiently, put
 from pipeline.core.errors import UserError
+from pipeline.core.signals import first_interrupt
 from pipeline.cycle.protocol import Cursor
 
 
@@ -61,7 +60,11 @@ def train_fn(cfg: TrainConfig) -> Result:
         done = start = state.resume()
         gradients = Gradients(cfg, state.net, device, ranks)
         stop, saved = 0.0, start
-        with Log(cfg, start, ranks, device) as log, Watchdog(cfg.hang_minutes) as dog, _stopping() as stopped:
+        with (
+            Log(cfg, start, ranks, device) as log,
+            Watchdog(cfg.hang_minutes) as dog,
+            first_interrupt(_say_stopping) as stopped,
+        ):
             log.say(
                 *gradients.loss.says(),
                 f"{cfg.model.kind}, {count(state.net.parameters()) / 1e6:.1f} million weights, on {device}",
@@ -171,23 +174,5 @@ def _run_setup(cfg: TrainConfig, ranks: Ranks) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-@contextlib.contextmanager
-def _stopping() -> Iterator[list[int]]:
-    """Fills with the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt."""
-    seen: list[int] = []
-
-    def handler(number: int, frame: object) -> None:
-        seen.append(number)
-        if len(seen) > 1:
-            raise KeyboardInterrupt
-        print("\nstopping after this step, with a checkpoint; Ctrl-C again ends at once", file=sys.stderr)
-
-    if threading.current_thread() is not threading.main_thread():  # a worker of Ray Train: its controller stops it
-        yield seen
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield seen
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+def _say_stopping() -> None:
+    print("\nstopping after this step, with a checkpoint; Ctrl-C again ends at once", file=sys.stderr)
