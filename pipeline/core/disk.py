@@ -81,12 +81,11 @@ def replacing(path: Path, beside: Path | None = None, sync: bool = False) -> Ite
         if sync:
             fsync(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # a full disk needs every byte
+        if sync:
+            fsync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
             temporary.unlink()
-        raise
-    if sync:
-        fsync(path.parent)
 
 
 def fsync(path: Path) -> None:
