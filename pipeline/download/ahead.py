@@ -23,11 +23,57 @@ AHEAD = 4  # items under way or ready, times the number of downloads
 IN_A_ROW = 20  # downloads that fail for reasons that may pass, with none between that works: then it is the connection
 UID = "uid"  # a file in an item's folder: whose it is
 
-Result = tuple[Item, Path | Skip | Retry | BaseException]
+Result = tuple[Item, Path | BaseException]
+
+
+class BatchFetcher:
+    """Threads that fetch batches of one source's items into folders of `net.disk_budget.folder`, one per item."""
+
+    def __init__(self, source: ModuleType, net: Fetcher, threads: int) -> None:
+        self.source = source
+        self.net = net
+        self.most: int = getattr(source, "BATCH", 1)  # items in a batch
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="download")
+
+    def key(self, item: Item) -> str:
+        """Key that the items of one batch share."""
+        return str(self.source.batch(item)) if hasattr(self.source, "BATCH") else item.uid
+
+    def start(self, batch: Sequence[Item], tell: Callable[[Item, Path | BaseException], object]) -> None:
+        """Fetches a batch in a thread, which calls `tell` once per item, with its file or with why it cannot be had."""
+        waiting = {item.uid: item for item in batch}
+        self._pool.submit(self._fetch, batch, waiting, tell).add_done_callback(partial(self._ended, waiting, tell))
+
+    def remove(self, uid: str) -> None:
+        """Removes an item's files and gives back their disk."""
+        shutil.rmtree(self.net.disk_budget.folder_of(uid), ignore_errors=True)
+        self.net.disk_budget.release(uid)
+
+    def close(self) -> None:
+        """Ends what is under way, and waits for the threads."""
+        self.net.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _fetch(self, batch: Sequence[Item], waiting: dict[str, Item], tell: Callable[..., object]) -> None:
+        for item, got in self.source.fetch_many(batch, self._make_folder, self.net):
+            tell(waiting.pop(item.uid), got)
+
+    @staticmethod
+    def _ended(waiting: dict[str, Item], tell: Callable[..., object], future: Future[None]) -> None:
+        """Tells of the items that the source did not account for, with the error that stopped it."""
+        error = None if future.cancelled() else future.exception()
+        for item in waiting.values():
+            tell(item, error or RuntimeError("the source did not say what became of it"))
+
+    def _make_folder(self, item: Item) -> Path:
+        folder = self.net.disk_budget.folder_of(item.uid)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / UID).write_text(item.uid)
+        return folder
 
 
 class Downloads:
-    """Threads that fetch for one source into folders of `net.room.folder`, one per item, gone after `done`.
+    """Downloads for one source into folders of `net.disk_budget.folder`, one per item, gone after `done`.
 
     finished: uids that need no file any more; what an earlier session left for them is removed.
     """
@@ -35,8 +81,8 @@ class Downloads:
     def __init__(self, source: ModuleType, net: Fetcher, threads: int, finished: Container[str]) -> None:
         self.source = source
         self.net = net
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="download")
-        self.ahead = max(AHEAD * threads, getattr(source, "BATCH", 1))
+        self.fetcher = BatchFetcher(source, net, threads)
+        self.ahead = max(AHEAD * threads, self.fetcher.most)
         self.results: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self.out_there = 0  # items that were given to a thread and not handed on yet
         self.in_a_row = 0
@@ -49,15 +95,14 @@ class Downloads:
         failed is called, in the caller's thread, with the Outcome of each item whose file cannot be had. Raises UserError
         where nothing comes through any more.
         """
-        batches = Batches(drawn, self._batch)
+        batches = Batches(drawn, self.fetcher.key)
         while not self.net.stopped.is_set():
             while not batches.exhausted and self.out_there < self.ahead:
-                group = batches.take(getattr(self.source, "BATCH", 1))
+                group = batches.take(self.fetcher.most)
                 if not group:
                     break
                 self.out_there += len(group)
-                waiting = {each.uid: each for each in group}
-                self.pool.submit(self._fetch, group, waiting).add_done_callback(partial(self._ended, waiting))
+                self.fetcher.start(group, lambda *result: self.results.put(result))
             try:
                 item, got = self.results.get_nowait()
             except queue.Empty:
@@ -79,9 +124,8 @@ class Downloads:
         return {"under_way": self.out_there - ready, "ready": ready, "bytes": self.net.disk_budget.used}
 
     def done(self, item: Item) -> None:
-        """Removes an item's files, and gives back their disk."""
-        shutil.rmtree(self.folder_of(item.uid), ignore_errors=True)
-        self.net.disk_budget.release(item.uid)
+        """Removes an item's files and gives back their disk."""
+        self.fetcher.remove(item.uid)
 
     def stop(self) -> None:
         """Ends the stream and what is under way. What is complete stays for the next session."""
@@ -89,34 +133,11 @@ class Downloads:
 
     def close(self) -> None:
         """`stop`, and waits for the threads."""
-        self.stop()
-        self.pool.shutdown(cancel_futures=True)
+        self.fetcher.close()
 
     def folder_of(self, uid: str) -> Path:
         """An item's own folder."""
         return self.net.disk_budget.folder_of(uid)
-
-    def _batch(self, item: Item) -> str:
-        return str(self.source.batch(item)) if hasattr(self.source, "BATCH") else item.uid
-
-    def _fetch(self, group: Sequence[Item], waiting: dict[str, Item]) -> None:
-        """In a thread: puts every item into `results`, and takes it off `waiting`."""
-        for item, got in self.source.fetch_many(group, self._make_folder, self.net):
-            self.results.put((waiting.pop(item.uid), got))
-
-    def _ended(self, waiting: dict[str, Item], future: Future[None]) -> None:
-        """What the source did not account for ends with the error that stopped it."""
-        if future.cancelled():
-            return
-        error = future.exception() or RuntimeError("the source did not say what became of it")
-        for item in waiting.values():
-            self.results.put((item, error))
-
-    def _make_folder(self, item: Item) -> Path:
-        folder = self.folder_of(item.uid)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / UID).write_text(item.uid)
-        return folder
 
     def _give_up(self, item: Item, error: BaseException, failed: Callable[[Outcome], None]) -> None:
         self.done(item)
@@ -127,7 +148,7 @@ class Downloads:
         else:
             reason, detail = "bug", "".join(traceback.format_exception(error))
         failed(Outcome(item, None, reason, detail))
-        batch = self._batch(item)
+        batch = self.fetcher.key(item)
         if not isinstance(error, Retry):
             self.in_a_row = 0
         elif batch != self.failing:
