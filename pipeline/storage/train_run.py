@@ -30,12 +30,12 @@ class TrainingLog:
     _at: tuple[int, int] = (0, 0)  # inode, bytes read
 
     def read(self, until: int | None = None) -> TrainingLog:
-        """Goes on reading; from the start where the file is another one. until: the last step to take in."""
+        """Takes in new lines up to step `until`; starts over if the file was replaced or cut. Returns itself."""
         try:
             with (self.folder / LOG).open("rb") as file:
                 found = os.fstat(file.fileno())
                 if found.st_ino != self._at[0] or found.st_size < self._at[1]:
-                    self.__init__(self.folder)  # type: ignore[misc]
+                    vars(self).update(vars(TrainingLog(self.folder)))  # nothing of the old file counts
                 file.seek(self._at[1])
                 data = file.read()
         except FileNotFoundError:
