@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from pipeline.config.clip import ClipConfig
 from pipeline.config.run import RunConfig
@@ -16,6 +15,7 @@ from pipeline.core import licenses
 from pipeline.core.disk import is_full
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
+from pipeline.core.signals import first_interrupt
 from pipeline.core.text import shown
 from pipeline.run import availability
 from pipeline.run.intake import Intake
@@ -90,7 +90,7 @@ class Driver:
         for note in session.notes:
             print(note, file=sys.stderr)
         if not self.policy.complete:
-            with _first_interrupt(self._stop), self.intake.opened(self.policy.draw) as drawn:
+            with first_interrupt(self._stop), self.intake.opened(self.policy.draw) as drawn:
                 self._work(drawn)
         ledger.flush()  # or the copy in the sink would lack what waits
         self.sink.finish()
@@ -153,22 +153,3 @@ class Driver:
         self.session.stop()
         self.intake.stop()
         print("\nstopping: objects in flight are finished first; Ctrl-C again ends at once", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _first_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """The first SIGINT or SIGTERM calls `stop`; a second one raises KeyboardInterrupt."""
-    seen: list[int] = []
-
-    def handler(number: int, frame: object) -> None:
-        seen.append(number)
-        if len(seen) > 1:
-            raise KeyboardInterrupt
-        stop()
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
