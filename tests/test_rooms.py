@@ -32,6 +32,7 @@ DOORS = {  # dependency -> the only modules of pipeline that may know it
     "av": {"video.cut"},
     "yt_dlp": {"video.ytdlp", "video.js_runtime"},
     "py7zr": {"formats.seven_zip"},
+    "jinja2": {"report.markup"},
     "huggingface_hub": {"download.huggingface"},
     "httpx2": {"download.fetch", "download.huggingface", "download.git"},
     "pyarrow": {
@@ -170,4 +171,4 @@ def test_the_command_line_starts_without_the_heavy_libraries(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     loaded = set(json.loads(done.stdout))
     assert "pipeline" in loaded
-    assert not loaded & {"ray", "pyarrow", "torch", "bpy", "PIL", "cv2", "pandas", "datasets", "objaverse"}
+    assert not loaded & {"ray", "pyarrow", "torch", "bpy", "PIL", "cv2", "pandas", "datasets", "objaverse", "jinja2"}

@@ -13,9 +13,9 @@ from lvsm_train.data.samples import Sample
 from lvsm_train.evaluation import scores as evaluate
 from lvsm_train.evaluation.assessment import NAMES, Assessment
 from lvsm_train.evaluation.scores import BASELINES
-from lvsm_train.media.plots import Plot
-from lvsm_train.media.webpage import Figure, Section, Table, write_page
 from pipeline.core import images
+from pipeline.report.charts import Plot
+from pipeline.report.findings import Figure, Section, Table, write_page
 
 Show = Callable[[Sample], tuple[Batch, torch.Tensor]]
 EACH = 3  # objects at most that are shown as the worst, as many in the middle, as many as the best

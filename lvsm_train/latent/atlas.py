@@ -17,8 +17,8 @@ from lvsm_train.latent.latents import LatentScene
 from lvsm_train.latent.study import Study
 from lvsm_train.latent.subjects import Subject, gather
 from lvsm_train.latent.workbench import Bench, pca_samples
-from lvsm_train.media.plots import Plot
-from lvsm_train.media.webpage import Table
+from pipeline.report.charts import Plot
+from pipeline.report.findings import Table
 
 SHOWN, LISTED, ORBIT = 6, 48, 12  # tokens with a map, tokens in a matrix, cameras in an orbit
 AXES, NEAREST = 4, 5

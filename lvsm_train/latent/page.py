@@ -11,8 +11,8 @@ from typing import Any
 from lvsm_train.latent.atlas import Finding
 from lvsm_train.latent.laws import Law
 from lvsm_train.latent.study import mean_of
-from lvsm_train.media.plots import Plot
-from lvsm_train.media.webpage import Block, Figure, Section, Table, write_page
+from pipeline.report.charts import Plot
+from pipeline.report.findings import Block, Figure, Section, Table, write_page
 
 LAWS = """\
 Attention sums over latents and their decoder has no code for a place, so that a scene is a set of tokens: reordering changes

@@ -1,23 +1,27 @@
-"""Charts as inline SVG: objects per hour and objects so far over the time a run really worked, and lines over any axis."""
+"""Charts as inline SVG: objects over the time a run really worked, and lines over any axis. One template draws all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pipeline.core.text import duration, duration_words
+from pipeline.report.markup import render
 
 PAUSE_S = 300.0  # a longer silence, unless silences of that length are usual, is a pause between sessions
 USUAL = 20  # times the median silence
 UNITS = (("s", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0))
 BINS, PER_BIN = 60, 4  # at most, and objects in the mean bin at least
-POINTS = 300  # of the line
-WIDTH, LEFT, RIGHT = 760, 76, 14  # of the picture and its margins, in SVG units
-RATE, SUM, FOOT = (30, 140), (184, 294), 338  # (top, bottom) of the two panels; where the time's label stands
+POINTS = 300  # of a line
+TOP, GAP = 30, 44  # of the first panel, and between two, in SVG units
+LEAST = 15  # between the names of two lines
+MARKS = 9  # numbers on a plot's x axis that can all be named
 
 Event = tuple[float, str, int]  # (unix time, state, views), as Ledger.timeline has them
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Clock:
 
     @classmethod
     def of(cls, timeline: list[Event]) -> Clock:
-        """Finds the pauses and cuts them out."""
+        """Find the pauses of a timeline and cut them out."""
         times = np.array([when for when, _, _ in timeline])
         silence = np.diff(times)
         usual = float(np.median(silence)) if len(silence) else 0.0
@@ -55,194 +59,190 @@ class Clock:
         )
 
 
-def throughput(timeline: list[Event]) -> str:
-    """A timeline -> two panels over one time axis, or a sentence where there is nothing to draw."""
-    clock = Clock.of(timeline)
-    if clock.seconds <= 0:
-        return "<p>Too few objects have ended for a picture over time.</p>"
-    delivered = np.array([state == "delivered" for _, state, _ in timeline])
-    bins = int(np.clip(clock.counted.sum() // PER_BIN, 1, BINS))
-    edges = np.linspace(0, clock.seconds, bins + 1)
-    hours = clock.seconds / bins / 3600
-    good, bad = (np.histogram(clock.at[clock.counted & chosen], edges)[0] / hours for chosen in (delivered, ~delivered))
-    unit, unit_s = next((name, s) for name, s in UNITS if clock.seconds < 180 * s or name == "days")
-    parts = [
-        _bars(good, bad),
-        _line(clock, delivered),
-        _time_axis(clock.seconds / unit_s, f"working time ({unit})"),
-        _pauses(clock),
-    ]
-    legend = "<span class='key good'></span> delivered"
-    legend += " <span class='key bad'></span> failed" if bad.any() else ""
-    pauses = " Dashed: a pause between sessions, cut out." if clock.pauses else ""
-    note = f"{legend} · bars of {duration_words(clock.seconds / bins)}.{pauses}"
-    label = "objects per hour and delivered objects over working time"
-    picture = f"<svg viewBox='0 0 {WIDTH} {FOOT + 12}' role=img aria-label='{label}'>{''.join(parts)}</svg>"
-    return f"<p class=note>{note}</p><div class=scroll>{picture}</div>"
-
-
-def _step(top: float, about: int) -> float:
-    """A round distance between about so many ticks up to `top`."""
-    raw = top / about
-    power = float(10.0 ** np.floor(np.log10(raw)))
-    return next(s * power for s in (1, 2, 5, 10) if s * power >= raw * (1 - 1e-9))
-
-
-def _ceiling(top: float) -> float:
-    """The tick at or above the largest value, so that a panel ends with a numbered line."""
-    step = _step(top, 4)
-    return float(np.ceil(top / step - 1e-9)) * step
-
-
-def _ticks(top: float, about: int) -> list[float]:
-    """Round numbers from 0 to at most `top`."""
-    step = _step(top, about)
-    return [round(i * step, 9) for i in range(int(top / step + 1e-9) + 1)]
-
-
-def _x(share: float) -> float:
-    return LEFT + (WIDTH - LEFT - RIGHT) * share
-
-
-def _axis(panel: tuple[int, int], top: float, title: str) -> str:
-    """Horizontal lines with their numbers, and what they count."""
-    upper, lower = panel
-    lines = [f"<text class=title x=0 y={upper - 12}>{title}</text>"]
-    for tick in _ticks(top, 4):
-        y = lower - (lower - upper) * tick / top
-        lines.append(f"<path class=grid d='M{LEFT} {y:.1f}H{WIDTH - RIGHT}'/>")
-        number = f"{tick:,.0f}" if tick == int(tick) else f"{tick:g}"
-        lines.append(f"<text class=end x={LEFT - 8} y={y + 4:.1f}>{number}</text>")
-    return "".join(lines)
-
-
-def _bars(good: np.ndarray, bad: np.ndarray) -> str:
-    upper, lower = RATE
-    top = _ceiling(float((good + bad).max()) or 1.0)
-    wide = _x(1 / len(good)) - _x(0)
-    parts = [_axis(RATE, top, "objects / hour")]
-    for i, (delivered, failed) in enumerate(zip(good, bad, strict=True)):
-        x, gap = _x(i / len(good)), min(2.0, wide / 5)
-        base = float(lower)
-        for name, value in (("good", delivered), ("bad", failed)):
-            high = (lower - upper) * float(value) / top
-            base -= high
-            if high:
-                tip = f"<title>{value:,.0f} objects/h {'delivered' if name == 'good' else 'failed'}</title>"
-                box = f"x={x + gap / 2:.1f} y={base:.1f} width={wide - gap:.1f} height={high:.1f}"
-                parts.append(f"<rect class={name} {box}>{tip}</rect>")
-    return "".join(parts)
-
-
-def _line(clock: Clock, delivered: np.ndarray) -> str:
-    upper, lower = SUM
-    total = np.cumsum(delivered)
-    top = _ceiling(float(total[-1]) or 1.0)
-    kept = np.unique(np.linspace(0, len(total) - 1, min(len(total), POINTS)).round().astype(int))
-    points = " ".join(
-        f"{_x(clock.at[i] / clock.seconds):.1f},{lower - (lower - upper) * total[i] / top:.1f}" for i in kept
-    )
-    area = f"<polygon class=area points='{_x(0):.1f},{lower} {points} {_x(1):.1f},{lower}'/>"
-    return f"{_axis(SUM, top, 'delivered objects, all together')}{area}<polyline class=line points='{points}'/>"
-
-
-def _time_axis(top: float, title: str) -> str:
-    marks = "".join(
-        f"<text class=middle x={_x(tick / top):.1f} y={SUM[1] + 18}>{tick:g}</text>" for tick in _ticks(top, 8)
-    )
-    return f"{marks}<text class='middle title' x={_x(0.5):.1f} y={FOOT}>{title}</text>"
-
-
-def _pauses(clock: Clock) -> str:
-    return "".join(
-        f"<path class=pause d='M{_x(at / clock.seconds):.1f} {RATE[0]}V{SUM[1]}'><title>pause of {duration(length)}"
-        f"</title></path>"
-        for at, length in clock.pauses
-    )
-
-
-# ---- lines over one axis
-
-
 @dataclass(frozen=True)
 class Line:
-    """points: (x, y), x ascending. look: good, other, third or limit, a class of the style. dots: each point is a measurement.
+    """points: (x, y), x ascending. look: good, other, third, fourth or limit, a class of the style. dots: mark each point.
 
-    area: filled down to the foot of its panel.
+    area: filled down to the foot of its panel. tip: format of a dot's tip from x and y.
     """
 
     name: str
-    points: Sequence[tuple[float, float]]
+    points: Sequence[Point]
     look: str = "good"
     dots: bool = False
     area: bool = False
+    tip: str = "{:,g}: {:,.4g}"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines of one unit. low: where its axis starts; None: near the least value. tall: in SVG units. steep: logarithmic."""
+    """Lines of one unit, over bars where there are any.
+
+    low: where the y axis starts; None: near the least value. tall: in SVG units. steep: logarithmic. about: ticks. bars: name
+    (look, tip) -> one value per bin of equal width, stacked.
+    """
 
     title: str
-    lines: Sequence[Line]
+    lines: Sequence[Line] = ()
     low: float | None = None
     tall: int = 150
     steep: bool = False
+    about: int = 4
+    bars: Mapping[tuple[str, str], np.ndarray] | None = None
 
 
-def panels(some: Sequence[Panel], end: float, x_label: str, marks: Sequence[tuple[float, str]] = ()) -> str:
-    """Panels below each other over x from 0 to `end`. marks: x and what happened there."""
-    parts, top = [], 30
-    for panel in some:
-        foot = top + panel.tall
-        parts.append(_panel(panel, (top, foot), end))
-        parts += [
-            f"<path class=pause d='M{_x(at / end):.1f} {top}V{foot}'><title>{says}</title></path>" for at, says in marks
-        ]
-        top = foot + 44
-    foot = top - 44
-    for tick in _ticks(end, 8):
-        parts.append(f"<text class=middle x={_x(tick / end):.1f} y={foot + 18}>{tick:,g}</text>")
-    parts.append(f"<text class='middle title' x={_x(0.5):.1f} y={foot + 40}>{x_label}</text>")
+@dataclass(frozen=True)
+class Frame:
+    """Width of a picture, its margins, and how far from these the first and the last x stand, in SVG units."""
+
+    width: int = 760
+    left: int = 76
+    right: int = 14
+    inset: int = 0
+    names: bool = False
+    """Whether lines are named at their ends, in the right margin."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Lines for a page of findings. series: a line's name -> its points (x, y), x ascending; four lines at most."""
+
+    series: Mapping[str, Sequence[Point]]
+    x_label: str
+    y_label: str
+    caption: str = ""
+
+
+def throughput(timeline: list[Event]) -> Any:
+    """Markup of objects per hour and objects so far over working time, or of a sentence where there is nothing to draw."""
+    clock = Clock.of(timeline)
+    if clock.seconds <= 0:
+        return render("throughput.html", picture=None)
+    delivered = np.array([state == "delivered" for _, state, _ in timeline])
+    bins = int(np.clip(clock.counted.sum() // PER_BIN, 1, BINS))
+    hours, edges = clock.seconds / bins / 3600, np.linspace(0, clock.seconds, bins + 1)
+    good, bad = (np.histogram(clock.at[clock.counted & chosen], edges)[0] / hours for chosen in (delivered, ~delivered))
+    bars = {("good", "objects/h delivered"): good, ("bad", "objects/h failed"): bad}
+    unit, unit_s = unit_of(clock.seconds)
+    total = list(zip((clock.at / unit_s).tolist(), np.cumsum(delivered).tolist(), strict=True))
+    picture = _draw(
+        [
+            Panel("objects / hour", low=0.0, tall=110, bars=bars),
+            Panel("delivered objects, all together", [Line("", total, area=True)], low=0.0, tall=110),
+        ],
+        (0.0, clock.seconds / unit_s),
+        f"working time ({unit})",
+        "objects per hour and delivered objects over working time",
+        pauses=[(at / unit_s, f"pause of {duration(length)}") for at, length in clock.pauses],
+    )
+    wide = duration_words(clock.seconds / bins)
+    return render("throughput.html", picture=picture, failed=bad.any(), wide=wide, paused=clock.pauses)
+
+
+def panels(some: Sequence[Panel], end: float, x_label: str, pauses: Sequence[tuple[float, str]] = ()) -> Any:
+    """Markup of panels below each other over x from 0 to `end`. pauses: x and what happened there."""
     label = f"{', '.join(panel.title for panel in some)} over {x_label}"
-    picture = f"<svg viewBox='0 0 {WIDTH} {foot + 52}' role=img aria-label='{label}'>{''.join(parts)}</svg>"
-    several = (line for panel in some for line in panel.lines if len(panel.lines) > 1)
-    names = " ".join(f"<span><span class='key {line.look}'></span> {line.name}</span>" for line in several)
-    return f"<p class='note keys'>{names}</p><div class=scroll>{picture}</div>"
+    named = [line for panel in some for line in panel.lines if len(panel.lines) > 1]
+    return render("panels.html", named=named, picture=_draw(some, (0.0, end), x_label, label, pauses=pauses))
 
 
-def _panel(panel: Panel, where: tuple[int, int], end: float) -> str:
-    upper, lower = where
-    ticks = _scale([y for line in panel.lines for _, y in line.points], panel.low, panel.steep)
+def svg(plot: Plot) -> Any:
+    """Markup of a plot, in the colours of its page. Raises ValueError where there is nothing to draw."""
+    points = [point for line in plot.series.values() for point in line]
+    if not points or len(plot.series) > 4:
+        raise ValueError(f"a plot of {len(plot.series)} lines and {len(points)} points")
+    xs = sorted({x for x, _ in points})
+    looks = zip(("good", "other", "third", "fourth"), plot.series.items(), strict=False)
+    lines = [Line(name, line, look, dots=True, tip="{:g}: {:.2f}") for look, (name, line) in looks]
+    marks = xs if len(xs) <= MARKS else [x for x in _scale(xs, about=5) if xs[0] <= x <= xs[-1]]
+    label, frame = f"{plot.y_label} over {plot.x_label}", Frame(620, 52, 112, inset=10, names=True)
+    return _draw([Panel(plot.y_label, lines, tall=220, about=5)], (xs[0], xs[-1]), plot.x_label, label, marks, frame)
+
+
+def unit_of(seconds: float) -> tuple[str, float]:
+    """Name and seconds of the unit in which to count a time."""
+    return next((name, s) for name, s in UNITS if seconds < 180 * s or name == "days")
+
+
+def _draw(
+    some: Sequence[Panel],
+    ends: tuple[float, float],
+    x_label: str,
+    label: str,
+    marks: Sequence[float] | None = None,
+    frame: Frame = Frame(),
+    pauses: Sequence[tuple[float, str]] = (),
+) -> Any:
+    """Markup of the picture. ends: first and last x. marks: numbers on the x axis, by default round ones. label: for readers."""
+
+    def across(x: float) -> float:
+        share = (x - ends[0]) / (ends[1] - ends[0]) if ends[1] > ends[0] else 0.5
+        start = frame.left + frame.inset
+        return round(float(start + (frame.width - frame.right - frame.inset - start) * share), 1)
+
+    drawn, top = [], TOP
+    for panel in some:
+        drawn.append(_panel(panel, top, across, ends))
+        top += panel.tall + GAP
+    if marks is None:
+        marks = [tick for tick in _scale(ends, ends[0], about=8) if tick <= ends[1] * (1 + 1e-9)]
+    return render(
+        "chart.html",
+        panels=drawn,
+        frame=frame,
+        foot=top - GAP,
+        middle=(frame.left + frame.width - frame.right) / 2,
+        ticks=[(across(x), f"{x:,g}") for x in marks],
+        pauses=[(across(x), says) for x, says in pauses],
+        x_label=x_label,
+        label=label,
+    )
+
+
+def _panel(panel: Panel, top: int, across: Callable[[float], float], ends: tuple[float, float]) -> dict[str, Any]:
+    """Places in SVG units of a panel's ticks, bars and lines, for the template."""
+    bars, foot = panel.bars or {}, top + panel.tall
+    stacked = np.sum(list(bars.values()), 0).tolist() if bars else []
+    ticks = _scale(
+        [*(y for line in panel.lines for _, y in line.points), *stacked], panel.low, panel.steep, panel.about
+    )
 
     def height(value: float) -> float:
         low, high, at = (np.log(each) if panel.steep else each for each in (ticks[0], ticks[-1], value))
-        return float(lower - (lower - upper) * (at - low) / (high - low))
+        return round(float(foot - panel.tall * (at - low) / (high - low)), 1)
 
-    parts = [f"<text class=title x=0 y={upper - 12}>{panel.title}</text>"]
-    for tick in ticks:
-        parts.append(f"<path class=grid d='M{LEFT} {height(tick):.1f}H{WIDTH - RIGHT}'/>")
-        parts.append(f"<text class=end x={LEFT - 8} y={height(tick) + 4:.1f}>{tick:,g}</text>")
+    boxes, below = [], np.zeros(len(stacked))
+    edges = np.linspace(*ends, len(stacked) + 1)
+    for (look, tip), values in bars.items():
+        for left, right, base, value in zip(edges[:-1], edges[1:], below, values, strict=True):
+            wide = across(right) - across(left)
+            gap, y = min(2.0, wide / 5), height(base + value)
+            if value:
+                place = round(across(left) + gap / 2, 1), y, round(wide - gap, 1), round(height(base) - y, 1)
+                boxes.append((look, *place, f"{value:,.0f} {tip}"))
+        below = below + values
+    lines: list[dict[str, Any]] = []
     for line in panel.lines:
-        at = [(_x(x / end), height(y)) for x, y in _thinned(line.points)]
-        drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
-        if line.area and at:
-            parts.append(f"<polygon class=area points='{at[0][0]:.1f},{lower} {drawn} {at[-1][0]:.1f},{lower}'/>")
-        parts.append(f"<polyline class='line {line.look}' points='{drawn}'/>")
-        if line.dots:
-            tips = (f"<title>{line.name}, {x:,g}: {y:,.4g}</title>" for x, y in _thinned(line.points))
-            parts += [
-                f"<circle class={line.look} cx={x:.1f} cy={y:.1f} r=3>{tip}</circle>"
-                for (x, y), tip in zip(at, tips, strict=True)
-            ]
-    return "".join(parts)
+        kept = np.unique(np.linspace(0, len(line.points) - 1, min(len(line.points), POINTS)).round().astype(int))
+        points = [line.points[i] for i in kept]
+        at = [(across(x), height(y)) for x, y in points]
+        tips = [f"{line.name}, {line.tip.format(x, y)}" for x, y in points]
+        lines.append({"line": line, "at": at, "dots": list(zip(at, tips, strict=True)) if line.dots else []})
+    floor = -np.inf
+    for each in sorted(lines, key=lambda each: each["at"][-1][1]):  # names stand beside the ends of lines, and apart
+        each["name_y"] = floor = max(each["at"][-1][1], floor + LEAST)
+    numbers = [(height(tick), f"{tick:,.0f}" if tick == int(tick) else f"{tick:,g}") for tick in ticks]
+    return {"title": panel.title, "top": top, "foot": foot, "ticks": numbers, "boxes": boxes, "lines": lines}
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    kept = np.unique(np.linspace(0, len(points) - 1, min(len(points), POINTS)).round().astype(int))
-    return [points[i] for i in kept]
+def _step(span: float, about: int) -> float:
+    """Round distance between ticks, of which about `about` fit into a span."""
+    raw = span / about
+    power = float(10.0 ** np.floor(np.log10(raw)))
+    return next(s * power for s in (1, 2, 5, 10) if s * power >= raw * (1 - 1e-9))
 
 
-def _scale(values: Sequence[float], low: float | None, steep: bool) -> list[float]:
+def _scale(values: Sequence[float], low: float | None = None, steep: bool = False, about: int = 4) -> list[float]:
     """Round numbers from at or below the least value to at or above the largest: two at least. steep: values are positive."""
     least, most = min(values) if low is None else low, max(values)
     if steep:
@@ -251,6 +251,6 @@ def _scale(values: Sequence[float], low: float | None, steep: bool) -> list[floa
         first = max(i for i, each in enumerate(rounds) if each <= least * (1 + 1e-9))
         last = min((i for i, each in enumerate(rounds) if each >= most * (1 - 1e-9)), default=len(rounds) - 1)
         return rounds[first : max(last, first + 1) + 1]
-    step = _step(max(most - least, abs(most) * 1e-3, 1e-9), 4)
+    step = _step(max(most - least, abs(most) * 1e-3) or 1.0, about)
     first, last = int(np.floor(least / step + 1e-9)), int(np.ceil(most / step - 1e-9))
     return [round(i * step, 15) for i in range(first, max(last, first + 1) + 1)]

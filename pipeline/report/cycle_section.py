@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +19,8 @@ from pipeline.cycle import disk_log
 from pipeline.cycle.disk_log import Note
 from pipeline.cycle.protocol import TRAIN
 from pipeline.cycle.snapshot import Snapshot, ThroughputProcess, rate, standing, who_waits
-from pipeline.report.charts import UNITS, Line, Panel, panels
-from pipeline.report.markup import cards, text
+from pipeline.report.charts import Line, Panel, panels, unit_of
+from pipeline.report.markup import render
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.train_run import TrainingLog
 
@@ -29,6 +30,7 @@ POINTS = 400  # of a loss
 STEEP = 8  # losses that span such a factor have a logarithmic axis
 LOW = 4  # the budget is drawn where at least such a part of it was used
 STRIP_WIDTH, STRIP_BYTES, STRIP_QUALITY = 1400, 600_000, 88  # a strip within these is embedded as it is
+FLAG = re.compile(r"(--[a-z.-]*[a-z])")  # of a command
 STRIP = re.compile(r"step-(\d+)\.png")
 STRIP_TARGETS = 3  # at most, of each object
 
@@ -52,27 +54,23 @@ def read_story(run: Path, ledger: Ledger, log: TrainingLog | None) -> Story | No
     return Story(found, log, disk_log.read(run), _newest(run), _views(run)) if found else None
 
 
-def section(story: Story) -> str:
-    """The part of the page, as HTML."""
+def section(story: Story) -> Any:
+    """Markup of this part of the page."""
     now = story.standing
     says, do = who_waits(now.pace)
-    advice = f" <b>{_flags(text(do[0].upper() + do[1:]))}.</b>" if do else ""
-    if not do and now.pace.trainer_s:
-        advice = " Neither holds up the other."
-    parts = [
-        f"<section id=cycle><h2>Cycle</h2><dl class=cards>{cards(_figures(now))}</dl>",
-        f"<p class=waits>{text(says[0].upper() + says[1:])}.{advice}</p>",
-        f"<h3>Shards to train on</h3>{_shards(now)}",
-        f"<h3>Training</h3>{_training(story.log)}",
-        f"<h3>Held-out objects, as rendered by the model</h3>{_samples(story)}",
-        f"<h3>Disk</h3>{_disk(story.notes)}</section>",
-    ]
-    return "".join(parts)
-
-
-def _flags(sentence: str) -> str:
-    """Names of flags in one piece each."""
-    return re.sub(r"--[a-z.-]*[a-z]", r"<span class=flag>\g<0></span>", sentence)
+    disk, far = _disk(story.notes)
+    return render(
+        "cycle.html",
+        figures=_figures(now),
+        says=says[0].upper() + says[1:],
+        do=FLAG.split(do[0].upper() + do[1:]) if do else [],
+        trained=now.pace.trainer_s,
+        shards=_shards(now),
+        training=_training(story.log),
+        strip=_strip(story),
+        disk=disk,
+        far=far,
+    )
 
 
 def _figures(now: Snapshot) -> list[tuple[str, str, str]]:
@@ -126,28 +124,18 @@ def _recipe(pace: ThroughputProcess) -> str:
     return f"{pace.objects_per_s:.3g} objects/s × {pace.passes:.3g} passes, while it has disk"
 
 
-def _shards(now: Snapshot) -> str:
-    """A bar, and its key."""
-    kinds = [
+def _shards(now: Snapshot) -> list[tuple[str, str, int]]:
+    """(look, name, shards) of each part of the bar."""
+    return [
         ("soft", "trained and deleted", now.deleted),
         ("good", "on disk", now.on_disk),
         ("other", "filling", now.filling),
         ("rest", "to come, about" if now.to_come else "to come", now.to_come or 0),
     ]
-    if not any(count for *_, count in kinds):
-        return "<p class=note>None yet: objects to measure with come first.</p>"
-    bar = "".join(
-        f"<span class={look} style='flex:{count}' title='{count:,} {name}'></span>"
-        for look, name, count in kinds
-        if count
-    )
-    names = " ".join(f"<span><span class='key {look}'></span> {name} {count:,}</span>" for look, name, count in kinds)
-    label = ", ".join(f"{count:,} {name}" for _, name, count in kinds)
-    return f"<div class=stack role=img aria-label='{label}'>{bar}</div><p class='note keys'>{names}</p>"
 
 
-def _training(log: TrainingLog) -> str:
-    """Loss, and quality at objects that do not train, over steps."""
+def _training(log: TrainingLog) -> Any:
+    """Markup of loss, and of quality at objects that do not train, over steps; "" before the first step."""
     some = []
     steps, losses, width = _smooth(log.curve)
     if len(steps) > 1:
@@ -163,9 +151,7 @@ def _training(log: TrainingLog) -> str:
         if looks["nearest"]:
             lines.append(Line("nearest view, which needs no model", looks["nearest"], "other", dots=True))
         some.append(Panel("PSNR (dB)", lines))
-    if not some:
-        return "<p class=note>No step yet.</p>"
-    return panels(some, float(max(log.step, 1)), "steps")
+    return panels(some, float(max(log.step, 1)), "steps") if some else ""
 
 
 def _smooth(curve: Sequence[tuple[int, float, float, float, int]]) -> tuple[list[float], list[float], int]:
@@ -178,8 +164,8 @@ def _smooth(curve: Sequence[tuple[int, float, float, float, int]]) -> tuple[list
     return [float(pairs[end - 1, 0]) for end in ends], means, width
 
 
-def _disk(notes: Sequence[Note]) -> str:
-    """Bytes over the time of work; what lies between sessions is cut out."""
+def _disk(notes: Sequence[Note]) -> tuple[Any, str]:
+    """Markup of bytes over working time, pauses between sessions cut out; the budget, where that lies far above."""
     parts = disk_log.sessions(notes)
     at, pauses, now = [], [], 0.0
     for number, session in enumerate(parts):
@@ -189,26 +175,32 @@ def _disk(notes: Sequence[Note]) -> str:
         now = at[-1]
     total = now
     if total <= 0:
-        return "<p class=note>Too early for a picture over time.</p>"
-    unit, unit_s = next((name, s) for name, s in UNITS if total < 180 * s or name == "days")
+        return "", ""
+    unit, unit_s = unit_of(total)
     most, budget = max(note.most for note in notes), notes[-1].budget
     scale, word = next(
         (s, w) for s, w in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if most >= s or w == "kB"
     )
     x = [each / unit_s for each in at]
-    lines = [
-        Line("all, at most", [(when, note.most / scale) for when, note in zip(x, notes, strict=True)], area=True),
-        Line("of it shards", [(when, note.shards / scale) for when, note in zip(x, notes, strict=True)], "other"),
-        Line("checkpoints", [(when, note.checkpoints / scale) for when, note in zip(x, notes, strict=True)], "third"),
+    kinds = [
+        ("all, at most", "most", "good"),
+        ("of it shards", "shards", "other"),
+        ("checkpoints", "checkpoints", "third"),
     ]
     near = LOW * most >= budget
-    if near:
-        lines.append(
-            Line("budget", [(when, note.budget / scale) for when, note in zip(x, notes, strict=True)], "limit")
+    kinds += [("budget", "budget", "limit")] if near else []
+    lines = [
+        Line(
+            name,
+            [(when, getattr(note, of) / scale) for when, note in zip(x, notes, strict=True)],
+            look,
+            area=of == "most",
         )
-    far = "" if near else f"<p class=note>The budget of {size(budget)} lies far above this picture.</p>"
+        for name, of, look in kinds
+    ]
     marks = [(when / unit_s, says) for when, says in pauses]
-    return panels([Panel(f"disk ({word})", lines, low=0.0)], total / unit_s, f"working time ({unit})", marks) + far
+    picture = panels([Panel(f"disk ({word})", lines, low=0.0)], total / unit_s, f"working time ({unit})", marks)
+    return picture, "" if near else size(budget)
 
 
 # ---- what the model renders
@@ -238,23 +230,11 @@ def _views(run: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def _samples(story: Story) -> str:
+def _strip(story: Story) -> dict[str, Any] | None:
     if story.strip is None:
-        return "<p class=note>No picture yet: the first comes with the first look at unseen objects.</p>"
+        return None
     step, png = story.strip
-    inputs, targets = story.views
-    over = ""
-    if inputs:
-        names = "".join("<span>target</span><span class=made>prediction</span>" for _ in range(targets))
-        over = (
-            f"<div class=over style='grid-template-columns:{inputs}fr repeat({2 * targets},1fr)'>"
-            f"<span>input views</span>{names}</div>"
-        )
-    note = f"After {step:,} steps. A row is an object that is never trained on: its inputs, then true pictures beside renderings."
-    return (
-        f"<p class=note>{note}</p><div class='scroll samples'>{over}"
-        f"<img src='{_embedded(png)}' alt='inputs, targets and predictions of held-out objects'></div>"
-    )
+    return {"step": step, "source": _embedded(png), "inputs": story.views[0], "targets": story.views[1]}
 
 
 def _embedded(png: bytes) -> str:

@@ -1,57 +1,50 @@
-"""What parts of the page share: text that can only be read, figures, tables with bars."""
+"""Render the templates of this room. Jinja2 escapes all values; terminal colours and control characters are removed."""
 
 from __future__ import annotations
 
-import html
+import functools
 import re
-from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
-DETAIL_CHARS = 4000  # of a log tail, from its end
+from pipeline.core.disk import replacing
+from pipeline.core.errors import UserError
+
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # terminal colours and the like
 
 
-def text(value: object) -> str:
-    """Anything -> HTML text that can only be read, also inside an attribute."""
-    return html.escape(CONTROL.sub("", str(value)))
+@functools.cache
+def _templates() -> Any:
+    """Jinja2 environment. Imported here, so that nothing but writing a page loads Jinja2."""
+    import jinja2
 
-
-def cards(pairs: Iterable[tuple[str, str, str]]) -> str:
-    """(label, figure, small print) -> the inside of a list of figures."""
-    return "".join(
-        f"<div class=card><dt>{text(label)}</dt><dd>{text(figure)}<small>{text(note)}</small></dd></div>"
-        for label, figure, note in pairs
+    loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
+    made = jinja2.Environment(
+        autoescape=True, loader=loader, undefined=jinja2.StrictUndefined, finalize=readable, trim_blocks=True
     )
+    made.filters["number"] = "{:,}".format
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return made
 
 
-def bars(rows: dict[str, int], below: dict[str, str], head: str) -> str:
-    """name -> count as a table with bars; `below` is HTML under a row."""
-    most, total = max(rows.values()), sum(rows.values())
-    lines = []
-    for name, count in rows.items():
-        lines.append(
-            f"<tr><th scope=row>{text(name) or '<i>not recorded</i>'}</th><td class=number>{count:,}</td>"
-            f"<td class=share><span class=bar style='width:{count / most * 64:.1f}%'></span> {count / total:.1%}</td></tr>"
-        )
-        if name in below:
-            lines.append(f"<tr class=below><td colspan=3>{below[name]}</td></tr>")
-    titles = f"<tr><th>{head}</th><th class=number>objects</th><th>share</th></tr>"
-    return f"<table><thead>{titles}</thead><tbody>{''.join(lines)}</tbody></table>"
+def render(template: str, **values: Any) -> Any:
+    """Markup (a str that templates do not escape again) from a template and its values."""
+    from markupsafe import Markup
+
+    return Markup(_templates().get_template(template).render(values))
 
 
-def failures(reasons: dict[str, int], examples: dict[str, list[tuple[str, str, int]]]) -> str:
-    """A section. reasons: reason -> objects. examples: reason -> (uid, detail, tries) of some."""
-    if not reasons:
-        return "<section id=failures><h2>Failures</h2><p>No failures.</p></section>"
-    below = {}
-    for reason, some in examples.items():
-        items = []
-        for uid, detail, tries in some:
-            tail = CONTROL.sub("", detail)[-DETAIL_CHARS:].strip()
-            again = f" <small>{tries} tries</small>" if tries > 1 else ""
-            inner = f"<details><summary>detail</summary><pre>{text(tail)}</pre></details>" if tail else ""
-            items.append(f"<li><code>{text(uid)}</code>{again}{inner}</li>")
-        title = f"{len(items)} of {reasons[reason]:,}" if reasons[reason] > len(items) else f"{len(items)}"
-        below[reason] = (
-            f"<details><summary>examples: {title}</summary><ul class=examples>{''.join(items)}</ul></details>"
-        )
-    return f"<section id=failures><h2>Failures by reason</h2>{bars(reasons, below, 'reason')}</section>"
+def readable(value: Any) -> Any:
+    """Remove control characters from a value's text; Markup stays."""
+    return value if hasattr(value, "__html__") else CONTROL.sub("", str(value))
+
+
+def write(out: Path, data: str | bytes) -> Path:
+    """Replace `out` by a file that is complete from the start. Returns `out`. Raises UserError if it cannot be written."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as temporary:
+            temporary.write_bytes(data.encode(errors="replace") if isinstance(data, str) else data)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}", "give another --out, a file") from None
+    return out

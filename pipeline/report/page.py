@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,12 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.core import licenses
-from pipeline.core.disk import replacing
 from pipeline.core.errors import UserError
 from pipeline.core.text import duration, size
 from pipeline.report import cycle_section
 from pipeline.report.charts import Clock, throughput
-from pipeline.report.markup import bars, cards, failures, text
+from pipeline.report.markup import CONTROL, render, write
 from pipeline.report.tiles import THUMB_WIDTH, make_sheet, make_tiles
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import is_locked
@@ -30,7 +28,7 @@ from pipeline.storage.shards import CONVENTION, facts_of, find_shards, uids_of
 from pipeline.storage.train_run import TrainingLog
 
 PAGE = "index.html"
-EXAMPLES = 20  # per reason
+EXAMPLES, DETAIL_CHARS = 20, 4000  # per reason; of a log tail, from its end
 
 LIVE_OBJECTS, LIVE_VIEWS = 16, 8  # on a page that is written again and again: objects, and views of each
 LIVE_S, LIVE_SHARE = 30.0, 0.05  # between two such pages, and the most of the time that writing them may take
@@ -86,29 +84,30 @@ def write_page(folder: Path, out: Path, objects: int = 64) -> Path:
     run = _read_run(folder.absolute())
     tiles = _of_those_there(run, lambda paths: make_tiles(paths, run.objects, objects))
     live = run.books is not None and run.books.driven and out.absolute() == run.folder / PAGE
-    return _write(out, _page(run, tiles, live))
+    return write(out, _page(run, tiles, live))
 
 
-def _page(run: RunData, tiles: list[dict[str, Any]], live: bool) -> bytes:
+def _page(run: RunData, tiles: list[dict[str, Any]], live: bool) -> Any:
     """live: a driver writes it again and again, so a browser is to load it again and again."""
     books = run.books
-    parts = {
-        "TITLE": f"{text(run.folder.name)} · lvsm-data",
-        "REFRESH": f'<meta http-equiv="refresh" content="{LIVE_S:.0f}">' if live and books and books.story else "",
-        "HEADER": _header(run),
-        "CYCLE": cycle_section.section(books.story) if books and books.story else "",
-        "SHEET_NOTE": _sheet_note(run, tiles),
-        "CONVENTION": text(CONVENTION),
-        "FAILURES": failures(books.reasons, books.examples) if books else "",
-        "THROUGHPUT": f"<section id=throughput><h2>Throughput</h2>{throughput(books.timeline)}</section>"
-        if books
-        else "",
-        "LICENSES": _licenses(run, tiles),
-        "DATA": json.dumps({"objects": tiles}, separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    # One pass, so that no inserted text is searched for placeholders.
-    return re.sub(r"<!--([A-Z_]+)-->", lambda match: parts[match[1]], template).encode(errors="replace")
+    return render(
+        "run.html",
+        run=run,
+        books=books,
+        tiles=tiles,
+        title=f"{run.folder.name} · lvsm-data",
+        refresh=f"{LIVE_S:.0f}" if live and books and books.story else None,
+        now=time.strftime("%Y-%m-%d %H:%M"),
+        state=_state(books),
+        notes=_notes(run),
+        figures=_figures(run),
+        settings=_settings(run.facts),
+        cycle=cycle_section.section(books.story) if books and books.story else "",
+        sheet_note=_sheet_note(run, tiles),
+        convention=CONVENTION,
+        throughput=throughput(books.timeline) if books else "",
+        licenses=books.licenses if books else licenses.tally(Counter(tile["facts"][0][1] for tile in tiles)),
+    )
 
 
 def _of_those_there(run: RunData, make: Callable[[list[Path]], Made]) -> Made:
@@ -146,7 +145,7 @@ class LivePage:
             run = _read_run(self.out, self.log)
             if live and run.books:
                 run.books.status["state"] = "running"  # the file is of the last session in the first second
-            _write(self.out / PAGE, _page(run, self._tiles(run), live))
+            write(self.out / PAGE, _page(run, self._tiles(run), live))
 
     def _tiles(self, run: RunData) -> list[dict[str, Any]]:
         """Of objects for validation, which stay, so that they are made once; with few views of each."""
@@ -167,17 +166,7 @@ def write_sheet(folder: Path, out: Path, objects: int = 8) -> Path:
     run = _read_run(folder.absolute())
     if not run.widest:
         raise UserError(f"{folder} holds no finished shard", f"lvsm-data status {folder} shows how the run stands")
-    return _write(out, _of_those_there(run, lambda paths: make_sheet(paths, run.objects, objects)))
-
-
-def _write(out: Path, data: bytes) -> Path:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}", "give another --out, a file") from None
-    return out
+    return write(out, _of_those_there(run, lambda paths: make_sheet(paths, run.objects, objects)))
 
 
 def _read_run(folder: Path, log: TrainingLog | None = None) -> RunData:
@@ -241,7 +230,7 @@ def _read_books(path: Path, log: TrainingLog | None) -> Books:
         return Books(
             counts=ledger.counts(),
             reasons=reasons,
-            examples={reason: ledger.examples(reason, EXAMPLES) for reason in reasons},
+            examples={reason: _examples(ledger, reason) for reason in reasons},
             licenses=licenses.tally(ledger.licenses()),
             timeline=ledger.timeline(),
             views=ledger.totals()["views"],
@@ -253,11 +242,17 @@ def _read_books(path: Path, log: TrainingLog | None) -> Books:
         )
 
 
-# ---- the parts of the page that Python writes
+def _examples(ledger: Ledger, reason: str) -> list[tuple[str, str, int]]:
+    """(uid, end of the detail, tries) of some failures."""
+    some = ledger.examples(reason, EXAMPLES)
+    return [(uid, CONTROL.sub("", detail)[-DETAIL_CHARS:].strip(), tries) for uid, detail, tries in some]
 
 
-def _header(run: RunData) -> str:
-    facts, settings = run.facts, run.facts.get("settings") or {}
+# ---- what the page says
+
+
+def _figures(run: RunData) -> list[tuple[str, str, str]]:
+    settings = run.facts.get("settings") or {}
     widths = sorted(run.shards) or settings.get("res", [])
     files = [path for paths in run.shards.values() for path in paths]
     splits: Counter[str] = Counter()
@@ -265,20 +260,13 @@ def _header(run: RunData) -> str:
         splits[name.split("-")[0]] += count
     by_split = f"{splits['train']:,} train + {splits['val']:,} val objects"
     resolutions = ", ".join(f"{width}" for width in widths) or "?"
-    figures = [
+    return [
         *(_count_cards(run.books) if run.books else [("Objects", f"{splits.total():,}", "in these shards")]),
         ("Views", _views(run), f"{settings.get('views') or 'as many as there are'} per object"),
         ("Resolutions", f"{resolutions} px", "width of the stored pictures"),
         ("Shards", f"{len(run.objects):,}", f"{size(run.stored)} in {len(files):,} files; {by_split}"),
         *(_speed_cards(run.books) if run.books else []),
     ]
-    notes = "".join(f"<p class=note>{text(note)}</p>" for note in _notes(run))
-    source = text(facts.get("source") or "unknown")
-    return (
-        f"<h1>{text(run.folder.name)}</h1><p class=sub>source <b>{source}</b> · <code>{text(run.folder)}</code>"
-        f"{_state(run.books)} · page of {time.strftime('%Y-%m-%d %H:%M')}</p>{notes}"
-        f"<dl class=cards>{cards(figures)}</dl>{_settings(facts, settings)}"
-    )
 
 
 def _count_cards(books: Books) -> list[tuple[str, str, str]]:
@@ -315,12 +303,10 @@ def _speed_cards(books: Books) -> list[tuple[str, str, str]]:
 
 def _state(books: Books | None) -> str:
     status = books.status if books else {}
-    if not status.get("state"):
-        return ""
-    state = str(status["state"])
+    state = str(status.get("state") or "")
     if state == "running" and books and not books.driven:
-        state = f"interrupted {duration(time.time() - float(status.get('updated') or 0))} ago"
-    return f" · <b>{text(state)}</b>"
+        return f"interrupted {duration(time.time() - float(status.get('updated') or 0))} ago"
+    return state
 
 
 def _notes(run: RunData) -> list[str]:
@@ -340,11 +326,12 @@ def _notes(run: RunData) -> list[str]:
     return notes
 
 
-def _settings(facts: dict[str, Any], settings: dict[str, Any]) -> str:
-    """What made the pictures, by name."""
+def _settings(facts: dict[str, Any]) -> dict[str, Any]:
+    """Settings that made the pictures, by name; None or empty: not known."""
+    settings = facts.get("settings") or {}
     versions = ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
     layers = ", ".join(name for name in ("alpha", "depth", "normals") if settings.get(name)) or "none"
-    rows = {
+    return {
         "cameras": facts.get("cameras") or settings.get("cameras"),
         "lights": settings.get("lights"),
         "samples": f"{settings['samples']} per pixel" if settings.get("samples") else None,
@@ -357,8 +344,6 @@ def _settings(facts: dict[str, Any], settings: dict[str, Any]) -> str:
         "versions": versions,
         "config hash": facts.get("config_hash"),
     }
-    cells = (f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in rows.items() if v not in (None, ""))
-    return f"<dl class=settings>{''.join(cells)}</dl>"
 
 
 def _sheet_note(run: RunData, tiles: list[dict[str, Any]]) -> str:
@@ -372,11 +357,3 @@ def _sheet_note(run: RunData, tiles: list[dict[str, Any]]) -> str:
         f"{len(tiles):,} of {sum(run.objects.values()):,} objects, spread over {len(run.objects):,} shards. "
         f"Pictures {here} px wide, {shrunk}. Choose one to see its views."
     )
-
-
-def _licenses(run: RunData, tiles: list[dict[str, Any]]) -> str:
-    counts = run.books.licenses if run.books else licenses.tally(Counter(tile["facts"][0][1] for tile in tiles))
-    if not counts:
-        return ""
-    note = "Delivered objects by license." if run.books else f"Of the {len(tiles)} objects shown above."
-    return f"<section id=licenses><h2>Licenses</h2><p class=note>{note}</p>{bars(counts, {}, 'license')}</section>"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from lvsm_train.media.films import write_film
-from lvsm_train.media.plots import Plot, svg
-from lvsm_train.media.webpage import Figure, Section, Table, write_page
 from pipeline.core import images
+from pipeline.report.charts import Plot, svg
+from pipeline.report.findings import Figure, Section, Table, write_page
 from tests.pipeline.report.test_page import EVIL, dom, needs_browser
 
 LINES = {"model": [(1, 16.5), (2, 19.4), (8, 21.8)], EVIL: [(1, 12.0), (2, 13.0), (8, 15.7)]}
