@@ -1,4 +1,4 @@
-"""A run at an address as a folder of this machine: to look at, to check, to train on."""
+"""Copy a run from its object store to a folder of this machine, to inspect, verify or train on."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipeline.storage.object_store import Store
 from pipeline.storage.shards import SHARD_NAME
 from pipeline.storage.uploads import LEDGER, PAPERS, desk_name, driver
 
-COPIES = "copy"  # folder in a local folder of a run
-SPARE = 1e9  # bytes of the disk that stay free
+COPIES = "copy"  # subfolder of a run's local folder
+SPARE = 1e9  # bytes of disk to leave free
 
 
 def at_hand(run: Path, shards: int | None = 0, least: int | None = None) -> Path:
-    """The folder itself; or of an address a copy of its papers, and of each width the first so many shards (None: all).
+    """Folder of a run; for an address, a local copy of its ledger, PAPERS and first `shards` shards per width (None: all).
 
-    least: pixels; only the smallest width that has so many. Processes that want the same wait for each other.
-    Where this machine has the run's present local folder and no shards are asked for, that is it. Copies stay, below
-    ~/.cache/lvsm-data/runs, and only what is new is copied again. Raises UserError: there is nothing, or no room for it.
+    least: copy only the smallest width of at least so many pixels, else the widest. Concurrent calls for a run take turns.
+    With `shards` = 0, the local folder itself if the run's last driver used it. Copies are kept below ~/.cache/lvsm-data/runs,
+    and only new files are copied again. Raises UserError: the address holds no run, or the disk has no room.
     """
     address = address_of(run)
     if address is None:
@@ -62,7 +62,7 @@ def _renew(desk: Path, copy: Path) -> None:
 
 
 def _bring(store: Store, width: str, copy: Path, most: int | None) -> None:
-    """The shards of one width that are not here yet."""
+    """Copy the first `most` shards of one width missing in `copy`; delete files unlike the store's. UserError: no room."""
     folder = copy / width
     folder.mkdir(exist_ok=True)
     found = {name: bytes_ for name, bytes_ in sorted(store.names(width).items()) if SHARD_NAME.match(Path(name).stem)}

@@ -1,4 +1,4 @@
-"""A file of Arrow messages that a crash cannot hurt: each with its length and CRC-32 in front, so that a damaged end shows."""
+"""Crash-safe file of Arrow IPC messages: length and CRC-32 precede each, so that a damaged end is detected."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ RECORD = struct.Struct("<QI")  # length and CRC-32 of the message that follows
 
 
 def append(sink: FileIO, message: bytes | pa.Buffer) -> None:
-    """One journal record: its length and CRC-32, then an Arrow IPC message. sink: opened without a buffer.
+    """Append one journal record: length and CRC-32, then an Arrow IPC message. sink: opened without a buffer.
 
-    Where it cannot be written as a whole, OSError is raised and the file ends where it did.
+    Raises OSError if the record cannot be written whole; the file then keeps its previous length.
     """
     content = memoryview(message)
     disk.append(sink, RECORD.pack(content.nbytes, zlib.crc32(content)), content)
 
 
 def read(path: Path) -> list[pa.RecordBatch]:
-    """The whole batches of a journal, whatever its end looks like: cut, or filled with zeros by a power cut."""
+    """Record batches of a journal that are whole, whatever the end of the file: cut off, or zeros after a power cut."""
     return mend(path)[0]
 
 
 def mend(path: Path) -> tuple[list[pa.RecordBatch], int]:
-    """The same, and where the first record starts that is not whole: what follows can be cut off."""
+    """Whole record batches of a journal, and the byte offset after the last whole record, where the file can be truncated."""
     data = pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
     messages: list[pa.Buffer] = []
     start = 0

@@ -1,4 +1,4 @@
-"""The run's memory: one SQLite file that only the driver writes. Who was delivered, who failed and why, which shard is where.
+"""Ledger of a run: one SQLite file that only the driver writes. Items delivered or failed and why, and the state of each shard.
 
 The disk is the truth for what exists; the ledger is the truth for what failed, what was consumed and what was deleted.
 """
@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS shard (
 ) WITHOUT ROWID;
 """
 
-# Sums over all items, kept by triggers: nothing that is asked often reads ten million lines.
+# Sums over all items, kept current by triggers, so that frequent queries need not scan ten million rows.
 SPLIT = "IFNULL(SUBSTR({0}shard, 1, INSTR({0}shard, '-') - 1), '')"
 SUMS = f"""
 SELECT state, reason, license, {SPLIT.format("")} AS split, COUNT(*) AS items, SUM(views) AS views, SUM(bytes) AS bytes
@@ -61,11 +61,11 @@ CREATE TRIGGER item_changes AFTER UPDATE ON item BEGIN {_ADD.format("old", "-")}
 COMMIT;
 """
 
-COMMIT_S, COMMIT_ITEMS = 0.5, 1000  # how long, and how many, items wait for their transaction
+COMMIT_S, COMMIT_ITEMS = 0.5, 1000  # most seconds and most items that wait for one transaction
 CACHE_KB = 131072
-LOG_PAGES = 8192  # of the log, before they are written to their places
+LOG_PAGES = 8192  # pages of the write-ahead log that trigger an SQLite checkpoint
 
-# Columns that ledgers of earlier versions lack -> what stands for a value there.
+# Columns that ledgers of earlier versions lack -> SQL default for their values.
 ADDED = {"source": "''", "url": "''", "sha256": "''", "credit": "'{}'"}
 RECORD = f"""
 INSERT INTO item (uid, state, reason, detail, tries, shard, views, bytes, worker, timings, finished, license, source, url, sha256,
@@ -74,12 +74,12 @@ detail = excluded.detail, tries = excluded.tries, shard = excluded.shard, views 
 worker = excluded.worker, timings = excluded.timings, finished = excluded.finished, license = excluded.license,
 source = excluded.source, url = excluded.url, sha256 = excluded.sha256, credit = excluded.credit
 """
-FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")  # what SQLite calls it, in the file and in the index of its log
+FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")  # SQLite's names for a full disk: of its file, of its log's index
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What the ledger knows of a shard. state: complete, deleted. passes: how often a cycle trains on each of its objects."""
+    """State of a shard in the ledger: complete or deleted. passes: how often a cycle trains on each of its objects."""
 
     state: str
     objects: int
@@ -88,13 +88,13 @@ class Kept:
 
 
 def train_shards(kept: Mapping[str, Kept]) -> dict[int, Kept]:
-    """Of all shards those to train on, by number, ascending."""
+    """Shard number -> Kept of the train shards, ascending."""
     return {number_of(name): kept[name] for name in sorted(kept) if name.startswith("train")}
 
 
 @dataclass(frozen=True)
 class Owed:
-    """So many items ended alike. named: whether the ledger knows an author."""
+    """Number of items (`count`) with one state, source and license. named: True if the ledger has their author."""
 
     state: str
     source: str
@@ -106,7 +106,7 @@ class Owed:
 class Ledger:
     """Item states: delivered, failed. Shard states: complete, deleted. An item without a row was never finished.
 
-    Items are written many at a time, at most COMMIT_S after `record`; whatever is read or written here knows of all of them.
+    Items are committed in batches, at most COMMIT_S seconds after `record`; all reads and writes here include the waiting items.
     """
 
     def __init__(self, path: Path, readonly: bool = False) -> None:
@@ -125,10 +125,10 @@ class Ledger:
     def _prepare(self, readonly: bool) -> None:
         try:
             if readonly:
-                if not self._columns("shard"):  # its run begins this moment
+                if not self._columns("shard"):  # the run is just starting
                     here = SCHEMA.replace("TABLE IF NOT EXISTS", "TEMP TABLE")
                     self._db.executescript(here.replace("INDEX IF NOT EXISTS", "INDEX temp."))
-                if not self._columns("tally"):  # the same, or an earlier version wrote it
+                if not self._columns("tally"):  # the run is just starting, or an earlier version wrote the ledger
                     self._db.execute(f"CREATE TEMP VIEW tally AS {SUMS}")
                 return
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -168,24 +168,24 @@ class Ledger:
 
     @property
     def db(self) -> sqlite3.Connection:
-        """The connection, for reading: items that waited are written now, unless the disk is full."""
+        """Connection for reading; writes the waiting items first, unless the disk is full."""
         with contextlib.suppress(OSError):
             self.flush()
         return self._db
 
     def finished_uids(self) -> Uids:
-        """Every uid that ended, one way or the other."""
+        """Uids of all items that ended, delivered or failed."""
         return Uids(uid for (uid,) in self.db.execute("SELECT uid FROM item INDEXED BY item_by_shard"))
 
     def record(self, outcome: Outcome, shard: str | None) -> None:
-        """Says how one item ended, which is written at most COMMIT_S later. shard: where a delivered one went.
+        """Queue how one item ended; committed at most COMMIT_S seconds later. shard: name of a delivered item's shard.
 
-        Raises OSError, without having heard of the item, where too many wait for a disk that is full.
+        Raises OSError, without queueing the item, if COMMIT_ITEMS items wait and the disk is full.
         """
         if len(self._waiting) >= COMMIT_ITEMS:
             self.flush()
         scene = outcome.scene
-        item = scene.item if scene else outcome.item  # what the shard says, where there is one
+        item = scene.item if scene else outcome.item  # of a delivered item, as its shard has it
         self._waiting.append(
             (
                 item.uid,
@@ -208,19 +208,19 @@ class Ledger:
 
     def _tick(self) -> None:
         while not self._closing.wait(COMMIT_S):
-            with contextlib.suppress(OSError, sqlite3.Error):  # the driver is told when it writes
+            with contextlib.suppress(OSError, sqlite3.Error):  # raised again when the driver writes
                 self.flush()
 
     def flush(self) -> None:
-        """Writes the items that wait. Raises OSError where the disk is full; then they go on waiting."""
+        """Write the waiting items. Raises OSError if the disk is full; the items then stay queued."""
         if self._waiting:
             with self._writing():
                 pass
 
     def add_shard(self, shard: Shard, passes: int = 0) -> None:
-        """A shard stands complete on disk. Its items count as delivered even if a crash ate their own lines."""
+        """Record a shard as complete on disk, and its items as delivered even if a crash lost their own rows."""
         with self._writing():
-            state = "complete" if shard.entries else "deleted"  # of one that holds nothing there is no file
+            state = "complete" if shard.entries else "deleted"  # an empty shard has no file
             row = (shard.name, state, len(shard.entries), shard.rows, shard.file_bytes, time.time(), passes)
             columns = "name, state, objects, rows, bytes, finished, passes"
             self._db.execute(f"INSERT OR REPLACE INTO shard ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
@@ -228,7 +228,7 @@ class Ledger:
             self._book([entry for entry in shard.entries if entry.item.uid not in booked], shard.name)
 
     def book(self, entries: Sequence[Entry], shard: str) -> None:
-        """What the journal of an open shard holds, and nothing else, is delivered into it."""
+        """Record exactly the objects in an open shard's journal as delivered into that shard; forget its other items."""
         names = json.dumps([entry.item.uid for entry in entries])
         with self._writing():
             self._db.execute(
@@ -244,19 +244,19 @@ class Ledger:
             "ON CONFLICT (uid) DO UPDATE SET state = 'delivered', reason = '', detail = '', "
             "shard = excluded.shard, views = excluded.views, bytes = excluded.bytes, "
             "license = excluded.license, source = excluded.source, sha256 = excluded.sha256, "
-            "url = IFNULL(NULLIF(excluded.url, ''), url), "  # a row does not tell where a local file lies
+            "url = IFNULL(NULLIF(excluded.url, ''), url), "  # shard rows do not hold the path of a local file
             "credit = excluded.credit",
             [(entry.item.uid, shard, entry.views, entry.image_bytes, now, *_origin(entry.item)) for entry in entries],
         )
 
     def delete_shards(self, names: Iterable[str]) -> None:
-        """Shards were used, and their files may go: nobody will miss them."""
+        """Mark used shards as deleted; afterwards their files may be removed."""
         with self._writing():
             self._db.executemany("UPDATE shard SET state = 'deleted' WHERE name = ?", [(name,) for name in names])
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """All of it, after the items that waited, or nothing. Raises OSError where the disk is full."""
+        """Transaction: the waiting items, then the `with` block's statements, or nothing. Raises OSError if the disk is full."""
         with self._turn, self._telling():
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -267,7 +267,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
-        """Raises OSError where SQLite finds that the disk is full."""
+        """Turn SQLite's errors for a full disk into OSError (ENOSPC)."""
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -276,7 +276,7 @@ class Ledger:
             raise
 
     def kept(self) -> dict[str, Kept]:
-        """Shard name -> what is known of it."""
+        """Shard name -> its state, objects, bytes and passes."""
         rows = self.db.execute("SELECT name, state, objects, bytes, passes FROM shard")
         return {name: Kept(*rest) for name, *rest in rows}
 
@@ -285,7 +285,7 @@ class Ledger:
         return dict(self.db.execute("SELECT name, state FROM shard"))
 
     def forget_missing(self, on_disk: Iterable[str]) -> list[str]:
-        """Forgets items whose shard is gone though nobody recorded its deletion; they will be rendered again."""
+        """Forget items whose shard is gone without a recorded deletion: they are rendered again. Returns these shards."""
         present = set(on_disk)
         states = self.shards()
         known = {name for (name,) in self.db.execute("SELECT DISTINCT shard FROM item WHERE shard IS NOT NULL")}
@@ -296,7 +296,7 @@ class Ledger:
         return gone
 
     def forget_failed(self) -> int:
-        """Forgets every failure, so that these items are tried again. Returns how many."""
+        """Forget every failure, so that these items are tried again. Returns their number."""
         with self._writing():
             return self._db.execute("DELETE FROM item WHERE state = 'failed'").rowcount
 
@@ -309,7 +309,7 @@ class Ledger:
         return self._sums("reason", "failed")
 
     def _sums(self, column: str, state: str | None = None) -> dict[str, int]:
-        """Value of a column of the tally -> number of items of a state, most first."""
+        """Value of a tally column -> number of items in `state` (None: any state), most frequent first."""
         query = (
             f"SELECT {column}, SUM(items) FROM tally WHERE state = IFNULL(?, state) GROUP BY 1 HAVING SUM(items) > 0"
         )
@@ -321,7 +321,7 @@ class Ledger:
         return list(self.db.execute(query, (reason, limit)))
 
     def ends_by_url(self) -> list[tuple[str, str, int]]:
-        """(url, reason or "" for a delivered one, number of items)."""
+        """(url, failure reason or "" if delivered, number of items), sorted."""
         return list(self.db.execute("SELECT url, reason, COUNT(*) FROM item GROUP BY url, reason ORDER BY url, reason"))
 
     def licenses(self) -> dict[str, int]:
@@ -329,17 +329,17 @@ class Ledger:
         return self._sums("license", "delivered")
 
     def owed(self) -> list[Owed]:
-        """Counts by how items ended, source, license as recorded, and whether an author is known."""
+        """Numbers of items by state, source, license as recorded, and whether the author is known."""
         source, credit = self._read("source"), self._read("credit")
         query = (
             f"SELECT state, {source} AS source, license, INSTR({credit}, ?) > 0 AS named, COUNT(*) "
             "FROM item GROUP BY 1, 2, 3, 4"
         )
-        rows = self.db.execute(query, ('"author":',))  # inside a value its quotes would be escaped
+        rows = self.db.execute(query, ('"author":',))  # a key: inside a JSON value the quotes would be escaped
         return [Owed(*row) for row in rows]
 
     def works(self) -> Iterator[tuple[Item, str]]:
-        """(item, shard) of everything delivered, by uid; one at a time, so that any number fits."""
+        """Yield (item, shard name) of everything delivered, by uid; one row at a time, so that any number fits into memory."""
         fields = ", ".join(self._read(name) for name in ADDED)
         query = f"SELECT uid, license, shard, {fields} FROM item WHERE state = 'delivered' ORDER BY uid"
         for uid, license_name, shard, source, url, sha256, credit in self.db.execute(query):
@@ -349,21 +349,21 @@ class Ledger:
         return {name for _, name, *_ in self._db.execute(f"PRAGMA table_info({table})")}
 
     def _read(self, name: str) -> str:
-        """A column of the item table, or what stands for it where an earlier version wrote the ledger."""
+        """SQL expression for a column of the item table; its default if an earlier version's ledger lacks the column."""
         return name if name in self._columns() else ADDED[name]
 
     def copy(self, path: Path) -> None:
-        """Writes all of it, as it is at one moment, to another file."""
+        """Write a consistent copy of the whole ledger to another file."""
         path.unlink(missing_ok=True)
         with contextlib.closing(sqlite3.connect(path)) as to:
             self.db.backup(to)
 
     def snapshot(self) -> None:
-        """From here on every read shows the same moment of a run that goes on."""
+        """Begin a read transaction: all later reads show the same moment of a run that goes on."""
         self._db.execute("BEGIN")
 
     def totals(self) -> dict[str, int]:
-        """Views and image bytes delivered, and shard files' bytes."""
+        """Total views and image bytes of delivered items; number and file bytes of complete shards."""
         views, image_bytes = self.db.execute("SELECT TOTAL(views), TOTAL(bytes) FROM tally").fetchone()
         shards, file_bytes = self.db.execute(
             "SELECT COUNT(*), TOTAL(bytes) FROM shard WHERE state = 'complete'"
@@ -371,13 +371,13 @@ class Ledger:
         return {"views": int(views), "image_bytes": int(image_bytes), "shards": shards, "shard_bytes": int(file_bytes)}
 
     def busy(self) -> tuple[float, int]:
-        """Seconds that workers took in all, and how many workers there were."""
+        """Seconds that all workers were busy, added up, and number of workers."""
         query = "SELECT TOTAL(json_extract(timings, '$.total')), COUNT(DISTINCT worker) FROM item WHERE worker <> ''"
         seconds, workers = self.db.execute(query).fetchone()
         return float(seconds), int(workers)
 
     def timeline(self) -> list[tuple[float, str, int]]:
-        """(unix time, state, views) of every item in the order in which they ended."""
+        """(unix time, state, views) of every item, ordered by that time."""
         return list(self.db.execute("SELECT finished, state, views FROM item ORDER BY finished"))
 
     def delivered_in(self) -> dict[str, str]:
@@ -389,11 +389,11 @@ class Ledger:
         return self._sums("split", "delivered")
 
     def licenses_of(self) -> dict[str, str]:
-        """Delivered uid -> license, where one is on record: of some objects earlier versions lost it in a crash."""
+        """Delivered uid -> license, if recorded: earlier versions lost some licenses in a crash."""
         return dict(self.db.execute("SELECT uid, license FROM item WHERE state = 'delivered' AND license <> ''"))
 
 
 def _origin(item: Item) -> tuple[str, str, str, str, str]:
-    """The columns license, source, url, sha256 and credit."""
+    """Values for the columns license, source, url, sha256 and credit (JSON)."""
     credit = {name: value for name, value in item.credit.items() if value}
     return item.license, item.source, item.url, item.sha256, json.dumps(credit)

@@ -1,7 +1,7 @@
-"""Where finished files go when that is no folder of this machine: an object store, or a file system that many machines share.
+"""Storage of finished files outside this machine: an object store, or a file system that many machines share.
 
 Addresses are URIs: s3://BUCKET/PATH and gs://BUCKET/PATH (with pyarrow.fs; AWS_ENDPOINT_URL names any S3-compatible server),
-file:///PATH, and whatever fsspec has a package for. Credentials come from where the libraries look: environment, files, machine.
+file:///PATH, and all schemes that fsspec has a package for. The libraries find credentials in environment, files or machine.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pyarrow import fs
 from pipeline.core.disk import replacing, retried
 from pipeline.core.errors import UserError
 
-ASIDE = "uploading"  # folder of what is not whole yet, or was left by a process that was killed
-GIVE_UP_S = 600.0  # of failures without an end
+ASIDE = "uploading"  # folder of partial uploads, also those that killed processes left
+GIVE_UP_S = 600.0  # seconds for which a failing operation is retried
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 HOPELESS = (
     "ACCESS_DENIED",
@@ -37,7 +37,7 @@ Made = TypeVar("Made")
 class Store:
     """Files below an address, by name (with / between folders). A file is there as a whole or not at all.
 
-    What fails is tried again for GIVE_UP_S, then it raises UserError; at once where trying would not help.
+    Failing operations are retried for GIVE_UP_S seconds, then raise UserError; errors listed in HOPELESS raise it at once.
     """
 
     def __init__(self, address: str) -> None:
@@ -45,7 +45,7 @@ class Store:
         self.fs, self.root = self._patiently(lambda: _file_system(address))
 
     def put(self, local: Path, name: str) -> None:
-        """Copies a file of this machine: first aside, then under its name, once its size proves that it is whole."""
+        """Copy the file `local` to `name`: first into the folder ASIDE, then moved once its size proves that it is whole."""
         aside = f"{self.root}/{ASIDE}/{name.replace('/', '-')}.{uuid.uuid4().hex[:8]}"
 
         def copied() -> None:
@@ -59,7 +59,7 @@ class Store:
             self._make_folder(f"{self.root}/{name}")
             try:
                 self.fs.move(aside, f"{self.root}/{name}")
-            except FileNotFoundError:  # the answer of the last try was lost, not the try
+            except FileNotFoundError:  # the last try succeeded, but its answer was lost
                 if not self.has(name):
                     raise
 
@@ -67,7 +67,7 @@ class Store:
         self._patiently(published)
 
     def get(self, name: str, local: Path) -> bool:
-        """Copies a file to this machine, as a whole or not at all. False where there is none."""
+        """Copy the file `name` to `local`, as a whole or not at all. False if the store has no such file."""
 
         def fetched() -> bool:
             info = self.fs.get_file_info(f"{self.root}/{name}")
@@ -83,27 +83,27 @@ class Store:
         return self._patiently(fetched)
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of that name."""
+        """True if the store holds a file of that name."""
         info = self._patiently(lambda: self.fs.get_file_info(f"{self.root}/{name}"))
         return bool(info.type == fs.FileType.File)
 
     def names(self, folder: str = "") -> dict[str, int]:
-        """File name -> bytes, of one folder, not of those below."""
+        """File name -> bytes, of the files directly in `folder`."""
         selector = fs.FileSelector(f"{self.root}/{folder}".rstrip("/"), allow_not_found=True)
         found = self._patiently(lambda: self.fs.get_file_info(selector))
         return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
 
     def folders(self) -> list[str]:
-        """Of the first level, sorted."""
+        """Names of the top-level folders, sorted."""
         found = self._patiently(lambda: self.fs.get_file_info(fs.FileSelector(self.root, allow_not_found=True)))
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
     def open(self, name: str) -> Any:
-        """A file for reading at random places: what pyarrow.parquet takes."""
+        """Open a file for reading at random places, as pyarrow.parquet accepts."""
         return self._patiently(lambda: self.fs.open_input_file(f"{self.root}/{name}"))
 
     def delete(self, name: str) -> None:
-        """Removes a file, where there is one."""
+        """Remove a file, if it exists."""
 
         def gone() -> None:
             if self.fs.get_file_info(f"{self.root}/{name}").type == fs.FileType.File:
@@ -112,12 +112,12 @@ class Store:
         self._patiently(gone)
 
     def tidy(self) -> None:
-        """Removes what killed processes left half uploaded. Nobody else may be uploading."""
+        """Remove partial uploads that killed processes left. No other process may be uploading."""
         for name in self.names(ASIDE):
             self.delete(f"{ASIDE}/{name}")
 
     def _make_folder(self, path: str) -> None:
-        """For a file: object stores have none, and would hold an empty object in its place."""
+        """Create the parent folder of a file; not in object stores, which would hold an empty object instead."""
         if self.fs.type_name not in ("s3", "gcs"):
             self.fs.create_dir(str(Path(path).parent), recursive=True)
 
@@ -129,13 +129,13 @@ class Store:
             if any(word in str(error) for word in HOPELESS) or time.monotonic() > until:
                 raise UserError(f"{self.address} cannot be used: {error}", HINT) from None
             pause, longest_s = longest_s, min(2 * longest_s, LONGEST_PAUSE_S)
-            return pause * random.uniform(0.5, 1.5)  # clients that failed together shall not come back together
+            return pause * random.uniform(0.5, 1.5)  # clients that failed together shall not retry together
 
         return retried(act, pause_s)
 
 
 def _file_system(address: str) -> tuple[Any, str]:
-    """Of an address: the file system, and the path there. Raises UserError where nobody knows such addresses."""
+    """File system of an address, and the path in it. Raises UserError if neither pyarrow nor fsspec knows the address."""
     try:
         found: tuple[Any, str] = fs.FileSystem.from_uri(address)
         return found

@@ -1,4 +1,4 @@
-"""A run's folder: who writes to it, what it was made with, and what its shards say of that."""
+"""A run's folder: its lock, its identity in run.json, and the facts that its shards record."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.storage.ledger import Ledger
 
 
 def run_facts(cfg: RunConfig) -> dict[str, Any]:
-    """What the file metadata of every shard of a run says."""
+    """Facts for the file metadata of every shard of a run: settings, source, cameras, versions."""
     facts = {
         "config_hash": config_hash(cfg.scene),
         "settings": dataclasses.asdict(cfg.scene),
@@ -44,7 +44,7 @@ def run_facts(cfg: RunConfig) -> dict[str, Any]:
 
 
 def check_identity(cfg: RunConfig, ledger: Ledger) -> None:
-    """Once an item has ended, later sessions must ask for the same pictures; until then run.json is what was asked last."""
+    """Write run.json until an item has ended; from then on raise UserError if settings that shape the pictures changed."""
     assert cfg.out is not None
     path = cfg.out / "run.json"
     now = cfg.identity()
@@ -66,7 +66,7 @@ def check_identity(cfg: RunConfig, ledger: Ledger) -> None:
 
 @contextlib.contextmanager
 def held(out: Path) -> Iterator[None]:
-    """Held by the kernel, so that it ends with the process, however that ends."""
+    """Lock a run's folder; the kernel unlocks it however the process ends. Raises UserError if another process holds the lock."""
     with (out / ".lock").open("a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,7 +84,7 @@ def held(out: Path) -> Iterator[None]:
 
 
 def is_locked(run: Path) -> bool:
-    """Whether a driver holds the run's folder now."""
+    """True if a driver holds the run's folder now."""
     path = run / ".lock"
     if not path.exists():
         return False

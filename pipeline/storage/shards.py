@@ -1,4 +1,4 @@
-"""Parquet shards: the schema, what is in them, and how they are read. writer.py writes them. See docs/shard_format.md."""
+"""Parquet shards: schema, contents and reading. writer.py writes them. See docs/shard_format.md."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ CONVENTION = (
     "Poses are raw: no scene normalisation was applied."
 )
 LAYERS = ("alpha", "depth", "normals")
-NUMBERS = ("frame", "asked_us", "time_us")  # of views that are frames of a video: int64
+NUMBERS = ("frame", "asked_us", "time_us")  # int64 columns of views that are video frames
 SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
 ENTRY_COLUMNS = ("uid", "source", "license", "sha256")  # fields of an Item that are columns
 METADATA_KEY = b"lvsm_data"
 
 
 def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
-    """The columns of a shard, with those of LAYERS and NUMBERS that it has.
+    """Arrow schema of a shard. optional: which of LAYERS and NUMBERS it has.
 
     The Hugging Face metadata makes `image` a picture for `datasets` and the hub's viewer.
     """
@@ -71,7 +71,7 @@ def split_of(uid: str, val_percent: float) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the ledger books of an object: its item as far as its rows know it, and its image bytes at all resolutions."""
+    """Ledger record of an object: item as far as its rows hold it, views, image bytes at all resolutions together."""
 
     item: Item
     views: int
@@ -100,7 +100,7 @@ class Shard:
 
 
 def entries_of(objects: Sequence[pa.RecordBatch | pa.Table], widths: int) -> list[Entry]:
-    """What the ledger books, from the rows of each object at so many resolutions together."""
+    """Ledger records of objects, each given as its rows at all `widths` resolutions (a number) together."""
     if not objects:
         return []
     rows = pa.concat_tables([one if isinstance(one, pa.Table) else pa.Table.from_batches([one]) for one in objects])
@@ -118,7 +118,7 @@ def entries_of(objects: Sequence[pa.RecordBatch | pa.Table], widths: int) -> lis
 
 
 def is_web(url: str) -> bool:
-    """Whether others can look there too: an address with a scheme, not a path."""
+    """True for an address that others can open too: with a scheme, and not file:."""
     return "://" in url and not url.startswith("file:")
 
 
@@ -138,19 +138,19 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def complete_shards(out: Path, widths: Sequence[int]) -> set[str]:
-    """Names of the shards of a run's folder that are there at all these resolutions."""
+    """Names of the shards in a run's folder that exist at all resolutions `widths`."""
     return set.intersection(*({path.stem for path in shard_paths(out / str(width))} for width in widths))
 
 
 def widths_in(out: Path) -> list[int]:
-    """Resolutions that a run's folder holds."""
+    """Resolutions that a run's folder holds: widths in pixels, ascending."""
     return sorted(int(path.name) for path in out.iterdir() if path.is_dir() and path.name.isdecimal())
 
 
 def find_shards(folder: Path) -> dict[int, list[Path]]:
     """Width -> complete shards of a run's folder, or of one resolution's folder given by itself.
 
-    Raises UserError where there is no such folder or no shard in it.
+    Raises UserError if the folder does not exist or holds no shard.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder", "give the --out of a run")
@@ -163,7 +163,7 @@ def find_shards(folder: Path) -> dict[int, list[Path]]:
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """Run-level facts of a shard file. Raises UserError where the file is not a shard of ours."""
+    """Run-level facts of a shard file. Raises UserError if the file is unreadable or was not written by lvsm-data."""
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
@@ -175,13 +175,13 @@ def facts_of(path: Path) -> dict[str, Any]:
 
 
 def uids_of(path: Path) -> list[str]:
-    """The objects of a shard file, in order; reads one column."""
+    """Uids of the objects of a shard file, in order; reads that column alone."""
     with pq.ParquetFile(path) as file:
         return [file.read_row_group(i, ["uid"])["uid"][0].as_py() for i in range(file.num_row_groups)]
 
 
 def shard_on_disk(out: Path, widths: Sequence[int], name: str) -> Shard:
-    """A complete shard as its files at these resolutions tell of it, for a ledger that has not heard of it."""
+    """Read a complete shard from its files, for a ledger that lacks it. Raises UserError if a file is unreadable."""
     entries: dict[str, Entry] = {}
     paths = [out / str(width) / f"{name}.parquet" for width in widths]
     for path in paths:
@@ -198,7 +198,7 @@ def shard_on_disk(out: Path, widths: Sequence[int], name: str) -> Shard:
 
 
 def row_keys(path: Path) -> Iterator[tuple[set[str], list[int]]]:
-    """Of each row group of a shard file: the uids in it (one, in a sound file) and the views in their order."""
+    """Per row group of a shard file: its uids (one, in a sound file) and its view numbers, in order."""
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, ["uid", "view"])
@@ -221,7 +221,7 @@ class Rows:
 
 
 def read_objects(path: Path) -> Iterator[Rows]:
-    """The objects of one shard file, one row group at a time."""
+    """Yield the objects of one shard file, one row group at a time."""
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)

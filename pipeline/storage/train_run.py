@@ -1,4 +1,4 @@
-"""What a training run's log.jsonl says, read while it grows. For a cycle's driver, page and audit: no torch here."""
+"""Reader of a training run's log.jsonl while it grows, for a cycle's driver, page and audit. Needs no torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LOG = "log.jsonl"
 
 @dataclass
 class TrainingLog:
-    """Sums and last words of a log; `read` takes in what is new.
+    """Lines of a training log so far, and their sums; `read` adds new lines.
 
-    curve: (step, loss, seconds, waited seconds, samples) of each step. looks: (step, scores) at objects that do not train.
-    slots: of a cycle, shard number -> samples of it.
+    curve: (step, loss, seconds, waited seconds, samples) of each step. looks: (step, scores) of evaluations on held-out objects.
+    slots: shard number -> samples of that shard, in a cycle.
     """
 
     folder: Path
@@ -30,7 +30,7 @@ class TrainingLog:
     _at: tuple[int, int] = (0, 0)  # inode, bytes read
 
     def read(self, until: int | None = None) -> TrainingLog:
-        """Takes in new lines up to step `until`; starts over if the file was replaced or cut. Returns itself."""
+        """Add new lines up to step `until`; start over if the file was replaced or cut. Returns the log itself."""
         try:
             with (self.folder / LOG).open("rb") as file:
                 found = os.fstat(file.fileno())
@@ -67,7 +67,7 @@ class TrainingLog:
 
     @property
     def samples_per_s(self) -> float | None:
-        """While it does not wait for data; None before the second step: the first one starts things."""
+        """Samples per second while not waiting for data; None before the second step, as the first includes startup."""
         if len(self.curve) < 2:
             return None
         _, _, seconds, waited, samples = self.curve[0]

@@ -1,4 +1,4 @@
-"""Millions of uids in little memory."""
+"""Set of millions of uids in little memory."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-RECENT = 1 << 17  # uids in an ordinary set, before they join the others
+RECENT = 1 << 17  # uids in a Python set, before they join the sorted array
 
 
 class Uids:
-    """A set of uids that only grows: 8 bytes for each, a hash of 64 bits.
+    """Set of uids that only grows: 8 bytes each, a 64-bit hash.
 
-    Of ten million uids two have the same hash with a probability of 3e-6, and then the second would pass for known.
+    Among ten million uids two share a hash with probability 3e-6; the second of these would pass for known.
     """
 
     def __init__(self, uids: Iterable[str] = ()) -> None:
         self._recent: set[int] = set()
         self._hashes = np.fromiter(map(hash, uids), np.int64)
         self._hashes.sort()
-        self._view = memoryview(self._hashes.data)  # whose numbers are Python's: quicker, one at a time
+        self._view = memoryview(self._hashes.data)  # yields Python ints: quicker for single uids
 
     def __contains__(self, uid: object) -> bool:
         key = hash(uid)
@@ -33,7 +33,7 @@ class Uids:
         return len(self._hashes) + len(self._recent)
 
     def add(self, uid: str) -> None:
-        """Adds one that may be there already."""
+        """Add one uid, which may be in the set already."""
         if uid not in self:
             self._recent.add(hash(uid))
             if len(self._recent) >= RECENT:
@@ -41,17 +41,17 @@ class Uids:
                 self._join(np.fromiter(recent, np.int64, len(recent)))
 
     def fresh(self, uids: Sequence[str]) -> list[int]:
-        """The places of those that are not in the set; thousands at once."""
+        """Indices of the `uids` that are not in the set; for thousands at once."""
         keys = np.fromiter(map(hash, uids), np.int64, len(uids))
         return [place for place in np.flatnonzero(~self._among(keys)).tolist() if uids[place] not in self]
 
     def _among(self, keys: np.ndarray) -> np.ndarray:
-        """Which of them are among those that have joined."""
+        """Boolean mask of the `keys` that are in the sorted array."""
         places = np.minimum(self._hashes.searchsorted(keys), max(0, len(self._hashes) - 1))
         return self._hashes[places] == keys if len(self._hashes) else np.zeros(len(keys), bool)
 
     def known(self, uids: Sequence[str]) -> int | None:
-        """Adds thousands at once. The place of the first that was there already, or stands before it; then none is added."""
+        """Add thousands of uids at once and return None; or add none and return the index of the first known or repeated one."""
         keys = np.fromiter(map(hash, uids), np.int64, len(uids))
         fresh = np.unique(keys)
         if len(fresh) < len(keys) or self._among(fresh).any() or not self._recent.isdisjoint(keys.tolist()):
@@ -65,5 +65,5 @@ class Uids:
 
     def _join(self, hashes: np.ndarray) -> None:
         joined = np.concatenate([self._hashes, np.sort(hashes)])
-        joined.sort(kind="stable")  # two runs in order: merged, not sorted
+        joined.sort(kind="stable")  # two sorted runs, which a stable sort merges
         self._hashes, self._view = joined, memoryview(joined.data)

@@ -1,7 +1,7 @@
-"""From the local folder to the store: finished shards go there as soon as they are, and a copy of the ledger from time to time.
+"""Upload a run to its object store: each shard as soon as it is finished, and a copy of the ledger from time to time.
 
-The local folder is the run's on the driver's machine: ledger, open shards, shards that wait. It can be lost: on another machine
-the same command brings back the ledger's last copy, and what it had not heard of stands in the shards themselves.
+The local folder on the driver's machine holds the ledger, open shards and shards that wait for upload. If lost, the same command
+on another machine restores the ledger's last copy, and reads shards that this copy lacks from the store.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from pipeline.storage.object_store import Store
 from pipeline.storage.shards import SHARD_NAME, Shard, shard_on_disk
 
 AT_ONCE = 4
-AHEAD = 8  # finished shards that may wait; then rendering waits for them
-WORDS = 3  # of a driver that may be missing before it passes for dead
-COPY_SHARE = 0.05  # of the time that copies of a large ledger may take
-DRIVER = "driver.json"  # in the store: whose local folder is the present one, and when it was last heard of
-DESK = "desk.json"  # in the local folder: its name
+AHEAD = 8  # finished shards that may wait for upload before rendering waits
+WORDS = 3  # heartbeat intervals after which a silent driver counts as dead
+COPY_SHARE = 0.05  # largest share of time spent on copying the ledger
+DRIVER = "driver.json"  # in the store: the last driver's heartbeat, with the name of its local folder
+DESK = "desk.json"  # in the local folder: its random name
 LEDGER = "ledger.sqlite"
 PAPERS = ("run.json", "status.json", "availability.csv")
 
 
 class InFolder:
-    """Sink of a run without an object store: its shards stay where they are, and are nowhere else."""
+    """Sink of a run without an object store: its shards stay in the run's folder alone."""
 
     there: frozenset[str] = frozenset()
 
@@ -55,9 +55,9 @@ class InFolder:
 
 
 class Uploads:
-    """Sink in an object store, within a `with` block. out: the local folder. widths: of its shards.
+    """Sink that uploads to an object store, within a `with` block. out: the local folder. widths: resolutions of its shards.
 
-    every_s: seconds between two copies of the ledger.
+    every_s: seconds between two copies of the ledger, and between two heartbeats.
     """
 
     def __init__(self, store: Store, out: Path, widths: Sequence[int], every_s: float) -> None:
@@ -80,13 +80,13 @@ class Uploads:
             self.check()
 
     def close(self) -> None:
-        """Stop; what waits stays in the local folder. `finish` comes first where all went well."""
+        """Stop uploading; waiting shards stay in the local folder. Call `finish` first if all went well."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
         self._regular.shutdown()
 
     def take(self, shard: str) -> None:
-        """Move a finished shard to the store. Waits while too many shards wait; raises what went wrong."""
+        """Queue a finished shard for upload. Blocks while AHEAD shards wait; raises the error of a failed upload."""
         self.check()
         while len(self.waiting) >= AHEAD:
             time.sleep(0.05)
@@ -94,7 +94,7 @@ class Uploads:
         self.waiting[shard] = self._pool.submit(self._bring, shard)
 
     def check(self) -> None:
-        """Raises UserError where the store does not take what it is given."""
+        """Raise UserError if an upload, a ledger copy or a heartbeat failed; add arrived shards to `there`."""
         for shard in [name for name, future in self.waiting.items() if future.done()]:
             self.waiting.pop(shard).result()
             self.there.add(shard)
@@ -103,20 +103,20 @@ class Uploads:
                 work.result()
 
     def finish(self) -> None:
-        """Waits until all that was finished is there, and the ledger with it."""
+        """Wait until all finished shards, and then the ledger, are in the store."""
         for future in list(self.waiting.values()):
             future.result()
         self.check()
         self._copy()
 
     def snapshot(self) -> dict[str, int]:
-        """Shards that wait, and their bytes."""
+        """Number of shards that wait for upload, and their bytes."""
         waiting = [name for name, future in list(self.waiting.items()) if not future.done()]
         sizes = [self._size(self.out / name) for shard in waiting for name in self._names(shard)]
         return {"waiting": len(waiting), "bytes": sum(sizes)}
 
     def as_found(self, name: str) -> Shard:
-        """A shard of the store that the ledger has not heard of, as its files tell of it."""
+        """Read a shard of the store that the ledger lacks, from temporary copies of its files."""
         aside = self.out / "scratch" / "found"
         try:
             for file in self._names(name):
@@ -126,7 +126,7 @@ class Uploads:
             shutil.rmtree(aside, ignore_errors=True)
 
     def drop(self, name: str) -> None:
-        """Removes what there is of a shard."""
+        """Delete the files of a shard from the store."""
         for file in self._names(name):
             self.store.delete(file)
         self.there.discard(name)
@@ -141,14 +141,14 @@ class Uploads:
         return 0
 
     def _listed(self) -> set[str]:
-        """Shards that are in the store at all widths."""
+        """Names of the shards that the store holds at all widths."""
         found = [{Path(name).stem for name in self.store.names(str(width))} for width in self.widths]
         return {name for name in set.intersection(*found) if SHARD_NAME.match(name)}
 
     def _bring(self, shard: str) -> None:
         for name in self._names(shard):
             self.store.put(self.out / name, name)
-        for name in self._names(shard):  # all widths are there: until then the next session would bring them again
+        for name in self._names(shard):  # only now, so that a session killed before uploads all widths again
             (self.out / name).unlink()
 
     def _copy_often(self) -> None:
@@ -159,7 +159,7 @@ class Uploads:
             pause_s = max(self.every_s, (time.monotonic() - start) / COPY_SHARE)
 
     def _claim_often(self) -> None:
-        while not self._stop.wait(self.every_s):  # a copy of a large ledger may take longer than others wait for a word
+        while not self._stop.wait(self.every_s):  # own thread: a ledger's copy may outlast a heartbeat
             claim(self.store, self.out, self.every_s)
 
     def _copy(self) -> None:
@@ -186,7 +186,7 @@ def sink_of(cfg: RunConfig) -> contextlib.AbstractContextManager[Sink]:
 
 
 def claim(store: Store, out: Path, every_s: float, ended: bool = False) -> None:
-    """Write into the store that the driver of this local folder lives, and will say so again, or that it has ended."""
+    """Write this driver's heartbeat into the store: its local folder, host, process and time, and whether it has ended."""
     path = out / DRIVER
     who = {"desk": desk_name(out), "host": socket.gethostname(), "pid": os.getpid()}
     put(path, who | {"updated": time.time(), "every_s": every_s, "ended": ended})
@@ -194,7 +194,7 @@ def claim(store: Store, out: Path, every_s: float, ended: bool = False) -> None:
 
 
 def believed_s(told: dict[str, Any]) -> float:
-    """For how long a driver will be believed to live, by what it said; not more than 0 where it has ended."""
+    """Seconds for which a driver still counts as alive after its last heartbeat `told`; 0 or less if it ended or is overdue."""
     return 0.0 if told["ended"] else float(told["updated"] + WORDS * told["every_s"] - time.time())
 
 
@@ -202,7 +202,7 @@ def believed_s(told: dict[str, Any]) -> float:
 def attached(address: str | None, out: Path, every_s: float) -> Iterator[None]:
     """Make this process, which holds the local folder `out`, the writer of the store at `address` (None: no store).
 
-    The local folder is brought up to date first: on a new machine, or if the run went on elsewhere, with the ledger's last copy.
+    On a new machine, or if the run went on elsewhere, the local folder is first replaced by the ledger's last copy.
     Raises UserError while another machine's driver writes there.
     """
     if address is None:
@@ -226,25 +226,25 @@ def attached(address: str | None, out: Path, every_s: float) -> Iterator[None]:
 
 
 def driver(store: Store, out: Path) -> dict[str, Any] | None:
-    """Fetch what the last driver said of itself into the folder `out`; None where there was none."""
+    """Fetch the last driver's heartbeat into the folder `out` and return it; None if the store has none."""
     path = out / DRIVER
     return json.loads(path.read_text()) if store.get(DRIVER, path) else None
 
 
 def lives_elsewhere(copy: Path) -> bool:
-    """True if the driver of a run that was copied from a store may still be at work."""
+    """True if the driver of a run that was copied from a store to `copy` may still be at work."""
     path = copy / DRIVER
     return path.exists() and not (copy / DESK).exists() and believed_s(json.loads(path.read_text())) > 0
 
 
 def desk_name(out: Path) -> str:
-    """Read the name of a local folder; "" where it has none."""
+    """Read the name of a local folder; "" if it has none."""
     path = out / DESK
     return str(json.loads(path.read_text())["desk"]) if path.exists() else ""
 
 
 def _bring_back(store: Store, out: Path) -> None:
-    """Restore the local folder from its last copy: what was here is of an earlier time."""
+    """Empty the outdated local folder `out`, then fetch the ledger's last copy and PAPERS from the store."""
     for path in out.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

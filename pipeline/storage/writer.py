@@ -1,8 +1,8 @@
-"""Writes scenes into shards: a journal that a crash cannot hurt, then Parquet. See docs/shard_format.md.
+"""Write scenes into shards: first a crash-safe journal, then Parquet. See docs/shard_format.md.
 
 A finished object is appended to a journal (one checksummed record, all resolutions together), so that a killed process loses
-nothing that was rendered. A full journal becomes one Parquet file per resolution, written beside, fsynced and
-renamed; then the journal goes. Hence a name that ends in .parquet is complete, and while a journal exists it is the truth.
+nothing that was rendered. A full journal becomes one Parquet file per resolution, written under a temporary name, fsynced and
+renamed; then the journal is deleted. A name that ends in .parquet is complete; while a journal exists, the journal is the truth.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from pipeline.storage.shards import (
     shard_name,
 )
 
-FSYNC_BYTES = 16_000_000  # how much a power cut may cost; a killed process costs nothing
-TOGETHER = 32  # objects that are copied side by side, to be written by one call: a call for each takes twice the time
-SMALL = 128  # bytes of a column in a row group, below which it stays as it is
+FSYNC_BYTES = 16_000_000  # bytes that a power cut may lose; a killed process loses none
+TOGETHER = 32  # objects joined into one table for writing: a call for each takes twice the time
+SMALL = 128  # bytes of a column per row group, below which it stays uncompressed
 PARQUET_EXTRA = (
     8192  # bytes that an object may take more in a shard than in a journal: its row group's share of the footer
 )
@@ -47,7 +47,7 @@ PARQUET_EXTRA = (
 
 @dataclass
 class _Journal:
-    """An open shard: first a record with the schema, then one per object, with its rows at all resolutions."""
+    """Open shard: first a record with the schema, then one per object, with its rows at all resolutions."""
 
     path: Path
     sink: FileIO
@@ -56,7 +56,7 @@ class _Journal:
 
 
 class ShardWriter:
-    """Writes scenes into OUT/<width>/<split>-NNNNNN.parquet. One process, one writer per folder.
+    """Write scenes into OUT/<width>/<split>-NNNNNN.parquet. One process, one writer per folder.
 
     widths: resolutions of every scene. metadata: run-level facts for the file metadata. target_bytes: size at which a
     shard is closed, counted in image bytes of the largest width.
@@ -82,7 +82,7 @@ class ShardWriter:
         (out / "journal").mkdir(exist_ok=True)
 
     def add(self, scene: Scene | Packed, split: str, next_number: int) -> tuple[str, bool]:
-        """Appends one scene durably; returns its shard's name, and whether that made it full: then it waits for `publish`,
+        """Append one scene durably. Returns its shard's name, and True if the shard is now full and waits for `publish`,
         which may be called in another thread.
 
         next_number: the number of a new shard, used only when none of this split is open.
@@ -97,7 +97,7 @@ class ShardWriter:
         return name, full
 
     def append(self, name: str, packed: Packed) -> None:
-        """Appends one scene durably to the shard of a name. Raises OSError, with nothing written, where the disk is full."""
+        """Append one scene durably to the shard `name`. Raises OSError, with nothing written, if the disk is full."""
         journal = self.open.get(name) or self._start(name)
         journals.append(journal.sink, packed.record)
         journal.unsynced += len(packed.record)
@@ -106,16 +106,16 @@ class ShardWriter:
             journal.unsynced = 0
 
     def close(self, split: str) -> Shard | None:
-        """Turns the open journal of a split into its Parquet files. None where no journal is open."""
+        """Publish the open journal of a split as Parquet files. None if no journal is open."""
         return next((self.publish(name) for name in list(self.open) if name.startswith(split)), None)
 
     def recover(self) -> list[Shard]:
-        """Publishes what a killed run left behind, after removing its half-written files."""
+        """Publish the journals that a killed run left behind, after removing its half-written files."""
         self._tidy()
         return [shard for path in self._journals() if (shard := self.publish(path.stem))]
 
     def reopen(self) -> dict[str, list[Entry]]:
-        """Goes on with what a killed run left behind: shard name -> the objects in its journal."""
+        """Reopen the journals that a killed run left behind. Returns shard name -> the objects in its journal."""
         self._tidy()
         found: dict[str, list[Entry]] = {}
         for path in self._journals():
@@ -137,9 +137,9 @@ class ShardWriter:
         return sorted((self.out / "journal").glob("*.arrow"))
 
     def publish(self, name: str, order: Sequence[str] = ()) -> Shard | None:
-        """A journal -> the Parquet files of its shard, then removes it. None (and no files) for an empty journal.
+        """Turn a journal into the Parquet files of its shard and delete the journal. None (and no files) if it is empty.
 
-        order: uids, in which the objects stand in the shard. Default: as they came. May be called again after an OSError.
+        order: uids in the order in which the shard shall hold them (default: as appended). May be called again after an OSError.
         """
         path = self.out / "journal" / f"{name}.arrow"
         batches = journals.read(path)
@@ -157,7 +157,7 @@ class ShardWriter:
         return Shard(name, entries, file_bytes) if batches else None
 
     def leave(self) -> None:
-        """Closes open journals as they are, for a session that will `reopen` them."""
+        """Close open journals as they are, for a session that will `reopen` them."""
         while self.open:
             self.open.popitem()[1].sink.close()
 
@@ -201,14 +201,14 @@ class ShardWriter:
 
 
 def _compressible(objects: list[pa.RecordBatch], widths: int) -> list[str]:
-    """Columns that zstd makes smaller. To start it takes longer than all else where an object has but a view or two."""
+    """Columns large enough for zstd: with one or two views per object, starting zstd takes longer than all else."""
     enough = SMALL * widths * len(objects)
-    names = [name for name in objects[0].schema.names if name != "alpha"]  # which is PNG
+    names = [name for name in objects[0].schema.names if name != "alpha"]  # alpha is PNG, compressed already
     return [name for name in names if sum(one.column(name).nbytes for one in objects) >= enough]
 
 
 def _leaves(names: list[str]) -> list[str]:
-    """Parquet column paths of some columns, as the writer's options want them; those of JPEGs are left out."""
+    """Parquet column paths of the columns `names`, as the writer's options want them; JPEG bytes are left out."""
     nested = {
         "image": ["image.path"],
         "c2w": ["c2w.list.element"],
@@ -219,13 +219,13 @@ def _leaves(names: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Packer:
-    """Scenes of one run -> what `ShardWriter.append` takes. Crosses to workers."""
+    """Turn scenes of one run into records for `ShardWriter.append`. Sent to workers."""
 
     schema: pa.Schema
     config_hash: str
 
     def __call__(self, scene: Scene | Packed) -> Packed:
-        """What is packed already stays as it is."""
+        """Pack a scene; return one that is packed already unchanged."""
         if isinstance(scene, Packed):
             return scene
         aside = {name: scene.meta.pop(name) for name in [*scene.meta] if name.startswith("_")}
@@ -241,13 +241,13 @@ class Packer:
 
 
 def group_of(scene: Scene) -> str:
-    """What must not be torn apart between train and val: all clips of one video; else every item stands alone."""
+    """Group that train and val must not share: the video of a clip; for any other item, its uid."""
     video = scene.meta.get("video")
     return video_of(video) if video else scene.item.uid
 
 
 def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
-    """One scene at all its resolutions -> a record batch, widths ascending, views in order within each."""
+    """Record batch of one scene at all its resolutions: widths ascending, views in order within each."""
     columns: dict[str, list[Any]] = {name: [] for name in of.names}
     poses = scene.c2w.reshape(len(scene.c2w), 16)
     for width, views in sorted(scene.by_width.items()):
@@ -269,7 +269,7 @@ def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
     known = {
         "credit": item.credit,
         "url": item.url if is_web(item.url) else "",
-    }  # paths of ours are nobody else's business
+    }  # local paths stay private
     facts = scene.meta | {name: value for name, value in known.items() if value}
     meta = json.dumps(facts, separators=(",", ":"), sort_keys=True)
     same = {"uid": item.uid, "source": item.source, "license": item.license, "sha256": item.sha256, "meta": meta}
