@@ -1,4 +1,4 @@
-"""`lvsm-data doctor`: what is installed, what works, and what to do about the rest. Imports neither bpy nor torch."""
+"""`lvsm-data doctor`: check what is installed and what works, and name fixes. Imports neither bpy nor torch."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def check_packages() -> list[Check]:
 
 
 def judge_pil(pillow: str | None, simd: str | None, active: str, x86: bool) -> Check:
-    """Judge the PIL. pillow, simd: installed versions or None. active: PIL.__version__, "" if PIL cannot be imported.
+    """Judge the installed PIL. pillow, simd: installed versions or None. active: PIL.__version__, "" if PIL cannot be imported.
 
     Both distributions own the same PIL folder: whichever was installed last overwrote the other's files.
     """
@@ -132,7 +132,7 @@ def check_pil() -> list[Check]:
         from pipeline.core.images import version
 
         active = version()
-    except ImportError:  # no PIL, or half of one and half of the other
+    except ImportError:  # no PIL, or a mix of files of pillow and pillow-simd
         active = ""
     return [judge_pil(_version("pillow"), _version("pillow-simd"), active, platform.machine() == "x86_64")]
 
@@ -247,7 +247,7 @@ def check_videos() -> list[Check]:
     """Check that yt-dlp can solve the challenges that YouTube sets in JavaScript."""
     try:
         return [judge_js_runtime(js_runtime.found_runtimes(), js_runtime.solver())]
-    except ImportError as error:  # no yt-dlp, or one that is arranged differently
+    except ImportError as error:  # no yt-dlp, or a version with other modules
         return [Check("JavaScript", "note", f"yt-dlp cannot be asked: {error}", "make setup")]
 
 

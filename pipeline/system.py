@@ -1,4 +1,4 @@
-"""What must be on the machine before and beside the Python packages. Standard library only: `make setup` runs it first.
+"""Find, and on Debian install, system packages beside the Python packages. Standard library only: `make setup` runs this first.
 
 python3.11 -m pipeline.system build run test
 """
@@ -17,12 +17,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-LOCK_WAIT_S, LOCK_LOOK_S = 900.0, 2.0  # for somebody else's apt
+LOCK_WAIT_S, LOCK_LOOK_S = 900.0, 2.0  # most seconds to wait for another apt, and between two tries
 
 
 @dataclass(frozen=True)
 class Need:
-    """One thing that the system has to bring. kind: command, header, module or library; package: its name in Debian 12.
+    """One requirement of the system. kind: command, header, module or library; package: its name in Debian 12.
 
     purpose: build (to install the Python packages), run (to render) or test (for `make test`).
     """
@@ -58,7 +58,7 @@ NEEDS = (
 
 
 def present(need: Need) -> bool:
-    """Whether the machine has it, found the way its user will look for it."""
+    """True if the machine has `need`, found the way its user will look for it."""
     if need.kind == "library":
         return _loads(need.what)
     if need.kind == "header":
@@ -69,13 +69,13 @@ def present(need: Need) -> bool:
 
 
 def missing(purposes: Iterable[str]) -> list[Need]:
-    """What these purposes need and the machine lacks."""
+    """Needs of the given purposes that the machine lacks."""
     wanted = set(purposes)
     return [need for need in NEEDS if need.purpose in wanted and not present(need)]
 
 
 def apt_line(packages: Iterable[str], sudo: bool = True) -> str:
-    """The one command that installs them on Debian."""
+    """Command that installs all `packages` on Debian."""
     return f"{'sudo ' if sudo else ''}apt-get install -y --no-install-recommends {' '.join(sorted(set(packages)))}"
 
 
@@ -106,7 +106,7 @@ def _install(packages: list[str]) -> None:
 
 
 def _apt(command: list[str], environment: dict[str, str]) -> None:
-    """Runs it as soon as nobody else does such things: a machine that has just been booted brings itself up to date.
+    """Run an apt command, waiting while another process holds apt's lock: a machine that has just been booted updates itself.
 
     apt's DPkg::Lock::Timeout would wait for dpkg, but neither for the lists nor for the archives.
     """
@@ -126,14 +126,14 @@ def _apt(command: list[str], environment: dict[str, str]) -> None:
 
 
 def _holder(words: str) -> str:
-    """Takes "process 123 (unattended-upgr)" from apt's own words."""
+    """Extract "process 123 (unattended-upgr)" from apt's error text."""
     if (found := re.search(r"held by process (\d+)(?: \((.+?)\))?", words)) is None:
         return "another process"
     return f"process {found[1]}" + (f" ({found[2]})" if found[2] else "")
 
 
 def main(purposes: list[str]) -> int:
-    """Names everything that is missing at once. Root on Debian gets it installed; anyone else gets the command."""
+    """Report everything that is missing at once. Root on Debian gets it installed; anyone else gets the command."""
     lacks = missing(purposes)
     if not lacks:
         return 0

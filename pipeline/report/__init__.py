@@ -1,1 +1,1 @@
-"""What a run tells: status, page, verification, licenses."""
+"""Reports on a run: status, page, verification, licenses."""

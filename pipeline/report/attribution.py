@@ -1,4 +1,4 @@
-"""Whom a run owes credit, and what the licenses of its objects mean for the whole. The ledger is enough: shards may be gone."""
+"""Credits that a run owes, and what the licenses of its objects mean for the whole set. Needs the ledger alone, no shards."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import is_web
 
 COLUMNS = ("uid", "source", "title", "author", "license", "license_url", "page", "url", "sha256", "shard")
-SHOWN = 30  # licenses by name; a source may have thousands of texts of its own
+SHOWN = 30  # most licenses listed by name; a source may have thousands of texts of its own
 SHOWN_IN_LINE = 4
 FORMULA = tuple("=+-@＝＋－＠")  # what makes a spreadsheet compute a cell
-HUB = set(  # the Hugging Face Hub's license ids, as far as ours can come down to them
+HUB = set(  # license ids of the Hugging Face Hub that our license names can map to
     "afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 cc cc-by-2.0 "
     "cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 "
     "cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 ecl-2.0 epl-1.0 "
@@ -39,10 +39,10 @@ HUB = set(  # the Hugging Face Hub's license ids, as far as ours can come down t
 
 @dataclass(frozen=True)
 class Account:
-    """A run's objects by license, all of one moment. Licenses and sources: name -> objects, most frequent first.
+    """Objects of a run by license, from one snapshot. Licenses and sources: name -> objects, most frequent first.
 
     unnamed: delivered objects whose license asks to name an author and whose author is not on record. table: the file with
-    a line per object, where one was written.
+    a line per object, if one was written.
     """
 
     run: Path
@@ -54,21 +54,21 @@ class Account:
 
     @property
     def total(self) -> int:
-        """Delivered objects."""
+        """Number of delivered objects."""
         return sum(self.delivered.values())
 
     def where(self, wanted: Callable[[Facts], bool]) -> dict[str, int]:
-        """The licenses of delivered objects whose family's facts are so. Of the family "unknown" nothing is known."""
+        """License -> delivered objects, of the licenses whose facts satisfy `wanted`; those of family "unknown" are left out."""
         known = ((name, count) for name, count in self.delivered.items() if family(name) != UNKNOWN)
         return {name: count for name, count in known if wanted(FAMILIES[family(name)])}
 
     def unknown(self) -> dict[str, int]:
-        """The licenses of delivered objects that nothing is known of."""
+        """License -> delivered objects, of the licenses of family "unknown"."""
         return {name: count for name, count in self.delivered.items() if family(name) == UNKNOWN}
 
 
 def account(run: Path, table: Path | None = None) -> Account:
-    """Reads a run's ledger, also while the run goes on, and writes the table of its delivered objects where one is wanted.
+    """Read a run's ledger, also while the run goes on; write the table of its delivered objects to `table`, if given.
 
     Raises UserError: there is no run, the table cannot be written.
     """
@@ -91,7 +91,7 @@ def account(run: Path, table: Path | None = None) -> Account:
 
 
 def _write_table(handle: TextIO, works: Iterator[tuple[Item, str]]) -> None:
-    """One line at a time: ten million objects do not fit into memory."""
+    """Write the table one row at a time: ten million objects do not fit into memory."""
     lines = csv.writer(handle)
     lines.writerow(COLUMNS)
     for item, shard in works:
@@ -103,16 +103,16 @@ def _write_table(handle: TextIO, works: Iterator[tuple[Item, str]]) -> None:
 
 
 def _line(value: object) -> str:
-    """What others wrote, in one line: spaces for control characters and line ends."""
+    """Foreign text on one line: spaces for control characters and line ends."""
     return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", str(value or "")).split())
 
 
 def _harmless(cell: str) -> str:
-    """A cell that a spreadsheet shows and never computes."""
+    """Cell that a spreadsheet shows and never computes."""
     return f"'{cell}" if cell.lstrip().startswith(FORMULA) else cell
 
 
-# ---- what it means, for people and machines
+# ---- what the licenses mean, for people and machines
 
 
 def findings(found: Account) -> dict[str, str]:
@@ -167,7 +167,7 @@ def families(licenses: dict[str, int]) -> dict[str, int]:
 
 
 def as_dict(found: Account) -> dict[str, Any]:
-    """Everything for machines, JSON-able."""
+    """Account and findings for machines, JSON-able."""
     return {
         "run": str(found.run),
         "delivered": found.total,
@@ -187,7 +187,7 @@ def as_dict(found: Account) -> dict[str, Any]:
 
 
 def as_text(found: Account) -> str:
-    """The same for people."""
+    """Account and findings as text for people."""
     lines = [f"{shown(found.run)}: {found.total:,} objects delivered, {sum(found.failed.values()):,} failed"]
     for title, counts in (("delivered", found.delivered), ("failed", found.failed)):
         if counts:
@@ -204,7 +204,7 @@ def as_text(found: Account) -> str:
 
 
 def write_card(found: Account, path: Path) -> str:
-    """Writes the card's paragraph to a file and returns it. Raises UserError: nothing delivered, no such place."""
+    """Write the card's paragraph to `path` and return it. Raises UserError: nothing delivered, or no such place."""
     if not found.total:
         raise UserError(
             f"{shown(found.run)} has delivered nothing yet: there is nothing to say in a card", "render first"
@@ -218,7 +218,7 @@ def write_card(found: Account, path: Path) -> str:
 
 
 def card(found: Account, folder: Path | None = None) -> str:
-    """Markdown for a dataset card, front matter included. folder: where it will lie, for its link to the table."""
+    """Markdown for a dataset card, front matter included. folder: where the card will lie, for its relative link to the table."""
     licenses = list(found.delivered.items())
     rows = [f"| {_linked(name)} | {count:,} | {FAMILIES[family(name)].says} |" for name, count in licenses[:SHOWN]]
     if more := licenses[SHOWN:]:
@@ -251,7 +251,7 @@ def card(found: Account, folder: Path | None = None) -> str:
 
 
 def hub_license(licenses: dict[str, int]) -> str:
-    """The id of the Hugging Face Hub for a set: the license of all objects where it is one, else `other`."""
+    """License id of the Hugging Face Hub for a set: that of the only license of all objects, else `other`."""
     if len(licenses) != 1:
         return "other"
     name = next(iter(licenses))
@@ -270,7 +270,7 @@ def _front_matter(found: Account, table: str) -> list[str]:
 
 
 def _table_link(found: Account, folder: Path | None) -> str:
-    """From the card to the table; both are usually uploaded together."""
+    """Relative path from the card to the table, as both are usually uploaded together; "" without a table."""
     if found.table is None:
         return ""
     return Path(os.path.relpath(found.table, folder)).as_posix() if folder else found.table.name
@@ -283,13 +283,13 @@ def _linked(name: str) -> str:
 
 
 def _md(text: str) -> str:
-    """Anything -> Markdown that can only be read, also in a cell of a table."""
+    """Escape any text so that Markdown shows it literally, also in a cell of a table."""
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(_line(text), quote=False))
 
 
 @contextlib.contextmanager
 def _replacing(path: Path, flag: str) -> Iterator[TextIO]:
-    """A file written beside and renamed, so that a reader never sees half of it. Raises UserError where it cannot be."""
+    """Text file written beside `path` and renamed, so that no reader sees half of it. Raises UserError if that fails."""
     hint = f"give another {flag}, a file"
     if not path.name or path.is_dir():
         raise UserError(f"{flag} {path} is a folder", hint)

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: objects over the time a run really worked, and lines over any axis. One template draws all of them."""
+"""Charts as inline SVG: objects over working time without pauses, and lines over any axis. One template draws all of them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pipeline.core.text import duration, duration_words
 from pipeline.report.markup import render
 
 PAUSE_S = 300.0  # a longer silence, unless silences of that length are usual, is a pause between sessions
-USUAL = 20  # times the median silence
+USUAL = 20  # silences up to so many times the median are usual
 UNITS = (("s", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0))
-BINS, PER_BIN = 60, 4  # at most, and objects in the mean bin at least
-POINTS = 300  # of a line
-TOP, GAP = 30, 44  # of the first panel, and between two, in SVG units
-LEAST = 15  # between the names of two lines
-MARKS = 9  # numbers on a plot's x axis that can all be named
+BINS, PER_BIN = 60, 4  # most bins, and least objects in the mean bin
+POINTS = 300  # most points drawn of a line
+TOP, GAP = 30, 44  # top of the first panel, gap between two panels, in SVG units
+LEAST = 15  # least distance between the names of two lines, in SVG units
+MARKS = 9  # most numbers that a plot's x axis can show
 
 Event = tuple[float, str, int]  # (unix time, state, views), as Ledger.timeline has them
 Point = tuple[float, float]
@@ -26,10 +26,10 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Clock:
-    """A timeline without its pauses.
+    """Timeline of events without its pauses.
 
-    at: seconds of work at each event. counted: whether an event has a measured time, which the first of a session has not.
-    pauses: (seconds of work before it, its length in seconds). seconds, objects, views: delivered in the measured time.
+    at: seconds of work at each event. counted: True for events with a measured time, which a session's first event lacks.
+    pauses: (seconds of work before the pause, its length in seconds). seconds, objects, views: delivered in the measured time.
     """
 
     at: np.ndarray
@@ -61,9 +61,9 @@ class Clock:
 
 @dataclass(frozen=True)
 class Line:
-    """points: (x, y), x ascending. look: good, other, third, fourth or limit, a class of the style. dots: mark each point.
+    """Line of a chart. points: (x, y), x ascending. look: good, other, third, fourth or limit, a class of the style.
 
-    area: filled down to the foot of its panel. tip: format of a dot's tip from x and y.
+    dots: mark each point. area: filled down to the foot of its panel. tip: format of a dot's tip from x and y.
     """
 
     name: str
@@ -76,10 +76,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines of one unit, over bars where there are any.
+    """Lines of one unit, over bars if there are any.
 
-    low: where the y axis starts; None: near the least value. tall: in SVG units. steep: logarithmic. about: ticks. bars: name
-    (look, tip) -> one value per bin of equal width, stacked.
+    low: where the y axis starts; None: near the least value. tall: height in SVG units. steep: logarithmic y. about: ticks.
+    bars: (look, tip) -> one value per bin of equal width, stacked.
     """
 
     title: str
@@ -93,7 +93,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Frame:
-    """Width of a picture, its margins, and how far from these the first and the last x stand, in SVG units."""
+    """Width of a picture, its margins, and the inset of the first and the last x from the margins, in SVG units."""
 
     width: int = 760
     left: int = 76
@@ -114,7 +114,7 @@ class Plot:
 
 
 def throughput(timeline: list[Event]) -> Any:
-    """Markup of objects per hour and objects so far over working time, or of a sentence where there is nothing to draw."""
+    """Markup of objects per hour and objects so far over working time; of a sentence if there is nothing to draw."""
     clock = Clock.of(timeline)
     if clock.seconds <= 0:
         return render("throughput.html", picture=None)
@@ -140,14 +140,14 @@ def throughput(timeline: list[Event]) -> Any:
 
 
 def panels(some: Sequence[Panel], end: float, x_label: str, pauses: Sequence[tuple[float, str]] = ()) -> Any:
-    """Markup of panels below each other over x from 0 to `end`. pauses: x and what happened there."""
+    """Markup of panels below each other over x from 0 to `end`. pauses: (x, text) of each pause."""
     label = f"{', '.join(panel.title for panel in some)} over {x_label}"
     named = [line for panel in some for line in panel.lines if len(panel.lines) > 1]
     return render("panels.html", named=named, picture=_draw(some, (0.0, end), x_label, label, pauses=pauses))
 
 
 def svg(plot: Plot) -> Any:
-    """Markup of a plot, in the colours of its page. Raises ValueError where there is nothing to draw."""
+    """Markup of a plot, in the colours of its page. Raises ValueError if it has no points or more than four lines."""
     points = [point for line in plot.series.values() for point in line]
     if not points or len(plot.series) > 4:
         raise ValueError(f"a plot of {len(plot.series)} lines and {len(points)} points")
@@ -160,7 +160,7 @@ def svg(plot: Plot) -> Any:
 
 
 def unit_of(seconds: float) -> tuple[str, float]:
-    """Name and seconds of the unit in which to count a time."""
+    """Name and seconds of the unit in which to show a duration."""
     return next((name, s) for name, s in UNITS if seconds < 180 * s or name == "days")
 
 
@@ -173,7 +173,7 @@ def _draw(
     frame: Frame = Frame(),
     pauses: Sequence[tuple[float, str]] = (),
 ) -> Any:
-    """Markup of the picture. ends: first and last x. marks: numbers on the x axis, by default round ones. label: for readers."""
+    """Markup of a picture. ends: first and last x. marks: numbers on the x axis; None: round ones. label: for screen readers."""
 
     def across(x: float) -> float:
         share = (x - ends[0]) / (ends[1] - ends[0]) if ends[1] > ends[0] else 0.5

@@ -1,4 +1,4 @@
-"""What the page of a cycle says of training, the two sides' pace, the shards and the disk. Inline SVG, no script."""
+"""Section of the page for a cycle: training, pace of rendering and training, shards, disk. Inline SVG, no script."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from pipeline.report.markup import render
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.train_run import TrainingLog
 
-SMOOTH = 25  # a loss is the mean of so large a part of all steps
-MOST_SMOOTH = 500  # steps
-POINTS = 400  # of a loss
-STEEP = 8  # losses that span such a factor have a logarithmic axis
-LOW = 4  # the budget is drawn where at least such a part of it was used
-STRIP_WIDTH, STRIP_BYTES, STRIP_QUALITY = 1400, 600_000, 88  # a strip within these is embedded as it is
-FLAG = re.compile(r"(--[a-z.-]*[a-z])")  # of a command
+SMOOTH = 25  # losses are averaged over 1/SMOOTH of all steps
+MOST_SMOOTH = 500  # most steps that a loss is averaged over
+POINTS = 400  # most points of the loss curve
+STEEP = 8  # losses that span more than this factor get a logarithmic axis
+LOW = 4  # the budget is drawn if at least 1/LOW of it was used
+STRIP_WIDTH, STRIP_BYTES, STRIP_QUALITY = 1400, 600_000, 88  # a strip within these is embedded unchanged
+FLAG = re.compile(r"(--[a-z.-]*[a-z])")  # options in a command
 STRIP = re.compile(r"step-(\d+)\.png")
-STRIP_TARGETS = 3  # at most, of each object
+STRIP_TARGETS = 3  # most targets shown of each object
 
 
 @dataclass(frozen=True)
 class Story:
-    """How a cycle stands, and how it came to that. strip: the newest picture of held-out objects: step and PNG file."""
+    """State and history of a cycle. strip: step and PNG file of the newest picture of held-out objects, if any."""
 
     standing: Snapshot
     log: TrainingLog
@@ -48,14 +48,14 @@ class Story:
 
 
 def read_story(run: Path, ledger: Ledger, log: TrainingLog | None) -> Story | None:
-    """None where the run is no cycle. log: read already by somebody; None: read here."""
+    """Read the story of a cycle; None if the run is no cycle. log: the training log if already read; None: read here."""
     log = log or TrainingLog(run / TRAIN).read()
     found = standing(run, ledger, log)
     return Story(found, log, disk_log.read(run), _newest(run), _views(run)) if found else None
 
 
 def section(story: Story) -> Any:
-    """Markup of this part of the page."""
+    """Markup of the cycle's section of the page."""
     now = story.standing
     says, do = who_waits(now.pace)
     disk, far = _disk(story.notes)
@@ -125,7 +125,7 @@ def _recipe(pace: ThroughputProcess) -> str:
 
 
 def _shards(now: Snapshot) -> list[tuple[str, str, int]]:
-    """(look, name, shards) of each part of the bar."""
+    """(look, name, number of shards) of each part of the bar."""
     return [
         ("soft", "trained and deleted", now.deleted),
         ("good", "on disk", now.on_disk),
@@ -135,7 +135,7 @@ def _shards(now: Snapshot) -> list[tuple[str, str, int]]:
 
 
 def _training(log: TrainingLog) -> Any:
-    """Markup of loss, and of quality at objects that do not train, over steps; "" before the first step."""
+    """Markup of loss, and of PSNR at held-out objects, over steps; "" while there is nothing to draw."""
     some = []
     steps, losses, width = _smooth(log.curve)
     if len(steps) > 1:
@@ -155,7 +155,7 @@ def _training(log: TrainingLog) -> Any:
 
 
 def _smooth(curve: Sequence[tuple[int, float, float, float, int]]) -> tuple[list[float], list[float], int]:
-    """(steps, mean losses over the last steps, how many steps these are); a loss that is no number is left out."""
+    """(steps, mean losses over the last steps, number of steps in a mean); losses that are not finite are left out."""
     pairs = np.array([(step, loss) for step, loss, *_ in curve if math.isfinite(loss)]).reshape(-1, 2)
     width = int(np.clip(len(pairs) // SMOOTH, 1, MOST_SMOOTH))
     sums = np.concatenate([[0.0], np.cumsum(pairs[:, 1])])
@@ -165,7 +165,7 @@ def _smooth(curve: Sequence[tuple[int, float, float, float, int]]) -> tuple[list
 
 
 def _disk(notes: Sequence[Note]) -> tuple[Any, str]:
-    """Markup of bytes over working time, pauses between sessions cut out; the budget, where that lies far above."""
+    """Markup of disk bytes over working time, pauses between sessions cut out; and the budget if it lies far above, else ""."""
     parts = disk_log.sessions(notes)
     at, pauses, now = [], [], 0.0
     for number, session in enumerate(parts):
@@ -207,7 +207,7 @@ def _disk(notes: Sequence[Note]) -> tuple[Any, str]:
 
 
 def _newest(run: Path) -> tuple[int, bytes] | None:
-    """The trainer may be writing one: then the one before."""
+    """(step, PNG file) of the newest strip that is whole: the trainer may be writing one. None if there is none."""
     found = {
         int(match[1]): path for path in (run / TRAIN / "strips").glob("*.png") if (match := STRIP.fullmatch(path.name))
     }
@@ -222,7 +222,7 @@ def _newest(run: Path) -> tuple[int, bytes] | None:
 
 
 def _views(run: Path) -> tuple[int, int]:
-    """As the trainer's settings have them; (0, 0) where they cannot be read."""
+    """(inputs, targets) of a row of the strip, from the trainer's settings; (0, 0) if they cannot be read."""
     try:
         told = json.loads((run / TRAIN / "train.json").read_text())
         return int(told["data"]["inputs"]), min(STRIP_TARGETS, int(told["eval_targets"]))
@@ -238,7 +238,7 @@ def _strip(story: Story) -> dict[str, Any] | None:
 
 
 def _embedded(png: bytes) -> str:
-    """A picture as an address that holds it, smaller where it is large."""
+    """Data URI of a PNG; a large picture is shrunk and re-encoded as JPEG."""
     height, width = images.size_of(png)
     if width <= STRIP_WIDTH and len(png) <= STRIP_BYTES:
         return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,4 +1,4 @@
-"""Findings as one page of HTML: tables, pictures, films, plots. It holds all that it shows, and asks no network for anything."""
+"""Findings as one self-contained page of HTML: tables, pictures, films, plots. The page loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipeline.report.charts import Plot, svg
 FORMATS = {
     b"\x89PNG": "image/png",
     b"GIF8": "image/gif",
-}  # by their first bytes; an MP4 names itself after its first number
+}  # by the first bytes of a file; an MP4 has its type from byte 4 on
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG, GIF or MP4: a file, or its bytes. Films play by themselves, without sound, again and again."""
+    """PNG, GIF or MP4: a file, or its bytes. Films play by themselves, muted, in a loop."""
 
     source: Path | bytes
     caption: str = ""
@@ -36,7 +36,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are shown as they are; the first of a row says what it is about, the others are numbers."""
+    """Table whose cells are shown unchanged; the first cell of a row is its label, the others are numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[object]]

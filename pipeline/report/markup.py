@@ -1,4 +1,4 @@
-"""Render the templates of this room. Jinja2 escapes all values; terminal colours and control characters are removed."""
+"""Render the HTML templates of the reports. Jinja2 escapes all values; terminal colours and control characters are removed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A run's folder -> one HTML page that needs nothing else: no server, no network, no library. See report.html.
+"""Page of a run's folder: one HTML file that needs no server, no network and no library. See templates/run.html.
 
-What others wrote (uids, licenses, log tails, facts) is hostile: it enters the page escaped, or inside one JSON block whose
+Foreign text (uids, licenses, log tails, facts) is hostile: it enters the page escaped, or inside one JSON block whose
 `<` are escaped and which the script only ever shows as text.
 """
 
@@ -28,18 +28,18 @@ from pipeline.storage.shards import CONVENTION, facts_of, find_shards, uids_of
 from pipeline.storage.train_run import TrainingLog
 
 PAGE = "index.html"
-EXAMPLES, DETAIL_CHARS = 20, 4000  # per reason; of a log tail, from its end
+EXAMPLES, DETAIL_CHARS = 20, 4000  # failures shown per reason, and last characters shown of a log
 
-LIVE_OBJECTS, LIVE_VIEWS = 16, 8  # on a page that is written again and again: objects, and views of each
-LIVE_S, LIVE_SHARE = 30.0, 0.05  # between two such pages, and the most of the time that writing them may take
+LIVE_OBJECTS, LIVE_VIEWS = 16, 8  # on a page that is rewritten regularly: objects, and views of each
+LIVE_S, LIVE_SHARE = 30.0, 0.05  # least seconds between rewrites, and largest share of time spent on them
 Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class Books:
-    """What the ledger says. timeline: (unix time, state, views). status: the driver's last status file, or {}.
+    """Contents of the ledger. timeline: (unix time, state, views). status: the driver's last status file, or {}.
 
-    driven: whether a driver holds the folder. story: of a cycle.
+    driven: True if a driver holds the folder. story: of a cycle, else None.
     """
 
     counts: dict[str, int]
@@ -57,9 +57,9 @@ class Books:
 
 @dataclass(frozen=True)
 class RunData:
-    """What the folder held. shards: width in pixels -> files. objects: shard name -> objects, of the shards on disk.
+    """Contents of the folder. shards: width in pixels -> files. objects: shard name -> objects, of the shards on disk.
 
-    stored: bytes of all files. The shards of a cycle may be gone when they are read.
+    stored: bytes of all shard files. A cycle may delete shards before they are read.
     """
 
     folder: Path
@@ -75,7 +75,7 @@ class RunData:
 
 
 def write_page(folder: Path, out: Path, objects: int = 64) -> Path:
-    """Writes the page of a run's folder, or of a folder of shards alone, to `out`; shows that many objects. Returns `out`.
+    """Write the page of a run's folder, or of a folder of shards alone, to `out`; it shows `objects` objects. Returns `out`.
 
     Raises UserError: nothing was ever rendered there, a shard cannot be read, the page cannot be written.
     """
@@ -88,7 +88,7 @@ def write_page(folder: Path, out: Path, objects: int = 64) -> Path:
 
 
 def _page(run: RunData, tiles: list[dict[str, Any]], live: bool) -> Any:
-    """live: a driver writes it again and again, so a browser is to load it again and again."""
+    """Markup of the page. live: a driver rewrites the page regularly, so browsers are told to reload it."""
     books = run.books
     return render(
         "run.html",
@@ -111,7 +111,7 @@ def _page(run: RunData, tiles: list[dict[str, Any]], live: bool) -> Any:
 
 
 def _of_those_there(run: RunData, make: Callable[[list[Path]], Made]) -> Made:
-    """make(the widest shards), again without those that a cycle has deleted meanwhile."""
+    """Return make(the widest shards), called again without shards that a cycle has deleted meanwhile."""
     while True:
         there = [path for path in run.widest if path.exists()]
         try:
@@ -122,7 +122,7 @@ def _of_those_there(run: RunData, make: Callable[[list[Path]], Made]) -> Made:
 
 
 class LivePage:
-    """OUT/index.html of a cycle, written while it runs. log: of its trainer, read by whoever calls."""
+    """Page OUT/index.html of a cycle, rewritten while the cycle runs. log: its trainer's, which the caller keeps reading."""
 
     def __init__(self, out: Path, log: TrainingLog) -> None:
         self.out, self.log = out.absolute(), log
@@ -130,25 +130,25 @@ class LivePage:
         self.next = 0.0
 
     def refresh(self) -> None:
-        """Writes the page if it is time to. What a full disk or a damaged shard prevents is left for the next time."""
+        """Write the page if it is due. After a failure, as by a full disk or a damaged shard, the next call tries again."""
         if time.monotonic() >= self.next:
             start = time.monotonic()
             self._write(live=True)
             self.next = time.monotonic() + max(LIVE_S, (time.monotonic() - start) / LIVE_SHARE)
 
     def end(self) -> None:
-        """Writes it as it stays."""
+        """Write the final page, which browsers do not reload."""
         self._write(live=False)
 
     def _write(self, live: bool) -> None:
         with contextlib.suppress(UserError, OSError, ValueError):
             run = _read_run(self.out, self.log)
             if live and run.books:
-                run.books.status["state"] = "running"  # the file is of the last session in the first second
+                run.books.status["state"] = "running"  # in the first second, status.json is the last session's
             write(self.out / PAGE, _page(run, self._tiles(run), live))
 
     def _tiles(self, run: RunData) -> list[dict[str, Any]]:
-        """Of objects for validation, which stay, so that they are made once; with few views of each."""
+        """Tiles of validation objects, with few views each; remade only if the validation shards change, as none is deleted."""
         paths = [path for path in run.widest if path.name.startswith("val")]
         if self.kept[0] != paths:
             tiles = make_tiles(paths, run.objects, LIVE_OBJECTS)
@@ -162,7 +162,7 @@ def _some(each: dict[Any, Made], count: int) -> dict[Any, Made]:
 
 
 def write_sheet(folder: Path, out: Path, objects: int = 8) -> Path:
-    """Writes a PNG with a row of views for each of `objects` objects. Returns `out`. Raises UserError like `write_page`."""
+    """Write a PNG with a row of views for each of `objects` objects. Returns `out`. Raises UserError like `write_page`."""
     run = _read_run(folder.absolute())
     if not run.widest:
         raise UserError(f"{folder} holds no finished shard", f"lvsm-data status {folder} shows how the run stands")
@@ -170,7 +170,7 @@ def write_sheet(folder: Path, out: Path, objects: int = 8) -> Path:
 
 
 def _read_run(folder: Path, log: TrainingLog | None = None) -> RunData:
-    """log: of a cycle's trainer, where somebody has read it."""
+    """Read a run's folder. log: a cycle's training log, if the caller has read it already."""
     ledger = folder / "ledger.sqlite"
     try:
         shards = {width: paths for width, paths in find_shards(folder).items() if paths}
@@ -190,7 +190,7 @@ def _read_run(folder: Path, log: TrainingLog | None = None) -> RunData:
 
 
 def _size(path: Path) -> int:
-    """Bytes, 0 where it has gone."""
+    """Bytes of a file, 0 if it is gone."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -198,7 +198,7 @@ def _size(path: Path) -> int:
 
 
 def _facts(run: RunData) -> dict[str, Any]:
-    for path in run.widest[::-1]:  # those for validation first: they stay
+    for path in run.widest[::-1]:  # validation shards first: they are never deleted
         try:
             return facts_of(path)
         except UserError:
@@ -208,13 +208,13 @@ def _facts(run: RunData) -> dict[str, Any]:
 
 
 def _planned(folder: Path) -> dict[str, Any]:
-    """The facts of a run that has no shard yet, as far as its run.json knows them."""
+    """Facts from run.json, for a run that has no shard yet; {} if there are none."""
     facts = _json_file(folder / "run.json").get("facts", {})
     return facts if isinstance(facts, dict) else {}
 
 
 def _json_file(path: Path) -> dict[str, Any]:
-    """{} where there is none, or none that can be read: the page tells what it can."""
+    """Read a JSON object; {} if the file is missing or unreadable, so that the page tells what it can."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -223,7 +223,7 @@ def _json_file(path: Path) -> dict[str, Any]:
 
 
 def _read_books(path: Path, log: TrainingLog | None) -> Books:
-    """Everything from one snapshot, so that counts add up while a run goes on."""
+    """Read everything from one snapshot, so that counts add up while a run goes on."""
     with Ledger(path, readonly=True) as ledger:
         ledger.snapshot()
         reasons = ledger.reasons()
@@ -243,7 +243,7 @@ def _read_books(path: Path, log: TrainingLog | None) -> Books:
 
 
 def _examples(ledger: Ledger, reason: str) -> list[tuple[str, str, int]]:
-    """(uid, end of the detail, tries) of some failures."""
+    """(uid, end of the detail, tries) of at most EXAMPLES items that failed for a reason."""
     some = ledger.examples(reason, EXAMPLES)
     return [(uid, CONTROL.sub("", detail)[-DETAIL_CHARS:].strip(), tries) for uid, detail, tries in some]
 
@@ -310,7 +310,7 @@ def _state(books: Books | None) -> str:
 
 
 def _notes(run: RunData) -> list[str]:
-    """Where the delivered objects are, as far as not all of them are in the shards on disk."""
+    """Notes on delivered objects that are not in the shards on disk, and on what the folder lacks."""
     if run.books is None:
         return ["No ledger in this folder: failures and throughput are not known here."]
     deleted = sum(count for name, count in run.books.by_shard.items() if name in run.books.deleted)
@@ -327,7 +327,7 @@ def _notes(run: RunData) -> list[str]:
 
 
 def _settings(facts: dict[str, Any]) -> dict[str, Any]:
-    """Settings that made the pictures, by name; None or empty: not known."""
+    """Settings that made the pictures, by name; None or empty if not known."""
     settings = facts.get("settings") or {}
     versions = ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
     layers = ", ".join(name for name in ("alpha", "depth", "normals") if settings.get(name)) or "none"

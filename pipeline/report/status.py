@@ -1,4 +1,4 @@
-"""How a run stands, for `lvsm-data status`: the ledger's counts and, while the driver lives, its last word."""
+"""Status of a run, for `lvsm-data status`: the ledger's counts and, while the driver lives, its last status file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import is_locked
 from pipeline.storage.uploads import lives_elsewhere
 
-SHOWN_FAILURES = 5  # per reason
+SHOWN_FAILURES = 5  # failures listed per reason
 SHOWN_LICENSES = 6
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """Counts from the ledger, rates and workers from the driver's last tick. Raises UserError where there is no run.
+    """Counts from the ledger, rates and workers from the driver's last status file. Raises UserError if there is no run.
 
-    state: running, finished (n delivered), stopped (a graceful end with fewer), interrupted (the driver died). cycle: a Standing,
-    None where the run is no cycle.
+    state: running, finished (n delivered), stopped (a graceful end with fewer), interrupted (the driver died). cycle: a Snapshot
+    as a dict, None if the run is no cycle.
     """
     with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
         counts, totals = ledger.counts(), ledger.totals()
@@ -61,7 +61,7 @@ def read_status(run: Path) -> dict[str, Any]:
 
 
 def status_text(status: dict[str, Any]) -> str:
-    """The same for people."""
+    """Format the result of `read_status` for people."""
     failed = f" ({reasons_text(status['reasons'])})" if status["failed"] else ""
     lines = [
         f"{status['run']}: {status['state']}",

@@ -1,4 +1,4 @@
-"""The objects that a page shows: which ones, their pictures small enough to embed, their poses and facts."""
+"""Objects that a page shows: their choice, pictures small enough to embed, poses and facts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pipeline.core import images
 from pipeline.storage.shards import Rows, read_objects
 
 THUMB_WIDTH = 128  # pixels; smaller pictures are embedded as they are stored
-STRIP_OBJECTS, STRIP_VIEWS = 64, 32  # of so many objects, so many views are embedded; of others one view
-SHEET_VIEWS = 12  # in a row of the PNG
-POSES = 256  # per object
-IMAGE_BYTES = 6_600_000  # of all pictures, before base64: a page below 10 MB
+STRIP_OBJECTS, STRIP_VIEWS = 64, 32  # objects with several views embedded (others: one), and views of each
+SHEET_VIEWS = 12  # most views in a row of the PNG
+POSES = 256  # most poses per object
+IMAGE_BYTES = 6_600_000  # bytes of all pictures before base64, for a page below 10 MB
 FALLBACKS = (
     (128, 85),
     (128, 70),
@@ -29,7 +29,7 @@ FALLBACKS = (
 
 
 def make_tiles(paths: list[Path], counts: dict[str, int], objects: int) -> list[dict[str, Any]]:
-    """Objects spread evenly over the shards. Of each shard its first ones, so that little more than these is read."""
+    """Tiles of objects spread evenly over the shards: the first ones of each shard, so that little more is read."""
     wanted = _wanted(paths, counts, objects)
     total = sum(wanted.values())
     strips = set(_spread(total, STRIP_OBJECTS))
@@ -42,7 +42,7 @@ def make_tiles(paths: list[Path], counts: dict[str, int], objects: int) -> list[
 
 
 def make_sheet(paths: list[Path], counts: dict[str, int], objects: int) -> bytes:
-    """A PNG: a row per object, its first views side by side as they are stored."""
+    """PNG with a row per object: its first views side by side, as they are stored."""
     wanted = _wanted(paths, counts, objects)
     picked = [rows for path, count in wanted.items() for rows in itertools.islice(read_objects(path), count)]
     return images.encode_png(
@@ -51,7 +51,7 @@ def make_sheet(paths: list[Path], counts: dict[str, int], objects: int) -> bytes
 
 
 def _wanted(paths: list[Path], counts: dict[str, int], objects: int) -> Counter[Path]:
-    """How many objects to take from each shard."""
+    """Number of objects to take from each shard, `objects` in all if there are enough."""
     owners = [path for path in paths for _ in range(counts[path.stem])]
     return Counter(owners[i] for i in _spread(len(owners), objects))
 
@@ -62,7 +62,7 @@ def _spread(count: int, wanted: int) -> list[int]:
 
 
 def _tile(rows: Rows, shard: str, budget: float, strip: int) -> dict[str, Any]:
-    """One object as the page's script wants it: poses as the first three rows of c2w, pictures as base64 JPEG."""
+    """Object in the form that the page's script reads: poses as the first three rows of c2w, pictures as base64 JPEG."""
     kept = _spread(len(rows.jpegs), POSES)
     pictured = [kept[i] for i in _spread(len(kept), strip)]
     jpegs = _thumbnails([rows.jpegs[i] for i in pictured], budget * strip / STRIP_VIEWS, rows.hw)
@@ -84,12 +84,12 @@ def _tile(rows: Rows, shard: str, budget: float, strip: int) -> dict[str, Any]:
 
 
 def _numbers(values: np.ndarray) -> list[Any]:
-    """Four decimals, which is a tenth of a pixel on any screen. JSON knows no NaN: `verify` is who complains of one."""
+    """Round to four decimals, a tenth of a pixel on any screen. NaN becomes 0: JSON has no NaN, and `verify` reports it."""
     return list(np.round(np.nan_to_num(values.astype(float)), 4).tolist())
 
 
 def _bounds(meta: dict[str, Any]) -> list[Any] | None:
-    """The object's box [low, high] in the world of the cameras, where the facts hold the box it came with."""
+    """Box [low, high] of the object in the cameras' world; None if its facts hold no original box and transform."""
     try:
         raw = np.array(meta["raw_bounds"], float).reshape(2, 3)
         transform = np.array(meta["transform"], float).reshape(4, 4)
@@ -113,7 +113,7 @@ def _facts_of_object(rows: Rows) -> tuple[list[tuple[str, str]], str]:
 
 
 def _thumbnails(jpegs: list[bytes], budget: float, hw: tuple[int, int]) -> list[bytes]:
-    """The files as stored where they are small enough, else re-encoded until all together fit `budget` bytes."""
+    """JPEG files as stored if small enough, else re-encoded until all together fit `budget` bytes."""
     if hw[1] <= THUMB_WIDTH and sum(map(len, jpegs)) <= budget:
         return jpegs
     linear = [_shrink(jpeg, min(THUMB_WIDTH, hw[1])) for jpeg in jpegs]
@@ -126,7 +126,7 @@ def _thumbnails(jpegs: list[bytes], budget: float, hw: tuple[int, int]) -> list[
 
 
 def _shrink(jpeg: bytes, width: int) -> np.ndarray | None:
-    """A JPEG -> linear light, `width` pixels wide. None for a broken file."""
+    """Decode a JPEG to linear light, `width` pixels wide. None for a broken file."""
     try:
         pixels = images.decode(jpeg)
     except OSError:
@@ -135,7 +135,7 @@ def _shrink(jpeg: bytes, width: int) -> np.ndarray | None:
 
 
 def _encode(light: np.ndarray | None, width: int, quality: int) -> bytes:
-    """Linear light -> a JPEG. Nothing for nothing: the page then shows a broken picture, as the shard holds one."""
+    """Encode linear light as JPEG; nothing for None: the page then shows a broken picture, as the shard holds one."""
     return b"" if light is None else images.encode_jpeg(images.srgb8(_resize(light, width)), quality)
 
 

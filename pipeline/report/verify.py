@@ -1,4 +1,4 @@
-"""Re-checks everything that a run claims: what is in the shards, and that the ledger says the same."""
+"""Verify all that a run claims: what is in its shards, and that the ledger says the same."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RIGID_TOLERANCE = 1e-4  # of R^T R and det R, in float32
 
 @dataclass
 class Report:
-    """What `verify` found. problems: one line each; empty is good."""
+    """Result of `verify`. problems: one line each; empty is good."""
 
     problems: list[str] = field(default_factory=list)
     objects: int = 0
@@ -35,7 +35,7 @@ class Report:
     ledger: bool = False
 
     def line(self) -> str:
-        """The verdict in one line."""
+        """Verdict in one line."""
         verdict = f"{len(self.problems)} problems" if self.problems else "ok"
         beside = "ledger agrees" if self.ledger and not self.problems else "ledger read" if self.ledger else "no ledger"
         return f"{verdict}: {self.files} shard files, {self.objects} objects, {self.views} views, {beside}"
@@ -43,7 +43,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an object stands and what must be the same at every resolution: its shard, views, poses, license and video."""
+    """Shard, views, poses, license and video of an object, which must be equal at every resolution."""
 
     shard: str
     views: int
@@ -53,7 +53,7 @@ class Place:
 
 
 def verify(folder: Path) -> Report:
-    """Reads every shard file of a run (or of one resolution). Raises UserError where there is nothing to check."""
+    """Check every shard file of a run (or of one resolution). Raises UserError if there is nothing to check."""
     report = Report()
     found = find_shards(folder)
     by_width: dict[int, dict[str, Place]] = {}
@@ -78,7 +78,7 @@ def verify(folder: Path) -> Report:
 
 
 def _compare_widths(folder: Path, by_width: dict[int, dict[str, Place]], report: Report) -> None:
-    """All resolutions of a run must be there, and hold the same objects, views and poses in the same shards."""
+    """Report missing resolutions, and resolutions whose objects, shards, views or poses differ from the widest."""
     most = max(by_width)
     for width, where in by_width.items():
         odd = sorted(uid for uid in where.keys() | by_width[most].keys() if where.get(uid) != by_width[most].get(uid))
@@ -91,7 +91,7 @@ def _compare_widths(folder: Path, by_width: dict[int, dict[str, Place]], report:
 
 
 def _check_leaks(on_disk: dict[str, Place], report: Report) -> None:
-    """No video may stand in both parts: its clips show the same rooms."""
+    """Report videos with clips in both train and val, as clips of one video show the same rooms."""
     parts: dict[str, set[str]] = {}
     for place in on_disk.values():
         if place.video:
@@ -101,7 +101,7 @@ def _check_leaks(on_disk: dict[str, Place], report: Report) -> None:
 
 
 def _check_file(path: Path, width: int, report: Report) -> list[tuple[str, Place]]:
-    """Problems of one file go into the report; returns its objects."""
+    """Check one shard file: problems go into the report; returns its objects."""
     found: list[tuple[str, Place]] = []
     try:
         facts = facts_of(path)
@@ -130,7 +130,7 @@ def _check_file(path: Path, width: int, report: Report) -> list[tuple[str, Place
 
 
 def check_object(rows: Rows, width: int) -> list[str]:
-    """What is wrong with one object as read back; empty when nothing is."""
+    """Problems of one object as read back, one line each; empty if there are none."""
     problems = []
     with ThreadPoolExecutor() as pool:
         problems += [
