@@ -40,7 +40,7 @@ NEEDS = (
     Need("header", "Python.h", "python3.11-dev", "build", "compiles pillow-simd"),
     Need("header", "jpeglib.h", "libjpeg-dev", "build", "compiles pillow-simd"),
     Need("header", "zlib.h", "zlib1g-dev", "build", "compiles pillow-simd"),
-    # Blender links against X even where it never opens a window; `ldd bpy/__init__.so` names them
+    # Blender links against X even where it never opens a window; `ldd bpy/__init__.so` names the libraries
     Need("library", "libX11.so.6", "libx11-6", "run", "Blender"),
     Need("library", "libXrender.so.1", "libxrender1", "run", "Blender"),
     Need("library", "libXfixes.so.3", "libxfixes3", "run", "Blender"),

@@ -14,7 +14,7 @@ from pipeline.report.markup import render
 PAUSE_S = 300.0  # a longer silence, unless silences of that length are usual, is a pause between sessions
 USUAL = 20  # silences up to so many times the median are usual
 UNITS = (("s", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0))
-BINS, PER_BIN = 60, 4  # most bins, and least objects in the mean bin
+BINS, PER_BIN = 60, 4  # most bins, and least mean number of objects per bin
 POINTS = 300  # most points drawn of a line
 TOP, GAP = 30, 44  # top of the first panel, gap between two panels, in SVG units
 LEAST = 15  # least distance between the names of two lines, in SVG units
@@ -229,7 +229,7 @@ def _panel(panel: Panel, top: int, across: Callable[[float], float], ends: tuple
         tips = [f"{line.name}, {line.tip.format(x, y)}" for x, y in points]
         lines.append({"line": line, "at": at, "dots": list(zip(at, tips, strict=True)) if line.dots else []})
     floor = -np.inf
-    for each in sorted(lines, key=lambda each: each["at"][-1][1]):  # names stand beside the ends of lines, and apart
+    for each in sorted(lines, key=lambda each: each["at"][-1][1]):  # names beside the ends of lines must not overlap
         each["name_y"] = floor = max(each["at"][-1][1], floor + LEAST)
     numbers = [(height(tick), f"{tick:,.0f}" if tick == int(tick) else f"{tick:,g}") for tick in ticks]
     return {"title": panel.title, "top": top, "foot": foot, "ticks": numbers, "boxes": boxes, "lines": lines}

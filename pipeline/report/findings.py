@@ -36,7 +36,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Table whose cells are shown unchanged; the first cell of a row is its label, the others are numbers."""
+    """Table whose cells are shown as given; the first cell of a row is its label, the others are numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[object]]

@@ -130,7 +130,7 @@ class LivePage:
         self.next = 0.0
 
     def refresh(self) -> None:
-        """Write the page if it is due. After a failure, as by a full disk or a damaged shard, the next call tries again."""
+        """Write the page if it is due. A failure, as by a full disk or a damaged shard, is ignored until it is due again."""
         if time.monotonic() >= self.next:
             start = time.monotonic()
             self._write(live=True)

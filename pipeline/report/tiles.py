@@ -29,7 +29,7 @@ FALLBACKS = (
 
 
 def make_tiles(paths: list[Path], counts: dict[str, int], objects: int) -> list[dict[str, Any]]:
-    """Tiles of objects spread evenly over the shards: the first ones of each shard, so that little more is read."""
+    """Tiles of `objects` objects spread evenly over the shards: the first ones of each shard, so that little more is read."""
     wanted = _wanted(paths, counts, objects)
     total = sum(wanted.values())
     strips = set(_spread(total, STRIP_OBJECTS))

@@ -53,7 +53,7 @@ class Place:
 
 
 def verify(folder: Path) -> Report:
-    """Check every shard file of a run (or of one resolution). Raises UserError if there is nothing to check."""
+    """Check all shard files and the ledger, if any, of a run or one resolution. Raises UserError if there is nothing to check."""
     report = Report()
     found = find_shards(folder)
     by_width: dict[int, dict[str, Place]] = {}

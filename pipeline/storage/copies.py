@@ -24,7 +24,7 @@ def at_hand(run: Path, shards: int | None = 0, least: int | None = None) -> Path
 
     least: copy only the smallest width of at least so many pixels, else the widest. Concurrent calls for a run take turns.
     With `shards` = 0, the local folder itself if the run's last driver used it. Copies are kept below ~/.cache/lvsm-data/runs,
-    and only new files are copied again. Raises UserError: the address holds no run, or the disk has no room.
+    and only shards that are new are copied again. Raises UserError: the address holds no run, or the disk has no room.
     """
     address = address_of(run)
     if address is None:

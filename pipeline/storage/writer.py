@@ -41,7 +41,7 @@ FSYNC_BYTES = 16_000_000  # bytes that a power cut may lose; a killed process lo
 TOGETHER = 32  # objects joined into one table for writing: a call for each takes twice the time
 SMALL = 128  # bytes of a column per row group, below which it stays uncompressed
 PARQUET_EXTRA = (
-    8192  # bytes that an object may take more in a shard than in a journal: its row group's share of the footer
+    8192  # bytes by which an object may be larger in a shard than in a journal: its row group's share of the footer
 )
 
 
