@@ -86,7 +86,7 @@ class DiskBudget:
         return self._held.get(owner, 0)
 
     def lacks_disk(self, size: int) -> bool:
-        """Whether the budget would allow `size` more bytes, but others have filled the disk."""
+        """True when the budget allows `size` more bytes but the disk lacks them, as others have filled it."""
         return self.used + size <= self.budget and shutil.disk_usage(self.folder).free < size + self.spare
 
     def close(self) -> None:

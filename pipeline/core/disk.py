@@ -19,7 +19,7 @@ Made = TypeVar("Made")
 
 
 def bytes_below(folder: Path) -> int:
-    """Of all files in a folder and below, links counted as links. Files may come and go meanwhile."""
+    """Total size in bytes of all files in `folder` and below (a link counts as itself). Files may come and go meanwhile."""
     return sum(found.st_size for found in _files_below(folder))
 
 
@@ -48,7 +48,7 @@ def _files_below(folder: Path) -> Iterator[os.stat_result]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that a disk, or what a user may take of it, is full."""
+    """True if `error` says that the disk or the user's quota on it is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -1,4 +1,4 @@
-"""Skip and Retry, the two ways in which an item may fail; UserError, what a user asked for that cannot be done."""
+"""Skip and Retry, the two ways in which an item may fail; UserError, for a request that cannot be carried out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Retry(_Reason):
 
 
 class UserError(Exception):
-    """What a user asked for cannot be done. `hint` names the next step; shown without a traceback."""
+    """A request that cannot be carried out, shown without a traceback. `hint` names the next step."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

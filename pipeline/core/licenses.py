@@ -1,4 +1,4 @@
-"""What licenses allow: from whatever a source calls a license to the name that shards store, and to its family.
+"""License names and what they allow: any source's spelling -> the name that shards store, and its family.
 
 A text counts as recognised only where every word of it is understood, so that a condition nobody has heard of is never lost:
 one word too many, and filters treat the whole text as unknown.
@@ -21,10 +21,10 @@ MAX_CHARS = 200  # of a text that is kept as it is; some sources give a whole li
 
 @dataclass(frozen=True)
 class Facts:
-    """What a family asks of who redistributes derivatives, which renderings are.
+    """Terms of a license family for redistributing derivatives, as renderings are.
 
-    derivatives: allowed at all. commercial: use allowed. share_alike: only under the same license. attribution: the author,
-    or the copyright notice, must be named.
+    derivatives: allowed at all. commercial: commercial use allowed. share_alike: only under the original's license.
+    attribution: the author or the copyright notice must be named.
     """
 
     says: str
@@ -193,7 +193,7 @@ def family(name: str | None) -> str:
 
 
 def is_allowed(name: str | None, families: Iterable[str]) -> bool:
-    """Whether a license belongs to one of these families; "any" among them allows all."""
+    """True if the license `name` belongs to one of `families`; "any" in `families` allows every license."""
     wanted = set(families)
     return ANY in wanted or family(name) in wanted
 

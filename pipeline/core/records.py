@@ -129,9 +129,9 @@ class Packed:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one item ended: with a scene, or with a reason. Times are in seconds, by stage.
+    """Result of one item: a scene, or the reason why there is none. timings: stage -> seconds.
 
-    passing: the reason is one that the same item may not have on another machine.
+    passing: the reason may be due to this machine; the item may succeed on another.
     """
 
     item: Item

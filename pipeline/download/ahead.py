@@ -158,7 +158,7 @@ class Downloads:
             raise UserError(f"{IN_A_ROW} downloads in a row failed, the last with {reason}: {detail}", hint)
 
     def _take_over(self, finished: Container[str]) -> None:
-        """What an earlier session left: kept, and counted, where its item is still to come."""
+        """Keep and count the folders that an earlier session left for items still to come; remove all others."""
         for folder in sorted(self.net.disk_budget.folder.iterdir()):
             name = folder / UID
             uid = name.read_text() if name.is_file() else ""

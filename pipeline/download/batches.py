@@ -1,4 +1,4 @@
-"""A stream of items by the handful: those that belong together, as far as they follow each other."""
+"""Batches of a stream of items: consecutive items with equal keys go together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ END = object()
 
 
 class Batches:
-    """Takes items from a stream. key: what the items of one batch share. ended: whether the stream has no more."""
+    """Items of a stream, taken in batches. key: equal for all items of one batch. ended: the stream has no more items."""
 
     def __init__(self, items: Iterator[Item | None], key: Callable[[Item], str] | None = None) -> None:
         self.items = items
@@ -19,7 +19,7 @@ class Batches:
         self._held_back: Item | None = None
 
     def take(self, most: int) -> list[Item]:
-        """At most so many items; none where the stream has nothing now, or has ended. Keeps the first of the next batch."""
+        """Next batch, at most `most` items; empty if the stream has ended or has none now. May hold back an item for the next."""
         batch: list[Item] = []
         while len(batch) < most and not (self.ended and self._held_back is None):
             item = self._held_back or next(self.items, END)
@@ -38,5 +38,5 @@ class Batches:
 
     @property
     def exhausted(self) -> bool:
-        """Whether `take` will never give anything again."""
+        """True when `take` will only return empty lists from now on."""
         return self.ended and self._held_back is None

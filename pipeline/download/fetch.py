@@ -35,7 +35,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass
 class _Host:
-    """What we know of a host: how many may talk to it at once, when it may be asked next, and how fast."""
+    """State of a host: free connections, time of the next request, interval between requests."""
 
     connections: threading.Semaphore
     next_s: float = 0.0  # on the monotonic clock
@@ -163,7 +163,7 @@ class Fetcher:
         return to
 
     def tried(self, url: str, attempt: Any) -> Any:
-        """What `attempt()` returns, called again after a Passing failure; Retry with its reason after the last."""
+        """Result of `attempt()`, called up to TRIES times while it raises Passing; raises Retry with the last reason."""
         host = self._host(url)
         for number in range(TRIES):
             if self.stopped.is_set():
@@ -303,7 +303,7 @@ class _Transfer:
 
 @contextmanager
 def passing(url: str) -> Iterator[None]:
-    """What goes wrong with a connection while `url` is asked for, as Skip or Passing."""
+    """Turn errors of the connection to `url` into Skip or Passing."""
     import httpx2
 
     try:
@@ -327,7 +327,7 @@ def check_status(response: Any) -> None:
 
 
 def failure_of(response: Any, detail: str) -> Skip | Passing:
-    """What an HTTP status from 400 up means: Passing for what may pass, Skip for what stays."""
+    """Exception for an HTTP status from 400 up: Passing if the failure may pass, Skip if it is permanent."""
     status = response.status_code
     if status in GONE:
         return Skip("missing", detail)
@@ -343,7 +343,7 @@ def failure_of(response: Any, detail: str) -> Skip | Passing:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content, in lower-case hex."""
+    """SHA-256 of a file's content, in lower-case hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -156,9 +156,9 @@ class _Repository:
         return [real for name in named if (real := self._real(str(name)))]
 
     def _real(self, path: str) -> str:
-        """Where a path's content lies in the repository, symbolic links followed; "" where it is no file of the commit.
+        """Path of a file in the repository after following symbolic links; "" if `path` is no file of the commit.
 
-        Objaverse-XL writes paths as they are; as in an address, percent-encoded, they are understood too.
+        Objaverse-XL writes paths unencoded; percent-encoded paths, as in an address, are understood too.
         """
         path = path if path in self.modes else unquote(path)
         for _ in range(LINKS):

@@ -68,7 +68,7 @@ def list_file(net: Fetcher, repo: str, path: str, folder: Path) -> Path:
 
 
 def _whole(path: Path) -> bool:
-    """Whether a list can be read to its end. (The objaverse package leaves cut ones in place, and fails on them for ever.)"""
+    """True if the list can be read to its end. (The objaverse package keeps truncated lists, and fails on them for ever.)"""
     if path.suffix == ".parquet":
         with path.open("rb") as stream:
             stream.seek(max(0, path.stat().st_size - 4))

@@ -37,19 +37,19 @@ class Remote(io.RawIOBase):
         self._window(0)
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def tell(self) -> int:
-        """Bytes from the start."""
+        """Position of the next read, in bytes from the start."""
         return self.at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As every file does."""
+        """Set the position (before the start: 0) as io.IOBase.seek does; returns bytes from the start."""
         self.at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence])
         return self.at
 

@@ -30,7 +30,7 @@ def github_parts(url: str) -> tuple[str, str, str] | None:
 
 
 def repository(url: str) -> str:
-    """What files share that one checkout serves: "https://github.com/<org>/<repo>@<commit>"; "" for another address."""
+    """Repository and commit of a GitHub file address, as "https://github.com/<org>/<repo>@<commit>"; "" for another address."""
     found = BLOB.fullmatch(url)
     return f"https://github.com/{found[1]}/{found[2]}@{found[3]}" if found else ""
 
@@ -81,7 +81,7 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
 
 
 def _places(item: Item, path: str, place: Callable[[Item], Path], net: Fetcher) -> Iterator[Path]:
-    """Where a file of a repository may lie already: from an earlier session, or as the objaverse package saves "files"."""
+    """Paths at which a repository's file may lie already: from an earlier session, or as the objaverse package saves "files"."""
     yield place(item) / git.TREE / path
     parts = github_parts(item.url)
     if net.limits.cache and item.sha256 and parts:  # which commit is saved there only the sum can tell
@@ -91,7 +91,7 @@ def _places(item: Item, path: str, place: Callable[[Item], Path], net: Fetcher) 
 
 
 def _out_of_saved(item: Item, folder: Path, net: Fetcher) -> Path | None:
-    """The same out of a repository that was saved as "zip" or "tar", with what the file names; None where it is not there."""
+    """File out of a repository that was saved as "zip" or "tar", unpacked with the files it names; None if not found there."""
     parts = github_parts(item.url)
     if not (net.limits.cache and item.sha256 and parts):
         return None
@@ -153,7 +153,7 @@ def _one(item: Item, folder_of: Callable[[Item], Path], net: Fetcher) -> Path:
 
 
 def cached_at(item: Item) -> str:
-    """Where the objaverse package would keep the file, relative to its folder; else a place of our own."""
+    """Path in the cache folder: where the objaverse package would keep the file, else a name hashed from the address."""
     address = huggingface.parse(item.url)
     if address and address[0] == OBJAVERSE:
         return f"{OBJAVERSE_FOLDER}/{address[1]}"

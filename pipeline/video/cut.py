@@ -38,9 +38,9 @@ UNREADABLE = "unreadable_video"
 
 @dataclass(frozen=True)
 class Footage:
-    """What a cut is. times_us: of its frames as they are shown, in order, in microseconds from the start of the whole video:
-    of its container, as `ffmpeg -ss` counts. matrix: bt709 or bt601, how its colours are to be read. hw: of its frames. about:
-    what its page says (title, author, license), each where known.
+    """Facts about a cut. times_us: presentation times of its frames, sorted, in microseconds from the start of the whole video's
+    container, as `ffmpeg -ss` counts. matrix: "bt709" or "bt601", to decode its colours with. hw: (height, width) of its frames.
+    about: title, author and license from the video's page, each where known.
     """
 
     times_us: tuple[int, ...]
@@ -146,11 +146,11 @@ def _readable() -> Iterator[None]:
 
 
 def footage(cut: Path) -> Footage:
-    """What `Film.cut` noted beside a cut."""
+    """Footage that `Film.cut` wrote beside the file `cut`."""
     facts = json.loads((cut.parent / FACTS).read_text())
     return Footage(**facts | {"times_us": tuple(facts["times_us"]), "hw": tuple(facts["hw"])})
 
 
 def is_there(folder: Path) -> bool:
-    """Whether a folder holds a whole cut."""
+    """True if `folder` holds a whole cut."""
     return (folder / CUT).is_file()

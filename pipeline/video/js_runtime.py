@@ -1,4 +1,4 @@
-"""What yt-dlp runs YouTube's JavaScript challenges with: a runtime, and the solver whose scripts it runs.
+"""JavaScript runtimes, and the solver scripts that they run, with which yt-dlp answers YouTube's challenges.
 
 Without both, YouTube still answers, but with few formats or none.
 """

@@ -139,10 +139,10 @@ _TAIL = re.compile(  # the cause once more, and advice that is yt-dlp's: a user 
 
 
 def refusal(message: str, *, status: int | None = None, has_runtime: bool = True) -> Skip | Retry:
-    """What an error of yt-dlp means: Skip where trying again would end the same way, Retry where it may not.
+    """Exception for an error of yt-dlp: Skip where trying again would end the same way, Retry where it may not.
 
-    message: its text. status: of HTTP, where there was one. has_runtime: whether yt-dlp had a JavaScript runtime that it
-    can use. The detail is one line: the message without yt-dlp's trimmings, and the next step where a user has one.
+    message: the error's text. status: the HTTP status, if any. has_runtime: yt-dlp had a usable JavaScript runtime.
+    The detail is one line: the message without yt-dlp's trimmings, and the next step where a user has one.
     """
     said = _one_line(message)
     told = _TAIL.sub("", said) or (f"HTTP {status}" if status else "yt-dlp gives no reason")

@@ -59,7 +59,7 @@ class Wishes:
 
 
 def wishes(cfg: ClipConfig) -> Wishes:
-    """What a run over videos asks of them. Raises UserError where its cookies cannot be read."""
+    """Wishes of a run, from its config. Raises UserError if the cookie file cannot be read."""
     cookies = _cookies(cfg.cookies) if cfg.cookies else ""
     return Wishes(cfg.scene.stream_height, cfg.videos, cookies, cfg.videos_per_hour, cfg.backoff_s)
 
@@ -135,7 +135,7 @@ class VideoFetcher(Fetcher):
 
     @cached_property
     def runtimes(self) -> dict[str, str]:
-        """What yt-dlp may run JavaScript with; asking every program for its version takes a moment."""
+        """JavaScript runtimes for yt-dlp, name -> version. Slow the first time: asks every program for its version."""
         return js_runtime.js_runtimes()
 
     @contextmanager
@@ -191,7 +191,7 @@ class VideoFetcher(Fetcher):
             self.disk_budget.release(owner)
 
     def _stream(self, url: str) -> dict[str, Any]:
-        """What yt-dlp says of the page and of the stream that was chosen. Asks again where that may help."""
+        """Metadata from yt-dlp of the page `url` and of the stream chosen there. Asks again where that may help."""
         with self.turn:
             known = self.pages.get(url)
         if known and time.monotonic() - known[0] < REMEMBER_S:
@@ -306,7 +306,7 @@ class VideoFetcher(Fetcher):
 
 
 class _Refused(Exception):
-    """What may pass. pause_s: what the server asked for, or None."""
+    """A refusal that may pass. pause_s: the pause in seconds that the server asked for, or None."""
 
     def __init__(self, failure: Retry, pause_s: float | None) -> None:
         super().__init__(str(failure))
@@ -315,8 +315,8 @@ class _Refused(Exception):
 
 
 class _Heard:
-    """What yt-dlp says reaches people as reasons in the ledger. A failing challenge is a warning to it, whose effect is that
-    formats are missing.
+    """Logger for yt-dlp that prints nothing, as the ledger has the reasons. cause: its warning that a challenge failed, which
+    explains a later error about missing formats.
     """
 
     def __init__(self) -> None:
