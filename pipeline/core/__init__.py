@@ -1,1 +1,1 @@
-"""The nouns, the errors, and what every room needs."""
+"""Records, errors and helpers that all other packages use."""

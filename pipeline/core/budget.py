@@ -1,4 +1,4 @@
-"""Disk for files that wait to be used, shared by many who write."""
+"""A budget of disk for files that wait to be used, shared by many writers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from pipeline.core.errors import Retry, Skip
 
-FREE_AT_LEAST = 500e6  # bytes of the disk that downloads leave alone
+FREE_AT_LEAST = 500e6  # bytes of the disk that downloads keep free for others
 
 
 class DiskBudget:
-    """Disk for files that wait to be used: reserved by owner before it is written, released when the owner is done.
+    """Disk for files that wait to be used: reserved per owner before writing, released when the owner is done.
 
-    budget: bytes. folder: on the disk in question, of which `spare` bytes are left to others. patient: a disk that others have
-    filled is waited for. Thread-safe; waiting is first come, first served.
+    budget: bytes. folder: on the disk in question. spare: bytes of this disk left to others. patient: with nothing held, wait for
+    a disk that others have filled, instead of raising OSError (ENOSPC). Thread-safe; first come, first served.
     """
 
     def __init__(self, folder: Path, budget: float, spare: float = FREE_AT_LEAST, patient: bool = False) -> None:
@@ -32,7 +32,7 @@ class DiskBudget:
         self._changed = threading.Condition()
 
     def folder_of(self, owner: str) -> Path:
-        """An owner's own folder, which need not be there."""
+        """Path of the owner's own folder, which need not exist."""
         return self.folder / hashlib.blake2b(owner.encode(), digest_size=12).hexdigest()
 
     @property
@@ -41,11 +41,11 @@ class DiskBudget:
 
     @property
     def free(self) -> int:
-        """Bytes of the budget that nobody holds; negative where it has become smaller."""
+        """Bytes of the budget that nobody holds; negative where the budget has become smaller than what is held."""
         return self.budget - self.used
 
     def try_reserve(self, owner: str, size: int) -> bool:
-        """Takes `size` more bytes for `owner` if they are free now and nobody waits. Raises Skip("too_large")."""
+        """Reserve `size` more bytes for `owner` if they are free now and nobody waits; else False. Raises Skip("too_large")."""
         with self._changed:
             self._check(owner, size)
             if self._queue or not self._fits(size):
@@ -54,14 +54,14 @@ class DiskBudget:
             return True
 
     def reserve(self, owner: str, size: int) -> None:
-        """Takes `size` more bytes for `owner`, waiting for them. Raises Skip("too_large"), Retry("stopped") after `close`."""
+        """Wait for `size` more bytes and reserve them for `owner`. Raises Skip("too_large"), Retry("stopped") after `close`."""
         ticket = object()
         with self._changed:
             self._check(owner, size)
             self._queue.append(ticket)
             try:
                 while not self._closed and (self._queue[0] is not ticket or not self._fits(size)):
-                    self._changed.wait(timeout=1.0)  # others may free the disk without telling us
+                    self._changed.wait(timeout=1.0)  # other programs may free disk unnoticed
                 if self._closed:
                     raise Retry("stopped")
                 self._take(owner, size)
@@ -70,13 +70,13 @@ class DiskBudget:
                 self._changed.notify_all()
 
     def settle(self, owner: str, size: int) -> None:
-        """`owner` turned out to hold `size` bytes in all."""
+        """Set what `owner` holds to `size` bytes in all, the size that its files turned out to have."""
         with self._changed:
             self._held[owner] = size
             self._changed.notify_all()
 
     def release(self, owner: str) -> None:
-        """Gives back what `owner` holds."""
+        """Free all bytes that `owner` holds."""
         with self._changed:
             self._held.pop(owner, None)
             self._changed.notify_all()
@@ -90,7 +90,7 @@ class DiskBudget:
         return self.used + size <= self.budget and shutil.disk_usage(self.folder).free < size + self.spare
 
     def close(self) -> None:
-        """Sends everybody home who waits."""
+        """Make every waiting and later `reserve` raise Retry("stopped")."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -104,7 +104,7 @@ class DiskBudget:
             return False
         if shutil.disk_usage(self.folder).free >= size + self.spare:
             return True
-        if not self._held and not self.patient:  # nothing of ours will ever make room
+        if not self._held and not self.patient:  # no file of this budget will make room by going
             raise OSError(errno.ENOSPC, "No space left on device", str(self.folder))
         return False
 

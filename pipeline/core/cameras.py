@@ -41,14 +41,14 @@ def focal_from_fov(fov_x_deg: float, width: float) -> float:
 
 
 def intrinsics(fov_x_deg: float, hw: tuple[int, int]) -> np.ndarray:
-    """Square pixels and a centred principal point: fxfycxcy (4,)."""
+    """fxfycxcy (4,) in pixels, with square pixels and a centred principal point."""
     height, width = hw
     focal = focal_from_fov(fov_x_deg, width)
     return np.array([focal, focal, width / 2, height / 2])
 
 
 def resize_intrinsics(fxfycxcy: np.ndarray, hw: tuple[int, int], new_hw: tuple[int, int]) -> np.ndarray:
-    """fxfycxcy (..., 4) of an image of size hw -> of the same image resized to new_hw. Exact: corners map to corners."""
+    """fxfycxcy (..., 4) of an image of size hw -> fxfycxcy after resizing it to new_hw. Exact: corners map to corners."""
     sy, sx = new_hw[0] / hw[0], new_hw[1] / hw[1]
     return np.asarray(fxfycxcy) * np.array([sx, sy, sx, sy])
 
@@ -149,10 +149,10 @@ def spread(count: int, limit: int | None) -> np.ndarray:
 
 
 def blender_camera(c2w: np.ndarray, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> dict[str, object]:
-    """One camera as the numbers that Blender's own camera takes (sensor_fit HORIZONTAL, sensor width 36 mm).
+    """Parameters of Blender's own camera for one c2w and fxfycxcy (sensor_fit HORIZONTAL, sensor width 36 mm).
 
     c2w (4, 4), fxfycxcy (4,) in pixels of an image of size hw -> matrix_world (rows), lens in mm, shifts, pixel aspects;
-    and the `projection`, for whoever asks where in the picture something is.
+    and the `projection` (3, 4), to find where in the picture a point is.
     """
     height, width = hw
     fx, fy, cx, cy = (float(v) for v in fxfycxcy)

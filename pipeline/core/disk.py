@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, what they take of a disk, and disks that are full."""
+"""Replacing files as a whole, the disk that files take, and waiting while a disk is full."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-LOOK_AGAIN_S = 1.0  # at a disk that is full
+LOOK_AGAIN_S = 1.0  # between attempts while a disk is full
 SAY_AGAIN_S = 60.0
 Made = TypeVar("Made")
 
@@ -24,12 +24,12 @@ def bytes_below(folder: Path) -> int:
 
 
 def disk_below(folder: Path) -> int:
-    """The disk that a folder takes: of each file its blocks, or its size where the file system has not chosen blocks yet."""
+    """Disk in bytes that a folder's files take: their blocks, or their sizes where the file system has not chosen blocks yet."""
     return sum(_blocks(found) for found in _files_below(folder))
 
 
 def disk_of(path: Path) -> int:
-    """The disk that a file takes; 0 where there is none, or none any more."""
+    """Disk in bytes that a file takes; 0 if there is no such file (any more)."""
     try:
         return _blocks(path.lstat())
     except FileNotFoundError:
@@ -43,7 +43,7 @@ def _blocks(found: os.stat_result) -> int:
 def _files_below(folder: Path) -> Iterator[os.stat_result]:
     for here, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # somebody's temporary file
+            with contextlib.suppress(FileNotFoundError):  # a temporary file that its writer has removed
                 yield os.lstat(os.path.join(here, name))
 
 
@@ -53,7 +53,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def append(sink: FileIO, *parts: bytes | memoryview) -> None:
-    """All of it at the end of a file that was opened without a buffer, or nothing: then it raises OSError."""
+    """Append all `parts` to a file that was opened without a buffer. On OSError, which is raised, nothing stays appended."""
     start = sink.seek(0, os.SEEK_END)
     try:
         left = [memoryview(part) for part in parts]
@@ -89,7 +89,7 @@ def replacing(path: Path, beside: Path | None = None, sync: bool = False) -> Ite
 
 
 def fsync(path: Path) -> None:
-    """Waits until a file or folder has reached the disk itself."""
+    """Wait until a file or folder has reached the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -98,18 +98,18 @@ def fsync(path: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replaces a text file as a whole. Raises OSError, with nothing changed, if the disk is full."""
+    """Replace a text file as a whole. Raises OSError, with nothing changed, if the disk is full."""
     with replacing(path, path.with_suffix(".tmp")) as temporary:
         temporary.write_text(text)
 
 
 def put(path: Path, told: dict[str, Any]) -> None:
-    """Replaces a JSON file as a whole. Raises OSError, with nothing changed, if the disk is full."""
+    """Replace a JSON file as a whole. Raises OSError, with nothing changed, if the disk is full."""
     replace_text(path, json.dumps(told, indent=2))
 
 
 def warn_full(where: Path) -> None:
-    """Tells the user on stderr that the disk of `where` is full, and that nothing is lost."""
+    """Tell the user on stderr that the disk of `where` is full, and that nothing is lost."""
     says = "is full: waiting; everything goes on where it is as soon as there is room"
     print(f"the disk of {where} {says}", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""Pixels: linear light to sRGB bytes, resizing by area, JPEG, PNG and WebP. The only module that knows PIL."""
+"""Pixels: linear light to sRGB bytes, resizing by area, JPEG, PNG and WebP. The only module that imports PIL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageFile
 
-MAX_PIXELS = 50_000_000  # of a picture that somebody else made; the header is looked at before anything is decoded
+MAX_PIXELS = 50_000_000  # of a picture from elsewhere, checked against its header before decoding
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def over_white(rgba: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _area_weights(size: int, new_size: int) -> np.ndarray:
-    """(new_size, size) weights: how much of each old pixel lies in each new one. Rows sum to 1."""
+    """(new_size, size) weights: the share of each old pixel in each new one. Rows sum to 1."""
     edges = np.linspace(0, size, new_size + 1)
     low, high = edges[:-1, None], edges[1:, None]
     pixel = np.arange(size)[None]
@@ -177,7 +177,7 @@ def decode_straight(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """A PNG or JPEG, nothing else: fewer parsers, fewer surprises."""
+    """Open a PNG or JPEG; any other format raises OSError: fewer parsers, fewer surprises."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -199,7 +199,7 @@ def _is_webp(data: bytes) -> bool:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """The canvas as the first chunk of a WebP file (RFC 9649) has it."""
+    """(height, width) of the canvas, from the first chunk of a WebP file (RFC 9649). Raises OSError if it is broken."""
     head, kind = data[20:30], data[12:16]
     if len(head) == 10 and kind == b"VP8X":
         width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (4, 7))
@@ -214,7 +214,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _decode_webp(data: bytes) -> np.ndarray:
-    """By OpenCV, which brings its own libwebp; PIL has one only where the system had it when it was built."""
+    """WebP file -> sRGB bytes (H, W, 3 or 4), by OpenCV, which bundles libwebp; a PIL build may lack it."""
     import cv2
 
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -233,7 +233,7 @@ def premultiplied(straight: np.ndarray) -> np.ndarray:
 
 
 def version() -> str:
-    """Which PIL is active, for `doctor`."""
+    """Version of PIL, for `doctor`."""
     import PIL
 
     return str(PIL.__version__)

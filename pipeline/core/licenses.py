@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 UNKNOWN = "unknown"
-ANY = "any"  # in place of a family: all of them
-MAX_CHARS = 200  # of a text that is kept as it is; some sources give a whole license for its name
+ANY = "any"  # in place of a family: all families
+MAX_CHARS = 200  # of an unrecognised text, which is kept; some sources give a whole license in place of its name
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _License:
     url: str
 
 
-# family -> lines of: SPDX id | title | other spellings. Ids without a version are ours, for texts that give none.
+# family -> lines of: SPDX id | title | other spellings. Apache, BSD, MPL, EPL: texts without a version, no SPDX ids.
 _TABLE = {
     "open": """
         MIT | MIT License | Expat | MIT X11
@@ -142,7 +142,7 @@ _LINKS = [  # a license's page -> the words for it
         r" \1 ",
     ),
 ]
-_SPELLINGS = [  # of the joined words
+_SPELLINGS = [  # pattern in the joined words -> the one spelling of its term
     (r"creative ?commons", "cc"),
     (r"\bnon ?commercial\b", "nc"),
     (r"\bno ?deriv(?:s|ates?|atives?)(?: works)?\b", "nd"),
@@ -163,7 +163,7 @@ _NOISE = {"the", "license", "licence", "licensed", "under", "software"}
 
 _CC_NOISE = _NOISE | {"cc", "international", "unported", "generic", "universal", "public", "deed", "and"}
 _CC_VERSIONS = ("1.0", "2.0", "2.1", "2.5", "3.0", "4.0")
-_CC_PORTS = set(  # less those that are English words
+_CC_PORTS = set(  # countries of ported licenses, less the codes that are English words
     "ar at au az bg br ca ch cl cn co cr cz de dk ec ee eg es fi fr ge gr gt hk hr hu ie igo il jp kr lu mk mt mx nl nz "
     "pe ph pl pr pt ro rs scotland se sg si th tw uk us ve vn za".split()
 )
@@ -172,10 +172,10 @@ _CC_SUFFIXES = {"1.0": " Generic", "2.0": " Generic", "2.5": " Generic", "3.0": 
 
 
 def normalise(text: str | None, cc: str = "") -> str:
-    """The name that shards store: an SPDX id where there is one, "unknown" for nothing, else the text itself, tidied.
+    """License text -> the name that shards store: an SPDX id where there is one, "unknown" if empty, else one line.
 
-    cc: the version of a Creative Commons license that the text gives none for. Without it, "by" is CC-BY, which says no more
-    than the text did.
+    cc: version to assume for a Creative Commons license whose text gives none. Without `cc`, "by" becomes CC-BY, which says
+    no more than the text.
     """
     tidy, found = _resolve(text, cc)
     return found.name if found else tidy
@@ -199,7 +199,7 @@ def is_allowed(name: str | None, families: Iterable[str]) -> bool:
 
 
 def details(name: str | None) -> tuple[str, str]:
-    """(title, address of the text) for people. The address is "" where none is known."""
+    """(title, address of the license text) for display. The address is "" where none is known."""
     tidy, found = _resolve(name)
     if found:
         return found.title, found.url
@@ -215,10 +215,10 @@ def tally(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def _tidy(text: str | None) -> str:
-    """One line without control characters, at most MAX_CHARS long, "unknown" for nothing. Tidying twice changes nothing."""
+    """`text` as one line without control characters, at most MAX_CHARS long, or "unknown" if empty. Idempotent."""
     if not isinstance(text, str):  # a missing value of a table is None or NaN
         return UNKNOWN
-    shown = (char for char in text if unicodedata.category(char) != "Cf")  # they only change how the others look
+    shown = (char for char in text if unicodedata.category(char) != "Cf")  # Cf: only changes how other characters look
     line = "".join(" " if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in shown)
     line = " ".join(line.split())
     return (line if len(line) <= MAX_CHARS else line[: MAX_CHARS - 1].rstrip() + "…") or UNKNOWN
@@ -241,8 +241,8 @@ def _recognise(tidy: str, cc: str) -> _License | None:
 
 
 def _words(text: str) -> list[str]:
-    """Lower-case words and numbers, with one spelling for each term. Nothing where a character says what we cannot read."""
-    if text.endswith("…"):  # cut, so that its end is not known
+    """Lower-case words and numbers, with one spelling for each term. Empty if a character is no letter, digit or separator."""
+    if text.endswith("…"):  # truncated by `_tidy`: conditions may be missing
         return []
     text = unicodedata.normalize("NFKC", text).lower()
     for link, words in _LINKS:
@@ -263,7 +263,7 @@ def _key(words: list[str]) -> tuple[str, ...]:
 
 
 def _creative_commons(words: list[str], default: str) -> _License | None:
-    """By the elements in any order: by, nc, nd, sa, or what gives a work to the public domain."""
+    """License by its elements in any order: by, nc, nd, sa, or words of a public domain dedication. None if not recognised."""
     versions = sorted({word for word in words if word[0].isdigit()})
     version = versions[0] if versions else ""
     ports = {word for before, word in itertools.pairwise(words) if before in _CC_VERSIONS[:-1]} & _CC_PORTS
@@ -281,7 +281,7 @@ def _creative_commons(words: list[str], default: str) -> _License | None:
         url = "https://creativecommons.org/share-your-work/cclicenses/"
         return _License(f"CC-{name.upper()}", name, f"{title} (version not given)", url)
     title += f" {version}{f' {port.upper()}' if port else _CC_SUFFIXES.get(version, '')}"
-    path = "by-nd-nc" if (name, version) == ("by-nc-nd", "1.0") else name  # that one has its own order
+    path = "by-nd-nc" if (name, version) == ("by-nc-nd", "1.0") else name  # 1.0 orders its address so
     url = f"https://creativecommons.org/licenses/{path}/{version}/{f'{port}/' if port else ''}"
     return _License(f"CC-{name.upper()}-{version}{f'-{port.upper()}' if port else ''}", name, title, url)
 
@@ -296,7 +296,7 @@ def _public_domain(said: set[str], by_cc: bool) -> _License | None:
 
 
 def _by_words() -> dict[tuple[str, ...], _License]:
-    """Every spelling of the tables, as the words that it comes down to."""
+    """Key words of every spelling in _TABLE and _GNU -> its license."""
     found: dict[tuple[str, ...], _License] = {}
     for of, lines in _TABLE.items():
         for line in lines.strip().splitlines():

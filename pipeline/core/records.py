@@ -1,4 +1,4 @@
-"""The nouns that cross every boundary: Item, Scene, Outcome, and the two ways in which an item may fail."""
+"""Records that pass between packages: Item, what a source loads (Posed, Clip), Scene, Packed, Outcome."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.core.errors import Retry, Skip
 
-HEARTBEAT = "heartbeat"  # a file in a worker's scratch folder: how many views so far, and of which uid
+HEARTBEAT = "heartbeat"  # a file in a worker's scratch folder: the number of views rendered so far, and the uid
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Item:
 
     uid: unique within a source. url: where the payload is (a path for local files, empty for embedded sources).
     license: a name of pipeline/core/licenses.py or "unknown". sha256: of the payload, lower-case hex, or "" when not known.
-    credit: whom to name for it: title, author and page, each where known. extra: what only the source itself understands.
+    credit: whom to name for the object: title, author and page, each where known. extra: facts for the source itself alone.
     """
 
     uid: str
@@ -39,7 +39,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Posed:
-    """Views as somebody else rendered or photographed them: what a source of kind "posed" loads.
+    """Views that were rendered or photographed elsewhere, with their cameras: loaded by a source of kind "posed".
 
     images: V encoded files (PNG, JPEG, WebP), with or without alpha (straight). c2w: (V, 4, 4) as in Scene.
     fxfycxcy: (V, 4) pixels of the images as they are encoded; pixel centres at +0.5. distortion: None for a pinhole, or
@@ -55,7 +55,7 @@ class Posed:
 
 @dataclass(frozen=True)
 class Clip:
-    """A stretch of a video, and where its camera was: what a source of kind "video" loads.
+    """A stretch of a video, and where its camera was: loaded by a source of kind "video".
 
     path: a cut (see pipeline/video/cut.py).
     frame: (V,) which entries of the camera file these are, counted from 0. times_us: (V,) when
@@ -91,7 +91,7 @@ class Scene:
 
     c2w: (V, 4, 4) float32 camera-to-world, OpenCV axes (+x right, +y down, +z forward), world z up.
     by_width: image width in pixels -> Views. meta: facts about the object (JSON-able), the same for all its views.
-    numbers: name -> (V,) int64, what else is known of each view (see docs/shard_format.md).
+    numbers: name -> (V,) int64, further facts about each view (see docs/shard_format.md).
     """
 
     item: Item
@@ -111,11 +111,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class Packed:
-    """A scene as a journal takes it, and what a driver has to know of it: workers pack, so that the driver only writes.
+    """A scene ready for the journal, and what the driver needs to know of it: workers pack, so that the driver only writes.
 
     record: an Arrow message (pipeline/storage/writer.py).
-    group: what must not be torn apart between train and val. widest_bytes: of the
-    pictures at the largest resolution; jpeg_bytes: at all. meta: what the driver is told, and no shard.
+    group: key of the items that train and val must not split. widest_bytes: of the JPEGs at the
+    largest resolution; jpeg_bytes: at all resolutions. meta: facts for the driver that no shard stores.
     """
 
     item: Item
@@ -144,11 +144,11 @@ class Outcome:
     passing: bool = False
 
 
-Got = tuple[Item, Path | Skip | Retry]  # what became of an item's file: where it lies, or why it cannot be had
+Got = tuple[Item, Path | Skip | Retry]  # item, and its file's path or the reason why the file cannot be had
 
 
 def item_rng(seed: int, uid: str, purpose: str) -> np.random.Generator:
-    """The item's own random stream: depends on (seed, uid, purpose) alone, so neither order nor worker nor retry shows."""
+    """Random stream of one item: depends on (seed, uid, purpose) alone, not on order, worker or retries."""
     digest = hashlib.blake2b(f"{seed}\0{uid}\0{purpose}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
@@ -166,7 +166,7 @@ YOUTUBE_ID = re.compile(r"[0-9A-Za-z_-]{11}")
 
 
 def video_of(url: str) -> str:
-    """One name for all the ways to write a video's address: YouTube's id, else 16 hex digits of a hash."""
+    """Name of a video, however its YouTube address is written: the YouTube id, else 16 hex digits of a hash of `url`."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def first_interrupt(stop: Callable[[], None]) -> Iterator[list[int]]:
-    """Calls `stop` at the first SIGINT or SIGTERM, raises KeyboardInterrupt at the second; yields the list of those received.
+    """Call `stop` at the first SIGINT or SIGTERM, raise KeyboardInterrupt at the second; yields the list of signals received.
 
     Outside the main thread, where Python handles no signals, nothing is caught and the list stays empty.
     """

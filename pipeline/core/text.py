@@ -1,4 +1,4 @@
-"""Paths, durations, sizes and counts, as people read them."""
+"""Paths, durations, sizes and counts, formatted for display."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def shown(path: Path) -> str:
-    """A path as one would type it from here."""
+    """`path` relative to the current folder where it lies below, else unchanged."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
