@@ -1,1 +1,1 @@
-"""From a URL to a verified file."""
+"""Downloads: from a URL to a verified file."""

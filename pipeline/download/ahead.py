@@ -1,4 +1,4 @@
-"""Downloads that run ahead of the renderers: items in, items whose file lies on disk out, within a budget of disk."""
+"""Downloads that run ahead of the renderers: items in, items with their file on disk out, within a budget of disk."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pipeline.download.batches import Batches
 from pipeline.download.fetch import Fetcher
 
 AHEAD = 4  # items under way or ready, times the number of downloads
-IN_A_ROW = 20  # downloads that fail for reasons that may pass, with none between that works: then it is the connection
-UID = "uid"  # a file in an item's folder: whose it is
+IN_A_ROW = 20  # batches failing with Retry, and no success or Skip between: then the connection is to blame
+UID = "uid"  # a file in an item's folder that holds the item's uid
 
 Result = tuple[Item, Path | BaseException]
 
@@ -40,17 +40,17 @@ class BatchFetcher:
         return str(self.source.batch(item)) if hasattr(self.source, "BATCH") else item.uid
 
     def start(self, batch: Sequence[Item], tell: Callable[[Item, Path | BaseException], object]) -> None:
-        """Fetches a batch in a thread, which calls `tell` once per item, with its file or with why it cannot be had."""
+        """Fetch a batch in a thread, which calls `tell` once per item, with the path of its file or with the error."""
         waiting = {item.uid: item for item in batch}
         self._pool.submit(self._fetch, batch, waiting, tell).add_done_callback(partial(self._ended, waiting, tell))
 
     def remove(self, uid: str) -> None:
-        """Removes an item's files and gives back their disk."""
+        """Remove an item's files and release their disk."""
         shutil.rmtree(self.net.disk_budget.folder_of(uid), ignore_errors=True)
         self.net.disk_budget.release(uid)
 
     def close(self) -> None:
-        """Ends what is under way, and waits for the threads."""
+        """Stop the downloads under way, and wait for the threads."""
         self.net.close()
         self._pool.shutdown(cancel_futures=True)
 
@@ -60,7 +60,7 @@ class BatchFetcher:
 
     @staticmethod
     def _ended(waiting: dict[str, Item], tell: Callable[..., object], future: Future[None]) -> None:
-        """Tells of the items that the source did not account for, with the error that stopped it."""
+        """Call `tell` for the items that the source never yielded, with the error that stopped it."""
         error = None if future.cancelled() else future.exception()
         for item in waiting.values():
             tell(item, error or RuntimeError("the source did not say what became of it"))
@@ -75,7 +75,7 @@ class BatchFetcher:
 class Downloads:
     """Downloads for one source into folders of `net.disk_budget.folder`, one per item, gone after `done`.
 
-    finished: uids that need no file any more; what an earlier session left for them is removed.
+    finished: uids that need no file any more; files that an earlier session left for these are removed.
     """
 
     def __init__(self, source: ModuleType, net: Fetcher, threads: int, finished: Container[str]) -> None:
@@ -84,16 +84,16 @@ class Downloads:
         self.fetcher = BatchFetcher(source, net, threads)
         self.ahead = max(AHEAD * threads, self.fetcher.most)
         self.results: queue.SimpleQueue[Result] = queue.SimpleQueue()
-        self.out_there = 0  # items that were given to a thread and not handed on yet
+        self.out_there = 0  # items given to a thread and not yielded yet
         self.in_a_row = 0
-        self.failing = ""  # the batch that failed last: it counts once, however many items it has
+        self.failing = ""  # key of the batch that failed last: a batch counts once, however many items it has
         self._take_over(finished)
 
     def stream(self, drawn: Iterator[Item | None], failed: Callable[[Outcome], None]) -> Iterator[Item | None]:
-        """Hands items on as soon as their files are there, with the path in extra["path"]; None: nothing now, ask again.
+        """Yield items as soon as their files are there, with the path in extra["path"]; None if no file is ready yet.
 
         failed is called, in the caller's thread, with the Outcome of each item whose file cannot be had. Raises UserError
-        where nothing comes through any more.
+        after IN_A_ROW failures in a row, OSError if the disk is full.
         """
         batches = Batches(drawn, self.fetcher.key)
         while not self.net.stopped.is_set():
@@ -119,24 +119,24 @@ class Downloads:
                 self._give_up(item, got, failed)
 
     def snapshot(self) -> dict[str, int]:
-        """Items under way, files that wait for a renderer, and the disk that they hold."""
+        """Numbers of items under way and of files ready for a renderer, and the bytes of disk that both hold."""
         ready = self.results.qsize()
         return {"under_way": self.out_there - ready, "ready": ready, "bytes": self.net.disk_budget.used}
 
     def done(self, item: Item) -> None:
-        """Removes an item's files and gives back their disk."""
+        """Remove an item's files and release their disk."""
         self.fetcher.remove(item.uid)
 
     def stop(self) -> None:
-        """Ends the stream and what is under way. What is complete stays for the next session."""
+        """End the stream and the downloads under way. Complete files stay for the next session."""
         self.net.close()
 
     def close(self) -> None:
-        """`stop`, and waits for the threads."""
+        """Stop, and wait for the threads."""
         self.fetcher.close()
 
     def folder_of(self, uid: str) -> Path:
-        """An item's own folder."""
+        """Path of an item's own folder."""
         return self.net.disk_budget.folder_of(uid)
 
     def _give_up(self, item: Item, error: BaseException, failed: Callable[[Outcome], None]) -> None:

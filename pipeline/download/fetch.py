@@ -1,7 +1,7 @@
 """One URL -> one whole, verified file; many at once without hurting a host or filling the disk.
 
-Bytes go to a file beside, and only a complete file gets the name that was asked for. What may pass is tried again
-with growing pauses, at the host's own word where it gives one (Retry-After); what will not is never asked again.
+Bytes go to a temporary file beside the target, renamed once complete. A failure that may pass is tried again with growing
+pauses, or after the host's Retry-After; a permanent failure is never tried again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.core.errors import Retry, Skip
 
 TRIES = 5
 FIRST_PAUSE_S = 0.5  # doubles with every try
-LONGEST_PAUSE_S = 300.0  # even where Retry-After asks for more: then the item fails, and says so
+LONGEST_PAUSE_S = 300.0  # an item whose host asks for more in Retry-After fails at once
 LEAST_BYTES_PER_S = 1000  # over `stall_s`; below, a connection counts as stalled
 CONNECT_S = 15.0
 GONE = (404, 410)
@@ -62,8 +62,8 @@ class _Host:
 class FetchLimits:
     """per_host: connections at once. max_bytes: of one file. stall_s: seconds without progress. mirrors: (from, to) URLs.
 
-    cache: a folder in the layout of the objaverse package, whose files are used; None for none. keep: files that are
-    fetched go there too, and stay.
+    cache: a folder in the layout of the objaverse package, whose files are used; None for none. keep: store fetched
+    files in `cache` for good.
     """
 
     per_host: int = 4
@@ -76,9 +76,9 @@ class FetchLimits:
 
 @dataclass(frozen=True)
 class Wanted:
-    """owner: under whose name disk is reserved. sha256, size: of the file, "" and 0 where not known beforehand.
+    """owner: name under which disk is reserved. sha256, size: of the file, "" and 0 where not known beforehand.
 
-    fold: for how many files of its size, where others will be made of it.
+    fold: disk to reserve, in multiples of the file's size, where other files will be made from it.
     """
 
     owner: str
@@ -88,7 +88,7 @@ class Wanted:
 
 
 class Passing(Exception):
-    """A failure that may pass by itself. pause_s: what the host asked for, or None."""
+    """A failure that may pass by itself. pause_s: seconds to wait that the host asked for, or None."""
 
     def __init__(self, reason: str, detail: str, pause_s: float | None = None) -> None:
         super().__init__(detail)
@@ -98,7 +98,7 @@ class Passing(Exception):
 
 
 class Fetcher:
-    """Holds the connections and what is known of the hosts. One per process, shared by its threads."""
+    """Downloader with its connections and the state of each host. One per process, shared by its threads."""
 
     def __init__(self, limits: FetchLimits, disk_budget: DiskBudget) -> None:
         import httpx2
@@ -114,18 +114,18 @@ class Fetcher:
         self._bodies: set[Any] = set()
 
     def close(self) -> None:
-        """Ends what is under way: those who wait or read get Retry("stopped")."""
+        """Stop all transfers: threads that wait or read get Retry("stopped")."""
         self.stopped.set()
         self.disk_budget.close()
         with self._lock:
             for body in self._bodies:
                 with suppress(OSError):
-                    body.shutdown(socket.SHUT_RDWR)  # wakes who reads, which closing would not
+                    body.shutdown(socket.SHUT_RDWR)  # wakes a thread that reads, which closing would not
         self.client.close()
 
     @contextmanager
     def reading(self, response: Any) -> Iterator[None]:
-        """While a body is read, `close` can cut it off."""
+        """Let `close` cut off the response's body while it is read."""
         body = response.extensions["network_stream"].get_extra_info("socket")
         with self._lock:
             self._bodies.add(body)
@@ -136,10 +136,10 @@ class Fetcher:
                 self._bodies.discard(body)
 
     def get(self, url: str, to: Path, *, owner: str, sha256: str = "", size: int = 0) -> Path:
-        """Downloads `url` into the file `to`, whose disk is reserved under the name of `owner`.
+        """Download `url` into the file `to`, whose disk is reserved under the name of `owner`; returns `to`.
 
-        sha256, size: what is known beforehand. Raises Skip: missing (404, 410), forbidden (401, 403, 451), refused (other
-        4xx), modified (another sha256 than expected), too_large, unsupported_url. Raises Retry where it went on failing for
+        sha256, size: of the file, where known. Raises Skip: missing (404, 410), forbidden (401, 403, 451), refused (other
+        4xx), modified (another sha256 than expected), too_large, unsupported_url. Raises Retry if it keeps failing for
         a reason that may pass: rate_limited, server_error, connection, timeout, cut_off, corrupt_download; and `stopped`
         after `close`.
         """
@@ -148,7 +148,7 @@ class Fetcher:
     def get_with(
         self, client: Any, url: str, to: Path, wanted: Wanted, headers: Mapping[str, str] | None = None
     ) -> Path:
-        """`get` through another client of the same kind, with its own headers."""
+        """Download as `get` does, but through another httpx2 client and with further headers; `url` is not mirrored."""
         if urlsplit(url).scheme not in ("http", "https"):
             raise Skip("unsupported_url", url)
         part = to.with_name(f"{to.name}.part")
@@ -185,7 +185,7 @@ class Fetcher:
         raise AssertionError
 
     def mirrored(self, url: str) -> str:
-        """The URL to ask instead, by the first mirror that matches."""
+        """`url` with its start replaced by the first mirror that matches; unchanged if none does."""
         for before, after in self.limits.mirrors:
             if url.startswith(before):
                 return after + url[len(before) :]
@@ -204,7 +204,7 @@ class Fetcher:
 
 
 class _Transfer:
-    """One file on its way: attempts share what already arrived."""
+    """Download of one file: attempts share the bytes that already arrived."""
 
     def __init__(
         self, fetcher: Fetcher, client: Any, url: str, part: Path, wanted: Wanted, headers: dict[str, str]
@@ -225,7 +225,7 @@ class _Transfer:
         self.part.unlink(missing_ok=True)
 
     def make_room(self, size: int) -> None:
-        """Reserves disk for the whole file, waiting for it."""
+        """Wait for disk for the whole file of `size` bytes, and reserve it."""
         self._check_size(size)
         if (needed := size * self.wanted.fold) > self.reserved:
             self.fetcher.disk_budget.reserve(self.wanted.owner, needed - self.reserved)
@@ -237,7 +237,7 @@ class _Transfer:
             raise Skip("too_large", f"{size / 1e6:.0f} MB, the limit is {limit:.0f} MB; --max-file-mb raises it")
 
     def attempt(self) -> None:
-        """Asks once; goes on behind what is there where the host allows. Raises Skip, Passing."""
+        """Request the file once, resuming behind the bytes already here if the host allows. Raises Skip, Passing, Retry."""
         headers = self.headers | {"Accept-Encoding": "identity"}  # lengths and ranges of the file itself
         if self.have and self.etag:
             headers |= {"Range": f"bytes={self.have}-", "If-Range": self.etag}
@@ -255,7 +255,7 @@ class _Transfer:
                 self.make_room(missing)  # without holding a connection open
 
     def _lacks_room(self, response: Any) -> int:
-        """Bytes that must be reserved before this body is read; 0 where that is done."""
+        """Reserve disk for the body if it is free now: then 0, else the size in bytes to `make_room` for first."""
         length = response.headers.get("content-length")
         begun = self.have if response.status_code == 206 else 0
         size = begun + int(length) if length and length.isdecimal() else int(self.fetcher.limits.max_bytes)
@@ -321,7 +321,7 @@ def passing(url: str) -> Iterator[None]:
 
 
 def check_status(response: Any) -> None:
-    """Raises Skip or Passing where an HTTP response (httpx2) is no success."""
+    """Raise Skip or Passing if the status of an HTTP response (httpx2) is 400 or above."""
     if response.status_code >= 400:
         raise failure_of(response, f"HTTP {response.status_code} from {response.url}")
 
@@ -367,7 +367,7 @@ def _strong_etag(response: Any) -> str:
 
 
 def _linked_sha256(response: Any) -> str:
-    """The sha256 that a Hub gives for an LFS file, in the redirect that led here; "" where none does."""
+    """SHA-256 that the Hugging Face Hub gives for an LFS file, in a redirect or in the response; "" without one."""
     for answer in (*response.history, response):
         value = answer.headers.get("x-linked-etag", "").strip('"')
         if SHA256.fullmatch(value):

@@ -1,7 +1,7 @@
-"""Single files out of a commit of a Git repository: no history, no other files, nobody asked for a password.
+"""Single files out of a commit of a Git repository: no history, no other files, no password prompt.
 
 The commit and its trees come without contents (`--depth 1 --filter=blob:none`); a sparse checkout then brings the wanted
-files, and once more what they refer to (.mtl, .bin, textures). Git LFS pointers are resolved through the LFS batch API,
+files, then those that they refer to (.mtl, .bin, textures). Git LFS pointers are resolved through the LFS batch API,
 so that git-lfs need not be installed. https://git-scm.com/docs/partial-clone, https://github.com/git-lfs/git-lfs (docs/api).
 """
 
@@ -28,9 +28,9 @@ from pipeline.formats.references import companions
 
 TREE = "tree"  # in an item's folder: the files of the repository, at their paths
 LOOK_S = 0.1
-TIMES_STALL = 20  # a checkout may take so many times as long as a connection may stand still
-ROUNDS = 3  # an .obj names an .mtl, which names pictures
-LINKS = 8  # symbolic links in a row
+TIMES_STALL = 20  # a git command's time limit, in multiples of `stall_s`
+ROUNDS = 3  # checkouts for files that other files name: an .obj names an .mtl, which names pictures
+LINKS = 8  # lookups of one path: each symbolic link takes one, the file itself too
 LFS_POINTER = re.compile(rb"version https://git-lfs\S*\noid sha256:([0-9a-f]{64})\nsize (\d+)")
 SAFE = (
     ("core.hooksPath", os.devnull),
@@ -43,7 +43,7 @@ SAFE = (
     ("advice.detachedHead", "false"),
     ("gc.auto", "0"),
 )
-GONE = re.compile(  # what a repository that was deleted, renamed away or made private answers, and a commit that was
+GONE = re.compile(  # git's complaints about a repository or commit that was deleted, renamed away or made private
     r"not found|could not read Username|Authentication failed|terminal prompts disabled|does not (?:appear to be|exist)"
     r"|not our ref|unadvertised object|couldn't find remote ref|access rights|returned error: (?:401|403|404|410|451)",
     re.IGNORECASE,
@@ -54,9 +54,9 @@ LIMITED = re.compile(r"returned error: 429|Too Many Requests|rate limit", re.IGN
 def fetch(
     address: str, commit: str, wanted: Sequence[tuple[Item, str]], folder_of: Callable[[Item], Path], net: Fetcher
 ) -> Iterator[Got]:
-    """Brings files of one commit into FOLDER/tree/<path in the repository>, with what they refer to.
+    """Bring files of one commit into FOLDER/tree/<path in the repository>, with the files that they refer to.
 
-    address: as git takes it. wanted: items and their files' paths. Yields every item once, with its file or with why not;
+    address: as git takes it. wanted: items and their files' paths. Yields every item once, with its file or the failure.
     Skip: missing (repository, commit or file), modified (another sha256), lfs_pointer (its content cannot be had),
     too_large; Retry: connection, rate_limited, timeout.
     """
@@ -64,7 +64,7 @@ def fetch(
     work = Path(tempfile.mkdtemp(prefix="git-", dir=net.disk_budget.folder))
     try:
         try:
-            net.disk_budget.reserve(owner, int(net.limits.max_bytes))  # nobody says beforehand how large a checkout is
+            net.disk_budget.reserve(owner, int(net.limits.max_bytes))  # the size of a checkout is not known beforehand
             repository = _Repository(address, commit, work, net)
             net.tried(address, repository.open)
             repository.bring([path for _, path in wanted])
@@ -95,7 +95,7 @@ class _Repository:
         self.present: set[str] = set()
 
     def open(self) -> None:
-        """Fetches the commit without contents, and lists its files. Raises Skip, Passing."""
+        """Fetch the commit without contents, and list its files. Raises Skip, Passing, Retry("stopped")."""
         shutil.rmtree(self.work)
         self.work.mkdir()
         self._git("init", "-q")
@@ -109,7 +109,7 @@ class _Repository:
             self.modes[path] = facts.split()[0]
 
     def bring(self, paths: Iterable[str]) -> None:
-        """Checks out those of the paths that the commit has, and what their files refer to. Raises Skip, Retry."""
+        """Check out the paths that the commit has, and the files that these refer to. Raises Skip, Retry."""
         new = {real for path in paths if (real := self._real(path))}
         for _ in range(ROUNDS + 1):
             if not new:
@@ -119,7 +119,7 @@ class _Repository:
             new = {found for path in new for found in self._named_by(path)} - self.present
 
     def hand_over(self, item: Item, path: str, folder: Path) -> Path:
-        """Links an item's file and what belongs to it into FOLDER/tree; the file's path there. Raises Skip, Retry."""
+        """Copy an item's file and the files it needs into FOLDER/tree; returns the file's path there. Raises Skip, Retry."""
         real = self._real(path)
         if not real:
             raise Skip("missing", f"{self.address} has no {path} at {self.commit}")
@@ -138,7 +138,7 @@ class _Repository:
         return folder / TREE / path
 
     def _belongs_to(self, real: str) -> set[str]:
-        """A file and all that it names, directly or not, as far as it was brought."""
+        """Paths of a file and of all files that it names, directly or not, if checked out."""
         found, new = {real}, {real}
         while new:
             new = {path for name in new for path in self._named_by(name) if path in self.present} - found
@@ -151,7 +151,7 @@ class _Repository:
             return []
         try:
             named = companions(file, self.work)
-        except Skip:  # broken or hostile: preflight says so in its turn, by the same reading
+        except Skip:  # broken or hostile: preflight reads the file too, and reports it
             return []
         return [real for name in named if (real := self._real(str(name)))]
 
@@ -177,7 +177,7 @@ class _Repository:
         self._git("checkout", "-q", "--force", "--detach", self.commit)
 
     def _resolve_pointer(self, path: str) -> None:
-        """A Git LFS pointer -> the file that it stands for. Raises Skip("lfs_pointer") where that cannot be had."""
+        """Replace a Git LFS pointer by its content; leave other files alone. Raises Skip("lfs_pointer") if that fails."""
         file = self.work / path
         if file.stat().st_size > 1024 or not (pointer := LFS_POINTER.match(file.read_bytes())):
             return
@@ -215,7 +215,7 @@ class _Repository:
             raise Skip("lfs_pointer", f"{failure.reason}: {failure.detail}") from None
 
     def _git(self, *arguments: str, given: str = "") -> str:
-        """Runs git, watched: killed where it takes too long, too much disk, or nobody wants it any more."""
+        """Run git and return its output; kill it if it takes too long or too much disk, or once `net` is stopped."""
         options = [part for name, value in SAFE for part in ("-c", f"{name}={value}")]
         stall_s = max(1, int(self.net.limits.stall_s))
         quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "SSH_ASKPASS": "true", "GIT_LFS_SKIP_SMUDGE": "1"}
@@ -240,7 +240,7 @@ class _Repository:
             return said.read().decode(errors="surrogateescape")
 
     def _watch(self, process: subprocess.Popen[bytes], deadline: float) -> None:
-        """Waits for git. Raises Retry("stopped"), Skip("too_large"), Passing("timeout"), and kills it then."""
+        """Wait for git. Kills it to raise Retry("stopped"), Skip("too_large") or Passing("timeout")."""
         running = True
         while running:
             try:

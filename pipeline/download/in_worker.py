@@ -1,4 +1,4 @@
-"""In a worker of a cluster: fetches what comes next while the present object is rendered, on the machine that needs it."""
+"""Prefetching in a worker of a cluster: the next items' files come while the present item is rendered."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Prefetch:
         self._fetcher = BatchFetcher(source, net, 1)
 
     def want(self, items: Sequence[Item]) -> None:
-        """Starts fetching the new ones of `items` (the present and the next), in order; drops all that are not in `items`."""
+        """Start fetching the new ones of `items` (the present and the next), in order; drop every item that is not in `items`."""
         for uid in self.coming.keys() - {item.uid for item in items}:
             self.drop(uid)
         new = [item for item in items if item.uid not in self.coming]
@@ -38,15 +38,15 @@ class Prefetch:
             self._fetcher.start(list(group), tell)
 
     def take(self, item: Item) -> Path:
-        """File of a wanted item, waiting for it. Raises Skip or Retry if it cannot be had."""
+        """Wait for the file of a wanted item; returns its path. Raises Skip or Retry if it cannot be fetched."""
         return self.coming[item.uid].result()
 
     def drop(self, uid: str) -> None:
-        """Removes the files of an item that is done with, and gives back their disk."""
+        """Remove the files of an item that is done with, and release their disk."""
         coming = self.coming.pop(uid, None)
         if coming is not None:
             coming.add_done_callback(lambda _: self._fetcher.remove(uid))
 
     def close(self) -> None:
-        """Ends what is under way, and waits for the thread."""
+        """Stop the downloads under way, and wait for the thread."""
         self._fetcher.close()
