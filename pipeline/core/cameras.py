@@ -142,7 +142,7 @@ def circle(
 
 
 def spread(count: int, limit: int | None) -> np.ndarray:
-    """Indices of at most `limit` of `count` views, evenly over all of them: the first is always among them."""
+    """Indices of at most `limit` of `count` views, spread evenly, always with the first view."""
     if limit is None or limit >= count:
         return np.arange(count)
     return np.arange(limit) * count // limit
@@ -250,5 +250,5 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def sample(sampler: str, rng: np.random.Generator, count: int) -> np.ndarray:
-    """c2w (V, 4, 4) float32 of the named sampler. The float32 values are what is rendered and what is stored."""
+    """c2w (V, 4, 4) float32 of the named sampler. These float32 values are both rendered and stored."""
     return look_at(SAMPLERS[sampler].positions(rng, count)).astype(np.float32)

@@ -13,16 +13,16 @@ class _Reason(Exception):
         self.reason = reason
         self.detail = detail
 
-    def __reduce__(self) -> tuple[Any, ...]:  # crosses process borders with both fields
+    def __reduce__(self) -> tuple[Any, ...]:  # pickles both fields
         return type(self), (self.reason, self.detail)
 
 
 class Skip(_Reason):
-    """The item is hopeless; trying again would end the same way. `reason` is a snake_case word for the ledger."""
+    """Permanent failure of an item: trying again would end the same way. `reason` is a snake_case word for the ledger."""
 
 
 class Retry(_Reason):
-    """The world misbehaved (a crash, a time-out, a reset connection); the same item may work the next time."""
+    """Failure that may pass (a crash, a time-out, a reset connection): the item may work the next time."""
 
 
 class UserError(Exception):

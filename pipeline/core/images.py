@@ -141,7 +141,7 @@ def decode(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image)
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises besides, on broken files
+    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL raises these too on broken files
         raise OSError(str(error)) from error
 
 

@@ -207,7 +207,7 @@ def details(name: str | None) -> tuple[str, str]:
 
 
 def tally(counts: Mapping[str, int]) -> dict[str, int]:
-    """Counts by whatever spelling -> counts by normalised name, most frequent first."""
+    """Counts by license text -> counts by normalised name, most frequent first."""
     merged: Counter[str] = Counter()
     for text, count in counts.items():
         merged[normalise(text)] += count
@@ -233,7 +233,7 @@ def _resolve(text: str | None, cc: str = "") -> tuple[str, _License | None]:
 def _recognise(tidy: str, cc: str) -> _License | None:
     words = _words(tidy)
     found = _BY_WORDS.get(_key(words)) or _creative_commons(words, cc)
-    twice = re.fullmatch(r"([^()]+)\(([^()]+)\)", tidy)  # MIT License (MIT)
+    twice = re.fullmatch(r"([^()]+)\(([^()]+)\)", tidy)  # e.g. "MIT License (MIT)"
     if found is None and twice:
         one, other = (_recognise(part.strip(), cc) for part in twice.groups())
         found = one if one == other else None
@@ -281,7 +281,7 @@ def _creative_commons(words: list[str], default: str) -> _License | None:
         url = "https://creativecommons.org/share-your-work/cclicenses/"
         return _License(f"CC-{name.upper()}", name, f"{title} (version not given)", url)
     title += f" {version}{f' {port.upper()}' if port else _CC_SUFFIXES.get(version, '')}"
-    path = "by-nd-nc" if (name, version) == ("by-nc-nd", "1.0") else name  # 1.0 orders its address so
+    path = "by-nd-nc" if (name, version) == ("by-nc-nd", "1.0") else name  # address of by-nc-nd 1.0: another order
     url = f"https://creativecommons.org/licenses/{path}/{version}/{f'{port}/' if port else ''}"
     return _License(f"CC-{name.upper()}-{version}{f'-{port.upper()}' if port else ''}", name, title, url)
 

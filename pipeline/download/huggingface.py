@@ -1,8 +1,8 @@
-"""Files of Hugging Face dataset repositories: the only door to `huggingface_hub`.
+"""Files of Hugging Face dataset repositories: the only module of the pipeline that imports `huggingface_hub`.
 
-Addresses, tokens, mirrors (HF_ENDPOINT), the offline mode and the cache are that library's. Lists go through
+The library handles addresses, tokens, mirrors (HF_ENDPOINT), the offline mode and the cache. Lists go through
 `hf_hub_download`; payloads, of which there are millions, take the library's address, headers and connection but one
-request each instead of its two, which is what the Hub's rate limits count.
+request each instead of two, as the Hub's rate limits count requests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.core.disk import replacing
 from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.download.fetch import CONNECT_S, Fetcher, Passing, Wanted, failure_of
 
-HOME = "https://huggingface.co"  # what manifests say, whichever mirror is asked
+HOME = "https://huggingface.co"  # in manifests, whichever mirror is asked
 PATHS_PER_REQUEST = 500
 
 
@@ -31,7 +31,7 @@ def url_of(repo: str, path: str) -> str:
 
 
 def parse(url: str) -> tuple[str, str] | None:
-    """(repo, path) of such an address; None for any other."""
+    """(repo, path) of an address that `url_of` writes; None for any other."""
     prefix = f"{HOME}/datasets/"
     if not url.startswith(prefix):
         return None
@@ -42,9 +42,9 @@ def parse(url: str) -> tuple[str, str] | None:
 
 
 def list_file(net: Fetcher, repo: str, path: str, folder: Path) -> Path:
-    """A list of a dataset repository, kept at folder/path; fetched only where it is not there, or not whole.
+    """File with a list of objects from a dataset repository, kept at folder/path; fetched if missing or not whole.
 
-    Raises UserError where it can neither be found nor fetched.
+    Raises UserError if the list cannot be fetched.
     """
     import huggingface_hub
 
@@ -85,7 +85,7 @@ def _whole(path: Path) -> bool:
 
 
 def facts(net: Fetcher, repo: str, paths: Sequence[str]) -> dict[str, tuple[int, str]]:
-    """Path -> (bytes, sha256 or "") of those files that the repository has. Raises UserError where it does not answer."""
+    """Path -> (bytes, sha256 or "") of those `paths` that the repository has. Raises UserError if the Hub does not answer."""
     import huggingface_hub
 
     _session(net)
@@ -109,20 +109,20 @@ def facts(net: Fetcher, repo: str, paths: Sequence[str]) -> dict[str, tuple[int,
 
 
 def get(net: Fetcher, repo: str, path: str, to: Path, wanted: Wanted) -> Path:
-    """Downloads one file of a dataset repository; see Fetcher.get for what it raises. A file in HF's cache is used as it is."""
+    """Bring one file of a dataset repository to the path `to`, from HF's cache if there. Raises what Fetcher.get raises."""
     import huggingface_hub
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     cached = huggingface_hub.try_to_load_from_cache(repo, path, repo_type="dataset")
     if isinstance(cached, str):
-        return _own(Path(cached).resolve(), to, net, wanted)  # the cache's own names are links, and say no type
+        return _own(Path(cached).resolve(), to, net, wanted)  # a cache entry links to a blob, named without suffix
     address = huggingface_hub.hf_hub_url(repo, path, repo_type="dataset")
     with _offline_is_an_error():
         return net.get_with(_session(net), address, to, wanted, build_hf_headers())
 
 
 def _own(cached: Path, to: Path, net: Fetcher, wanted: Wanted) -> Path:
-    """The content of a cached file under our name, without a copy where both are on one disk."""
+    """Give a cached file the further name `to`; copies only if the cache is on another disk."""
     to.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(cached, to)
@@ -134,7 +134,7 @@ def _own(cached: Path, to: Path, net: Fetcher, wanted: Wanted) -> Path:
 
 
 def _session(net: Fetcher) -> Any:
-    """The library's own client, which by itself would wait for ever."""
+    """HTTP client of huggingface_hub, with time-outs; by default it would wait for ever."""
     import httpx2
     import huggingface_hub
 
@@ -155,7 +155,7 @@ def _offline_is_an_error() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _classified() -> Iterator[None]:
-    """The library's errors -> Skip for what stays, Passing for what may pass."""
+    """Turn errors of huggingface_hub into Skip if permanent, Passing if they may pass, Retry if offline or already retried."""
     import httpx2
     from huggingface_hub.errors import (
         EntryNotFoundError,

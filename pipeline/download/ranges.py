@@ -1,4 +1,4 @@
-"""A file on a server as something to read and seek in: only what is read is fetched, in windows."""
+"""A file on a server as a file object to read and seek in: only what is read is fetched, in windows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from pipeline.core.errors import Retry, Skip
 from pipeline.download.fetch import Fetcher, Passing, check_status, passing
 
-FIRST_WINDOW = 64_000  # bytes; the next one doubles where reading goes straight on
-LONGEST_WINDOW = 256_000  # two seconds of a stream of 480 rows: what is fetched behind the end of a clip is for nothing
-KEPT = 4  # windows: a demuxer goes to and fro between an index and what it points to
+FIRST_WINDOW = 64_000  # bytes; doubles for each window that follows straight on the last
+LONGEST_WINDOW = 256_000  # two seconds of a stream of 480 rows; bytes fetched behind the end of a clip are wasted
+KEPT = 4  # windows: a demuxer goes to and fro between an index and the packets it points to
 CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -22,10 +22,10 @@ class NoRanges(Exception):
 
 
 class Remote(io.RawIOBase):
-    """Read-only. Failures come out of `read` as Skip or Retry, as `Fetcher.get` has them."""
+    """Read-only file object for a URL. `read` raises Skip and Retry with the reasons of `Fetcher.get`."""
 
     def __init__(self, net: Fetcher, url: str, headers: Mapping[str, str]) -> None:
-        """Asks for the first window. Raises NoRanges, Skip, Retry."""
+        """Fetch the first window. Raises NoRanges, Skip, Retry."""
         self.net = net
         self.url = url
         self.headers = dict(headers) | {"Accept-Encoding": "identity"}
@@ -64,7 +64,7 @@ class Remote(io.RawIOBase):
         return piece
 
     def _window(self, at: int) -> tuple[int, bytes]:
-        """The window that holds the byte `at`, and where it starts."""
+        """(start, bytes) of the window that holds the byte `at`, fetched if it is not kept."""
         for start, window in self.windows.items():
             if start <= at < start + len(window):
                 self.windows.move_to_end(start)

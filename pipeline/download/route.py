@@ -1,4 +1,4 @@
-"""An item -> its file, by the kind of its address: the Hub, a commit of a GitHub repository, any URL, a local path."""
+"""Item -> its file, by the kind of its address: Hugging Face Hub, commit of a GitHub repository, any URL, local path."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def repository(url: str) -> str:
 
 
 def batch(item: Item) -> str:
-    """Items in a row with the same key are fetched by one call."""
+    """Key of an item's batch: consecutive items with equal keys are fetched by one call."""
     return repository(item.url) or item.uid
 
 
 def file_type(item: Item) -> str:
-    """Suffix of an item's file, lower case, without the dot; "" where nothing says."""
+    """Type of an item's file: a lower-case suffix without the dot; "" if neither `extra` nor the address tells."""
     suffix = Path(unquote(urlsplit(item.url).path)).suffix.lower().lstrip(".")
     found: str = item.extra.get("type") or suffix
     return found if FILE_TYPE.fullmatch(found) else ""
 
 
 def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
-    """Brings the files of a batch into folders of their own; yields each item once, with its file or with why not.
+    """Bring the files of a batch into one folder per item; yields each item once, with its file or the failure.
 
-    A file that lies in the cache folder is used where it is, one that an earlier session left in its folder too.
+    A file in the cache folder is used in place, as is one that an earlier session left in the item's folder.
     """
     if not repository(items[0].url):
         for item in items:
@@ -84,7 +84,7 @@ def _places(item: Item, path: str, place: Callable[[Item], Path], net: Fetcher) 
     """Paths at which a repository's file may lie already: from an earlier session, or as the objaverse package saves "files"."""
     yield place(item) / git.TREE / path
     parts = github_parts(item.url)
-    if net.limits.cache and item.sha256 and parts:  # which commit is saved there only the sum can tell
+    if net.limits.cache and item.sha256 and parts:  # only the SHA-256 tells which commit is saved there
         saved = net.limits.cache / "github" / "repos" / parts[0] / parts[1] / path
         if saved.is_file() and _matches(saved, item.sha256):
             yield saved
@@ -96,7 +96,7 @@ def _out_of_saved(item: Item, folder: Path, net: Fetcher) -> Path | None:
     if not (net.limits.cache and item.sha256 and parts):
         return None
     organization, name, path = parts
-    for suffix, prefix in ((".zip", ""), (".tar", f"{name}/")):  # that package packs only the latter with its folder
+    for suffix, prefix in ((".zip", ""), (".tar", f"{name}/")):  # objaverse puts a top folder into tar archives only
         archive = net.limits.cache / "github" / "repos" / organization / f"{name}{suffix}"
         if not archive.is_file():
             continue
@@ -126,7 +126,7 @@ def _unpacked(archive: Path, members: dict[str, archives.Member], path: str, tre
 
 
 def root_of(item: Item, file: Path) -> Path:
-    """The folder that an item's file may read from: its repository's, else its own."""
+    """Folder that an item's file may read other files from: the repository's root, else the file's own folder."""
     parts = github_parts(item.url)
     return file.parents[len(PurePosixPath(parts[2]).parts) - 1] if parts else file.parent
 

@@ -1,1 +1,1 @@
-"""From a YouTube id to a cut of the video."""
+"""Videos: from a YouTube id to a cut of the video."""

@@ -1,7 +1,7 @@
-"""A stretch of a video, cut out without decoding it: packets from the key frame before it to its end. The only PyAV.
+"""Cuts of a video, made without decoding: packets from the key frame before a stretch to its end. The pipeline's only PyAV.
 
-A cut is a NUT file: it takes every codec and keeps every time base, so that times stay exact. Beside it lies what a decoder does
-not tell: when each of its frames is shown, on the clock of the whole video, and what its colours mean.
+A cut is a NUT file: NUT takes every codec and keeps every time base, so that times stay exact. A JSON file beside the cut has
+what a decoder does not tell: when each frame is shown, on the clock of the whole video, and which matrix its colours use.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ STEPS_BACK_S = (
     16,
     64,
     math.inf,
-)  # where a seek lands behind what was asked for, it is asked to go further back
+)  # how much further back to seek, each time that a seek lands behind the time asked for
 MICRO = 1_000_000
 BT709 = 1  # AVCOL_SPC_BT709 of libavutil
-KEY_FRAME_S = 10.0  # from one to the next, at most, as videos for the web have it
+KEY_FRAME_S = 10.0  # longest usual distance between key frames in videos for the web
 UNEVEN = 1.5
 UNREADABLE = "unreadable_video"
 
@@ -51,10 +51,10 @@ class Footage:
 
 
 class Film:
-    """An open video, from which stretches are cut."""
+    """Open video, from which stretches are cut."""
 
     def __init__(self, container: Any, size: int, about: dict[str, str]) -> None:
-        """size: bytes of the whole video."""
+        """Read the facts of an open PyAV `container`. size: bytes of the whole video. about: as in Footage."""
         self.container = container
         self.size = size
         self.owner = ""
@@ -68,14 +68,14 @@ class Film:
         self.matrix = "bt709" if int(context.colorspace) == BT709 else "bt601"
 
     def bytes_of(self, seconds: float, stretches: int) -> int:
-        """About what so many cuts of so many seconds together take, at most: a video's bytes are spread unevenly."""
+        """Estimated upper bound of the bytes of `stretches` cuts, `seconds` long in all: a video's bytes are spread unevenly."""
         if not self.container.duration:
             return self.size
         share = (seconds + stretches * KEY_FRAME_S) / (self.container.duration / MICRO)
         return int(self.size * min(1.0, UNEVEN * share))
 
     def cut(self, first_us: int, last_us: int, folder: Path, slack_us: int) -> Path:
-        """Writes what is shown from first_us to last_us, give or take slack_us, into folder/CUT, and its Footage beside it.
+        """Write the frames shown from first_us to last_us, give or take slack_us, to folder/CUT, and their Footage beside it.
 
         Raises Skip: too_short (the video ends before last_us - slack_us), unreadable_video.
         """
@@ -91,7 +91,7 @@ class Film:
         return folder / CUT
 
     def _copy(self, first: Fraction, last: Fraction, to: Path) -> list[int]:
-        """The packets of a stretch, in seconds; returns when their frames are shown, sorted."""
+        """Copy the packets from `first` to `last` (seconds) to a file; returns their frames' times, sorted, in microseconds."""
         import av
 
         with av.open(str(to), "w", format="nut") as output:
@@ -108,8 +108,8 @@ class Film:
         return sorted(times)
 
     def _packets(self, first: Fraction) -> Iterator[Any]:
-        """In decoding order, from the last key frame that is shown at `first` or before: without the frames that are shown before
-        that key frame, which need what came earlier.
+        """Packets in decoding order, from the last key frame that is shown at `first` (seconds) or before; without the frames
+        shown before this key frame, which need earlier packets.
         """
         for back in STEPS_BACK_S:
             target = max(0.0, float(first) - back)
@@ -118,7 +118,7 @@ class Film:
             key = next((each for each in packets if each.is_keyframe), None)
             if key is None or (key.pts * self.tick - self.start > first and target > 0):
                 continue
-            shown = key.pts  # writing a packet gives it other numbers
+            shown = key.pts  # writing a packet changes its pts
             yield key
             yield from (each for each in packets if each.pts > shown)
             return
@@ -126,7 +126,7 @@ class Film:
 
 @contextmanager
 def opened(source: Path | io.RawIOBase, size: int, about: dict[str, str] | None = None) -> Iterator[Film]:
-    """A file, or something to read and seek in. size: bytes. about: as in Footage. Raises Skip("unreadable_video")."""
+    """Open a video file or file object. size: its bytes. about: as in Footage. Raises Skip("unreadable_video")."""
     import av
 
     with _readable(), av.open(str(source) if isinstance(source, Path) else source) as container:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Runtime:
-    """A runtime that is here. name: as in yt-dlp's option `js_runtimes`. least: the oldest version that yt-dlp takes."""
+    """Installed JavaScript runtime. name: as in yt-dlp's option `js_runtimes`. least: the oldest version that yt-dlp takes."""
 
     name: str
     version: str
@@ -21,7 +21,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Solver:
-    """The package yt-dlp-ejs. installed: its version, "" where it is not here. wanted: the version that fits yt-dlp."""
+    """The package yt-dlp-ejs. installed: its version, "" if not installed. wanted: the version that fits yt-dlp."""
 
     installed: str
     wanted: str
@@ -46,7 +46,7 @@ def usable(found: Iterable[Runtime], solver: Solver) -> dict[str, str]:
 
 
 def found_runtimes() -> list[Runtime]:
-    """Runtimes where yt-dlp looks for them (beside Python, then on the PATH), also those that are too old for it."""
+    """Runtimes in the places where yt-dlp looks (beside Python, then on the PATH), including those too old for yt-dlp."""
     import yt_dlp  # noqa: F401, fills the registry
     from yt_dlp.globals import supported_js_runtimes
 
@@ -60,7 +60,7 @@ def found_runtimes() -> list[Runtime]:
 
 
 def solver() -> Solver:
-    """Which solver is here, and which one yt-dlp wants."""
+    """Version of the installed solver, and the one that yt-dlp wants."""
     from yt_dlp.dependencies import yt_dlp_ejs
     from yt_dlp.extractor.youtube.jsc._builtin.vendor import VERSION
 

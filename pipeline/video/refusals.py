@@ -1,6 +1,6 @@
-"""Why a video cannot be had, from what yt-dlp says.
+"""Reasons why a video cannot be fetched, from the messages of yt-dlp.
 
-yt-dlp tells causes apart by words alone: its own, YouTube's, and those of the libraries that carry the bytes.
+yt-dlp tells causes apart by words alone: its own, YouTube's, and the words of the network libraries.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _ROWS = (
     ),
     (
         "bot_check",
-        # the bare "Please sign in" is asked of addresses, whatever the video
+        # the bare "Please sign in" concerns the IP address, whatever the video
         r"you're not a bot|captcha|unusual traffic|IP is likely being blocked|^Please sign in(?:\.|$)",
     ),
     (
@@ -62,10 +62,10 @@ _ROWS = (
     ),
     ("drm_protected", r"video is DRM protected|use DRM protection"),
     (
-        "client_refused",  # a client that yt-dlp poses as; whichever the video
+        "client_refused",  # YouTube refuses the client that yt-dlp poses as, for any video
         r"not available on this (?:app|device)|page needs to be reloaded|supported in this application",
     ),
-    (UNKNOWN, r"Playback on other websites|playback on certain sites"),  # the same, by the video; others may show it
+    (UNKNOWN, r"Playback on other websites|playback on certain sites"),  # for this video; other clients may show it
     (
         "video_unavailable",
         r"video (?:is )?(?:unavailable|not available)|video isn't available|live stream recording is not available",
@@ -111,13 +111,13 @@ SKIPPED = frozenset(  # trying again would end the same way
         "login_required",
     }
 )
-RETRY_LATER = frozenset(  # this machine's connection is to blame, not the video: others will fare no better
+RETRY_LATER = frozenset(  # this machine's connection is to blame, not the video: other videos will fail too
     {"bot_check", "rate_limited", "client_refused", "no_js_runtime", "forbidden", "server_error", "connection"}
 )
 REASONS = frozenset(reason for _, reason in TABLE)
 
 _COOKIES = "--cookies FILE of a browser that is logged in"
-NEXT = {  # what a user can do, where there is something
+NEXT = {  # reason -> what a user can do about it
     "age_restricted": _COOKIES,
     "bot_check": _COOKIES,
     "login_required": _COOKIES,
@@ -131,7 +131,7 @@ NEXT = {  # what a user can do, where there is something
 _COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # surrogates: UTF-8 cannot hold them
 _HEAD = re.compile(r"^(?:ERROR: *)*(?:\[download\] Got error: *|\[[\w:+.-]+\] *(?:[\w-]+: +)?)?")
-_TAIL = re.compile(  # the cause once more, and advice that is yt-dlp's: a user of ours has other flags
+_TAIL = re.compile(  # the cause once more, and yt-dlp's advice, whose flags are not lvsm-data's
     r" ?\(caused by .*|[ ;,]{0,2}please report this issue on .*|[ .]{0,2}\bUse --(?:cookies|list-formats|username).*"
     r"|[ .]{0,2}\bIt is recommended to use `-t sleep`.*|[ .]{0,2}\bYou might want to use a VPN.*",
     re.IGNORECASE,
@@ -164,6 +164,6 @@ def _one_line(message: str) -> str:
 
 
 def _reason(said: str, status: int | None) -> str:
-    text = said.replace("’", "'")  # YouTube writes both
+    text = said.replace("’", "'")  # YouTube writes both apostrophes
     answer = f"HTTP Error {status}"
     return next((reason for words, reason in TABLE if words.search(text) or words.search(answer)), UNKNOWN)

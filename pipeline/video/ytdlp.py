@@ -1,7 +1,7 @@
-"""Videos of the web, through yt-dlp: the smallest stream that suffices, and as little of it as is needed. The only yt_dlp.
+"""Videos of the web, through yt-dlp: the smallest stream that suffices, and only the parts of it that are needed.
 
-YouTube counts how many videos somebody asks for. So looking at a page goes through a governor; reading the stream behind it does
-not. Where a server takes ranges, only the stretches that are cut are fetched; else the whole file, for as long as it is cut.
+YouTube counts how many videos a client asks for. So requests for pages are limited by a governor; reads of streams are not.
+Where a server takes ranges, only the stretches that are cut are fetched; else the whole file, for as long as it is cut.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".avi", ".flv", ".ts")
 NAMED = re.compile(r"\[([0-9A-Za-z_-]{11})\]$")  # yt-dlp's own template: title [id].ext
 TRIES = 4
 SHORT_PAUSE_S = 0.5  # after a failure of the connection; doubles
-REFUSED = ("bot_check", "client_refused", "no_js_runtime", "rate_limited")  # us, whichever video it is
-IN_A_ROW = 5  # of these: then it is no use to go on
-BURST_S = 300  # so many seconds' worth of videos may be asked for at once
+REFUSED = ("bot_check", "client_refused", "no_js_runtime", "rate_limited")  # due to this client, whichever the video
+IN_A_ROW = 5  # videos refused for these reasons: then the run stops
+BURST_S = 300  # seconds' worth of the hourly rate that may be asked for at once
 REMEMBERED = 64  # pages; the addresses of YouTube's streams are good for hours
 REMEMBER_S = 3600
-WHOLE_AND_CUTS = 3  # times its size: cuts overlap by what lies before their first frame
+WHOLE_AND_CUTS = 3  # disk for a video and its cuts, in sizes of the video: cuts overlap, as they begin at a key frame
 WHOLE_FILES = ("http", "https")  # protocols; others bring a video in pieces
 UNDECODABLE = ("av01",)  # OpenCV's own FFmpeg has no software decoder for it
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """height: rows that a stream should have. folder: videos that are there already, instead of the web. cookies: the text of a
-    Netscape file, or "". per_hour: videos, 0 for any number. backoff_s: first pause after a refusal.
+    """height: rows that a stream should have. folder: of local videos, used instead of the web. cookies: the text of a cookie
+    file in Netscape format, or "". per_hour: videos, 0 for no limit. backoff_s: first pause after a refusal.
     """
 
     height: int
@@ -65,7 +65,7 @@ def wishes(cfg: ClipConfig) -> Wishes:
 
 
 def _cookies(path: Path) -> str:
-    """The text of a cookie file. yt-dlp would write what servers set into the file itself, so it gets the text alone."""
+    """Text of a cookie file: yt-dlp gets the text alone, as it would write the cookies that servers set into the file."""
     hint = "a cookies.txt in Netscape's format is needed: seven fields a line, with tabs between them"
     try:
         text = path.read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ def _cookies(path: Path) -> str:
 
 
 class Governor:
-    """Says when the next video may be asked for: a bucket that fills with time, and pauses for everybody."""
+    """Rate limiter for requests of videos: a token bucket, and pauses that hold for all threads."""
 
     def __init__(self, per_hour: float, stopped: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -90,7 +90,7 @@ class Governor:
         self.lock = threading.Lock()
 
     def wait(self) -> None:
-        """Until it is our turn. Raises Retry("stopped")."""
+        """Wait until this thread may ask for a video. Raises Retry("stopped")."""
         while (left := self._left()) > 0:
             if self.stopped.wait(min(left, 5.0)):
                 break
@@ -98,7 +98,7 @@ class Governor:
             raise Retry("stopped")
 
     def pause(self, seconds: float) -> bool:
-        """Nobody asks for so long. Returns whether that is longer than it was to be anyway."""
+        """Let no thread ask for `seconds`. True if this pause ends over a second later than any before."""
         with self.lock:
             until = self.clock() + seconds
             longer = until > self.open_s + 1
@@ -106,7 +106,7 @@ class Governor:
             return longer
 
     def _left(self) -> float:
-        """Seconds to wait; 0 takes a turn."""
+        """Seconds to wait before a token is there; if 0, takes the token."""
         with self.lock:
             now = self.clock()
             if now < self.open_s:
@@ -122,7 +122,7 @@ class Governor:
 
 
 class VideoFetcher(Fetcher):
-    """A Fetcher that opens videos too, by their page."""
+    """Fetcher that also opens videos, given the address of their page."""
 
     def __init__(self, limits: FetchLimits, disk_budget: DiskBudget, wishes: Wishes) -> None:
         super().__init__(limits, disk_budget)
@@ -140,10 +140,10 @@ class VideoFetcher(Fetcher):
 
     @contextmanager
     def film(self, url: str) -> Iterator[Film]:
-        """The video of a page, open to be cut. Its `owner` has reserved disk for the cuts already, where there is one.
+        """Open the video of a page for cutting. If Film.owner is set, disk for the cuts is already reserved under that name.
 
-        Raises Skip and Retry with the reasons of `refusals`, of `Fetcher.get` and of `cuts`; UserError where one video after the
-        other is refused to us.
+        Raises Skip and Retry with the reasons of `refusals`, of `Fetcher.get` and of `cut`; UserError after IN_A_ROW videos in
+        a row were refused.
         """
         if self.files is not None:
             if (path := self.files.get(video_of(url))) is None:
@@ -172,8 +172,8 @@ class VideoFetcher(Fetcher):
 
     @contextmanager
     def _whole(self, stream: dict[str, Any]) -> Iterator[Path]:
-        """The whole file, for as long as it is cut. Disk is reserved for it and for all cuts at once: those who hold a video must
-        not wait for each other.
+        """Path of the whole file, removed at the end. Disk is reserved for the file and all cuts at once, so that threads that
+        hold a video do not wait for each other.
         """
         folder = Path(tempfile.mkdtemp(prefix="video-", dir=self.disk_budget.folder))
         owner, path = folder.name, folder / "video"
@@ -215,7 +215,7 @@ class VideoFetcher(Fetcher):
         raise AssertionError
 
     def _wait_after(self, refused: _Refused, number: int) -> None:
-        """Pauses everybody or only this one; raises what is to be raised after the last try."""
+        """Pause all threads (rate limit) or this one; raise the failure, or UserError, if the video is not to be tried again."""
         failure = refused.failure
         ours = failure.reason in REFUSED
         if number == TRIES - 1 or (ours and failure.reason != "rate_limited"):
@@ -229,14 +229,14 @@ class VideoFetcher(Fetcher):
             raise failure
         if failure.reason == "rate_limited":
             pause_s = min(refused.pause_s or self.wishes.backoff_s * 2**number, LONGEST_PAUSE_S)
-            pause_s *= random.uniform(1, 1.1)  # those who were refused together shall not come back together
+            pause_s *= random.uniform(1, 1.1)  # clients that were refused together should not come back together
             if self.governor.pause(pause_s):
                 print(f"the server limits how often we may ask: pausing {pause_s:.0f} s", file=sys.stderr)
         else:
             self.stopped.wait(SHORT_PAUSE_S * 2**number)
 
     def _look(self, url: str) -> dict[str, Any]:
-        """Asks once. Raises Skip, _Refused."""
+        """Ask for the page's metadata once. Raises Skip, _Refused."""
         with self._talking() as ydl:
             found: dict[str, Any] = ydl.extract_info(url, download=False)
         if found.get("_type", "video") != "video" or not found.get("url"):
@@ -244,7 +244,7 @@ class VideoFetcher(Fetcher):
         return found
 
     def _downloaded(self, stream: dict[str, Any], path: Path) -> Path:
-        """Brings a stream in pieces (HLS, DASH), by yt-dlp's own means."""
+        """Download a stream in pieces (HLS, DASH) to `path`, with yt-dlp's own downloader. Raises Skip, Retry."""
 
         def watch(progress: dict[str, Any]) -> None:
             if self.stopped.is_set():
@@ -264,7 +264,7 @@ class VideoFetcher(Fetcher):
 
     @contextmanager
     def _talking(self, **more: Any) -> Iterator[Any]:
-        """A yt-dlp that says nothing; what goes wrong with it comes out as Skip or _Refused."""
+        """YoutubeDL that prints nothing; its errors are raised as Skip or _Refused. more: further options."""
         import yt_dlp
 
         heard = _Heard()
@@ -332,8 +332,8 @@ class _Heard:
 
 
 def chosen(formats: list[dict[str, Any]], height: int) -> Iterator[dict[str, Any]]:
-    """The stream with the fewest rows of at least `height`, else the one with the most; among equals the smallest one that can be
-    read in part and has no sound. None where no stream has pictures that can be decoded.
+    """Yield the stream with the fewest rows of at least `height`, else the one with the most; among equals prefer SDR, one file
+    over pieces, no sound, small size, in this order. Yields nothing if no stream has pictures that can be decoded.
     """
     usable = [
         each
@@ -349,7 +349,7 @@ def chosen(formats: list[dict[str, Any]], height: int) -> Iterator[dict[str, Any
 
 def _cost(stream: dict[str, Any], height: int) -> tuple[Any, ...]:
     sides = [side for side in (stream.get("height"), stream.get("width")) if side]
-    rows = min(sides) if sides else height  # an upright video's short side lies across; what says nothing may do
+    rows = min(sides) if sides else height  # the short side, also of upright videos; a stream of unknown size may do
     size = stream.get("filesize") or stream.get("filesize_approx") or stream.get("tbr") or 0
     in_pieces = stream.get("protocol") not in WHOLE_FILES
     hdr = stream.get("dynamic_range") not in (None, "SDR")
@@ -357,7 +357,7 @@ def _cost(stream: dict[str, Any], height: int) -> tuple[Any, ...]:
 
 
 def _about(stream: dict[str, Any]) -> dict[str, str]:
-    """Whom to name for a video. Its license only where its page says: YouTube's own is nothing that others may use."""
+    """Title, author and license of a video, each only where its page says so: YouTube's own license permits no reuse."""
     said = {
         "title": stream.get("title"),
         "author": stream.get("channel") or stream.get("uploader"),
@@ -367,7 +367,7 @@ def _about(stream: dict[str, Any]) -> dict[str, str]:
 
 
 def named(folder: Path) -> dict[str, Path]:
-    """Name of a video -> its file: ID.mp4, or yt-dlp's own "title [ID].mp4". Raises UserError where there is none."""
+    """Name of a video -> its file: ID.mp4, or yt-dlp's own "title [ID].mp4". Raises UserError if `folder` has no video."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file():
