@@ -109,7 +109,7 @@ def facts(net: Fetcher, repo: str, paths: Sequence[str]) -> dict[str, tuple[int,
 
 
 def get(net: Fetcher, repo: str, path: str, to: Path, wanted: Wanted) -> Path:
-    """Bring one file of a dataset repository to the path `to`, from HF's cache if there. Raises what Fetcher.get raises."""
+    """Bring a dataset repository's file to `to`; unverified if from HF's cache. Raises as Fetcher.get, and Retry("offline")."""
     import huggingface_hub
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 

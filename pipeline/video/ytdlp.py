@@ -349,7 +349,7 @@ def chosen(formats: list[dict[str, Any]], height: int) -> Iterator[dict[str, Any
 
 def _cost(stream: dict[str, Any], height: int) -> tuple[Any, ...]:
     sides = [side for side in (stream.get("height"), stream.get("width")) if side]
-    rows = min(sides) if sides else height  # the short side, also of upright videos; a stream of unknown size may do
+    rows = min(sides) if sides else height  # the short side, also of upright videos; a stream without any may do
     size = stream.get("filesize") or stream.get("filesize_approx") or stream.get("tbr") or 0
     in_pieces = stream.get("protocol") not in WHOLE_FILES
     hdr = stream.get("dynamic_range") not in (None, "SDR")
