@@ -27,14 +27,14 @@ from lvsm_train.media.films import write_film
 from lvsm_train.weights.trained import Trained, open_run
 from pipeline.core.errors import UserError
 
-FPS = 24.0  # of films
+FPS = 24.0  # frame rate of films
 
 
 def assess(cfg: EvalConfig) -> Assessment:
-    """Measures a run as cfg says, and writes objects.csv, summary.json, index.html and films into a folder.
+    """Evaluate the run `cfg.run`, and write objects.csv, summary.json, index.html and films into cfg.out or RUN/eval.
 
-    cfg is resolved. The same for every seed; only times differ from one call to the next. Raises UserError: no such run or
-    checkpoint, a protocol that does not suit the data, no objects with enough views, shards that are broken.
+    cfg is resolved. Scores do not depend on a seed; only times differ between calls. Raises UserError: no such run or
+    checkpoint, a protocol that does not suit the data, no objects with enough views, broken shards.
     """
     trained = open_run(cfg.run, cfg.step, cfg.device)
     protocol = protocols.choose(cfg.protocol, cfg.index, trained.cfg.data.scenes)
@@ -51,13 +51,13 @@ def assess(cfg: EvalConfig) -> Assessment:
 
 
 def _data_config(cfg: EvalConfig, trained: Trained) -> DataConfig:
-    own = trained.cfg.data  # no cache: of all objects a few are looked at
+    own = trained.cfg.data  # no cache: only a few of the objects are read
     return dataclasses.replace(own, data=cfg.data or own.data, batch=cfg.batch, res=cfg.res or own.res, cache="none")
 
 
 def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out: Path) -> Assessment:
     split, seen = _split(cfg, trained)
-    if PROTOCOLS[protocol].indexed and split == "val":  # an index may name whatever it likes
+    if PROTOCOLS[protocol].indexed and split == "val":  # an index may name training objects too
         seen = {data.index.uids[number] for number in data.planner.train}
     samples = protocols.plan(protocol, data.planner, split, cfg.index)
     notes = list(data.notes) if split == "val" else []
@@ -97,13 +97,13 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
 
 
 def _split(cfg: EvalConfig, trained: Trained) -> tuple[str, set[str]]:
-    """Which objects to take, and the names of those that are not to be among them: what the model was trained on."""
+    """(split, seen): the split to evaluate on, and the uids that the model was trained on, to be left out of other data."""
     own = trained.cfg.data
     if cfg.split or not cfg.data or set(cfg.data) & {path.absolute() for path in own.data}:
         return cfg.split or "val", set()
     try:
         index = store.read_index(own.data, own.res, 1)
-    except UserError:  # those shards are gone by now
+    except UserError:  # the shards of the training data are gone by now
         return "all", set()
     return "all", {index.uids[number] for number in Planner(own, index).train}
 
@@ -153,7 +153,7 @@ def _with_films(made: Assessment, cfg: EvalConfig, trained: Trained, data: Data)
         c2w, k = batch.c2w[0].cpu().numpy(), batch.fxfycxcy[0].cpu().numpy()
         if data.cfg.scenes:
             frames = list(flight.fly(trained.net, batch, 0, *flight.between(c2w, k, cfg.frames)))
-            frames += frames[-2:0:-1]  # and back, since films go round
+            frames += frames[-2:0:-1]  # and back to the first camera, since players loop films
         else:
             frames = list(flight.fly(trained.net, batch, 0, *flight.orbit(c2w, k, cfg.frames)))
         films[uid] = write_film(made.out / f"film-{number}.mp4", frames, FPS)

@@ -1,4 +1,4 @@
-"""What an evaluation found: scores of every object, speed, controls, films; for people, as JSON, as a table."""
+"""Results of an evaluation: scores of every object, speed, controls, films; as lines of text, as JSON, as a table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = {"nearest": "nearest input", "best_input": "best input", "mean": "mean o
 
 @dataclass(frozen=True)
 class Control:
-    """What changed, and PSNRs in dB over the same images: as it was, and with the change."""
+    """A control. says: what was changed. plain, changed: mean PSNR in dB over one set of images, without and with the change."""
 
     says: str
     plain: float
@@ -31,16 +31,16 @@ class Control:
 
     @property
     def gain(self) -> str:
-        """The difference for people; never -0.00."""
+        """Format `difference` with sign and two digits; never -0.00."""
         return f"{round(self.difference, 2) + 0.0:+.2f}"
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What was found.
+    """Results of an evaluation.
 
-    out: the folder with what was written. facts: about the run and the protocol. laps: uid -> time of its batch. by_inputs:
-    number of inputs -> scores of the same targets. films: uid -> file. notes: what a user should hear.
+    out: the folder of the written files. facts: about the run and the protocol. laps: uid -> time of its batch. by_inputs:
+    number of inputs -> scores, of one set of targets for all. films: uid -> file. notes: lines that a user should read.
     """
 
     out: Path
@@ -54,32 +54,32 @@ class Assessment:
     notes: list[str] = field(default_factory=list)
 
     def scores(self) -> Scores:
-        """Means over images."""
+        """Mean scores over all images."""
         return self.found.scores()
 
     def rows(self) -> list[dict[str, Any]]:
-        """A line per object: the means over its images, and the speed of the batch that it was in."""
+        """Rows of objects.csv, one per object: mean scores over the object's images, and the speed of the object's batch."""
         return [
             {"uid": uid} | dataclasses.asdict(scores) | self.laps[uid].rates()
             for uid, scores in self.found.by_object().items()
         ]
 
     def speed(self) -> dict[str, float]:
-        """Rates of all batches together."""
+        """Rates (`Lap.rates`) over all batches; a batch of several objects counts once."""
         each = {id(lap): lap for lap in self.laps.values()}
         return functools.reduce(Lap.__add__, each.values()).rates()
 
     def ranked(self) -> list[str]:
-        """Objects by their PSNR, the worst first."""
+        """Uids by the mean PSNR of their images, NaN first, then from worst to best."""
         psnrs = {uid: scores.psnr for uid, scores in self.found.by_object().items()}
         return sorted(psnrs, key=lambda uid: (not math.isnan(psnrs[uid]), psnrs[uid], uid))
 
     def over_objects(self) -> Scores:
-        """Means over objects."""
+        """Mean scores over objects, each with the mean of its images."""
         return self.found.over_objects()
 
     def lines(self) -> list[str]:
-        """For people: the model beside what needs none, its speed, the controls."""
+        """Lines of text for the terminal: scores of model and baselines, speed, controls, notes."""
         scores, speed, facts = self.scores(), self.speed(), self.facts
         lpips = {"model": scores.lpips, "nearest input": scores.nearest_lpips}
         told = [
@@ -103,7 +103,7 @@ class Assessment:
         return told + self.notes
 
     def left_out(self) -> list[str]:
-        """Which images do not count in which mean."""
+        """Lines of text that say how many images are left out of the mean PSNRs, and why."""
         scores = self.scores()
         told = []
         if scores.equal:
@@ -113,7 +113,7 @@ class Assessment:
         return told
 
     def as_json(self) -> dict[str, Any]:
-        """All of it but what stands in the table of objects. Numbers that are none are null."""
+        """JSON values of summary.json: everything but the rows of objects.csv. inf and NaN become null."""
         told = {
             "facts": self.facts,
             "means_over_images": dataclasses.asdict(self.scores()),
@@ -128,7 +128,7 @@ class Assessment:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Writes rows with the same names as CSV; what is None, or no number, stays empty."""
+    """Write rows, which share their keys, as CSV with a header. None, inf and NaN become empty cells."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]))

@@ -1,4 +1,4 @@
-"""What must spoil a model that uses what it is given, and what must not change it. Functions from batch to batch."""
+"""Controls, as functions from batch to batch: two must worsen a model that uses its inputs and cameras, one is neutral."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ TURN, SHIFT = (0.5, -0.3, 0.6, 0.4), (0.3, -0.5, 0.2)  # a quaternion; a transla
 
 
 def with_inputs_of(batch: Batch, other: Batch) -> Batch:
-    """Targets and their cameras as they are, pictures and cameras of the inputs from other objects: a wrong scene, whole in
-    itself."""
+    """Replace the input pictures and cameras of `batch` by those of `other`, whose scenes are wrong but consistent; keep the
+    targets and their cameras."""
     return dataclasses.replace(batch, image=other.image, c2w=other.c2w, fxfycxcy=other.fxfycxcy)
 
 
 def shuffled_cameras(batch: Batch) -> Batch:
-    """Each target is asked for from the camera of another target of its object; pictures stay. Half a turn, since neighbours
-    in a clip look alike. Raises ValueError where there is one target alone."""
+    """Give each target picture the camera of another target of its object. Cameras are rolled by half the targets, since
+    neighbours in a clip look alike. Raises ValueError for fewer than two targets."""
     count = batch.target_image.shape[1]
     if count < 2:
         raise ValueError("one target has no other to take a camera from")
@@ -33,7 +33,7 @@ def shuffled_cameras(batch: Batch) -> Batch:
 
 
 def moved_world(batch: Batch) -> Batch:
-    """All cameras in a world that is turned by TURN and moved by SHIFT: the same pictures. What PRoPE sees stays as it is."""
+    """Turn the world with all cameras by TURN and move it by SHIFT. Pictures and relative poses (PRoPE) do not change."""
     frame = torch.eye(4, dtype=torch.float64)
     frame[:3, :3] = torch.from_numpy(cameras.rotation_of(np.array(TURN)))
     frame[:3, 3] = torch.tensor(SHIFT, dtype=torch.float64)

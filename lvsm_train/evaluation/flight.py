@@ -1,4 +1,4 @@
-"""Cameras that fly through a scene, and what a model makes of them."""
+"""Camera paths through a scene, and the frames that a model renders along them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lvsm_train.evaluation.scores import pixels
 from lvsm_train.models.lvsm import LVSM
 from pipeline.core import cameras
 
-ELEVATION_DEG = 20.0  # of an orbit
-AT_ONCE = 8  # views
-Route = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # cameras of inputs, how many -> cameras
+ELEVATION_DEG = 20.0  # of the cameras of an orbit
+AT_ONCE = 8  # views decoded in one call
+Route = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # cameras of inputs, count -> cameras
 
 
 def orbit(c2w: np.ndarray, fxfycxcy: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Once around the origin: c2w (count, 4, 4), fxfycxcy (count, 4) float32, evenly, as far out as inputs are.
+    """Evenly spaced cameras on one circle around the origin: c2w (count, 4, 4), fxfycxcy (count, 4) float32.
 
-    c2w (V, 4, 4), fxfycxcy (V, 4): of the inputs. The distance is their mean one, the azimuth begins at the first of them, and
-    so do the intrinsics, which stay.
+    c2w (V, 4, 4), fxfycxcy (V, 4): of the inputs. The distance is the mean of the inputs' distances; the first azimuth and the
+    intrinsics of all cameras are those of the first input.
     """
     centre = c2w[:, :3, 3].astype(np.float64)
     azimuth = float(np.degrees(np.arctan2(centre[0, 1], centre[0, 0])))
@@ -31,10 +31,10 @@ def orbit(c2w: np.ndarray, fxfycxcy: np.ndarray, count: int) -> tuple[np.ndarray
 
 
 def between(c2w: np.ndarray, fxfycxcy: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """From the first input's camera to the last one's through all others: c2w (count, 4, 4), fxfycxcy (count, 4) float32.
+    """Cameras from the first input's to the last one's through all others: c2w (count, 4, 4), fxfycxcy (count, 4) float32.
 
-    c2w (V, 4, 4), fxfycxcy (V, 4): of the inputs, in their order along the path. count is 2 at least. Each part takes equally
-    long; centres and intrinsics go straight, rotations along the shortest arc (Shoemake 1985).
+    c2w (V, 4, 4), fxfycxcy (V, 4): of the inputs, in their order along the path. count is 2 at least. Each stretch between two
+    inputs takes equally long; centres and intrinsics go straight, rotations along the shortest arc (Shoemake 1985).
     """
     along = np.linspace(0, len(c2w) - 1, count)
     first = np.minimum(along.astype(int), max(len(c2w) - 2, 0))
@@ -51,9 +51,9 @@ def between(c2w: np.ndarray, fxfycxcy: np.ndarray, count: int) -> tuple[np.ndarr
 
 
 def fly(net: LVSM, batch: Batch, b: int, c2w: np.ndarray, fxfycxcy: np.ndarray) -> Iterator[np.ndarray]:
-    """Object b of a batch from each of these cameras, (F, 4, 4) and (F, 4): frames (H, W, 3) uint8.
+    """Render object b of a batch from the cameras c2w (F, 4, 4), fxfycxcy (F, 4); yields F frames (H, W, 3) uint8.
 
-    Inputs are encoded once. Autocast and no_grad are the caller's matter.
+    Inputs are encoded once. The caller sets autocast and no_grad.
     """
     one = slice(b, b + 1)
     hw = batch.image.shape[-2], batch.image.shape[-1]

@@ -1,4 +1,4 @@
-"""An assessment as a page: the model beside what needs none, the worst, middling and best objects, controls, films."""
+"""Page of an evaluation: the model beside the baselines, the worst, median and best objects, controls, films."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipeline.report.charts import Plot
 from pipeline.report.findings import Figure, Section, Table, write_page
 
 Show = Callable[[Sample], tuple[Batch, torch.Tensor]]
-EACH = 3  # objects at most that are shown as the worst, as many in the middle, as many as the best
-LEAST = 128  # pixels of the width at which a view is shown
-LINES = 200  # of the table of objects
+EACH = 3  # at most, of the objects shown as worst, as median and as best
+LEAST = 128  # pixels of width; narrower views are enlarged
+LINES = 200  # most rows of the table of objects
 
 
 def write(found: Assessment, show: Show, path: Path) -> Path:
-    """Writes the page. show: a sample -> its batch of one, and what the model renders, (1, T, 3, H, W)."""
+    """Write the page. show: a sample -> its batch of one, and the model's renderings (1, T, 3, H, W)."""
     facts = found.facts
     lead = (
         f"{facts['says']}: {facts['objects']} objects, {facts['images']} images of {facts['height_width'][1]}x"

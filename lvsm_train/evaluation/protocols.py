@@ -1,4 +1,4 @@
-"""Which views of which objects an evaluation shows and asks for: fixed, the same for every model and every seed."""
+"""Protocols: the input and target views that an evaluation takes of each object, fixed for every model and seed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lvsm_train.data.samples import Planner, Sample, index_samples
 from pipeline.core.errors import UserError
 from pipeline.formats.trajectories import EvalIndex
 
-COUNTS = (1, 2, 3, 4, 6, 8)  # of inputs, to compare
+COUNTS = (1, 2, 3, 4, 6, 8)  # numbers of inputs to compare
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """inputs, targets: how many views of an object are shown and asked for, 0: as many as the index says. scenes: whether it is
-    about clips, None: whatever it is. indexed: an index says which views.
+    """A protocol. inputs, targets: number of views per object, 0: as many as the index says. scenes: True for clips, False for
+    objects, None for both. indexed: True if an index file names the views.
     """
 
     says: str
@@ -36,9 +36,9 @@ PROTOCOLS = {
 
 
 def choose(name: str | None, index: Path | None, scenes: bool) -> str:
-    """The protocol of that name, else what suits the data. scenes: whether it is clips.
+    """Name of the protocol: `name`, else the one that suits the data. scenes: True if the data are clips.
 
-    Raises UserError for clips' protocols on objects and the other way round, and for an index that is missing or not needed.
+    Raises UserError for a protocol of clips on objects or of objects on clips, and for an index that is missing or not needed.
     """
     chosen = name or ("index" if index else "clips" if scenes else "gslrm-objects")
     protocol = PROTOCOLS[chosen]
@@ -58,10 +58,10 @@ def choose(name: str | None, index: Path | None, scenes: bool) -> str:
 
 
 def plan(name: str, planner: Planner, split: str = "val", index: Path | None = None) -> list[Sample]:
-    """What a protocol asks of the objects that a planner knows.
+    """Samples of the protocol `name`, from the objects that the planner knows.
 
-    split: "val", those that do not train, or "all"; an index has those that it names. They come in the order of a hash of their
-    uids, of an index in its own. Raises UserError where there is nothing to measure on, and for an index that does not fit.
+    split: "val", the objects not trained on, or "all"; without effect on an index, which names its objects. Ordered by a hash of
+    the uid, or as in the index. Raises UserError where there is nothing to measure on, and for an index that does not fit.
     """
     protocol = PROTOCOLS[name]
     if protocol.indexed:
@@ -95,10 +95,10 @@ def _planned(planner: Planner, split: str, inputs: int, targets: int) -> list[Sa
 
 
 def by_inputs(name: str, planner: Planner, split: str, samples: Sequence[Sample]) -> dict[int, list[Sample]]:
-    """The same objects and the same targets with more and more of the same inputs: how many inputs -> samples.
+    """Samples by number of inputs; objects and targets are fixed, and a smaller number takes the first inputs of a larger one.
 
-    Counts are those of COUNTS for which all objects have the views; an index has but the inputs that it names. A clip's first two
-    are the ends of a window. Targets are none of the most inputs, and so may be others than the protocol's.
+    Numbers are those of COUNTS for which all objects have views; an index limits them to the inputs that it names. A clip's first
+    two inputs are the ends of a window. No target is an input at any number, so targets may differ from the protocol's.
     """
     protocol = PROTOCOLS[name]
     most = list(samples)
@@ -119,9 +119,9 @@ def by_inputs(name: str, planner: Planner, split: str, samples: Sequence[Sample]
 
 
 def partners(samples: Sequence[Sample]) -> list[Sample]:
-    """For each sample another object with equally many inputs, to be shown in its place, in the same order.
+    """Pick for each sample another object with equally many inputs, to be shown instead; in the order of `samples`.
 
-    Its targets only fill their places. Raises UserError where there is no other object.
+    The targets of the picked samples are placeholders. Raises UserError where there is no other object.
     """
     made = []
     for place, sample in enumerate(samples):

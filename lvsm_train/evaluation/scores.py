@@ -1,4 +1,4 @@
-"""How good are renderings of views that a model was not shown? Beside what costs nothing: the nearest input, the mean, white."""
+"""Scores of rendered target views (PSNR, SSIM, LPIPS), and of baselines without a model: nearest or best input, mean, white."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from lvsm_train.models.lvsm import LVSM
 from pipeline.core import images
 
 BASELINES = ("nearest", "best_input", "mean", "white")
-LPIPS_AT_ONCE = 16  # images: VGG's first features are 64 times as many numbers as a picture
+LPIPS_AT_ONCE = 16  # images: VGG's first features take 64/3 times the numbers of a picture
 Render = Callable[[Batch], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over images, as papers give them: each target counts alike, so that objects with more targets count for more.
+    """Mean scores over images, as papers give them: each target counts alike, so that objects with more targets count for more.
 
-    In decibels but for ssim and the lpips. nearest: PSNR of the input whose camera is nearest to the target's; best_input: of the
-    input that happens to be most like it; mean: of the inputs; white: of a white picture. lpips, nearest_lpips: None where
-    they were not measured. What no mean may hold is left out of it: the PSNR of pictures that are equal, which is inf (`equal`
-    counts the model's own), and the foreground's of `blank` targets, which have none. A mean of nothing else is inf, or NaN. A
-    model that renders NaN has NaN for its means.
+    In decibels except ssim, lpips and nearest_lpips. nearest: PSNR of the input whose camera is nearest to the target's;
+    best_input: of the input with the highest PSNR; mean: of the mean of the inputs; white: of a white picture. lpips,
+    nearest_lpips: None if not measured. Left out of the means: PSNRs of inf, of pictures equal to their target (`equal` counts
+    the model's), and the foreground PSNR of `blank` targets, which have no foreground. If nothing else is left, the mean is inf,
+    or NaN without any value. A model that renders NaN has NaN for its means.
     """
 
     psnr: float
@@ -47,7 +47,7 @@ class Scores:
     blank: int = 0
 
     def line(self) -> str:
-        """For people."""
+        """Format the scores as one line of text."""
         beside = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name):.2f}" for name in BASELINES)
         lpips = "" if self.lpips is None else f", LPIPS {self.lpips:.3f} (nearest {self.nearest_lpips:.3f})"
         return (
@@ -57,13 +57,13 @@ class Scores:
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured on N images. uids: whose they are. values: name, as in Scores -> (N,) float64."""
+    """Scores of N images. uids: (N,), the object of each image. values: name of a field of Scores -> (N,) float64."""
 
     uids: np.ndarray
     values: dict[str, np.ndarray]
 
     def scores(self) -> Scores:
-        """Of all images."""
+        """Mean scores over all images."""
         psnrs, foregrounds = self.values["psnr"], self.values["foreground_psnr"]
         blank = np.isnan(foregrounds) & ~np.isnan(psnrs)
         means = {
@@ -72,20 +72,20 @@ class Found:
         return Scores(**means, targets=len(self.uids), equal=int(np.isposinf(psnrs).sum()), blank=int(blank.sum()))
 
     def by_object(self) -> dict[str, Scores]:
-        """Of each object's images, in the order in which they came."""
+        """Mean scores over the images of each object: uid -> scores, in order of first appearance."""
         rows: dict[str, list[int]] = defaultdict(list)
         for row, uid in enumerate(self.uids.tolist()):
             rows[uid].append(row)
         return {uid: self._at(np.array(some)).scores() for uid, some in rows.items()}
 
     def over_objects(self) -> Scores:
-        """Of objects, each of which counts alike, with its own mean; `targets` counts objects here."""
+        """Mean scores over objects, each with the mean of its images; `targets` is the number of objects."""
         each = self.by_object()
         means = {name: np.array([getattr(scores, name) for scores in each.values()]) for name in self.values}
         return Found(np.array(list(each)), means).scores()
 
     def only(self, uids: Iterable[str]) -> Found:
-        """Of these objects."""
+        """Select the images of the objects `uids`."""
         return self._at(np.isin(self.uids, list(uids)))
 
     def _at(self, rows: np.ndarray) -> Found:
@@ -93,17 +93,17 @@ class Found:
 
 
 def render_of(net: LVSM) -> Render:
-    """A model as what `measure` takes. Autocast and no_grad are the caller's matter."""
+    """Wrap a model as the `render` function of `measure`. The caller sets autocast and no_grad."""
     return lambda batch: net(batch.rgb, batch.c2w, batch.fxfycxcy, batch.target_c2w, batch.target_fxfycxcy)
 
 
 def measure(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None) -> Scores:
-    """render: a batch -> (B, T, 3, H, W) in [0, 1]."""
+    """Mean scores over all images of `batches`. render: a batch -> (B, T, 3, H, W) in [0, 1]."""
     return examine(render, batches, lpips).scores()
 
 
 def examine(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None) -> Found:
-    """Every image of these batches, by itself. render: a batch -> (B, T, 3, H, W) in [0, 1]."""
+    """Score each target image of `batches`. render: a batch -> (B, T, 3, H, W) in [0, 1]."""
     uids: list[str] = []
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
     for batch in batches:
@@ -125,13 +125,13 @@ def examine(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None
 
 
 def nearest(batch: Batch) -> torch.Tensor:
-    """For each target the input whose camera is nearest to its own: (B, T, 3, H, W) in [0, 1]."""
+    """Input pictures (B, T, 3, H, W) in [0, 1], for each target the one whose camera centre is nearest to the target's."""
     apart = torch.cdist(batch.target_c2w[..., :3, 3], batch.c2w[..., :3, 3])  # (B, T, V)
     return batch.rgb[torch.arange(len(apart), device=apart.device)[:, None], apart.argmin(-1)]
 
 
 def baselines(batch: Batch) -> dict[str, torch.Tensor]:
-    """PSNR (B * T,) of what needs no model, for each of BASELINES."""
+    """PSNR (B * T,) in dB of each of BASELINES, by name."""
     inputs, target = batch.rgb, batch.target_rgb  # (B, V, 3, H, W), (B, T, 3, H, W)
     each = torch.stack([_psnr(view[:, None].expand_as(target), target) for view in inputs.unbind(1)])
     return {
@@ -143,7 +143,7 @@ def baselines(batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Without those that are inf, where others are there."""
+    """Mean of the values that are not inf; inf if all are, NaN of an empty array."""
     counted = values[~np.isposinf(values)]
     return float(counted.mean()) if len(counted) else np.inf if len(values) else np.nan
 
@@ -160,7 +160,7 @@ def in_parts(lpips: Lpips, made: torch.Tensor, target: torch.Tensor) -> torch.Te
 
 
 def strip(render: Render, batch: Batch, path: Path, objects: int = 6) -> Path:
-    """Writes a PNG: a row per object with its inputs, then target and rendering side by side for up to three targets."""
+    """Write a PNG: a row per object with its inputs, then target and rendering side by side for up to three targets."""
     made = render(batch).float().clamp(0, 1)
     rows = [row(batch, made, b) for b in range(min(objects, len(batch.uids)))]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,18 +169,18 @@ def strip(render: Render, batch: Batch, path: Path, objects: int = 6) -> Path:
 
 
 def row(batch: Batch, made: torch.Tensor, b: int, targets: int = 3) -> list[np.ndarray]:
-    """Object b's inputs, then target and rendering in turn for its first targets. made: (B, T, 3, H, W) in [0, 1]."""
+    """Pictures of object b: inputs, then up to `targets` pairs of target and rendering. made: (B, T, 3, H, W) in [0, 1]."""
     pairs = [(batch.target_rgb[b, t], made[b, t]) for t in range(min(targets, made.shape[1]))]
     return [pixels(view) for view in (*batch.rgb[b], *(view for pair in pairs for view in pair))]
 
 
 def pixels(image: torch.Tensor) -> np.ndarray:
-    """(3, H, W) in [0, 1] -> (H, W, 3) uint8."""
+    """Convert a picture (3, H, W) in [0, 1] to (H, W, 3) uint8."""
     return np.ascontiguousarray((image * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def finite(told: Any) -> Any:
-    """The same values for JSON, which has neither inf nor NaN: they become null."""
+    """Copy of JSON values with None in place of inf and NaN, which JSON lacks."""
     if isinstance(told, dict):
         return {name: finite(value) for name, value in told.items()}
     if isinstance(told, list):

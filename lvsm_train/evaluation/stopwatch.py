@@ -1,4 +1,4 @@
-"""How long a model takes: for what it does once per scene, and for each view."""
+"""Timing of a model: encoding, once per scene, and decoding, per view."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lvsm_train.models.lvsm import LVSM
 
 @dataclass(frozen=True)
 class Lap:
-    """What so many scenes took together, in seconds. views, pixels: that were rendered, all together."""
+    """Time in seconds to encode `scenes` scenes and to decode `views` views with `pixels` pixels in all."""
 
     scenes: int
     views: int
@@ -26,7 +26,7 @@ class Lap:
         return Lap(*(getattr(self, name) + getattr(other, name) for name in names))
 
     def rates(self) -> dict[str, float]:
-        """encode_ms: of a scene. ms_per_view, rays_per_s, fps: of rendering what is encoded; a ray is a pixel."""
+        """Rates by name. encode_ms: per scene. ms_per_view, rays_per_s, fps: of decoding alone; a ray is a pixel."""
         return {
             "encode_ms": 1000 * self.encode_s / self.scenes,
             "ms_per_view": 1000 * self.decode_s / self.views,
@@ -36,10 +36,10 @@ class Lap:
 
 
 class Timed:
-    """A model as a function from a batch to its targets, (B, T, 3, H, W), that takes the time.
+    """Model as a function from a batch to renderings (B, T, 3, H, W) that times each call.
 
-    laps: uid -> the lap of the batch that the object was in. The first batch of each shape is rendered once before, which does
-    not count: kernels are chosen and memory is found then. A GPU is waited for before and after.
+    laps: uid -> lap of the object's batch. The first batch of each shape is rendered once untimed, as a warm-up that chooses
+    kernels and allocates memory. A GPU is synchronized before each reading of the clock.
     """
 
     def __init__(self, net: LVSM) -> None:

@@ -1,4 +1,4 @@
-"""What a laboratory found, as one page: what is true by construction, what was found, and the pictures of every operation."""
+"""Page of experiments on the latents: what is true by construction, the findings, and the pictures of every operation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ higher, the less the way is more than that. mean angle: between the directions o
 
 
 def write(report: Report, path: Path) -> Path:
-    """Writes the page."""
+    """Write the report as an HTML page to `path`."""
     facts = report.facts
     height, width = facts["height_width"]
     lead = (
@@ -84,7 +84,7 @@ def _laws(laws: Sequence[Law]) -> Section:
 
 
 def _found(report: Report) -> list[Section]:
-    """The few numbers that say most, and the ways between two objects beside each other."""
+    """Section of the few numbers that say most, and of the ways between two objects; [] without either."""
     rows: list[list[str]] = []
     for name, label, value in (
         ("keep-random", "half of the tokens kept, at random", 0.5),
@@ -123,7 +123,7 @@ def _ways(ways: Sequence[dict[str, Any]]) -> Table:
 
 
 def _study(report: Report, name: str, more: Sequence[Block] = ()) -> Section:
-    """A study of all objects: the first one's pictures, and means over objects."""
+    """Section of the study `name`: pictures of the first object, numbers as means over objects, then the blocks of `more`."""
     every = _named(report, name)
     first = every[0]
     second = "to_second" in first["steps"][0]
@@ -174,7 +174,7 @@ def _named(report: Report, name: str) -> list[dict[str, Any]]:
 
 
 def _paragraphs(text: str) -> str:
-    """Lines of a source joined; a full stop alone ends a paragraph."""
+    """Join the lines of each paragraph; a line of one full stop separates paragraphs."""
     return "\n".join(each.replace("\n", " ") for each in text.split("\n.\n"))
 
 
@@ -197,8 +197,8 @@ def _small(value: float) -> str:
 
 @dataclass
 class Report:
-    """What was found. facts: about the run. objects: how well each is rendered at all. studies: as study.measure tells them,
-    each with its files. says: what each of these did. notes: what a user should hear."""
+    """Results of the experiments. facts: about the run. objects: scores of each object's unedited rendering. studies: results of
+    study.measure with their files. says: name of a study -> what was done. notes: lines that a user should read."""
 
     out: Path
     facts: dict[str, Any]
@@ -210,14 +210,14 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """All numbers."""
+        """JSON values of latent.json: all numbers."""
         told = {"facts": self.facts, "objects": self.objects, "by_construction": [law.as_json() for law in self.laws]}
         for finding in self.findings:
             told |= finding.told
         return told | {"studies": self.studies, "notes": self.notes}
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Lines of text for the terminal: studies, laws that hold, notes."""
         promised = [law for law in self.laws if law.bound is not None]
         held = sum(law.largest <= law.bound for law in promised if law.bound is not None)
         worst = max(promised, key=lambda law: law.largest)

@@ -1,4 +1,4 @@
-"""Pictures in motion: frames to a video that every browser plays, or to a GIF that plays where videos do not."""
+"""Films: frames to an .mp4 that every browser plays, or to a .gif that plays where videos do not."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pipeline.core import images
 from pipeline.core.disk import replacing
 from pipeline.core.errors import UserError
 
-LEAST = 256  # pixels of the shorter side: players blur what they enlarge themselves
+LEAST = 256  # pixels of the shorter side: players blur smaller films when they enlarge them
 CRF = "16"  # of H.264; 18 passes for visually lossless
 
 
 def write_film(path: Path, frames: Iterable[np.ndarray], fps: float) -> Path:
-    """Frames (H, W, 3) uint8, all of one size, at so many a second -> an .mp4 or .gif, by the path's suffix.
+    """Write frames (H, W, 3) uint8, all of one size, at `fps` per second as .mp4 or .gif, by the suffix of `path`.
 
     Small frames are enlarged by a whole factor, pixel by pixel, until no side is below LEAST. An .mp4 is H.264 in yuv420p
-    (BT.709), whose sides are even: an odd one has its last row or column twice. A .gif has one palette for all frames, loops
-    for ever, and counts time in hundredths of a second. The folder is made; the file is there when it is complete.
-    Raises UserError for another suffix, ValueError where frames are none, or differ in size.
+    (BT.709), whose sides are even: an odd side repeats its last row or column. A .gif has one palette for all frames, loops
+    for ever, and counts time in hundredths of a second. The folder is made; the file appears once complete.
+    Raises UserError for another suffix, ValueError for no frames, frames of different sizes, or fps not above 0.
     """
     writers = {".mp4": _mp4, ".gif": _gif}
     if path.suffix not in writers:
@@ -40,7 +40,7 @@ def write_film(path: Path, frames: Iterable[np.ndarray], fps: float) -> Path:
 
 
 def _enlarged(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Checked, and large enough to be looked at. At least one."""
+    """Yield the frames, enlarged as `write_film` says. ValueError for no frames, a wrong format, or different sizes."""
     size = None
     for frame in frames:
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
