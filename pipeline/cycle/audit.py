@@ -1,4 +1,4 @@
-"""Does a cycle add up? Objects and samples, counted in places that do not know of each other. See docs/cycle.md."""
+"""Audit of a cycle: objects and samples, counted in independent places, must add up. See docs/cycle.md."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Audit:
     problems: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The conservation law, for people."""
+        """Lines for the user: the sums of objects and samples, and the problems."""
         failed = sum(self.reasons.values())
         by_reason = f" ({reasons_text(self.reasons)})" if failed else ""
         missing = f" + {self.requested - self.delivered} missing" if self.delivered < self.requested else ""
@@ -56,14 +56,14 @@ class Audit:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Counts and problems as JSON values."""
         return vars(self) | {"run": str(self.run)}
 
 
 def audit(run: Path) -> Audit:
-    """Counts everything, at rest or while the cycle goes on. Raises UserError where there is no cycle."""
+    """Audit the cycle in `run`, at rest or at work. Raises UserError where there is no cycle."""
     report = _counted(run)
-    if report.problems and is_locked(run):  # what moved meanwhile is no problem: another one has moved the next time
+    if report.problems and is_locked(run):  # count again: what only moved meanwhile is not a problem twice
         before, report = report, _counted(run)
         report.problems = [problem for problem in report.problems if problem in before.problems]
     return report
@@ -95,7 +95,7 @@ def _objects(report: Audit, run: Path, widths: list[int], kept: dict[str, Kept],
         here = _uids([path for path in shard_paths(run / str(width)) if path.stem not in journal], uids_of)
         for name, uids in here.items():
             if name in kept and kept[name].state == "deleted":
-                continue  # its files are about to go
+                continue  # the files are about to be deleted
             if name in kept and len(uids) != kept[name].objects:
                 report.problems.append(f"{width}/{name} has {len(uids)} objects, the ledger says {kept[name].objects}")
             for uid in uids:
@@ -120,7 +120,7 @@ def _objects(report: Audit, run: Path, widths: list[int], kept: dict[str, Kept],
 
 
 def _uids(paths: list[Path], read: Callable[[Path], list[str]]) -> dict[str, list[str]]:
-    """Shard name -> the objects in its file. Of a run that goes on, files may go meanwhile."""
+    """Shard name -> uids in the shard's file. Files that a running cycle deletes meanwhile are left out."""
     found = {}
     for path in paths:
         with contextlib.suppress(FileNotFoundError):

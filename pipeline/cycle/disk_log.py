@@ -1,4 +1,4 @@
-"""OUT/disk.csv: the disk that a cycle takes, a line every few seconds, kept over all its sessions."""
+"""OUT/disk.csv: disk use of a cycle, a line every few seconds, over all sessions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from pipeline.core.disk import append
 
-DISK = "disk.csv"  # the fields of Note, without a head
+DISK = "disk.csv"  # the fields of Note, without a header
 BREAK_S = 60.0  # a longer time between two lines lies between two sessions
 
 
 @dataclass(frozen=True)
 class Note:
-    """A line. when: unix time. used, shards, checkpoints, budget: bytes; most: the most that was used since the line before.
+    """Line of disk.csv. when: unix time. used, shards, checkpoints, budget: bytes; most: peak of `used` since the line before.
 
     blocked_s: seconds since the line before in which rendering waited for disk.
     """
@@ -29,14 +29,14 @@ class Note:
 
 
 def add(out: Path, note: Note) -> None:
-    """Raises OSError, with nothing written, where the disk is full."""
+    """Append a line to OUT/disk.csv. Raises OSError, with nothing written, where the disk is full."""
     numbers = (round(value, 2) if isinstance(value, float) else value for value in astuple(note))
     with (out / DISK).open("ab", buffering=0) as file:
         append(file, (",".join(f"{number}" for number in numbers) + "\n").encode())
 
 
 def read(out: Path) -> list[Note]:
-    """All lines, in order; [] where there is none yet. What is no line is left out."""
+    """Notes of all lines of OUT/disk.csv, in order; [] where there is none yet. Broken lines are left out."""
     try:
         text = (out / DISK).read_text()
     except FileNotFoundError:
@@ -46,7 +46,7 @@ def read(out: Path) -> list[Note]:
 
 
 def _note(line: str) -> Note | None:
-    """None for what a power cut has left of a line."""
+    """Parse a line; None if a power cut has damaged the line."""
     try:
         when, used, shards, budget, most, checkpoints, blocked_s = map(float, line.split(","))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The cycle: renders into shards, lets a trainer use them, deletes what it has used, under one disk budget. See docs/cycle.md."""
+"""The cycle: render shards, train on them and delete used shards, all at once under one disk budget. See docs/cycle.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.storage.uploads import InFolder
 
 @dataclass(frozen=True)
 class Ended:
-    """End of a cycle's session. complete: the trainer has used all there was. passed_over: objects, in lines for a user."""
+    """End of a cycle's session. complete: the trainer has used all shards. passed_over: lines on the objects passed over."""
 
     summary: Summary
     complete: bool
@@ -37,13 +37,13 @@ class Ended:
 
     @property
     def status(self) -> int:
-        """Exit status: 1 where it does not add up, 3 where it is less than was asked for."""
+        """Exit status: 1 if the audit found problems, 3 if fewer objects were made or used than asked for, else 0."""
         if self.audit.problems:
             return 1
         return 0 if self.complete and self.summary.complete else FEWER_THAN_ASKED
 
     def lines(self, compared: Sequence[str] = ()) -> list[str]:
-        """Tell a user: does it add up, who waited for whom, how good has it become. compared: lines that go near the end."""
+        """Lines for the user: audit, waiting times, scores of the model. compared: lines to insert near the end."""
         summary, out = self.summary, self.summary.out
         lines = [f"bug in lvsm-data, please report: {bug}" for bug in summary.bugs]
         lines += self.passed_over + self.audit.lines()
@@ -63,7 +63,7 @@ class Ended:
 def cycle(
     cfg: CycleConfig, shares: Shares, command: Sequence[str], settings: dict[str, Any], live_page: LivePage
 ) -> Ended:
-    """Run a cycle, or go on with one. command: what starts its trainer, which finds its settings in OUT/train/train.json.
+    """Run a cycle, or go on with one. command: starts the trainer, which reads OUT/train/train.json (`settings`).
 
     Raises UserError like `deliver`.
     """

@@ -1,4 +1,4 @@
-"""The shards of a cycle that are being filled, and the disk that they have, or wait for."""
+"""Shards of a cycle that are being filled, and the disk reserved for them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from pipeline.storage.ledger import Kept
 from pipeline.storage.shards import Shard
 from pipeline.storage.writer import PARQUET_EXTRA
 
-SPARE, SPARE_SHARE = 50e6, 0.05  # of the disk that is left alone: bytes, of a small one this share
+SPARE, SPARE_SHARE = 50e6, 0.05  # free disk left alone: bytes, and on a small disk this share
 VAL_OBJECTS = 64  # per shard
-BYTES_PER_PIXEL = 0.75  # of pictures that nobody has seen yet
-CAUTION, CAUTION_FEW = 1.25, 1.5  # a shard may be so much larger than the mean says; with few objects to know it from
-FEW = 16
+BYTES_PER_PIXEL = 0.75  # guess, before the first shard is closed
+CAUTION, CAUTION_FEW = 1.25, 1.5  # factor by which a shard may exceed the mean; of a mean over few objects
+FEW = 16  # objects
 MOST_SHARD = 512e6  # bytes
-MOST_SHARE = 10  # shards per window at least: what the last window holds is trained on when rendering has ended
-AT_ONCE = 5  # shards beside the window: one on its way out; one being closed and one being filled, which count twice
+MOST_SHARE = 10  # windows per cycle, at least: the last window is trained on after rendering has ended
+AT_ONCE = 5  # shards beside the window: one being deleted; one being closed and one being filled, which count twice
 
 
 @dataclass
 class OpenShard:
-    """A shard that is being filled. order: its uids so far, as the source has them. missing: those that have not ended.
+    """A shard that is being filled. order: uids so far, in the order of the source. missing: uids of `order` that have not ended.
 
-    full: nothing will be added to `order`. reserved: whether there is room for all of it. written: bytes that it takes, and
-    will take until it is closed.
+    full: True if `order` is complete. reserved: True if disk for the whole shard is reserved. written: bytes needed until the
+    shard is closed, for the objects so far.
     """
 
     name: str
@@ -45,7 +45,7 @@ class OpenShard:
 
 
 class OpenShards:
-    """Shards that are being filled, by name (`open`), within `shares.shards` bytes. kept: what earlier sessions closed."""
+    """Shards that are being filled, by name (`open`), within `shares.shards` bytes. kept: shards closed by earlier sessions."""
 
     def __init__(
         self, cfg: CycleConfig, shares: Shares, kept: Mapping[str, Kept], clock: Callable[[], float] = time.monotonic
@@ -64,27 +64,27 @@ class OpenShards:
         self._said = -math.inf
 
     def expected(self) -> float:
-        """Bytes that an object takes in shards, with caution."""
+        """Bytes to expect per object in shards, with a safety factor."""
         if not self.closed_objects:
             pixels = sum(width**2 for width in self.cfg.scene.res)
             return BYTES_PER_PIXEL * self.cfg.scene.views * pixels + PARQUET_EXTRA
         return with_caution(self.closed_objects, self.closed_bytes)
 
     def all_of(self, slot: OpenShard, of_each: int) -> int:
-        """Bytes for a shard of `of_each` objects, twice: for a moment it stands in a journal and in its files."""
+        """Bytes for a shard of `of_each` objects, counted twice: at its closing, journal and files exist side by side."""
         return max(slot.written, math.ceil(2 * of_each * self.expected()))
 
     def reserve(self, slot: OpenShard, of_each: int) -> bool:
         """Reserve disk for the whole shard (`all_of`). False if it does not fit yet. UserError if it never will."""
         if not slot.reserved:
             wanted = self.all_of(slot, of_each)
-            if not self.closed_objects:  # a guess is no reason to refuse: what is written will be known
+            if not self.closed_objects:  # `expected` is a guess then: no reason to refuse
                 wanted = min(wanted, self.disk_budget.held(slot.name) + max(0, self.disk_budget.free))
             slot.reserved = self.disk_budget.held(slot.name) >= wanted or self._grow(slot, wanted)
         return slot.reserved
 
     def fits(self, slot: OpenShard) -> bool:
-        """True if what `shard` has to take fits. Younger shards give up room that they have only reserved."""
+        """Reserve disk for `slot.written`; True if it fits. If need be, younger shards give up what they only reserved."""
         if self.disk_budget.held(slot.name) >= slot.written or self._grow(slot, slot.written):
             return True
         for later in self.open.values():
@@ -107,7 +107,7 @@ class OpenShards:
             raise self.too_small(slot, wanted) from None
 
     def too_small(self, slot: OpenShard, wanted: int) -> UserError:
-        """Make the error for a shard that does not fit when nothing that could go is left."""
+        """Make the error for a shard that does not fit when nothing is left to delete."""
         need = self.shares.total + wanted - self.disk_budget.held(slot.name) - min(0, self.disk_budget.free)
         return UserError(
             f"the disk budget of {size(self.shares.total)} is too small: the trainer waits for a shard that does not fit",
@@ -140,7 +140,7 @@ class OpenShards:
         return True
 
     def lacks_disk(self, slot: OpenShard, wanted: int) -> bool:
-        """True if others have filled the disk, which is then said on stderr."""
+        """True if other programs have filled the disk; warns on stderr, at intervals."""
         if not self.disk_budget.lacks_disk(wanted - self.disk_budget.held(slot.name)):
             return False
         if self.clock() - self._said > SAY_AGAIN_S:
@@ -150,14 +150,14 @@ class OpenShards:
 
 
 def with_caution(objects: int, total: float) -> float:
-    """Bytes to expect of an object, where `objects` of them took `total` bytes."""
+    """Bytes to expect per object, with a safety factor, if `objects` objects took `total` bytes."""
     return (CAUTION if objects >= FEW else CAUTION_FEW) * total / objects
 
 
 def objects_per_shard(cfg: CycleConfig, free: float, expected: float, objects: int) -> int:
     """Objects per shard, so that the window and some more fit into `free` bytes of disk, at `expected` bytes per object.
 
-    objects: that will be trained on. Raises UserError where not even the smallest do.
+    objects: number to train on. Raises UserError where not even the smallest shards fit.
     """
     at_once, least = cfg.window + AT_ONCE, cfg.shard_objects or 1
     most = int(free // (at_once * expected))

@@ -1,8 +1,8 @@
-"""The policy of a cycle: which shard each object goes to, and when it is closed. See docs/cycle.md.
+"""The policy of a cycle: which shard each object goes to, and when a shard is closed. See docs/cycle.md.
 
-What is trained on when depends on the order of the source alone: objects for validation come first, then the others fill train
-shard after train shard by their place in that order, and not by when they are done. So a run that was killed goes on with the
-same data.
+The order of training depends on the order of the source alone: objects for validation come first, then the others fill train
+shard after train shard by their place in the source, not by when they are rendered. So a killed run continues with the data
+that it would have had.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from pipeline.storage.train_run import TrainingLog
 from pipeline.storage.writer import PARQUET_EXTRA, ShardWriter
 
 LivePage = Callable[[Path, TrainingLog], Page]
-MOST_WAITING = 16  # outcomes, in memory
+MOST_WAITING = 16  # outcomes to hold in memory
 WAIT_S = 0.2
 
 
 class SourceOrder(Policy):
-    """Shards fill in the order of the source, as far as `open_shards`, recovered, finds disk for them."""
+    """Policy that fills shards in the order of the source, as far as `open_shards` (recovered) has disk."""
 
     def __init__(self, cfg: CycleConfig, session: Session, open_shards: OpenShards, supervisor: Supervisor) -> None:
         self.cfg, self.session, self.open_shards, self.supervisor = cfg, session, open_shards, supervisor
         self.places: dict[str, OpenShard] = {}
-        self.waiting: list[Outcome] = []  # for room
+        self.waiting: list[Outcome] = []  # for disk
         self.selection = Selection(cfg)
         self.by_split = Counter(session.ledger.delivered_by_split())
         self.before = self.by_split["train"]
@@ -51,13 +51,13 @@ class SourceOrder(Policy):
         self.layout = layout(session.out)
         self.end: int | None = None
         self.validated = self.layout is not None
-        self.rendering: float | None = None  # since when train objects are rendered in this session
+        self.rendering: float | None = None  # when this session began to render train objects
 
     @classmethod
     def recovered(
         cls, cfg: CycleConfig, ledger: Ledger, shares: Shares, trainer: Trainer, live_page: LivePage
     ) -> SourceOrder:
-        """Make disk, journals and ledger agree, then the session that goes on from there and its policy."""
+        """Make disk, journals and ledger agree, then return the policy of a session that continues the cycle."""
         assert cfg.out is not None
         open_shards, writer = OpenShards(cfg, shares, ledger.kept()), writer_of(cfg)
         deleted, notes = recover(cfg, ledger, writer, open_shards)
@@ -72,7 +72,7 @@ class SourceOrder(Policy):
         return self.supervisor.trainer.finished
 
     def beside(self) -> contextlib.AbstractContextManager[object]:
-        """Run the supervisor."""
+        """Context manager that runs the supervisor."""
         return self.supervisor
 
     def facts(self) -> dict[str, Any]:
@@ -80,19 +80,19 @@ class SourceOrder(Policy):
         return self.supervisor.facts()
 
     def lines(self) -> list[str]:
-        """Tell what was passed over."""
+        """Lines for the user: objects passed over."""
         return self.selection.lines()
 
     # ---- where objects go
 
     def draw(self, listing: Listing) -> Iterator[Item | None]:
-        """Yield items as long as nothing goes wrong in the supervisor."""
+        """Yield items; raises what went wrong in the supervisor."""
         for item in self._drawn(listing):
             self.supervisor.check()
             yield item
 
     def _drawn(self, listing: Listing) -> Iterator[Item | None]:
-        """First what validation needs, then what is trained on; see `_of_split`."""
+        """Yield the items for validation, then those to train on; see `_of_split`."""
         quota = self.layout["val"] if self.layout else self.cfg.held_out
         yield from self._of_split(listing, "val", quota, min(VAL_OBJECTS, self.cfg.held_out))
         if self.session.stopping:
@@ -100,7 +100,7 @@ class SourceOrder(Policy):
         self._lay_out()
         assert self.layout is not None
         self.rendering = time.monotonic()
-        self.selection = Selection(self.cfg)  # or it would count twice what it passes over
+        self.selection = Selection(self.cfg)  # afresh, or passed-over objects would count twice
         objects, of_each = self.layout["objects"], self.layout["shard_objects"]
         shards = yield from self._of_split(listing, "train", objects, of_each)
         if not self.session.stopping:
@@ -108,14 +108,14 @@ class SourceOrder(Policy):
             self.write_window()
 
     def _of_split(self, listing: Listing, split: str, quota: int, of_each: int) -> Generator[Item | None, None, int]:
-        """Items of a split in the order of the source, until `quota` are delivered; returns how many shards there are then.
+        """Yield items of a split in the order of the source, until `quota` are delivered; returns the number of shards.
 
-        An item's shard is told by its place among those of its split, whatever becomes of it and of others.
+        An item's place among the items of the split decides its shard, whether items succeed or fail.
         """
         session, stopping = self.session, lambda: self.session.stopping
         closed = {name for name in session.ledger.kept() if name.startswith(split)}
         place, shard = 0, None
-        for item in listing(None):  # even what has ended: an object's place among all tells its shard
+        for item in listing(None):  # ended items too: the place among all decides the shard
             if not self.selection.takes(item) or split_of(item.uid, self.cfg.val_percent) != split:
                 continue
             known = item.uid in session.finished
@@ -155,7 +155,7 @@ class SourceOrder(Policy):
         return -(-place // of_each)
 
     def _lay_out(self) -> None:
-        """Decide how large shards are, once for all sessions, now that the objects for validation are there."""
+        """Choose the objects per shard, once for all sessions, after the objects for validation are delivered."""
         self.validated = True
         if self.layout is None:
             held_out = self.by_split["val"]
@@ -173,7 +173,7 @@ class SourceOrder(Policy):
         self.write_window()
 
     def _wait(self, shard: OpenShard, wanted: int) -> None:
-        """Let rendering wait for disk. Raises UserError where the wait would have no end."""
+        """Mark rendering as waiting for disk. Raises UserError where the wait would never end."""
         self.supervisor.check()
         if self.open_shards.block():
             self.write_window()
@@ -190,18 +190,18 @@ class SourceOrder(Policy):
     # ---- what becomes of objects
 
     def accept(self, outcome: Outcome) -> Iterator[Outcome]:
-        """Record the outcome, unless there is no room for it now; then it waits in memory."""
+        """Record the outcome; without disk for its shard, keep it in memory until there is."""
         shard = self.places[outcome.item.uid]
         if outcome.scene is not None:
             shard.written += 2 * len(self.session.writer.pack(outcome.scene).record) + PARQUET_EXTRA
         self.waiting.append(outcome)
         yield from self.settle()
-        while self._must_wait():  # nothing more is taken from workers meanwhile
+        while self._must_wait():  # no outcome is taken from workers meanwhile
             time.sleep(WAIT_S)
             yield from self.settle()
 
     def _must_wait(self) -> bool:
-        """True when memory holds enough outcomes, and workers have nothing of an older shard, which would come first."""
+        """True when memory holds enough outcomes, and no worker has an item of an older shard, to be recorded first."""
         if len(self.waiting) <= MOST_WAITING or self.session.stopping:
             return False
         here = {outcome.item.uid for outcome in self.waiting}
@@ -209,7 +209,7 @@ class SourceOrder(Policy):
         return not any(one.missing - here for one in self.open_shards.open.values() if one.number < first)
 
     def settle(self) -> Iterator[Outcome]:
-        """Record what has ended, as far as there is room: of older shards first, since younger ones may wait for them."""
+        """Record waiting outcomes, as far as disk suffices: older shards first, since younger shards may wait for them."""
         for outcome in sorted(self.waiting, key=lambda one: self.places[one.item.uid].number):
             shard = self.places[outcome.item.uid]
             if outcome.scene is not None and not self.open_shards.fits(shard):
@@ -221,7 +221,7 @@ class SourceOrder(Policy):
             self._go_on()
 
     def _record(self, outcome: Outcome) -> None:
-        """Write one outcome: journal first, then the ledger. A full disk is waited for."""
+        """Write one outcome: journal first, then the ledger. On a full disk, wait for room."""
         uid, name = outcome.item.uid, None
         shard = self.places.pop(uid)
         split = shard.name.split("-")[0]
@@ -239,13 +239,13 @@ class SourceOrder(Policy):
         return patiently(write, self.session.out, lambda: self.session.stopping)
 
     def _filled(self, shard: OpenShard | None) -> None:
-        """Note that the source has no more for a shard."""
+        """Mark a shard as full: the source has no more items for it."""
         if shard is not None:
             shard.full = True
             self._close(shard)
 
     def _close(self, shard: OpenShard) -> None:
-        """Turn a journal into a shard, once all that may go into it has ended."""
+        """Turn the journal into a shard, once the shard is full and all of its items have ended."""
         if not shard.full or shard.missing:
             return
         writer, made = self.session.writer, None
@@ -257,18 +257,18 @@ class SourceOrder(Policy):
         self.write_window()
 
     def close(self) -> None:
-        """Leave journals open for the next session: what else goes into them is settled."""
+        """Leave journals for the next session, which fills them with the rest of their items."""
         self.session.writer.leave()
 
     def _passes(self) -> int:
-        """Passes of the shard that is closed now. auto: what keeps the trainer busy while the next shard is made."""
+        """Passes for the shard that is being closed. auto: enough to keep the trainer busy while the next shard is made."""
         rate, made = self.supervisor.log.samples_per_s, self.made_per_s()
         if self.cfg.passes != "auto" or not rate or not made:
             return self.cfg.first_passes
         return max(1, min(self.cfg.max_passes, math.ceil(rate / made)))
 
     def made_per_s(self) -> float | None:
-        """Objects to train on per second, while there was disk for them; None before there are any."""
+        """Train objects rendered per second, without waits for disk; None before the first."""
         if self.rendering is None:
             return None
         seconds = time.monotonic() - self.rendering - self.open_shards.waited()
@@ -276,7 +276,7 @@ class SourceOrder(Policy):
         return made / seconds if made and seconds > 0 else None
 
     def write_window(self) -> None:
-        """Tell the trainer which shards there are."""
+        """Write OUT/window.json, which tells the trainer the available shards."""
         if self.layout is None:
             return
         first = max(0, committed(self.session.out)[1].done - self.cfg.window)
@@ -292,20 +292,20 @@ class SourceOrder(Policy):
         self._patiently(lambda: window.write(self.session.out))
 
     def finish(self) -> None:
-        """Wait until the trainer has used what there is, now that all objects have ended."""
+        """Wait until the trainer has used all shards, after all objects have ended, and stop it."""
         if not self.session.stopping:
             self.write_window()
         while not self.complete and not self.session.stopping:
             self.supervisor.check()
             time.sleep(WAIT_S)
         self.supervisor.trainer.stop()
-        while not self.supervisor.idle():  # what its last checkpoint has done with goes before we do
+        while not self.supervisor.idle():  # shards that the last checkpoint is done with are deleted first
             self.supervisor.check()
             time.sleep(WAIT_S)
 
 
 def disk_of_shard(cfg: CycleConfig, name: str) -> int:
-    """Sum the disk of a shard's files, in bytes."""
+    """Bytes of disk that a shard's files take, over all widths."""
     assert cfg.out is not None
     return sum(disk_of(cfg.out / str(width) / f"{name}.parquet") for width in cfg.scene.res)
 
@@ -313,7 +313,7 @@ def disk_of_shard(cfg: CycleConfig, name: str) -> int:
 def recover(cfg: CycleConfig, ledger: Ledger, writer: ShardWriter, open_shards: OpenShards) -> tuple[int, list[str]]:
     """Make disk, journals and ledger agree after whatever ended the last session, and fill `open_shards`.
 
-    Returns the first train shard that may still have files, and what a user should know.
+    Returns the number of the first train shard that may still have files, and notes for the user.
     """
     out, widths = writer.out, cfg.scene.res
     for name, shard in ledger.kept().items():
@@ -334,6 +334,6 @@ def recover(cfg: CycleConfig, ledger: Ledger, writer: ShardWriter, open_shards: 
     for name in on_disk - set(journals):
         open_shards.disk_budget.settle(name, disk_of_shard(cfg, name))
     there = [number_of(name) for name in on_disk if name.startswith("train")]
-    deleted = min([committed(out)[1].done, *there])  # of shards that hold nothing there are no files
+    deleted = min([committed(out)[1].done, *there])  # empty shards have no files
     found = sum(map(len, journals.values()))
     return deleted, [f"going on with {found} objects of an interrupted session"] * bool(found)

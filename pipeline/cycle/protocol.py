@@ -1,8 +1,8 @@
-"""Files by which the two sides of a cycle tell each other how far they are: three, small, each replaced as a whole.
+"""Files by which driver and trainer of a cycle tell each other their progress: three small ones, each replaced as a whole.
 
 The driver says in OUT/window.json which shards there are (`Window`); the trainer says in each of its checkpoints how far it is
-(`Cursor`), and in OUT/train/hunger.json whether it waits (`Waiting`). A train shard of a cycle is a slot: its number says when it
-is trained on.
+(`Cursor`), and in OUT/train/hunger.json whether it waits (`Waiting`). A train shard of a cycle is a slot: its number is its
+place in the order of training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HUNGER = "hunger.json"
 
 @dataclass(frozen=True)
 class Slot:
-    """A closed train shard. objects: in it, possibly none. passes: how often each of them is trained on."""
+    """A closed train shard. objects: number in the shard, possibly 0. passes: how often each object is trained on."""
 
     objects: int
     passes: int
@@ -36,10 +36,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Window:
-    """slots: by number, closed, from some rounds before the first that is still needed on. life: rounds that a slot stays.
+    """Closed train shards. slots: by number, from `life` before the first needed one. life: rounds that a slot is trained on.
 
-    validated: whether all objects for validation are there. objects: that will be trained on, if all are delivered. end: how many
-    slots there will be, None while that is open. pressed: whether the driver waits for disk.
+    validated: True if all objects for validation are delivered. objects: number to train on, if all are delivered. end: number
+    of slots in the end, None while unknown. pressed: True if the driver waits for disk.
     """
 
     life: int
@@ -55,7 +55,7 @@ class Window:
         return self.validated and (bool(self.slots) or self.end is not None)
 
     def write(self, out: Path) -> None:
-        """Raises OSError, with the old one in place, where the disk is full."""
+        """Write OUT/window.json. Raises OSError, with the old file in place, where the disk is full."""
         slots = {number: [slot.objects, slot.passes] for number, slot in self.slots.items()}
         put(out / WINDOW, dataclasses.asdict(self) | {"slots": slots})
 
@@ -70,11 +70,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Cursor:
-    """Position of training: all before `round`, and `offset` entries of that round. position: samples so far.
+    """Position of training: all rounds before `round`, and `offset` entries of `round`. position: samples so far.
 
-    done: slots before this one have had all their passes. counts: of the others, and at the end of those that fall short by less
-    than a sample for each part of a step, slot -> samples so far. place: share of the objects that have been trained on, a pass
-    of P passes counting as 1/P of its object.
+    done: slots before this one have had all their passes. counts: slot -> samples so far, of the other slots, and at the end of
+    slots that fall short by less than a sample for each part of a step. place: share of the objects trained on so
+    far, where one pass of P counts as 1/P of its object.
     """
 
     round: int = 0
@@ -90,12 +90,12 @@ class Cursor:
 
     @classmethod
     def from_json(cls, told: dict[str, Any]) -> Cursor:
-        """Make a cursor of what `as_json` returned."""
+        """Make a cursor from the values of `as_json`."""
         return cls(**told | {"counts": {int(slot): count for slot, count in told["counts"].items()}})
 
 
 def layout(out: Path) -> dict[str, int] | None:
-    """Read what was decided once validation objects were there: val, objects to train on, shard_objects. None before."""
+    """Read OUT/layout.json: val, objects (numbers for validation, to train on), shard_objects (per shard). None before."""
     return _told(out / LAYOUT)
 
 
@@ -103,24 +103,24 @@ def committed(out: Path) -> tuple[int, Cursor]:
     """(step, cursor) of the newest finished checkpoint of a cycle's trainer; (0, the start) where there is none."""
     while steps := commits(out / TRAIN):
         told = _told(out / TRAIN / CHECKPOINTS / f"step-{steps[-1]:08d}.json")
-        if told is not None:  # else it has gone since, and there is a newer one
+        if told is not None:  # else the checkpoint was deleted since, and a newer one exists
             return (int(told["step"]), Cursor.from_json(told["cursor"])) if told.get("cursor") else (0, Cursor())
     return 0, Cursor()
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """The trainer waits for train shard number `slot`; None: it does not wait. All that it has done is committed then."""
+    """Number of the train shard that the trainer waits for, with all its steps committed; None: the trainer does not wait."""
 
     slot: int | None = None
 
     def write(self, out: Path) -> None:
-        """Raises OSError where the disk is full."""
+        """Write OUT/train/hunger.json. Raises OSError where the disk is full."""
         put(out / TRAIN / HUNGER, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, out: Path) -> Waiting:
-        """The trainer's last word."""
+        """Read OUT/train/hunger.json; not waiting where there is none."""
         return cls(**_told(out / TRAIN / HUNGER) or {})
 
 

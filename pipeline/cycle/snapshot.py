@@ -1,4 +1,4 @@
-"""State of a cycle: made, trained on, deleted, who waits for whom. From its files alone, while it runs and at rest."""
+"""State of a cycle, read from files alone, at work or at rest: shards made, trained on and deleted, pace, waiting, disk."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pipeline.storage.ledger import Kept, Ledger
 from pipeline.storage.run_folder import is_locked
 from pipeline.storage.train_run import TrainingLog
 
-WORTH_A_WORD = 0.05  # of the time
-SLOWER = 1.25  # times as fast is worth a word
-ALIKE = 0.5  # two sides wait for each other where the lesser wait is so much of the greater
-FIRST_S = 10.0  # a session's first note may be so late
-LAST = 50  # steps that a loss is the mean of
+WORTH_A_WORD = 0.05  # least share of time waited that is reported
+SLOWER = 1.25  # rendering faster than training by this factor is reported
+ALIKE = 0.5  # both sides wait in turn if the lesser wait is more than this share of the greater
+FIRST_S = 10.0  # delay of a session's first note, at most
+LAST = 50  # steps over which the loss is averaged
 
 
 @dataclass(frozen=True)
 class ThroughputProcess:
-    """Speed of the two sides, and how long they waited, over all sessions.
+    """Speed of rendering and training, and how long each waited, over all sessions.
 
-    objects_per_s: rendered while there was disk for them. passes: in the mean. samples_per_s: trained on while there was data.
-    None: not known yet. rendering_s, trainer_s: seconds of each side, with its waiting.
+    objects_per_s: rendered, without waits for disk. passes: mean per object. samples_per_s: trained on, without waits for data.
+    None: unknown yet. waited_s, blocked_s: seconds that training, rendering waited. trainer_s, rendering_s: with waiting.
     """
 
     objects_per_s: float | None
@@ -44,7 +44,7 @@ class ThroughputProcess:
 
     @property
     def made_per_s(self) -> float | None:
-        """Samples that rendering is good for."""
+        """Samples per second that rendering provides; None if unknown."""
         return self.objects_per_s * self.passes if self.objects_per_s and self.passes else None
 
     @property
@@ -60,10 +60,10 @@ class ThroughputProcess:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """loss: mean of the last steps. unseen: step, psnr and nearest of the last look at objects that do not train, in decibels.
+    """State of a cycle. loss: mean of the last steps. unseen: step, psnr, nearest (dB) of the last look at held-out objects.
 
-    samples_due: of the shards so far. filling, on_disk, deleted: shards to train on; to_come: about so many more.
-    left_s: until all is done. disk_bytes, disk_peak, budget: bytes. held_out, on_disk_objects, deleted_objects: objects.
+    samples_due: of the shards so far. filling, on_disk, deleted: train shards; to_come: estimate of further train shards.
+    left_s: estimate of the time left. disk_bytes, disk_peak, budget: bytes. held_out, on_disk_objects, deleted_objects: objects.
     """
 
     step: int
@@ -138,7 +138,7 @@ def who_waits(pace: ThroughputProcess) -> tuple[str, str]:
 
 
 def standing(run: Path, ledger: Ledger, log: TrainingLog | None = None) -> Snapshot | None:
-    """None where the run is no cycle. log: of its trainer, where somebody has read it already."""
+    """Take a snapshot of the cycle in `run`; None where it is no cycle. log: of the trainer, if read already."""
     if not is_cycle(run):
         return None
     log = log or TrainingLog(run / TRAIN).read()
@@ -187,7 +187,7 @@ def _unseen(log: TrainingLog) -> dict[str, float] | None:
 
 
 def _left(run: Path, ledger: Ledger, pace: ThroughputProcess, log: TrainingLog) -> float | None:
-    """Seconds until the slower side is done, of the sides whose speed is known; None where neither is, or nobody works."""
+    """Seconds until rendering and training are done; None if no cycle is at work or the trainer's speed is unknown."""
     told = layout(run)
     if not is_locked(run) or told is None or not pace.passes or not pace.samples_per_s:
         return None
@@ -206,7 +206,7 @@ def _to_come(run: Path, known: int) -> int | None:
 
 
 def _pace(notes: Sequence[Note], ledger: Ledger, shards: Sequence[Kept], log: TrainingLog) -> ThroughputProcess:
-    """Rendering is timed in each session from its first object to its last: what comes before starts things."""
+    """Measure the pace. Rendering is timed from the first to the last object of each session, to leave out start-up."""
     ends = np.array([when for when, state, _ in ledger.timeline() if state == "delivered"])
     objects, busy, blocked = 0, 0.0, 0.0
     for session in disk_log.sessions(notes):

@@ -35,14 +35,14 @@ class Page(Protocol):
 
 
 class Deleter:
-    """Deletes train shards. deleted: all before this one have gone."""
+    """Deletes train shards. deleted: all shards before this number are deleted."""
 
     def __init__(self, out: Path, widths: tuple[int, ...], disk_budget: DiskBudget, deleted: int) -> None:
         self.out, self.widths, self.disk_budget, self.deleted = out, widths, disk_budget, deleted
 
     def delete(self, until: int, ledger: Ledger, stopped: Callable[[], bool]) -> None:
-        """Delete shards before `until`, which a finished checkpoint has done with: in the ledger first, so that nobody misses
-        them, then the files.
+        """Delete train shards before `until`, which a finished checkpoint is done with: first in the ledger, so that no reader
+        expects their files, then the files.
         """
         names = [shard_name("train", number) for number in range(self.deleted, until)]
         patiently(lambda: ledger.delete_shards(names), self.out, stopped)
@@ -53,7 +53,7 @@ class Deleter:
 
 
 class DiskMeter:
-    """Measures the run's disk. parts: bytes by folder; peak: the most that was seen."""
+    """Measures the run's disk. parts: bytes by folder; peak: highest use measured."""
 
     def __init__(self, out: Path, shares: Shares, disk_budget: DiskBudget) -> None:
         self.out, self.shares, self.disk_budget = out, shares, disk_budget
@@ -65,13 +65,13 @@ class DiskMeter:
         return sum(self.parts.values())
 
     def measure(self) -> None:
-        """Measure; where logs and scratch take more than their share, there is less for shards."""
+        """Measure, and lower the budget of shards by what logs and scratch take beyond their shares."""
         paths = list(self.out.iterdir())
         disk = {path.name: disk_below(path) for path in paths if path.is_dir()}
         disk["files"] = sum(disk_of(path) for path in paths if not path.is_dir())
         disk["checkpoints"] = disk_below(self.out / TRAIN / CHECKPOINTS)
         disk[TRAIN] = disk.get(TRAIN, 0) - disk["checkpoints"]
-        self.parts = disk  # as a whole: others read it meanwhile
+        self.parts = disk  # replaced as a whole, since other threads read it
         self.peak = max(self.peak, self.used())
         papers = disk["files"] + disk[TRAIN]
         over = max(0, papers - self.shares.papers / 2) + max(0, disk.get("scratch", 0) - self.shares.scratch)
@@ -79,7 +79,7 @@ class DiskMeter:
 
 
 class DiskNotes:
-    """Keeps disk.csv. blocked_s: seconds that rendering waited for disk, in all sessions; blocked: it waits now."""
+    """Keeps disk.csv. blocked_s: seconds that rendering waited for disk, in all sessions; blocked: rendering waits now."""
 
     def __init__(self, meter: DiskMeter, widths: tuple[int, ...]) -> None:
         self.meter, self.widths = meter, widths
@@ -89,7 +89,7 @@ class DiskNotes:
         self._most, self._blocked_s = 0, 0.0  # bytes, and seconds of waiting, since the last note
 
     def add(self, last: bool = False) -> None:
-        """Note what was measured, and how long rendering has waited for disk: at intervals, and at the end."""
+        """Write a note of disk use and of rendering's waits for disk, at most every NOTE_S seconds, and for the `last` call."""
         now, meter = time.monotonic(), self.meter
         if self.blocked:
             self.blocked_s += now - self._looked
@@ -103,13 +103,13 @@ class DiskNotes:
         shards = sum(meter.parts.get(str(width), 0) for width in self.widths) + meter.parts.get("journal", 0)
         budget, checkpoints = int(meter.shares.total), meter.parts["checkpoints"]
         note = Note(time.time(), meter.used(), shards, budget, self._most, checkpoints, self._blocked_s)
-        with contextlib.suppress(OSError):  # a full disk is others' to report
+        with contextlib.suppress(OSError):  # a full disk is reported elsewhere
             disk_log.add(meter.out, note)
             self._most, self._blocked_s = 0, 0.0
 
 
 class Supervisor:
-    """Ticks its parts and the trainer in a thread, within a `with` block. deleted: train shards before this one have gone."""
+    """Thread that tends trainer, shards, disk notes and page, within a `with` block. deleted: as in Deleter, at the start."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class Supervisor:
         self.page.refresh()
 
     def facts(self) -> dict[str, Any]:
-        """Figures for status.json. Asked for by another thread than the one that counts."""
+        """Figures for status.json; called from another thread than the one that counts."""
         log, curve, looks = self.log, self.log.curve, self.log.looks
         return {
             "disk_bytes": self.meter.used(),

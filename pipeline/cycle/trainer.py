@@ -16,21 +16,21 @@ from pipeline.core.disk import append
 from pipeline.core.errors import UserError
 from pipeline.cycle.protocol import TRAIN, committed
 
-TIMES = 3  # that it may end without a new checkpoint in between
-USER = 2  # exit status: what was asked for cannot be done
+TIMES = 3  # starts at one step, at most
+USER = 2  # exit status of a UserError
 SAYS = "trainer.log"
-TAIL = 15  # lines of it, for a user
-STOP_S = 600.0  # for its last checkpoint
-LISTEN_S = 5.0  # for what it said last, once it has ended: processes of its own may hold on to the pipe
+TAIL = 15  # lines of the log, for error messages
+STOP_S = 600.0  # to write the last checkpoint
+LISTEN_S = 5.0  # to read the rest of the output after the end: child processes may keep the pipe open
 
 
 def environment(threads: int | None) -> dict[str, str]:
-    """Environment of a process that trains with `threads` threads; None: as many as it likes."""
+    """Environment of a process that trains with `threads` threads; None: no limit."""
     return os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
 
 class Trainer:
-    """Holds the process. command: what to run. It ends when this process does, in whatever way: its stdin is a pipe from here."""
+    """Holds the trainer's process, run by `command`. Its stdin is a pipe from this process, so that it ends with this one."""
 
     def __init__(self, out: Path, command: Sequence[str], threads: int | None) -> None:
         self.out, self.command, self.threads = out, command, threads
@@ -38,7 +38,7 @@ class Trainer:
         self.words: deque[str] = deque(maxlen=TAIL)
         self.finished = self.stopping = False
         self.listener: threading.Thread | None = None
-        self.changing = threading.RLock()  # one thread looks after it, another one stops it
+        self.changing = threading.RLock()  # one thread watches the process, another one stops it
         self.starts: list[int] = []  # the step at each start
 
     def start(self) -> None:
@@ -69,7 +69,7 @@ class Trainer:
         self.listener.start()
 
     def _listen(self, said: IO[bytes], path: Path) -> None:
-        """Copy what the trainer says into its log; a pipe, since a file on a full disk would end who writes to it."""
+        """Copy the trainer's output into the log. Read by a pipe: writing to a file on a full disk would end the trainer."""
         with said:
             for line in said:
                 self.words.append(line.decode(errors="replace"))
@@ -77,7 +77,7 @@ class Trainer:
                     append(file, line)
 
     def look(self) -> None:
-        """Note that the trainer has finished, or start it again if it ended early. UserError where that makes no sense."""
+        """Record that the trainer has finished, or restart it if it ended early. UserError if it cannot go on."""
         if self.stopping or self.finished or self.process is None or (status := self.process.poll()) is None:
             return
         if status == 0:
@@ -88,7 +88,7 @@ class Trainer:
             self.start()
 
     def stop(self) -> None:
-        """Ask the trainer to end with a checkpoint, and wait for that. It is not started again."""
+        """Ask the trainer to end with a checkpoint, and wait for the end; no restart after that."""
         with self.changing:
             self.stopping = True
         if self.process is not None and self.process.poll() is None:
@@ -110,7 +110,7 @@ class Trainer:
             self._hear()
 
     def last_words(self) -> str:
-        """Return the end of what the trainer said, once it has ended."""
+        """Last lines of the output of a trainer that has ended."""
         self._hear()
         return "".join(self.words).strip()
 

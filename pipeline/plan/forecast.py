@@ -1,4 +1,4 @@
-"""From what a pilot measured to the figures of the whole: hours, bytes, steps, as arrays of plausible values."""
+"""Forecast of a cycle from a pilot's measurements: hours, bytes, steps, as arrays of plausible values."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pipeline.config.cycle import PER_LOOK, PER_OBJECT, PER_STEP, CycleConfig, S
 from pipeline.cycle.open_shards import AT_ONCE, VAL_OBJECTS, objects_per_shard, with_caution
 from pipeline.plan.intervals import DRAWS, Range, in_blocks, means, normal, wilson
 
-DRIFT = 0.1  # standard deviation of the logarithm of a machine's pace: it is not the same the next day
-PER_FILE = 6000  # bytes that a shard takes beside its objects
-ALIKE = 1.15  # two sides that differ by less hold up each other alike
+DRIFT = 0.1  # standard deviation of the logarithm of a machine's pace from day to day
+PER_FILE = 6000  # bytes of a shard's file without its objects
+ALIKE = 1.15  # ratio of two sides' times below which neither is the bottleneck
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """End of one object of the pilot. seconds: of its worker, without the start of a Blender. fetched: bytes of its files.
+    """Outcome of one object of the pilot. seconds: of a worker, without Blender's start. fetched: bytes of downloaded files.
 
-    beside: whether a trainer worked at the same time.
+    beside: True if a trainer worked at the same time.
     """
 
     delivered: bool
@@ -36,10 +36,10 @@ class Drawn:
 class Measurements:
     """Measurements of a pilot.
 
-    start_s: until the first worker has an object and a Blender. idle_share: of the workers' time, in which they waited for files.
-    shard_bytes: of all that was delivered, in so many shards. step_s: of each step but the first, with so many samples of a rank.
-    pace_start_s: from nothing to the end of the first step. look_s: a look at unseen objects, per object; 0 where none is asked
-    for.
+    start_s: until the first worker has an object and a Blender. idle_share: share of the workers' time spent waiting for files.
+    shard_bytes: of `shards` shards with all delivered objects. step_s: of each step but the first. samples: per step and rank.
+    pace_start_s: from the trainer's start to the end of the first step. save_s, checkpoint_bytes: per checkpoint. look_s: of an
+    evaluation on held-out objects, per object; 0 without evaluations.
     """
 
     drawn: list[Drawn]
@@ -64,7 +64,7 @@ class Measurements:
 
 
 class Forecast:
-    """From what a pilot measured to the figures of the whole; each is an array of plausible values, the likely one first.
+    """Forecast of a cycle from a pilot. Each of `figures` is an array of plausible values, the likely value first.
 
     of_each: objects per shard. Raises UserError where the window does not fit into the budget.
     """
@@ -88,12 +88,12 @@ class Forecast:
         )
 
     def _seconds(self, delivered: bool) -> list[float]:
-        """Seconds of objects that were (not) delivered; of those beside a trainer, if any: it slows rendering down."""
+        """Seconds of each (not) delivered object; if any ran beside a trainer, which slows rendering, of these alone."""
         some = [one for one in self.found.drawn if one.delivered == delivered]
         return [one.seconds for one in some if one.beside] or [one.seconds for one in some]
 
     def _object_s(self) -> np.ndarray:
-        """Seconds of a worker per delivered object, with its share of failed ones."""
+        """Seconds of a worker per delivered object, including the failed objects per delivered one."""
         good, bad = self._seconds(True), self._seconds(False)
         count, likely = self.found.delivered, self.yields.likely
         beta = np.random.default_rng(0).beta(count + 0.5, len(self.found.drawn) - count + 0.5, DRAWS)
@@ -143,7 +143,7 @@ class Forecast:
         return self.slots + -(-self.held_out // VAL_OBJECTS)
 
     def _passes(self, samples_per_object: np.ndarray) -> np.ndarray:
-        """Passes that keep the trainer busy. samples_per_object: samples that it can take while one object is made."""
+        """Passes that keep the trainer busy. samples_per_object: samples trained on while one object is rendered."""
         if self.cfg.passes != "auto":
             return np.full(samples_per_object.shape, float(self.cfg.passes))
         made: np.ndarray = np.clip(np.ceil(samples_per_object), 1, self.cfg.max_passes)
@@ -152,9 +152,9 @@ class Forecast:
     def _peak(
         self, of_object: np.ndarray, steps: np.ndarray, looks: np.ndarray, piles_up: np.ndarray, fetched: np.ndarray
     ) -> np.ndarray:
-        """Bytes. piles_up: whether training is slower, so that shards fill what there is.
+        """Peak disk in bytes. piles_up: True where training is slower, so that shards fill their share of the disk.
 
-        How many checkpoints and shards meet is chance: between those that stay, and one for each place that there is.
+        The numbers of checkpoints and shards at the peak are drawn between those that stay and the most that can exist.
         """
         cfg, shares, told = self.cfg, self.shares, self.settings
         chance = np.concatenate([[0.35], np.random.default_rng(1).uniform(0, 1, DRAWS)])
@@ -168,12 +168,12 @@ class Forecast:
         return made
 
     def ranges(self) -> dict[str, Range]:
-        """Figure -> its range, in the order of WORDS."""
+        """Range of each figure, by name, in the order of WORDS."""
         made = {name: Range.of(float(draws[0]), draws[1:]) for name, draws in self.figures.items()}
         return {"yield_share": self.yields} | made
 
     def bottleneck(self) -> str:
-        """Which side is: rendering, training, either (it cannot be told), or neither."""
+        """Slower side: "rendering", "training", "neither" (about equal) or "either" (cannot be told)."""
         render = self.figures["render_hours"]
         apart = (self.figures["train_hours"] + self.figures["look_hours"]) / render
         ratio = Range.of(float(apart[0]), apart[1:])

@@ -1,4 +1,4 @@
-"""Intervals of 90 % for figures that were measured a few times, always the same for the same measurements."""
+"""Intervals of 90 % for figures that were measured a few times; deterministic."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 4000
-Z = 1.6449  # of a normal distribution 90 % are within so many standard deviations
-ONE_ONLY = 0.42  # standard deviation of the logarithm of what was measured once: half to double
-BLOCKS = 50  # of steps in a row, whose times are alike
+Z = 1.6449  # standard deviations around the mean that hold 90 % of a normal distribution
+ONE_ONLY = 0.42  # standard deviation of the logarithm of a single measurement: half to double
+BLOCKS = 50  # of consecutive steps, whose times are correlated
 
 
 @dataclass(frozen=True)
 class Range:
-    """90 % lie between low and high."""
+    """Interval that holds a value with 90 %, from low to high, and the likely value."""
 
     low: float
     likely: float
@@ -31,7 +31,7 @@ class Range:
 
 
 def wilson(good: int, count: int) -> Range:
-    """The share of good ones, of which `good` among `count` were seen: Wilson's score interval, 90 %."""
+    """Range of a share of which `good` in `count` were seen: Wilson's score interval, 90 %."""
     share, z = good / count, Z**2 / count
     centre = (share + z / 2) / (1 + z)
     half = Z / (1 + z) * math.sqrt(share * (1 - share) / count + z / (4 * count))
@@ -39,9 +39,9 @@ def wilson(good: int, count: int) -> Range:
 
 
 def means(values: Sequence[float], name: str, future: float = math.inf) -> np.ndarray:
-    """Plausible means (DRAWS,) of so many values to come, from those that were seen: a bootstrap, the same for the same name.
+    """Plausible means (DRAWS,) of `future` further values, from the seen `values`: a bootstrap, seeded by `name`.
 
-    Of few values the bootstrap is too sure: it is expanded as the t distribution is (Hesterberg 2015). values: none below 0.
+    A bootstrap of few values is too narrow, and is widened like the t distribution (Hesterberg 2015). values: 0 or more.
     """
     seen, rng = np.asarray(values, float), np.random.default_rng(zlib.crc32(name.encode()))
     mean, count = float(seen.mean()), len(seen)
@@ -58,11 +58,11 @@ def means(values: Sequence[float], name: str, future: float = math.inf) -> np.nd
 
 
 def in_blocks(values: Sequence[float]) -> list[float]:
-    """Means of up to BLOCKS stretches of a series: what follows each other is alike, and counts once."""
+    """Means of up to BLOCKS stretches of a series: correlated neighbours count once."""
     return [float(part.mean()) for part in np.array_split(np.asarray(values, float), min(BLOCKS, len(values)))]
 
 
 def normal(name: str) -> np.ndarray:
-    """Draws (DRAWS,) from the standard normal distribution, the same for the same name."""
+    """Draws (DRAWS,) from the standard normal distribution, seeded by `name`."""
     drawn: np.ndarray = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(DRAWS)
     return drawn

@@ -28,18 +28,18 @@ from pipeline.run.policy import ArrivalOrder, Listing, Policy
 from pipeline.run.workers import Workers
 from pipeline.storage.uploads import InFolder
 
-FOLDER = "pilot"  # within a cycle's
-MOST_DRAWN = 10  # objects, for each that is asked for
-MOST_S = 1200.0  # after that nothing new is begun
-TRAIN_AFTER = 0.25  # of the objects
-PACE_S = 300.0  # for the pace, once rendering is through
-UP_S = 120.0  # until its first step
-BESIDE = 3  # steps that suffice, if renderers worked meanwhile
+FOLDER = "pilot"  # within the cycle's folder
+MOST_DRAWN = 10  # objects drawn per object asked for
+MOST_S = 1200.0  # seconds after which no further object is drawn
+TRAIN_AFTER = 0.25  # share of the objects delivered when the trainer is started
+PACE_S = 300.0  # to measure the pace, once rendering has ended
+UP_S = 120.0  # until the trainer's first step
+BESIDE = 3  # steps beside renderers that suffice
 END = object()
 
 
 class ThroughputProcess:
-    """Process that takes steps on the shards in `folder`. command: what to run."""
+    """Process that trains on the shards in `folder` to measure the pace. command: to run, given the folder."""
 
     def __init__(self, folder: Path, command: Sequence[str], threads: int | None) -> None:
         self.says, self.errors = folder / "pace.jsonl", folder / "pace.log"
@@ -58,11 +58,11 @@ class ThroughputProcess:
         return self.says.stat().st_size > 0 or self.process.poll() is not None
 
     def told(self) -> dict[str, Any]:
-        """Wait for enough steps; returns the fields of Measurements that it measured. Raises UserError where it cannot train."""
+        """Wait for the process; returns the fields of Measurements that it measured. Raises UserError where it cannot train."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # what it has said until then will do
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the output until then will do
             self.process.wait(PACE_S)
         status = self.process.poll()
         if status:
@@ -103,7 +103,7 @@ class Pilot(Policy):
         self.order, self.session, self.intake, self.start = order, order.session, intake, start
         self.trainer: ThroughputProcess | None = None
         self.wait_until = self.paused_s = 0.0
-        self.before: set[str] = set()  # uids that were begun before that
+        self.before: set[str] = set()  # uids begun before the trainer
         self.ended: list[Drawn] = []
         self.workers: set[str] = set()
         self.begun = time.monotonic()
@@ -115,7 +115,7 @@ class Pilot(Policy):
         return self.order.complete
 
     def draw(self, listing: Listing) -> Iterator[Item | None]:
-        """Yield items until too many were drawn, or for too long."""
+        """Yield items until MOST_DRAWN per object, or MOST_S seconds, are reached."""
         items, count = self.order.draw(listing), 0
         while count < MOST_DRAWN * self.session.cfg.n and time.monotonic() - self.begun < MOST_S:
             item: Any = next(items, END)
@@ -125,7 +125,7 @@ class Pilot(Policy):
             yield item
 
     def pace(self, items: Iterator[Item | None]) -> Iterator[Item | None]:
-        """Pass on items; after the trainer was started, not before it has done a step."""
+        """Pass on items, but hold them back from the trainer's start to its first step."""
         for item in items:
             began = time.monotonic()
             while self._trainer_starts() and time.monotonic() < self.wait_until and not self.session.stopping:
@@ -139,7 +139,7 @@ class Pilot(Policy):
         return self.trainer is not None and not self.trainer.goes()
 
     def accept(self, outcome: Outcome) -> Iterator[Outcome]:
-        """Measure and record the outcome; starts the trainer where enough has been delivered."""
+        """Measure and record the outcome; start the trainer once TRAIN_AFTER of the objects are delivered."""
         self.last = time.monotonic()
         seconds = outcome.timings.get("total", 0.0)
         stages = sum(took for name, took in outcome.timings.items() if name != "total")
@@ -168,7 +168,7 @@ class Pilot(Policy):
         return self.order.lines()
 
     def found(self, shard_bytes: int, told: dict[str, Any]) -> Measurements:
-        """Return what was measured. told: the fields that the trainer measured."""
+        """Measurements of the pilot. told: the fields that the trainer measured."""
         ledger, workers = self.session.ledger, self.session.cfg.workers or max(1, len(self.workers))
         span = max(1e-9, self.last - (self.first or self.begun) - self.paused_s)
         busy = sum(one.seconds for one in self.ended) / min(workers, max(1, len(self.ended)))
@@ -189,13 +189,13 @@ class Pilot(Policy):
 def fly(cfg: CycleConfig, objects: int, command: Sequence[str], settings: dict[str, Any]) -> Measurements:
     """Render `objects` objects of a cycle's source into OUT/pilot, train on them, measure both, and remove the folder.
 
-    command: what measures the trainer's pace, given the folder. settings: the trainer's. Raises UserError: none could be
+    command: measures the trainer's pace, given the folder. settings: the trainer's. Raises UserError: no object could be
     rendered; the trainer cannot train; Ctrl-C.
     """
     assert cfg.out is not None
     folder = cfg.out / FOLDER
     same = {one.name: getattr(cfg, one.name) for one in dataclasses.fields(RenderConfig)}
-    # as many at once as there will be; and all to train on, since there is nothing to measure quality with
+    # objects for all workers of the cycle; none for validation, since quality is not measured
     own = {"n": min(cfg.n, max(objects, cfg.workers or 1)), "out": folder, "val_percent": 0.0}
     shutil.rmtree(folder, ignore_errors=True)
     pilot_cfg = RenderConfig(**same | own)

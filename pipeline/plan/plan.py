@@ -1,4 +1,4 @@
-"""The verb plan: what a cycle will take, with its range, from a pilot of a few objects; and at its end, how that was."""
+"""The verb plan: forecast of a cycle's time, disk and steps, with ranges, from a pilot; and comparison with the real figures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TRAINED = (
     "device",
     "eval_every",
 )
-WORDS = {  # figure -> what it is called
+WORDS = {  # figure -> label for the user
     "yield_share": "yield",
     "objects_drawn": "objects drawn",
     "render_hours": "rendering",
@@ -68,7 +68,7 @@ class PlanConfig(CycleConfig):
 
 @dataclass(frozen=True)
 class Plan:
-    """Contents of OUT/plan.json. identity, training: settings that it is a plan of. pilot: facts about the pilot."""
+    """Contents of OUT/plan.json. identity, training: settings of the planned cycle. pilot: facts about the pilot."""
 
     identity: dict[str, Any]
     training: dict[str, Any]
@@ -86,7 +86,7 @@ class Plan:
         return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
-        """Tell a user what the cycle will take, in lines."""
+        """Lines for the user: pilot, figures with ranges, shards, bottleneck, licenses."""
         pilot = self.pilot
         failed = f" ({reasons_text(pilot['reasons'])})" if pilot["reasons"] else ""
         lines = [
@@ -125,11 +125,11 @@ def _told(name: str, value: float) -> str:
 
 
 def plan(cfg: PlanConfig, shares: Shares, command: Sequence[str], settings: dict[str, Any]) -> Plan:
-    """Run the pilot, write OUT/plan.json. command: what measures a trainer's pace, see pilot.py. settings: the trainer's.
+    """Run the pilot, write OUT/plan.json. command: measures a trainer's pace, see pilot.py. settings: the trainer's.
 
     Raises UserError: the budget is too small; nothing could be rendered, or trained; a run works in OUT.
     """
-    from pipeline.plan.forecast import Forecast  # and with it what renders, which the command line does not need
+    from pipeline.plan.forecast import Forecast  # imports what renders, which the command line does not need
     from pipeline.plan.pilot import fly
     from pipeline.storage.run_folder import is_locked
 
@@ -163,7 +163,7 @@ def _training(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(out: Path, real: dict[str, float]) -> list[str]:
-    """Predicted and real figures of the cycle in `out`, for people; [] where there is no plan of it with its settings."""
+    """Lines that compare planned and real figures of the cycle in `out`; [] without a plan of the cycle's settings."""
     try:
         told = json.loads((out / PLAN).read_text())
         identity = json.loads((out / "run.json").read_text())["identity"]
@@ -182,7 +182,7 @@ def compare(out: Path, real: dict[str, float]) -> list[str]:
 
 
 def real_figures(out: Path) -> dict[str, float]:
-    """Measure what the cycle in `out` took so far, by the names of a plan's figures; what is not known is left out."""
+    """Real figures of the cycle in `out` so far, by the names of a plan's figures; unknown figures are left out."""
     from pipeline.storage.ledger import Ledger
 
     with Ledger(out / "ledger.sqlite", readonly=True) as ledger:
@@ -207,7 +207,7 @@ def real_figures(out: Path) -> dict[str, float]:
         "steps": float(log.step),
     }
     if steps := [seconds - waited for _, _, seconds, waited, _ in log.curve]:
-        # the first one of a session starts things
+        # the first step includes start-up: count the median instead
         found["train_hours"] = (sum(steps) - steps[0] + float(np.median(steps))) / 3600
     trained = [shard for name, shard in kept.items() if name.startswith("train")]
     if objects := sum(shard.objects for shard in trained):

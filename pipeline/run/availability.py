@@ -1,5 +1,5 @@
-"""Which videos of a run could be had: a table beside its shards. What is gone differs from week to week, so results can only be
-compared where this is said.
+"""Table of the videos of a run and how many of their clips were delivered, beside the shards. Videos vanish from week to week,
+so results of two runs can only be compared where the table is given.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ COLUMNS = ("video", "url", "clips", "delivered", "reasons")
 
 
 def write(out: Path, ledger: Ledger) -> str:
-    """Writes OUT/availability.csv, a line per video that was asked for; returns what it says, in one line.
+    """Write OUT/availability.csv, a row per video that was asked for; returns a summary of one line.
 
-    reasons: why clips of it failed, as "too_short 2". A video was had where at least one of its clips was delivered.
+    Column reasons: why clips of the video failed, as "too_short 2". A video counts as had if a clip of it was delivered.
     """
     ends: dict[str, Counter[str]] = defaultdict(Counter)
     urls: dict[str, str] = {}

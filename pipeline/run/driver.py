@@ -1,4 +1,4 @@
-"""The driver: a loop over outcomes, with a policy that says what is done with them. One process per run folder."""
+"""The driver: a loop that hands the outcomes of the workers to a policy. One process per run folder."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Driver:
         if not self.policy.complete:
             with first_interrupt(self._stop), self.intake.opened(self.policy.draw) as drawn:
                 self._work(drawn)
-        ledger.flush()  # or the copy in the sink would lack what waits
+        ledger.flush()  # or the copy of the ledger in the sink would lack unwritten rows
         self.sink.finish()
         if session.delivered >= session.cfg.n:
             shutil.rmtree(session.out / "raw", ignore_errors=True)
@@ -129,14 +129,14 @@ class Driver:
                 self.progress.state = "finished" if self.policy.complete else "stopped"
 
     def _settling(self, drawn: Iterator[Item | None]) -> Iterator[Item | None]:
-        """Pass on items; where there is nothing to draw now, outcomes that wait are recorded before the next try."""
+        """Pass on items; after each None (nothing to draw now), record waiting outcomes before the next draw."""
         for item in drawn:
             yield item
             if item is None:
                 self._recorded(self.policy.settle())
 
     def _arrived(self, outcome: Outcome) -> None:
-        """Hand an outcome to the policy; a second one of the same item, that comes late, is dropped."""
+        """Hand an outcome to the policy; drop a late second outcome of an item."""
         if outcome.item.uid in self.session.under_way:
             self.session.under_way.remove(outcome.item.uid)
             self._recorded(self.policy.accept(outcome))

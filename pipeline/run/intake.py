@@ -1,4 +1,4 @@
-"""Items of a run's source; where they are done on this machine, files that are elsewhere are fetched ahead of the workers."""
+"""Items of a run's source. If the workers are on this machine, remote files are fetched ahead of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Intake:
 
     @contextlib.contextmanager
     def opened(self, draw: Callable[[Listing], Iterator[Item | None]]) -> Iterator[Iterator[Item | None]]:
-        """Items that `draw` takes of the source, the first drawn: lists are there, and Progress may take over the terminal."""
+        """Items that `draw` takes from the source, the first drawn on entry: lists are fetched before Progress takes over."""
         cfg, source = self.session.cfg, sources.load(self.session.cfg.source)
         net = fetcher(cfg, self.session.out / "raw", cfg.cache) if sources.is_remote(cfg) else None
         if net and not cfg.address:  # the workers of a cluster fetch for themselves
@@ -43,11 +43,11 @@ class Intake:
                 self.downloads.close()
 
     def stream(self, drawn: Iterator[Item | None], failed: Callable[[Outcome], None]) -> Iterator[Item | None]:
-        """Hand items on when their files are there; `failed` gets outcomes of items whose file cannot be had."""
+        """Pass on items once their files are fetched; `failed` gets the outcomes of items whose file cannot be fetched."""
         return self.downloads.stream(drawn, failed) if self.downloads else drawn
 
     def held(self, uid: str) -> int:
-        """Bytes of disk that the files of an item take."""
+        """Bytes of disk that the fetched files of the item `uid` take."""
         return self.downloads.net.disk_budget.held(uid) if self.downloads else 0
 
     def done(self, item: Item) -> None:

@@ -26,9 +26,9 @@ from pipeline.sources.selection import Selection
 
 
 def write_manifest(cfg: ManifestConfig) -> list[str]:
-    """Writes cfg.n lines to cfg.out: the objects that `render` with the same seed would take, in its order.
+    """Write cfg.n rows to cfg.out: the objects that `render` with the seed cfg.seed would take, in order.
 
-    cfg is resolved. Returns what a user wants to know. Raises UserError where the source cannot be listed.
+    cfg is resolved. Returns lines for the user: counts, bytes, licenses. Raises UserError where the source cannot be listed.
     """
     assert cfg.out is not None
     if not sources.is_remote(cfg):
@@ -61,7 +61,7 @@ def write_manifest(cfg: ManifestConfig) -> list[str]:
 
 
 def _with_facts(net: Fetcher, items: Iterator[Item]) -> Iterator[Item]:
-    """Adds what the Hub knows of its files: size, and sha256 where the list has none. One request for 500 of them."""
+    """Add to each item the size of its file, and the sha256 where the list has none, by the Hub. One request per 500 files."""
     while block := list(itertools.islice(items, huggingface.PATHS_PER_REQUEST)):
         by_repository: dict[str, list[str]] = {}
         for item in block:

@@ -1,4 +1,4 @@
-"""Policy of a driver while it loops: which items to draw, where outcomes go, when shards close."""
+"""Policies of a driver: which items to draw, where outcomes go, when shards close."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pipeline.storage.writer import ShardWriter
 if TYPE_CHECKING:
     from pipeline.run.vetting import Vetting
 
-Listing = Callable[[Container[str] | None], Iterator[Item]]  # the items of a source, which may leave out these uids
-PUBLISHING = 1  # full shards that may be on their way to disk while the next is filled
+Listing = Callable[[Container[str] | None], Iterator[Item]]  # uids that may be left out -> items of the source
+PUBLISHING = 1  # full shards that may be in publication while the next shard is filled
 
 
 class Policy(Protocol):
-    """Interface of what a driver asks, always in its own thread. `accept`, `settle` and `conclude` yield each outcome that they
-    have recorded, right after its record.
+    """Interface that a driver calls, always in its own thread. `accept`, `settle` and `conclude` yield each outcome right after
+    it was recorded.
     """
 
     @property
@@ -36,31 +36,31 @@ class Policy(Protocol):
         """True when nothing is left to do."""
 
     def draw(self, listing: Listing) -> Iterator[Item | None]:
-        """Yield the items to do, in order, each put under way; None: nothing now, ask again."""
+        """Yield the items to process, in order, and mark each as under way; None: no item now, ask again."""
 
     def accept(self, outcome: Outcome) -> Iterator[Outcome]:
-        """Take over an outcome that has just come."""
+        """Take an outcome that has just arrived, and record it or let it wait."""
 
     def close(self) -> None:
         """Close the shards, or leave them open for the next session; called in any case."""
 
     def lines(self) -> list[str]:
-        """Tell a user at the end what was passed over, and why."""
+        """Lines for the user at the end: which objects were passed over, and why."""
 
     def settle(self) -> Iterator[Outcome]:
-        """Record outcomes that had to wait; called after each None of `draw`."""
+        """Record waiting outcomes, as far as possible; called after each None of `draw`."""
         return iter(())
 
     def conclude(self) -> Iterator[Outcome]:
-        """Record outcomes that had to wait until all items have ended."""
+        """Record the outcomes that waited for the end of all items."""
         return iter(())
 
     def pace(self, items: Iterator[Item | None]) -> Iterator[Item | None]:
-        """Pass on items on their way to the workers."""
+        """Pass on items to the workers; an override may delay them."""
         return items
 
     def beside(self) -> contextlib.AbstractContextManager[object]:
-        """Work beside the driver, as long as items are done."""
+        """Context manager of work that runs beside the driver's loop; nothing by default."""
         return contextlib.nullcontext()
 
     def finish(self) -> None:
@@ -73,7 +73,7 @@ class Policy(Protocol):
 
 
 class Unvetted:
-    """Stands in for `Vetting` where cameras are taken as they are: marks nothing, and holds nothing back."""
+    """Stand-in for `Vetting` if cameras are not verified: marks no item, and holds no outcome back."""
 
     says, scenes = "", 0
 
@@ -89,15 +89,15 @@ class Unvetted:
 
 def _vetting(session: Session) -> Vetting | Unvetted:
     cfg = session.cfg
-    if isinstance(cfg, ImportConfig) and cfg.verify_cameras and not session.delivered:  # an earlier session has looked
-        from pipeline.run.vetting import Vetting  # and with it what compares pictures, which renderers never need
+    if isinstance(cfg, ImportConfig) and cfg.verify_cameras and not session.delivered:  # else verified earlier
+        from pipeline.run.vetting import Vetting  # imports what compares pictures, which renderers never need
 
         return Vetting(cfg)
     return Unvetted()
 
 
 class ArrivalOrder(Policy):
-    """Shards fill in the order in which objects come, until n are delivered. numbers: split -> number of its next shard."""
+    """Policy that fills shards in order of arrival until n objects are delivered. numbers: split -> number of its next shard."""
 
     def __init__(self, session: Session, sink: Sink, numbers: dict[str, int]) -> None:
         self.session, self.sink, self.numbers = session, sink, numbers
@@ -108,7 +108,7 @@ class ArrivalOrder(Policy):
 
     @classmethod
     def recovered(cls, cfg: RunConfig, ledger: Ledger, sink: Sink) -> ArrivalOrder:
-        """Make disk, sink and ledger agree, then the session that goes on from there and its policy."""
+        """Make disk, sink and ledger agree, then return the policy of a session that continues the run."""
         writer = writer_of(cfg)
         numbers, notes = recover(cfg, ledger, writer, sink)
         return cls(Session(cfg, ledger, writer, notes), sink, numbers)
@@ -118,7 +118,7 @@ class ArrivalOrder(Policy):
         return self.session.delivered >= self.session.cfg.n
 
     def draw(self, listing: Listing) -> Iterator[Item | None]:
-        """Items that were asked for and are not in the ledger yet, never more at once than are still missing."""
+        """Yield selected items that are not in the ledger yet, never more under way than are still missing."""
         session, n = self.session, self.session.cfg.n
         for item in listing(session.finished):
             if item.uid in session.finished or item.uid in session.under_way or not self.selection.takes(item):
@@ -133,11 +133,11 @@ class ArrivalOrder(Policy):
             yield self.vetting.mark(item)
 
     def accept(self, outcome: Outcome) -> Iterator[Outcome]:
-        """Record the outcome, unless its cameras are still under suspicion."""
+        """Record the outcome, unless it is held back until the cameras are verified."""
         return self._record(self.vetting.take(outcome))
 
     def conclude(self) -> Iterator[Outcome]:
-        """Record what was held back. Raises UserError where the cameras do not fit."""
+        """Record the outcomes held back. Raises UserError where the cameras do not fit."""
         return self._record(self.vetting.conclude())
 
     def _record(self, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
@@ -158,7 +158,7 @@ class ArrivalOrder(Policy):
             yield outcome
 
     def _book_shards(self, left: int) -> None:
-        """Tell the ledger of shards that are published; at most `left` shards are still on their way afterwards."""
+        """Add published shards to the ledger; wait until at most `left` shards are still in publication."""
         while self.publishing and (len(self.publishing) > left or self.publishing[0].done()):
             if shard := self.publishing.popleft().result():
                 self._shard_closed(shard)
@@ -181,14 +181,14 @@ class ArrivalOrder(Policy):
         self.close_shards()
 
     def lines(self) -> list[str]:
-        """Tell what was passed over, and how the cameras fit."""
+        """Lines for the user: objects passed over, and how the cameras fit."""
         return self.selection.lines() + ([self.vetting.says] if self.vetting.says else [])
 
 
 def recover(cfg: RunConfig, ledger: Ledger, writer: ShardWriter, sink: Sink) -> tuple[dict[str, int], list[str]]:
     """Make disk, sink and ledger agree after whatever ended the last session.
 
-    Returns the number of each split's next shard, and what a user should know.
+    Returns the number of each split's next shard, and notes for the user.
     """
     out, widths, notes = writer.out, cfg.scene.res, []
     recovered = writer.recover()
@@ -206,7 +206,7 @@ def recover(cfg: RunConfig, ledger: Ledger, writer: ShardWriter, sink: Sink) -> 
     if recovered:
         notes.append(f"recovered {sum(len(shard.uids) for shard in recovered)} objects of an interrupted session")
     if gone := ledger.forget_missing(here | sink.there):
-        for name in gone:  # what is left of it at other resolutions would stand there twice
+        for name in gone:  # files left at other resolutions would duplicate the objects rendered again
             unlink(out, widths, name)
             sink.drop(name)
         some = ", ".join(gone[:3]) + (" ..." if gone[3:] else "")

@@ -28,7 +28,7 @@ LINE_S = 10.0  # between plain lines
 
 
 class Progress:
-    """State of a run right now. Fed by the driver; within a `with` block a thread shows it and writes the status file."""
+    """Current state of a run, fed by the driver; within a `with` block a thread shows the state and writes status.json."""
 
     def __init__(
         self,
@@ -43,21 +43,21 @@ class Progress:
         cycle: Callable[[], dict[str, Any]] = dict,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """views: of every object, None where that differs. downloads, uploads, cycle: figures of others for the status file."""
+        """views: per object, None if objects differ. downloads, uploads, cycle: functions that return figures for status.json."""
         self.clock = clock
         self.n = n
         self.views_per_object = views
         self.delivered = delivered
         self.reasons = dict(reasons)
         self.bytes = self.views = 0
-        self.idle_s = 0.0  # of workers that are at work again
+        self.idle_s = 0.0  # idle time of workers, up to their latest item
         self.started = clock()
         self.out = out
         self.state = "running"
         self.workers: dict[int, tuple[str, float]] = {}
         self.served: dict[int, int] = {}
         self.under_way: dict[str, int] = {}
-        self.recent: deque[list[int]] = deque()  # second, objects and views that came in it
+        self.recent: deque[list[int]] = deque()  # [second, objects, views] that arrived in that second
         self.downloads, self.uploads, self.cycle = downloads, uploads, cycle
         self.lock = threading.Lock()
         self.console = Console(stderr=True)
@@ -76,7 +76,7 @@ class Progress:
         self._thread.join()
 
     def on_start(self, worker: int, item: Item) -> None:
-        """A worker took an item."""
+        """Record that a worker took an item."""
         with self.lock:
             now = self.clock()
             before, since = self.workers.get(worker, ("", now))
@@ -85,12 +85,12 @@ class Progress:
             self.under_way[item.uid] = worker
 
     def on_outcome(self, outcome: Outcome) -> None:
-        """An item ended."""
+        """Record that an item ended."""
         with self.lock:
             slot = self.under_way.pop(outcome.item.uid, None)
-            if slot is not None:  # else it ended before a worker had it
+            if slot is not None:  # else the item ended before a worker took it
                 self.served[slot] = self.served.get(slot, 0) + 1
-                if self.workers[slot][0] == outcome.item.uid:  # else it is at its next item already
+                if self.workers[slot][0] == outcome.item.uid:  # else the worker has its next item already
                     self.workers[slot] = ("", self.clock())
             if outcome.scene is None:
                 self.reasons[outcome.reason] = self.reasons.get(outcome.reason, 0) + 1
@@ -106,14 +106,14 @@ class Progress:
             self.recent[-1][2] += views
 
     def on_rest(self) -> None:
-        """The workers are gone: there is nothing more for them."""
+        """Record that all workers have ended; none is idle from now on."""
         with self.lock:
             now = self.clock()
             self.idle_s += sum(now - since for uid, since in self.workers.values() if not uid)
             self.workers.clear()
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything that `status` shows. Rates in objects per hour and views per second; eta_s is None when unknown."""
+        """Contents of status.json. Rates in objects per hour and views per second; eta_s is None when unknown."""
         return self._snapshot(self.cycle())
 
     def _snapshot(self, cycle: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class Progress:
                         "views": begun.get(uid, 0),
                         "done": self.served.get(slot, 0),
                     }
-                    for slot, (uid, since) in workers  # whose item went to another was lost
+                    for slot, (uid, since) in workers  # a worker whose item went to another worker was lost
                 ],
             }
 
@@ -167,7 +167,7 @@ class Progress:
         """Views so far of the objects under way, from the heartbeats of workers on this machine."""
         begun = {}
         for path in (self.out / "scratch").glob(f"*/{HEARTBEAT}"):
-            with contextlib.suppress(OSError, ValueError):  # half-written, or its worker has just ended
+            with contextlib.suppress(OSError, ValueError):  # heartbeat half-written, or its worker has just ended
                 views, uid = path.read_text().split(" ", 1)
                 if uid in self.under_way:
                     begun[uid] = int(views)
@@ -197,7 +197,7 @@ class Progress:
 
 
 def one_line(status: dict[str, Any]) -> str:
-    """A status as one plain line."""
+    """Format a status as one plain line."""
     failed = f", {status['failed']} failed ({reasons_text(status['reasons'])})" if status["failed"] else ""
     waiting = status["downloads"]
     fetched = f" | {waiting['ready']} fetched ahead, {size(waiting['bytes'])} of disk" if waiting else ""
@@ -210,12 +210,12 @@ def one_line(status: dict[str, Any]) -> str:
     )
     if not status.get("cycle"):
         return objects + rates
-    rendered = status["delivered"] >= status["n"]  # and a cycle goes on
+    rendered = status["delivered"] >= status["n"]  # a cycle still trains then
     return f"{objects}{'' if rendered else rates} | {training(status['cycle'])}"
 
 
 def training(cycle: dict[str, Any]) -> str:
-    """Format how far a cycle's trainer is, who waits, and the disk."""
+    """Format a cycle's figures: step, scores, pace, waiting, disk."""
     loss = f", loss {cycle['loss']:.4f}" if cycle["loss"] is not None else ""
     unseen = _unseen(cycle["unseen"]) if cycle["unseen"] else ""
     pace = f", {cycle['samples_per_s']:.1f} samples/s" if cycle["samples_per_s"] else ""
@@ -226,7 +226,7 @@ def training(cycle: dict[str, Any]) -> str:
 
 
 def _unseen(scores: dict[str, Any]) -> str:
-    """Format scores on unseen objects; those that are no numbers are null in the log."""
+    """Format the scores on unseen objects; a score of None (inf or NaN in training) is left out."""
     named = {"unseen objects": scores["psnr"], "nearest view": scores["nearest"]}
     return "".join(f", {name} {value:.2f} dB" for name, value in named.items() if value is not None)
 
@@ -237,7 +237,7 @@ def doing(worker: dict[str, Any]) -> str:
 
 
 def panel(status: dict[str, Any]) -> Group:
-    """A status as a terminal picture: bar, line, one row per worker."""
+    """Format a status for a terminal: bar, line, one row per worker."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for worker in status["workers"]:
         table.add_row(f"worker {worker['worker']}", f"{worker['done']} done", doing(worker))

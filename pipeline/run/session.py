@@ -22,7 +22,7 @@ def writer_of(cfg: RunConfig) -> ShardWriter:
 
 
 class Session:
-    """Counts of a run whose ledger has been recovered. notes: lines for stderr before work begins; said: for the end as well."""
+    """State of a run with a recovered ledger. notes: lines for stderr before work begins; said: lines to repeat at the end."""
 
     def __init__(self, cfg: RunConfig, ledger: Ledger, writer: ShardWriter, notes: list[str]) -> None:
         assert cfg.out is not None
@@ -52,5 +52,5 @@ class Session:
         self.said.append(line)
 
     def stop(self) -> None:
-        """Let nothing new begin: what is under way is finished first."""
+        """Ask for the end: no new item begins, and items under way are finished."""
         self.stopping = True

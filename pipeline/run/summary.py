@@ -1,4 +1,4 @@
-"""Summary of a run, for a user: the counts add up."""
+"""Summary of a run for the user, with counts that add up."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Summary:
         return self.delivered >= self.n
 
     def lines(self) -> list[str]:
-        """Tell a user how the run ended, adding up: requested, drawn = delivered + failed by reason."""
+        """Lines for the user: requested, drawn = delivered + failed by reason, then details, licenses, sizes."""
         failed = sum(self.reasons.values())
         by_reason = f" ({reasons_text(self.reasons)})" if failed else ""
         at = self.store or shown(self.out)
@@ -44,7 +44,7 @@ class Summary:
         if failed:
             lines.append(f"details: lvsm-data status {at}")
         lines += self.notes
-        if set(self.licenses) - {"unknown", "CC0-1.0"}:  # somebody is to be named
+        if set(self.licenses) - {"unknown", "CC0-1.0"}:  # attribution is due
             lines.append(f"licenses: {reasons_text(self.licenses)}; whom to name: lvsm-data licenses {at}")
         lines.append(
             f"{self.views} views, {size(self.shard_bytes)} of shards in {at}, {duration(self.seconds)} this session"

@@ -1,4 +1,4 @@
-"""Do the cameras of an import fit its pictures? Decided on the first scenes, before a shard is written."""
+"""Verification that the cameras of an import fit its pictures, on the first scenes, before a shard is written."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pipeline.core.records import Item, Outcome
 from pipeline.worker import silhouettes
 from pipeline.worker.silhouettes import TO_CHECK, VERDICT_KEY, Verdict
 
-SCENES = 8  # that decide; fewer where fewer were asked for
-SUGGEST_FROM = 4  # scenes that other cameras are tried on
+SCENES = 8  # to verify; fewer if --n is smaller
+SUGGEST_FROM = 4  # scenes on which other cameras are tried
 
 
 class Vetting:
-    """Holds the first outcomes of an import back until enough scenes have been looked at, or no more come."""
+    """Holds back the first outcomes of an import until `need` scenes have been verified, or no more come."""
 
     def __init__(self, cfg: ImportConfig) -> None:
         self.cfg = cfg
@@ -33,26 +33,26 @@ class Vetting:
         return sum(outcome.scene is not None for outcome in self.held)
 
     def mark(self, item: Item) -> Item:
-        """The item, marked where its scene may still decide."""
+        """Mark the item for verification, if more scenes are needed; else return the item unchanged."""
         if self.says or self.marked >= self.need:
             return item
         self.marked += 1
         return dataclasses.replace(item, extra=item.extra | {TO_CHECK: True})
 
     def take(self, outcome: Outcome) -> list[Outcome]:
-        """The outcomes that may be recorded now. Raises UserError where the cameras do not fit."""
+        """Outcomes that may be recorded now, with `outcome` or without. Raises UserError where the cameras do not fit."""
         if self.says:
             return [outcome]
         self.held.append(outcome)
         if TO_CHECK in outcome.item.extra:
             if outcome.scene is None:
-                self.marked -= 1  # another one has to do
+                self.marked -= 1  # a failed object gives no verdict: mark another one
             else:
                 self.verdicts.append(Verdict(**outcome.scene.meta.pop(VERDICT_KEY)))
         return self.conclude() if len(self.verdicts) >= self.need else []
 
     def conclude(self) -> list[Outcome]:
-        """Decides on what there is; what was held back may be recorded. Raises UserError where the cameras do not fit."""
+        """Decide by the verdicts so far; returns the outcomes held back. Raises UserError where the cameras do not fit."""
         held, self.held = self.held, []
         if not self.verdicts or self.says:
             return held
@@ -66,7 +66,7 @@ class Vetting:
         return held
 
     def _suggestion(self, held: list[Outcome]) -> str:
-        """Which turntable would fit better, from files that are still there."""
+        """Describe the turntable that fits best the files of the scenes held back; "" if there is none."""
         source = sources.load(self.cfg.source)
         seen = [outcome.item for outcome in held if outcome.scene is not None][:SUGGEST_FROM]
         scenes = [source.load(item, Path(item.extra.get("path", item.url)), self.cfg) for item in seen]

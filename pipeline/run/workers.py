@@ -17,7 +17,7 @@ from pipeline.worker.worker import Packing, make_worker
 
 
 class Workers:
-    """Executor of a session. apart: nodes with a GPU are left to others. make: what makes a worker, by default by the source."""
+    """Executor of a session. apart: True keeps workers off nodes with a GPU. make: makes a worker; default: by the source."""
 
     def __init__(self, session: Session, apart: bool = False, make: Callable[[], Any] | None = None) -> None:
         self.session, self.apart = session, apart
@@ -26,17 +26,17 @@ class Workers:
         )
 
     def connected(self) -> contextlib.AbstractContextManager[object]:
-        """The connection to a cluster outlives the workers there: metrics go through it to the end, of a cycle's training too."""
+        """Context manager of the connection to a cluster, which outlives the workers: metrics use the connection to the end."""
         cfg = self.session.cfg
         return executors.connected(cfg.address) if cfg.executor == "ray" and cfg.address else contextlib.nullcontext()
 
     def outcomes(self, items: Iterator[Item | None], started: Callable[[int, Item], None]) -> Iterator[Outcome]:
-        """Do items; yields outcomes in completion order. started(worker, item) is called when a worker takes an item."""
+        """Process items; yields outcomes in completion order. started(worker, item) is called when a worker takes an item."""
         return self._executor()(self.packing, items, started)
 
     def _executor(self) -> Callable[..., Iterator[Outcome]]:
         cfg, missing = self.session.cfg, self.session.cfg.n - self.session.delivered
-        if cfg.executor == "inline" or missing <= 0:  # a cycle may have to train only
+        if cfg.executor == "inline" or missing <= 0:  # nothing is missing when a cycle only has to train
             return executors.inline
         if not cfg.address:
             workers = min(cfg.workers or default_workers(cfg.threads), missing)
