@@ -37,7 +37,7 @@ class ClipScene(PictureConfig):
 
     @property
     def stream_height(self) -> int:
-        """Rows that a stream must have: what is cut out of it, and half as much again, since codecs blur their finest detail."""
+        """Rows that a stream must have: 1.5 times the rows cut out of a frame, since codecs blur the finest detail."""
         return math.ceil(1.5 * max(self.rows, max(self.res) * 9 / 16))
 
 

@@ -20,13 +20,13 @@ from pipeline.core.text import size
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
-FREE_SHARE = 0.8  # of the free disk, where no budget is given
+FREE_SHARE = 0.8  # of the free disk, as the default budget
 RAW_SHARE = 0.2  # of the budget, at most, for downloads that wait to be rendered
-# bytes of logs, ledger and pages: of any run, and more for each object, training step and evaluation
+# bytes of logs, ledger and pages: per run, and further bytes per object, training step and evaluation
 PAPERS = 24e6
 PER_OBJECT, PER_STEP, PER_LOOK = 1500, 300, 200_000
-PER_WORKER = 8e6  # bytes of scratch
-LEAST_HELD = 8  # objects for validation, if that is at most a tenth of all
+PER_WORKER = 8e6  # bytes of scratch per worker
+LEAST_HELD = 8  # objects for validation, where this is at most a tenth of --n
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class CycleConfig(RenderConfig):
 
     @property
     def patient(self) -> bool:
-        """True: a cycle waits while others fill the disk."""
+        """True: a cycle waits while other programs fill the disk."""
         return True
 
     @property
@@ -92,16 +92,16 @@ class CycleConfig(RenderConfig):
 
     @property
     def samples(self) -> float:
-        """Samples to train on (objects times passes), as far as they are known before the work."""
+        """Samples to train on (objects times passes); of --passes auto, an estimate by `first_passes`."""
         return (self.n - self.held_out) * self.first_passes
 
     @property
     def first_passes(self) -> int:
-        """Passes over shards that are closed before both sides' pace is known; over every shard if --passes is a number."""
+        """Passes over shards closed before the pace of either side is known; over every shard if --passes is a number."""
         return max(1, self.max_passes // 4) if self.passes == "auto" else int(self.passes)
 
     def with_cores(self, trains_on_cpu: bool) -> CycleConfig:
-        """Share this machine's cores between trainer and renderers. Cores of a cluster are not shared out."""
+        """Copy that divides this machine's cores between trainer and renderers; on a cluster, `workers` stays as given."""
         cores = len(os.sched_getaffinity(0))
         mine = self.train_threads or (max(1, cores // 2) if trains_on_cpu else None)
         workers = self.workers
@@ -110,14 +110,14 @@ class CycleConfig(RenderConfig):
         return dataclasses.replace(self, train_threads=mine, workers=workers)
 
     def within(self, shares: Shares) -> CycleConfig:
-        """Limit downloads to their share; a file larger than the whole share is left out, as too_large."""
+        """Limit downloads to `shares.raw`, in a copy; a larger file is left out, as too_large."""
         if not shares.raw:
             return self
         most_mb = min(self.max_file_mb, shares.raw / 1e6)
         return dataclasses.replace(self, raw_gb=shares.raw / 1e9, max_file_mb=most_mb)
 
     def budget(self) -> float:
-        """Disk budget in bytes: --disk-budget, or FREE_SHARE of what is free or already the cycle's."""
+        """Disk budget in bytes: --disk-budget, or FREE_SHARE of the disk that is free or used by the cycle."""
         assert self.out is not None
         if self.disk_budget is not None:
             return bytes_of(self.disk_budget)
@@ -160,9 +160,9 @@ class Shares:
 
 
 def divide(cfg: CycleConfig, budget: float, checkpoints: float, steps: int, looks: int) -> Shares:
-    """Divide a budget. checkpoints: bytes of all that may exist at once. looks: evaluations. UserError if no disk is left."""
+    """Divide a budget. checkpoints: bytes of the most at once. looks: evaluations. UserError if no disk is left."""
     papers = PAPERS + PER_OBJECT * cfg.n + PER_STEP * steps + PER_LOOK * looks
-    here = SOURCES[cfg.source].fetched and not cfg.address  # the workers of a cluster fetch on their own disks
+    here = SOURCES[cfg.source].fetched and not cfg.address  # cluster workers fetch to their own disks
     raw = min(cfg.raw_gb * 1e9, RAW_SHARE * budget) if here else 0.0
     scratch = PER_WORKER * (cfg.workers or os.cpu_count() or 1)
     shares = Shares(budget, papers, checkpoints, raw, scratch)

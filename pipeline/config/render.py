@@ -13,7 +13,7 @@ from pipeline.config.shared import LOOK, Fetching, Listing, Running, config_hash
 from pipeline.core.cameras import SAMPLERS
 from pipeline.core.errors import UserError
 
-DENOISE_ABOVE = 128  # pixels of width; below, the same time spent on samples gives better quality
+DENOISE_ABOVE = 128  # pixels of width; below, more samples in the same time improve quality more
 
 
 @dataclass(frozen=True)

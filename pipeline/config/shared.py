@@ -118,7 +118,7 @@ class Fetching:
 
     @property
     def patient(self) -> bool:
-        """True if the run waits while others fill the disk; False if it ends then."""
+        """True if the run waits while other programs fill the disk; False if the run ends then."""
         return False
 
     def check_fetching(self) -> None:
@@ -215,7 +215,7 @@ def desk_of(address: str) -> Path:
     return DESKS.expanduser() / f"{name}-{hashlib.blake2b(address.encode(), digest_size=4).hexdigest()}"
 
 
-WORKER_MEMORY = 1.5e9  # bytes at the peak of a Blender with ordinary objects, and a margin
+WORKER_MEMORY = 1.5e9  # bytes: peak of a Blender process with ordinary objects, and a margin
 
 
 def default_workers(threads: int) -> int:
@@ -225,7 +225,7 @@ def default_workers(threads: int) -> int:
     return max(1, min(cores // threads, by_memory))
 
 
-LOOK = 2  # raised by every change of this code that gives other pixels for equal settings
+LOOK = 2  # raised by every code change that alters pixels for equal settings
 
 
 def folder_name(source: str, res: tuple[int, ...]) -> str:
@@ -238,6 +238,6 @@ def plain(scene: Any) -> dict[str, Any]:
 
 
 def config_hash(scene: Any) -> str:
-    """16 hex digits that change with each setting, and with LOOK: with all that can change a pixel or a pose."""
+    """Hash (16 hex digits) of all settings of a scene and LOOK: of everything that can change a pixel or a pose."""
     canonical = json.dumps(dataclasses.asdict(scene) | {"look": LOOK}, sort_keys=True)
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""The one table of sources: the choices of --source, and what the flags have to know before a source's module is loaded."""
+"""Table of sources: the choices of --source, and the facts that flags need before a source's module is loaded."""
 
 from __future__ import annotations
 
