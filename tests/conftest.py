@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pipeline import cli
 from pipeline.config.render import RenderConfig, SceneConfig
@@ -34,8 +37,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("lvsm-data")
 
 Render = Callable[..., Outcome]
+RUNS: list[subprocess.Popen[str]] = []  # that the test at hand has started
 
 MOST_OF_AN_ID = 60
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # others may be busy
+settings.load_profile("patient")
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -43,6 +50,20 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     if isinstance(val, bytes) and not (len(val) <= MOST_OF_AN_ID and val.isascii() and val.decode().isprintable()):
         return f"{len(val)} bytes"
     return f"{val[:MOST_OF_AN_ID]}..." if isinstance(val, str) and len(val) > MOST_OF_AN_ID else None
+
+
+@pytest.fixture(autouse=True)
+def no_run_outlives_its_test() -> Iterator[None]:
+    """What a test that fails leaves behind would slow down those after it, and fail one of them by a warning."""
+    yield
+    while RUNS:
+        run = RUNS.pop()
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+        for pipe in (run.stdout, run.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +106,7 @@ def render(blender: Blender, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def lvsm_data(
-    *arguments: object, timeout: float = 300, impatient: bool = False, **options: object
+    *arguments: object, timeout: float = 900, impatient: bool = False, **options: object
 ) -> subprocess.CompletedProcess[str]:
     """The installed command, as a user runs it; never raises for its exit status.
 

@@ -120,7 +120,7 @@ def write(assets: Path, outside: Path, url: str) -> list[Case]:
         (assets / case.name).mkdir(parents=True)
         make(Place(assets / case.name, outside, url))
     blender = [sys.executable, "-I", __file__, assets, outside]
-    subprocess.run(blender, check=True, capture_output=True, timeout=120, cwd=assets)
+    subprocess.run(blender, check=True, capture_output=True, timeout=300, cwd=assets)
     return [*(case for case, _ in CASES), *(Case(f"{name}/it.blend", reason) for name, reason in BLENDS.items())]
 
 

@@ -384,7 +384,7 @@ class Hub:
         }
         body = gzip.decompress(request.body) if request.headers.get("content-encoding") == "gzip" else request.body
         env["CONTENT_LENGTH"] = str(len(body))
-        done = subprocess.run(["git", "http-backend"], input=body, env=env, capture_output=True, timeout=60)
+        done = subprocess.run(["git", "http-backend"], input=body, env=env, capture_output=True, timeout=300)
         head, _, content = done.stdout.partition(b"\r\n\r\n")
         headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n") if line)
         return Reply(int(headers.pop("Status", "200").split()[0]), headers, content)

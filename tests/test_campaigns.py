@@ -32,7 +32,7 @@ def test_thirty_kills_of_one_run(tmp_path: Path) -> None:
     for _ in range(30):
         before = count_in_ledger(out)
         run = start(*options)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while run.poll() is None and count_in_ledger(out) <= before and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(2 * rng.random())
@@ -43,7 +43,7 @@ def test_thirty_kills_of_one_run(tmp_path: Path) -> None:
                 victim.kill()
         with contextlib.suppress(psutil.NoSuchProcess):  # whatever was hit, the session ends here
             run.kill()
-        run.communicate(timeout=60)
+        run.communicate(timeout=300)
     last = lvsm_data(*options)
     assert last.returncode == 0, last.stderr
     assert stored(out) == procedural(total)

@@ -126,7 +126,7 @@ def test_every_python_block_runs(block: str, workplace: Path) -> None:
     """The one of Ray in a small Ray, which then reads everything."""
     first, rest = block.split("\n", 1)
     script = first + RAY + rest + RAY_READS if first == "import ray" else block
-    run = subprocess.run([sys.executable, "-c", script], cwd=workplace, capture_output=True, text=True, timeout=180)
+    run = subprocess.run([sys.executable, "-c", script], cwd=workplace, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     if script != block:
         table = [

@@ -50,7 +50,7 @@ class Place:
         """The path that it prints, which is empty where it fails, and what it says."""
         command = [str(shutil.which("make")), "-s", "python311"]
         env = {"PATH": str(self.path)} | environment
-        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=300)
         assert (done.returncode == 0) == bool(done.stdout)
         return done.stdout.strip(), done.stderr
 

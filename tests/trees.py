@@ -229,7 +229,7 @@ def objaverse(root: Path, count: int = 12, chunks: int = 3, textures: bool = Tru
 
 def git(*arguments: object, stdin: bytes = b"") -> str:
     env = {"PATH": os.environ["PATH"], "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
-    done = subprocess.run(["git", *map(str, arguments)], input=stdin, env=env, capture_output=True, timeout=60)
+    done = subprocess.run(["git", *map(str, arguments)], input=stdin, env=env, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode().strip()
 

@@ -184,7 +184,7 @@ def _tone(first: int) -> av.AudioFrame:
 def probe(path: Path, *entries: str) -> Any:
     """What ffprobe says of the first video stream: probe(path, "frame=pts,pict_type", "format=start_time")."""
     command = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-of", "json", "-show_entries", ":".join(entries)]
-    return json.loads(subprocess.run([*command, str(path)], check=True, capture_output=True, timeout=60).stdout)
+    return json.loads(subprocess.run([*command, str(path)], check=True, capture_output=True, timeout=300).stdout)
 
 
 def frame_times(path: Path, since_start: bool = True) -> list[Fraction]:

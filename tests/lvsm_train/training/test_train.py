@@ -127,7 +127,7 @@ def test_a_run_that_was_cut_goes_on_bit_by_bit(data: Path, tmp_path: Path) -> No
 
     (tmp_path / "cfg").write_bytes(pickle.dumps(config(data, tmp_path / "cut")))
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "cfg")], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not commits(tmp_path / "cut"):
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)

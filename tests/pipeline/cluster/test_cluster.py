@@ -93,7 +93,7 @@ def test_a_node_dies_and_another_joins_while_objects_are_rendered(cluster: Clust
     third = cluster.add_node(num_cpus=1)
     wait_for(lambda: count_in_ledger(tmp_path / "run") >= 6)
     cluster.remove_node(first, allow_graceful=False)
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert "requested 14: drawn 14 = delivered 14 + failed 0" in out
     lost = "is lost: what it was at is done elsewhere"
@@ -228,7 +228,7 @@ def autoscaling(folder: Path) -> Iterator[str]:
         _, alive = psutil.wait_procs(of_ours, timeout=10)
         for process in alive:
             process.kill()
-        head.wait(timeout=30)
+        head.wait(timeout=300)
 
 
 @pytest.mark.campaign

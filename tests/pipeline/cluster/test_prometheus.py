@@ -137,7 +137,7 @@ def test_a_run_and_its_second_session_add_up_to_the_ledger(head: Head, tmp_path:
     command = ["import", "--source", "nerfstudio", "--input", "in", "--n", 3, "--res", 16, "--no-verify-cameras"]
     for name, expect in (("b", 3), ("c", 0)):
         foreign.nerfstudio(tmp_path / "in" / name, eyes)
-        done = lvsm_data(*command, "--address", head.address, "--out", "out", cwd=tmp_path, timeout=120)
+        done = lvsm_data(*command, "--address", head.address, "--out", "out", cwd=tmp_path, timeout=300)
         assert done.returncode == expect, done.stderr[-2000:]
         gauges = head.values("out")
 
@@ -165,7 +165,7 @@ def test_everything_that_progress_knows_is_shown(head: Head, tmp_path: Path) -> 
             progress.on_start(0, Item("a", "toy"))
             progress.on_start(1, Item("b", "toy"))
             progress.on_outcome(Outcome(Item("b", "toy"), None, "timeout"))
-            until = time.monotonic() + 60
+            until = time.monotonic() + 300
             while not told and time.monotonic() < until:
                 time.sleep(0.1)
             progress.on_outcome(Outcome(Item("c", "toy"), None, "timeout"))
@@ -218,7 +218,7 @@ import ray
 Metrics = sys.modules["pipeline.cluster.prometheus"].Metrics
 Metrics("run", {{"reasons": {{}}, "workers": []}}).publish({{}})
 assert "ray.util.metrics" not in sys.modules or not ray.is_initialized()"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "status.json").read_text())["delivered"] == 0
 
@@ -304,7 +304,7 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_there_are(head: Head) ->
     ours = {f"ray_{metric.name}": {"run", metric.tag} for metric in METRICS}
     assert ours.keys() <= {one.name for one in wanted}  # and it shows them all
     shown: dict[str, dict[str, set[str]]] = {}
-    until = time.monotonic() + 60  # a node's own figures come within some seconds
+    until = time.monotonic() + 300  # a node's own figures come within some seconds
     rays = {one.name for one in wanted} - ours.keys() - GPU
     while not rays <= shown.keys() and time.monotonic() < until:
         for sample in head.scrape():

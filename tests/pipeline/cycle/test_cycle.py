@@ -166,7 +166,7 @@ def stop(command: tuple[object, ...], out: Path) -> None:
     run = start(*command)
     wait_for(lambda: count_in_ledger(out) >= 9)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
-    stdout, stderr = run.communicate(timeout=90)
+    stdout, stderr = run.communicate(timeout=300)
     assert run.returncode == 3, stderr
     assert "stopping: objects in flight are finished first" in stderr
     assert "stopped; the same command goes on" in stdout.splitlines()
@@ -203,7 +203,7 @@ def chaos(command: tuple[object, ...], out: Path, kills: int, rng: random.Random
         if run.poll() is None:
             break
         assert run.returncode in (0, 2, -signal.SIGKILL), run.stderr.read() if run.stderr else ""
-        run.communicate(timeout=60)
+        run.communicate(timeout=300)
         if run.returncode == 0:
             return done
     if run.poll() is None:
@@ -247,7 +247,7 @@ def test_a_disk_that_others_fill_is_waited_for(whole: Path, disk: Path) -> None:
             time.sleep(3)
         assert run.poll() is None  # and nothing has ended
         glutton.unlink()
-        _, stderr = run.communicate(timeout=240)
+        _, stderr = run.communicate(timeout=300)
     finally:
         run.kill()
     assert run.returncode == 0, stderr

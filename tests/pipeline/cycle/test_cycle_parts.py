@@ -600,7 +600,7 @@ def training(out: Path, program: str, threads: int | None = None) -> Iterator[Tr
         made.close()
 
 
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
+def until(true: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it takes too long"

@@ -160,7 +160,7 @@ def test_a_subprocess_finds_the_hub(hub: Hub, world: SimpleNamespace, tmp_path: 
     code = "import huggingface_hub as h; h.hf_hub_download('allenai/objaverse-xl', 'smithsonian/smithsonian.parquet',"
     code += " repo_type='dataset')"
     environment = hub.environment(tmp_path) | {"HF_TOKEN": "hf_mine"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     head, get = hub.requests
     assert (head.token, get.authorization, get.cdn) == ("hf_mine", None, True)
@@ -179,7 +179,7 @@ found = objaverse.load_annotations(uids[:5]), objaverse.load_lvis_annotations(),
 open("said.json", "w").write(json.dumps([uids, *found]))
 """
     command, env = [sys.executable, "-c", code], hub.environment(tmp_path)
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     uids, annotations, lvis, objects = json.loads((tmp_path / "said.json").read_text())
     truth = world.objaverse

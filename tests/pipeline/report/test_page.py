@@ -326,7 +326,7 @@ def browse(url: str, tmp_path: Path, *flags: str) -> subprocess.CompletedProcess
     quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     quiet += " --disable-component-update --disable-sync --hide-scrollbars --force-device-scale-factor=1"
     command = [BROWSER, *quiet.split(), f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000"]
-    return subprocess.run([*command, *flags, url], capture_output=True, text=True, timeout=60, check=True)
+    return subprocess.run([*command, *flags, url], capture_output=True, text=True, timeout=300, check=True)
 
 
 def dom(page: Path, fragment: str, tmp_path: Path) -> tuple[str, dict[str, str], list[str]]:

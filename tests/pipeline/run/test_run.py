@@ -26,7 +26,7 @@ from pipeline.config.render import RenderConfig, SceneConfig
 from pipeline.core.records import Outcome
 from pipeline.run.driver import deliver
 from pipeline.storage.shards import uids_of
-from tests.conftest import COMMAND, lvsm_data, lvsm_data_here
+from tests.conftest import COMMAND, RUNS, lvsm_data, lvsm_data_here
 
 QUICK = ("--res", 32, "--views", 3, "--samples", 4)
 
@@ -34,7 +34,9 @@ QUICK = ("--res", 32, "--views", 3, "--samples", 4)
 def start(*arguments: object) -> subprocess.Popen[str]:
     """The command in a process group of its own, as a shell starts it."""
     command = [str(COMMAND), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    RUNS.append(subprocess.Popen(command, start_new_session=True, **pipes))  # type: ignore[call-overload]
+    return RUNS[-1]
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -67,7 +69,7 @@ def pictures(out: Path, width: int = 32) -> dict[tuple[str, int], bytes]:
     return {(row["uid"], row["view"]): row["image"]["bytes"] for row in rows}
 
 
-def wait_for(condition: object, seconds: float = 60) -> None:
+def wait_for(condition: object, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "waited too long"
@@ -211,7 +213,7 @@ def test_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
         assert json.loads(lvsm_data("status", out, "--json").stdout)["state"] == "running"
     finally:
         first.kill()
-        first.communicate(timeout=30)
+        first.communicate(timeout=300)
     assert json.loads(lvsm_data("status", out, "--json").stdout)["state"] == "interrupted"
 
 
@@ -221,7 +223,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_the_same_command_goes_on(tmp_path
     run = start("render", "--n", 1000, *options)
     wait_for(lambda: count_in_ledger(out) >= 3)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
-    stdout, stderr = run.communicate(timeout=60)
+    stdout, stderr = run.communicate(timeout=300)
     assert run.returncode == 3, stderr
     assert "objects in flight are finished first" in stderr
     assert "the same command goes on" in stdout
@@ -257,12 +259,12 @@ def test_kill_9_loses_nothing_and_doubles_nothing(victims: list[str], tmp_path: 
             for process in [*descendants(run.pid), psutil.Process(run.pid)]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-    _, stderr = run.communicate(timeout=120)
+    _, stderr = run.communicate(timeout=300)
     if "blender" in victims:
         assert run.returncode == 0, stderr
     else:
         assert run.returncode == -signal.SIGKILL
-        wait_for(lambda: not any(psutil.pid_exists(pid) for pid in blenders), 30)  # no Blender outlives its run
+        wait_for(lambda: not any(psutil.pid_exists(pid) for pid in blenders))  # no Blender outlives its run
         survivors = count_in_ledger(out)
         again = lvsm_data(*options)
         assert again.returncode == 0, again.stderr
@@ -294,14 +296,14 @@ def test_joins_a_ray_cluster(finished: Path, tmp_path: Path) -> None:
             assert run.returncode == 0, run.stderr
             assert cluster.poll() is None
         finally:
-            cluster.communicate(timeout=60)
+            cluster.communicate(timeout=300)
     before = pictures(finished)
     assert stored(tmp_path / "run") == procedural(4)
     assert all(before[key] == jpeg for key, jpeg in pictures(tmp_path / "run").items())
 
 
 def test_no_cluster_at_the_address_is_said(tmp_path: Path) -> None:
-    run = lvsm_data("render", "--n", 1, *QUICK, "--address", "127.0.0.1:1", "--out", tmp_path, timeout=120)
+    run = lvsm_data("render", "--n", 1, *QUICK, "--address", "127.0.0.1:1", "--out", tmp_path, timeout=300)
     assert run.returncode == 2
     assert "no Ray cluster at 127.0.0.1:1" in run.stderr
     assert "Traceback" not in run.stderr

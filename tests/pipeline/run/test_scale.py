@@ -40,7 +40,7 @@ def test_a_driver_is_killed_and_each_uid_is_there_once(tmp_path: Path) -> None:
         f"--out={tmp_path / 'out'}",
     ]
     command += ["--workers=3", "--shard-mb=0.5", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
     found = json.loads(done.stdout)
     assert found["delivered"] + found["failed"] == 8000 and 600 < found["failed"] < 1000

@@ -171,7 +171,7 @@ def test_a_killed_run_goes_on_and_fetches_only_what_was_cut(world: World) -> Non
     arguments = ("render", *OBJAVERSE, "--n", 20, *QUICK, "--out", "out", "--downloads", 2)
     driver = world.start(*arguments)
     ledger = world.folder / "out/ledger.sqlite"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (ledger.exists() and len(delivered(ledger)) >= 4):
         time.sleep(0.1)
     driver.send_signal(signal.SIGKILL)

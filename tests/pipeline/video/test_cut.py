@@ -147,7 +147,7 @@ def test_sound_alone_is_unreadable(film: Callable[[str], Film], tmp_path: Path) 
 
     path, _ = film("start, with sound")
     command = ["ffmpeg", "-v", "error", "-i", path, "-vn", "-c", "copy", tmp_path / "sound.mp4"]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=300)
     with pytest.raises(Skip, match="unreadable_video: it has no pictures"), cuts.opened(tmp_path / "sound.mp4", 1):
         pass
 
@@ -181,7 +181,9 @@ def test_colours_are_read_by_the_standard_that_the_video_names(matrix: str, name
     tags = ["-colorspace", matrix, "-color_primaries", matrix, "-color_trc", matrix]
     command = ["ffmpeg", "-v", "error", "-loop", "1", "-i", tmp_path / "chart.png", "-t", "1", "-vf", scale, *tags]
     subprocess.run(
-        [*command, "-pix_fmt", "yuv444p", "-c:v", "libx264", "-qp", "0", tmp_path / "chart.mp4"], check=True, timeout=60
+        [*command, "-pix_fmt", "yuv444p", "-c:v", "libx264", "-qp", "0", tmp_path / "chart.mp4"],
+        check=True,
+        timeout=300,
     )
     scene = taken(tmp_path / "chart.mp4", [200_000], tmp_path, res=(192,), quality=100)
     assert scene.meta["stream"]["matrix"] == name

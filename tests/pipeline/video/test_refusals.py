@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -314,6 +315,13 @@ def test_details_are_short_and_say_what_to_do() -> None:
 @example(" . ; account" * 5000, None, True)
 def test_any_text_is_a_refusal(message: str, status: int | None, has_runtime: bool) -> None:
     check(refusal(message, status=status, has_runtime=has_runtime))
+
+
+@pytest.mark.parametrize("message", ["ERROR: " * 2000 + "[" * 2000, " . ; account" * 5000])
+def test_no_text_takes_long(message: str) -> None:
+    start = time.process_time()
+    refusal(message)
+    assert time.process_time() - start < 3
 
 
 class _Silent:

@@ -77,7 +77,7 @@ def independently(path: Path) -> tuple[list[float], float]:
 
     def ask(*options: str) -> list[str]:
         command = ["ffprobe", "-v", "error", "-of", "csv=p=0", *options, str(path)]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout.split()
 
     packets = ask("-select_streams", "v:0", "-show_entries", "packet=pts_time")
     return sorted(float(line.strip(",")) for line in packets), float(ask("-show_entries", "format=start_time")[0])
