@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -29,12 +28,6 @@ IMPATIENT = (
     "from pipeline import cli; from pipeline.download import fetch; from pipeline.video import ytdlp; "
     "fetch.FIRST_PAUSE_S = ytdlp.SHORT_PAUSE_S = 0.02; cli.main()"
 )
-
-# a machine that others keep busy is slow at any moment, and no example is wrong for that
-hypothesis.settings.register_profile(
-    "lvsm-data", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("lvsm-data")
 
 Render = Callable[..., Outcome]
 RUNS: list[subprocess.Popen[str]] = []  # that the test at hand has started
