@@ -29,6 +29,9 @@ IMPATIENT = (
     "fetch.FIRST_PAUSE_S = ytdlp.SHORT_PAUSE_S = 0.02; cli.main()"
 )
 
+# `ray start` leaves a token in ~/.ray, after which Ray asks for it in every process, also where a test has set another HOME
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
 Render = Callable[..., Outcome]
 RUNS: list[subprocess.Popen[str]] = []  # that the test at hand has started
 
