@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from lvsm_train.config.train import TrainConfig
-from lvsm_train.data import index as store
 from lvsm_train.data.batches import END, Batch, Data, End, Plan
-from lvsm_train.data.index import Index
+from lvsm_train.data.index import Index, ShardIndex, merge, read_shard
 from lvsm_train.data.rounds import Rounds, StepEntries
 from lvsm_train.data.samples import Planner, Sample
 from lvsm_train.data.step_inputs import StepInput
@@ -45,7 +44,7 @@ class Stream:
         self.trained = cursor  # `rounds` is ahead of this by the batches that are prefetched
         self.parts = ranks.world * cfg.accumulate
         self.ours = range(ranks.rank, self.parts, ranks.world)
-        self.files: dict[int, tuple[Path, store.ShardIndex]] = {}
+        self.files: dict[int, tuple[Path, ShardIndex]] = {}
         self.planner: Planner | None = None
         self.first: dict[int, int] = {}  # slot -> number of its first object in the index of `planner`
         self.planned: deque[tuple[int, StepEntries]] = deque()  # steps under way
@@ -147,10 +146,10 @@ class Stream:
         for slot in slots:
             if slot not in self.files:
                 path = folder / f"{shard_name('train', slot)}.parquet"
-                self.files[slot] = path, store.read_shard(path)
+                self.files[slot] = path, read_shard(path)
         held = sorted(self.files)
         paths, files = [self.files[slot][0] for slot in held], [self.files[slot][1] for slot in held]
-        index: Index = store.merge(paths, files, width)
+        index: Index = merge(paths, files, width)
         counts = np.cumsum([0, *(len(file.uids) for file in files)])
         self.first = dict(zip(held, counts.tolist(), strict=False))
         self.planner = Planner(self.cfg.data, index, choose=False)

@@ -13,8 +13,8 @@ import torch
 
 from lvsm_train.config.train import DataConfig
 from lvsm_train.config.trained import EvalConfig
-from lvsm_train.data import index as store
 from lvsm_train.data.batches import Batch, Data
+from lvsm_train.data.index import read_index
 from lvsm_train.data.samples import Planner, Sample
 from lvsm_train.device.devices import autocast
 from lvsm_train.evaluation import controls, flight, protocols, scores
@@ -102,7 +102,7 @@ def _split(cfg: EvalConfig, trained: Trained) -> tuple[str, set[str]]:
     if cfg.split or not cfg.data or set(cfg.data) & {path.absolute() for path in own.data}:
         return cfg.split or "val", set()
     try:
-        index = store.read_index(own.data, own.res, 1)
+        index = read_index(own.data, own.res, 1)
     except UserError:  # the shards of the training data are gone by now
         return "all", set()
     return "all", {index.uids[number] for number in Planner(own, index).train}

@@ -76,16 +76,20 @@ def replacing(path: Path, beside: Path | None = None, sync: bool = False) -> Ite
     survive a power cut.
     """
     temporary = beside or path.with_name(f"{path.name}.tmp")
-    try:
+    with contextlib.ExitStack() as unfinished:
+        unfinished.callback(_discard, temporary)
         yield temporary
         if sync:
             fsync(temporary)
         os.replace(temporary, path)
-        if sync:
-            fsync(path.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        unfinished.pop_all()  # another writer of `path` may have made the next temporary file already
+    if sync:
+        fsync(path.parent)
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def fsync(path: Path) -> None:

@@ -24,11 +24,20 @@ from pipeline.cycle.open_shards import VAL_OBJECTS, OpenShard, OpenShards, objec
 from pipeline.cycle.protocol import LAYOUT, Slot, Waiting, Window, committed, layout
 from pipeline.cycle.supervisor import Page, Supervisor
 from pipeline.cycle.trainer import Trainer
-from pipeline.run.policy import Listing, Policy, unlink
+from pipeline.run.policy import Listing, Policy
 from pipeline.run.session import Session, writer_of
 from pipeline.sources.selection import Selection
 from pipeline.storage.ledger import Ledger, train_shards
-from pipeline.storage.shards import Shard, complete_shards, number_of, shard_name, shard_on_disk, split_of
+from pipeline.storage.shards import (
+    Shard,
+    complete_shards,
+    files_of,
+    number_of,
+    remove_shard,
+    shard_name,
+    shard_on_disk,
+    split_of,
+)
 from pipeline.storage.train_run import TrainingLog
 from pipeline.storage.writer import PARQUET_EXTRA, ShardWriter
 
@@ -307,7 +316,7 @@ class SourceOrder(Policy):
 def disk_of_shard(cfg: CycleConfig, name: str) -> int:
     """Bytes of disk that a shard's files take, over all widths."""
     assert cfg.out is not None
-    return sum(disk_of(cfg.out / str(width) / f"{name}.parquet") for width in cfg.scene.res)
+    return sum(map(disk_of, files_of(cfg.out, cfg.scene.res, name)))
 
 
 def recover(cfg: CycleConfig, ledger: Ledger, writer: ShardWriter, open_shards: OpenShards) -> tuple[int, list[str]]:
@@ -318,7 +327,7 @@ def recover(cfg: CycleConfig, ledger: Ledger, writer: ShardWriter, open_shards: 
     out, widths = writer.out, cfg.scene.res
     for name, shard in ledger.kept().items():
         if shard.state == "deleted":
-            unlink(out, widths, name)
+            remove_shard(out, widths, name)
     journals = writer.reopen()
     for name, entries in journals.items():
         ledger.book(entries, name)
@@ -326,7 +335,7 @@ def recover(cfg: CycleConfig, ledger: Ledger, writer: ShardWriter, open_shards: 
     for name in sorted(on_disk - set(ledger.kept()) - set(journals)):
         ledger.add_shard(shard_on_disk(out, widths, name), cfg.first_passes)
     for name in ledger.forget_missing(on_disk | set(journals)):
-        unlink(out, widths, name)
+        remove_shard(out, widths, name)
     for name, entries in journals.items():
         written = 2 * disk_of(writer.open[name].path) + PARQUET_EXTRA * len(entries)
         open_shards.open[name] = OpenShard(name, number_of(name), written=written)

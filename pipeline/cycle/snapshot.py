@@ -27,7 +27,7 @@ LAST = 50  # steps over which the loss is averaged
 
 
 @dataclass(frozen=True)
-class ThroughputProcess:
+class Throughput:
     """Speed of rendering and training, and how long each waited, over all sessions.
 
     objects_per_s: rendered, without waits for disk. passes: mean per object. samples_per_s: trained on, without waits for data.
@@ -72,7 +72,7 @@ class Snapshot:
     samples: int
     samples_due: int
     left_s: float | None
-    pace: ThroughputProcess
+    pace: Throughput
     disk_bytes: int
     disk_peak: int
     budget: int
@@ -116,7 +116,7 @@ def rate(per_s: float | None) -> str:
     return "? samples/s" if per_s is None else f"{per_s:.3g} samples/s" if per_s < 100 else f"{per_s:,.0f} samples/s"
 
 
-def who_waits(pace: ThroughputProcess) -> tuple[str, str]:
+def who_waits(pace: Throughput) -> tuple[str, str]:
     """Say which side waits for the other and how long, and what to change ("" for nothing)."""
     trainer, rendering = pace.idle, pace.blocked
     says = (
@@ -186,7 +186,7 @@ def _unseen(log: TrainingLog) -> dict[str, float] | None:
     return {"step": step, "psnr": scores["psnr"], "nearest": scores["nearest"]}
 
 
-def _left(run: Path, ledger: Ledger, pace: ThroughputProcess, log: TrainingLog) -> float | None:
+def _left(run: Path, ledger: Ledger, pace: Throughput, log: TrainingLog) -> float | None:
     """Seconds until rendering and training are done; None if no cycle is at work or the trainer's speed is unknown."""
     told = layout(run)
     if not is_locked(run) or told is None or not pace.passes or not pace.samples_per_s:
@@ -205,7 +205,7 @@ def _to_come(run: Path, known: int) -> int | None:
     return 0 if ended else max(0, math.ceil(told["objects"] / told["shard_objects"]) - known)
 
 
-def _pace(notes: Sequence[Note], ledger: Ledger, shards: Sequence[Kept], log: TrainingLog) -> ThroughputProcess:
+def _pace(notes: Sequence[Note], ledger: Ledger, shards: Sequence[Kept], log: TrainingLog) -> Throughput:
     """Measure the pace. Rendering is timed from the first to the last object of each session, to leave out start-up."""
     ends = np.array([when for when, state, _ in ledger.timeline() if state == "delivered"])
     objects, busy, blocked = 0, 0.0, 0.0
@@ -217,7 +217,7 @@ def _pace(notes: Sequence[Note], ledger: Ledger, shards: Sequence[Kept], log: Tr
             between = sum(note.blocked_s for note in session if note.when <= some[-1])
             busy += max(0.0, float(some[-1] - some[0]) - between)
     total = sum(shard.objects for shard in shards)
-    return ThroughputProcess(
+    return Throughput(
         objects_per_s=objects / busy if objects and busy > 0 else None,
         passes=sum(shard.objects * shard.passes for shard in shards) / total if total else None,
         samples_per_s=log.samples_per_s,

@@ -17,9 +17,8 @@ from pipeline.cycle import disk_log
 from pipeline.cycle.disk_log import Note
 from pipeline.cycle.protocol import TRAIN, Window, committed
 from pipeline.cycle.trainer import Trainer
-from pipeline.run.policy import unlink
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import shard_name
+from pipeline.storage.shards import remove_shard, shard_name
 from pipeline.storage.train_run import CHECKPOINTS, TrainingLog
 
 TICK_S = 0.5
@@ -47,7 +46,7 @@ class Deleter:
         names = [shard_name("train", number) for number in range(self.deleted, until)]
         patiently(lambda: ledger.delete_shards(names), self.out, stopped)
         for name in names:
-            unlink(self.out, self.widths, name)
+            remove_shard(self.out, self.widths, name)
             self.disk_budget.release(name)
         self.deleted = until
 

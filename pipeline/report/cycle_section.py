@@ -18,7 +18,7 @@ from pipeline.core.text import duration, duration_words, size
 from pipeline.cycle import disk_log
 from pipeline.cycle.disk_log import Note
 from pipeline.cycle.protocol import TRAIN
-from pipeline.cycle.snapshot import Snapshot, ThroughputProcess, rate, standing, who_waits
+from pipeline.cycle.snapshot import Snapshot, Throughput, rate, standing, who_waits
 from pipeline.report.charts import Line, Panel, panels, unit_of
 from pipeline.report.markup import render
 from pipeline.storage.ledger import Ledger
@@ -118,7 +118,7 @@ def _figures(now: Snapshot) -> list[tuple[str, str, str]]:
     ]
 
 
-def _recipe(pace: ThroughputProcess) -> str:
+def _recipe(pace: Throughput) -> str:
     if not pace.objects_per_s or not pace.passes:
         return "not known before the first shard"
     return f"{pace.objects_per_s:.3g} objects/s × {pace.passes:.3g} passes, while it has disk"

@@ -6,7 +6,6 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.config.run import RunConfig
@@ -15,7 +14,7 @@ from pipeline.core.records import Item, Outcome
 from pipeline.run.session import Session, writer_of
 from pipeline.sources.selection import Selection
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import SHARD_NAME, Shard, complete_shards, number_of, shard_on_disk, split_of
+from pipeline.storage.shards import SHARD_NAME, Shard, complete_shards, number_of, remove_shard, shard_on_disk, split_of
 from pipeline.storage.uploads import Sink
 from pipeline.storage.writer import ShardWriter
 
@@ -207,16 +206,10 @@ def recover(cfg: RunConfig, ledger: Ledger, writer: ShardWriter, sink: Sink) -> 
         notes.append(f"recovered {sum(len(shard.uids) for shard in recovered)} objects of an interrupted session")
     if gone := ledger.forget_missing(here | sink.there):
         for name in gone:  # files left at other resolutions would duplicate the objects rendered again
-            unlink(out, widths, name)
+            remove_shard(out, widths, name)
             sink.drop(name)
         some = ", ".join(gone[:3]) + (" ..." if gone[3:] else "")
         notes.append(f"{len(gone)} shards are no longer {cfg.store or 'on disk'} ({some}): rendering them again")
     for name in sorted(here):
         sink.take(name)
     return numbers, notes
-
-
-def unlink(out: Path, widths: Iterable[int], name: str) -> None:
-    """Remove the files of a shard, at all widths, as far as there are any."""
-    for width in widths:
-        (out / str(width) / f"{name}.parquet").unlink(missing_ok=True)

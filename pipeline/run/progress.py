@@ -65,7 +65,7 @@ class Progress:
         self._thread = threading.Thread(target=self._show, daemon=True)
 
     def __enter__(self) -> Progress:
-        self.started = time.time()
+        self.started = self.clock()
         begun = self._snapshot(cycle={})  # a cycle has not read its log yet
         self._metrics = Metrics(self.out.resolve().name, begun)
         self._thread.start()

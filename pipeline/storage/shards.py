@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,10 +180,21 @@ def uids_of(path: Path) -> list[str]:
         return [file.read_row_group(i, ["uid"])["uid"][0].as_py() for i in range(file.num_row_groups)]
 
 
+def files_of(out: Path, widths: Iterable[int], name: str) -> list[Path]:
+    """Paths of a shard's files in the run's folder `out`, one per width, whether they exist or not."""
+    return [out / str(width) / f"{name}.parquet" for width in widths]
+
+
+def remove_shard(out: Path, widths: Iterable[int], name: str) -> None:
+    """Remove the files of a shard, at all widths, as far as there are any."""
+    for path in files_of(out, widths, name):
+        path.unlink(missing_ok=True)
+
+
 def shard_on_disk(out: Path, widths: Sequence[int], name: str) -> Shard:
     """Read a complete shard from its files, for a ledger that lacks it. Raises UserError if a file is unreadable."""
     entries: dict[str, Entry] = {}
-    paths = [out / str(width) / f"{name}.parquet" for width in widths]
+    paths = files_of(out, widths, name)
     for path in paths:
         try:
             with pq.ParquetFile(path) as file:

@@ -216,7 +216,7 @@ def autoscaling(folder: Path) -> Iterator[str]:
     (folder / "autoscaler.json").write_text(json.dumps(settings))
     command = [COMMAND.with_name("ray"), "start", "--head", "--block", f"--port={PORT}", "--num-cpus=0"]
     command += ["--include-dashboard=false", f"--autoscaling-config={folder / 'autoscaler.json'}"]
-    env = os.environ | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_AUTH_MODE": "disabled"}
+    env = os.environ | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
     with (folder / "log").open("w") as log:
         head = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:

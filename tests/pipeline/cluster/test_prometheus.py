@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import queue
 import shutil
 import subprocess
@@ -81,10 +80,7 @@ class Head:
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     """In a folder of its own: what others on this machine call `auto` stays what it was."""
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray-") as folder:
-        patch.setenv(
-            "RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "disabled")
-        )  # a token of this user's is another cluster's
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         options = {"num_cpus": 2, "include_dashboard": False, "temp_dir": folder}
         cluster = Cluster(initialize_head=True, head_node_args=options)
         try:

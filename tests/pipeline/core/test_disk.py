@@ -74,3 +74,17 @@ def test_a_text_that_a_killed_process_left_half_written_is_gone_with_the_next(tm
     (tmp_path / "status.tmp").write_text("half")
     replace_text(tmp_path / "status.json", "whole")
     assert os.listdir(tmp_path) == ["status.json"]
+
+
+def test_the_next_writers_temporary_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is written by `view` and by the cycle that it shows: the second may begin when the first has just renamed."""
+    path, rename = tmp_path / "page", os.replace
+
+    def renamed_and_begun_anew(temporary: Path, to: Path) -> None:
+        rename(temporary, to)
+        temporary.write_text("of the second")
+
+    monkeypatch.setattr(os, "replace", renamed_and_begun_anew)
+    with replacing(path) as temporary:
+        temporary.write_text("of the first")
+    assert path.read_text() == "of the first" and temporary.read_text() == "of the second"

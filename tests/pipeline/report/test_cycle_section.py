@@ -27,7 +27,7 @@ from pipeline.core.records import Outcome
 from pipeline.cycle import disk_log
 from pipeline.cycle.disk_log import Note
 from pipeline.cycle.protocol import Slot, Window
-from pipeline.cycle.snapshot import ThroughputProcess, standing, who_waits
+from pipeline.cycle.snapshot import Throughput, standing, who_waits
 from pipeline.cycle.supervisor import Supervisor
 from pipeline.report import charts, cycle_section
 from pipeline.report import page as report
@@ -180,7 +180,7 @@ def test_a_crash_of_the_last_evaluation_is_no_score(run: Path) -> None:
 
 @given(*(st.floats(0, 1e6) for _ in range(4)))
 def test_who_waits_names_the_side_that_waits(waited: float, trainer: float, blocked: float, rendering: float) -> None:
-    pace = ThroughputProcess(1.0, 1.0, 1.0, min(waited, trainer), trainer, min(blocked, rendering), rendering)
+    pace = Throughput(1.0, 1.0, 1.0, min(waited, trainer), trainer, min(blocked, rendering), rendering)
     assert 0 <= pace.idle <= 1 and 0 <= pace.blocked <= 1
     _, do = who_waits(pace)
     if max(pace.idle, pace.blocked) < 0.05:
