@@ -66,10 +66,16 @@ while (joined := sum(node["Alive"] for node in ray.nodes())) < wanted:
     time.sleep(0.5)
 END
 
+# Five minutes before the time is up, or at scancel --batch --signal=TERM: what is in flight is finished. The trap is set before
+# the command starts, so that no signal is lost between the two; `$!` tells whether it has started.
+ray=$!
+stop() {
+    if [ "$!" = "$ray" ]; then exit 143; fi
+    kill -TERM "$!" || true
+}
+trap stop TERM INT
 lvsm-data "$@" --address auto &
 driver=$!
-# Five minutes before the time is up, or at scancel --batch --signal=TERM: what is in flight is finished.
-trap 'kill -TERM "$driver"' TERM INT
 while kill -0 "$driver" 2>/dev/null; do
     wait "$driver" || true # which a trap ends before the driver has ended
 done

@@ -426,7 +426,6 @@ def test_slurm_lets_a_command_finish_before_the_time_is_up(slurm: dict[str, str]
     said = pretend(slurm)
     with subprocess.Popen([DEPLOY / "slurm.sh", "render"], env=slurm) as job:
         wait_until(lambda: said.exists() and "asked" in said.read_text(), 60)
-        time.sleep(1)  # until the script, which has just started the command, is ready for a signal too
         job.send_signal(signal.SIGTERM)
         assert job.wait(60) == 3
     assert said.read_text().splitlines()[1:] == ["stopped", "worker ended", "head ended"]
