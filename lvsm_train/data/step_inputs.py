@@ -1,21 +1,32 @@
-"""Batches of each training step, from complete runs in epochs. stream.py: from the shards of a cycle."""
+"""Batches of each training step: from complete shards in epochs, or from a cycle's shards while they come and go."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from lvsm_train.config.train import TrainConfig
-from lvsm_train.data.batches import Batch, Data
+from lvsm_train.data.batches import END, Batch, Data, End, Plan
+from lvsm_train.data.index import Index, ShardIndex, merge, read_shard
+from lvsm_train.data.rounds import Rounds, StepEntries
+from lvsm_train.data.samples import Planner, Sample
 from lvsm_train.device.ranks import Ranks
-from pipeline.cycle.protocol import Cursor
+from pipeline.core.disk import patiently
+from pipeline.cycle.protocol import Cursor, Waiting, Window
+from pipeline.storage.shards import shard_name, widths_in
+
+LOOK_AGAIN_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,142 @@ class EpochSource:
     def urgent(self, saved: Cursor | None) -> bool:
         """Return False: nobody waits for a checkpoint."""
         return False
+
+
+class Stream:
+    """Steps over the shards of a cycle; a step depends on seed and cursor alone (rounds.py).
+
+    cursor: where to go on. stop_waiting: called repeatedly while waiting; True ends.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        ranks: Ranks,
+        device: torch.device,
+        say: Callable[..., None],
+        cursor: Cursor,
+        stop_waiting: Callable[[], bool],
+    ) -> None:
+        self.cfg, self.ranks, self.device, self.say, self.stop_waiting = cfg, ranks, device, say, stop_waiting
+        (self.out,) = cfg.data.data
+        self.rounds = Rounds(cfg.data.seed, cursor)
+        self.trained = cursor  # `rounds` is ahead of this by the batches that are prefetched
+        self.parts = ranks.world * cfg.accumulate
+        self.ours = range(ranks.rank, self.parts, ranks.world)
+        self.files: dict[int, tuple[Path, ShardIndex]] = {}
+        self.planner: Planner | None = None
+        self.first: dict[int, int] = {}  # slot -> number of its first object in the index of `planner`
+        self.planned: deque[tuple[int, StepEntries]] = deque()  # steps under way
+        self.reported: int | None = -1  # slot in the newest `Waiting` file; -1: none written yet
+
+    def steps(self, start: int) -> Generator[StepInput, None, None]:
+        """Yield the inputs of all steps from `start` on, until the cycle ends or `stop_waiting` is True."""
+        self._report_waiting(None)
+        if not self._wait(lambda: self._window().validated):
+            return
+        opened = Data(self.cfg.data, self.ranks.rank, self.ranks.world, self.device, self.cfg.accumulate, "val")
+        with contextlib.closing(opened) as data:
+            self.say(f"{len(data.index.uids)} objects at {data.hw[1]}x{data.hw[0]} pixels are held out")
+            with contextlib.closing(data.poll(self._plans(start))) as batches:
+                while True:
+                    clock = time.perf_counter()
+                    some = self._next(batches)
+                    if not some:
+                        return
+                    yield self._step_input(data, some, time.perf_counter() - clock)
+
+    def urgent(self, saved: Cursor | None) -> bool:
+        """True if a checkpoint now would free shards, and this trainer or the driver waits for the next ones or their disk."""
+        frees = self.trained.done > (saved.done if saved else 0)
+        return frees and ((not self.planned and not self._ready()) or self._window().pressed)
+
+    def _ready(self) -> bool:
+        return self.rounds.ready(self._window(), self.parts * self.cfg.data.batch, self.parts)
+
+    def _window(self) -> Window:
+        return Window.read(self.out) or Window(life=1, objects=1)
+
+    def _wait(self, ready: Callable[[], bool]) -> bool:
+        while not ready():
+            if self.stop_waiting():
+                return False
+            time.sleep(LOOK_AGAIN_S)
+        return True
+
+    def _next(self, batches: Iterator[Batch | None]) -> list[Batch]:
+        """Batches of the next step on this rank; [] at the end."""
+        some: list[Batch] = []
+        while len(some) < self.cfg.accumulate:
+            batch = next(batches, END)
+            if isinstance(batch, End):
+                return []
+            if batch is not None:
+                some.append(batch)
+                continue
+            self._report_waiting(self.rounds.round)
+            if self.stop_waiting():
+                return []
+            time.sleep(LOOK_AGAIN_S)
+        self._report_waiting(None)
+        return some
+
+    def _report_waiting(self, slot: int | None) -> None:
+        if self.ranks.first and self.reported != slot:
+            self.reported = slot
+            patiently(lambda: Waiting(slot).write(self.out), self.out, self.stop_waiting)
+
+    def _step_input(self, data: Data, batches: list[Batch], waited: float) -> StepInput:
+        step, taken = self.planned.popleft()
+        progress = self.trained.place * self.cfg.steps
+        for slot in range(self.trained.done, taken.after.done):
+            if slot in self.files:
+                data.files.forget(self.files.pop(slot)[0])
+        self.trained = taken.after
+        slots = dict(Counter(taken.entries[:, 0].tolist()))
+        return StepInput(step, data, batches, waited, progress, taken.last, taken.after, slots)
+
+    def _plans(self, step: int) -> Iterator[Plan | None]:
+        """Yield plans of this rank's batches of all steps from `step` on, and None while their shards are not there yet."""
+        count = self.parts * self.cfg.data.batch
+        while True:
+            taken = self.rounds.take(self._window(), count, self.parts)
+            if taken is None:
+                if self.rounds.over:
+                    return
+                yield None
+                continue
+            self.planned.append((step, taken))
+            self._hold(sorted(set(taken.entries[:, 0].tolist())))
+            planner, first = self.planner, self.first
+            assert planner is not None
+            numbers = [first[slot] + offset for slot, offset in taken.entries.tolist()]
+            size = len(numbers) // self.parts
+            for part in self.ours:
+                mine = slice(part * size, (part + 1) * size)
+                yield functools.partial(_plan, planner, step, taken.first + mine.start, numbers[mine])
+            step += 1
+
+    def _hold(self, slots: Sequence[int]) -> None:
+        """Put these shards into the index, and drop those that were trained on for the last time."""
+        if self.planner and self.first.keys() >= set(slots):
+            return
+        width = self.cfg.data.res or max(widths_in(self.out))
+        folder = self.out / str(min(one for one in widths_in(self.out) if one >= width))
+        for slot in slots:
+            if slot not in self.files:
+                path = folder / f"{shard_name('train', slot)}.parquet"
+                self.files[slot] = path, read_shard(path)
+        held = sorted(self.files)
+        paths, files = [self.files[slot][0] for slot in held], [self.files[slot][1] for slot in held]
+        index: Index = merge(paths, files, width)
+        counts = np.cumsum([0, *(len(file.uids) for file in files)])
+        self.first = dict(zip(held, counts.tolist(), strict=False))
+        self.planner = Planner(self.cfg.data, index, choose=False)
+
+
+def _plan(planner: Planner, step: int, position: int, numbers: Sequence[int]) -> tuple[Index, list[Sample]]:
+    return planner.index, planner.step_samples(step, position, numbers)
 
 
 class RankBarrier:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +14,7 @@ import torch
 
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.data.batches import Data
-from lvsm_train.data.step_inputs import EpochSource, RankBarrier, StepSource
-from lvsm_train.data.stream import Stream
+from lvsm_train.data.step_inputs import EpochSource, RankBarrier, StepSource, Stream
 from lvsm_train.device.devices import autocast, device_of
 from lvsm_train.device.ranks import Ranks, process_group
 from lvsm_train.evaluation import scores as evaluate
@@ -76,7 +75,9 @@ def train_fn(cfg: TrainConfig) -> Result:
 
             state.stop_waiting = log.stop_waiting = stop_waiting
             barrier = RankBarrier(ranks, device, stop_waiting)
-            source = _source(cfg, ranks, device, log, state, barrier.poll)
+            source: StepSource = EpochSource(cfg, ranks, device, log.say)
+            if cfg.cycle:
+                source = Stream(cfg, ranks, device, log.say, state.cursor or Cursor(), barrier.poll)
             with contextlib.closing(source.steps(start)) as steps:
                 for step_input in barrier.steps(steps) if cfg.cycle else steps:
                     log.say(*gradients.prepare(step_input.batches[0]))
@@ -109,14 +110,6 @@ def train_fn(cfg: TrainConfig) -> Result:
         if finished and cfg.export_official:
             _export(state, cfg.export_official)
         return Result(cfg.out, done, finished, state.scores, ranks.first)
-
-
-def _source(
-    cfg: TrainConfig, ranks: Ranks, device: torch.device, log: Log, state: State, stop_waiting: Callable[[], bool]
-) -> StepSource:
-    if cfg.cycle:
-        return Stream(cfg, ranks, device, log.say, state.cursor or Cursor(), stop_waiting)
-    return EpochSource(cfg, ranks, device, log.say)
 
 
 def _evaluate(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -> None:

@@ -32,13 +32,13 @@ from pipeline.core.errors import FEWER_THAN_ASKED, UserError  # noqa: E402
 from pipeline.cycle.protocol import TRAIN, Waiting, committed  # noqa: E402
 from pipeline.storage.run_folder import held  # noqa: E402
 from pipeline.storage.train_run import commits  # noqa: E402
-from tests.lvsm_train.data import test_stream  # noqa: E402
+from tests.lvsm_train.data import test_step_inputs  # noqa: E402
 from tests.lvsm_train.data.test_rounds import CASES, Case  # noqa: E402
-from tests.lvsm_train.data.test_stream import SLOTS, WHOLE  # noqa: E402
+from tests.lvsm_train.data.test_step_inputs import SLOTS, WHOLE  # noqa: E402
 from tests.lvsm_train.training.test_engine import TINY  # noqa: E402
 from tests.lvsm_train.training.test_train import balls, config, losses, weights  # noqa: E402
 
-cycle = test_stream.cycle
+cycle = test_step_inputs.cycle
 ADAM = OptimConfig(lr=1e-3, warmup=2, ema=0.9)  # Muon counts in bfloat16, whose rounding is seen
 
 
@@ -233,9 +233,9 @@ def test_a_cycle_with_two_ranks_of_which_one_is_stopped_while_they_wait(cycle: P
     reference = tmp_path / "reference"
     shutil.copytree(cycle, reference)
     optim = dataclasses.replace(ADAM, skip_above=0, warmup=1)
-    train_fn(test_stream.config(reference, optim=optim))
+    train_fn(test_step_inputs.config(reference, optim=optim))
     dataclasses.replace(WHOLE, slots={0: SLOTS[0], 1: SLOTS[1]}, end=None).write(cycle)
-    cfg = test_stream.config(cycle, optim=optim, global_batch=4, ranks=2)
+    cfg = test_step_inputs.config(cycle, optim=optim, global_batch=4, ranks=2)
     (cycle / TRAIN / "train.json").write_text(json.dumps(cfg.as_json()))
     process = subprocess.Popen([sys.executable, "-m", "lvsm_train.cycle.trainer", str(cycle)], stdin=subprocess.PIPE)
     assert process.stdin is not None
@@ -248,15 +248,15 @@ def test_a_cycle_with_two_ranks_of_which_one_is_stopped_while_they_wait(cycle: P
     WHOLE.write(cycle)
     assert train_fn(dataclasses.replace(cfg, ranks=0)).finished
     assert committed(cycle) == committed(reference)
-    assert far(test_stream.logged(cycle), test_stream.logged(reference)) < 1e-5
+    assert far(test_step_inputs.logged(cycle), test_step_inputs.logged(reference)) < 1e-5
     for part in ("model", "average", "optimizers"):
-        assert far(test_stream.weights(cycle)[part], test_stream.weights(reference)[part]) < 1e-5
+        assert far(test_step_inputs.weights(cycle)[part], test_step_inputs.weights(reference)[part]) < 1e-5
 
 
 def test_ranks_end_with_the_driver_of_a_cycle(cycle: Path) -> None:
     """At once, since another driver may start others: the folder is free."""
     dataclasses.replace(WHOLE, slots={0: SLOTS[0], 1: SLOTS[1]}, end=None).write(cycle)
-    cfg = test_stream.config(cycle, global_batch=4, ranks=2)
+    cfg = test_step_inputs.config(cycle, global_batch=4, ranks=2)
     (cycle / TRAIN / "train.json").write_text(json.dumps(cfg.as_json()))
     process = subprocess.Popen([sys.executable, "-m", "lvsm_train.cycle.trainer", str(cycle)], stdin=subprocess.PIPE)
     assert process.stdin is not None

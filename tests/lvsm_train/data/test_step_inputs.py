@@ -22,11 +22,10 @@ torch = pytest.importorskip("torch")
 
 from lvsm_train.config.train import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig  # noqa: E402
 from lvsm_train.cycle.settings import checkpoint_bytes  # noqa: E402
-from lvsm_train.data import stream  # noqa: E402
+from lvsm_train.data import step_inputs  # noqa: E402
 from lvsm_train.data.batches import TENSORS, Data  # noqa: E402
 from lvsm_train.data.rounds import Rounds  # noqa: E402
-from lvsm_train.data.step_inputs import StepInput  # noqa: E402
-from lvsm_train.data.stream import Stream  # noqa: E402
+from lvsm_train.data.step_inputs import StepInput, Stream  # noqa: E402
 from lvsm_train.device.ranks import Ranks  # noqa: E402
 from lvsm_train.training.state import State  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
@@ -232,7 +231,7 @@ class Driver:
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "LOOK_AGAIN_S", 0.001)
+    monkeypatch.setattr(step_inputs, "LOOK_AGAIN_S", 0.001)
     monkeypatch.setattr("pipeline.core.disk.LOOK_AGAIN_S", 0.01)
 
 
