@@ -12,7 +12,6 @@ from lvsm_train.config.train import ModelConfig
 from lvsm_train.models import prope
 from lvsm_train.models.blocks import Block, Head, KeysValues, SceneKeys, Stack, Tokenizer, initialise, layer_norm
 from lvsm_train.models.prope import Codes
-from lvsm_train.models.rays import plucker_rays
 
 HW = tuple[int, int]
 
@@ -274,6 +273,26 @@ def build(config: ModelConfig, seed: int) -> LVSM:
 def image_size(image: Tensor) -> HW:
     """(height, width) of (..., H, W)."""
     return image.shape[-2], image.shape[-1]
+
+
+def plucker_rays(c2w: Tensor, fxfycxcy: Tensor, hw: HW) -> Tensor:
+    """c2w (..., 4, 4), fxfycxcy (..., 4) in pixels of an image of size hw -> Plücker rays (..., 6, H, W), float32.
+
+    Channels are [o x d, d] with |d| = 1, in the order of the official LVSM (arXiv 2410.17242): o is the camera centre, d
+    points through the pixel's centre at +0.5. Always float32: under bfloat16 a ray of a 256-pixel image is half a pixel off.
+    """
+    with torch.autocast(c2w.device.type, enabled=False):
+        c2w, k = c2w.float(), fxfycxcy.float()[..., None, None]
+        height, width = hw
+        y = torch.arange(height, device=c2w.device)[:, None] + 0.5
+        x = torch.arange(width, device=c2w.device)[None, :] + 0.5
+        camera_x = (x - k[..., 2, :, :]) / k[..., 0, :, :]  # (..., 1, W)
+        camera_y = (y - k[..., 3, :, :]) / k[..., 1, :, :]  # (..., H, 1)
+        camera = torch.stack(torch.broadcast_tensors(camera_x, camera_y, camera_x.new_ones(())), -1)  # (..., H, W, 3)
+        direction = (c2w[..., None, None, :3, :3] * camera[..., None, :]).sum(-1)
+        direction = functional.normalize(direction, dim=-1)
+        origin = c2w[..., None, None, :3, 3].expand_as(direction)
+        return torch.cat([torch.linalg.cross(origin, direction), direction], -1).movedim(-1, -3)
 
 
 def _repeat_per_target(x: Tensor, targets: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,10 @@ from pipeline.core import images  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from tests.lvsm_train.training.test_train import balls, config  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ENCDEC = ModelConfig(
     kind="encoder_decoder", dim=32, head_dim=16, layers=2, encoder_layers=1, latents=6, prope=True, init="width_aware"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,19 +21,12 @@ from lvsm_train.models.lvsm import EncoderDecoder  # noqa: E402
 from pipeline.core.cameras import look_at  # noqa: E402
 from tests.lvsm_train.models.test_lvsm import cameras, posed, tiny  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 HW = (12, 8)
 N, DIM = 12, 32
 ROUNDING = 1e-5
 few = settings(max_examples=12, deadline=None)
 seeds = st.integers(0, 10_000)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["pluecker", "prope"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from typing import get_args
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -15,20 +15,13 @@ torch = pytest.importorskip("torch")
 from torch import Tensor  # noqa: E402
 
 from lvsm_train.models import blocks  # noqa: E402
-from lvsm_train.models.lvsm import BY_KIND, LVSM, EncoderDecoder, Latents, ModelConfig, Views, build  # noqa: E402
+from lvsm_train.models.lvsm import BY_KIND, LVSM, EncoderDecoder, Latents, ModelConfig, Views, build, plucker_rays  # noqa: E402
+from pipeline.core.cameras import project, sample  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ModelConfig(dim=32, head_dim=16, patch=4, layers=4, encoder_layers=2, latents=12)
 KIND = pytest.mark.parametrize("kind", list(BY_KIND))
 PROPE = pytest.mark.parametrize("with_prope", [False, True], ids=["pluecker", "prope"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Use one thread: synchronisation would dominate the time of models this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def perturbed(model: LVSM, seed: int = 1) -> LVSM:
@@ -77,6 +70,32 @@ def gradients(model: LVSM, *inputs: object) -> tuple[Tensor, dict[str, Tensor]]:
 
 def largest(difference: Tensor) -> float:
     return float(difference.detach().abs().max())
+
+
+# Rays
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_points_on_a_ray_project_to_its_pixel(autocast: bool) -> None:
+    """Two derivations of one convention: rays of the trainer against the projection of the renderer."""
+    c2w = sample("shell", np.random.default_rng(1), 6)
+    k = np.array([70.0, 80.0, 30.0, 21.0], np.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        rays = plucker_rays(torch.from_numpy(c2w), torch.from_numpy(np.tile(k, (6, 1))), (40, 64)).numpy()
+    assert rays.shape == (6, 6, 40, 64)
+    assert rays.dtype == np.float32
+    moment, direction = rays[:, :3], rays[:, 3:]
+    np.testing.assert_allclose(np.linalg.norm(direction, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose((moment * direction).sum(1), 0, atol=1e-6)  # a moment is normal to its line
+    for view, row, column, depth in [(0, 0, 0, 1.5), (2, 39, 63, 0.3), (5, 20, 7, 4.0)]:
+        d, m = direction[view, :, row, column], moment[view, :, row, column]
+        nearest = np.cross(d, m)  # the line's point nearest to the origin of the world
+        centre = c2w[view, :3, 3]
+        along = float((centre - nearest) @ d)
+        np.testing.assert_allclose(nearest + along * d, centre, atol=1e-5)  # the line passes through the camera
+        pixel, z = project((centre + depth * d)[None], c2w[view], k)
+        np.testing.assert_allclose(pixel[0], [column + 0.5, row + 0.5], atol=1e-3)
+        assert z[0] > 0
 
 
 # Shapes, sizes, order
