@@ -9,15 +9,15 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from lvsm_train.config.train import DataConfig
 from lvsm_train.config.trained import EvalConfig
 from lvsm_train.data.batches import Batch, Data
 from lvsm_train.data.index import read_index
 from lvsm_train.data.samples import Planner, Sample
 from lvsm_train.device.devices import autocast
-from lvsm_train.evaluation import controls, flight, protocols, scores
+from lvsm_train.evaluation import flight, protocols, scores
 from lvsm_train.evaluation import page as assessment_page
 from lvsm_train.evaluation.assessment import Assessment, Control, write_table
 from lvsm_train.evaluation.protocols import PROTOCOLS
@@ -25,9 +25,11 @@ from lvsm_train.evaluation.stopwatch import Timed
 from lvsm_train.losses.metrics import load_lpips
 from lvsm_train.media.films import write_film
 from lvsm_train.weights.trained import Trained, open_run
+from pipeline.core import cameras
 from pipeline.core.errors import UserError
 
 FPS = 24.0  # frame rate of films
+TURN, SHIFT = (0.5, -0.3, 0.6, 0.4), (0.3, -0.5, 0.2)  # a quaternion; a translation in units of the world
 
 
 def assess(cfg: EvalConfig) -> Assessment:
@@ -40,7 +42,7 @@ def assess(cfg: EvalConfig) -> Assessment:
     protocol = protocols.choose(cfg.protocol, cfg.index, trained.cfg.data.scenes)
     out = cfg.out or cfg.run / "eval" / f"{protocol}-{trained.step:08d}"
     device = next(trained.net.parameters()).device
-    with contextlib.closing(Data(_data_config(cfg, trained), device=device)) as data:
+    with contextlib.closing(Data(trained.data_config(cfg, batch=cfg.batch), device=device)) as data:
         trained.check(data.hw)
         with torch.no_grad(), autocast(trained.cfg.precision, device):
             found = _measured(cfg, trained, protocol, data, out)
@@ -48,11 +50,6 @@ def assess(cfg: EvalConfig) -> Assessment:
             (out / "summary.json").write_text(json.dumps(found.as_json(), indent=2, allow_nan=False))
             assessment_page.write(found, functools.partial(_shown, trained, data), out / "index.html")
     return found
-
-
-def _data_config(cfg: EvalConfig, trained: Trained) -> DataConfig:
-    own = trained.cfg.data  # no cache: only a few of the objects are read
-    return dataclasses.replace(own, data=cfg.data or own.data, batch=cfg.batch, res=cfg.res or own.res, cache="none")
 
 
 def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out: Path) -> Assessment:
@@ -108,7 +105,39 @@ def _split(cfg: EvalConfig, trained: Trained) -> tuple[str, set[str]]:
     return "all", {index.uids[number] for number in Planner(own, index).train}
 
 
-# ---- controls
+# ---- controls, as functions from batch to batch: two must worsen a model that uses its inputs and cameras, one is neutral
+
+
+def with_inputs_of(batch: Batch, other: Batch) -> Batch:
+    """Replace the input pictures and cameras of `batch` by those of `other`, whose scenes are wrong but consistent; keep the
+    targets and their cameras."""
+    return dataclasses.replace(batch, image=other.image, c2w=other.c2w, fxfycxcy=other.fxfycxcy)
+
+
+def shuffled_cameras(batch: Batch) -> Batch:
+    """Give each target picture the camera of another target of its object. Cameras are rolled by half the targets, since
+    neighbours in a clip look alike. Raises ValueError for fewer than two targets."""
+    count = batch.target_image.shape[1]
+    if count < 2:
+        raise ValueError("one target has no other to take a camera from")
+    return dataclasses.replace(
+        batch,
+        target_c2w=batch.target_c2w.roll(count // 2, 1),
+        target_fxfycxcy=batch.target_fxfycxcy.roll(count // 2, 1),
+    )
+
+
+def moved_world(batch: Batch) -> Batch:
+    """Turn the world with all cameras by TURN and move it by SHIFT. Pictures and relative poses (PRoPE) do not change."""
+    frame = torch.eye(4, dtype=torch.float64)
+    frame[:3, :3] = torch.from_numpy(cameras.rotation_of(np.array(TURN)))
+    frame[:3, 3] = torch.tensor(SHIFT, dtype=torch.float64)
+    frame = frame.to(batch.c2w.device)
+    return dataclasses.replace(
+        batch,
+        c2w=(frame @ batch.c2w.double()).float(),
+        target_c2w=(frame @ batch.target_c2w.double()).float(),
+    )
 
 
 def _with_controls(made: Assessment, trained: Trained, data: Data, split: str) -> Assessment:
@@ -125,15 +154,15 @@ def _with_controls(made: Assessment, trained: Trained, data: Data, split: str) -
     try:
         others = protocols.partners(made.samples)
         pairs = zip(batches(made.samples), batches(others), strict=True)
-        swapped = (controls.with_inputs_of(one, other) for one, other in pairs)
+        swapped = (with_inputs_of(one, other) for one, other in pairs)
         found.append(control("another object's inputs", made.samples, swapped))
     except UserError as error:
         notes.append(f"no control by another object's inputs: {error}")
     if several := [sample for sample in made.samples if len(sample.targets) > 1]:
-        found.append(control("target cameras shuffled", several, map(controls.shuffled_cameras, batches(several))))
+        found.append(control("target cameras shuffled", several, map(shuffled_cameras, batches(several))))
     else:
         notes.append("no control by shuffled target cameras: objects have one target each")
-    moved = map(controls.moved_world, batches(made.samples))
+    moved = map(moved_world, batches(made.samples))
     found.append(control("the world turned and moved", made.samples, moved))
     plans = protocols.by_inputs(made.facts["protocol"], data.planner, split, made.samples)
     by_inputs = {count: scores.measure(render, batches(some)) for count, some in plans.items()}

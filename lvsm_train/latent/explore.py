@@ -25,7 +25,7 @@ from lvsm_train.latent.laws import laws
 from lvsm_train.latent.mixtures import MIXTURES
 from lvsm_train.latent.page import Report
 from lvsm_train.latent.study import Study, change, measure
-from lvsm_train.latent.workbench import Bench, data_config, open_bench
+from lvsm_train.latent.workbench import Bench, open_bench
 from lvsm_train.losses.metrics import Lpips, load_lpips
 from lvsm_train.media.films import LEAST, write_film
 from lvsm_train.weights.trained import open_run
@@ -43,7 +43,7 @@ def explore(cfg: LatentConfig) -> Report:
     """
     trained = open_run(cfg.run, cfg.step, cfg.device)
     device = next(trained.net.parameters()).device
-    with contextlib.closing(Data(data_config(trained, cfg), device=device)) as data, torch.no_grad():
+    with contextlib.closing(Data(trained.data_config(cfg), device=device)) as data, torch.no_grad():
         bench = open_bench(trained, data, cfg)
         lpips, notes = load_lpips(cfg.lpips, cfg.lpips_weights, device)
         report = Report(cfg.out or cfg.run / "latent", _facts(bench, lpips), notes=notes)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lvsm_train.config.train import DataConfig
 from lvsm_train.config.trained import LatentConfig
 from lvsm_train.data.batches import Data
 from lvsm_train.data.samples import Sample
@@ -135,12 +134,6 @@ def pca_samples(bench: Bench) -> list[Sample]:
 
 def _aligned(trained: Trained, data: Data, samples: list[Sample]) -> list[Sample]:
     return align_first_cameras(data, samples) if trained.cfg.model.prope and not trained.cfg.data.scenes else samples
-
-
-def data_config(trained: Trained, cfg: LatentConfig) -> DataConfig:
-    """Data settings of the run, with cfg's folder and resolution, no workers and no cache."""
-    own = trained.cfg.data
-    return replace(own, data=cfg.data or own.data, res=cfg.res or own.res, workers=0, cache="none")
 
 
 def token_numbers(ranges: Sequence[str], count: int) -> list[int]:

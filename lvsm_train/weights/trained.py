@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lvsm_train.config.train import TrainConfig
+from lvsm_train.config.train import DataConfig, TrainConfig
+from lvsm_train.config.trained import EvalConfig, LatentConfig
 from lvsm_train.device.devices import device_of
 from lvsm_train.models import lvsm
 from lvsm_train.models.lvsm import HW, LVSM
@@ -26,6 +28,11 @@ class Trained:
     cfg: TrainConfig
     step: int
     run: Path
+
+    def data_config(self, cfg: EvalConfig | LatentConfig, **more: Any) -> DataConfig:
+        """Data settings of the run, with the folders and the width of `cfg` if given, and no cache: few objects are read."""
+        own = self.cfg.data
+        return dataclasses.replace(own, data=cfg.data or own.data, res=cfg.res or own.res, cache="none", **more)
 
     def check(self, hw: HW) -> None:
         """Raise UserError if pictures of (height, width) `hw` do not divide into patches."""

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from lvsm_train.config.train import DataConfig, ModelConfig  # noqa: E402
 from lvsm_train.data.batches import Batch, Data  # noqa: E402
-from lvsm_train.evaluation import controls, flight  # noqa: E402
+from lvsm_train.evaluation import assess, flight  # noqa: E402
 from lvsm_train.evaluation import scores as evaluate  # noqa: E402
 from lvsm_train.evaluation.scores import BASELINES, Found, examine, measure  # noqa: E402
 from lvsm_train.evaluation.stopwatch import Lap, Timed  # noqa: E402
@@ -137,7 +137,7 @@ def render(config: ModelConfig, batch: Batch) -> torch.Tensor:
 
 
 def test_a_moved_world_matters_without_prope_alone(batches: list[Batch]) -> None:
-    moved = controls.moved_world(batches[0])
+    moved = assess.moved_world(batches[0])
     prope = dataclasses.replace(TINY, prope=True)
     assert (render(prope, moved) - render(prope, batches[0])).abs().max() < 1e-4
     assert (render(TINY, moved) - render(TINY, batches[0])).abs().max() > 1e-2
@@ -156,7 +156,7 @@ def test_shuffled_cameras_are_a_derangement(count: int, batches: list[Batch]) ->
         target_c2w=whole.target_c2w[:, :count],
         target_fxfycxcy=torch.arange(2 * count * 4).view(2, count, 4).float(),
     )
-    made = controls.shuffled_cameras(batch)
+    made = assess.shuffled_cameras(batch)
     assert torch.equal(made.target_image, batch.target_image) and torch.equal(made.c2w, batch.c2w)
     for b in range(2):
         before, after = batch.target_fxfycxcy[b, :, 0].tolist(), made.target_fxfycxcy[b, :, 0].tolist()
@@ -164,13 +164,13 @@ def test_shuffled_cameras_are_a_derangement(count: int, batches: list[Batch]) ->
         order = [before.index(one) for one in after]
         assert torch.equal(made.target_c2w[b], batch.target_c2w[b, order])
     with pytest.raises(ValueError, match="no other"):
-        controls.shuffled_cameras(dataclasses.replace(batch, target_image=batch.target_image[:, :1]))
+        assess.shuffled_cameras(dataclasses.replace(batch, target_image=batch.target_image[:, :1]))
 
 
 def test_another_objects_inputs_come_with_their_cameras(batches: list[Batch]) -> None:
     batch = batches[0]
     other = dataclasses.replace(batch, image=batch.image.flip(0), c2w=batch.c2w.flip(0))
-    made = controls.with_inputs_of(batch, other)
+    made = assess.with_inputs_of(batch, other)
     assert torch.equal(made.image[0], batch.image[1]) and torch.equal(made.c2w[0], batch.c2w[1])
     assert torch.equal(made.target_image, batch.target_image) and torch.equal(made.target_c2w, batch.target_c2w)
 

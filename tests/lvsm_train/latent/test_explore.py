@@ -114,7 +114,7 @@ def test_the_page_holds_all_and_asks_for_nothing(report: lab.Report) -> None:
 
 def test_frames_of_two_scenes_are_alike(run: Path) -> None:
     trained, cfg = open_run(run, device="cpu"), settings(run, objects=("ball-4", "ball-1"))
-    loader = Data(workbench.data_config(trained, cfg))
+    loader = Data(trained.data_config(cfg))
     bench = workbench.open_bench(trained, loader, cfg)
     plain = loader.planner.named(cfg.objects, 3, 2)
     apart = bench.frame_difference()
