@@ -20,9 +20,8 @@ from lvsm_train.evaluation.scores import pixels
 from lvsm_train.latent import grids
 from lvsm_train.latent import page as lab_page
 from lvsm_train.latent.atlas import FINDINGS
-from lvsm_train.latent.edits import EDITS
 from lvsm_train.latent.laws import laws
-from lvsm_train.latent.mixtures import MIXTURES
+from lvsm_train.latent.operations import EDITS, MIXTURES
 from lvsm_train.latent.page import Report
 from lvsm_train.latent.study import Study, change, measure
 from lvsm_train.latent.workbench import Bench, open_bench

@@ -11,7 +11,7 @@ import torch
 
 from lvsm_train.latent import latents
 from lvsm_train.latent.latents import Pairing
-from lvsm_train.latent.mixtures import paired
+from lvsm_train.latent.operations import paired
 from lvsm_train.latent.subjects import Subject
 from lvsm_train.latent.workbench import Bench
 
