@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from lvsm_train.latent.influence import Components
 from lvsm_train.latent.latents import LatentScene
 from lvsm_train.latent.study import Study
 from lvsm_train.latent.subjects import Subject, gather
-from lvsm_train.latent.workbench import Bench, pca_samples
+from lvsm_train.latent.workbench import Bench, Variant, pca_samples
 from pipeline.report.charts import Plot
 from pipeline.report.findings import Table
 
@@ -134,61 +135,52 @@ def spectrum(bench: Bench) -> Finding | None:
         f"All {len(points.flatten(0, 1))} tokens of {len(subjects)} objects as points, and each object but {first.uid} as one: "
         "its tokens' directions in the order of their slots."
     )
-    studies = [_tokens_kept(bench, tokens), _scenes_kept(bench, scenes)]
-    studies += [_tokens_walked(bench, tokens), _scenes_walked(bench, scenes)]
+    studies = _studies(bench, tokens, scenes)
     return Finding("pca", "Principal components", says, pictures, [table], {"pca": numbers}, studies)
 
 
-def _tokens_kept(bench: Bench, components: Components) -> Study:
-    subject = bench.subjects[0]
-    own = components.coordinates(latents.direction(subject.scene.tokens))
-    counts = [2**power for power in range(len(components.share).bit_length())]
-    rebuilt = [(count, components.points(own[:, :count])) for count in counts]
-    variants = [(f"{count} components", count, _with(subject.scene, tokens)) for count, tokens in rebuilt]
-    says = "Every token was replaced by the nearest point that the first components of all tokens reach."
-    return bench.study(subject, "pca-tokens-kept", "Tokens rebuilt from few components", says, variants)
+def _studies(bench: Bench, tokens: Components, scenes: Components) -> list[Study]:
+    """Studies of the first object: rebuilt from few components of tokens or of other scenes, and moved along them."""
+    first, scene, mean = bench.subjects[0], bench.subjects[0].scene, scenes.mean
+    own = latents.direction(scene.tokens)
+    kept = "Every token was replaced by the nearest point that the first components of all tokens reach."
+    rebuilt = (
+        f"{first.uid} as the nearest point that the first components of the other objects' scenes reach; 0: their mean."
+    )
+    moved = "All tokens were moved along one component of all tokens, by two standard deviations."
+    walked = (
+        "From the mean of the other objects' scenes, which is what is called unedited here, along their components."
+    )
+    by_tokens, by_scenes = _rebuilt(scene, tokens, own)[1:], _rebuilt(scene, scenes, own.flatten())
+    along_tokens, along_scenes = _walk(scene, tokens, own), _walk(scene, scenes, mean)
+    return [
+        bench.study(first, "pca-tokens-kept", "Tokens rebuilt from few components", kept, by_tokens),
+        bench.study(first, "pca-scenes-kept", "A scene rebuilt from other scenes", rebuilt, by_scenes),
+        bench.study(first, "pca-tokens-walk", "Along the components of tokens", moved, along_tokens),
+        bench.study(
+            first, "pca-scenes-walk", "Along the components of scenes", walked, along_scenes, _with(scene, mean)
+        ),
+    ]
 
 
-def _scenes_kept(bench: Bench, components: Components) -> Study:
-    subject = bench.subjects[0]
-    own = components.coordinates(latents.direction(subject.scene.tokens).flatten())
+def _rebuilt(scene: LatentScene, components: Components, directions: Tensor) -> list[Variant]:
+    """Variants with the first 0, 1, 2, 4, ... components of the scene's directions, as of `_with`."""
+    own = components.coordinates(directions)
     counts = [0, *(2**power for power in range(len(components.share).bit_length()))]
-    rebuilt = [(count, components.points(own[:count])) for count in counts]
-    variants = [(f"{count} components", count, _from_point(subject.scene, point)) for count, point in rebuilt]
-    says = f"{subject.uid} as the nearest point that the first components of the other objects' scenes reach; 0: their mean."
-    return bench.study(subject, "pca-scenes-kept", "A scene rebuilt from other scenes", says, variants)
+    return [(f"{count} components", count, _with(scene, components.points(own[..., :count]))) for count in counts]
 
 
-def _tokens_walked(bench: Bench, components: Components) -> Study:
-    subject = bench.subjects[0]
-    own = latents.direction(subject.scene.tokens)
-    variants = [(label, step, _with(subject.scene, own + offset)) for label, step, offset in _walk(components)]
-    says = "All tokens were moved along one component of all tokens, by two standard deviations."
-    return bench.study(subject, "pca-tokens-walk", "Along the components of tokens", says, variants)
-
-
-def _scenes_walked(bench: Bench, components: Components) -> Study:
-    subject, mean = bench.subjects[0], components.mean
-    variants = [(label, step, _from_point(subject.scene, mean + offset)) for label, step, offset in _walk(components)]
-    says = "From the mean of the other objects' scenes, which is what is called unedited here, along their components."
-    title, base = "Along the components of scenes", _from_point(subject.scene, mean)
-    return bench.study(subject, "pca-scenes-walk", title, says, variants, base)
-
-
-def _walk(components: Components) -> Iterator[tuple[str, float, Tensor]]:
-    """Yield (label, step, offset (D,)) two standard deviations along each of the first AXES components, both ways."""
+def _walk(scene: LatentScene, components: Components, start: Tensor) -> Iterator[Variant]:
+    """Yield variants two standard deviations from `start` along each of the first AXES components, both ways."""
     for axis in range(min(AXES, len(components.share))):
         for step in (-2, 2):
             offset = step * components.spread[axis] * components.axes[axis]
-            yield f"{axis + 1}: {step:+d} sd", float(step), offset
+            yield f"{axis + 1}: {step:+d} sd", float(step), _with(scene, start + offset)
 
 
-def _with(scene: LatentScene, tokens: Tensor) -> LatentScene:
-    return scene.with_tokens(torch.arange(len(scene), device=tokens.device), tokens)
-
-
-def _from_point(scene: LatentScene, point: Tensor) -> LatentScene:
-    return _with(scene, point.unflatten(0, (len(scene), -1)))
+def _with(scene: LatentScene, directions: Tensor) -> LatentScene:
+    """Replace all tokens by `directions`, (N, dim) or (N * dim,)."""
+    return dataclasses.replace(scene, tokens=directions.to(scene.tokens).view_as(scene.tokens))
 
 
 def _neighbours(

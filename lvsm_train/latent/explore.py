@@ -83,7 +83,7 @@ def _render_objects(bench: Bench, report: Report, lpips: Lpips | None) -> None:
         name = f"object-{number}.png"
         rows = [("inputs", subject.inputs), ("targets", subject.target), ("rendered", render)]
         _write(report.out / name, grids.sheet(rows))
-        to_target = change(render, subject.target, lpips).as_json()
+        to_target = change(render, subject.target, lpips)
         report.objects.append({"uid": subject.uid, "picture": name, "to_target": to_target})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,50 +40,30 @@ class Study:
     facts: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Change:
-    """Difference of renders (T, 3, H, W) from others. psnr: per view, dB, inf for equal views. lpips: per view, None if not
-    measured. largest: greatest difference of a value in [0, 1]."""
+def change(image: Tensor, other: Tensor, lpips: Lpips | None) -> dict[str, Any]:
+    """Difference of renders from others, (T, 3, H, W) both, for latent.json.
 
-    psnr: list[float]
-    lpips: list[float] | None
-    largest: float
-
-    @property
-    def mean_psnr(self) -> float:
-        """Mean PSNR, dB, over the views that differ; inf if none does."""
-        differ = [each for each in self.psnr if math.isfinite(each)]
-        return sum(differ) / len(differ) if differ else math.inf
-
-    @property
-    def mean_lpips(self) -> float | None:
-        """Mean LPIPS over all views; None if not measured."""
-        return None if self.lpips is None else sum(self.lpips) / len(self.lpips)
-
-    def as_json(self) -> dict[str, Any]:
-        """Values for latent.json; the PSNR of equal pictures is null."""
-        return {
-            "psnr": finite(self.mean_psnr),
-            "lpips": self.mean_lpips,
-            "largest_change": self.largest,
-            "psnr_views": finite(self.psnr),
-            "lpips_views": self.lpips,
-        }
-
-
-def change(image: Tensor, other: Tensor, lpips: Lpips | None) -> Change:
-    """Compare renders with others, (T, 3, H, W) both."""
+    psnr: mean, dB, over the views that differ, None if none does. lpips: mean over all views, None if not measured.
+    largest_change: of a value in [0, 1]. psnr_views, lpips_views: of each view, None for a PSNR of equal views.
+    """
+    decibels = finite(psnr(image, other).tolist())
     perceived = None if lpips is None else in_parts(lpips, image, other).tolist()
-    return Change(psnr(image, other).tolist(), perceived, float((image - other).abs().max()))
+    return {
+        "psnr": mean_of(decibels),
+        "lpips": mean_of(perceived or ()),
+        "largest_change": float((image - other).abs().max()),
+        "psnr_views": decibels,
+        "lpips_views": perceived,
+    }
 
 
 def measure(study: Study, lpips: Lpips | None) -> dict[str, Any]:
     """Study as JSON: every step against the unedited renders, and against the second object's, if any."""
     steps = []
     for step in study.steps:
-        entry = {"label": step.label, "value": step.value} | change(step.image, study.unedited, lpips).as_json()
+        entry = {"label": step.label, "value": step.value} | change(step.image, study.unedited, lpips)
         if study.goal is not None:
-            entry["to_second"] = change(step.image, study.goal, lpips).as_json()
+            entry["to_second"] = change(step.image, study.goal, lpips)
         steps.append(entry)
     return {"name": study.name, "title": study.title, "objects": list(study.uids), "steps": steps} | study.facts
 

@@ -21,6 +21,7 @@ from lvsm_train.weights.trained import Trained
 from pipeline.core.errors import UserError
 
 ONE_OF = 8  # one of so many tokens is edited, unless --tokens says which
+Variant = tuple[str, float, LatentScene]  # label, strength, edited scene
 
 
 @dataclass
@@ -76,10 +77,10 @@ class Bench:
         name: str,
         title: str,
         says: str,
-        variants: Iterable[tuple[str, float, LatentScene]],
+        variants: Iterable[Variant],
         base: LatentScene | None = None,
     ) -> Study:
-        """Study of variants (label, strength, scene) of a subject, against `base` (by default the subject's own scene)."""
+        """Study of variants of a subject, against `base` (by default the subject's own scene)."""
         steps = [Step(label, value, subject.render(self.net, scene)) for label, value, scene in variants]
         return Study(name, title, says, (subject.uid,), subject.render(self.net, base), steps)
 
