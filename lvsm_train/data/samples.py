@@ -50,14 +50,14 @@ class Planner:
                 held[:] = np.array(names) == min(names, key=_hash)
             self.notes.append(f"no val-*.parquet: {held.sum()} of {len(held)} are held out, by a hash of their names")
         train = np.flatnonzero(~held)
-        able = np.array([self._trains(number) for number in train], bool)
+        able = np.array([self._fits(number, cfg.inputs + cfg.targets) for number in train], bool)
         if not able.all():
             lack = "no window of --gap-min to --gap-max frames with enough views" if cfg.scenes else "too few views"
             self.notes.append(f"{(~able).sum()} of {len(able)} do not train: {lack}")
         self.val, self.train = np.flatnonzero(held), train[able]
 
-    def _trains(self, number: int) -> bool:
-        views = self.cfg.inputs + self.cfg.targets
+    def _fits(self, number: int, views: int) -> bool:
+        """True if an object has enough views to train on, or a clip a window with enough of them."""
         if self.cfg.scenes:
             return view_sampling.clip_fits(np.sort(self.index.frame[self.index.of(number)]), views, self.cfg.gap)
         return self.index.views(number) - self.cfg.held_views >= views
@@ -117,10 +117,8 @@ class Planner:
         if which == "held" and not self.cfg.held_views:
             raise UserError("no views of training objects are held out", "--held-views 4")
         numbers = {"val": self.val, "held": self.train, "all": np.arange(len(self.index.uids))}[which].tolist()
-        fixed = self._fixed_clip if self.cfg.scenes else self._fixed_held if which == "held" else self._fixed_val
-        found = (
-            fixed(number, inputs, targets) for number in sorted(numbers, key=lambda one: _hash(self.index.uids[one]))
-        )
+        numbers.sort(key=lambda number: _hash(self.index.uids[number]))
+        found = (self._fixed(number, inputs, targets, which == "held") for number in numbers)
         return list(itertools.islice((sample for sample in found if sample), count))
 
     def named(self, uids: Sequence[str], inputs: int, targets: int) -> list[Sample]:
@@ -134,39 +132,24 @@ class Planner:
             if uid not in number_of:
                 some = [self.index.uids[number] for number in self.val[:3]] or self.index.uids[:3]
                 raise UserError(f"there is no object {uid} among {len(number_of)}", f"there are {', '.join(some)}, ...")
-            fixed = self._fixed_clip if self.cfg.scenes else self._fixed_val
-            if (sample := fixed(number_of[uid], inputs, targets)) is None:
+            if (sample := self._fixed(number_of[uid], inputs, targets)) is None:
                 raise UserError(f"{uid} has too few views for {inputs} inputs and a target", "choose another object")
             found.append(sample)
         return found
 
-    def _fixed_clip(self, number: int, inputs: int, targets: int) -> Sample | None:
-        if not view_sampling.clip_fits(
-            np.sort(self.index.frame[self.index.of(number)]), inputs + targets, self.cfg.gap
-        ):
-            return None
-        return self._clip(number, self._by_uid(number), inputs, targets, among=False)
-
-    def _fixed_val(self, number: int, inputs: int, targets: int) -> Sample | None:
+    def _fixed(self, number: int, inputs: int, targets: int, held: bool = False) -> Sample | None:
+        """Sample of an object for evaluation; None: too few views. held: targets are its held_views, and inputs others."""
+        own, rng = self.index.of(number), item_rng(0, self.index.uids[number], "evaluation")
+        if self.cfg.scenes:
+            return self._clip(number, rng, inputs, targets, False) if self._fits(number, inputs + targets) else None
         views = np.arange(self.index.views(number))
-        return self._fixed(number, views, views, inputs, targets)
-
-    def _fixed_held(self, number: int, inputs: int, targets: int) -> Sample | None:
-        views = np.arange(self.index.views(number))
-        return self._fixed(number, views[: -self.cfg.held_views], views[-self.cfg.held_views :], inputs, targets)
-
-    def _fixed(self, number: int, seen: np.ndarray, unseen: np.ndarray, inputs: int, targets: int) -> Sample | None:
-        """Sample with inputs from the views `seen` and targets from `unseen`."""
-        rng = self._by_uid(number)
+        seen, unseen = (views[: -self.cfg.held_views], views[-self.cfg.held_views :]) if held else (views, views)
         if len(seen) < inputs:
             return None
-        centres = self.index.c2w[self.index.of(number)][seen, :3, 3]
+        centres = self.index.c2w[own][seen, :3, 3]
         shown = seen[view_sampling.farthest_points(centres, inputs, int(rng.integers(len(seen))))]
         target = np.sort(rng.permutation(np.setdiff1d(unseen, shown))[:targets])
         return self._sample(number, shown, target) if len(target) else None
-
-    def _by_uid(self, number: int) -> np.random.Generator:
-        return item_rng(0, self.index.uids[number], "evaluation")
 
 
 def index_samples(index: EvalIndex, shards: Index) -> list[Sample]:
