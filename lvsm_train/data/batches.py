@@ -159,29 +159,26 @@ class Data:
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Yield this rank's batches of all steps from `start` on, endlessly, prefetched by threads. Close after use."""
-        plan, parts = self.planner.training, self.parts
-        return self.prefetched(
-            functools.partial(self._planned, functools.partial(plan, step, part, parts))
-            for step in itertools.count(start)
-            for part in self.ours
-        )
+        steps = itertools.count(start)
+        plan = self.planner.training
+        return self._prefetched(functools.partial(plan, step, part, self.parts) for step in steps for part in self.ours)
 
     def evaluation_batches(self, of: Sequence[Sample], size: int) -> Iterator[Batch]:
         """Yield batches of at most `size` samples in order; each has samples with equal numbers of views."""
-        return self.prefetched(
-            functools.partial(self._planned, functools.partial(list, some)) for some in samples.equal_views(of, size)
-        )
+        return self._prefetched(functools.partial(list, some) for some in samples.equal_views(of, size))
+
+    def _prefetched(self, plans: Iterator[Callable[[], Sequence[Sample]]]) -> Generator[Batch, None, None]:
+        with contextlib.closing(self.poll(functools.partial(self._planned, plan) for plan in plans)) as batches:
+            yield from (batch for batch in batches if batch is not None)
 
     def _planned(self, plan: Callable[[], Sequence[Sample]]) -> tuple[store.Index, Sequence[Sample]]:
         return self.index, plan()
 
-    def prefetched(self, plans: Iterator[Plan]) -> Generator[Batch, None, None]:
-        """Yield the batches of plans, which may have an index each, prefetched by threads. Close after use."""
-        with contextlib.closing(self.poll(plans)) as batches:
-            yield from (batch for batch in batches if batch is not None)
-
     def poll(self, plans: Iterator[Plan | None]) -> Generator[Batch | None, None, None]:
-        """`prefetched` for plans that may be None (no plan yet). Yields None while there is no plan and no batch under way."""
+        """Yield the batches of plans, which may have an index each, prefetched by threads. Close after use.
+
+        A plan may be None (no plan yet). Yields None while there is no plan and no batch under way.
+        """
         if self.workers == 0:
             for each in plans:
                 yield self._finish(self._begin(each, _run_now)) if each else None
