@@ -53,10 +53,6 @@ class Assessment:
     films: dict[str, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def scores(self) -> Scores:
-        """Mean scores over all images."""
-        return self.found.scores()
-
     def rows(self) -> list[dict[str, Any]]:
         """Rows of objects.csv, one per object: mean scores over the object's images, and the speed of the object's batch."""
         return [
@@ -74,13 +70,9 @@ class Assessment:
         psnrs = {uid: scores.psnr for uid, scores in self.found.by_object().items()}
         return sorted(psnrs, key=lambda uid: (not math.isnan(psnrs[uid]), psnrs[uid], uid))
 
-    def over_objects(self) -> Scores:
-        """Mean scores over objects, each with the mean of its images."""
-        return self.found.over_objects()
-
     def lines(self) -> list[str]:
         """Lines of text for the terminal: scores of model and baselines, speed, controls, notes."""
-        scores, speed, facts = self.scores(), self.speed(), self.facts
+        scores, speed, facts = self.found.scores(), self.speed(), self.facts
         lpips = {"model": scores.lpips, "nearest input": scores.nearest_lpips}
         told = [
             f"{facts['protocol']}: {facts['says']}",
@@ -90,7 +82,7 @@ class Assessment:
             beside = f"  foreground {scores.foreground_psnr:.2f} dB  SSIM {scores.ssim:.3f}" if name == "model" else ""
             found = "" if lpips.get(name) is None else f"  LPIPS {lpips[name]:.3f}"
             told.append(f"  {name:<15}PSNR {value:6.2f} dB{beside}{found}")
-        told.append(f"mean over objects: PSNR {self.over_objects().psnr:.2f} dB")
+        told.append(f"mean over objects: PSNR {self.found.over_objects().psnr:.2f} dB")
         told += self.left_out()
         told.append(
             f"{speed['ms_per_view']:.3g} ms per view ({speed['fps']:.3g} a second, {speed['rays_per_s']:.3g} rays/s) and "
@@ -104,7 +96,7 @@ class Assessment:
 
     def left_out(self) -> list[str]:
         """Lines of text that say how many images are left out of the mean PSNRs, and why."""
-        scores = self.scores()
+        scores = self.found.scores()
         told = []
         if scores.equal:
             told.append(f"{scores.equal} renderings are their target, to the bit: their PSNR, inf, is in no mean")
@@ -116,8 +108,8 @@ class Assessment:
         """JSON values of summary.json: everything but the rows of objects.csv. inf and NaN become null."""
         told = {
             "facts": self.facts,
-            "means_over_images": dataclasses.asdict(self.scores()),
-            "means_over_objects": dataclasses.asdict(self.over_objects()),
+            "means_over_images": dataclasses.asdict(self.found.scores()),
+            "means_over_objects": dataclasses.asdict(self.found.over_objects()),
             "speed": self.speed(),
             "controls": [dataclasses.asdict(one) | {"difference": one.difference} for one in self.controls],
             "by_inputs": {str(count): dataclasses.asdict(scores) for count, scores in self.by_inputs.items()},

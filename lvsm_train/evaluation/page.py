@@ -43,7 +43,7 @@ def write(found: Assessment, show: Show, path: Path) -> Path:
 
 
 def _summary(found: Assessment) -> Section:
-    scores, over_objects = found.scores(), found.over_objects()
+    scores, over_objects = found.found.scores(), found.found.over_objects()
     model = [
         _db(scores.psnr),
         _db(over_objects.psnr),
