@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import tyro
 
@@ -59,17 +59,7 @@ class EvalConfig:
             raise UserError(f"--video {self.video} is not 0, 1, 2 or 3")
         if self.frames < 2:
             raise UserError(f"--frames {self.frames} make no film", "2 or more, or --video 0")
-        for path in (self.run, *self.data):
-            if not path.expanduser().is_dir():
-                raise UserError(f"{path} is no folder", "RUN is the --out of lvsm-data train, --data that of render")
-        return dataclasses.replace(
-            self,
-            run=absolute(self.run) or self.run,
-            data=tuple(absolute(path) or path for path in self.data),
-            index=absolute(self.index),
-            out=absolute(self.out),
-            lpips_weights=absolute(self.lpips_weights),
-        )
+        return _absolute(self)
 
 
 Operation = Literal[
@@ -89,6 +79,7 @@ Operation = Literal[
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 Way = Literal["slot", "hungarian", "transport", "union"]
 WAYS: tuple[Way, ...] = get_args(Way)
+Config = TypeVar("Config", "EvalConfig", "LatentConfig")
 
 
 @dataclass(frozen=True)
@@ -139,8 +130,13 @@ class LatentConfig:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is too small", f"{least} or more")
         if len(set(self.objects)) < len(self.objects):
             raise UserError("--objects names an object twice")
-        for path in (self.run, *self.data):
-            if not path.expanduser().is_dir():
-                raise UserError(f"{path} is no folder", "RUN is the --out of lvsm-data train, --data that of render")
-        found: dict[str, Any] = {name: absolute(getattr(self, name)) for name in ("run", "out", "lpips_weights")}
-        return dataclasses.replace(self, data=tuple(absolute(path) or path for path in self.data), **found)
+        return _absolute(self)
+
+
+def _absolute(cfg: Config) -> Config:
+    """Copy with absolute paths. Raises UserError for paths that are no folders."""
+    for path in (cfg.run, *cfg.data):
+        if not path.expanduser().is_dir():
+            raise UserError(f"{path} is no folder", "RUN is the --out of lvsm-data train, --data that of render")
+    paths: dict[str, Any] = {name: absolute(path) for name, path in vars(cfg).items() if isinstance(path, Path)}
+    return dataclasses.replace(cfg, data=tuple(absolute(path) or path for path in cfg.data), **paths)
