@@ -9,7 +9,7 @@ from torch import nn
 
 from lvsm_train.config.train import LossConfig
 from lvsm_train.losses import vgg
-from lvsm_train.losses.metrics import Lpips, ssim
+from lvsm_train.losses.metrics import Lpips, check_images, ssim
 from lvsm_train.losses.vgg import CACHE, Features, Weights
 
 TAPS = ("conv1_2", "conv2_2", "conv3_2", "conv4_2", "conv5_2")
@@ -69,8 +69,7 @@ class Loss(nn.Module):
     def forward(
         self, render: torch.Tensor, target: torch.Tensor, step: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        if render.shape != target.shape or render.dim() != 4 or render.shape[1] != 3:
-            raise ValueError(f"images of {tuple(render.shape)} and {tuple(target.shape)}; both must be (N, 3, H, W)")
+        check_images(render, target)
         cfg, terms = self.cfg, {}
         with torch.autocast(render.device.type, enabled=False):
             render, target = render.float(), target.detach().float()

@@ -31,7 +31,7 @@ def foreground(target: torch.Tensor, grow: int = 3, tolerance: float = 4 / 255) 
     True for pixels with a channel darker than white by more than `tolerance` (JPEG keeps a white background within 3/255), and
     within `grow` pixels of these, where a render can miss the outline.
     """
-    _check(target, target)
+    check_images(target, target)
     mask = (target.amin(1, keepdim=True) < 1 - tolerance).float()
     return functional.max_pool2d(mask, 2 * grow + 1, 1, grow) > 0
 
@@ -50,7 +50,7 @@ def ssim(render: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     truncated at 5 pixels, *sample* covariances (times 121/120), without a border of 5 pixels, mean over channels. Computed in
     the images' precision, at least float32. Raises ValueError for images of fewer than 11 pixels.
     """
-    _check(render, target)
+    check_images(render, target)
     if min(render.shape[-2:]) < 2 * SSIM_RADIUS + 1:
         raise ValueError(f"images of {tuple(render.shape[-2:])} pixels; SSIM needs {2 * SSIM_RADIUS + 1}")
     dtype = torch.promote_types(torch.promote_types(render.dtype, target.dtype), torch.float32)
@@ -94,7 +94,7 @@ class Lpips(nn.Module):
         return cls(*lpips_weights(net, archive, cache), bf16=bf16)
 
     def forward(self, render: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        _check(render, target)
+        check_images(render, target)
         with torch.autocast(render.device.type, enabled=False):
             total = torch.zeros(len(render), device=render.device)
             for index, (x, y) in enumerate(zip(self.features(render), self.features(target), strict=True)):
@@ -128,13 +128,14 @@ def lpips_taps(net: Net) -> list[str]:
     return [f"conv{block + 1}_{count}" for block, count in enumerate(BLOCKS[net])]
 
 
-def _check(render: torch.Tensor, target: torch.Tensor) -> None:
+def check_images(render: torch.Tensor, target: torch.Tensor) -> None:
+    """Raise ValueError unless both are (N, 3, H, W)."""
     if render.shape != target.shape or render.dim() != 4 or render.shape[1] != 3:
         raise ValueError(f"images of {tuple(render.shape)} and {tuple(target.shape)}; both must be (N, 3, H, W)")
 
 
 def _squared_error(render: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    _check(render, target)
+    check_images(render, target)
     return (render.float().clamp(0, 1) - target.float().clamp(0, 1)).square()
 
 

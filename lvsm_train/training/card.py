@@ -40,7 +40,10 @@ def write_card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -
 def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict[str, Any]:
     """Card as JSON values. Licenses count all objects that the shards have or had, trained on or held out."""
     settings = cfg.as_json()
-    licenses, trained_on, passes = _of_cycle(cfg) if cfg.cycle else _of_shards(data, step)
+    if cfg.cycle:
+        licenses, trained_on, passes = _of_cycle(cfg)
+    else:
+        licenses, trained_on, passes = index.licenses(data.index), len(data.planner.train), data.epochs(step)
     built_on = ["model", *(["prope"] * cfg.model.prope)]
     built_on += [name for name in (cfg.model.kind, cfg.optim.optimizer) if name in PAPERS]
     with torch.device("meta"):
@@ -80,13 +83,8 @@ def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict
     }
 
 
-def _of_shards(data: Data, step: int) -> tuple[dict[str, int], int, float]:
-    """Objects per license, number of training objects, and epochs done after `step` steps."""
-    return index.licenses(data.index), len(data.planner.train), data.epochs(step)
-
-
 def _of_cycle(cfg: TrainConfig) -> tuple[dict[str, int], int, float]:
-    """`_of_shards` for a cycle, from its ledger, which also counts objects whose shards were deleted."""
+    """Objects per license, number of training objects, and epochs done in a cycle: its ledger also counts deleted shards."""
     (out,) = cfg.data.data
     with Ledger(out / "ledger.sqlite", readonly=True) as ledger:
         licenses, trained_on = ledger.licenses(), ledger.delivered_by_split().get("train", 0)

