@@ -12,6 +12,8 @@ import tyro
 from pipeline.config.shared import absolute
 from pipeline.core.errors import UserError
 
+Split = Literal["val", "all"]
+
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -25,7 +27,7 @@ class EvalConfig:
     """For re10k and index: {key of a clip: {"context": [frames], "target": [frames]}}, a JSON file, as of pixelSplat."""
     data: tuple[Path, ...] = ()
     """Folders of runs of lvsm-data to measure on. Default: those that the model was trained on."""
-    split: Literal["val", "all"] | None = None
+    split: Split | None = None
     """Objects for validation, or all. Default: val, but all of other --data than the model was trained on."""
     step: int | None = None
     """Checkpoint to take. Default: the newest."""

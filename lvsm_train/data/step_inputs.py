@@ -112,8 +112,10 @@ class Stream:
     def steps(self, start: int) -> Generator[StepInput, None, None]:
         """Yield the inputs of all steps from `start` on, until the cycle ends or `stop_waiting` is True."""
         self._report_waiting(None)
-        if not self._wait(lambda: self._window().validated):
-            return
+        while not self._window().validated:
+            if self.stop_waiting():
+                return
+            time.sleep(LOOK_AGAIN_S)
         opened = Data(self.cfg.data, self.ranks.rank, self.ranks.world, self.device, self.cfg.accumulate, "val")
         with contextlib.closing(opened) as data:
             self.say(f"{len(data.index.uids)} objects at {data.hw[1]}x{data.hw[0]} pixels are held out")
@@ -135,13 +137,6 @@ class Stream:
 
     def _window(self) -> Window:
         return Window.read(self.out) or Window(life=1, objects=1)
-
-    def _wait(self, ready: Callable[[], bool]) -> bool:
-        while not ready():
-            if self.stop_waiting():
-                return False
-            time.sleep(LOOK_AGAIN_S)
-        return True
 
     def _next(self, batches: Iterator[Batch | None]) -> list[Batch]:
         """Batches of the next step on this rank; [] at the end."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lvsm_train.config.trained import EvalConfig
+from lvsm_train.config.trained import EvalConfig, Split
 from lvsm_train.data.batches import Batch, Data
 from lvsm_train.data.index import read_index
 from lvsm_train.data.samples import Planner, Sample
@@ -93,7 +93,7 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
     return _with_films(made, cfg, trained, data)
 
 
-def _split(cfg: EvalConfig, trained: Trained) -> tuple[str, set[str]]:
+def _split(cfg: EvalConfig, trained: Trained) -> tuple[Split, set[str]]:
     """(split, seen): the split to evaluate on, and the uids that the model was trained on, to be left out of other data."""
     own = trained.cfg.data
     if cfg.split or not cfg.data or set(cfg.data) & {path.absolute() for path in own.data}:
@@ -140,7 +140,7 @@ def moved_world(batch: Batch) -> Batch:
     )
 
 
-def _with_controls(made: Assessment, trained: Trained, data: Data, split: str) -> Assessment:
+def _with_controls(made: Assessment, trained: Trained, data: Data, split: Split) -> Assessment:
     size, render = data.cfg.batch, scores.render_of(trained.net)
 
     def batches(samples: Sequence[Sample]) -> Iterator[Batch]:
@@ -180,11 +180,10 @@ def _with_films(made: Assessment, cfg: EvalConfig, trained: Trained, data: Data)
     for number, uid in enumerate(wanted, 1):
         batch = data.gather([sample_of[uid]])
         c2w, k = batch.c2w[0].cpu().numpy(), batch.fxfycxcy[0].cpu().numpy()
+        route = flight.between if data.cfg.scenes else flight.orbit
+        frames = list(flight.render_frames(trained.net, batch, *route(c2w, k, cfg.frames)))
         if data.cfg.scenes:
-            frames = list(flight.fly(trained.net, batch, 0, *flight.between(c2w, k, cfg.frames)))
             frames += frames[-2:0:-1]  # and back to the first camera, since players loop films
-        else:
-            frames = list(flight.fly(trained.net, batch, 0, *flight.orbit(c2w, k, cfg.frames)))
         films[uid] = write_film(made.out / f"film-{number}.mp4", frames, FPS)
     return dataclasses.replace(made, films=films)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -10,12 +10,11 @@ import torch
 
 from lvsm_train.data.batches import Batch
 from lvsm_train.evaluation.scores import pixels
-from lvsm_train.models.lvsm import LVSM
+from lvsm_train.models.lvsm import LVSM, image_size
 from pipeline.core import cameras
 
 ELEVATION_DEG = 20.0  # of the cameras of an orbit
 AT_ONCE = 8  # views decoded in one call
-Route = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # cameras of inputs, count -> cameras
 
 
 def orbit(c2w: np.ndarray, fxfycxcy: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,17 +49,15 @@ def between(c2w: np.ndarray, fxfycxcy: np.ndarray, count: int) -> tuple[np.ndarr
     return path.astype(np.float32), k.astype(np.float32)
 
 
-def fly(net: LVSM, batch: Batch, b: int, c2w: np.ndarray, fxfycxcy: np.ndarray) -> Iterator[np.ndarray]:
-    """Render object b of a batch from the cameras c2w (F, 4, 4), fxfycxcy (F, 4); yields F frames (H, W, 3) uint8.
+def render_frames(net: LVSM, batch: Batch, c2w: np.ndarray, fxfycxcy: np.ndarray) -> Iterator[np.ndarray]:
+    """Render the object of a batch of one from the cameras c2w (F, 4, 4), fxfycxcy (F, 4); yields F frames (H, W, 3) uint8.
 
     Inputs are encoded once. The caller sets autocast and no_grad.
     """
-    one = slice(b, b + 1)
-    hw = batch.image.shape[-2], batch.image.shape[-1]
-    scene = net.encode(batch.rgb[one], batch.c2w[one], batch.fxfycxcy[one])
+    scene = net.encode(batch.rgb, batch.c2w, batch.fxfycxcy)
     for start in range(0, len(c2w), AT_ONCE):
         some, k = (
             torch.from_numpy(given[start : start + AT_ONCE]).to(batch.c2w.device)[None] for given in (c2w, fxfycxcy)
         )
-        for image in net.decode(scene, some, k, hw)[0].float().clamp(0, 1):
+        for image in net.decode(scene, some, k, image_size(batch.image))[0].float().clamp(0, 1):
             yield pixels(image)

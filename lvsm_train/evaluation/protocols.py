@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lvsm_train.config.trained import Split
 from lvsm_train.data.samples import Planner, Sample, index_samples
 from pipeline.core.errors import UserError
 from pipeline.formats.trajectories import EvalIndex
@@ -57,7 +58,7 @@ def choose(name: str | None, index: Path | None, scenes: bool) -> str:
     return chosen
 
 
-def plan(name: str, planner: Planner, split: str = "val", index: Path | None = None) -> list[Sample]:
+def plan(name: str, planner: Planner, split: Split = "val", index: Path | None = None) -> list[Sample]:
     """Samples of the protocol `name`, from the objects that the planner knows.
 
     split: "val", the objects not trained on, or "all"; without effect on an index, which names its objects. Ordered by a hash of
@@ -67,7 +68,7 @@ def plan(name: str, planner: Planner, split: str = "val", index: Path | None = N
     if protocol.indexed:
         assert index is not None
         return _indexed(protocol, index, planner)
-    made = _planned(planner, split, protocol.inputs, protocol.targets)
+    made = planner.evaluation(split, protocol.inputs, protocol.targets)
     if not made:
         known = len(planner.val) if split == "val" else len(planner.index.uids)
         lack = "a window of --gap-min to --gap-max frames" if protocol.scenes else "other views to ask for"
@@ -90,11 +91,7 @@ def _indexed(protocol: Protocol, index: Path, planner: Planner) -> list[Sample]:
     return made
 
 
-def _planned(planner: Planner, split: str, inputs: int, targets: int) -> list[Sample]:
-    return planner.evaluation("all" if split == "all" else "val", inputs, targets)
-
-
-def by_inputs(name: str, planner: Planner, split: str, samples: Sequence[Sample]) -> dict[int, list[Sample]]:
+def by_inputs(name: str, planner: Planner, split: Split, samples: Sequence[Sample]) -> dict[int, list[Sample]]:
     """Samples by number of inputs; objects and targets are fixed, and a smaller number takes the first inputs of a larger one.
 
     Numbers are those of COUNTS for which all objects have views; an index limits them to the inputs that it names. A clip's first
@@ -105,7 +102,7 @@ def by_inputs(name: str, planner: Planner, split: str, samples: Sequence[Sample]
     if not protocol.indexed:
         kept = {sample.number for sample in samples}
         for count in reversed(COUNTS):
-            planned = _planned(planner, split, count, protocol.targets)
+            planned = planner.evaluation(split, count, protocol.targets)
             more = [sample for sample in planned if sample.number in kept]
             if len(more) == len(kept):
                 most = more

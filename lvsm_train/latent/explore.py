@@ -58,8 +58,6 @@ def explore(cfg: LatentConfig) -> Report:
 
 def _facts(bench: Bench, lpips: Lpips | None) -> dict[str, Any]:
     cfg, model = bench.trained.cfg, bench.trained.cfg.model
-    if lpips is not None:
-        lpips.to(bench.data.device)
     return {
         "run": str(bench.trained.run),
         "step": bench.trained.step,

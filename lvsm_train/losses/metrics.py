@@ -104,9 +104,7 @@ class Lpips(nn.Module):
         return total
 
 
-def load_lpips(
-    wanted: bool, archive: Path | None, device: torch.device, cache: Path = CACHE
-) -> tuple[Lpips | None, list[str]]:
+def load_lpips(wanted: bool, archive: Path | None, device: torch.device) -> tuple[Lpips | None, list[str]]:
     """(LPIPS with published weights on a device, notes); (None, notes that say why) if not wanted or not available.
 
     Raises UserError if the user named an archive that is missing or wrong.
@@ -114,7 +112,7 @@ def load_lpips(
     if not wanted:
         return None, []
     try:
-        return Lpips.load("vgg16", archive, cache).to(device), []
+        return Lpips.load("vgg16", archive).to(device), []
     except UserError as error:
         if archive:
             raise
