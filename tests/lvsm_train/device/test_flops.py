@@ -16,9 +16,9 @@ from lvsm_train.config.train import ModelConfig  # noqa: E402
 from lvsm_train.device.flops import attentions, forward_flops, peak_flops, training_flops  # noqa: E402
 from lvsm_train.models import blocks, prope  # noqa: E402
 from lvsm_train.models.lvsm import BY_KIND  # noqa: E402
-from tests.lvsm_train.models.test_lvsm import cameras, one_thread, posed, tiny  # noqa: E402
+from tests.lvsm_train.models.test_lvsm import cameras, posed, tiny  # noqa: E402
 
-__all__ = ["one_thread"]  # an autouse fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def elementwise(x: Tensor, matrix: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ from lvsm_train.device.flops import attentions, training_flops  # noqa: E402
 from lvsm_train.device.graphs import Recorded  # noqa: E402
 from lvsm_train.models import blocks  # noqa: E402
 from lvsm_train.models.lvsm import BY_KIND, LVSM  # noqa: E402
-from tests.lvsm_train.models.test_lvsm import cameras, gradients, largest, one_thread, posed, tiny  # noqa: E402
+from tests.lvsm_train.models.test_lvsm import cameras, gradients, largest, posed, tiny  # noqa: E402
 
-__all__ = ["one_thread"]  # an autouse fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # which it looks at
 KIND = pytest.mark.parametrize("kind", list(BY_KIND))
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -25,9 +25,9 @@ from lvsm_train.models.blocks import attend  # noqa: E402
 from lvsm_train.models.lvsm import LVSM, ModelConfig, build  # noqa: E402
 from lvsm_train.training.optim import Optimizers  # noqa: E402
 from lvsm_train.weights.official import config_of, from_official, official_names, to_official  # noqa: E402
-from tests.lvsm_train.models.test_lvsm import cameras, gradients, largest, one_thread, posed, tiny  # noqa: E402
+from tests.lvsm_train.models.test_lvsm import cameras, gradients, largest, posed, tiny  # noqa: E402
 
-__all__ = ["one_thread"]  # an autouse fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 PARITY = Path(__file__).parents[4] / "shared" / "parity" / "decoder_only.pt"
 OFFICIAL = pytest.mark.parametrize("kind", ["decoder_only", "encoder_decoder"])
 
