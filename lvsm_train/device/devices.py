@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 from pipeline.core.errors import UserError
@@ -34,3 +36,10 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Context manager in which blocks compute in `dtype_of(precision, device)`."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype_of(precision, device) == torch.bfloat16)
+
+
+def now(device: torch.device) -> float:
+    """Seconds of time.perf_counter when the device has done all work so far."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

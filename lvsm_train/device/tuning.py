@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lvsm_train.device.devices import now
 from lvsm_train.device.flops import Attention
 from lvsm_train.models import blocks
 from lvsm_train.models.lvsm import LVSM
@@ -71,19 +71,12 @@ def _seconds(one: Attention, kernel: blocks.Kernel, device: torch.device, dtype:
     spent = []
     try:
         for _ in range(WARM_UP + REPEATS):
-            _synchronize(device)
-            start = time.perf_counter()
+            start = now(device)
             torch.autograd.grad(kernel(q, k, v, None), (q, k, v), grad)
-            _synchronize(device)
-            spent.append(time.perf_counter() - start)
+            spent.append(now(device) - start)
     except (RuntimeError, torch.OutOfMemoryError):
         return float("inf")
     return statistics.median(spent[WARM_UP:])
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def compile_mode(device: torch.device, step_flops: float, fixed: bool) -> Compile:

@@ -115,10 +115,7 @@ def _strips(found: Assessment, show: Show) -> Section:
 
 def _strip(batch: Batch, made: torch.Tensor) -> bytes:
     inputs = batch.image.shape[1]
-    views = evaluate.row(batch, made, 0)
-    height, width = views[0].shape[:2]
-    factor = -(-LEAST // width)
-    views = [images.resize_nearest(view, (height * factor, width * factor)) for view in views]
+    views = [evaluate.enlarged(view, LEAST) for view in evaluate.row(batch, made, 0)]
     left, right = (images.contact_sheet([part]) for part in (views[:inputs], views[inputs:]))
     apart = np.full((len(left), 16, 3), 128, np.uint8)
     return images.encode_png(np.concatenate([left, apart, right], 1))

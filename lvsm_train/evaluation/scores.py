@@ -179,6 +179,12 @@ def pixels(image: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray((image * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
+def enlarged(picture: np.ndarray, least: int) -> np.ndarray:
+    """Enlarge (H, W, 3) uint8 by the least integer factor that makes it at least `least` pixels wide."""
+    factor = max(1, -(-least // picture.shape[1]))
+    return images.resize_nearest(picture, (picture.shape[0] * factor, picture.shape[1] * factor))
+
+
 def finite(told: Any) -> Any:
     """Copy of JSON values with None in place of inf and NaN, which JSON lacks."""
     if isinstance(told, dict):

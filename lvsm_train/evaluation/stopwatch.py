@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
 
 from lvsm_train.data.batches import Batch
-from lvsm_train.models.lvsm import LVSM
+from lvsm_train.device.devices import now
+from lvsm_train.models.lvsm import LVSM, image_size
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,9 @@ class Timed:
         return made
 
     def _render(self, batch: Batch) -> tuple[float, float, float, torch.Tensor]:
-        image, hw = batch.rgb, (batch.image.shape[-2], batch.image.shape[-1])
-        start = _now(image.device)
+        image, hw = batch.rgb, image_size(batch.image)
+        start = now(image.device)
         scene = self.net.encode(image, batch.c2w, batch.fxfycxcy)
-        encoded = _now(image.device)
+        encoded = now(image.device)
         made = self.net.decode(scene, batch.target_c2w, batch.target_fxfycxcy, hw)
-        return start, encoded, _now(image.device), made
-
-
-def _now(device: torch.device) -> float:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
+        return start, encoded, now(image.device), made

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from lvsm_train.config.trained import OPERATIONS, LatentConfig
 from lvsm_train.data.batches import Data
-from lvsm_train.evaluation.scores import pixels
+from lvsm_train.evaluation.scores import enlarged, pixels
 from lvsm_train.latent import grids
 from lvsm_train.latent import page as lab_page
 from lvsm_train.latent.atlas import FINDINGS
@@ -142,4 +142,4 @@ def _write(path: Path, picture: np.ndarray) -> None:
 
 
 def _frame(views: torch.Tensor) -> np.ndarray:
-    return images.contact_sheet([[grids.enlarged(pixels(view), LEAST) for view in views[:FILM_VIEWS]]])
+    return images.contact_sheet([[enlarged(pixels(view), LEAST) for view in views[:FILM_VIEWS]]])

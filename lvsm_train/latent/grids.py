@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lvsm_train.evaluation.scores import pixels
+from lvsm_train.evaluation.scores import enlarged, pixels
 from pipeline.core import images
 
 LEAST = 112  # least width of a view, pixels
@@ -35,12 +35,6 @@ def sheet(rows: Sequence[tuple[str, Tensor]], columns: Sequence[str] = (), least
     for number, column in enumerate(columns):
         _write(canvas, column, margin + number * (width + GAP) + 2, TEXT + 2)
     return canvas
-
-
-def enlarged(picture: np.ndarray, least: int = LEAST) -> np.ndarray:
-    """Enlarge (H, W, 3) uint8 by the least integer factor that makes it at least `least` pixels wide."""
-    factor = max(1, -(-least // picture.shape[1]))
-    return images.resize_nearest(picture, (picture.shape[0] * factor, picture.shape[1] * factor))
 
 
 def heat(values: Tensor, under: Tensor, top: float) -> Tensor:

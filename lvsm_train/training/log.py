@@ -176,8 +176,22 @@ class Curves:
 
     def __init__(self, cfg: TrainConfig, start: int) -> None:
         assert cfg.out is not None
-        self.tensorboard = _tensorboard(cfg.out / "tensorboard", start) if cfg.tensorboard else None
-        self.wandb = _wandb(cfg, cfg.wandb) if cfg.wandb else None
+        self.tensorboard: Any = None
+        self.wandb: Any = None
+        if cfg.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            purge_step = start + 1 if start else None
+            self.tensorboard = SummaryWriter(str(cfg.out / "tensorboard"), purge_step=purge_step, write_to_disk=True)
+        if cfg.wandb:
+            try:
+                import wandb
+            except ImportError:
+                raise UserError("--wandb needs the package wandb", "pip install wandb") from None
+            name = cfg.out.name
+            self.wandb = wandb.init(
+                project=cfg.wandb, name=name, id=name, dir=cfg.out, resume="allow", config=cfg.as_json()
+            )
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Add the values of a step to the curves of these names."""
@@ -202,20 +216,3 @@ class Curves:
             self.tensorboard.close()
         if self.wandb:
             self.wandb.finish()
-
-
-def _tensorboard(folder: Path, start: int) -> Any:
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=start + 1 if start else None, write_to_disk=True)
-
-
-def _wandb(cfg: TrainConfig, project: str) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("--wandb needs the package wandb", "pip install wandb") from None
-    assert cfg.out is not None
-    return wandb.init(
-        project=project, name=cfg.out.name, id=cfg.out.name, dir=cfg.out, resume="allow", config=cfg.as_json()
-    )
