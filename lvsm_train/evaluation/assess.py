@@ -147,7 +147,7 @@ def _with_controls(made: Assessment, trained: Trained, data: Data, split: Split)
         return data.evaluation_batches(samples, size)
 
     def control(says: str, samples: Sequence[Sample], changed: Iterable[Batch]) -> Control:
-        plain = made.found.only(sample.uid for sample in samples)
+        plain = made.images.only(sample.uid for sample in samples)
         return Control(says, plain.scores().psnr, scores.measure(render, changed).psnr)
 
     found, notes = [], []

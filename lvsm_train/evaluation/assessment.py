@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lvsm_train.data.samples import Sample
-from lvsm_train.evaluation.scores import BASELINES, Found, Scores, finite
+from lvsm_train.evaluation.scores import BASELINES, ImageScores, Scores, finite
 from lvsm_train.evaluation.stopwatch import Lap
 
 NAMES = {"nearest": "nearest input", "best_input": "best input", "mean": "mean of inputs", "white": "white"}
@@ -46,7 +46,7 @@ class Assessment:
     out: Path
     facts: dict[str, Any]
     samples: list[Sample]
-    found: Found
+    images: ImageScores
     laps: dict[str, Lap]
     controls: list[Control] = field(default_factory=list)
     by_inputs: dict[int, Scores] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Assessment:
         """Rows of objects.csv, one per object: mean scores over the object's images, and the speed of the object's batch."""
         return [
             {"uid": uid} | dataclasses.asdict(scores) | self.laps[uid].rates()
-            for uid, scores in self.found.by_object().items()
+            for uid, scores in self.images.by_object().items()
         ]
 
     def speed(self) -> dict[str, float]:
@@ -67,12 +67,12 @@ class Assessment:
 
     def ranked(self) -> list[str]:
         """Uids by the mean PSNR of their images, NaN first, then from worst to best."""
-        psnrs = {uid: scores.psnr for uid, scores in self.found.by_object().items()}
+        psnrs = {uid: scores.psnr for uid, scores in self.images.by_object().items()}
         return sorted(psnrs, key=lambda uid: (not math.isnan(psnrs[uid]), psnrs[uid], uid))
 
     def lines(self) -> list[str]:
         """Lines of text for the terminal: scores of model and baselines, speed, controls, notes."""
-        scores, speed, facts = self.found.scores(), self.speed(), self.facts
+        scores, speed, facts = self.images.scores(), self.speed(), self.facts
         lpips = {"model": scores.lpips, "nearest input": scores.nearest_lpips}
         told = [
             f"{facts['protocol']}: {facts['says']}",
@@ -82,7 +82,7 @@ class Assessment:
             beside = f"  foreground {scores.foreground_psnr:.2f} dB  SSIM {scores.ssim:.3f}" if name == "model" else ""
             found = "" if lpips.get(name) is None else f"  LPIPS {lpips[name]:.3f}"
             told.append(f"  {name:<15}PSNR {value:6.2f} dB{beside}{found}")
-        told.append(f"mean over objects: PSNR {self.found.over_objects().psnr:.2f} dB")
+        told.append(f"mean over objects: PSNR {self.images.over_objects().psnr:.2f} dB")
         told += self.left_out()
         told.append(
             f"{speed['ms_per_view']:.3g} ms per view ({speed['fps']:.3g} a second, {speed['rays_per_s']:.3g} rays/s) and "
@@ -96,7 +96,7 @@ class Assessment:
 
     def left_out(self) -> list[str]:
         """Lines of text that say how many images are left out of the mean PSNRs, and why."""
-        scores = self.found.scores()
+        scores = self.images.scores()
         told = []
         if scores.equal:
             told.append(f"{scores.equal} renderings are their target, to the bit: their PSNR, inf, is in no mean")
@@ -108,8 +108,8 @@ class Assessment:
         """JSON values of summary.json: everything but the rows of objects.csv. inf and NaN become null."""
         told = {
             "facts": self.facts,
-            "means_over_images": dataclasses.asdict(self.found.scores()),
-            "means_over_objects": dataclasses.asdict(self.found.over_objects()),
+            "means_over_images": dataclasses.asdict(self.images.scores()),
+            "means_over_objects": dataclasses.asdict(self.images.over_objects()),
             "speed": self.speed(),
             "controls": [dataclasses.asdict(one) | {"difference": one.difference} for one in self.controls],
             "by_inputs": {str(count): dataclasses.asdict(scores) for count, scores in self.by_inputs.items()},

@@ -43,7 +43,7 @@ def write(found: Assessment, show: Show, path: Path) -> Path:
 
 
 def _summary(found: Assessment) -> Section:
-    scores, over_objects = found.found.scores(), found.found.over_objects()
+    scores, over_objects = found.images.scores(), found.images.over_objects()
     model = [
         _db(scores.psnr),
         _db(over_objects.psnr),
@@ -101,7 +101,7 @@ def _strips(found: Assessment, show: Show) -> Section:
     middle = len(ranked) // 2 - each // 2
     places = {"Worst": ranked[:each], "Median": ranked[middle : middle + each], "Best": ranked[-each:][::-1]}
     sample_of = {sample.uid: sample for sample in found.samples}
-    scores = found.found.by_object()
+    scores = found.images.by_object()
     figures, seen = [], set()
     for name, uids in places.items():
         for uid in uids:
@@ -124,7 +124,7 @@ def _strip(batch: Batch, made: torch.Tensor) -> bytes:
 def _films(found: Assessment) -> list[Section]:
     if not found.films:
         return []
-    scores = found.found.by_object()
+    scores = found.images.by_object()
     figures = [Figure(path, f"{uid}, PSNR {scores[uid].psnr:.2f} dB") for uid, path in found.films.items()]
     return [Section("Novel views", "Renderings along a path of cameras that nobody has pictures of.", figures)]
 

@@ -56,7 +56,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Found:
+class ImageScores:
     """Scores of N images. uids: (N,), the object of each image. values: name of a field of Scores -> (N,) float64."""
 
     uids: np.ndarray
@@ -82,14 +82,14 @@ class Found:
         """Mean scores over objects, each with the mean of its images; `targets` is the number of objects."""
         each = self.by_object()
         means = {name: np.array([getattr(scores, name) for scores in each.values()]) for name in self.values}
-        return Found(np.array(list(each)), means).scores()
+        return ImageScores(np.array(list(each)), means).scores()
 
-    def only(self, uids: Iterable[str]) -> Found:
+    def only(self, uids: Iterable[str]) -> ImageScores:
         """Select the images of the objects `uids`."""
         return self._at(np.isin(self.uids, list(uids)))
 
-    def _at(self, rows: np.ndarray) -> Found:
-        return Found(self.uids[rows], {name: values[rows] for name, values in self.values.items()})
+    def _at(self, rows: np.ndarray) -> ImageScores:
+        return ImageScores(self.uids[rows], {name: values[rows] for name, values in self.values.items()})
 
 
 def render_of(net: LVSM) -> Render:
@@ -102,7 +102,7 @@ def measure(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None
     return examine(render, batches, lpips).scores()
 
 
-def examine(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None) -> Found:
+def examine(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None) -> ImageScores:
     """Score each target image of `batches`. render: a batch -> (B, T, 3, H, W) in [0, 1]."""
     uids: list[str] = []
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -121,7 +121,7 @@ def examine(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None
         for name, some in values.items():
             found[name].append(some.cpu())
         uids += np.repeat(batch.uids, batch.target_image.shape[1]).tolist()
-    return Found(np.array(uids), {name: torch.cat(some).double().numpy() for name, some in found.items()})
+    return ImageScores(np.array(uids), {name: torch.cat(some).double().numpy() for name, some in found.items()})
 
 
 def nearest(batch: Batch) -> torch.Tensor:

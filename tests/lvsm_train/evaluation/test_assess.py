@@ -122,7 +122,7 @@ def config(folder: Path, tmp_path: Path, **more: Any) -> EvalConfig:
 
 def test_the_same_again_but_for_the_time(run: Path, told: dict[str, Any], tmp_path: Path) -> None:
     found = assess(config(run, tmp_path, batch=2))
-    again = dataclasses.asdict(found.found.scores())
+    again = dataclasses.asdict(found.images.scores())
     for name in MEANS:
         assert again[name] == pytest.approx(told["summary"]["means_over_images"][name], rel=1e-5)
     assert len(assess(config(run, tmp_path, objects=1)).samples) == 1
@@ -163,7 +163,7 @@ def test_lpips_that_cannot_be_had_is_said_in_a_line(run: Path, tmp_path: Path, m
 
     monkeypatch.setattr(Lpips, "load", nowhere)
     found = assess(config(run, tmp_path, lpips=True))
-    assert found.found.scores().lpips is None and found.notes == ["LPIPS was not measured: the weights are not here"]
+    assert found.images.scores().lpips is None and found.notes == ["LPIPS was not measured: the weights are not here"]
     assert "LPIPS was not measured" in (found.out / "index.html").read_text()
     with pytest.raises(UserError, match="not here"):
         assess(config(run, tmp_path, lpips=True, lpips_weights=tmp_path / "file"))

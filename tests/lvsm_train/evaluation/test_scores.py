@@ -15,7 +15,7 @@ from lvsm_train.config.train import DataConfig, ModelConfig  # noqa: E402
 from lvsm_train.data.batches import Batch, Data  # noqa: E402
 from lvsm_train.evaluation import assess, flight  # noqa: E402
 from lvsm_train.evaluation import scores as evaluate  # noqa: E402
-from lvsm_train.evaluation.scores import BASELINES, Found, examine, measure  # noqa: E402
+from lvsm_train.evaluation.scores import BASELINES, ImageScores, examine, measure  # noqa: E402
 from lvsm_train.evaluation.stopwatch import Lap, Timed  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
 from pipeline.core import cameras  # noqa: E402
@@ -66,7 +66,7 @@ def test_scores_are_what_numpy_says(batches: list[Batch]) -> None:
 
 def test_means_over_images_and_over_objects() -> None:
     values = {name: np.array([10.0, 20, 30, 60]) for name in ("psnr", "foreground_psnr", "ssim", *BASELINES)}
-    found = Found(np.array(["a", "a", "a", "b"]), values)
+    found = ImageScores(np.array(["a", "a", "a", "b"]), values)
     assert found.scores().psnr == 30 and found.scores().targets == 4
     assert {uid: scores.psnr for uid, scores in found.by_object().items()} == {"a": 20, "b": 60}
     assert found.over_objects().psnr == 40 and found.over_objects().targets == 2
