@@ -17,8 +17,7 @@ from lvsm_train.data.batches import Batch, Data
 from lvsm_train.data.index import read_index
 from lvsm_train.data.samples import Planner, Sample
 from lvsm_train.device.devices import autocast
-from lvsm_train.evaluation import flight, protocols, scores
-from lvsm_train.evaluation import page as assessment_page
+from lvsm_train.evaluation import eval_page, flight, protocols, scores
 from lvsm_train.evaluation.assessment import Assessment, Control, write_table
 from lvsm_train.evaluation.protocols import PROTOCOLS
 from lvsm_train.evaluation.stopwatch import Timed
@@ -48,7 +47,7 @@ def assess(cfg: EvalConfig) -> Assessment:
             found = _measured(cfg, trained, protocol, data, out)
             write_table(out / "objects.csv", found.rows())
             (out / "summary.json").write_text(json.dumps(found.as_json(), indent=2, allow_nan=False))
-            assessment_page.write(found, functools.partial(_shown, trained, data), out / "index.html")
+            eval_page.write(found, functools.partial(_shown, trained, data), out / "index.html")
     return found
 
 

@@ -17,12 +17,11 @@ from rich.progress import track
 from lvsm_train.config.trained import OPERATIONS, LatentConfig
 from lvsm_train.data.batches import Data
 from lvsm_train.evaluation.scores import enlarged, pixels
-from lvsm_train.latent import grids
-from lvsm_train.latent import page as lab_page
+from lvsm_train.latent import grids, latent_page
 from lvsm_train.latent.atlas import FINDINGS
+from lvsm_train.latent.latent_page import Report
 from lvsm_train.latent.laws import laws
 from lvsm_train.latent.operations import EDITS, MIXTURES
-from lvsm_train.latent.page import Report
 from lvsm_train.latent.study import Study, change, measure
 from lvsm_train.latent.workbench import Bench, open_bench
 from lvsm_train.losses.metrics import Lpips, load_lpips
@@ -52,7 +51,7 @@ def explore(cfg: LatentConfig) -> Report:
         for study in _studies(bench, report):
             _save(study, bench, report, lpips)
     (report.out / "latent.json").write_text(json.dumps(report.as_json(), indent=1, allow_nan=False))
-    lab_page.write(report, report.out / "index.html")
+    latent_page.write(report, report.out / "index.html")
     return report
 
 
