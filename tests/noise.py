@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lvsm_train.data import batches as data
-from lvsm_train.data.batches import Batch, Data, DataConfig, Sample
+from lvsm_train.data.batches import TENSORS, Batch, Data, DataConfig, Sample
 from pipeline.core import cameras, images
 from pipeline.core.records import Item, Scene, Views, item_rng
 from pipeline.storage.shards import NUMBERS
@@ -61,7 +60,7 @@ def config(*folders: Path, **changes: Any) -> DataConfig:
 def digest(batch: Batch) -> str:
     """Of every bit of a batch."""
     made = hashlib.sha256(" ".join(batch.uids).encode())
-    for name in data.TENSORS:
+    for name in TENSORS:
         made.update(getattr(batch, name).numpy().tobytes())
     return made.hexdigest()
 
@@ -78,7 +77,6 @@ def digests(cfg: DataConfig, count: int = 6, start: int = 0) -> list[str]:
 def views_of(batch: Batch, sample: Sample, place: int) -> Any:
     """(view, picture, c2w, fxfycxcy) of one sample of a batch."""
     whole = [
-        torch.cat([getattr(batch, name), getattr(batch, f"target_{name}")], 1)[place].numpy()
-        for name in data.TENSORS[:3]
+        torch.cat([getattr(batch, name), getattr(batch, f"target_{name}")], 1)[place].numpy() for name in TENSORS[:3]
     ]
     return zip(sample.inputs + sample.targets, *whole, strict=True)

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from lvsm_train.config.train import DataConfig
-from lvsm_train.data import index as store
 from lvsm_train.data import samples, view_sampling
+from lvsm_train.data.index import Files, Index, decode_all, memory_free, read_index
 from lvsm_train.data.samples import Sample
 
 __all__ = ["Batch", "Data", "DataConfig", "Sample"]
@@ -59,7 +59,7 @@ class Batch:
         return replace(self, **moved)
 
 
-Plan = Callable[[], tuple[store.Index, Sequence[Sample]]]
+Plan = Callable[[], tuple[Index, Sequence[Sample]]]
 
 
 class End:
@@ -98,9 +98,9 @@ class Data:
         split: str = "",
     ) -> None:
         """Read the index, and decode all images if they are cached. accumulate: batches per step and rank. split: as in
-        store.read_index.
+        read_index.
 
-        Raises UserError like DataConfig.check and store.read_index, and for broken images.
+        Raises UserError like DataConfig.check and read_index, and for broken images.
         """
         cfg.check()
         cv2.setNumThreads(1)  # our threads decode an image each; threads within OpenCV would only compete with them
@@ -111,20 +111,20 @@ class Data:
             self.device = torch.device("cuda", torch.cuda.current_device())
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = max(1, len(os.sched_getaffinity(0)) // ranks_here)
-        self.index = store.read_index(cfg.data, cfg.res, cores, split)
+        self.index = read_index(cfg.data, cfg.res, cores, split)
         self.planner = samples.Planner(cfg, self.index)
         self.notes = self.planner.notes
         needed = len(self.index.c2w) * 3 * self.index.hw[0] * self.index.hw[1]
-        fits = needed <= MEMORY_SHARE * store.memory_free() / ranks_here
+        fits = needed <= MEMORY_SHARE * memory_free() / ranks_here
         self.cached = ("memory" if fits else "none") if cfg.cache == "auto" else cfg.cache
         self.pixels: torch.Tensor | None = None
         if self.cached != "none":
             at = self.device if self.cached == "device" else torch.device("cpu")
-            self.pixels = store.decode_all(self.index, at, cores, quiet=rank > 0)
+            self.pixels = decode_all(self.index, at, cores, quiet=rank > 0)
         elif slow := int((self.index.chunk[:, 1] == 0).sum()):
             self.notes.append(f"{slow} objects are not packed as lvsm-data does it: their pictures are slow to find")
         self.workers = cfg.workers if cfg.workers is not None else max(1, cores - 1 if self.pixels is None else 1)
-        self.files = store.Files()
+        self.files = Files()
 
     @property
     def hw(self) -> tuple[int, int]:
@@ -171,7 +171,7 @@ class Data:
         with contextlib.closing(self.poll(functools.partial(self._planned, plan) for plan in plans)) as batches:
             yield from (batch for batch in batches if batch is not None)
 
-    def _planned(self, plan: Callable[[], Sequence[Sample]]) -> tuple[store.Index, Sequence[Sample]]:
+    def _planned(self, plan: Callable[[], Sequence[Sample]]) -> tuple[Index, Sequence[Sample]]:
         return self.index, plan()
 
     def poll(self, plans: Iterator[Plan | None]) -> Generator[Batch | None, None, None]:
@@ -238,7 +238,7 @@ class Data:
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
-    def _read(self, index: store.Index, number: int, within: list[int], views: np.ndarray, out: np.ndarray) -> None:
+    def _read(self, index: Index, number: int, within: list[int], views: np.ndarray, out: np.ndarray) -> None:
         """Decode the views of an object, each once, into rows `within` of a batch. views: (B, S). out: (B, S, 3, H, W)."""
         jpegs = index.jpegs(number, self.files)
         done: dict[int, np.ndarray] = {}

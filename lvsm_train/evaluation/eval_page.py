@@ -10,9 +10,8 @@ import torch
 
 from lvsm_train.data.batches import Batch
 from lvsm_train.data.samples import Sample
-from lvsm_train.evaluation import scores as evaluate
 from lvsm_train.evaluation.assessment import NAMES, Assessment
-from lvsm_train.evaluation.scores import BASELINES
+from lvsm_train.evaluation.scores import BASELINES, enlarged, strip_row
 from pipeline.core import images
 from pipeline.report.charts import Plot
 from pipeline.report.findings import Figure, Section, Table, write_page
@@ -115,7 +114,7 @@ def _strips(found: Assessment, show: Show) -> Section:
 
 def _strip(batch: Batch, made: torch.Tensor) -> bytes:
     inputs = batch.image.shape[1]
-    views = [evaluate.enlarged(view, LEAST) for view in evaluate.row(batch, made, 0)]
+    views = [enlarged(view, LEAST) for view in strip_row(batch, made, 0)]
     left, right = (images.contact_sheet([part]) for part in (views[:inputs], views[inputs:]))
     apart = np.full((len(left), 16, 3), 128, np.uint8)
     return images.encode_png(np.concatenate([left, apart, right], 1))

@@ -162,13 +162,13 @@ def in_parts(lpips: Lpips, made: torch.Tensor, target: torch.Tensor) -> torch.Te
 def strip(render: Render, batch: Batch, path: Path, objects: int = 6) -> Path:
     """Write a PNG: a row per object with its inputs, then target and rendering side by side for up to three targets."""
     made = render(batch).float().clamp(0, 1)
-    rows = [row(batch, made, b) for b in range(min(objects, len(batch.uids)))]
+    rows = [strip_row(batch, made, b) for b in range(min(objects, len(batch.uids)))]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(images.encode_png(images.contact_sheet(rows)))
     return path
 
 
-def row(batch: Batch, made: torch.Tensor, b: int, targets: int = 3) -> list[np.ndarray]:
+def strip_row(batch: Batch, made: torch.Tensor, b: int, targets: int = 3) -> list[np.ndarray]:
     """Pictures of object b: inputs, then up to `targets` pairs of target and rendering. made: (B, T, 3, H, W) in [0, 1]."""
     pairs = [(batch.target_rgb[b, t], made[b, t]) for t in range(min(targets, made.shape[1]))]
     return [pixels(view) for view in (*batch.rgb[b], *(view for pair in pairs for view in pair))]

@@ -17,8 +17,7 @@ from lvsm_train.data.batches import Data
 from lvsm_train.data.step_inputs import EpochSource, RankBarrier, StepSource, Stream
 from lvsm_train.device.devices import autocast, device_of
 from lvsm_train.device.ranks import Ranks, process_group
-from lvsm_train.evaluation import scores as evaluate
-from lvsm_train.evaluation.scores import Scores
+from lvsm_train.evaluation.scores import Scores, measure, render_of, strip
 from lvsm_train.training.card import write_card
 from lvsm_train.training.gradients import Gradients
 from lvsm_train.training.guards import Watchdog
@@ -121,16 +120,16 @@ def _evaluate(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -
     with state.evaluation_net() as net, torch.no_grad(), autocast(cfg.precision, state.device):
         if not state.ranks.first:
             return
-        render = evaluate.render_of(net)
+        render = render_of(net)
 
-        def measure() -> None:
-            scores = evaluate.measure(render, data.evaluation_batches(samples, cfg.data.batch))
+        def report() -> None:
+            scores = measure(render, data.evaluation_batches(samples, cfg.data.batch))
             picture = state.out / "strips" / f"step-{step:08d}.png"
-            evaluate.strip(render, next(data.evaluation_batches(samples[:6], 6)), picture)
+            strip(render, next(data.evaluation_batches(samples[:6], 6)), picture)
             state.record_scores(step, scores)
             log.evaluation(step, scores, picture)
 
-        patiently(measure, state.out, state.stop_waiting)
+        patiently(report, state.out, state.stop_waiting)
 
 
 def _export(state: State, path: Path) -> None:

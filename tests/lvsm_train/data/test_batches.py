@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from lvsm_train.data import batches, parquet_pages, view_sampling  # noqa: E402
-from lvsm_train.data import index as store  # noqa: E402
 from lvsm_train.data.batches import Data  # noqa: E402
+from lvsm_train.data.index import Index, memory_free, read_index  # noqa: E402
 from pipeline.core import cameras, images  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from pipeline.core.records import Item, Scene, Views  # noqa: E402
@@ -72,8 +72,8 @@ def test_neither_threads_nor_the_cache_show(run: Path, changes: dict[str, Any]) 
 
 
 def test_a_view_is_decoded_once_per_batch(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded, decode = [], store.Index.decode
-    monkeypatch.setattr(store.Index, "decode", lambda *given: (decoded.append(given[1:3]), decode(*given)))
+    decoded, decode = [], Index.decode
+    monkeypatch.setattr(Index, "decode", lambda *given: (decoded.append(given[1:3]), decode(*given)))
     opened = Data(config(run, cache="none", samples_per_object=4))
     assert len({*opened.batch(0).uids}) == 1
     assert len(decoded) == len(set(decoded)) <= VIEWS < 4 * 5
@@ -207,7 +207,7 @@ def test_pictures_of_two_shapes_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["gone", "cut", "zeros", "no picture", "cut picture"])
 def test_broken_shards_are_named(tmp_path: Path, cache: str, workers: int, fault: str) -> None:
     path = write(tmp_path, [scene(f"o{i}", (24,)) for i in range(4)]) / "24/train-000000.parquet"
-    index = store.read_index((tmp_path,), None, 1)
+    index = read_index((tmp_path,), None, 1)
     whole, (start, length) = path.read_bytes(), index.chunk[2].tolist()
     jpeg = whole.index(b"\xff\xd8\xff", start)  # the first of this object
     end = whole.index(b"\xff\xd9", jpeg)
@@ -265,17 +265,17 @@ def test_shards_that_others_have_packed_anew(run: Path, tmp_path: Path) -> None:
 def test_more_files_than_may_stay_open(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = digests(config(run))
     for most in (0, 1):
-        monkeypatch.setattr(store, "OPEN_FILES", most)
+        monkeypatch.setattr("lvsm_train.data.index.OPEN_FILES", most)
         assert digests(config(run, cache="none", workers=3)) == expected
 
 
 def test_what_fits_into_memory_is_kept_there(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert store.memory_free() > 1e8
+    assert memory_free() > 1e8
     assert Data(config(run)).cached == "memory"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     needed = 13 * VIEWS * 3 * 48 * 48
     for free, expected in ((needed * 8 / 0.4 + 8, "memory"), (needed * 8 / 0.4 - 8, "none")):
-        monkeypatch.setattr(store, "memory_free", lambda free=free: int(free))
+        monkeypatch.setattr(batches, "memory_free", lambda free=free: int(free))
         assert Data(config(run)).cached == expected
     assert Data(config(run, cache="memory")).cached == "memory"
     assert Data(config(run, cache="device")).pixels is not None
@@ -289,7 +289,7 @@ def test_what_fits_into_memory_is_kept_there(run: Path, monkeypatch: pytest.Monk
 def chunk(run: Path) -> tuple[bytes, list[bytes]]:
     """A column chunk, and what pyarrow reads there."""
     path = run / "24/val-000000.parquet"
-    index = store.read_index((run / "24",), None, 1)
+    index = read_index((run / "24",), None, 1)
     number = index.uids.index("val-1")
     offset, length = index.chunk[number].tolist()
     expected = pc.struct_field(pq.ParquetFile(path).read_row_group(1)["image"], "bytes").to_pylist()
@@ -334,7 +334,7 @@ def test_a_picture_of_several_pages(tmp_path: Path) -> None:
         tmp_path,
         [Scene(Item("big", "local"), poses, {256: Views(pictures, np.full((14, 4), 9, np.float32), (256, 256))}, {})],
     )
-    index = store.read_index((tmp_path,), None, 1)
+    index = read_index((tmp_path,), None, 1)
     offset, length = index.chunk[0].tolist()
     chunk = index.paths[0].read_bytes()[offset : offset + length]
     assert [bytes(one) for one in parquet_pages.byte_strings(chunk, 14)] == pictures

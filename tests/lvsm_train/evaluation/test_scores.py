@@ -14,8 +14,16 @@ torch = pytest.importorskip("torch")
 from lvsm_train.config.train import DataConfig, ModelConfig  # noqa: E402
 from lvsm_train.data.batches import Batch, Data  # noqa: E402
 from lvsm_train.evaluation import assess, flight  # noqa: E402
-from lvsm_train.evaluation import scores as evaluate  # noqa: E402
-from lvsm_train.evaluation.scores import BASELINES, ImageScores, examine, measure  # noqa: E402
+from lvsm_train.evaluation.scores import (  # noqa: E402
+    BASELINES,
+    LPIPS_AT_ONCE,
+    ImageScores,
+    examine,
+    measure,
+    nearest,
+    render_of,
+    strip,
+)
 from lvsm_train.evaluation.stopwatch import Lap, Timed  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
 from pipeline.core import cameras  # noqa: E402
@@ -115,7 +123,7 @@ class Lightness(torch.nn.Module):
     """Stands for LPIPS: how far apart two pictures are on average."""
 
     def forward(self, render: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        assert len(render) <= evaluate.LPIPS_AT_ONCE
+        assert len(render) <= LPIPS_AT_ONCE
         return (render - target).abs().mean((1, 2, 3))
 
 
@@ -123,7 +131,7 @@ def test_lpips_of_the_model_and_of_the_nearest_input(batches: list[Batch]) -> No
     found = examine(noisy, batches, Lightness())  # type: ignore[arg-type]
     wanted = [(noisy(batch).clamp(0, 1) - batch.target_rgb).abs().mean((2, 3, 4)).flatten() for batch in batches]
     np.testing.assert_allclose(found.values["lpips"], torch.cat(wanted).numpy(), rtol=1e-5)
-    beside = [(evaluate.nearest(batch) - batch.target_rgb).abs().mean((2, 3, 4)).flatten() for batch in batches]
+    beside = [(nearest(batch) - batch.target_rgb).abs().mean((2, 3, 4)).flatten() for batch in batches]
     np.testing.assert_allclose(found.values["nearest_lpips"], torch.cat(beside).numpy(), rtol=1e-5)
     assert "LPIPS" in found.scores().line() and "LPIPS" not in measure(noisy, batches).line()
 
@@ -133,7 +141,7 @@ def test_lpips_of_the_model_and_of_the_nearest_input(batches: list[Batch]) -> No
 
 def render(config: ModelConfig, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
-        made: torch.Tensor = evaluate.render_of(lvsm.build(config, 0))(batch)
+        made: torch.Tensor = render_of(lvsm.build(config, 0))(batch)
     return made
 
 
@@ -237,7 +245,7 @@ def test_the_stopwatch_renders_as_the_model_and_counts_no_first_batch(batches: l
     timed.net.encode = lambda *given: (calls.append(len(given[0])), plain(*given))[1]  # type: ignore[method-assign]
     with torch.no_grad():
         for batch in (batches[0], batches[0], batches[1]):
-            assert torch.equal(timed(batch), evaluate.render_of(lvsm.build(TINY, 0))(batch))
+            assert torch.equal(timed(batch), render_of(lvsm.build(TINY, 0))(batch))
     assert calls == [2, 2, 2, 1, 1]  # two shapes, each once more than it was asked for
     assert set(timed.laps) == {uid for batch in batches for uid in batch.uids}
     lap = timed.laps[batches[0].uids[0]]
@@ -252,7 +260,7 @@ def test_rates_of_laps() -> None:
 def test_strips_are_written(batches: list[Batch], tmp_path: Path) -> None:
     from pipeline.core import images
 
-    path = evaluate.strip(noisy, batches[0], tmp_path / "new" / "strip.png")
+    path = strip(noisy, batches[0], tmp_path / "new" / "strip.png")
     sheet = images.decode(path.read_bytes())
     assert sheet.shape == (2 * 34 - 2, 9 * 34 - 2, 3)  # 3 inputs, 3 pairs
     np.testing.assert_array_equal(sheet[34:66, 3 * 34 : 3 * 34 + 32], batches[0].target_image[1, 0].permute(1, 2, 0))

@@ -14,8 +14,12 @@ torch = pytest.importorskip("torch")
 from lvsm_train.config.train import ModelConfig  # noqa: E402
 from lvsm_train.config.trained import OPERATIONS, LatentConfig  # noqa: E402
 from lvsm_train.data.batches import Data  # noqa: E402
-from lvsm_train.latent import explore as lab  # noqa: E402
 from lvsm_train.latent import grids, workbench  # noqa: E402
+from lvsm_train.latent.atlas import FINDINGS  # noqa: E402
+from lvsm_train.latent.explore import explore  # noqa: E402
+from lvsm_train.latent.latent_page import Report  # noqa: E402
+from lvsm_train.latent.operations import EDITS, MIXTURES  # noqa: E402
+from lvsm_train.losses.metrics import Lpips  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
 from lvsm_train.weights.trained import open_run  # noqa: E402
 from pipeline.core import images  # noqa: E402
@@ -46,12 +50,12 @@ def settings(run: Path, **more: Any) -> LatentConfig:
 
 
 @pytest.fixture(scope="module")
-def report(run: Path) -> lab.Report:
+def report(run: Path) -> Report:
     """All operations on two named objects, one of which was trained on."""
-    return lab.explore(settings(run, objects=("ball-4", "ball-1")))
+    return explore(settings(run, objects=("ball-4", "ball-1")))
 
 
-def test_everything_that_is_told_of_is_there(report: lab.Report, run: Path) -> None:
+def test_everything_that_is_told_of_is_there(report: Report, run: Path) -> None:
     assert report.out == run / "latent" and not report.notes
     told = json.loads((report.out / "latent.json").read_text())
     assert [each["uid"] for each in told["objects"]] == ["ball-4", "ball-1"]
@@ -91,7 +95,7 @@ def test_everything_that_is_told_of_is_there(report: lab.Report, run: Path) -> N
     assert len(told["influence"][0]["rms_change"]) == 6 and len(told["pca"]["nearest"][0]["nearest"]) == 4
 
 
-def test_what_is_true_by_construction_holds_and_is_measured(report: lab.Report) -> None:
+def test_what_is_true_by_construction_holds_and_is_measured(report: Report) -> None:
     promised = [law for law in report.laws if law.bound is not None]
     assert len(promised) == 7 + 2 * 4 and all(law.holds for law in promised)
     assert min(law.largest for law in report.laws if law.bound is None) > 1e-4
@@ -104,7 +108,7 @@ def test_what_is_true_by_construction_holds_and_is_measured(report: lab.Report) 
         assert studies[name][4]["largest_change"] > 1e-4
 
 
-def test_the_page_holds_all_and_asks_for_nothing(report: lab.Report) -> None:
+def test_the_page_holds_all_and_asks_for_nothing(report: Report) -> None:
     page = (report.out / "index.html").read_text()
     for title in ("True by construction", "Found", "Other values", "What each token is for", "Principal components"):
         assert f"<h2>{title}</h2>" in page
@@ -129,13 +133,13 @@ def test_frames_of_two_scenes_are_alike(run: Path) -> None:
 
 def test_some_operations_on_one_object_and_chosen_tokens(run: Path, tmp_path: Path) -> None:
     cfg = settings(run, objects=("ball-9",), only=("values", "swap"), tokens=("1", "3:5"), out=tmp_path / "few")
-    report = lab.explore(cfg)
+    report = explore(cfg)
     assert report.facts["tokens"] == [1, 3, 4]
     assert {study["name"] for study in report.studies} == {"values"}
     assert report.notes == ["swap was left out: it needs two objects"]
-    assert lab.explore(cfg).as_json() == report.as_json()  # random numbers are the seed's
-    other = lab.explore(dataclasses.replace(cfg, only=("noise",), seed=1))
-    assert other.as_json() != lab.explore(dataclasses.replace(cfg, only=("noise",))).as_json()
+    assert explore(cfg).as_json() == report.as_json()  # random numbers are the seed's
+    other = explore(dataclasses.replace(cfg, only=("noise",), seed=1))
+    assert other.as_json() != explore(dataclasses.replace(cfg, only=("noise",))).as_json()
 
 
 @pytest.mark.parametrize(
@@ -153,13 +157,13 @@ def test_some_operations_on_one_object_and_chosen_tokens(run: Path, tmp_path: Pa
 )
 def test_bad_input_is_named(more: dict[str, Any], error: str, run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=error):
-        lab.explore(settings(run, out=tmp_path / "out", **more))
+        explore(settings(run, out=tmp_path / "out", **more))
 
 
 def test_other_models_are_refused(data: Path, tmp_path: Path) -> None:
     train_fn(config(data, tmp_path / "run", steps=1, eval_every=0, checkpoint_every=1, tensorboard=False))
     with pytest.raises(UserError, match="is a run of a unidirectional model") as refused:
-        lab.explore(settings(tmp_path / "run"))
+        explore(settings(tmp_path / "run"))
     assert "--kind encoder_decoder" in str(refused.value.hint)
 
 
@@ -167,10 +171,10 @@ def test_lpips_that_cannot_be_had_is_a_note(run: Path, tmp_path: Path, monkeypat
     def refuse(*_: object) -> None:
         raise UserError("pip cannot fetch it", "elsewhere")
 
-    monkeypatch.setattr(lab.Lpips, "load", refuse)
+    monkeypatch.setattr(Lpips, "load", refuse)
     cfg = settings(run, objects=("ball-4",), only=("reorder",), out=tmp_path, lpips=True)
-    assert lab.explore(cfg).notes == ["LPIPS was not measured: pip cannot fetch it"]
+    assert explore(cfg).notes == ["LPIPS was not measured: pip cannot fetch it"]
 
 
 def test_operations_are_all_known() -> None:
-    assert set(OPERATIONS) == {*lab.EDITS, *lab.MIXTURES, *lab.FINDINGS}
+    assert set(OPERATIONS) == {*EDITS, *MIXTURES, *FINDINGS}

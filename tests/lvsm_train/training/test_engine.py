@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 from lvsm_train.config.train import DataConfig, ModelConfig, OptimConfig, TrainConfig  # noqa: E402
 from lvsm_train.data.batches import Data  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
-from lvsm_train.training import launch as launching  # noqa: E402
+from lvsm_train.training import guards, launch, state  # noqa: E402
 from lvsm_train.training.guards import BASELINE, HUNG, MAX_SPIKES, RECENT, SpikeGuard  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
 from lvsm_train.weights.official import to_official  # noqa: E402
@@ -116,7 +116,7 @@ RAY = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within Ray Dat
 @RAY
 @pytest.mark.usefixtures("cluster")
 def test_two_workers_of_ray_train_are_one(data: Path, alone: Path, tmp_path: Path) -> None:
-    result = launching.launch(short(data, tmp_path / "run", batch=2, ray_workers=2))
+    result = launch.launch(short(data, tmp_path / "run", batch=2, ray_workers=2))
     assert result.finished and result.step == 4
     close(tmp_path / "run", alone)
 
@@ -126,7 +126,7 @@ def test_two_workers_of_ray_train_are_one(data: Path, alone: Path, tmp_path: Pat
 @pytest.mark.usefixtures("cluster")
 def test_ray_train_goes_on_after_a_rank_dies(data: Path, alone: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """The first rank kills itself once, within the commit of the last checkpoint; Ray starts both anew."""
-    out, died, worker = tmp_path / "run", tmp_path / "died", launching._worker
+    out, died, worker = tmp_path / "run", tmp_path / "died", launch._worker
 
     def mortal(given: dict[str, Any]) -> None:
         def look(event: str, args: tuple[object, ...]) -> None:
@@ -137,8 +137,8 @@ def test_ray_train_goes_on_after_a_rank_dies(data: Path, alone: Path, tmp_path: 
         sys.addaudithook(look)
         worker(given)
 
-    monkeypatch.setattr(launching, "_worker", mortal)
-    launching.launch(short(data, out, batch=2, ray_workers=2))
+    monkeypatch.setattr(launch, "_worker", mortal)
+    launch.launch(short(data, out, batch=2, ray_workers=2))
     assert died.exists()
     close(out, alone)
 
@@ -148,7 +148,7 @@ def test_ray_train_goes_on_after_a_rank_dies(data: Path, alone: Path, tmp_path: 
 @pytest.mark.usefixtures("cluster")
 def test_ray_train_says_what_a_user_did_wrong(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no checkpoint"):
-        launching.launch(short(data, tmp_path / "run", ray_workers=1, start_from=tmp_path))
+        launch.launch(short(data, tmp_path / "run", ray_workers=1, start_from=tmp_path))
 
 
 def _calm() -> dict[str, str]:
@@ -205,12 +205,9 @@ def test_what_a_spike_is() -> None:
 
 def test_a_spike_takes_training_back(data: Path, tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
     """A learning rate that wrecks the model: the loss never comes back by itself."""
-    import lvsm_train.training.guards as spikes
-    import lvsm_train.training.state as state
-
-    for module in (spikes, state):
+    for module in (guards, state):
         monkeypatch.setattr(module, "RECENT", 4)
-    monkeypatch.setattr(spikes, "BASELINE", 16)
+    monkeypatch.setattr(guards, "BASELINE", 16)
     wreck = iter([False] * 30 + [True] + [False] * 100)
     before = state.State.step
 
