@@ -102,9 +102,9 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
     from pipeline.core.text import shown
 
     result = launch(cfg)
-    if result.first and result.scores:
+    if result.is_main and result.scores:
         print(f"unseen objects: {result.scores.line()}")
-    if result.first:
+    if result.is_main:
         print(
             f"{result.step} of {cfg.steps} steps in {shown(result.out)}; checkpoints, log.jsonl, strips and card.json are there"
         )

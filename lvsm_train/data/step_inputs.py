@@ -156,7 +156,7 @@ class Stream:
         return some
 
     def _report_waiting(self, slot: int | None) -> None:
-        if self.ranks.first and self.reported != slot:
+        if self.ranks.is_main and self.reported != slot:
             self.reported = slot
             patiently(lambda: Waiting(slot).write(self.out), self.out, self.stop_waiting)
 

@@ -27,7 +27,7 @@ class Ranks:
     local: int = 0
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """True for rank 0, which logs, evaluates and writes for all."""
         return self.rank == 0
 

@@ -139,7 +139,7 @@ def _worker(given: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"refusal-{os.getpid()}.json").write_text(json.dumps([str(error), error.hint]))
         raise
-    if result.first:
+    if result.is_main:
         scores = dataclasses.asdict(result.scores) if result.scores else None
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "result.json").write_text(json.dumps([result.step, result.finished, scores]))

@@ -63,26 +63,26 @@ class Log:
             console=self.console,
         )
         self.task = self.bar.add_task("", total=cfg.steps, completed=start)
-        if ranks.first:
+        if ranks.is_main:
             self._drop_lines_after(start)
             self.curves = Curves(cfg, start)
             self.file = self.path.open("ab", buffering=0)
 
     def __enter__(self) -> Log:
-        if self.ranks.first and self.console.is_terminal:
+        if self.ranks.is_main and self.console.is_terminal:
             self.bar.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.bar.stop()
-        if self.ranks.first:
+        if self.ranks.is_main:
             self.file.close()
             self.curves.close()
 
     def say(self, *lines: str) -> None:
         """Print notes for the user, empty ones left out."""
         for line in filter(None, lines):
-            if self.ranks.first:
+            if self.ranks.is_main:
                 self.console.print(line, highlight=False, soft_wrap=True)
 
     def _drop_lines_after(self, start: int) -> None:
@@ -100,7 +100,7 @@ class Log:
 
     def step(self, done: int, values: dict[str, float], step_input: StepInput) -> None:
         """Report a step. values: its loss, loss terms, and what Optimizers.step returned."""
-        if not self.ranks.first:
+        if not self.ranks.is_main:
             return
         now = time.monotonic()
         samples, pictures, flops = self._work(step_input.batches)
@@ -155,7 +155,7 @@ class Log:
 
     def evaluation(self, done: int, scores: Scores, picture: Path) -> None:
         """Report the scores of held-out objects, and the file of their picture."""
-        if not self.ranks.first:
+        if not self.ranks.is_main:
             return
         facts = dataclasses.asdict(scores)
         self._write({"step": done, "evaluation": facts})

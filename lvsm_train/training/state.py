@@ -82,10 +82,10 @@ class State:
     def evaluation_net(self) -> Iterator[LVSM]:
         """Model with averaged weights, if any, and unsharded, for the first rank. Others get `net`, but must call this too."""
         if self.sharded:
-            weights = gather_full(self.average.weights if self.average else self.net.state_dict(), self.ranks.first)
-            yield self._unsharded(weights) if self.ranks.first else self.net
+            weights = gather_full(self.average.weights if self.average else self.net.state_dict(), self.ranks.is_main)
+            yield self._unsharded(weights) if self.ranks.is_main else self.net
             return
-        if self.average is None or not self.ranks.first:
+        if self.average is None or not self.ranks.is_main:
             yield self.net
             return
         own = {name: value.clone() for name, value in self.net.state_dict().items()}
@@ -116,8 +116,8 @@ class State:
             "average": self.average.state_dict() if self.average else {},
         }
         if self.sharded:
-            tensors = gather_full(tensors, self.ranks.first)
-        if self.ranks.first:
+            tensors = gather_full(tensors, self.ranks.is_main)
+        if self.ranks.is_main:
             scores = dataclasses.asdict(self.scores) if self.scores else {}
             state = tensors | {
                 "spikes": self.spike_guard.state_dict(),

@@ -34,13 +34,13 @@ from pipeline.cycle.protocol import Cursor
 @dataclasses.dataclass(frozen=True)
 class Result:
     """step: steps that the run has done. finished: False if stopped before. scores: of the last evaluation, on the first rank
-    alone, None without one. first: whether this is the first rank's."""
+    alone, None without one. is_main: True for the first rank's."""
 
     out: Path
     step: int
     finished: bool
     scores: Scores | None
-    first: bool = True
+    is_main: bool = True
 
 
 def train_fn(cfg: TrainConfig) -> Result:
@@ -97,7 +97,7 @@ def train_fn(cfg: TrainConfig) -> Result:
                         dog.reset()
                         state.save(done, step_input.cursor)
                         saved = done
-                        if ranks.first:
+                        if ranks.is_main:
                             card = partial(write_card, cfg, step_input.data, done, state.scores)
                             patiently(card, cfg.out, stop_waiting)
                     dog.reset()
@@ -108,7 +108,7 @@ def train_fn(cfg: TrainConfig) -> Result:
         finished = not (stop or stopped or barrier.stopped) or (start < done and step_input.last)
         if finished and cfg.export_official:
             _export(state, cfg.export_official)
-        return Result(cfg.out, done, finished, state.scores, ranks.first)
+        return Result(cfg.out, done, finished, state.scores, ranks.is_main)
 
 
 def _evaluate(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -> None:
@@ -118,7 +118,7 @@ def _evaluate(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -
         log.say(f"step {step}: no held-out object has {cfg.data.inputs} views and one more: nothing is measured")
         return
     with state.evaluation_net() as net, torch.no_grad(), autocast(cfg.precision, state.device):
-        if not state.ranks.first:
+        if not state.ranks.is_main:
             return
         render = render_of(net)
 
@@ -135,7 +135,7 @@ def _evaluate(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -
 def _export(state: State, path: Path) -> None:
     """Write the weights as a checkpoint of the official LVSM, on the first rank. All ranks must call this."""
     with state.evaluation_net() as net:
-        if state.ranks.first:
+        if state.ranks.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"model": official.to_official(net)}, path)
 
@@ -144,7 +144,7 @@ def _export(state: State, path: Path) -> None:
 def _run_setup(cfg: TrainConfig, ranks: Ranks) -> Iterator[None]:
     """Write train.json, seed torch, and use deterministic algorithms within the block if cfg says so. Full disk: UserError."""
     assert cfg.out is not None
-    if ranks.first:
+    if ranks.is_main:
         cfg.out.mkdir(parents=True, exist_ok=True)
         path = cfg.out / "train.json"
         patiently(lambda: put(path, cfg.as_json()), cfg.out)
