@@ -38,10 +38,9 @@ from pipeline.storage.shards import (
     shard_on_disk,
     split_of,
 )
-from pipeline.storage.train_run import TrainingLog
 from pipeline.storage.writer import PARQUET_EXTRA, ShardWriter
 
-LivePage = Callable[[Path, TrainingLog], Page]
+LivePage = Callable[[Path], Page]
 MOST_WAITING = 16  # outcomes to hold in memory
 WAIT_S = 0.2
 

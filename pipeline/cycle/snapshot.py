@@ -180,9 +180,9 @@ def is_cycle(run: Path) -> bool:
 
 
 def _unseen(log: TrainingLog) -> dict[str, float] | None:
-    if not log.looks or any(log.looks[-1][1].get(name) is None for name in ("psnr", "nearest")):
+    if not log.evaluations or any(log.evaluations[-1][1].get(name) is None for name in ("psnr", "nearest")):
         return None
-    step, scores = log.looks[-1]
+    step, scores = log.evaluations[-1]
     return {"step": step, "psnr": scores["psnr"], "nearest": scores["nearest"]}
 
 

@@ -28,9 +28,9 @@ NOTE_S = 5.0  # between two lines of disk.csv
 class Page(Protocol):
     """Interface of a page that shows a cycle while it runs: `refresh` is called every tick, `end` once."""
 
-    def refresh(self) -> None: ...
+    def refresh(self, log: TrainingLog) -> None: ...
 
-    def end(self) -> None: ...
+    def end(self, log: TrainingLog) -> None: ...
 
 
 class Deleter:
@@ -119,14 +119,14 @@ class Supervisor:
         trainer: Trainer,
         widths: tuple[int, ...],
         deleted: int,
-        live_page: Callable[[Path, TrainingLog], Page],
+        live_page: Callable[[Path], Page],
     ) -> None:
         self.ledger, self.trainer = ledger, trainer
         self.log = TrainingLog(out / TRAIN)
         self.deleter = Deleter(out, widths, disk_budget, deleted)
         self.meter = DiskMeter(out, shares, disk_budget)
         self.notes = DiskNotes(self.meter, widths)
-        self.page = live_page(out, self.log)
+        self.page = live_page(out)
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(1, "supervisor")
         self._work_done: Future[None] | None = None
@@ -138,8 +138,8 @@ class Supervisor:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._pool.shutdown()
-        self.log.read()
-        self.page.end()
+        self.log = self.log.read()
+        self.page.end(self.log)
 
     def check(self) -> None:
         """Raise what went wrong in the thread: UserError of the trainer, or a bug."""
@@ -159,7 +159,7 @@ class Supervisor:
 
     def _tick(self, ledger: Ledger) -> None:
         done = committed(self.meter.out)[1].done
-        self.log.read()
+        self.log = self.log.read()
         if self.trainer.process is None and (window := Window.read(self.meter.out)) and window.begun:
             self.trainer.start()
         self.trainer.look()
@@ -167,18 +167,18 @@ class Supervisor:
             self.deleter.delete(done, ledger, self._stop.is_set)
         self.meter.measure()
         self.notes.add()
-        self.page.refresh()
+        self.page.refresh(self.log)
 
     def facts(self) -> dict[str, Any]:
         """Figures for status.json; called from another thread than the one that counts."""
-        log, curve, looks = self.log, self.log.curve, self.log.looks
+        log, curve, evaluations = self.log, self.log.curve, self.log.evaluations
         return {
             "disk_bytes": self.meter.used(),
             "disk_peak": self.meter.peak,
             "budget": int(self.meter.shares.total),
             "step": log.step,
             "loss": curve[-1][1] if curve else None,
-            "unseen": looks[-1][1] if looks else None,
+            "unseen": evaluations[-1][1] if evaluations else None,
             "samples": log.samples,
             "samples_per_s": log.samples_per_s,
             "trainer_waited_s": round(log.waited, 1),

@@ -143,7 +143,7 @@ def _training(log: TrainingLog) -> Any:
         title = f"loss, mean of {width:,} steps" if width > 1 else "loss"
         some.append(Panel(title, [Line(title, list(zip(steps, losses, strict=True)))], steep=steep))
     looks = {
-        name: [(float(step), float(scores[name])) for step, scores in log.looks if scores.get(name) is not None]
+        name: [(float(step), float(scores[name])) for step, scores in log.evaluations if scores.get(name) is not None]
         for name in ("psnr", "nearest")
     }
     if looks["psnr"]:

@@ -122,27 +122,27 @@ def _of_those_there(run: RunData, make: Callable[[list[Path]], Made]) -> Made:
 
 
 class LivePage:
-    """Page OUT/index.html of a cycle, rewritten while the cycle runs. log: its trainer's, which the caller keeps reading."""
+    """Page OUT/index.html of a cycle, rewritten while the cycle runs. log: as its trainer has written it so far."""
 
-    def __init__(self, out: Path, log: TrainingLog) -> None:
-        self.out, self.log = out.absolute(), log
+    def __init__(self, out: Path) -> None:
+        self.out = out.absolute()
         self.kept: tuple[list[Path], list[dict[str, Any]]] = ([], [])
         self.next = 0.0
 
-    def refresh(self) -> None:
+    def refresh(self, log: TrainingLog) -> None:
         """Write the page if it is due. A failure, as by a full disk or a damaged shard, is ignored until it is due again."""
         if time.monotonic() >= self.next:
             start = time.monotonic()
-            self._write(live=True)
+            self._write(log, live=True)
             self.next = time.monotonic() + max(LIVE_S, (time.monotonic() - start) / LIVE_SHARE)
 
-    def end(self) -> None:
+    def end(self, log: TrainingLog) -> None:
         """Write the final page, which browsers do not reload."""
-        self._write(live=False)
+        self._write(log, live=False)
 
-    def _write(self, live: bool) -> None:
+    def _write(self, log: TrainingLog, live: bool) -> None:
         with contextlib.suppress(UserError, OSError, ValueError):
-            run = _read_run(self.out, self.log)
+            run = _read_run(self.out, log)
             if live and run.books:
                 run.books.status["state"] = "running"  # in the first second, status.json is the last session's
             write(self.out / PAGE, _page(run, self._tiles(run), live))

@@ -14,15 +14,15 @@ LOG = "log.jsonl"
 
 @dataclass
 class TrainingLog:
-    """Lines of a training log so far, and their sums; `read` adds new lines.
+    """Lines of a training log so far, and their sums; `read` goes on from there.
 
-    curve: (step, loss, seconds, waited seconds, samples) of each step. looks: (step, scores) of evaluations on held-out objects.
+    curve: (step, loss, seconds, waited seconds, samples) of each step. evaluations: (step, scores) of held-out objects.
     slots: shard number -> samples of that shard, in a cycle.
     """
 
     folder: Path
     curve: list[tuple[int, float, float, float, int]] = field(default_factory=list)
-    looks: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    evaluations: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     slots: dict[int, int] = field(default_factory=dict)
     samples: int = 0
     seconds: float = 0.0
@@ -30,12 +30,12 @@ class TrainingLog:
     _at: tuple[int, int] = (0, 0)  # inode, bytes read
 
     def read(self, until: int | None = None) -> TrainingLog:
-        """Add new lines up to step `until`; start over if the file was replaced or cut. Returns the log itself."""
+        """Add new lines up to step `until`, and return the log: a new one if the file was replaced or cut meanwhile."""
         try:
             with (self.folder / LOG).open("rb") as file:
                 found = os.fstat(file.fileno())
-                if found.st_ino != self._at[0] or found.st_size < self._at[1]:
-                    vars(self).update(vars(TrainingLog(self.folder)))  # nothing of the old file counts
+                if self._at[1] and (found.st_ino != self._at[0] or found.st_size < self._at[1]):
+                    return TrainingLog(self.folder).read(until)
                 file.seek(self._at[1])
                 data = file.read()
         except FileNotFoundError:
@@ -51,7 +51,7 @@ class TrainingLog:
     def _take(self, told: dict[str, Any]) -> None:
         step = int(told["step"])
         if "evaluation" in told:
-            self.looks.append((step, told["evaluation"]))
+            self.evaluations.append((step, told["evaluation"]))
             return
         loss = told["loss"] if told["loss"] is not None else float("nan")
         self.curve.append((step, loss, told["seconds"], told["waited_s"], told["samples"]))

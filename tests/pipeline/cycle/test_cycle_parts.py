@@ -737,7 +737,7 @@ def test_a_log_is_read_while_it_grows(tmp_path: Path) -> None:
             file.write('{"step": ')
             file.flush()
             log.read()
-            assert (log.step, log.samples, len(log.looks)) == (step, 4 * step, step)
+            assert (log.step, log.samples, len(log.evaluations)) == (step, 4 * step, step)
             assert log.read().samples == 4 * step  # nothing is new
             file.truncate(file.tell() - len('{"step": '))
             file.seek(0, os.SEEK_END)
@@ -745,7 +745,7 @@ def test_a_log_is_read_while_it_grows(tmp_path: Path) -> None:
     assert (log.seconds, log.waited) == (10, 2.5) and np.isnan(log.curve[1][1]) and log.curve[2][1] == 1 / 3
     assert log.samples_per_s == pytest.approx(16 / (4 * 1.5))
     whole = TrainingLog(tmp_path).read()
-    assert (whole.looks, whole.slots, whole.samples) == (log.looks, log.slots, log.samples)
+    assert (whole.evaluations, whole.slots, whole.samples) == (log.evaluations, log.slots, log.samples)
     assert [line[0] for line in whole.curve] == [line[0] for line in log.curve] == [1, 2, 3, 4, 5]
 
 
@@ -771,10 +771,12 @@ def test_a_log_that_was_cut_is_read_anew(tmp_path: Path, replaced: bool) -> None
     if replaced:
         (tmp_path / "log.tmp").write_text(kept + "".join(log_line(step, 5, {"1": 5}) for step in range(4, 12)))
         os.replace(tmp_path / "log.tmp", path)
-        assert (log.read().samples, log.step, log.slots) == (52, 11, {0: 12, 1: 40})
+        log = log.read()
+        assert (log.samples, log.step, log.slots) == (52, 11, {0: 12, 1: 40})
     else:
         path.write_text(kept)
-        assert (log.read().samples, log.step, log.slots) == (12, 3, {0: 12})
+        log = log.read()
+        assert (log.samples, log.step, log.slots) == (12, 3, {0: 12})
     assert TrainingLog(tmp_path).read(until=2).samples == 8
 
 

@@ -352,20 +352,20 @@ def test_the_driver_writes_the_page_now_and_then(run: Path, monkeypatch: pytest.
         return make_tiles(*arguments)
 
     monkeypatch.setattr(report, "make_tiles", slow)
-    page, out = LivePage(run, TrainingLog(run / "train").read()), run / "index.html"
+    page, log, out = LivePage(run), TrainingLog(run / "train").read(), run / "index.html"
     with held(run):
-        page.refresh()
+        page.refresh(log)
         assert REFRESH in out.read_text() and "· <b>running</b>" in out.read_text()
         assert {tile["shard"] for tile in data_of(out)} == {"val-000000"}
         out.unlink()
         clock.now += 59  # 3 s of work: at most a twentieth of the time
-        page.refresh()
+        page.refresh(log)
         assert not out.exists()
         clock.now += 1
-        page.refresh()
+        page.refresh(log)
         assert out.exists()
         assert [objects for _, _, objects in made] == [16]  # the pictures of held-out objects are made once
-    page.end()
+    page.end(log)
     assert "refresh" not in out.read_text().split("<title>")[0] and "· <b>stopped</b>" in out.read_text()
 
 
@@ -378,15 +378,15 @@ def test_a_live_page_is_small(run: Path) -> None:
 def test_a_live_page_that_cannot_be_written_is_left_for_later(run: Path) -> None:
     out = run / "index.html"
     out.mkdir()
-    page = LivePage(run, TrainingLog(run / "train").read())
-    page.refresh()
-    page.end()
+    page, log = LivePage(run), TrainingLog(run / "train").read()
+    page.refresh(log)
+    page.end(log)
     assert not list(run.glob("*.tmp"))
     out.rmdir()
     (run / "64" / "val-000000.parquet").write_bytes(b"damaged")
-    page.end()
+    page.end(log)
     (run / "ledger.sqlite").write_bytes(b"damaged")
-    page.end()
+    page.end(log)
     assert not out.exists()
     with pytest.raises(UserError):
         write_page(run, out)
