@@ -162,7 +162,7 @@ class Supervisor:
         self.log = self.log.read()
         if self.trainer.process is None and (window := Window.read(self.meter.out)) and window.begun:
             self.trainer.start()
-        self.trainer.look()
+        self.trainer.poll()
         if done > self.deleter.deleted:
             self.deleter.delete(done, ledger, self._stop.is_set)
         self.meter.measure()

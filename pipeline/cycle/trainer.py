@@ -76,7 +76,7 @@ class Trainer:
                 with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:
                     append(file, line)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Record that the trainer has finished, or restart it if it ended early. UserError if it cannot go on."""
         if self.stopping or self.finished or self.process is None or (status := self.process.poll()) is None:
             return

@@ -608,7 +608,7 @@ def until(true: Callable[[], bool], seconds: float = 300) -> None:
 
 
 def looked(trainer: Trainer) -> bool:
-    trainer.look()
+    trainer.poll()
     return trainer.finished
 
 
@@ -630,7 +630,7 @@ def commit(step):
 def test_a_trainer_that_has_finished(tmp_path: Path) -> None:
     program = TURN + "print('threads', os.environ['OMP_NUM_THREADS'])"
     with training(tmp_path / "run", program, threads=3) as trainer:
-        trainer.look()
+        trainer.poll()
         assert not trainer.finished  # it has not been started
         trainer.start()
         until(lambda: looked(trainer))
@@ -693,7 +693,7 @@ time.sleep(60)
         process = trainer.process
         trainer.stop()
         assert process is not None and process.returncode == status and committed(tmp_path / "run")[0] == 4
-        trainer.look()  # somebody else does, at the same time
+        trainer.poll()  # somebody else does, at the same time
         trainer.start()
         assert trainer.process is process and trainer.starts == [0] and trainer.finished == finished
 
