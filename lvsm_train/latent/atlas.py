@@ -85,7 +85,8 @@ def _around(bench: Bench, subject: Subject) -> tuple[tuple[str, np.ndarray], Plo
     views = bench.data.index.first[sample.number] + np.array(sample.inputs)
     index = bench.data.index
     circle = flight.orbit(index.c2w[views], index.fxfycxcy[views], ORBIT)
-    turning = subject.from_cameras(*(torch.from_numpy(each) for each in circle))
+    c2w, k = (torch.from_numpy(each).to(subject.c2w) for each in circle)
+    turning = dataclasses.replace(subject, c2w=c2w, fxfycxcy=k)
     order = bench.strongest(subject)[:LISTED]
     strength = influence.strengths(bench.net, turning, order, bench.cfg.batch)
     labels = [f"token {token}" for token in order.tolist()]

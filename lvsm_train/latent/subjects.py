@@ -42,10 +42,6 @@ class Subject:
         """
         return render(net, [scene or self.scene], self.c2w, self.fxfycxcy, self.hw)[0]
 
-    def from_cameras(self, c2w: Tensor, fxfycxcy: Tensor) -> Subject:
-        """Copy with other cameras (T, 4, 4), (T, 4); `target` still belongs to the old ones."""
-        return dataclasses.replace(self, c2w=c2w.to(self.c2w), fxfycxcy=fxfycxcy.to(self.fxfycxcy))
-
 
 def render(net: EncoderDecoder, scenes: Sequence[LatentScene], c2w: Tensor, fxfycxcy: Tensor, hw: HW) -> Tensor:
     """Render S scenes in one batch, each from cameras (T, 4, 4), (T, 4): (S, T, 3, H, W) in [0, 1], float32."""

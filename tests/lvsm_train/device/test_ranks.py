@@ -36,15 +36,10 @@ from tests.lvsm_train.data import test_step_inputs  # noqa: E402
 from tests.lvsm_train.data.test_rounds import CASES, Case  # noqa: E402
 from tests.lvsm_train.data.test_step_inputs import SLOTS, WHOLE  # noqa: E402
 from tests.lvsm_train.training.test_engine import TINY  # noqa: E402
-from tests.lvsm_train.training.test_train import balls, config, losses, weights  # noqa: E402
+from tests.lvsm_train.training.test_train import config, losses, weights  # noqa: E402
 
 cycle = test_step_inputs.cycle
 ADAM = OptimConfig(lr=1e-3, warmup=2, ema=0.9)  # Muon counts in bfloat16, whose rounding is seen
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return balls(tmp_path_factory.mktemp("balls"), 10)
 
 
 def short(folder: Path, out: Path, **more: Any) -> TrainConfig:

@@ -41,9 +41,9 @@ def untrained(out: Path, *data: Path, **more: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of ten objects, of which two are for validation, 12 views each."""
-    return untrained(tmp_path_factory.mktemp("run"), balls(tmp_path_factory.mktemp("balls"), 10))
+    return untrained(tmp_path_factory.mktemp("run"), data)
 
 
 @pytest.fixture(scope="module")

@@ -24,17 +24,12 @@ from lvsm_train.training.train import train_fn  # noqa: E402
 from lvsm_train.weights.trained import open_run  # noqa: E402
 from pipeline.core import images  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
-from tests.lvsm_train.training.test_train import balls, config  # noqa: E402
+from tests.lvsm_train.training.test_train import config  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ENCDEC = ModelConfig(
     kind="encoder_decoder", dim=32, head_dim=16, layers=2, encoder_layers=1, latents=6, prope=True, init="width_aware"
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return balls(tmp_path_factory.mktemp("balls"), 10)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from lvsm_train.weights.trained import open_run  # noqa: E402
 from pipeline.cluster.executors import connected  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from pipeline.storage.train_run import commits  # noqa: E402
-from tests.lvsm_train.training.test_train import balls, config, losses, weights  # noqa: E402
+from tests.lvsm_train.training.test_train import config, losses, weights  # noqa: E402
 
 PYTHON = [sys.executable, "-c"]
 TRAIN = (
@@ -38,11 +38,6 @@ TRAIN = (
 TINY = ModelConfig(
     kind="unidirectional", dim=32, head_dim=16, layers=2, encoder_layers=1, prope=True, init="width_aware"
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return balls(tmp_path_factory.mktemp("balls"), 10)
 
 
 def short(folder: Path, out: Path, batch: int = 4, **more: Any) -> TrainConfig:

@@ -70,11 +70,6 @@ def balls(folder: Path, objects: int, views: int = 12) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return balls(tmp_path_factory.mktemp("balls"), 10)
-
-
 def config(folder: Path, out: Path, **more: Any) -> TrainConfig:
     usual = TrainConfig(
         preset="small",
