@@ -109,7 +109,7 @@ class Gradients:
         sums: Terms = {}
         late = step >= self.cfg.loss.perceptual_from
         for number, batch in enumerate(batches):
-            tensors = [getattr(batch, name) for name in ("image", "c2w", "fxfycxcy", *TENSORS[3:])]
+            tensors = [getattr(batch, name) for name in TENSORS]
             try:
                 with self._reduction(number + 1 == len(batches)):
                     terms = (self.recorded or self._backward)(late, *tensors)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lvsm_train.config.train import ModelConfig
 from lvsm_train.models.lvsm import LVSM, build
 
+WHOLE = "give the whole state dict of an official LVSM with qk-norm"
 STEMS = {
     "image_tokens.linear.weight": "image_tokenizer.1.weight",
     "ray_tokens.linear.weight": "target_pose_tokenizer.1.weight",
@@ -56,14 +57,13 @@ def from_official(state_dict: Mapping[str, Any], config: ModelConfig | None = No
     model = build(actual, seed=0)
     names, ours = official_names(actual), model.state_dict()
     wrong = {
-        "missing": sorted(set(names.values()) - set(weights)),
-        "unexpected": sorted(set(weights) - set(names.values())),
+        "missing": (set(names.values()) - set(weights), WHOLE),
+        "unexpected": (set(weights) - set(names.values()), "remove what is no weight of the official LVSM"),
     }
-    for what, keys in wrong.items():
+    for what, (keys, hint) in wrong.items():
         if keys:
             raise ValueError(
-                f"{len(keys)} weights are {what}, first {keys[0]}: {_first_step(what)} "
-                f"(read as {actual.kind}, {actual.layers} layers)"
+                f"{len(keys)} weights are {what}, first {min(keys)}: {hint} (read as {actual.kind}, {actual.layers} layers)"
             )
     for name, theirs in names.items():
         if weights[theirs].shape != ours[name].shape:
@@ -140,10 +140,10 @@ def _weights(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _shape(weights: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
     if name not in weights:
-        raise ValueError(f"{name} is missing among {len(weights)} weights: {_first_step('missing')}")
+        raise ValueError(f"{name} is missing among {len(weights)} weights: {WHOLE}")
     shape = tuple(weights[name].shape)
     if len(shape) != dims:
-        raise ValueError(f"{name} is {shape}, and {dims} dimensions are expected: {_first_step('missing')}")
+        raise ValueError(f"{name} is {shape}, and {dims} dimensions are expected: {WHOLE}")
     return shape
 
 
@@ -151,7 +151,7 @@ def _depth(weights: Mapping[str, Tensor], stack: str) -> int:
     """Number of blocks of a stack: the highest number plus 1, so that a gap shows as missing weights."""
     numbers = [int(match[1]) for name in weights if (match := re.match(rf"{stack}\.(\d+)\.", name))]
     if not numbers:
-        raise ValueError(f"no weight begins with {stack}.: {_first_step('missing')}")
+        raise ValueError(f"no weight begins with {stack}.: {WHOLE}")
     return max(numbers) + 1
 
 
@@ -166,9 +166,3 @@ def _compare(config: ModelConfig, actual: ModelConfig) -> None:
             raise ValueError(
                 f"config has {name} {asked}, and the weights {read}: set {name} to {read}, or take other weights"
             )
-
-
-def _first_step(what: str) -> str:
-    if what == "missing":
-        return "give the whole state dict of an official LVSM with qk-norm"
-    return "remove what is no weight of the official LVSM"
