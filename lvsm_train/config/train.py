@@ -310,6 +310,12 @@ class TrainConfig:
         return dataclasses.replace(self, data=data, out=out, start_from=start_from, export_official=export_official)
 
     @property
+    def folder(self) -> Path:
+        """Folder of the run: `out`, which resolved settings have."""
+        assert self.out is not None
+        return self.out
+
+    @property
     def world(self) -> int:
         """Number of ranks that flags ask for; torchrun may have started more."""
         return max(1, self.ranks, self.ray_workers)

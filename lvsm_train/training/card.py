@@ -31,8 +31,7 @@ PAPERS = {
 
 def write_card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> Path:
     """Write the card of a run that has done `step` steps, and return its path."""
-    assert cfg.out is not None
-    path = cfg.out / "card.json"
+    path = cfg.folder / "card.json"
     put(path, card(cfg, data, step, scores))
     return path
 

@@ -33,8 +33,7 @@ def launch(cfg: TrainConfig) -> Result:
     """
     if not (cfg.ray_workers or cfg.ranks > 1):
         return train_fn(cfg)
-    assert cfg.out is not None
-    shutil.rmtree(cfg.out / ENDED, ignore_errors=True)
+    shutil.rmtree(cfg.folder / ENDED, ignore_errors=True)
     if cfg.ray_workers:
         _on_ray(cfg)
     else:
@@ -100,8 +99,7 @@ def _on_ray(cfg: TrainConfig) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    assert cfg.out is not None
-    storage = cfg.out / "ray"
+    storage = cfg.folder / "ray"
     shutil.rmtree(storage, ignore_errors=True)  # else Ray resumes from its own state instead of our checkpoint
     with connected(cfg.address, cfg.ray_workers + 1, show_output=True) as ray:
         gpus = ray.cluster_resources().get("GPU", 0)
@@ -129,8 +127,7 @@ def _on_ray(cfg: TrainConfig) -> None:
 def _worker(given: dict[str, Any]) -> None:
     """Train as one rank, and leave result or refusal in OUT/ended. Ranks restarted after a refusal (UserError) end at once."""
     cfg = TrainConfig.from_json(given["cfg"])
-    assert cfg.out is not None
-    folder = cfg.out / ENDED
+    folder = cfg.folder / ENDED
     if any(folder.glob("refusal-*.json")):
         return
     try:
@@ -147,14 +144,13 @@ def _worker(given: dict[str, Any]) -> None:
 
 def _collect_result(cfg: TrainConfig) -> Result:
     """Read and delete what ranks left in OUT/ended; nothing there means that they were stopped before the first step."""
-    assert cfg.out is not None
-    folder = cfg.out / ENDED
+    folder = cfg.folder / ENDED
     for path in sorted(folder.glob("refusal-*.json")):
         raise UserError(*json.loads(path.read_text()))
     path = folder / "result.json"
     step, finished, scores = json.loads(path.read_text()) if path.exists() else (0, False, None)
     shutil.rmtree(folder, ignore_errors=True)
-    return Result(cfg.out, step, finished, Scores(**scores) if scores else None)
+    return Result(cfg.folder, step, finished, Scores(**scores) if scores else None)
 
 
 if __name__ == "__main__":

@@ -47,12 +47,11 @@ class Log:
     """Context manager around a training run. Only the first rank prints and writes."""
 
     def __init__(self, cfg: TrainConfig, start: int, ranks: Ranks, device: torch.device) -> None:
-        assert cfg.out is not None
         self.cfg, self.ranks = cfg, ranks
         self.stop_waiting: Callable[[], bool] = lambda: True  # for room on a full disk
         self.peak = peak_flops(device)
         self.console = Console(stderr=True)
-        self.path = cfg.out / "log.jsonl"
+        self.path = cfg.folder / "log.jsonl"
         self.recent: deque[_Step] = deque(maxlen=WINDOW)
         self.last = self.next_line = time.monotonic()
         self.bar = Bar(
@@ -175,22 +174,21 @@ class Curves:
     """TensorBoard and W&B, each if `cfg` enables it. start: step that the run goes on from; later points are dropped."""
 
     def __init__(self, cfg: TrainConfig, start: int) -> None:
-        assert cfg.out is not None
         self.tensorboard: Any = None
         self.wandb: Any = None
         if cfg.tensorboard:
             from tensorboardX import SummaryWriter
 
             purge_step = start + 1 if start else None
-            self.tensorboard = SummaryWriter(str(cfg.out / "tensorboard"), purge_step=purge_step, write_to_disk=True)
+            self.tensorboard = SummaryWriter(str(cfg.folder / "tensorboard"), purge_step=purge_step, write_to_disk=True)
         if cfg.wandb:
             try:
                 import wandb
             except ImportError:
                 raise UserError("--wandb needs the package wandb", "pip install wandb") from None
-            name = cfg.out.name
+            name = cfg.folder.name
             self.wandb = wandb.init(
-                project=cfg.wandb, name=name, id=name, dir=cfg.out, resume="allow", config=cfg.as_json()
+                project=cfg.wandb, name=name, id=name, dir=cfg.folder, resume="allow", config=cfg.as_json()
             )
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

@@ -29,8 +29,7 @@ class State:
     """net: the model on its device, replicated on all ranks or sharded among them. Only the first rank writes checkpoints."""
 
     def __init__(self, cfg: TrainConfig, device: torch.device, ranks: Ranks) -> None:
-        assert cfg.out is not None
-        self.cfg, self.device, self.out, self.ranks = cfg, device, cfg.out, ranks
+        self.cfg, self.device, self.out, self.ranks = cfg, device, cfg.folder, ranks
         self.net: LVSM = lvsm.build(cfg.model, cfg.data.seed)
         if cfg.start_from:
             start_weights(self.net, cfg.start_from)

@@ -49,10 +49,8 @@ def train_fn(cfg: TrainConfig) -> Result:
     Called by every rank: a single process, or each of torchrun or Ray Train. Raises UserError: no data, a folder of another
     run, full memory (with settings to lower), a loss that keeps spiking.
     """
-    assert cfg.out is not None
     with process_group(cfg.hang_minutes) as ranks, _run_setup(cfg, ranks):
         cfg = cfg.shared(ranks.world)
-        assert cfg.out is not None
         device = device_of(cfg.device, ranks.local)
         state = State(cfg, device, ranks)
         done = start = state.resume()
@@ -99,7 +97,7 @@ def train_fn(cfg: TrainConfig) -> Result:
                         saved = done
                         if ranks.is_main:
                             card = partial(write_card, cfg, step_input.data, done, state.scores)
-                            patiently(card, cfg.out, stop_waiting)
+                            patiently(card, cfg.folder, stop_waiting)
                     dog.reset()
                     if stop:
                         break
@@ -108,7 +106,7 @@ def train_fn(cfg: TrainConfig) -> Result:
         finished = not (stop or stopped or barrier.stopped) or (start < done and step_input.last)
         if finished and cfg.export_official:
             _export(state, cfg.export_official)
-        return Result(cfg.out, done, finished, state.scores, ranks.is_main)
+        return Result(cfg.folder, done, finished, state.scores, ranks.is_main)
 
 
 def _evaluate(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -> None:
@@ -143,11 +141,10 @@ def _export(state: State, path: Path) -> None:
 @contextlib.contextmanager
 def _run_setup(cfg: TrainConfig, ranks: Ranks) -> Iterator[None]:
     """Write train.json, seed torch, and use deterministic algorithms within the block if cfg says so. Full disk: UserError."""
-    assert cfg.out is not None
     if ranks.is_main:
-        cfg.out.mkdir(parents=True, exist_ok=True)
-        path = cfg.out / "train.json"
-        patiently(lambda: put(path, cfg.as_json()), cfg.out)
+        cfg.folder.mkdir(parents=True, exist_ok=True)
+        path = cfg.folder / "train.json"
+        patiently(lambda: put(path, cfg.as_json()), cfg.folder)
     torch.manual_seed(cfg.data.seed)
     before = torch.are_deterministic_algorithms_enabled()
     if cfg.deterministic:
@@ -160,7 +157,7 @@ def _run_setup(cfg: TrainConfig, ranks: Ranks) -> Iterator[None]:
         if not is_full(error):
             raise
         raise UserError(
-            f"the disk of {cfg.out} is full", "make room; the same command goes on from the newest checkpoint"
+            f"the disk of {cfg.folder} is full", "make room; the same command goes on from the newest checkpoint"
         ) from None
     finally:
         torch.use_deterministic_algorithms(before)
