@@ -149,10 +149,6 @@ class Data:
         """Close shard files. Iterators must have ended."""
         self.files.close()
 
-    def batch(self, step: int) -> Batch:
-        """First (or only) batch of a step on this rank."""
-        return self.gather(self.planner.training(step, self.ours[0], self.parts))
-
     def gather(self, some: Sequence[Sample]) -> Batch:
         """Load samples as a batch. Raises ValueError if their numbers of views differ, UserError for broken shards."""
         return self._finish(self._begin(lambda: (self.index, some), _run_now))

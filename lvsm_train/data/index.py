@@ -8,6 +8,7 @@ are small and many, a hundred times what decoding eight views takes.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import threading
@@ -212,10 +213,7 @@ def merge(paths: Sequence[Path], files: Sequence[ShardIndex], width: int) -> Ind
 
 
 def _check_unique(uids: list[str], val: np.ndarray) -> None:
-    """Raise UserError if an object is in both splits."""
-    both = {uid for uid, held in zip(uids, val, strict=True) if held}
-    both &= {uid for uid, held in zip(uids, val, strict=True) if not held}
-    if both:
+    if both := set(itertools.compress(uids, val)) & set(itertools.compress(uids, ~val)):
         raise UserError(
             f"{len(both)} objects are in train-*.parquet and in val-*.parquet, for example {min(both)}",
             "runs to be trained on together need the same --val-percent",

@@ -196,7 +196,6 @@ def _count(which: Tensor, scene: LatentScene) -> str:
 
 
 def _powers_of_two(limit: int) -> list[int]:
-    """Powers of two, 1, 2, 4, ... up to the limit."""
     return [2**power for power in range(limit.bit_length())]
 
 

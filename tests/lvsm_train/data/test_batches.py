@@ -53,7 +53,7 @@ def test_ranks_share_one_batch(run: Path, changes: dict[str, Any]) -> None:
     whole = Data(config(run, batch=6, cache="none", **changes))
     parts = [Data(config(run, batch=3, cache="none", **changes), rank, 2) for rank in range(2)]
     for step in range(5):
-        batch, halves = whole.batch(step), [part.batch(step) for part in parts]
+        batch, halves = next(whole.batches(step)), [next(part.batches(step)) for part in parts]
         assert batch.uids == halves[0].uids + halves[1].uids
         for name in batches.TENSORS:
             assert torch.equal(getattr(batch, name), torch.cat([getattr(half, name) for half in halves]))
@@ -75,7 +75,7 @@ def test_a_view_is_decoded_once_per_batch(run: Path, monkeypatch: pytest.MonkeyP
     decoded, decode = [], Index.decode
     monkeypatch.setattr(Index, "decode", lambda *given: (decoded.append(given[1:3]), decode(*given)))
     opened = Data(config(run, cache="none", samples_per_object=4))
-    assert len({*opened.batch(0).uids}) == 1
+    assert len({*next(opened.batches(0)).uids}) == 1
     assert len(decoded) == len(set(decoded)) <= VIEWS < 4 * 5
 
 
@@ -102,7 +102,7 @@ def test_batches_hold_what_the_shards_hold(run: Path, stored: dict[tuple[str, in
     width = res or 48
     assert opened.hw == (width, width)
     for step in range(3):
-        plan, batch = opened.planner.training(step, 0, 1), opened.batch(step)
+        plan, batch = opened.planner.training(step, 0, 1), next(opened.batches(step))
         assert batch.image.shape == (4, 3, 3, width, width) and batch.image.dtype == torch.uint8
         assert batch.target_image.shape == (4, 2, 3, width, width)
         assert batch.uids == [sample.uid for sample in plan]
@@ -131,7 +131,7 @@ def test_a_point_is_where_the_intrinsics_say_at_every_width(tmp_path: Path) -> N
     write(tmp_path, [Scene(Item("one", "local"), c2w, {96: Views(pictures, k, hw)}, {})])
     for width in (96, 64, 40, 32):
         opened = Data(config(tmp_path, res=width, inputs=4, targets=4, rotate=False))
-        batch, (sample, *_) = opened.batch(0), opened.planner.training(0, 0, 1)
+        batch, (sample, *_) = next(opened.batches(0)), opened.planner.training(0, 0, 1)
         assert opened.hw == (width * 3 // 4, width)
         rows, columns = np.mgrid[: opened.hw[0], :width] + 0.5
         for view, picture, pose, intrinsics in views_of(batch, sample, 0):
@@ -147,7 +147,7 @@ def test_turning_the_world_leaves_pictures_alone(run: Path) -> None:
     points = np.random.default_rng(0).uniform(-0.5, 0.5, (20, 3))
     angles = []
     for step in range(8):
-        turned, plain = opened.batch(step), still.batch(step)
+        turned, plain = next(opened.batches(step)), next(still.batches(step))
         assert [sample.angle for sample in still.planner.training(step, 0, 1)] == [0.0] * 4
         assert torch.equal(turned.fxfycxcy, plain.fxfycxcy)
         for place, sample in enumerate(opened.planner.training(step, 0, 1)):

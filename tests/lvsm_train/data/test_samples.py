@@ -48,9 +48,9 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 def test_the_number_of_inputs_varies_by_step(run: Path) -> None:
     opened = Data(config(run, inputs_from=1, inputs=4, cache="none"))
-    counts = [opened.batch(step).image.shape[1] for step in range(40)]
+    counts = [next(opened.batches(step)).image.shape[1] for step in range(40)]
     assert set(counts) == {1, 2, 3, 4}
-    assert {opened.batch(step).target_image.shape[1] for step in range(5)} == {2}
+    assert {next(opened.batches(step)).target_image.shape[1] for step in range(5)} == {2}
 
 
 # ---- which views
@@ -178,7 +178,7 @@ def test_batches_of_clips(clips: Path) -> None:
     assert "1 of" in opened.notes[-1] and "no window" in opened.notes[-1]
     widths = []
     for step in range(25):
-        plan, batch = opened.planner.training(step, 0, 1), opened.batch(step)
+        plan, batch = opened.planner.training(step, 0, 1), next(opened.batches(step))
         for place, sample in enumerate(plan):
             frame = opened.index.frame[opened.index.of(sample.number)]
             shown, asked = frame[list(sample.inputs)], frame[list(sample.targets)]
