@@ -1,15 +1,15 @@
-"""Downloads that run ahead of the renderers: items in, items with their file on disk out, within a budget of disk."""
+"""Downloads that run ahead of the renderers, within a budget of disk: from one driver, or in each worker of a cluster."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import queue
 import shutil
 import traceback
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -22,8 +22,6 @@ from pipeline.download.fetch import Fetcher
 AHEAD = 4  # items under way or ready, times the number of downloads
 IN_A_ROW = 20  # batches failing with Retry, and no success or Skip between: then the connection is to blame
 UID = "uid"  # a file in an item's folder that holds the item's uid
-
-Result = tuple[Item, Path | BaseException]
 
 
 class BatchFetcher:
@@ -42,28 +40,33 @@ class BatchFetcher:
     def start(self, batch: Sequence[Item], tell: Callable[[Item, Path | BaseException], object]) -> None:
         """Fetch a batch in a thread, which calls `tell` once per item, with the path of its file or with the error."""
         waiting = {item.uid: item for item in batch}
-        self._pool.submit(self._fetch, batch, waiting, tell).add_done_callback(partial(self._ended, waiting, tell))
+
+        def fetch() -> None:
+            for item, got in self.source.fetch_many(batch, self._make_folder, self.net):
+                tell(waiting.pop(item.uid), got)
+
+        def ended(
+            future: Future[None],
+        ) -> None:  # of items that the source never yielded, with the error that stopped it
+            error = None if future.cancelled() else future.exception()
+            for item in waiting.values():
+                tell(item, error or RuntimeError("the source did not say what became of it"))
+
+        self._pool.submit(fetch).add_done_callback(ended)
 
     def remove(self, uid: str) -> None:
         """Remove an item's files and release their disk."""
         shutil.rmtree(self.net.disk_budget.folder_of(uid), ignore_errors=True)
         self.net.disk_budget.release(uid)
 
-    def close(self) -> None:
-        """Stop the downloads under way, and wait for the threads."""
+    def stop(self) -> None:
+        """End the downloads under way. Complete files stay for the next session."""
         self.net.close()
+
+    def close(self) -> None:
+        """Stop, and wait for the threads."""
+        self.stop()
         self._pool.shutdown(cancel_futures=True)
-
-    def _fetch(self, batch: Sequence[Item], waiting: dict[str, Item], tell: Callable[..., object]) -> None:
-        for item, got in self.source.fetch_many(batch, self._make_folder, self.net):
-            tell(waiting.pop(item.uid), got)
-
-    @staticmethod
-    def _ended(waiting: dict[str, Item], tell: Callable[..., object], future: Future[None]) -> None:
-        """Call `tell` for the items that the source never yielded, with the error that stopped it."""
-        error = None if future.cancelled() else future.exception()
-        for item in waiting.values():
-            tell(item, error or RuntimeError("the source did not say what became of it"))
 
     def _make_folder(self, item: Item) -> Path:
         folder = self.net.disk_budget.folder_of(item.uid)
@@ -72,18 +75,16 @@ class BatchFetcher:
         return folder
 
 
-class Downloads:
-    """Downloads for one source into folders of `net.disk_budget.folder`, one per item, gone after `done`.
+class Downloads(BatchFetcher):
+    """Downloads of the driver: items in, items with their file on disk out, for workers on the same machine.
 
     finished: uids that need no file any more; files that an earlier session left for these are removed.
     """
 
     def __init__(self, source: ModuleType, net: Fetcher, threads: int, finished: Container[str]) -> None:
-        self.source = source
-        self.net = net
-        self.fetcher = BatchFetcher(source, net, threads)
-        self.ahead = max(AHEAD * threads, self.fetcher.most)
-        self.results: queue.SimpleQueue[Result] = queue.SimpleQueue()
+        super().__init__(source, net, threads)
+        self.ahead = max(AHEAD * threads, self.most)
+        self.results: queue.SimpleQueue[tuple[Item, Path | BaseException]] = queue.SimpleQueue()
         self.out_there = 0  # items given to a thread and not yielded yet
         self.in_a_row = 0
         self.failing = ""  # key of the batch that failed last: a batch counts once, however many items it has
@@ -95,14 +96,14 @@ class Downloads:
         failed is called, in the caller's thread, with the Outcome of each item whose file cannot be had. Raises UserError
         after IN_A_ROW failures in a row, OSError if the disk is full.
         """
-        batches = Batches(drawn, self.fetcher.key)
+        batches = Batches(drawn, self.key)
         while not self.net.stopped.is_set():
             while not batches.exhausted and self.out_there < self.ahead:
-                group = batches.take(self.fetcher.most)
+                group = batches.take(self.most)
                 if not group:
                     break
                 self.out_there += len(group)
-                self.fetcher.start(group, lambda *result: self.results.put(result))
+                self.start(group, lambda *result: self.results.put(result))
             try:
                 item, got = self.results.get_nowait()
             except queue.Empty:
@@ -123,24 +124,8 @@ class Downloads:
         ready = self.results.qsize()
         return {"under_way": self.out_there - ready, "ready": ready, "bytes": self.net.disk_budget.used}
 
-    def done(self, item: Item) -> None:
-        """Remove an item's files and release their disk."""
-        self.fetcher.remove(item.uid)
-
-    def stop(self) -> None:
-        """End the stream and the downloads under way. Complete files stay for the next session."""
-        self.net.close()
-
-    def close(self) -> None:
-        """Stop, and wait for the threads."""
-        self.fetcher.close()
-
-    def folder_of(self, uid: str) -> Path:
-        """Path of an item's own folder."""
-        return self.net.disk_budget.folder_of(uid)
-
     def _give_up(self, item: Item, error: BaseException, failed: Callable[[Outcome], None]) -> None:
-        self.done(item)
+        self.remove(item.uid)
         if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
             raise error
         if isinstance(error, Skip | Retry):
@@ -148,7 +133,7 @@ class Downloads:
         else:
             reason, detail = "bug", "".join(traceback.format_exception(error))
         failed(Outcome(item, None, reason, detail))
-        batch = self.fetcher.key(item)
+        batch = self.key(item)
         if not isinstance(error, Retry):
             self.in_a_row = 0
         elif batch != self.failing:
@@ -162,7 +147,42 @@ class Downloads:
         for folder in sorted(self.net.disk_budget.folder.iterdir()):
             name = folder / UID
             uid = name.read_text() if name.is_file() else ""
-            if not uid or uid in finished or self.folder_of(uid) != folder:
+            if not uid or uid in finished or self.net.disk_budget.folder_of(uid) != folder:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 self.net.disk_budget.settle(uid, bytes_below(folder))
+
+
+class Prefetch(BatchFetcher):
+    """Downloads in a worker of a cluster: one thread fetches the next items' files while the present item is rendered."""
+
+    def __init__(self, source: ModuleType, net: Fetcher) -> None:
+        super().__init__(source, net, threads=1)
+        self.coming: dict[str, Future[Path]] = {}
+
+    def want(self, items: Sequence[Item]) -> None:
+        """Start fetching the new ones of `items` (the present and the next), in order; drop every item that is not in `items`."""
+        for uid in self.coming.keys() - {item.uid for item in items}:
+            self.drop(uid)
+        new = [item for item in items if item.uid not in self.coming]
+        coming = {item.uid: Future[Path]() for item in new}
+        self.coming |= coming
+
+        def tell(item: Item, got: Path | BaseException) -> None:
+            if isinstance(got, Path):
+                coming[item.uid].set_result(got)
+            else:
+                coming[item.uid].set_exception(got)
+
+        for _, group in itertools.groupby(new, self.key):
+            self.start(list(group), tell)
+
+    def take(self, item: Item) -> Path:
+        """Wait for the file of a wanted item; returns its path. Raises Skip or Retry if it cannot be fetched."""
+        return self.coming[item.uid].result()
+
+    def drop(self, uid: str) -> None:
+        """Remove the files of an item that is done with, and release their disk."""
+        coming = self.coming.pop(uid, None)
+        if coming is not None:
+            coming.add_done_callback(lambda _: self.remove(uid))

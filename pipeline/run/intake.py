@@ -53,7 +53,7 @@ class Intake:
     def done(self, item: Item) -> None:
         """Remove the files of an item that was recorded."""
         if self.downloads:
-            self.downloads.done(item)
+            self.downloads.remove(item.uid)
 
     def stop(self) -> None:
         """End the stream, and the downloads under way."""

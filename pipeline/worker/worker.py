@@ -19,7 +19,7 @@ from pipeline.config.views import ImportConfig
 from pipeline.core.disk import LOOK_AGAIN_S, is_full
 from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import Item, Outcome, Scene
-from pipeline.download.in_worker import Prefetch
+from pipeline.download.ahead import Prefetch
 from pipeline.sources.fetchers import fetcher
 from pipeline.storage.writer import Packer
 from pipeline.worker.render import Renderer

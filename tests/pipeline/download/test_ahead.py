@@ -65,7 +65,7 @@ def test_every_item_comes_once_with_its_file(bench: Bench) -> None:
     seen = {}
     for item in bench.stream(opened):
         seen[item.uid] = Path(item.extra["path"]).read_bytes()[0]
-        opened.done(item)
+        opened.remove(item.uid)
     opened.close()
     assert seen == {f"uid-{number}": number for number in range(COUNT)}
     assert opened.net.disk_budget.used == 0
@@ -90,7 +90,7 @@ def test_they_keep_to_the_disk_they_may_have(bench: Bench) -> None:
         if len(kept) == 5:
             assert not opened.net.disk_budget.try_reserve("more", 10_000)
             for each in kept:
-                opened.done(each)
+                opened.remove(each.uid)
             kept.clear()
     opened.close()
     assert opened.net.disk_budget.peak <= 55_000
@@ -155,7 +155,7 @@ def test_files_of_an_earlier_session_are_taken_over(bench: Bench) -> None:
     opened.close()
     there = len(list(bench.raw.glob("*/object.glb")))
     (bench.raw / "stray").mkdir()
-    part = bench.raw / opened.folder_of("uid-59").name / "object.glb.part"
+    part = bench.raw / opened.net.disk_budget.folder_of("uid-59").name / "object.glb.part"
     part.parent.mkdir(exist_ok=True)
     part.write_bytes(b"half")
     before = -1
@@ -163,7 +163,7 @@ def test_files_of_an_earlier_session_are_taken_over(bench: Bench) -> None:
         time.sleep(0.5)
     opened = bench.open(finished={first.uid})
     assert not (bench.raw / "stray").exists()
-    assert not opened.folder_of(first.uid).exists()
+    assert not opened.net.disk_budget.folder_of(first.uid).exists()
     got = {item.uid for item in bench.stream(opened, (item for item in bench.items if item.uid != first.uid))}
     opened.close()
     assert len(got) == COUNT - 1
