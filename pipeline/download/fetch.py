@@ -111,29 +111,31 @@ class Fetcher:
         self.hosts: dict[str, _Host] = {}
         self.stopped = threading.Event()
         self._lock = threading.Lock()
-        self._bodies: set[Any] = set()
+        self._reading: set[Any] = set()  # sockets
 
     def close(self) -> None:
         """Stop all transfers: threads that wait or read get Retry("stopped")."""
         self.stopped.set()
         self.disk_budget.close()
         with self._lock:
-            for body in self._bodies:
+            for connection in self._reading:
                 with suppress(OSError):
-                    body.shutdown(socket.SHUT_RDWR)  # wakes a thread that reads, which closing would not
+                    connection.shutdown(socket.SHUT_RDWR)  # wakes a thread that reads, which closing would not
         self.client.close()
 
-    @contextmanager
-    def reading(self, response: Any) -> Iterator[None]:
-        """Let `close` cut off the response's body while it is read."""
-        body = response.extensions["network_stream"].get_extra_info("socket")
+    def body(self, response: Any) -> Iterator[bytes]:
+        """Yield the body of a response, block by block, until `close` cuts it off: then raises Retry("stopped")."""
+        connection = response.extensions["network_stream"].get_extra_info("socket")
         with self._lock:
-            self._bodies.add(body)
+            self._reading.add(connection)
         try:
-            yield
+            for block in response.iter_raw():
+                if self.stopped.is_set():
+                    raise Retry("stopped")
+                yield block
         finally:
             with self._lock:
-                self._bodies.discard(body)
+                self._reading.discard(connection)
 
     def get(self, url: str, to: Path, *, owner: str, sha256: str = "", size: int = 0) -> Path:
         """Download `url` into the file `to`, whose disk is reserved under the name of `owner`; returns `to`.
@@ -169,7 +171,8 @@ class Fetcher:
             if self.stopped.is_set():
                 raise Retry("stopped")
             try:
-                with self._connection(host):
+                with host.connections:
+                    host.wait()
                     result = attempt()
                 host.went_well()
                 return result
@@ -196,26 +199,20 @@ class Fetcher:
         with self._lock:
             return self.hosts.setdefault(name, _Host(threading.Semaphore(self.limits.per_host)))
 
-    @contextmanager
-    def _connection(self, host: _Host) -> Iterator[None]:
-        with host.connections:
-            host.wait()
-            yield
 
-
+@dataclass
 class _Transfer:
-    """Download of one file: attempts share the bytes that already arrived."""
+    """Download of one file: attempts share the bytes that already arrived. reserved: bytes of disk."""
 
-    def __init__(
-        self, fetcher: Fetcher, client: Any, url: str, part: Path, wanted: Wanted, headers: dict[str, str]
-    ) -> None:
-        self.fetcher = fetcher
-        self.client = client
-        self.url = url
-        self.part = part
-        self.wanted = wanted
-        self.headers = headers
-        self.reserved = 0
+    fetcher: Fetcher
+    client: Any
+    url: str
+    part: Path
+    wanted: Wanted
+    headers: dict[str, str]
+    reserved: int = 0
+
+    def __post_init__(self) -> None:
         self._restart()
 
     def _restart(self) -> None:
@@ -250,8 +247,7 @@ class _Transfer:
                     if missing := self._lacks_room(response):
                         response.close()
                     else:
-                        with self.fetcher.reading(response):
-                            return self._read(response)
+                        return self._read(response)
                 self.make_room(missing)  # without holding a connection open
 
     def _lacks_room(self, response: Any) -> int:
@@ -267,16 +263,16 @@ class _Transfer:
         return size
 
     def _read(self, response: Any) -> None:
-        if response.status_code != 206 or not self._continues(response):
+        found = response.headers.get("content-range", "")
+        if response.status_code != 206 or not found.startswith(f"bytes {self.have}-"):
             self._restart()
-        self.etag = _strong_etag(response)
+        etag = response.headers.get("etag", "")
+        self.etag = "" if etag.startswith("W/") else etag  # a weak one does not promise equal bytes
         declared = response.headers.get("content-length", "")
         expected = self.have + int(declared) if declared.isdecimal() else None
         with self.part.open("ab") as sink:
             window, window_bytes = time.monotonic(), 0
-            for block in response.iter_raw():
-                if self.fetcher.stopped.is_set():
-                    raise Retry("stopped")
+            for block in self.fetcher.body(response):
                 sink.write(block)
                 self.digest.update(block)
                 self.have += len(block)
@@ -296,9 +292,6 @@ class _Transfer:
         disk_budget, owner = self.fetcher.disk_budget, self.wanted.owner
         disk_budget.settle(owner, disk_budget.held(owner) - self.reserved + self.have * self.wanted.fold)
         self.reserved = self.have * self.wanted.fold
-
-    def _continues(self, response: Any) -> bool:
-        return response.headers.get("content-range", "").startswith(f"bytes {self.have}-")
 
 
 @contextmanager
@@ -359,11 +352,6 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
         return None
-
-
-def _strong_etag(response: Any) -> str:
-    etag: str = response.headers.get("etag", "")
-    return "" if etag.startswith("W/") else etag
 
 
 def _linked_sha256(response: Any) -> str:

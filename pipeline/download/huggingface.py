@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.download.fetch import CONNECT_S, Fetcher, Passing, Wanted, failure_of
 
 HOME = "https://huggingface.co"  # in manifests, whichever mirror is asked
+FILE = re.compile(rf"{HOME}/datasets/([^/]*/[^/]*)/resolve/main/(.*)", re.DOTALL)
 PATHS_PER_REQUEST = 500
 
 
@@ -32,13 +34,8 @@ def url_of(repo: str, path: str) -> str:
 
 def parse(url: str) -> tuple[str, str] | None:
     """(repo, path) of an address that `url_of` writes; None for any other."""
-    prefix = f"{HOME}/datasets/"
-    if not url.startswith(prefix):
-        return None
-    owner, _, rest = url[len(prefix) :].partition("/")
-    name, _, rest = rest.partition("/")
-    head = "resolve/main/"
-    return (f"{owner}/{name}", unquote(rest[len(head) :])) if rest.startswith(head) else None
+    found = FILE.fullmatch(url)
+    return (found[1], unquote(found[2])) if found else None
 
 
 def list_file(net: Fetcher, repo: str, path: str, folder: Path) -> Path:
@@ -55,7 +52,7 @@ def list_file(net: Fetcher, repo: str, path: str, folder: Path) -> Path:
     _session(net)
 
     def attempt() -> Path:
-        with _classified(), _offline_is_an_error():
+        with _classified():
             return Path(huggingface_hub.hf_hub_download(repo, path, repo_type="dataset", local_dir=folder))
 
     try:
@@ -95,7 +92,7 @@ def facts(net: Fetcher, repo: str, paths: Sequence[str]) -> dict[str, tuple[int,
         some = list(paths[start : start + PATHS_PER_REQUEST])
 
         def attempt(some: list[str] = some) -> list[Any]:
-            with _classified(), _offline_is_an_error():
+            with _classified():
                 return list(api.get_paths_info(repo, some, repo_type="dataset"))
 
         try:
@@ -117,7 +114,7 @@ def get(net: Fetcher, repo: str, path: str, to: Path, wanted: Wanted) -> Path:
     if isinstance(cached, str):
         return _own(Path(cached).resolve(), to, net, wanted)  # a cache entry links to a blob, named without suffix
     address = huggingface_hub.hf_hub_url(repo, path, repo_type="dataset")
-    with _offline_is_an_error():
+    with _classified():
         return net.get_with(_session(net), address, to, wanted, build_hf_headers())
 
 
@@ -144,16 +141,6 @@ def _session(net: Fetcher) -> Any:
 
 
 @contextlib.contextmanager
-def _offline_is_an_error() -> Iterator[None]:
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    try:
-        yield
-    except OfflineModeIsEnabled:
-        raise Retry("offline", "HF_HUB_OFFLINE is set and the file is not on this machine") from None
-
-
-@contextlib.contextmanager
 def _classified() -> Iterator[None]:
     """Turn errors of huggingface_hub into Skip if permanent, Passing if they may pass, Retry if offline or already retried."""
     import httpx2
@@ -168,6 +155,8 @@ def _classified() -> Iterator[None]:
 
     try:
         yield
+    except OfflineModeIsEnabled:
+        raise Retry("offline", "HF_HUB_OFFLINE is set and the file is not on this machine") from None
     except LocalEntryNotFoundError as error:  # how hf_hub_download reports that it could not ask, or got no answer
         cause = error.__cause__
         if isinstance(cause, HfHubHTTPError):

@@ -6,9 +6,8 @@ import io
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
 
-from pipeline.core.errors import Retry, Skip
+from pipeline.core.errors import Skip
 from pipeline.download.fetch import Fetcher, Passing, check_status, passing
 
 FIRST_WINDOW = 64_000  # bytes; doubles for each window that follows straight on the last
@@ -37,11 +36,9 @@ class Remote(io.RawIOBase):
         self._window(0)
 
     def readable(self) -> bool:
-        """Always true."""
         return True
 
     def seekable(self) -> bool:
-        """Always true."""
         return True
 
     def tell(self) -> int:
@@ -89,7 +86,7 @@ class Remote(io.RawIOBase):
             check_status(response)
             if response.status_code != 206:
                 raise NoRanges if self.size < 0 else Passing("cut_off", f"{self.url} sends no ranges any more")
-            data = self._body(response)
+            data = b"".join(self.net.body(response))
             found = CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
             if found is None or int(found[1]) != start or len(data) != int(found[2]) - start + 1:
                 raise Passing("cut_off", f"{self.url}: {len(data)} bytes from {start}, asked for up to {end}")
@@ -97,12 +94,3 @@ class Remote(io.RawIOBase):
                 raise Skip("modified", f"{self.url} had {self.size} bytes, now it has {found[3]}")
             self.size = int(found[3])
             return data
-
-    def _body(self, response: Any) -> bytes:
-        parts = []
-        with self.net.reading(response):
-            for block in response.iter_raw():
-                if self.net.stopped.is_set():
-                    raise Retry("stopped")
-                parts.append(block)
-        return b"".join(parts)

@@ -68,36 +68,31 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
 
     missing = []
     for item in items:
-        path = _path_in_repository(item)
-        if found := next((file for file in _places(item, path, place, net) if file.is_file()), None):
+        parts = github_parts(item.url)
+        assert parts is not None
+        if found := _at_hand(item, parts, place(item), net):
             yield item, found
-        elif saved := _out_of_saved(item, place(item), net):
-            yield item, saved
         else:
-            missing.append((item, path))
+            missing.append((item, parts[2]))
     if missing:
         address, _, commit = repository(items[0].url).rpartition("@")
         yield from git.fetch(f"{address}.git", commit, missing, place, net)
 
 
-def _places(item: Item, path: str, place: Callable[[Item], Path], net: Fetcher) -> Iterator[Path]:
-    """Paths at which a repository's file may lie already: from an earlier session, or as the objaverse package saves "files"."""
-    yield place(item) / git.TREE / path
-    parts = github_parts(item.url)
-    if net.limits.cache and item.sha256 and parts:  # only the SHA-256 tells which commit is saved there
-        saved = net.limits.cache / "github" / "repos" / parts[0] / parts[1] / path
-        if saved.is_file() and _matches(saved, item.sha256):
-            yield saved
-
-
-def _out_of_saved(item: Item, folder: Path, net: Fetcher) -> Path | None:
-    """File out of a repository that was saved as "zip" or "tar", unpacked with the files it names; None if not found there."""
-    parts = github_parts(item.url)
-    if not (net.limits.cache and item.sha256 and parts):
-        return None
+def _at_hand(item: Item, parts: tuple[str, str, str], folder: Path, net: Fetcher) -> Path | None:
+    """Path of a repository's file on this machine: in `folder` from an earlier session, or as the objaverse package saves
+    repositories, as "files", "zip" or "tar", the last two unpacked into `folder`, with the files it names. None if not found.
+    """
     organization, name, path = parts
+    if (file := folder / git.TREE / path).is_file():
+        return file
+    if not (net.limits.cache and item.sha256):  # only the SHA-256 tells which commit is saved there
+        return None
+    saved = net.limits.cache / "github" / "repos" / organization
+    if (file := saved / name / path).is_file() and _matches(file, item.sha256):
+        return file
     for suffix, prefix in ((".zip", ""), (".tar", f"{name}/")):  # objaverse puts a top folder into tar archives only
-        archive = net.limits.cache / "github" / "repos" / organization / f"{name}{suffix}"
+        archive = saved / f"{name}{suffix}"
         if not archive.is_file():
             continue
         try:
@@ -129,12 +124,6 @@ def root_of(item: Item, file: Path) -> Path:
     """Folder that an item's file may read other files from: the repository's root, else the file's own folder."""
     parts = github_parts(item.url)
     return file.parents[len(PurePosixPath(parts[2]).parts) - 1] if parts else file.parent
-
-
-def _path_in_repository(item: Item) -> str:
-    parts = github_parts(item.url)
-    assert parts is not None
-    return parts[2]
 
 
 def _one(item: Item, folder_of: Callable[[Item], Path], net: Fetcher) -> Path:
