@@ -8,7 +8,7 @@ from pipeline.config.clip import ClipConfig
 from pipeline.config.shared import Fetching
 from pipeline.core.budget import DiskBudget
 from pipeline.download.fetch import Fetcher, FetchLimits
-from pipeline.video.ytdlp import VideoFetcher, wishes
+from pipeline.video.ytdlp import VideoFetcher
 
 
 def fetcher(cfg: Fetching, folder: Path, cache: Path) -> Fetcher:
@@ -16,6 +16,4 @@ def fetcher(cfg: Fetching, folder: Path, cache: Path) -> Fetcher:
     folder.mkdir(parents=True, exist_ok=True)
     limits = FetchLimits(cfg.per_host, cfg.max_file_mb * 1e6, cfg.stall_s, cfg.mirrors, cache, cfg.keep_raw)
     disk_budget = DiskBudget(folder, cfg.raw_gb * 1e9, patient=cfg.patient)
-    return (
-        VideoFetcher(limits, disk_budget, wishes(cfg)) if isinstance(cfg, ClipConfig) else Fetcher(limits, disk_budget)
-    )
+    return VideoFetcher(limits, disk_budget, cfg) if isinstance(cfg, ClipConfig) else Fetcher(limits, disk_budget)

@@ -21,14 +21,8 @@ from pipeline.core.errors import Skip
 
 CUT = "clip.nut"
 FACTS = "clip.json"
-STEPS_BACK_S = (
-    0,
-    1,
-    4,
-    16,
-    64,
-    math.inf,
-)  # how much further back to seek, each time that a seek lands behind the time asked for
+# how much further back to seek, each time that a seek lands behind the time asked for
+STEPS_BACK_S = (0, 1, 4, 16, 64, math.inf)
 MICRO = 1_000_000
 BT709 = 1  # AVCOL_SPC_BT709 of libavutil
 KEY_FRAME_S = 10.0  # longest usual distance between key frames in videos for the web

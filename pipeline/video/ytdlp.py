@@ -1,6 +1,6 @@
 """Videos of the web, through yt-dlp: the smallest stream that suffices, and only the parts of it that are needed.
 
-YouTube counts how many videos a client asks for. So requests for pages are limited by a governor; reads of streams are not.
+YouTube counts how many videos a client asks for. So requests for pages are rate-limited; reads of streams are not.
 Where a server takes ranges, only the stretches that are cut are fetched; else the whole file, for as long as it is cut.
 """
 
@@ -17,7 +17,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from pipeline.config.clip import ClipConfig
 from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import video_of
-from pipeline.download.fetch import LONGEST_PAUSE_S, Fetcher, FetchLimits, Wanted, retry_after_s
+from pipeline.download.fetch import LONGEST_PAUSE_S, Fetcher, FetchLimits, Passing, Wanted, retry_after_s
 from pipeline.download.ranges import NoRanges, Remote
 from pipeline.video import cut, js_runtime, refusals
 from pipeline.video.cut import Film
@@ -45,27 +44,11 @@ WHOLE_FILES = ("http", "https")  # protocols; others bring a video in pieces
 UNDECODABLE = ("av01",)  # OpenCV's own FFmpeg has no software decoder for it
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """height: rows that a stream should have. folder: of local videos, used instead of the web. cookies: the text of a cookie
-    file in Netscape format, or "". per_hour: videos, 0 for no limit. backoff_s: first pause after a refusal.
+def cookies_of(path: Path) -> str:
+    """Text of a cookie file in Netscape's format. Raises UserError if it is none.
+
+    yt-dlp gets the text alone, as it would write the cookies that servers set into the file.
     """
-
-    height: int
-    folder: Path | None = None
-    cookies: str = ""
-    per_hour: float = 0.0
-    backoff_s: float = 60.0
-
-
-def wishes(cfg: ClipConfig) -> Wishes:
-    """Wishes of a run, from its config. Raises UserError if the cookie file cannot be read."""
-    cookies = _cookies(cfg.cookies) if cfg.cookies else ""
-    return Wishes(cfg.scene.stream_height, cfg.videos, cookies, cfg.videos_per_hour, cfg.backoff_s)
-
-
-def _cookies(path: Path) -> str:
-    """Text of a cookie file: yt-dlp gets the text alone, as it would write the cookies that servers set into the file."""
     hint = "a cookies.txt in Netscape's format is needed: seven fields a line, with tabs between them"
     try:
         text = path.read_text(encoding="utf-8")
@@ -77,7 +60,7 @@ def _cookies(path: Path) -> str:
     return text
 
 
-class Governor:
+class RateLimiter:
     """Rate limiter for requests of videos: a token bucket, and pauses that hold for all threads."""
 
     def __init__(self, per_hour: float, stopped: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:
@@ -124,13 +107,14 @@ class Governor:
 class VideoFetcher(Fetcher):
     """Fetcher that also opens videos, given the address of their page."""
 
-    def __init__(self, limits: FetchLimits, disk_budget: DiskBudget, wishes: Wishes) -> None:
+    def __init__(self, limits: FetchLimits, disk_budget: DiskBudget, cfg: ClipConfig) -> None:
         super().__init__(limits, disk_budget)
-        self.wishes = wishes
-        self.governor = Governor(wishes.per_hour, self.stopped)
+        self.cfg = cfg
+        self.cookies = cookies_of(cfg.cookies) if cfg.cookies else ""
+        self.limiter = RateLimiter(cfg.videos_per_hour, self.stopped)
         self.refused_in_a_row = 0
         self.pages: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
-        self.files = named(wishes.folder) if wishes.folder else None
+        self.files = named(cfg.videos) if cfg.videos else None
         self.turn = threading.Lock()
 
     @cached_property
@@ -147,7 +131,7 @@ class VideoFetcher(Fetcher):
         """
         if self.files is not None:
             if (path := self.files.get(video_of(url))) is None:
-                raise Skip("missing", f"no file in {self.wishes.folder} is named {video_of(url)}")
+                raise Skip("missing", f"no file in {self.cfg.videos} is named {video_of(url)}")
             with cut.opened(path, path.stat().st_size) as film:
                 yield film
             return
@@ -197,13 +181,13 @@ class VideoFetcher(Fetcher):
         if known and time.monotonic() - known[0] < REMEMBER_S:
             return known[1]
         for number in range(TRIES):
-            self.governor.wait()
+            self.limiter.wait()
             try:
                 stream = self._look(url)
             except Skip:
                 self.refused_in_a_row = 0
                 raise
-            except _Refused as refused:
+            except Passing as refused:
                 self._wait_after(refused, number)
             else:
                 self.refused_in_a_row = 0
@@ -214,9 +198,9 @@ class VideoFetcher(Fetcher):
                 return stream
         raise AssertionError
 
-    def _wait_after(self, refused: _Refused, number: int) -> None:
+    def _wait_after(self, refused: Passing, number: int) -> None:
         """Pause all threads (rate limit) or this one; raise the failure, or UserError, if the video is not to be tried again."""
-        failure = refused.failure
+        failure = Retry(refused.reason, refused.detail)
         ours = failure.reason in REFUSED
         if number == TRIES - 1 or (ours and failure.reason != "rate_limited"):
             with self.turn:
@@ -228,15 +212,15 @@ class VideoFetcher(Fetcher):
                     )
             raise failure
         if failure.reason == "rate_limited":
-            pause_s = min(refused.pause_s or self.wishes.backoff_s * 2**number, LONGEST_PAUSE_S)
+            pause_s = min(refused.pause_s or self.cfg.backoff_s * 2**number, LONGEST_PAUSE_S)
             pause_s *= random.uniform(1, 1.1)  # clients that were refused together should not come back together
-            if self.governor.pause(pause_s):
+            if self.limiter.pause(pause_s):
                 print(f"the server limits how often we may ask: pausing {pause_s:.0f} s", file=sys.stderr)
         else:
             self.stopped.wait(SHORT_PAUSE_S * 2**number)
 
     def _look(self, url: str) -> dict[str, Any]:
-        """Ask for the page's metadata once. Raises Skip, _Refused."""
+        """Ask for the page's metadata once. Raises Skip, Passing."""
         with self._talking() as ydl:
             found: dict[str, Any] = ydl.extract_info(url, download=False)
         if found.get("_type", "video") != "video" or not found.get("url"):
@@ -256,15 +240,15 @@ class VideoFetcher(Fetcher):
         try:
             with self._talking(outtmpl={"default": str(path)}, progress_hooks=[watch]) as ydl:
                 ydl.process_info(dict(stream))
-        except _Refused as refused:
-            raise refused.failure from None
+        except Passing as refused:
+            raise Retry(refused.reason, refused.detail) from None
         if not path.is_file():
             raise Retry("cut_off", f"{stream.get('webpage_url')}: yt-dlp brought no file")
         return path
 
     @contextmanager
     def _talking(self, **more: Any) -> Iterator[Any]:
-        """YoutubeDL that prints nothing; its errors are raised as Skip or _Refused. more: further options."""
+        """YoutubeDL that prints nothing; its errors are raised as Skip or Passing. more: further options."""
         import yt_dlp
 
         heard = _Heard()
@@ -275,13 +259,13 @@ class VideoFetcher(Fetcher):
             "logger": heard,
             "color": {"stdout": "never", "stderr": "never"},
             "noplaylist": True,
-            "format": lambda context: chosen(context["formats"], self.wishes.height),
+            "format": lambda context: chosen(context["formats"], self.cfg.scene.stream_height),
             "socket_timeout": self.limits.stall_s,
             "extractor_retries": 0,
             "retries": 2,
             "fragment_retries": 2,
             "fixup": "never",
-            "cookiefile": io.StringIO(self.wishes.cookies) if self.wishes.cookies else None,
+            "cookiefile": io.StringIO(self.cookies) if self.cookies else None,
             "js_runtimes": {name: {} for name in self.runtimes},
         }
         try:
@@ -290,7 +274,7 @@ class VideoFetcher(Fetcher):
         except yt_dlp.utils.YoutubeDLError as error:
             raise self._refusal(error, heard) from None
 
-    def _refusal(self, error: Any, heard: _Heard) -> Skip | _Refused:
+    def _refusal(self, error: Any, heard: _Heard) -> Skip | Passing:
         cause = error
         while cause is not None and not hasattr(cause, "status"):
             cause = getattr(cause, "cause", None) or (getattr(cause, "exc_info", None) or (None, None))[1]
@@ -302,16 +286,8 @@ class VideoFetcher(Fetcher):
         if isinstance(failure, Skip):
             return failure
         response = getattr(cause, "response", None)
-        return _Refused(failure, retry_after_s(response.headers) if response is not None else None)
-
-
-class _Refused(Exception):
-    """A refusal that may pass. pause_s: the pause in seconds that the server asked for, or None."""
-
-    def __init__(self, failure: Retry, pause_s: float | None) -> None:
-        super().__init__(str(failure))
-        self.failure = failure
-        self.pause_s = pause_s
+        pause_s = retry_after_s(response.headers) if response is not None else None
+        return Passing(failure.reason, failure.detail, pause_s)
 
 
 class _Heard:

@@ -15,7 +15,7 @@ from pipeline.config.clip import ClipConfig, ClipScene
 from pipeline.core import images
 from pipeline.core.errors import Retry, UserError
 from pipeline.storage.shards import find_shards, read_objects
-from pipeline.video.ytdlp import Governor, chosen, named, wishes
+from pipeline.video.ytdlp import RateLimiter, chosen, cookies_of, named
 from tests import videos
 from tests.conftest import lvsm_data
 from tests.videos import Fault, VideoServer
@@ -86,40 +86,40 @@ class Hours(threading.Event):
         return self.is_set()
 
 
-def test_the_governor_lets_a_few_through_and_then_one_by_one() -> None:
+def test_the_limiter_lets_a_few_through_and_then_one_by_one() -> None:
     hours = Hours()
-    governor = Governor(3600 / 8, hours, clock=lambda: hours.now)
-    governor.tokens = governor.most = 3.0
+    limiter = RateLimiter(3600 / 8, hours, clock=lambda: hours.now)
+    limiter.tokens = limiter.most = 3.0
     for _ in range(3):
-        governor.wait()
+        limiter.wait()
     assert hours.now == 1000
     for number in range(1, 6):
-        governor.wait()
+        limiter.wait()
         assert hours.now == 1000 + 8 * number
     hours.now += 1e6  # nobody asks for long: there are three again, and no more
     for _ in range(4):
-        governor.wait()
+        limiter.wait()
     assert hours.now == 1000 + 8 * 5 + 1e6 + 8
 
 
 def test_no_hour_sees_more_than_youtube_allows() -> None:
-    governor = Governor(ClipConfig.videos_per_hour, threading.Event())
-    assert governor.most + 3600 / governor.interval_s < 300
+    limiter = RateLimiter(ClipConfig.videos_per_hour, threading.Event())
+    assert limiter.most + 3600 / limiter.interval_s < 300
 
 
 def test_a_pause_holds_everybody_and_stopping_ends_it() -> None:
     hours = Hours()
-    governor = Governor(0, hours, clock=lambda: hours.now)
-    governor.wait()
-    assert governor.pause(30) and not governor.pause(20)
-    governor.wait()
+    limiter = RateLimiter(0, hours, clock=lambda: hours.now)
+    limiter.wait()
+    assert limiter.pause(30) and not limiter.pause(20)
+    limiter.wait()
     assert hours.now == 1030
     stopped = threading.Event()
-    governor = Governor(0, stopped)
-    governor.pause(3600)
+    limiter = RateLimiter(0, stopped)
+    limiter.pause(3600)
     threading.Timer(0.1, stopped.set).start()
     with pytest.raises(Retry, match="stopped"):
-        governor.wait()  # for an hour, if it did not end
+        limiter.wait()  # for an hour, if it did not end
 
 
 def test_files_are_found_by_id(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_cookies_that_are_none(text: str, tmp_path: Path) -> None:
     path = tmp_path / "cookies.txt"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"cookies\.txt cannot be read"):
-        wishes(ClipConfig(cookies=path))
+        cookies_of(path)
 
 
 def dataset(folder: Path, url: str, times: list[Fraction], keys: list[str]) -> Path:
