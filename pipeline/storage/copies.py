@@ -44,7 +44,8 @@ def _copied(address: str, desk: Path, copy: Path, shards: int | None, least: int
     if present and shards == 0:
         return desk
     if present:
-        _renew(desk, copy)
+        with Ledger(desk / LEDGER, readonly=True) as ledger:
+            ledger.copy(copy / LEDGER)
     elif not store.get(LEDGER, copy / LEDGER) and not store.folders():
         raise UserError(f"{address} holds no run", "give the --out of a run")
     for name in PAPERS:
@@ -54,11 +55,6 @@ def _copied(address: str, desk: Path, copy: Path, shards: int | None, least: int
     for width in enough if least is None else enough[:1] or widths[-1:]:
         _bring(store, str(width), copy, shards)
     return copy
-
-
-def _renew(desk: Path, copy: Path) -> None:
-    with Ledger(desk / LEDGER, readonly=True) as ledger:
-        ledger.copy(copy / LEDGER)
 
 
 def _bring(store: Store, width: str, copy: Path, most: int | None) -> None:

@@ -40,9 +40,8 @@ from pipeline.storage.shards import (
 FSYNC_BYTES = 16_000_000  # bytes that a power cut may lose; a killed process loses none
 TOGETHER = 32  # objects joined into one table for writing: a call for each takes twice the time
 SMALL = 128  # bytes of a column per row group, below which it stays uncompressed
-PARQUET_EXTRA = (
-    8192  # bytes by which an object may be larger in a shard than in a journal: its row group's share of the footer
-)
+# bytes by which an object may be larger in a shard than in a journal: its row group's share of the footer
+PARQUET_EXTRA = 8192
 
 
 @dataclass
@@ -111,14 +110,12 @@ class ShardWriter:
 
     def recover(self) -> list[Shard]:
         """Publish the journals that a killed run left behind, after removing its half-written files."""
-        self._tidy()
-        return [shard for path in self._journals() if (shard := self.publish(path.stem))]
+        return [shard for path in self._left_behind() if (shard := self.publish(path.stem))]
 
     def reopen(self) -> dict[str, list[Entry]]:
         """Reopen the journals that a killed run left behind. Returns shard name -> the objects in its journal."""
-        self._tidy()
         found: dict[str, list[Entry]] = {}
-        for path in self._journals():
+        for path in self._left_behind():
             batches, end = journals.mend(path)
             found[path.stem] = entries_of(batches, len(self.widths))
             journal = _Journal(path, path.open("ab", buffering=0))
@@ -128,12 +125,11 @@ class ShardWriter:
             self.open[path.stem] = journal
         return found
 
-    def _tidy(self) -> None:
+    def _left_behind(self) -> list[Path]:
+        """Journals of a killed run, sorted; its half-written Parquet files are removed."""
         for width in self.widths:
-            for left_over in (self.out / str(width)).glob("*.tmp"):
-                left_over.unlink()
-
-    def _journals(self) -> list[Path]:
+            for half_written in (self.out / str(width)).glob("*.tmp"):
+                half_written.unlink()
         return sorted((self.out / "journal").glob("*.arrow"))
 
     def publish(self, name: str, order: Sequence[str] = ()) -> Shard | None:
@@ -176,19 +172,17 @@ class ShardWriter:
         final = self.out / str(width) / f"{name}.parquet"
         facts = json.dumps(self.metadata | {"width": width, "format_version": FORMAT_VERSION, "convention": CONVENTION})
         with_facts = self.schema.with_metadata((self.schema.metadata or {}) | {METADATA_KEY: facts.encode()})
-        with replacing(final, sync=True) as temporary:
-            self._fill(temporary, width, with_facts, batches)
-        return final.stat().st_size
-
-    def _fill(self, temporary: Path, width: int, with_facts: pa.Schema, batches: list[pa.RecordBatch]) -> None:
-        with pq.ParquetWriter(
-            temporary,
-            with_facts,
-            compression=dict.fromkeys(_leaves(_compressible(batches[:TOGETHER], len(self.widths))), "zstd"),
-            use_dictionary=False,  # zstd alone packs a group's repeated values smaller than a dictionary page does
-            column_encoding={"c2w.list.element": "BYTE_STREAM_SPLIT"},
-            write_statistics=["uid"],
-        ) as writer:
+        with (
+            replacing(final, sync=True) as temporary,
+            pq.ParquetWriter(
+                temporary,
+                with_facts,
+                compression=dict.fromkeys(_compressible(batches[:TOGETHER], len(self.widths)), "zstd"),
+                use_dictionary=False,  # zstd alone packs a group's repeated values smaller than a dictionary page does
+                column_encoding={"c2w.list.element": "BYTE_STREAM_SPLIT"},
+                write_statistics=["uid"],
+            ) as writer,
+        ):
             for start in range(0, len(batches), TOGETHER):
                 some = batches[start : start + TOGETHER]
                 rows = pa.Table.from_batches(some).combine_chunks()
@@ -198,23 +192,15 @@ class ShardWriter:
                     count = views * sum(1 for _ in alike)
                     writer.write_table(rows.slice(place, count), row_group_size=views)
                     place += count
+        return final.stat().st_size
 
 
 def _compressible(objects: list[pa.RecordBatch], widths: int) -> list[str]:
-    """Columns large enough for zstd: with one or two views per object, starting zstd takes longer than all else."""
+    """Parquet paths of the columns for zstd: not JPEG and PNG bytes, and none so small that starting zstd takes the most time."""
+    leaves = {"image": "image.path", "c2w": "c2w.list.element", "fxfycxcy": "fxfycxcy.list.element"}
     enough = SMALL * widths * len(objects)
     names = [name for name in objects[0].schema.names if name != "alpha"]  # alpha is PNG, compressed already
-    return [name for name in names if sum(one.column(name).nbytes for one in objects) >= enough]
-
-
-def _leaves(names: list[str]) -> list[str]:
-    """Parquet column paths of the columns `names`, as the writer's options want them; JPEG bytes are left out."""
-    nested = {
-        "image": ["image.path"],
-        "c2w": ["c2w.list.element"],
-        "fxfycxcy": ["fxfycxcy.list.element"],
-    }
-    return [path for name in names for path in nested.get(name, [name])]
+    return [leaves.get(name, name) for name in names if sum(one.column(name).nbytes for one in objects) >= enough]
 
 
 @dataclass(frozen=True)
@@ -266,10 +252,7 @@ def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
                 columns[name] += scene.numbers[name].tolist()
     rows = len(columns["view"])
     item = scene.item
-    known = {
-        "credit": item.credit,
-        "url": item.url if is_web(item.url) else "",
-    }  # local paths stay private
+    known = {"credit": item.credit, "url": item.url if is_web(item.url) else ""}  # local paths stay private
     facts = scene.meta | {name: value for name, value in known.items() if value}
     meta = json.dumps(facts, separators=(",", ":"), sort_keys=True)
     same = {"uid": item.uid, "source": item.source, "license": item.license, "sha256": item.sha256, "meta": meta}
