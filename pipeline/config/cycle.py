@@ -9,10 +9,10 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipeline.config.render import RenderConfig
-from pipeline.config.shared import address_of, default_workers
+from pipeline.config.shared import address_of, default_workers, folder_name
 from pipeline.config.source_table import SOURCES
 from pipeline.core.disk import disk_below
 from pipeline.core.errors import UserError
@@ -47,6 +47,7 @@ class CycleConfig(RenderConfig):
     """Objects per shard. Default: as many as fit into the budget --window times and some more."""
     train_threads: int | None = None
     """CPU cores of the trainer. Default: half of them where it trains on a CPU; --workers has the rest."""
+    patient: ClassVar[bool] = True
 
     def resolved(self) -> CycleConfig:
         """Fill in defaults. UserError where flags contradict each other."""
@@ -62,27 +63,19 @@ class CycleConfig(RenderConfig):
         if self.retry_failed or self.keep_raw:
             raise UserError("--retry-failed and --keep-raw do not go with a cycle", "`lvsm-data render` has them")
         if address_of(self.out):
-            hint = "a folder; on a cluster one that the driver and the trainer's nodes share"
             raise UserError(
-                f"--out {address_of(self.out)}: a cycle deletes what it has trained on, and needs a folder", hint
+                f"--out {address_of(self.out)}: a cycle deletes what it has trained on, and needs a folder",
+                "a folder; on a cluster one that the driver and the trainer's nodes share",
             )
         if self.disk_budget is not None:
             bytes_of(self.disk_budget)
-        out = self.out or Path("cycles") / f"{self.source}-{'-'.join(map(str, self.scene.res))}"
-        made = dataclasses.replace(self, out=out)
-        resolved = RenderConfig.resolved(made)
-        assert isinstance(resolved, CycleConfig)
-        return resolved
+        out = self.out or Path("cycles") / folder_name(self.source, self.scene.res)
+        return RenderConfig.resolved(dataclasses.replace(self, out=out))
 
     def identity(self) -> dict[str, Any]:
         """JSON values that must not change for a cycle to go on in its folder; the disk budget may."""
         own = ("n", "passes", "max_passes", "window", "shard_objects")
         return super().identity() | {name: getattr(self, name) for name in own}
-
-    @property
-    def patient(self) -> bool:
-        """True: a cycle waits while other programs fill the disk."""
-        return True
 
     @property
     def held_out(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tyro
 
@@ -94,7 +94,7 @@ class RenderConfig(Fetching, Running, Listing):
     timeout_s: float | None = None
     """Seconds until an object that does not finish is killed. Default: 300, and 20 more per 512x512 view of 32 samples."""
 
-    def resolved(self) -> RenderConfig:
+    def resolved(self) -> Self:
         """Fill in defaults. UserError where flags contradict each other."""
         self.check_running()
         self.check_fetching()

@@ -9,7 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import psutil
 import tyro
@@ -116,10 +116,8 @@ class Fetching:
     mirror: tuple[str, ...] = ()
     """FROM=TO: fetch from another place what stands at a URL, for example https://host/=http://mirror/host/."""
 
-    @property
-    def patient(self) -> bool:
-        """True if the run waits while other programs fill the disk; False if the run ends then."""
-        return False
+    patient: ClassVar[bool] = False
+    """True if the run waits while other programs fill the disk; False if the run ends then."""
 
     def check_fetching(self) -> None:
         """Raise UserError for impossible values of these flags."""

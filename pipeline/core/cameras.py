@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 FLIP_YZ = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenCV camera axes <-> OpenGL/Blender camera axes
-BOUNDING_RADIUS = np.sqrt(3.0) / 2  # of a box with longest side 1, the largest sphere a normalised object can need
 SENSOR_WIDTH_MM = 36.0
 
 
@@ -136,9 +136,7 @@ def circle(
     """c2w (V, 4, 4) float64 of a turntable: V even steps of azimuth from +x towards +y (or -y), looking at the origin."""
     step = -360 / count if clockwise else 360 / count
     azimuth, elevation = np.radians(azimuth_deg + step * np.arange(count)), np.radians(elevation_deg)
-    flat = np.cos(elevation)
-    ring = np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.full(count, np.sin(elevation))], -1)
-    return look_at(radius * ring)
+    return look_at(_ring(azimuth, elevation, radius))
 
 
 def spread(count: int, limit: int | None) -> np.ndarray:
@@ -162,10 +160,8 @@ def blender_camera(c2w: np.ndarray, fxfycxcy: np.ndarray, hw: tuple[int, int]) -
         "lens": fx * SENSOR_WIDTH_MM / width,
         "sensor_width": SENSOR_WIDTH_MM,
         "shift_x": (width / 2 - cx) / width,
-        "shift_y": (cy - height / 2)
-        / width
-        * aspect_y
-        / aspect_x,  # shifts are in units of the width, pixels may not be square
+        # shifts are in units of the width, pixels may not be square
+        "shift_y": (cy - height / 2) / width * aspect_y / aspect_x,
         "pixel_aspect_x": aspect_x,
         "pixel_aspect_y": aspect_y,
         "projection": projection(c2w, fxfycxcy).tolist(),
@@ -180,16 +176,20 @@ def _sphere(u: np.ndarray, v: np.ndarray, radius: np.ndarray | float) -> np.ndar
     return direction * np.reshape(radius, (-1, 1))
 
 
-def _ring(count: int, elevation_deg: float, radius: float) -> np.ndarray:
-    azimuth = 2 * np.pi * np.arange(count) / count
-    elevation = np.radians(elevation_deg)
+def _ring(azimuth: np.ndarray, elevation: float, radius: float) -> np.ndarray:
+    """Positions (V, 3) around the z axis. azimuth (V,), elevation: radians."""
     flat = np.cos(elevation)
-    return radius * np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.full(count, np.sin(elevation))], -1)
+    sides = [flat * np.cos(azimuth), flat * np.sin(azimuth), np.full(len(azimuth), np.sin(elevation))]
+    return radius * np.stack(sides, -1)
 
 
-def _shell(rng: np.random.Generator, count: int) -> np.ndarray:
+def _turntable(rng: np.random.Generator, count: int, elevation_deg: float, radius: float) -> np.ndarray:
+    return _ring(2 * np.pi * np.arange(count) / count, np.radians(elevation_deg), radius)
+
+
+def _shell(rng: np.random.Generator, count: int, nearest: float, thickness: float) -> np.ndarray:
     u, v, w = rng.random((count, 3)).T  # a row per view: the first views stay the same when more are asked for
-    return _sphere(u, v, 2.05 + 0.5 * w)
+    return _sphere(u, v, nearest + thickness * w)
 
 
 def _xl(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -197,19 +197,6 @@ def _xl(rng: np.random.Generator, count: int) -> np.ndarray:
     direction = 2 * draws[:, :3] - 1  # not uniform on the sphere, as in the Objaverse-XL renderer
     direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
     return direction * (1.5 + 0.7 * draws[:, 3:])
-
-
-def _grm(rng: np.random.Generator, count: int) -> np.ndarray:
-    u, v, w = rng.random((count, 3)).T
-    return _sphere(u, v, (1.5 + 1.3 * w) / 2)  # published for [-1, 1]^3, our objects are half as large
-
-
-def _orbit(rng: np.random.Generator, count: int) -> np.ndarray:
-    return _ring(count, 20.0, 2.2)
-
-
-def _sphere12(rng: np.random.Generator, count: int) -> np.ndarray:
-    return _ring(12, 30.0, 2.0)
 
 
 def _radical_inverse(index: np.ndarray) -> np.ndarray:
@@ -239,16 +226,21 @@ class Sampler:
     views: int | None = None
 
 
+_SHELL = partial(_shell, nearest=2.05, thickness=0.5)
+_GRM = partial(_shell, nearest=0.75, thickness=0.65)  # published for [-1, 1]^3, our objects are half as large
+_ORBIT = partial(_turntable, elevation_deg=20.0, radius=2.2)
+_SPHERE12 = partial(_turntable, elevation_deg=30.0, radius=2.0)
 SAMPLERS: dict[str, Sampler] = {
-    "shell": Sampler(_shell, 50.0, True, "uniform on the sphere, radius 2.05-2.55"),
+    "shell": Sampler(_SHELL, 50.0, True, "uniform on the sphere, radius 2.05-2.55"),
     "xl": Sampler(_xl, 49.134, False, "Objaverse-XL: normalised uniform cube direction, radius 1.5-2.2, lens 35/32"),
-    "grm": Sampler(_grm, 50.0, False, "GS-LRM: uniform on the sphere, radius 0.75-1.4 (1.5-2.8 around [-1,1]^3)"),
-    "orbit": Sampler(_orbit, 50.0, True, "a turntable at elevation 20 deg, radius 2.2"),
-    "sphere12": Sampler(_sphere12, 49.134, False, "12 fixed azimuths, elevation 30 deg, radius 2", views=12),
+    "grm": Sampler(_GRM, 50.0, False, "GS-LRM: uniform on the sphere, radius 0.75-1.4 (1.5-2.8 around [-1,1]^3)"),
+    "orbit": Sampler(_ORBIT, 50.0, True, "a turntable at elevation 20 deg, radius 2.2"),
+    "sphere12": Sampler(_SPHERE12, 49.134, False, "12 fixed azimuths, elevation 30 deg, radius 2", views=12),
     "hammersley": Sampler(_hammersley, 50.0, True, "low-discrepancy points with a random offset, radius 2.2"),
 }
 
 
 def sample(sampler: str, rng: np.random.Generator, count: int) -> np.ndarray:
     """c2w (V, 4, 4) float32 of the named sampler. These float32 values are both rendered and stored."""
-    return look_at(SAMPLERS[sampler].positions(rng, count)).astype(np.float32)
+    chosen = SAMPLERS[sampler]
+    return look_at(chosen.positions(rng, chosen.views or count)).astype(np.float32)

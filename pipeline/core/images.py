@@ -106,9 +106,7 @@ def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
     image = Image.fromarray(rgb)
     try:
         return _jpeg(image, quality)
-    except (
-        OSError
-    ):  # PIL hands libjpeg a buffer of a byte or two per pixel, which the whole of a very noisy picture overflows
+    except OSError:  # PIL's buffer for libjpeg has a byte or two per pixel; a very noisy picture overflows it
         with _larger_blocks(4 * rgb.size):
             return _jpeg(image, quality)
 
