@@ -67,12 +67,12 @@ LOG_PAGES = 8192  # pages of the write-ahead log that trigger an SQLite checkpoi
 
 # Columns that ledgers of earlier versions lack -> SQL default for their values.
 ADDED = {"source": "''", "url": "''", "sha256": "''", "credit": "'{}'"}
+ITEM_COLUMNS = (
+    "uid, state, reason, detail, tries, shard, views, bytes, worker, timings, finished, license, source, url, sha256, credit"
+).split(", ")
 RECORD = f"""
-INSERT INTO item (uid, state, reason, detail, tries, shard, views, bytes, worker, timings, finished, license, source, url, sha256,
-credit) VALUES ({", ".join("?" * 16)}) ON CONFLICT (uid) DO UPDATE SET state = excluded.state, reason = excluded.reason,
-detail = excluded.detail, tries = excluded.tries, shard = excluded.shard, views = excluded.views, bytes = excluded.bytes,
-worker = excluded.worker, timings = excluded.timings, finished = excluded.finished, license = excluded.license,
-source = excluded.source, url = excluded.url, sha256 = excluded.sha256, credit = excluded.credit
+INSERT INTO item ({", ".join(ITEM_COLUMNS)}) VALUES ({", ".join("?" * len(ITEM_COLUMNS))})
+ON CONFLICT (uid) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in ITEM_COLUMNS[1:])}
 """
 FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")  # SQLite's names for a full disk: of its file, of its log's index
 

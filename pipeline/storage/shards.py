@@ -176,8 +176,7 @@ def facts_of(path: Path) -> dict[str, Any]:
 
 def uids_of(path: Path) -> list[str]:
     """Uids of the objects of a shard file, in order; reads that column alone."""
-    with pq.ParquetFile(path) as file:
-        return [file.read_row_group(i, ["uid"])["uid"][0].as_py() for i in range(file.num_row_groups)]
+    return [table["uid"][0].as_py() for table in _row_groups(path, ["uid"])]
 
 
 def files_of(out: Path, widths: Iterable[int], name: str) -> list[Path]:
@@ -197,11 +196,10 @@ def shard_on_disk(out: Path, widths: Sequence[int], name: str) -> Shard:
     paths = files_of(out, widths, name)
     for path in paths:
         try:
-            with pq.ParquetFile(path) as file:
-                for group in range(file.num_row_groups):
-                    (entry,) = entries_of([file.read_row_group(group, [*ENTRY_COLUMNS, "meta", "image"])], 1)
-                    before = entries[entry.item.uid].image_bytes if entry.item.uid in entries else 0
-                    entries[entry.item.uid] = dataclasses.replace(entry, image_bytes=before + entry.image_bytes)
+            for table in _row_groups(path, [*ENTRY_COLUMNS, "meta", "image"]):
+                (entry,) = entries_of([table], 1)
+                before = entries[entry.item.uid].image_bytes if entry.item.uid in entries else 0
+                entries[entry.item.uid] = dataclasses.replace(entry, image_bytes=before + entry.image_bytes)
         except (pa.ArrowException, OSError, ValueError) as error:
             hint = f"move {name}.parquet of every resolution away; the same command renders its objects again"
             raise UserError(f"{path} cannot be read: {error}", hint) from None
@@ -210,10 +208,8 @@ def shard_on_disk(out: Path, widths: Sequence[int], name: str) -> Shard:
 
 def row_keys(path: Path) -> Iterator[tuple[set[str], list[int]]]:
     """Per row group of a shard file: its uids (one, in a sound file) and its view numbers, in order."""
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, ["uid", "view"])
-            yield set(table["uid"].to_pylist()), table["view"].to_pylist()
+    for table in _row_groups(path, ["uid", "view"]):
+        yield set(table["uid"].to_pylist()), table["view"].to_pylist()
 
 
 @dataclass(frozen=True)
@@ -233,21 +229,26 @@ class Rows:
 
 def read_objects(path: Path) -> Iterator[Rows]:
     """Yield the objects of one shard file, one row group at a time."""
+    for table in _row_groups(path):
+        first = {name: table[name][0].as_py() for name in ("uid", "height", "width", "meta", "license")}
+        yield Rows(
+            uid=first["uid"],
+            jpegs=pc.struct_field(table["image"], "bytes").to_pylist(),
+            c2w=_numbers(table["c2w"]).reshape(-1, 4, 4),
+            fxfycxcy=_numbers(table["fxfycxcy"]).reshape(-1, 4),
+            hw=(first["height"], first["width"]),
+            meta=json.loads(first["meta"]),
+            license=first["license"],
+            layers={name: table[name].to_pylist() for name in LAYERS if name in table.column_names},
+            numbers={name: table[name].to_numpy() for name in NUMBERS if name in table.column_names},
+        )
+
+
+def _row_groups(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the row groups of a shard file, one per object. columns: those to read; None: all."""
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            first = {name: table[name][0].as_py() for name in ("uid", "height", "width", "meta", "license")}
-            yield Rows(
-                uid=first["uid"],
-                jpegs=pc.struct_field(table["image"], "bytes").to_pylist(),
-                c2w=_numbers(table["c2w"]).reshape(-1, 4, 4),
-                fxfycxcy=_numbers(table["fxfycxcy"]).reshape(-1, 4),
-                hw=(first["height"], first["width"]),
-                meta=json.loads(first["meta"]),
-                license=first["license"],
-                layers={name: table[name].to_pylist() for name in LAYERS if name in table.column_names},
-                numbers={name: table[name].to_numpy() for name in NUMBERS if name in table.column_names},
-            )
+            yield file.read_row_group(group, columns)
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:

@@ -25,6 +25,7 @@ from pipeline.core.records import Packed, Scene, video_of
 from pipeline.storage import journal as journals
 from pipeline.storage.shards import (
     CONVENTION,
+    ENTRY_COLUMNS,
     FORMAT_VERSION,
     LAYERS,
     METADATA_KEY,
@@ -255,7 +256,7 @@ def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
     known = {"credit": item.credit, "url": item.url if is_web(item.url) else ""}  # local paths stay private
     facts = scene.meta | {name: value for name, value in known.items() if value}
     meta = json.dumps(facts, separators=(",", ":"), sort_keys=True)
-    same = {"uid": item.uid, "source": item.source, "license": item.license, "sha256": item.sha256, "meta": meta}
-    for name, value in (same | {"config_hash": config_hash}).items():
+    same = {name: getattr(item, name) for name in ENTRY_COLUMNS} | {"meta": meta, "config_hash": config_hash}
+    for name, value in same.items():
         columns[name] = [value] * rows
     return pa.RecordBatch.from_arrays([pa.array(columns[name], of.field(name).type) for name in of.names], schema=of)
