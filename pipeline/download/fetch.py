@@ -166,7 +166,8 @@ class Fetcher:
 
     def tried(self, url: str, attempt: Any) -> Any:
         """Result of `attempt()`, called up to TRIES times while it raises Passing; raises Retry with the last reason."""
-        host = self._host(url)
+        with self._lock:
+            host = self.hosts.setdefault(urlsplit(url).netloc, _Host(threading.Semaphore(self.limits.per_host)))
         for number in range(TRIES):
             if self.stopped.is_set():
                 raise Retry("stopped")
@@ -193,11 +194,6 @@ class Fetcher:
             if url.startswith(before):
                 return after + url[len(before) :]
         return url
-
-    def _host(self, url: str) -> _Host:
-        name = urlsplit(url).netloc
-        with self._lock:
-            return self.hosts.setdefault(name, _Host(threading.Semaphore(self.limits.per_host)))
 
 
 @dataclass

@@ -37,30 +37,29 @@ def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
 
     The Hugging Face metadata makes `image` a picture for `datasets` and the hub's viewer.
     """
-    columns: list[tuple[str, pa.DataType, dict[str, Any]]] = [
-        ("uid", pa.string(), _hf("string")),
-        ("view", pa.int32(), _hf("int32")),
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"_type": "Image"}),
-        ("c2w", pa.list_(pa.float32(), 16), _hf("float32", 16)),
-        ("fxfycxcy", pa.list_(pa.float32(), 4), _hf("float32", 4)),
-        ("height", pa.int32(), _hf("int32")),
-        ("width", pa.int32(), _hf("int32")),
-        ("source", pa.string(), _hf("string")),
-        ("license", pa.string(), _hf("string")),
-        ("sha256", pa.string(), _hf("string")),
-        ("config_hash", pa.string(), _hf("string")),
-        ("meta", pa.string(), _hf("string")),
-        *[(name, pa.binary(), _hf("binary")) for name in LAYERS if name in optional],
-        *[(name, pa.int64(), _hf("int64")) for name in NUMBERS if name in optional],
-    ]
-    features = {name: feature for name, _, feature in columns}
-    huggingface = json.dumps({"info": {"features": features}})
-    return pa.schema([(name, kind) for name, kind, _ in columns], metadata={"huggingface": huggingface})
+    columns = {
+        "uid": pa.string(),
+        "view": pa.int32(),
+        "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        "c2w": pa.list_(pa.float32(), 16),
+        "fxfycxcy": pa.list_(pa.float32(), 4),
+        "height": pa.int32(),
+        "width": pa.int32(),
+        **dict.fromkeys(("source", "license", "sha256", "config_hash", "meta"), pa.string()),
+        **{name: pa.binary() for name in LAYERS if name in optional},
+        **{name: pa.int64() for name in NUMBERS if name in optional},
+    }
+    features = {name: _feature(kind) for name, kind in columns.items()}
+    return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _hf(dtype: str, length: int = 0) -> dict[str, Any]:
-    value = {"dtype": dtype, "_type": "Value"}
-    return {"feature": value, "length": length, "_type": "Sequence"} if length else value
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """Feature of the library `datasets` for a column of this type; the only struct is a picture."""
+    if pa.types.is_struct(kind):
+        return {"_type": "Image"}
+    if pa.types.is_fixed_size_list(kind):
+        return {"feature": _feature(kind.value_type), "length": kind.list_size, "_type": "Sequence"}
+    return {"dtype": "float32" if pa.types.is_float32(kind) else str(kind), "_type": "Value"}
 
 
 def split_of(uid: str, val_percent: float) -> str:
