@@ -30,7 +30,7 @@ class BatchFetcher:
     def __init__(self, source: ModuleType, net: Fetcher, threads: int) -> None:
         self.source = source
         self.net = net
-        self.most: int = getattr(source, "BATCH", 1)  # items in a batch
+        self.batch_size: int = getattr(source, "BATCH", 1)  # items in a batch
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="download")
 
     def key(self, item: Item) -> str:
@@ -83,9 +83,9 @@ class Downloads(BatchFetcher):
 
     def __init__(self, source: ModuleType, net: Fetcher, threads: int, finished: Container[str]) -> None:
         super().__init__(source, net, threads)
-        self.ahead = max(AHEAD * threads, self.most)
+        self.ahead = max(AHEAD * threads, self.batch_size)
         self.results: queue.SimpleQueue[tuple[Item, Path | BaseException]] = queue.SimpleQueue()
-        self.out_there = 0  # items given to a thread and not yielded yet
+        self.under_way = 0  # items given to a thread and not yielded yet
         self.in_a_row = 0
         self.failing = ""  # key of the batch that failed last: a batch counts once, however many items it has
         self._take_over(finished)
@@ -98,20 +98,20 @@ class Downloads(BatchFetcher):
         """
         batches = Batches(drawn, self.key)
         while not self.net.stopped.is_set():
-            while not batches.exhausted and self.out_there < self.ahead:
-                group = batches.take(self.most)
+            while not batches.exhausted and self.under_way < self.ahead:
+                group = batches.take(self.batch_size)
                 if not group:
                     break
-                self.out_there += len(group)
+                self.under_way += len(group)
                 self.start(group, lambda *result: self.results.put(result))
             try:
                 item, got = self.results.get_nowait()
             except queue.Empty:
-                if batches.exhausted and not self.out_there:
+                if batches.exhausted and not self.under_way:
                     return
                 yield None
                 continue
-            self.out_there -= 1
+            self.under_way -= 1
             if isinstance(got, Path):
                 self.in_a_row = 0
                 found = {"path": str(got), "root": str(self.source.root_of(item, got))}
@@ -122,7 +122,7 @@ class Downloads(BatchFetcher):
     def snapshot(self) -> dict[str, int]:
         """Numbers of items under way and of files ready for a renderer, and the bytes of disk that both hold."""
         ready = self.results.qsize()
-        return {"under_way": self.out_there - ready, "ready": ready, "bytes": self.net.disk_budget.used}
+        return {"under_way": self.under_way - ready, "ready": ready, "bytes": self.net.disk_budget.used}
 
     def _give_up(self, item: Item, error: BaseException, failed: Callable[[Outcome], None]) -> None:
         self.remove(item.uid)

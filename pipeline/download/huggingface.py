@@ -112,13 +112,14 @@ def get(net: Fetcher, repo: str, path: str, to: Path, wanted: Wanted) -> Path:
 
     cached = huggingface_hub.try_to_load_from_cache(repo, path, repo_type="dataset")
     if isinstance(cached, str):
-        return _own(Path(cached).resolve(), to, net, wanted)  # a cache entry links to a blob, named without suffix
+        blob = Path(cached).resolve()  # which a cache entry links to, named without suffix
+        return _link_cached(blob, to, net, wanted)
     address = huggingface_hub.hf_hub_url(repo, path, repo_type="dataset")
     with _classified():
         return net.get_with(_session(net), address, to, wanted, build_hf_headers())
 
 
-def _own(cached: Path, to: Path, net: Fetcher, wanted: Wanted) -> Path:
+def _link_cached(cached: Path, to: Path, net: Fetcher, wanted: Wanted) -> Path:
     """Give a cached file the further name `to`; copies only if the cache is on another disk."""
     to.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -13,14 +13,14 @@ from pipeline.core.text import size
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.object_store import Store
 from pipeline.storage.shards import SHARD_NAME
-from pipeline.storage.uploads import LEDGER, PAPERS, desk_name, driver
+from pipeline.storage.uploads import LEDGER, SMALL_FILES, desk_name, driver
 
 COPIES = "copy"  # subfolder of a run's local folder
 SPARE = 1e9  # bytes of disk to leave free
 
 
 def at_hand(run: Path, shards: int | None = 0, least: int | None = None) -> Path:
-    """Folder of a run; for an address, a local copy of its ledger, PAPERS and first `shards` shards per width (None: all).
+    """Folder of a run; for an address, a local copy of its ledger, SMALL_FILES and first `shards` shards per width (None: all).
 
     least: copy only the smallest width of at least so many pixels, else the widest. Concurrent calls for a run take turns.
     With `shards` = 0, the local folder itself if the run's last driver used it. Copies are kept below ~/.cache/lvsm-data/runs,
@@ -34,10 +34,10 @@ def at_hand(run: Path, shards: int | None = 0, least: int | None = None) -> Path
     copy.mkdir(parents=True, exist_ok=True)
     with (copy / ".copying").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        return _copied(address, desk, copy, shards, least)
+        return _copy_run(address, desk, copy, shards, least)
 
 
-def _copied(address: str, desk: Path, copy: Path, shards: int | None, least: int | None) -> Path:
+def _copy_run(address: str, desk: Path, copy: Path, shards: int | None, least: int | None) -> Path:
     store = Store(address)
     told = driver(store, copy)
     present = told is not None and told["desk"] == desk_name(desk)
@@ -48,16 +48,16 @@ def _copied(address: str, desk: Path, copy: Path, shards: int | None, least: int
             ledger.copy(copy / LEDGER)
     elif not store.get(LEDGER, copy / LEDGER) and not store.folders():
         raise UserError(f"{address} holds no run", "give the --out of a run")
-    for name in PAPERS:
+    for name in SMALL_FILES:
         store.get(name, copy / name)
     widths = sorted(int(folder) for folder in store.folders() if folder.isdecimal())
     enough = [width for width in widths if least is None or width >= least]
     for width in enough if least is None else enough[:1] or widths[-1:]:
-        _bring(store, str(width), copy, shards)
+        _copy_shards(store, str(width), copy, shards)
     return copy
 
 
-def _bring(store: Store, width: str, copy: Path, most: int | None) -> None:
+def _copy_shards(store: Store, width: str, copy: Path, most: int | None) -> None:
     """Copy the first `most` shards of one width missing in `copy`; delete files unlike the store's. UserError: no room."""
     folder = copy / width
     folder.mkdir(exist_ok=True)

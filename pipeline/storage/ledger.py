@@ -116,10 +116,10 @@ class Ledger:
         uri = f"{path.absolute().as_uri()}?mode={'ro' if readonly else 'rwc'}"
         self._db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
         self._waiting: list[tuple[Any, ...]] = []
-        self._turn = threading.RLock()
+        self._lock = threading.RLock()
         self._closing = threading.Event()
-        self._clock: threading.Thread | None = None
-        with self._telling():
+        self._flusher: threading.Thread | None = None
+        with self._full_disk_as_os_error():
             self._prepare(readonly)
 
     def _prepare(self, readonly: bool) -> None:
@@ -157,8 +157,8 @@ class Ledger:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._closing.set()
-        if self._clock:
-            self._clock.join()
+        if self._flusher:
+            self._flusher.join()
         try:
             self.flush()
         finally:
@@ -202,11 +202,11 @@ class Ledger:
                 *_origin(item),
             )
         )
-        if self._clock is None:
-            self._clock = threading.Thread(target=self._tick, name="ledger", daemon=True)
-            self._clock.start()
+        if self._flusher is None:
+            self._flusher = threading.Thread(target=self._flush_regularly, name="ledger", daemon=True)
+            self._flusher.start()
 
-    def _tick(self) -> None:
+    def _flush_regularly(self) -> None:
         while not self._closing.wait(COMMIT_S):
             with contextlib.suppress(OSError, sqlite3.Error):  # raised again when the driver writes
                 self.flush()
@@ -257,7 +257,7 @@ class Ledger:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Transaction: the waiting items, then the `with` block's statements, or nothing. Raises OSError if the disk is full."""
-        with self._turn, self._telling():
+        with self._lock, self._full_disk_as_os_error():
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
                 rows = list(self._waiting)
@@ -266,7 +266,7 @@ class Ledger:
             del self._waiting[: len(rows)]
 
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _full_disk_as_os_error(self) -> Iterator[None]:
         """Turn SQLite's errors for a full disk into OSError (ENOSPC)."""
         try:
             yield

@@ -28,12 +28,12 @@ from pipeline.storage.shards import SHARD_NAME, Shard, shard_on_disk
 
 AT_ONCE = 4
 AHEAD = 8  # finished shards that may wait for upload before rendering waits
-WORDS = 3  # heartbeat intervals after which a silent driver counts as dead
+MISSED_HEARTBEATS = 3  # heartbeat intervals after which a silent driver counts as dead
 COPY_SHARE = 0.05  # largest share of time spent on copying the ledger
 DRIVER = "driver.json"  # in the store: the last driver's heartbeat, with the name of its local folder
 DESK = "desk.json"  # in the local folder: its random name
 LEDGER = "ledger.sqlite"
-PAPERS = ("run.json", "status.json", "availability.csv")
+SMALL_FILES = ("run.json", "status.json", "availability.csv")
 
 
 class InFolder:
@@ -71,7 +71,7 @@ class Uploads:
         self._one_copy = threading.Lock()
 
     def __enter__(self) -> Uploads:
-        self._going = [self._regular.submit(work) for work in (self._copy_often, self._claim_often)]
+        self._going = [self._regular.submit(work) for work in (self._copy_regularly, self._claim_regularly)]
         return self
 
     def __exit__(self, kind: object, *exc: object) -> None:
@@ -91,7 +91,7 @@ class Uploads:
         while len(self.waiting) >= AHEAD:
             time.sleep(0.05)
             self.check()
-        self.waiting[shard] = self._pool.submit(self._bring, shard)
+        self.waiting[shard] = self._pool.submit(self._upload, shard)
 
     def check(self) -> None:
         """Raise UserError if an upload, a ledger copy or a heartbeat failed; add arrived shards to `there`."""
@@ -145,20 +145,20 @@ class Uploads:
         found = [{Path(name).stem for name in self.store.names(str(width))} for width in self.widths]
         return {name for name in set.intersection(*found) if SHARD_NAME.match(name)}
 
-    def _bring(self, shard: str) -> None:
+    def _upload(self, shard: str) -> None:
         for name in self._names(shard):
             self.store.put(self.out / name, name)
         for name in self._names(shard):  # only now, so that a session killed before uploads all widths again
             (self.out / name).unlink()
 
-    def _copy_often(self) -> None:
+    def _copy_regularly(self) -> None:
         pause_s = 0.0
         while not self._stop.wait(pause_s):
             start = time.monotonic()
             self._copy()
             pause_s = max(self.every_s, (time.monotonic() - start) / COPY_SHARE)
 
-    def _claim_often(self) -> None:
+    def _claim_regularly(self) -> None:
         while not self._stop.wait(self.every_s):  # own thread: a ledger's copy may outlast a heartbeat
             claim(self.store, self.out, self.every_s)
 
@@ -169,7 +169,7 @@ class Uploads:
                 ledger.copy(copy)
             self.store.put(copy, LEDGER)
             copy.unlink()
-            for name in PAPERS:
+            for name in SMALL_FILES:
                 if (self.out / name).exists():
                     self.store.put(self.out / name, name)
 
@@ -195,7 +195,7 @@ def claim(store: Store, out: Path, every_s: float, ended: bool = False) -> None:
 
 def believed_s(told: dict[str, Any]) -> float:
     """Seconds for which a driver still counts as alive after its last heartbeat `told`; 0 or less if it ended or is overdue."""
-    return 0.0 if told["ended"] else float(told["updated"] + WORDS * told["every_s"] - time.time())
+    return 0.0 if told["ended"] else float(told["updated"] + MISSED_HEARTBEATS * told["every_s"] - time.time())
 
 
 @contextlib.contextmanager
@@ -216,7 +216,7 @@ def attached(address: str | None, out: Path, every_s: float) -> Iterator[None]:
                 f"another run is writing to {address}: process {told['pid']} on {told['host']}",
                 f"if it is dead, the same command goes on in {left_s:.0f} s",
             )
-        _bring_back(store, out)
+        _restore(store, out)
     if not (out / DESK).exists():
         put(out / DESK, {"desk": uuid.uuid4().hex})
     store.tidy()
@@ -243,12 +243,12 @@ def desk_name(out: Path) -> str:
     return str(json.loads(path.read_text())["desk"]) if path.exists() else ""
 
 
-def _bring_back(store: Store, out: Path) -> None:
-    """Empty the outdated local folder `out`, then fetch the ledger's last copy and PAPERS from the store."""
+def _restore(store: Store, out: Path) -> None:
+    """Empty the outdated local folder `out`, then fetch the ledger's last copy and SMALL_FILES from the store."""
     for path in out.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name != ".lock":
             path.unlink()
-    for name in (LEDGER, *PAPERS):
+    for name in (LEDGER, *SMALL_FILES):
         store.get(name, out / name)

@@ -66,8 +66,8 @@ class RateLimiter:
     def __init__(self, per_hour: float, stopped: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.interval_s = 3600 / per_hour if per_hour else 0.0
-        self.most = max(1.0, BURST_S / self.interval_s) if per_hour else 1.0
-        self.tokens = self.most
+        self.burst = max(1.0, BURST_S / self.interval_s) if per_hour else 1.0
+        self.tokens = self.burst
         self.filled_s = self.open_s = clock()
         self.stopped = stopped
         self.lock = threading.Lock()
@@ -96,7 +96,7 @@ class RateLimiter:
                 return self.open_s - now
             if not self.interval_s:
                 return 0.0
-            self.tokens = min(self.most, self.tokens + (now - self.filled_s) / self.interval_s)
+            self.tokens = min(self.burst, self.tokens + (now - self.filled_s) / self.interval_s)
             self.filled_s = now
             if self.tokens < 1:
                 return (1 - self.tokens) * self.interval_s
@@ -115,7 +115,7 @@ class VideoFetcher(Fetcher):
         self.refused_in_a_row = 0
         self.pages: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
         self.files = named(cfg.videos) if cfg.videos else None
-        self.turn = threading.Lock()
+        self.lock = threading.Lock()
 
     @cached_property
     def runtimes(self) -> dict[str, str]:
@@ -147,7 +147,7 @@ class VideoFetcher(Fetcher):
         except Skip as failure:
             if failure.reason != "forbidden":
                 raise
-            with self.turn:  # YouTube's streams are refused for a while, or to an address that has grown old
+            with self.lock:  # YouTube's streams are refused for a while, or to an address that has grown old
                 self.pages.pop(self.mirrored(url), None)
             raise Retry(failure.reason, failure.detail) from None
         else:
@@ -176,14 +176,14 @@ class VideoFetcher(Fetcher):
 
     def _stream(self, url: str) -> dict[str, Any]:
         """Metadata from yt-dlp of the page `url` and of the stream chosen there. Asks again where that may help."""
-        with self.turn:
+        with self.lock:
             known = self.pages.get(url)
         if known and time.monotonic() - known[0] < REMEMBER_S:
             return known[1]
         for number in range(TRIES):
             self.limiter.wait()
             try:
-                stream = self._look(url)
+                stream = self._metadata(url)
             except Skip:
                 self.refused_in_a_row = 0
                 raise
@@ -191,7 +191,7 @@ class VideoFetcher(Fetcher):
                 self._wait_after(refused, number)
             else:
                 self.refused_in_a_row = 0
-                with self.turn:
+                with self.lock:
                     self.pages[url] = (time.monotonic(), stream)
                     while len(self.pages) > REMEMBERED:
                         self.pages.popitem(last=False)
@@ -203,7 +203,7 @@ class VideoFetcher(Fetcher):
         failure = Retry(refused.reason, refused.detail)
         ours = failure.reason in REFUSED
         if number == TRIES - 1 or (ours and failure.reason != "rate_limited"):
-            with self.turn:
+            with self.lock:
                 self.refused_in_a_row += ours
                 if self.refused_in_a_row >= IN_A_ROW:
                     raise UserError(
@@ -219,9 +219,9 @@ class VideoFetcher(Fetcher):
         else:
             self.stopped.wait(SHORT_PAUSE_S * 2**number)
 
-    def _look(self, url: str) -> dict[str, Any]:
+    def _metadata(self, url: str) -> dict[str, Any]:
         """Ask for the page's metadata once. Raises Skip, Passing."""
-        with self._talking() as ydl:
+        with self._youtube_dl() as ydl:
             found: dict[str, Any] = ydl.extract_info(url, download=False)
         if found.get("_type", "video") != "video" or not found.get("url"):
             raise Skip("not_a_video", f"{url} is a page with several videos, or none")
@@ -238,7 +238,7 @@ class VideoFetcher(Fetcher):
                 raise Skip("too_large", f"more than {limit:.0f} MB; --max-file-mb raises it")
 
         try:
-            with self._talking(outtmpl={"default": str(path)}, progress_hooks=[watch]) as ydl:
+            with self._youtube_dl(outtmpl={"default": str(path)}, progress_hooks=[watch]) as ydl:
                 ydl.process_info(dict(stream))
         except Passing as refused:
             raise Retry(refused.reason, refused.detail) from None
@@ -247,16 +247,16 @@ class VideoFetcher(Fetcher):
         return path
 
     @contextmanager
-    def _talking(self, **more: Any) -> Iterator[Any]:
+    def _youtube_dl(self, **more: Any) -> Iterator[Any]:
         """YoutubeDL that prints nothing; its errors are raised as Skip or Passing. more: further options."""
         import yt_dlp
 
-        heard = _Heard()
+        logger = _QuietLogger()
         settings = {
             "quiet": True,
             "no_warnings": True,
             "noprogress": True,
-            "logger": heard,
+            "logger": logger,
             "color": {"stdout": "never", "stderr": "never"},
             "noplaylist": True,
             "format": lambda context: chosen(context["formats"], self.cfg.scene.stream_height),
@@ -272,14 +272,14 @@ class VideoFetcher(Fetcher):
             with yt_dlp.YoutubeDL(settings | more) as ydl:
                 yield ydl
         except yt_dlp.utils.YoutubeDLError as error:
-            raise self._refusal(error, heard) from None
+            raise self._refusal(error, logger) from None
 
-    def _refusal(self, error: Any, heard: _Heard) -> Skip | Passing:
+    def _refusal(self, error: Any, logger: _QuietLogger) -> Skip | Passing:
         cause = error
         while cause is not None and not hasattr(cause, "status"):
             cause = getattr(cause, "cause", None) or (getattr(cause, "exc_info", None) or (None, None))[1]
         failure = refusals.refusal(
-            f"{heard.cause}{error}",
+            f"{logger.cause}{error}",
             status=getattr(cause, "status", None),
             has_runtime=bool(self.runtimes),
         )
@@ -290,7 +290,7 @@ class VideoFetcher(Fetcher):
         return Passing(failure.reason, failure.detail, pause_s)
 
 
-class _Heard:
+class _QuietLogger:
     """Logger for yt-dlp that prints nothing, as the ledger has the reasons. cause: its warning that a challenge failed, which
     explains a later error about missing formats.
     """

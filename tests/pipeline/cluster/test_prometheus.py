@@ -98,7 +98,7 @@ def full(folder: Path, told: list[dict[str, Any]]) -> dict[str, Callable[[], dic
     (folder / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))
     ready: queue.Queue[int] = queue.Queue()
     ready.put(1)
-    downloads = SimpleNamespace(results=ready, out_there=4, net=SimpleNamespace(disk_budget=SimpleNamespace(used=5000)))
+    downloads = SimpleNamespace(results=ready, under_way=4, net=SimpleNamespace(disk_budget=SimpleNamespace(used=5000)))
     waiting = {"train-000000": SimpleNamespace(done=lambda: False), "train-000001": SimpleNamespace(done=lambda: True)}
     uploads = SimpleNamespace(waiting=waiting, out=folder, _names=lambda shard: [shard], _size=lambda path: 700)
     supervisor = SimpleNamespace(

@@ -89,7 +89,7 @@ class Hours(threading.Event):
 def test_the_limiter_lets_a_few_through_and_then_one_by_one() -> None:
     hours = Hours()
     limiter = RateLimiter(3600 / 8, hours, clock=lambda: hours.now)
-    limiter.tokens = limiter.most = 3.0
+    limiter.tokens = limiter.burst = 3.0
     for _ in range(3):
         limiter.wait()
     assert hours.now == 1000
@@ -104,7 +104,7 @@ def test_the_limiter_lets_a_few_through_and_then_one_by_one() -> None:
 
 def test_no_hour_sees_more_than_youtube_allows() -> None:
     limiter = RateLimiter(ClipConfig.videos_per_hour, threading.Event())
-    assert limiter.most + 3600 / limiter.interval_s < 300
+    assert limiter.burst + 3600 / limiter.interval_s < 300
 
 
 def test_a_pause_holds_everybody_and_stopping_ends_it() -> None:
