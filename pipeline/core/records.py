@@ -144,7 +144,7 @@ class Outcome:
     passing: bool = False
 
 
-Got = tuple[Item, Path | Skip | Retry]  # item, and its file's path or the reason why the file cannot be had
+Fetched = tuple[Item, Path | Skip | Retry]  # item, and its file's path or the reason why the file cannot be had
 
 
 def item_rng(seed: int, uid: str, purpose: str) -> np.random.Generator:

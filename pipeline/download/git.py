@@ -22,7 +22,7 @@ from urllib.parse import unquote
 
 from pipeline.core.disk import bytes_below
 from pipeline.core.errors import Retry, Skip
-from pipeline.core.records import Got, Item
+from pipeline.core.records import Fetched, Item
 from pipeline.download.fetch import CONNECT_S, Fetcher, Passing, check_status, sha256_of
 from pipeline.formats.references import companions
 
@@ -53,7 +53,7 @@ LIMITED = re.compile(r"returned error: 429|Too Many Requests|rate limit", re.IGN
 
 def fetch(
     address: str, commit: str, wanted: Sequence[tuple[Item, str]], folder_of: Callable[[Item], Path], net: Fetcher
-) -> Iterator[Got]:
+) -> Iterator[Fetched]:
     """Bring files of one commit into FOLDER/tree/<path in the repository>, with the files that they refer to.
 
     address: as git takes it. wanted: items and their files' paths. Yields every item once, with its file or the failure.

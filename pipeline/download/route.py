@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.core.disk import bytes_below
 from pipeline.core.errors import Retry, Skip, UserError
-from pipeline.core.records import Got, Item
+from pipeline.core.records import Fetched, Item
 from pipeline.download import git, huggingface
 from pipeline.download.fetch import Fetcher, Wanted, sha256_of
 from pipeline.formats import archives, references
@@ -47,7 +47,7 @@ def file_type(item: Item) -> str:
     return found if FILE_TYPE.fullmatch(found) else ""
 
 
-def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
+def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Fetched]:
     """Bring the files of a batch into one folder per item; yields each item once, with its file or the failure.
 
     A file in the cache folder is used in place, as is one that an earlier session left in the item's folder.

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip, UserError
-from pipeline.core.records import Got, Item, item_rng
+from pipeline.core.records import Fetched, Item, item_rng
 from pipeline.formats import archives
 from pipeline.formats.archives import Member
 
@@ -262,7 +262,7 @@ class Staging:
         self.waiting: dict[str, _Waiting] = {}
         self.first: float = float("inf")
 
-    def run(self, items: Iterable[Item], known: Mapping[str, ArchivedScene] | None = None) -> Iterator[Got]:
+    def run(self, items: Iterable[Item], known: Mapping[str, ArchivedScene] | None = None) -> Iterator[Fetched]:
         """Yield each scene with its last file. known: scenes of the archive by key; default: those stored in the items.
 
         Skip: unsafe_archive, no_images, broken_archive, archive_bomb, too_large, interleaved (its files lie between those
@@ -308,7 +308,7 @@ class Staging:
         self.disk_budget.release(item.uid)
         return False
 
-    def _take(self, member: Member, data: bytes) -> Got | None:
+    def _take(self, member: Member, data: bytes) -> Fetched | None:
         """Write one member if its scene is wanted. Returns the item's end if this was its last file or failed, else None."""
         place = self.scene_of(member.name)
         one = self.waiting.get(place[0]) if place else None

@@ -19,7 +19,7 @@ import numpy as np
 from pipeline.config.views import ImportConfig
 from pipeline.core import cameras, licenses
 from pipeline.core.errors import Retry, Skip, UserError
-from pipeline.core.records import Got, Item, Posed, item_rng
+from pipeline.core.records import Fetched, Item, Posed, item_rng
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
 from pipeline.sources import objaverse, posed_views, selection
@@ -173,7 +173,7 @@ def batch(item: Item) -> str:
     return item.uid if "views" in item.extra else item.url
 
 
-def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
+def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Fetched]:
     """Fetch the requested views, two files each; or bring scenes of a .tar.gz or .7z into folders."""
     if "views" not in items[0].extra:
         yield from posed_views.staged(items, folder_of, net, scene_of)

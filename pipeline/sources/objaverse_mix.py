@@ -22,7 +22,7 @@ from pipeline.config.views import ImportConfig
 from pipeline.core import cameras
 from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip, UserError
-from pipeline.core.records import Got, Item, Posed, item_rng
+from pipeline.core.records import Fetched, Item, Posed, item_rng
 from pipeline.download import huggingface
 from pipeline.download.fetch import Fetcher, Wanted
 from pipeline.formats import bundles, seven_zip
@@ -101,7 +101,7 @@ def batch(item: Item) -> str:
     return item.url
 
 
-def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
+def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Fetched]:
     """Fetch the archive, unless the batch before had it, and bring the requested objects into folders in one pass."""
     if "://" not in items[0].url:
         yield from posed_views.staged(items, folder_of, net, scene_of)

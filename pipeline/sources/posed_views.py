@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.config.views import ImportConfig
 from pipeline.core import cameras, images
 from pipeline.core.errors import Skip, UserError
-from pipeline.core.records import Got, Item
+from pipeline.core.records import Fetched, Item
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import archives, bundles
 from pipeline.formats.bundles import SceneOf
@@ -28,7 +28,9 @@ def is_staged(cfg: ImportConfig) -> bool:
     return cfg.input is not None and cfg.input.is_file() and archives.is_sequential(cfg.input)
 
 
-def staged(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher, scene_of: SceneOf) -> Iterator[Got]:
+def staged(
+    items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher, scene_of: SceneOf
+) -> Iterator[Fetched]:
     """Implement `fetch_many` for items of a sequential archive on this machine, which item.url names."""
     return bundles.Staging(Path(items[0].url), scene_of, net.disk_budget, folder_of).run(items)
 

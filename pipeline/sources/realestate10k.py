@@ -21,7 +21,7 @@ from pipeline.config.clip import ClipConfig
 from pipeline.core import cameras
 from pipeline.core.disk import bytes_below, replacing
 from pipeline.core.errors import Retry, Skip, UserError
-from pipeline.core.records import Clip, Got, Item, item_rng, video_of
+from pipeline.core.records import Clip, Fetched, Item, item_rng, video_of
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import archives, bundles, trajectories
 from pipeline.formats.trajectories import EvalIndex, Trajectory
@@ -78,7 +78,7 @@ def batch(item: Item) -> str:
 root_of = posed_views.root_of
 
 
-def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
+def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Fetched]:
     """Cut clips of one video into their folders. Raises UserError as `VideoFetcher.film` does."""
     assert isinstance(net, VideoFetcher)
     wanted: list[tuple[Item, np.ndarray]] = []

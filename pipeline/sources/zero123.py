@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.config.views import ImportConfig
 from pipeline.core import cameras
 from pipeline.core.errors import Skip
-from pipeline.core.records import Got, Item, Posed
+from pipeline.core.records import Fetched, Item, Posed
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
 from pipeline.sources import posed_views
@@ -68,7 +68,7 @@ def batch(item: Item) -> str:
     return item.url
 
 
-def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Got]:
+def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Fetched]:
     """Bring scenes of a .tar.gz or .7z into folders, from front to back."""
     return posed_views.staged(items, folder_of, net, scene_of)
 
