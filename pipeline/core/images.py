@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
+import PIL
 from PIL import Image, ImageFile
 
 MAX_PIXELS = 50_000_000  # of a picture from elsewhere, checked against its header before decoding
@@ -231,10 +232,8 @@ def premultiplied(straight: np.ndarray) -> np.ndarray:
 
 
 def version() -> str:
-    """Version of PIL, for `doctor`."""
-    import PIL
-
-    return str(PIL.__version__)
+    """Version of PIL, Pillow's or Pillow-SIMD's."""
+    return PIL.__version__
 
 
 def contact_sheet(rows: list[list[np.ndarray]], gap: int = 2) -> np.ndarray:

@@ -30,7 +30,6 @@ class Remote(io.RawIOBase):
         self.headers = dict(headers) | {"Accept-Encoding": "identity"}
         self.at = 0
         self.size = -1
-        self.fetched = 0
         self.windows: OrderedDict[int, bytes] = OrderedDict()
         self.straight_on = (0, FIRST_WINDOW)  # where the next window would begin, and how long it would be
         self._window(0)
@@ -69,7 +68,6 @@ class Remote(io.RawIOBase):
         expected, length = self.straight_on
         length = length if at == expected else FIRST_WINDOW
         window = self.net.tried(self.url, lambda: self._ask(at, length))
-        self.fetched += len(window)
         self.straight_on = (at + len(window), min(2 * length, LONGEST_WINDOW))
         self.windows[at] = window
         while len(self.windows) > KEPT:

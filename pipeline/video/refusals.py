@@ -111,9 +111,6 @@ SKIPPED = frozenset(  # trying again would end the same way
         "login_required",
     }
 )
-RETRY_LATER = frozenset(  # this machine's connection is to blame, not the video: other videos will fail too
-    {"bot_check", "rate_limited", "client_refused", "no_js_runtime", "forbidden", "server_error", "connection"}
-)
 REASONS = frozenset(reason for _, reason in TABLE)
 
 _COOKIES = "--cookies FILE of a browser that is logged in"
