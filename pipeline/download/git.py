@@ -27,7 +27,7 @@ from pipeline.download.fetch import CONNECT_S, Fetcher, Passing, check_status, s
 from pipeline.formats.references import companions
 
 TREE = "tree"  # in an item's folder: the files of the repository, at their paths
-LOOK_S = 0.1
+POLL_S = 0.1
 TIMES_STALL = 20  # a git command's time limit, in multiples of `stall_s`
 ROUNDS = 3  # checkouts for files that other files name: an .obj names an .mtl, which names pictures
 LINKS = 8  # lookups of one path: each symbolic link takes one, the file itself too
@@ -244,7 +244,7 @@ class _Repository:
         running = True
         while running:
             try:
-                process.wait(LOOK_S)
+                process.wait(POLL_S)
                 running = False
             except subprocess.TimeoutExpired:
                 pass

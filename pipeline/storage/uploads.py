@@ -26,7 +26,7 @@ from pipeline.storage.ledger import Ledger
 from pipeline.storage.object_store import Store
 from pipeline.storage.shards import SHARD_NAME, Shard, shard_on_disk
 
-AT_ONCE = 4
+THREADS = 4  # uploads at once
 AHEAD = 8  # finished shards that may wait for upload before rendering waits
 MISSED_HEARTBEATS = 3  # heartbeat intervals after which a silent driver counts as dead
 COPY_SHARE = 0.05  # largest share of time spent on copying the ledger
@@ -64,7 +64,7 @@ class Uploads:
         self.store, self.out, self.widths, self.every_s = store, out, tuple(widths), every_s
         self.there = self._listed()
         self.waiting: dict[str, Future[None]] = {}
-        self._pool = ThreadPoolExecutor(AT_ONCE, "upload")
+        self._pool = ThreadPoolExecutor(THREADS, "upload")
         self._stop = threading.Event()
         self._regular = ThreadPoolExecutor(2, "copy")
         self._going: list[Future[None]] = []
