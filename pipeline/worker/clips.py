@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import sources
-from pipeline.config.clip import ClipConfig, ClipScene
+from pipeline.config.clip import ClipScene
 from pipeline.core import cameras, images, licenses
 from pipeline.core.errors import Skip
-from pipeline.core.records import Clip, Item, Scene, Views, timed
+from pipeline.core.records import Clip, Item, Scene, Views
 from pipeline.video import cut as cuts
 from pipeline.video.cut import Footage
 from pipeline.worker.posed import FLAT_LEVELS, check_intrinsics, rigid
@@ -34,23 +33,6 @@ def _rgb_of_ycbcr(kr: float, kb: float) -> np.ndarray:
 BT601, BT709 = _rgb_of_ycbcr(0.299, 0.114), _rgb_of_ycbcr(0.2126, 0.0722)
 SWAPPED = np.eye(3)[::-1]  # BGR <-> RGB
 RGB_OF_BGR = {"bt601": SWAPPED, "bt709": BT709 @ np.linalg.inv(BT601) @ SWAPPED}  # by the stream's matrix
-
-
-class Clipper:
-    """Turns cuts of videos into scenes."""
-
-    def __init__(self, cfg: ClipConfig) -> None:
-        self.cfg, self.source = cfg, sources.load(cfg.source)
-
-    def make(self, item: Item, bring: Callable[[Item], Path], timings: dict[str, float]) -> Scene:
-        """Load the item's cut and encode its frames, see `Maker`."""
-        with timed(timings, "fetch"):
-            clip = self.source.load(item, bring(item), self.cfg)
-        with timed(timings, "encode"):
-            return to_scene(item, clip, self.cfg.scene, self.cfg.threads)
-
-    def close(self) -> None:
-        """Nothing runs between two items."""
 
 
 def to_scene(item: Item, clip: Clip, cfg: ClipScene, threads: int = 1) -> Scene:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import sources
+from pipeline.config.clip import ClipConfig
 from pipeline.config.views import ImportConfig, PosedConfig
 from pipeline.core import cameras, images
 from pipeline.core.errors import Skip
@@ -27,19 +28,19 @@ FLAT_LEVELS = 8  # of 255: a picture with less contrast counts as blank
 
 
 class Importer:
-    """Turns views that exist already into scenes."""
+    """Turns what a source loads (Posed or Clip) into scenes. encode: makes the scene of an item from what was loaded."""
 
-    def __init__(self, cfg: ImportConfig) -> None:
-        self.cfg, self.source = cfg, sources.load(cfg.source)
+    def __init__(self, cfg: ImportConfig | ClipConfig, encode: Callable[[Item, Any], Scene]) -> None:
+        self.cfg, self.encode, self.source = cfg, encode, sources.load(cfg.source)
 
     def make(self, item: Item, bring: Callable[[Item], Path], timings: dict[str, float]) -> Scene:
-        """Load the item's views and re-encode them, see `Maker`. An item that is marked for it also gets a camera verdict."""
+        """Load the item's images and encode them, see `Maker`. An item that is marked for it also gets a camera verdict."""
         with timed(timings, "fetch"):
-            posed = self.source.load(item, bring(item), self.cfg)
+            loaded = self.source.load(item, bring(item), self.cfg)
         with timed(timings, "encode"):
-            scene = to_scene(item, posed, self.cfg.scene)
+            scene = self.encode(item, loaded)
         if item.extra.get(silhouettes.TO_CHECK):
-            scene.meta[silhouettes.VERDICT_KEY] = asdict(silhouettes.check(posed))
+            scene.meta[silhouettes.VERDICT_KEY] = asdict(silhouettes.check(loaded))
         return scene
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from pipeline.core.records import Item, Outcome, Scene
 from pipeline.download.ahead import Prefetch
 from pipeline.sources.fetchers import fetcher
 from pipeline.storage.writer import Packer
+from pipeline.worker import posed
 from pipeline.worker.render import Renderer
 
 TRIES = 2  # a crash or a hang costs one more try, in a fresh process
@@ -108,13 +110,12 @@ def make_worker(cfg: RunConfig) -> Worker:
     shared = cfg.out / "scratch"
     scratch = Path(tempfile.mkdtemp(prefix="worker-", dir=shared if shared.is_dir() else None))
     if isinstance(cfg, ClipConfig):
-        from pipeline.worker.clips import Clipper  # here: rendering needs no video library
+        from pipeline.worker import clips  # here: rendering needs no video library
 
-        return Worker(cfg, scratch, Clipper(cfg))
+        encode = functools.partial(clips.to_scene, cfg=cfg.scene, threads=cfg.threads)
+        return Worker(cfg, scratch, posed.Importer(cfg, encode))
     if isinstance(cfg, ImportConfig):
-        from pipeline.worker.posed import Importer
-
-        return Worker(cfg, scratch, Importer(cfg))
+        return Worker(cfg, scratch, posed.Importer(cfg, functools.partial(posed.to_scene, cfg=cfg.scene)))
     return Worker(cfg, scratch, Renderer(cfg, scratch))
 
 
