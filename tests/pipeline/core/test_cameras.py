@@ -15,7 +15,7 @@ from pipeline.config.render import RenderConfig, SceneConfig
 from pipeline.config.source_table import names
 from pipeline.core import cameras
 from pipeline.core.cameras import SAMPLERS
-from pipeline.worker.lights import LIGHTS
+from pipeline.worker.render import LIGHTS
 
 quick = settings(deadline=None, max_examples=80)
 coordinate = st.floats(-20, 20, allow_nan=False, width=32)
