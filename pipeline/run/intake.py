@@ -11,7 +11,6 @@ from pipeline.core.records import Item, Outcome
 from pipeline.download.ahead import Downloads
 from pipeline.run.policy import Listing
 from pipeline.run.session import Session
-from pipeline.sources.fetchers import fetcher
 
 
 class Intake:
@@ -25,7 +24,7 @@ class Intake:
     def opened(self, draw: Callable[[Listing], Iterator[Item | None]]) -> Iterator[Iterator[Item | None]]:
         """Items that `draw` takes from the source, the first drawn on entry: lists are fetched before Progress takes over."""
         cfg, source = self.session.cfg, sources.load(self.session.cfg.source)
-        net = fetcher(cfg, self.session.out / "raw", cfg.cache) if sources.is_remote(cfg) else None
+        net = sources.fetcher(cfg, self.session.out / "raw", cfg.cache) if sources.is_remote(cfg) else None
         if net and not cfg.address:  # the workers of a cluster fetch for themselves
             self.downloads = Downloads(source, net, cfg.downloads, self.session.finished)
 

@@ -21,7 +21,6 @@ from pipeline.download import huggingface
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import tables
 from pipeline.sources import manifest
-from pipeline.sources.fetchers import fetcher
 from pipeline.sources.selection import Selection
 
 
@@ -34,7 +33,7 @@ def write_manifest(cfg: ManifestConfig) -> list[str]:
     if not sources.is_remote(cfg):
         raise UserError(f"--source {cfg.source} needs no manifest", "for example --source objaverse")
     scratch = Path(tempfile.mkdtemp(prefix="lvsm-manifest-"))
-    net = fetcher(Fetching(), scratch, cfg.cache)
+    net = sources.fetcher(Fetching(), scratch, cfg.cache)
     selection = Selection(cfg)
     counts: Counter[str] = Counter()
     total_bytes = 0

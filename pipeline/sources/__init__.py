@@ -15,10 +15,16 @@ A posed source has `load(item, path, cfg) -> Posed` besides, one of videos `load
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pipeline.config.clip import ClipConfig
+from pipeline.config.shared import Fetching
 from pipeline.config.source_table import SOURCES, names
+from pipeline.core.budget import DiskBudget
+from pipeline.download.fetch import Fetcher, FetchLimits
+from pipeline.video.ytdlp import VideoFetcher
 
 
 def load(name: str) -> ModuleType:
@@ -35,3 +41,11 @@ def is_remote(cfg: Any) -> bool:
     """True if files of the run's source are fetched or unpacked ahead of the workers. cfg: a RunConfig or ManifestConfig."""
     decide: Callable[[Any], bool] | None = getattr(load(cfg.source), "remote", None)
     return decide(cfg) if decide else SOURCES[cfg.source].fetched
+
+
+def fetcher(cfg: Fetching, folder: Path, cache: Path) -> Fetcher:
+    """Make the Fetcher of a run: a VideoFetcher for videos. folder: where fetched files wait, within cfg.raw_gb."""
+    folder.mkdir(parents=True, exist_ok=True)
+    limits = FetchLimits(cfg.per_host, cfg.max_file_mb * 1e6, cfg.stall_s, cfg.mirrors, cache, cfg.keep_raw)
+    disk_budget = DiskBudget(folder, cfg.raw_gb * 1e9, patient=cfg.patient)
+    return VideoFetcher(limits, disk_budget, cfg) if isinstance(cfg, ClipConfig) else Fetcher(limits, disk_budget)

@@ -21,7 +21,6 @@ from pipeline.core.disk import LOOK_AGAIN_S, is_full
 from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import Item, Outcome, Scene
 from pipeline.download.ahead import Prefetch
-from pipeline.sources.fetchers import fetcher
 from pipeline.storage.writer import Packer
 from pipeline.worker import posed
 from pipeline.worker.render import Renderer
@@ -48,7 +47,7 @@ class Worker:
         self.name = f"{os.uname().nodename}:{os.getpid()}"
         self.prefetch: Prefetch | None = None
         if sources.is_remote(cfg) and cfg.address:  # else the driver downloads
-            self.prefetch = Prefetch(self.source, fetcher(cfg, self.scratch / "raw", cfg.cache))
+            self.prefetch = Prefetch(self.source, sources.fetcher(cfg, self.scratch / "raw", cfg.cache))
 
     def ahead(self, items: list[Item]) -> None:
         """Start to fetch the current and the next items, where this worker fetches for itself (on a cluster)."""

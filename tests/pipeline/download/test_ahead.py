@@ -13,8 +13,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.download import ahead, fetch
 from pipeline.download.ahead import Downloads
-from pipeline.sources import manifest
-from pipeline.sources.fetchers import fetcher
+from pipeline.sources import fetcher, manifest
 from tests.hub import Hub
 
 COUNT = 60
