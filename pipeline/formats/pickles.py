@@ -14,7 +14,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -42,33 +42,19 @@ MALFORMED = (  # what pickle and zipfile raise for damaged or hostile input
 )  # fmt: skip
 
 
-class _Kind:
-    """A storage class, as far as the pickle needs one. No attribute can be set on it."""
+class _Kind(NamedTuple):
+    """A storage class, as far as the pickle needs one. A tuple, so that a pickle can set no attribute of it."""
 
-    __slots__ = ("dtype",)
     dtype: np.dtype[Any]
 
-    def __init__(self, dtype: str) -> None:
-        object.__setattr__(self, "dtype", np.dtype(dtype))
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(name)
+class _Call(NamedTuple):
+    """A function that a pickle may call. A tuple, so that a pickle cannot redirect it."""
 
-
-class _Call:
-    """A function that a pickle may call; no attribute can be set on it, so that a pickle cannot redirect it."""
-
-    __slots__ = ("_does",)
-    _does: Callable[..., Any]
-
-    def __init__(self, does: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_does", does)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(name)
+    does: Callable[..., Any]
 
     def __call__(self, *arguments: Any) -> Any:
-        return self._does(*arguments)
+        return self.does(*arguments)
 
 
 def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> np.ndarray:
@@ -97,8 +83,8 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
     ("collections", "OrderedDict"): _Call(_ordered),
     ("_codecs", "encode"): _Call(_bytes),
-    **{("torch", name): _Kind(dtype) for name, dtype in DTYPES.items()},
-    ("torch.storage", "UntypedStorage"): _Kind("<u1"),
+    **{("torch", name): _Kind(np.dtype(dtype)) for name, dtype in DTYPES.items()},
+    ("torch.storage", "UntypedStorage"): _Kind(np.dtype("<u1")),
 }
 
 
@@ -172,22 +158,9 @@ def _mapped(mapped: mmap.mmap, start: int, count: int, kind: np.dtype[Any], size
     return np.frombuffer(mapped, kind, count, start)
 
 
-class _At:
-    """A mapped file as a stream that pickle never reads ahead of."""
-
-    def __init__(self, mapped: mmap.mmap) -> None:
-        self.mapped = mapped
-
-    def read(self, size: int = -1) -> bytes:
-        return self.mapped.read(size)
-
-    def readline(self) -> bytes:
-        return self.mapped.readline()
-
-
 def _read_legacy(mapped: mmap.mmap) -> Any:
     """Read magic, protocol, system, object, storage keys (a pickle each), then per storage an int64 count and bytes."""
-    stream: Any = _At(mapped)
+    stream: Any = mapped  # without `peek`, so that pickle reads no byte ahead
     places: dict[str, tuple[int, np.dtype[Any], int]] = {}
 
     def note(kind: np.dtype[Any], key: str, count: int) -> np.ndarray:
