@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ from lvsm_train.data import view_sampling
 from lvsm_train.data.index import Index
 from pipeline.core.errors import UserError
 from pipeline.core.records import item_rng
-from pipeline.formats.trajectories import EvalIndex
+from pipeline.formats.trajectories import Example
 from pipeline.storage.shards import split_of
 
 HELD_PERCENT = 5.0  # of the objects are for validation, without val-*.parquet files
@@ -152,14 +152,14 @@ class Planner:
         return self._sample(number, shown, target) if len(target) else None
 
 
-def index_samples(index: EvalIndex, shards: Index) -> list[Sample]:
+def index_samples(index: Mapping[str, Example], shards: Index) -> list[Sample]:
     """Samples of an evaluation index, for those of its clips that the shards have with all frames it names.
 
     Raises UserError if there are none.
     """
     number_of = {uid: number for number, uid in enumerate(shards.uids)}
     found = []
-    for key, example in index.examples.items():
+    for key, example in index.items():
         if (number := number_of.get(key)) is None:
             continue
         view_of = {int(frame): view for view, frame in enumerate(shards.frame[shards.of(number)])}

@@ -10,7 +10,7 @@ from pathlib import Path
 from lvsm_train.config.trained import Split
 from lvsm_train.data.samples import Planner, Sample, index_samples
 from pipeline.core.errors import UserError
-from pipeline.formats.trajectories import EvalIndex
+from pipeline.formats.trajectories import evaluation_index
 
 COUNTS = (1, 2, 3, 4, 6, 8)  # numbers of inputs to compare
 
@@ -80,7 +80,7 @@ def plan(name: str, planner: Planner, split: Split = "val", index: Path | None =
 
 
 def _indexed(protocol: Protocol, index: Path, planner: Planner) -> list[Sample]:
-    made = index_samples(EvalIndex.read(index), planner.index)
+    made = index_samples(evaluation_index(index), planner.index)
     for one in made:
         has = len(one.inputs), len(one.targets)
         if protocol.inputs and has != (protocol.inputs, protocol.targets):

@@ -73,32 +73,17 @@ class Example:
     target: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class EvalIndex:
-    """Evaluation index. examples: key of a clip -> Example; clips with null are left out."""
-
-    examples: dict[str, Example]
-
-    @staticmethod
-    def read(path: Path) -> EvalIndex:
-        """Read an index. UserError if the file is not one."""
-        try:
-            found = json.loads(path.read_bytes())
-            examples = {str(key): _example(value) for key, value in found.items() if value is not None}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            hint = '{key: {"context": [0, 50], "target": [10, 20, 30]}} is needed'
-            raise UserError(f"{path} is no evaluation index: {error or type(error).__name__}", hint) from None
-        if not examples:
-            raise UserError(f"{path} names no clip")
-        return EvalIndex(examples)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.examples
-
-    def frames(self, key: str) -> list[int]:
-        """Frames of the clip's context and target, sorted."""
-        example = self.examples[key]
-        return sorted({*example.context, *example.target})
+def evaluation_index(path: Path) -> dict[str, Example]:
+    """Read an evaluation index: key of a clip -> Example, without clips that have null. UserError if the file is not one."""
+    try:
+        found = json.loads(path.read_bytes())
+        examples = {str(key): _example(value) for key, value in found.items() if value is not None}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        hint = '{key: {"context": [0, 50], "target": [10, 20, 30]}} is needed'
+        raise UserError(f"{path} is no evaluation index: {error or type(error).__name__}", hint) from None
+    if not examples:
+        raise UserError(f"{path} names no clip")
+    return examples
 
 
 def _example(value: Any) -> Example:

@@ -24,7 +24,7 @@ from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import Clip, Fetched, Item, item_rng, video_of
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import archives, bundles, trajectories
-from pipeline.formats.trajectories import EvalIndex, Trajectory
+from pipeline.formats.trajectories import Trajectory
 from pipeline.sources import posed_views
 from pipeline.video import cut
 from pipeline.video.ytdlp import VideoFetcher
@@ -44,7 +44,7 @@ def items(cfg: ClipConfig, seed: int, net: Fetcher | None = None) -> Iterator[It
     """
     where = _in_place(cfg)
     chosen = _of_split(cfg, list(_listed(where)))
-    index = EvalIndex.read(cfg.eval_index) if cfg.eval_index else None
+    index = trajectories.evaluation_index(cfg.eval_index) if cfg.eval_index else None
     by_video: dict[str, list[Item]] = defaultdict(list)
     for split, key, place in chosen:
         if index is not None and key not in index:
@@ -57,7 +57,7 @@ def items(cfg: ClipConfig, seed: int, net: Fetcher | None = None) -> Iterator[It
         video = video_of(url)
         extra: dict[str, Any] = {"video": video, "split": split, "list": str(where), "place": place}
         if index is not None:
-            extra["frames"] = index.frames(key)
+            extra["frames"] = sorted({*index[key].context, *index[key].target})
         elif cfg.scene.views:
             extra["views"] = cfg.scene.views
         by_video[video].append(Item(key, cfg.source, url=url, credit={"page": url}, extra=extra))

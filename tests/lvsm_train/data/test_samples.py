@@ -17,7 +17,7 @@ from lvsm_train.data import samples, view_sampling  # noqa: E402
 from lvsm_train.data.batches import Data  # noqa: E402
 from pipeline.core import cameras  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
-from pipeline.formats.trajectories import EvalIndex, Example  # noqa: E402
+from pipeline.formats.trajectories import Example, evaluation_index  # noqa: E402
 from tests.noise import VIEWS, config, digest, scene, ten_and_three, views_of, write  # noqa: E402
 
 PARITY = (
@@ -211,7 +211,7 @@ def test_samples_of_an_evaluation_index(clips: Path, tmp_path: Path) -> None:
     }
     (tmp_path / "index.json").write_text(json.dumps(entries))
     opened = Data(config(clips, scenes=True))
-    made = samples.index_samples(EvalIndex.read(tmp_path / "index.json"), opened.index)
+    made = samples.index_samples(evaluation_index(tmp_path / "index.json"), opened.index)
     assert [(sample.uid, sample.inputs, sample.targets) for sample in made] == [
         ("video000000.a", (0, 25), (3, 2, 13)),
         ("video000000.b", (0, 17), (1,)),
@@ -221,7 +221,7 @@ def test_samples_of_an_evaluation_index(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="equally many"):
         opened.gather(made)
     with pytest.raises(UserError, match="none of the clips"):
-        samples.index_samples(EvalIndex({"no": Example((0,), (1,))}), opened.index)
+        samples.index_samples({"no": Example((0,), (1,))}, opened.index)
 
 
 # ---- who trains, who does not

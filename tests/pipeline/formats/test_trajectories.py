@@ -14,7 +14,7 @@ from pipeline.core import images
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.records import Item, Scene, Views, video_of
 from pipeline.formats import trajectories
-from pipeline.formats.trajectories import EvalIndex
+from pipeline.formats.trajectories import Example
 from pipeline.report.verify import verify
 from pipeline.storage.writer import ShardWriter
 
@@ -106,10 +106,8 @@ def test_other_addresses_have_their_own(one: str, other: str) -> None:
 def test_an_evaluation_index(tmp_path: Path) -> None:
     path = tmp_path / "index.json"
     path.write_text(json.dumps({"a": {"context": [50, 4], "target": [9, 20, 31]}, "b": None}))
-    index = EvalIndex.read(path)
-    assert "a" in index and "b" not in index
-    assert index.examples["a"].context == (50, 4)  # in the index's own order
-    assert index.frames("a") == [4, 9, 20, 31, 50]
+    index = trajectories.evaluation_index(path)
+    assert index == {"a": Example((50, 4), (9, 20, 31))}  # in the index's own order
 
 
 @pytest.mark.parametrize(
@@ -131,7 +129,7 @@ def test_what_is_no_evaluation_index(content: str, tmp_path: Path) -> None:
     path = tmp_path / "index.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"index\.json (is no evaluation index|names no clip)"):
-        EvalIndex.read(path)
+        trajectories.evaluation_index(path)
 
 
 @pytest.mark.parametrize(
