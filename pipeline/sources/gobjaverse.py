@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.views import ImportConfig
-from pipeline.core import cameras, licenses
+from pipeline.core import cameras
 from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import Fetched, Item, Posed, item_rng
 from pipeline.download.fetch import Fetcher
@@ -76,33 +76,19 @@ def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]
         if names is None or not names.isdisjoint((key, _uid(glb))):
             folders[glb.split("/")[0]].append(key)
     views = [UNIQUE[i] for i in cameras.spread(len(UNIQUE), cfg.scene.views)]
-    rights = _Rights(net, cfg.cache)
+    hub_is_reachable = True  # else licenses and authors stay unknown: G-Objaverse itself is not on the Hub
     for folder in item_rng(seed, "gobjaverse", "order").permutation(sorted(folders)):
+        facts: dict[str, Any] = {}
+        if hub_is_reachable:
+            try:
+                facts = objaverse.metadata(net, cfg.cache, str(folder))
+            except UserError:
+                hub_is_reachable = False
         keys = sorted(folders[str(folder)])
         for i in item_rng(seed, str(folder), "order").permutation(len(keys)):
             key, uid = keys[i], _uid(known[keys[i]])
-            extra = {"key": key, "views": views}
-            yield Item(uid, cfg.source, f"{BASE}/objaverse/{key}", **rights.of(uid, str(folder)), extra=extra)
-
-
-class _Rights:
-    """Licenses and credits of Objaverse's objects; unknown if the Hub, which G-Objaverse itself does not need, is unreachable."""
-
-    def __init__(self, net: Fetcher, cache: Path) -> None:
-        self.net, self.cache = net, cache
-        self.folder, self.facts = "", dict[str, Any]()
-        self.away = False
-
-    def of(self, uid: str, folder: str) -> dict[str, Any]:
-        """License and credit of an object, as fields of an Item. folder: 000-NNN, whose list has the object."""
-        if folder != self.folder:
-            self.folder, self.facts = folder, {}
-            try:
-                self.facts = {} if self.away else objaverse.metadata(self.net, self.cache, folder)
-            except UserError:
-                self.away = True
-        known = objaverse.rights_of(uid, self.facts.get(uid, {}))
-        return known if uid in self.facts else known | {"license": licenses.UNKNOWN}
+            rights, extra = objaverse.rights_of(uid, facts.get(uid, {})), {"key": key, "views": views}
+            yield Item(uid, cfg.source, f"{BASE}/objaverse/{key}", **rights, extra=extra)
 
 
 def _uid(glb: str) -> str:
@@ -193,16 +179,8 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
 def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     """Read a scene. Skip: no_images, no_cameras, count_mismatch, bad_cameras, broken_image, unsafe_archive, broken_archive."""
     files = bundles.Files(_opened(item, path), path, scene_of)
-    names = set(files.names())
-    numbers = [f"{view:05d}" for view in UNIQUE]
-    views = [view for view in numbers if f"{view}.png" in names]
-    poses = [view for view in numbers if f"{view}.json" in names]
-    if not views:
-        raise Skip("no_images", f"no NNNNN.png in {path.name}")
-    if not poses:
-        raise Skip("no_cameras", f"{len(views)} images and no .json file")
-    if views != poses:
-        raise Skip("count_mismatch", f"{len(views)} images and {len(poses)} poses")
+    names = [name for name in files.names() if int(name[:5]) in UNIQUE]
+    views = posed_views.paired(names, ".json", f"no NNNNN.png in {path.name}")
     chosen = [views[i] for i in cameras.spread(len(views), cfg.scene.views)]
     pictures, poses_found, fxfycxcy = [], [], []
     for view in chosen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,21 @@ def uid_of(folder: Path, root: Path) -> str:
     return folder.absolute().name if relative == "." else relative
 
 
+def paired(names: Sequence[str], suffix: str, no_image: str) -> list[str]:
+    """Views of a scene that has VIEW.png and VIEW<suffix> of each; sorted, as `names` are. no_image: detail for no_images.
+
+    Raises Skip: no_images, no_cameras, count_mismatch.
+    """
+    views, poses = ([name[: -len(end)] for name in names if name.endswith(end)] for end in (".png", suffix))
+    if not views:
+        raise Skip("no_images", no_image)
+    if not poses:
+        raise Skip("no_cameras", f"{len(views)} images and no {suffix} file")
+    if views != poses:
+        raise Skip("count_mismatch", f"{len(views)} images and {len(poses)} poses")
+    return views
+
+
 def hw_of(data: bytes, name: str) -> tuple[int, int]:
     """(height, width) of a picture by its header. Raises Skip("broken_image")."""
     try:
@@ -83,10 +99,9 @@ def matrices(values: Sequence[Any]) -> np.ndarray:
 def npy(data: bytes, name: str) -> np.ndarray:
     """Read a .npy file as float64, never pickled objects. Raises Skip("bad_cameras")."""
     try:
-        array = np.asarray(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False), np.float64)
+        return np.asarray(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False), np.float64)
     except (ValueError, TypeError, EOFError, OSError, SyntaxError, MemoryError, OverflowError) as error:
         raise Skip("bad_cameras", f"{name}: {error}") from None
-    return array
 
 
 def json_object(data: bytes, name: str) -> dict[str, Any]:
@@ -141,14 +156,6 @@ def picture(name: str, folder: Path, roots: Sequence[Path]) -> Path:
     copies = [bundles.inside(f"{smaller}/{rest}", folder, roots) for smaller in SMALLER if head == "images" and rest]
     for path in (named, *copies):
         for suffix in ("", ".png", ".jpg", ".jpeg", ".webp"):
-            if is_file(whole := path.with_name(path.name + suffix)):
+            if os.path.isfile(whole := path.with_name(path.name + suffix)):  # False for names that no file system takes
                 return whole
     raise Skip("image_missing", f"{name[:200]} in {folder}")
-
-
-def is_file(path: Path) -> bool:
-    """Path.is_file, but False for a name that no file system takes."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False

@@ -14,7 +14,6 @@ import numpy as np
 
 from pipeline.config.views import ImportConfig
 from pipeline.core import cameras
-from pipeline.core.errors import Skip
 from pipeline.core.records import Fetched, Item, Posed
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
@@ -77,14 +76,7 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     """Read a scene. Skip: no_images, no_cameras, count_mismatch, bad_cameras, broken_image, unsafe_archive, broken_archive."""
     files = bundles.Files(item, path, scene_of)
     names = files.names()
-    views = [name[:3] for name in names if name.endswith(".png")]
-    poses = {name[:3] for name in names if name.endswith(".npy")}
-    if not views:
-        raise Skip("no_images", f"{path.name} is empty" if not names else f"{path.name} has poses alone")
-    if not poses:
-        raise Skip("no_cameras", f"{len(views)} images and no .npy file")
-    if poses != set(views):
-        raise Skip("count_mismatch", f"{len(views)} images and {len(poses)} poses")
+    views = posed_views.paired(names, ".npy", f"{path.name} {'has poses alone' if names else 'is empty'}")
     chosen = [views[i] for i in cameras.spread(len(views), cfg.scene.views)]
     w2c_gl = posed_views.matrices([posed_views.npy(files.read(f"{view}.npy"), f"{view}.npy") for view in chosen])
     pictures = [files.read(f"{view}.png") for view in chosen]
