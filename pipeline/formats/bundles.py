@@ -6,6 +6,7 @@ the names that `scene_of` gives, so no name out of an archive ever becomes a pat
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,17 +64,13 @@ def found(archive: Path, scene_of: SceneOf, seed: int) -> Iterator[ArchivedScene
         yield from (groups[key] for key in keys)
         return
     seen: set[str] = set()
-    now: ArchivedScene | None = None
-    for key, name, member in _placed(archive, scene_of):
-        if now is not None and now.key != key:
-            yield now
-            seen.add(now.key)
-            now = None
+    for key, placed in itertools.groupby(_placed(archive, scene_of), key=lambda one: one[0]):
         if key not in seen:
-            now = now or ArchivedScene(key)
-            now.add(name, member)
-    if now is not None:
-        yield now
+            seen.add(key)
+            scene = ArchivedScene(key)
+            for _, name, member in placed:
+                scene.add(name, member)
+            yield scene
 
 
 def key_of(item: Item) -> str:
@@ -113,13 +110,11 @@ def folders(root: Path, is_scene: Callable[[Path], bool], seed: int, depth: int 
 
 
 def never_empty(items: Iterator[Item], what: str, hint: str) -> Iterator[Item]:
-    """Pass items on; UserError at the end if there was none."""
-    none = True
-    for item in items:
-        none = False
-        yield item
-    if none:
+    """Pass items on. UserError if there is none."""
+    if (first := next(items, None)) is None:
         raise UserError(what, hint)
+    yield first
+    yield from items
 
 
 # ---- one scene
@@ -213,10 +208,18 @@ _idle: WeakKeyDictionary[DiskBudget, _Cursor] = WeakKeyDictionary()  # at most o
 _lock = threading.Lock()
 
 
-def _cursor(disk_budget: DiskBudget, archive: Path, first: float) -> _Cursor:
-    """Take the idle cursor if it stands before the member `first`, else open a new one."""
+def _idle_cursor(disk_budget: DiskBudget, instead: _Cursor | None = None) -> _Cursor | None:
+    """Take the cursor that is kept between batches, and keep `instead` from now on."""
     with _lock:
         cursor = _idle.pop(disk_budget, None)
+        if instead:
+            _idle[disk_budget] = instead
+    return cursor
+
+
+def _cursor(disk_budget: DiskBudget, archive: Path, first: float) -> _Cursor:
+    """Take the idle cursor if it stands before the member `first`, else open a new one."""
+    cursor = _idle_cursor(disk_budget)
     if cursor and cursor.archive == archive and cursor.last < first:
         return cursor
     if cursor:
@@ -224,20 +227,9 @@ def _cursor(disk_budget: DiskBudget, archive: Path, first: float) -> _Cursor:
     return _Cursor(archive, archives.walk(archive))
 
 
-def _put_back(disk_budget: DiskBudget, cursor: _Cursor) -> None:
-    """Keep the cursor for the next batch."""
-    with _lock:
-        other = _idle.pop(disk_budget, None)
-        _idle[disk_budget] = cursor
-    if other:
-        other.close()
-
-
-def close_cursor(disk_budget: DiskBudget) -> None:
-    """Close the cursor that is kept between batches, for example because its archive is about to be deleted."""
-    with _lock:
-        cursor = _idle.pop(disk_budget, None)
-    if cursor:
+def close_cursor(disk_budget: DiskBudget, instead: _Cursor | None = None) -> None:
+    """Close the cursor kept between batches, for example because its archive will be deleted, and keep `instead`, if any."""
+    if cursor := _idle_cursor(disk_budget, instead):
         cursor.close()
 
 
@@ -295,7 +287,7 @@ class Staging:
         except (Skip, Retry) as error:
             failure = error
         finally:
-            _put_back(self.disk_budget, cursor) if whole else cursor.close()
+            close_cursor(self.disk_budget, instead=cursor) if whole else cursor.close()
         yield from [(one.item, failure) for one in self.waiting.values()]
 
     def _is_there(self, item: Item, there: ArchivedScene) -> bool:
