@@ -11,7 +11,7 @@ import struct
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -68,12 +68,17 @@ def listed(path: Path) -> list[Entry]:
         return entries
 
 
-def _opened(stream: Any) -> Any:
-    """Open an archive with py7zr, which unpacks in one thread and in order because it gets a stream and not a path."""
+@contextlib.contextmanager
+def _opened(stream: Any) -> Iterator[Any]:
+    """Open an archive with py7zr, which unpacks in one thread and in order because it gets a stream and not a path.
+
+    py7zr's own exceptions become ValueError, one of BROKEN.
+    """
     from py7zr.exceptions import ArchiveError, PasswordRequired
 
     try:
-        return library().SevenZipFile(stream)
+        with library().SevenZipFile(stream) as archive:
+            yield archive
     except (ArchiveError, PasswordRequired) as error:
         raise ValueError(str(error) or type(error).__name__) from None
 
@@ -123,29 +128,16 @@ def walk(path: Path, wanted: Callable[[str], bool]) -> Generator[tuple[str, byte
 
 
 def _unpack(path: Path, wanted: Callable[[str], bool], hand: Hand) -> None:
-    from py7zr.exceptions import ArchiveError, PasswordRequired
-    from py7zr.io import Py7zIO, WriterFactory
+    from py7zr.io import NullIO, Py7zIO, WriterFactory
 
-    class Sink(Py7zIO):
+    class Sink(NullIO):
         def __init__(self, name: str) -> None:
             self.name = name
             self.parts: list[bytes] = []
 
-        def write(self, s: bytes | bytearray) -> int:
-            self.parts.append(bytes(s))
-            return len(s)
-
-        def read(self, size: int | None = None) -> bytes:
-            return b""
-
-        def seek(self, offset: int, whence: int = 0) -> int:
-            return 0
-
-        def flush(self) -> None:
-            pass
-
-        def size(self) -> int:
-            return sum(map(len, self.parts))
+        def write(self, data: bytes | bytearray) -> int:
+            self.parts.append(bytes(data))
+            return len(data)
 
         def close(self) -> None:  # the member is whole, and its CRC is right
             data = b"".join(self.parts)
@@ -162,10 +154,7 @@ def _unpack(path: Path, wanted: Callable[[str], bool], hand: Hand) -> None:
         with _opened(sips) as archive:
             names = [info.filename for info in archive.list() if wanted(info.filename)]
             sips.unpacking(archive)
-            try:
-                archive.extract(nowhere, targets=names, factory=Sinks())
-            except (ArchiveError, PasswordRequired) as error:
-                raise ValueError(str(error) or type(error).__name__) from None
+            archive.extract(nowhere, targets=names, factory=Sinks())
 
 
 class _Sips(io.RawIOBase):
