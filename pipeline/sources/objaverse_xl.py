@@ -30,6 +30,7 @@ COLUMNS = ("fileIdentifier", "source", "license", "fileType", "sha256")
 REPEATED = ("source", "license", "fileType")
 LINES, WINDOW = 1 << 16, 1 << 20  # lines read at once, lines held in memory
 BLOCK = 4096  # lines grouped together: files of one repository follow each other, to be fetched together
+UID = re.compile(r"[0-9a-f]{32}|[0-9a-f-]{36}")
 THING = re.compile(r"thing:(\d+)/files\?fileId=(\d+)")
 batch, fetch_many, root_of = route.batch, route.fetch_many, route.root_of
 BATCH = route.FILES_PER_CHECKOUT
@@ -119,25 +120,19 @@ class _Wanted:
         import pyarrow as pa
 
         self.names = pa.array(sorted(names), pa.string())
-        self.uids = names - {_uuid5(name) for name in names}
+        uids = names - {_uuid5(name) for name in names}
+        self.uids = uids if any(map(UID.fullmatch, uids)) else frozenset[str]()  # hashing millions of lines takes 30 s
 
     def among(self, rows: Any) -> np.ndarray:
         """Mask (N,) bool of the rows of a record batch that were named."""
         import pyarrow.compute as pc
 
-        asked = pc.or_(pc.is_in(rows["fileIdentifier"], self.names), pc.is_in(rows["sha256"], self.names))
-        if not pc.all(asked).as_py():
-            asked = pc.or_(asked, _by_uid(rows["fileIdentifier"], self.uids))
-        return np.asarray(asked.to_numpy(zero_copy_only=False), bool)
-
-
-def _by_uid(identifiers: Any, names: frozenset[str]) -> Any:
-    """Mask of identifiers whose uid is in `names`. Hashing millions takes 30 s, so only if a name looks like a uid."""
-    import pyarrow as pa
-
-    if not any(re.fullmatch(r"[0-9a-f]{32}|[0-9a-f-]{36}", name) for name in names):
-        return pa.array(np.zeros(len(identifiers), bool))
-    return pa.array([_uid(identifier) in names for identifier in identifiers.to_pylist()], pa.bool_())
+        identifiers = rows["fileIdentifier"]
+        found = pc.or_(pc.is_in(identifiers, self.names), pc.is_in(rows["sha256"], self.names))
+        asked = np.asarray(found.to_numpy(zero_copy_only=False), bool)
+        if self.uids and not asked.all():
+            asked = asked | np.array([_uid(identifier) in self.uids for identifier in identifiers.to_pylist()], bool)
+        return asked
 
 
 def _heads(sums: Any) -> np.ndarray:
