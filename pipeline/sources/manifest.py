@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,8 @@ def items(cfg: Listing, seed: int, net: Fetcher, ended: Uids | None = None) -> I
             twice = f"uid {uids[place]!r} appears twice (entry {first + place})"
             raise UserError(f"{cfg.manifest}: {twice}", "uids must be unique")
         if ended and len(left := ended.fresh(uids)) < len(uids):
-            yield from _block(cfg.manifest, {name: [values[place] for place in left] for name, values in block.items()})
-        else:
-            yield from _block(cfg.manifest, block)
+            block = {name: [values[place] for place in left] for name, values in block.items()}
+        yield from _block(cfg.manifest, block)
         first += len(uids)
     if first == 1:
         raise UserError(f"{cfg.manifest} lists no object", "`lvsm-data manifest --help` writes one")
@@ -68,33 +68,27 @@ def _uids(manifest: Path, first: int, block: dict[str, list[Any]]) -> list[str]:
     return [uid or path or url for uid, path, url in zip(uids, paths, urls, strict=True)]
 
 
-def _block(manifest: Path, block: dict[str, list[Any]]) -> list[Item]:
+def _block(manifest: Path, block: dict[str, list[Any]]) -> Iterator[Item]:
     """Items of a block of lines, a list per column."""
     columns = [_texts(block, name) for name in READ]
-    names: dict[str, str] = {}
-    items: list[Item] = []
+    normalise = functools.cache(licenses.normalise)
     for uid, path, url, source, license_name, sha256, size, file_type, identifier, *credit in zip(
         *columns, strict=True
     ):
-        if license_name not in names:
-            names[license_name] = licenses.normalise(license_name)
         extra: dict[str, Any] = {"id": identifier} if identifier else {}
         if file_type:
             extra["type"] = file_type
         if size.isdecimal() and int(size):
             extra["size"] = int(size)
-        items.append(
-            Item(
-                uid=uid or path or url,
-                source=source or "manifest",
-                url=url or str(manifest.parent / path),
-                license=names[license_name],
-                sha256=sha256.lower(),
-                credit={name: value for name, value in zip(CREDIT, credit, strict=True) if value},
-                extra=extra,
-            )
+        yield Item(
+            uid=uid or path or url,
+            source=source or "manifest",
+            url=url or str(manifest.parent / path),
+            license=normalise(license_name),
+            sha256=sha256.lower(),
+            credit={name: value for name, value in zip(CREDIT, credit, strict=True) if value},
+            extra=extra,
         )
-    return items
 
 
 def _texts(block: dict[str, list[Any]], name: str) -> list[str]:
