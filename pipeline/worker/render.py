@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ class Gallery:
         self.cfg = cfg
         self.stats: list[quality.ViewStats] = []
         self.jpegs: dict[int, list[bytes]] = {width: [] for width in cfg.res}
-        self.layers: dict[int, dict[str, list[bytes]]] = {width: {} for width in cfg.res}
+        self.layers: dict[int, dict[str, list[bytes]]] = {width: defaultdict(list) for width in cfg.res}
 
     def add(self, frame: Frame) -> None:
         """Composite a frame on white and encode. Linear light and alpha are area-averaged; depth and normals: nearest pixel."""
@@ -179,13 +180,10 @@ class Gallery:
                 self.stats.append(quality.measure(rgb, alpha, width * width))
             if self.cfg.alpha:
                 coverage = np.round(alpha * 255).astype(np.uint8)
-                self._keep(width, "alpha", images.encode_png(images.paste(coverage, corner, hw, 0)))
+                self.layers[width]["alpha"].append(images.encode_png(images.paste(coverage, corner, hw, 0)))
             for name in ("depth", "normals"):
                 if name in frame.passes:
-                    self._keep(width, name, _raw(name, frame.full(name), width))
-
-    def _keep(self, width: int, name: str, data: bytes) -> None:
-        self.layers[width].setdefault(name, []).append(data)
+                    self.layers[width][name].append(_raw(name, frame.full(name), width))
 
     def views(self) -> dict[int, Views]:
         """Image width -> Views, with the intrinsics in pixels of that width."""
@@ -194,7 +192,7 @@ class Gallery:
         for width in self.cfg.res:
             k = cameras.intrinsics(self.cfg.fov_x_deg, (width, width)).astype(np.float32)
             fxfycxcy = np.tile(k, (self.cfg.views, 1))
-            views[width] = Views(self.jpegs[width], fxfycxcy, (width, width), self.layers[width])
+            views[width] = Views(self.jpegs[width], fxfycxcy, (width, width), dict(self.layers[width]))
         return views
 
 
