@@ -19,7 +19,7 @@ from pipeline.core.errors import Skip
 from pipeline.core.records import Clip, Item, Scene, Views
 from pipeline.video import cut as cuts
 from pipeline.video.cut import Footage
-from pipeline.worker.posed import FLAT_LEVELS, check_intrinsics, rigid
+from pipeline.worker.posed import FLAT_LEVELS, centre, check_intrinsics, rigid
 
 SAME_US = 1000  # tolerance between PyAV's and OpenCV's time of a frame: containers may count in milliseconds
 
@@ -158,10 +158,3 @@ class _Album:
             fxfycxcy = cameras.resize_intrinsics(cropped, self.size, hw).astype(np.float32)
             made[new_width] = Views([self.jpegs[new_width][index] for index in which.tolist()], fxfycxcy, hw)
         return made
-
-
-def centre(hw: tuple[int, int], shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(top, left), (height, width) of the largest centre crop of hw with the aspect ratio of `shape`, at whole pixels."""
-    height = min(hw[0], round(hw[1] * shape[0] / shape[1]))
-    width = min(hw[1], round(hw[0] * shape[1] / shape[0]))
-    return ((hw[0] - height) // 2, (hw[1] - width) // 2), (height, width)

@@ -202,11 +202,16 @@ def check_intrinsics(view: int, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> No
         raise Skip("bad_cameras", f"view {view}: principal point {cx:.4g}, {cy:.4g} for {width}x{height} pixels")
 
 
+def centre(hw: tuple[int, ...], shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(top, left), (height, width) of the largest centre crop of hw with the aspect ratio of `shape`, at whole pixels."""
+    height = min(hw[0], round(hw[1] * shape[0] / shape[1]))
+    width = min(hw[1], round(hw[0] * shape[1] / shape[0]))
+    return ((hw[0] - height) // 2, (hw[1] - width) // 2), (height, width)
+
+
 def crop_square(pixels: np.ndarray, fxfycxcy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centre crop of (H, W, C) to (S, S, C), S = min(H, W), at whole pixels, and the matching fxfycxcy (4,)."""
-    height, width = pixels.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
+    (top, left), (side, _) = centre(pixels.shape[:2], (1, 1))
     return pixels[top : top + side, left : left + side], np.asarray(fxfycxcy) - [0, 0, left, top]
 
 

@@ -21,7 +21,7 @@ from pipeline.core.cameras import homogeneous
 from pipeline.core.errors import Skip
 from pipeline.core.records import Clip, Item, Scene
 from pipeline.video import cut as cuts
-from pipeline.worker import clips
+from pipeline.worker import clips, posed
 from tests import videos
 
 COUNT = 130
@@ -221,7 +221,7 @@ def test_nearest_is_the_nearest(times: list[int], asked: list[int]) -> None:
     shape=st.tuples(st.integers(8, 512), st.integers(8, 512)),
 )
 def test_the_middle_is_cut_at_the_asked_shape(hw: tuple[int, int], shape: tuple[int, int]) -> None:
-    (top, left), (height, width) = clips.centre(hw, shape)
+    (top, left), (height, width) = posed.centre(hw, shape)
     assert 0 <= top <= top + height <= hw[0] and 0 <= left <= left + width <= hw[1]
     assert height == hw[0] or width == hw[1]
     assert abs(2 * top + height - hw[0]) <= 1 and abs(2 * left + width - hw[1]) <= 1
