@@ -32,10 +32,6 @@ NOWHERE = 1e10  # Cycles' depth where no surface is
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
 
-def _most_memory_gb() -> float:
-    return min(16.0, 0.8 * psutil.virtual_memory().available / 1e9)
-
-
 @dataclass(frozen=True)
 class Limits:
     """When to give up on an object, and when to replace a healthy process (memory grows in spite of the reset).
@@ -47,7 +43,7 @@ class Limits:
     timeout_s: float = 600.0  # per object: import and all views
     recycle_objects: int = 200
     recycle_rss_mb: float = 6000.0  # or half of memory_gb, so that memory of earlier objects fails no later one
-    memory_gb: float = field(default_factory=_most_memory_gb)  # 16, or 80 % of the free memory if that is less
+    memory_gb: float = field(default_factory=lambda: min(16.0, 0.8 * psutil.virtual_memory().available / 1e9))
 
 
 @dataclass(frozen=True)
@@ -192,8 +188,7 @@ class Blender:
             "XDG_CACHE_HOME": str(cache),
             "CUDA_CACHE_PATH": f"{cache}/cuda",
             "OPTIX_CACHE_PATH": f"{cache}/optix",
-        }
-        environment |= self.environment
+        } | self.environment
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -228,8 +223,10 @@ class Blender:
             raise Retry("blender_crash", self._last_words()) from None
 
     def _message(self, deadline: float) -> dict[str, Any]:
+        block = bytearray(65536)
         while (end := self._unread.find(b"\n")) < 0:
-            self._unread += self._receive(65536, deadline)
+            received = self._receive(block, deadline)
+            self._unread += block[:received]
         line = bytes(self._unread[:end])
         del self._unread[: end + 1]
         message: dict[str, Any] = json.loads(line)
@@ -241,11 +238,7 @@ class Blender:
         payload[:have] = np.frombuffer(self._unread[:have], np.uint8)
         del self._unread[:have]
         while have < len(payload):
-            self._wait(deadline)
-            received = os.readv(self._reply_fd, [payload.data[have:]])
-            if not received:
-                raise Retry("blender_crash", self._last_words())
-            have += received
+            have += self._receive(payload.data[have:], deadline)
         floats = payload.view(np.float32)
         passes, start = {}, 0
         for name, shape in message["passes"]:
@@ -254,12 +247,12 @@ class Blender:
             start += size
         return passes
 
-    def _receive(self, limit: int, deadline: float) -> bytes:
+    def _receive(self, into: bytearray | memoryview, deadline: float) -> int:
+        """Wait for bytes of the process, at most as many as fit `into`; returns how many came."""
         self._wait(deadline)
-        received = os.read(self._reply_fd, limit)
-        if not received:
-            raise Retry("blender_crash", self._last_words())
-        return received
+        if received := os.readv(self._reply_fd, [into]):
+            return received
+        raise Retry("blender_crash", self._last_words())
 
     def _wait(self, deadline: float) -> None:
         while True:
