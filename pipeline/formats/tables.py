@@ -79,26 +79,20 @@ def write(path: Path, lines: Iterable[dict[str, Any]], columns: Sequence[tuple[s
     """Write dicts with these columns to a temporary file, then rename it; returns the count. Same rows, same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [name for name, _ in columns]
-    count = 0
-
-    def counted() -> Iterator[dict[str, Any]]:
-        nonlocal count
-        for line in lines:
-            count += 1
-            yield line
-
+    count = itertools.count()
+    counted = (line for line, _ in zip(lines, count, strict=False))  # advances `count` with every line
     with replacing(path) as temporary:
         if path.suffix == ".parquet":
-            _write_parquet(temporary, counted(), columns)
-            return count
+            _write_parquet(temporary, counted, columns)
+            return next(count)
         with temporary.open("w", newline="", encoding="utf-8") as sink:
             if path.suffix == ".csv":
                 table = csv.DictWriter(sink, names, lineterminator="\n")
                 table.writeheader()
-                table.writerows(counted())
+                table.writerows(counted)
             else:
-                sink.writelines(json.dumps({name: line[name] for name in names}) + "\n" for line in counted())
-    return count
+                sink.writelines(json.dumps({name: line[name] for name in names}) + "\n" for line in counted)
+    return next(count)
 
 
 def _write_parquet(path: Path, lines: Iterator[dict[str, Any]], columns: Sequence[tuple[str, type]]) -> None:
