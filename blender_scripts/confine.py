@@ -100,7 +100,7 @@ def _only_these_files(readable, writable):
 
 
 def _allow(ruleset, path, rights):
-    """What does not exist, or may not be opened by us anyway, needs no rule."""
+    """Grant `rights` (bits of Landlock) to `path` and all below. A path that is missing, or closed to us anyway, gets no rule."""
     with contextlib.suppress(OSError):
         # never closed: /proc forgets a folder that nobody holds, and with it the rule
         held = os.open(path, os.O_PATH | os.O_CLOEXEC)
