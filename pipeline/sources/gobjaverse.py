@@ -115,8 +115,7 @@ def _map(cfg: ImportConfig) -> dict[str, str]:
     return {}
 
 
-def _fetched_map(cfg: ImportConfig, net: Fetcher | None) -> dict[str, str]:
-    assert net is not None
+def _fetched_map(cfg: ImportConfig, net: Fetcher) -> dict[str, str]:
     address = f"{BASE}/{MAPS[0]}"
     try:
         net.get(address, cfg.cache / "gobjaverse" / MAPS[0], owner=address)

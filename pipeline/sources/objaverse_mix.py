@@ -34,7 +34,7 @@ SAYS = "Objaverse-MIX pictures"
 HOWTO = "--source objaverse-mix (fetched archive by archive), or with --input FOLDER or 000-NNN.7z"
 REPO = "BAAI/Objaverse-MIX"
 BATCH = 256  # objects that one pass through an archive brings, of about 5,000
-root_of = posed_views.root_of
+batch, root_of = zero123.batch, posed_views.root_of
 FILE = re.compile(r"(?:.*/)?([^/]+)/(\d{1,5})\.(png|jpg|jpeg|webp)", re.IGNORECASE)
 
 
@@ -94,11 +94,6 @@ def is_scene(folder: Path, root: Path) -> bool:
     if folder == root:
         return any(scene_of(f"x/{child.name}") for child in folder.iterdir() if child.is_file())
     return zero123.is_scene(folder, root)
-
-
-def batch(item: Item) -> str:
-    """Objects of one archive are fetched together."""
-    return item.url
 
 
 def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Fetched]:

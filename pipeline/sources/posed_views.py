@@ -89,8 +89,8 @@ def matrices(values: Sequence[Any]) -> np.ndarray:
     """Convert V matrices from JSON, 3x4 or 4x4 each -> (V, 4, 4) float64. Raises Skip("bad_cameras")."""
     try:
         rows = [np.asarray(value, np.float64) for value in values]
-        if any(row.shape not in ((3, 4), (4, 4)) for row in rows):
-            raise ValueError(f"a pose of shape {next(row.shape for row in rows if row.shape not in ((3, 4), (4, 4)))}")
+        if wrong := [row.shape for row in rows if row.shape not in ((3, 4), (4, 4))]:
+            raise ValueError(f"a pose of shape {wrong[0]}")
         return np.stack([row if len(row) == 4 else cameras.homogeneous(row) for row in rows])
     except (ValueError, TypeError) as error:
         raise Skip("bad_cameras", str(error)) from None

@@ -109,9 +109,8 @@ def _scored(path: Path, least: float, column: str | None) -> frozenset[str]:
 
 def _score_column(path: Path, row: dict[str, Any], column: str | None) -> str:
     wanted = (column,) if column else SCORES
-    for name in wanted:
-        if name in row:
-            return name
+    if found := [name for name in wanted if name in row]:
+        return found[0]
     raise UserError(
         f"--scores {path} has no column {' or '.join(wanted)}", f"--score-column takes one of {', '.join(row)}"
     )
