@@ -7,7 +7,6 @@ albedo, normals and materials, which are not fetched. Published file by file, an
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -106,12 +105,7 @@ def _map(cfg: ImportConfig) -> dict[str, str]:
     folders = [folder for folder in (cfg.input, cfg.cache / "gobjaverse") if folder is not None and folder.is_dir()]
     for path in (folder / name for folder in folders for name in MAPS):
         if path.is_file():
-            try:
-                return {str(key): str(value) for key, value in json.loads(path.read_bytes()).items()}
-            except (ValueError, RecursionError, AttributeError) as error:
-                raise UserError(
-                    f"{path} is not the map of G-Objaverse: {error}", "delete it; it is fetched again"
-                ) from None
+            return posed_views.json_map(path, "is not the map of G-Objaverse", "delete it; it is fetched again")
     return {}
 
 

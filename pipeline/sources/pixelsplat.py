@@ -8,7 +8,6 @@ at 0 and 1, then two zeros, then a 3x4 world-to-camera matrix with OpenCV axes. 
 from __future__ import annotations
 
 import functools
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,15 +55,10 @@ def _items(cfg: ImportConfig, seed: int) -> Iterator[Item]:
 
 def _index(folder: Path) -> dict[str, list[str]]:
     """Read index.json as a map from a chunk's name to its keys. Raises UserError."""
-    try:
-        found = json.loads((folder / "index.json").read_bytes())
-        chunks: dict[str, list[str]] = defaultdict(list)
-        for key, name in found.items():
-            chunks[str(name)].append(str(key))
-    except (ValueError, RecursionError, AttributeError) as error:
-        raise UserError(
-            f"{folder / 'index.json'} is no map from keys to chunks: {error}", "without it, chunks are read"
-        ) from None
+    lacks, hint = "is no map from keys to chunks", "without it, chunks are read"
+    chunks: dict[str, list[str]] = defaultdict(list)
+    for key, name in posed_views.json_map(folder / "index.json", lacks, hint).items():
+        chunks[name].append(key)
     return chunks
 
 

@@ -104,6 +104,14 @@ def npy(data: bytes, name: str) -> np.ndarray:
         raise Skip("bad_cameras", f"{name}: {error}") from None
 
 
+def json_map(path: Path, lacks: str, hint: str) -> dict[str, str]:
+    """Read a JSON file that maps names to names. lacks: what the UserError says of a file that does not ("is no map ...")."""
+    try:
+        return {str(key): str(value) for key, value in json.loads(path.read_bytes()).items()}
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise UserError(f"{path} {lacks}: {error}", hint) from None
+
+
 def json_object(data: bytes, name: str) -> dict[str, Any]:
     """Parse a JSON file that holds an object. Raises Skip("bad_cameras")."""
     if len(data) > MAX_JSON:
