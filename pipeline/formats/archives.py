@@ -191,10 +191,10 @@ class _Bounded:
         self.seek, self.tell = stream.seek, stream.tell
 
     def read(self, size: int = -1) -> bytes:
-        return self.stream.read(_bearable(size))
+        return self.stream.read(_within_limit(size))
 
 
-def _bearable(size: int) -> int:
+def _within_limit(size: int) -> int:
     if not 0 <= size <= MAX_MEMBER + tarfile.BLOCKSIZE:
         raise Skip("archive_bomb", f"a header of {size} bytes")
     return size
@@ -223,7 +223,7 @@ class _Forward:
         return self.at
 
     def read(self, size: int = -1) -> bytes:
-        missing = _bearable(size)
+        missing = _within_limit(size)
         behind = self.ahead - self.at
         parts = [self.last[len(self.last) - behind :][:size]] if behind > 0 else []
         missing -= sum(map(len, parts))

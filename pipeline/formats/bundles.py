@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from pipeline.core.budget import DiskBudget
@@ -45,10 +44,10 @@ class ArchivedScene:
             self.lower.add(name.lower())
         self.fault = self.fault or member.fault
 
-    def item(self, source: str, archive: Path, **more: Any) -> Item:
-        """Make the Item that a source lists for this scene. more: further entries of `extra`."""
+    def item(self, source: str, archive: Path) -> Item:
+        """Make the Item that a source lists for this scene."""
         files = [[name, *place] for name, place in self.files.items()]
-        return Item(self.key, source, url=str(archive), extra={"files": files, "fault": self.fault} | more)
+        return Item(self.key, source, url=str(archive), extra={"files": files, "fault": self.fault})
 
 
 def found(archive: Path, scene_of: SceneOf, seed: int) -> Iterator[ArchivedScene]:
@@ -79,7 +78,7 @@ def key_of(item: Item) -> str:
     return key
 
 
-def known_of(item: Item) -> ArchivedScene:
+def stored_scene(item: Item) -> ArchivedScene:
     """Restore from an item the scene that `ArchivedScene.item` stored in it."""
     files = {name: (where, size) for name, where, size in item.extra.get("files", [])}
     return ArchivedScene(key_of(item), files, item.extra.get("fault", ""))
@@ -135,7 +134,7 @@ class Files:
                 if place := scene_of(f"{path.name}/{file.relative_to(path).as_posix()}"):
                     self.paths.setdefault(place[1], file)
         elif path.is_file():
-            self.members = known_of(item).files
+            self.members = stored_scene(item).files
         else:
             raise Skip("missing", str(path))
 
@@ -262,7 +261,7 @@ class Staging:
         """
         for item in items:
             key = key_of(item)
-            there = known_of(item) if known is None else known.get(key, ArchivedScene(key))
+            there = stored_scene(item) if known is None else known.get(key, ArchivedScene(key))
             if there.fault:
                 yield item, Skip("unsafe_archive", there.fault)
             elif not there.files:

@@ -220,7 +220,7 @@ def _check_images(document: Document, views: list[dict[str, Any]], read: headers
         uri, view = row.get("uri"), row.get("bufferView")
         name = f"image {index}"
         if isinstance(uri, str) and _embedded(uri):
-            headers.check_picture(_of_text(uri), name)
+            headers.check_picture(_data_uri_reader(uri), name)
         elif (
             isinstance(view, int)
             and 0 <= view < len(views)
@@ -231,7 +231,7 @@ def _check_images(document: Document, views: list[dict[str, Any]], read: headers
             headers.check_picture(headers.part(read, start, _whole(views[view], "byteLength", 0)), name)
 
 
-def _of_text(uri: str) -> headers.Read:
+def _data_uri_reader(uri: str) -> headers.Read:
     """Make a reader of a data URI that decodes no more than it is asked for."""
     start = uri.index(";base64,") + 8
 

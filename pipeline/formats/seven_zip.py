@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from pipeline.core.errors import UserError
 
-SIP = 1 << 16  # bytes of the archive that are unpacked at a time
+READ_BYTES = 1 << 16  # bytes of the archive that are unpacked at a time
 BROKEN = (  # what py7zr raises for damaged archives; some of their input it checks only by using it
     zlib.error, lzma.LZMAError, OSError, EOFError, struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError,
     AssertionError, NotImplementedError, RuntimeError, OverflowError, MemoryError,
@@ -27,18 +27,18 @@ BROKEN = (  # what py7zr raises for damaged archives; some of their input it che
 
 @functools.cache
 def library() -> Any:
-    """Return py7zr, tried out on a tiny archive. UserError if internals are gone by which `_Sips` bounds the memory."""
+    """Return py7zr, tried out on a tiny archive. UserError if internals are gone by which `_SmallReads` bounds the memory."""
     import py7zr
 
     packed = io.BytesIO()
     with py7zr.SevenZipFile(packed, "w", filters=[{"id": py7zr.FILTER_LZMA, "preset": 0}]) as archive:
         archive.writestr(b"x", "x")
-    sips: Any = _Sips(io.BytesIO(packed.getvalue()))
+    source: Any = _SmallReads(io.BytesIO(packed.getvalue()))
     try:
-        with py7zr.SevenZipFile(sips) as archive:
-            sips.unpacking(archive)
+        with py7zr.SevenZipFile(source) as archive:
+            source.unpacking(archive)
             archive.testzip()
-        _ = next(_inner(block.decompressor.chain[0]).needs_input for block in sips.blocks.values())
+        _ = next(_inner(block.decompressor.chain[0]).needs_input for block in source.blocks.values())
     except (AttributeError, StopIteration, TypeError) as error:
         what = f"py7zr {py7zr.__version__} has changed inside, and .7z archives cannot be read with it: {error}"
         raise UserError(
@@ -150,14 +150,14 @@ def _unpack(path: Path, wanted: Callable[[str], bool], hand: Hand) -> None:
 
     # py7zr checks names against a folder, following links; an empty one of its own keeps the current one out of it
     with tempfile.TemporaryDirectory() as nowhere, path.open("rb") as stream:
-        sips = _Sips(stream)
-        with _opened(sips) as archive:
+        source = _SmallReads(stream)
+        with _opened(source) as archive:
             names = [info.filename for info in archive.list() if wanted(info.filename)]
-            sips.unpacking(archive)
+            source.unpacking(archive)
             archive.extract(nowhere, targets=names, factory=Sinks())
 
 
-class _Sips(io.RawIOBase):
+class _SmallReads(io.RawIOBase):
     """Stream of a .7z that gives py7zr no more bytes than its decompressor can use.
 
     py7zr reads on for every member and keeps what a decompressor cannot use yet: of many small members, the whole archive.
@@ -180,7 +180,7 @@ class _Sips(io.RawIOBase):
         chain = self.block and self.block.decompressor
         if chain and chain.chain and not getattr(_inner(chain.chain[0]), "needs_input", True):  # some cannot say
             return b""
-        return self.stream.read(min(size, SIP) if size >= 0 else SIP)
+        return self.stream.read(min(size, READ_BYTES) if size >= 0 else READ_BYTES)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self.block = self.blocks.get(offset, self.block)

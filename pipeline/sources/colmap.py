@@ -65,19 +65,18 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
         file = _picture(image.name, place, in_images, roots)
         data = bundles.read_file(file)
         camera = known[image.camera]
-        k, bent = camera.numbers()
+        k, coefficients = camera.numbers()
         pictures.append(data)
         fxfycxcy.append(posed_views.fitted(k, camera.hw, posed_views.hw_of(data, image.name), image.name))
-        distortion.append(bent)
+        distortion.append(coefficients)
     quaternions = np.stack([image.quaternion for image in chosen])
     if not (np.isfinite(quaternions).all() and (np.linalg.norm(quaternions, axis=-1) > 1e-6).all()):
         raise Skip("bad_cameras", "a rotation that is no quaternion")
     w2c = np.concatenate(
         [cameras.rotation_of(quaternions), np.stack([image.translation for image in chosen])[..., None]], -1
     )
-    bent = np.stack(distortion)
-    meta = {"views_found": len(registered)}
-    return Posed(pictures, posed_views.inverted(w2c), np.stack(fxfycxcy), bent if bent.any() else None, meta)
+    lens = np.stack(distortion) if np.any(distortion) else None
+    return Posed(pictures, posed_views.inverted(w2c), np.stack(fxfycxcy), lens, {"views_found": len(registered)})
 
 
 def _picture(name: str, place: Path, in_images: bool, roots: tuple[Path, ...]) -> Path:

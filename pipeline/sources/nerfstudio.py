@@ -55,7 +55,7 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
             meta["applied_transform"] = posed_views.matrices([shared["applied_transform"]])[0].tolist()
     if not frames:
         raise Skip("no_images", f"{names[0]} lists no frame")
-    frames = _once(frames)
+    frames = _unique(frames)
     chosen = [frames[i] for i in cameras.spread(len(frames), cfg.scene.views)]
     roots = (path, posed_views.input_of(cfg))
     files = [posed_views.picture(frame["file_path"], path, roots) for frame in chosen]
@@ -70,7 +70,7 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     return Posed(pictures, cameras.from_opengl(c2w_gl), fxfycxcy, distortion if distortion.any() else None, meta)
 
 
-def _once(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _unique(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Drop frames whose picture came before. Raises Skip("bad_cameras") for a frame without file_path."""
     for frame in frames:
         if not isinstance(frame.get("file_path"), str) or not frame["file_path"]:
@@ -103,6 +103,6 @@ def _camera(frame: dict[str, Any], hw: tuple[int, int]) -> tuple[np.ndarray, np.
         raise Skip("no_cameras", "neither fl_x nor camera_angle_x")
     cx, cy = values["cx"], values["cy"]
     made = [fx, fx if fy is None else fy, width / 2 if cx is None else cx, height / 2 if cy is None else cy]
-    bent = np.zeros(8)
-    bent[:5] = [values[name] or 0.0 for name in DISTORTION]
-    return posed_views.fitted(np.array(made), (height, width), hw, Path(frame["file_path"]).name), bent
+    coefficients = np.zeros(8)
+    coefficients[:5] = [values[name] or 0.0 for name in DISTORTION]
+    return posed_views.fitted(np.array(made), (height, width), hw, Path(frame["file_path"]).name), coefficients

@@ -42,7 +42,7 @@ def items(cfg: ClipConfig, seed: int, net: Fetcher | None = None) -> Iterator[It
 
     UserError where there is no camera file, or none of the part that was asked for.
     """
-    where = _in_place(cfg)
+    where = _with_random_access(cfg)
     chosen = _of_split(cfg, list(_listed(where)))
     index = trajectories.evaluation_index(cfg.eval_index) if cfg.eval_index else None
     by_video: dict[str, list[Item]] = defaultdict(list)
@@ -140,7 +140,7 @@ def _frames(item: Item, trajectory: Trajectory) -> np.ndarray:
 # ---- where the camera files are
 
 
-def _in_place(cfg: ClipConfig) -> Path:
+def _with_random_access(cfg: ClipConfig) -> Path:
     """Path of the camera files, as a folder or an archive with random access; a compressed tar is repacked once."""
     assert cfg.cameras is not None
     if cfg.cameras.is_dir() or not archives.is_sequential(cfg.cameras):

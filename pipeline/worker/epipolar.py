@@ -63,8 +63,8 @@ def _features(posed: Posed, view: int) -> _Picture:
     places = np.array([point.pt for point in points], np.float64).reshape(-1, 2) + 0.5
     if posed.distortion is not None and len(places):
         k = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
-        bent = np.asarray(posed.distortion[view], np.float64)
-        places = np.asarray(cv2.undistortPoints(places[:, None], k, bent), np.float64)[:, 0]
+        coefficients = np.asarray(posed.distortion[view], np.float64)
+        places = np.asarray(cv2.undistortPoints(places[:, None], k, coefficients), np.float64)[:, 0]
     else:
         places = (places - [cx, cy]) / [fx, fy]
     found = np.zeros((0, 128), np.float32) if descriptors is None else descriptors

@@ -155,17 +155,17 @@ def test_small_members_of_a_7z_do_not_pile_up(tmp_path: Path, kind: int, monkeyp
     with py7zr.SevenZipFile(path, "w", filters=[{"id": kind, "preset": 0}]) as seven:
         for i in range(1000):
             seven.writestr(packed[1000 * i : 1000 * i + 1000], f"{i // 12:04d}/{i % 12:03d}.png")
-    read = seven_zip._Sips.read
+    read = seven_zip._SmallReads.read
 
-    def counted(self: seven_zip._Sips, size: int = -1) -> bytes:
+    def counted(self: seven_zip._SmallReads, size: int = -1) -> bytes:
         data = read(self, size)
         taken[0] += len(data) if self.blocks else 0
         return data
 
-    monkeypatch.setattr(seven_zip._Sips, "read", counted)
+    monkeypatch.setattr(seven_zip._SmallReads, "read", counted)
     for i, (_, data) in enumerate(archives.walk(path)):
         assert data == packed[1000 * i : 1000 * i + 1000]
-        assert taken[0] < 1000 * i + 3 * seven_zip.SIP
+        assert taken[0] < 1000 * i + 3 * seven_zip.READ_BYTES
     assert taken[0] >= 1_000_000
 
 
