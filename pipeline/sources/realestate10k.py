@@ -43,7 +43,7 @@ def items(cfg: ClipConfig, seed: int, net: Fetcher | None = None) -> Iterator[It
     UserError where there is no camera file, or none of the part that was asked for.
     """
     where = _with_random_access(cfg)
-    chosen = _of_split(cfg, list(_listed(where)))
+    chosen = _of_split(cfg, _listed(where))
     index = trajectories.evaluation_index(cfg.eval_index) if cfg.eval_index else None
     by_video: dict[str, list[Item]] = defaultdict(list)
     for split, key, place in chosen:
@@ -164,19 +164,16 @@ def _with_random_access(cfg: ClipConfig) -> Path:
     return packed
 
 
-def _listed(where: Path) -> Iterator[tuple[str, str, Any]]:
-    """Yield (split or "", key, place) of every camera file, sorted. place: relative path, or [where, size] in the archive."""
-    found = []
+def _listed(where: Path) -> list[tuple[str, str, Any]]:
+    """(split or "", key, place) of every camera file, sorted. place: relative path, or [where, size] in the archive."""
     members: Iterator[tuple[str, Any]]
     if where.is_dir():
         paths = (Path(folder) / name for folder, _, names in os.walk(where) for name in names)
         members = ((path.relative_to(where).as_posix(), path.relative_to(where).as_posix()) for path in paths)
     else:
         members = ((each.name, [each.where, each.size]) for each in archives.listed(where) if not each.fault)
-    for name, place in members:
-        if match := MEMBER.fullmatch(name):
-            found.append((match[1] or "", match[2], place))
-    yield from sorted(found, key=lambda each: (each[0], each[1]))
+    found = [(match[1] or "", match[2], place) for name, place in members if (match := MEMBER.fullmatch(name))]
+    return sorted(found, key=lambda each: each[:2])
 
 
 def _of_split(cfg: ClipConfig, found: list[tuple[str, str, Any]]) -> list[tuple[str, str, Any]]:
