@@ -6,6 +6,7 @@ the claimed poses explain too is counted.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,15 +36,10 @@ class _Picture:
 
 def _pictures(posed: Posed) -> Iterator[list[_Picture]]:
     """Yield sets of views to match with each other: spread widely first, then closer. Features are detected once per view."""
-    count = len(posed.images)
-    done: dict[int, _Picture] = {}
+    features = functools.cache(functools.partial(_features, posed))
     for part in (1, 4, 16):
-        views = cameras.spread(max(2, count // part), FEATURE_VIEWS) if count >= 2 * part else ()
-        for view in views:
-            if int(view) not in done:
-                done[int(view)] = _features(posed, int(view))
-        if len(views) > 1:
-            yield [done[int(view)] for view in views]
+        if (count := len(posed.images) // part) > 1:
+            yield [features(view) for view in cameras.spread(count, FEATURE_VIEWS).tolist()]
 
 
 def _features(posed: Posed, view: int) -> _Picture:
