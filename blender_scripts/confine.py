@@ -1,4 +1,4 @@
-"""What the process that opens strangers' files must not have: a network, other files, other programs, root's privileges,
+"""Takes from the process that opens strangers' files: the network, other files, other programs, root's privileges,
 core dumps, a life after its parent's.
 
 Imported before bpy, while the process has one thread: a user namespace cannot be entered with more, and Landlock binds
@@ -42,7 +42,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def confine(readable=(), writable=()):
-    """Takes away what it can. Returns what is left: {"network": bool, "tcp": bool, "files": bool}, which `doctor` tells.
+    """Give up what the kernel lets us. Returns what is left: {"network": bool, "tcp": bool, "files": bool}, which `doctor` tells.
 
     A network without TCP is one that the system gives no namespace for, and that Landlock takes TCP from, but not UDP.
     readable, writable: folders that stay open besides Python's own, the system's libraries and the GPU.
@@ -50,7 +50,7 @@ def confine(readable=(), writable=()):
     _wake_nvidia()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")  # where memory runs out, the kernel takes this process first
-    network = libc.unshare(CLONE_NEWNET) != 0 and not _as_oneself_elsewhere()
+    network = libc.unshare(CLONE_NEWNET) != 0 and not _unshare_as_same_user()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash on a large object would write gigabytes
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     most = FILE_BYTES if hard == resource.RLIM_INFINITY else min(FILE_BYTES, hard)
@@ -62,8 +62,8 @@ def confine(readable=(), writable=()):
     return {"network": network, "tcp": network and landlock < TCP[0][0], "files": landlock == 0}
 
 
-def _as_oneself_elsewhere():
-    """A network namespace for somebody who is not root takes a user namespace, in which we stay who we are."""
+def _unshare_as_same_user():
+    """Enter a network namespace without being root: within a user namespace in which we stay who we are. False if refused."""
     user, group = os.geteuid(), os.getegid()
     if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
         return False
@@ -75,9 +75,9 @@ def _as_oneself_elsewhere():
 
 
 def _only_these_files(readable, writable):
-    """Landlock. Returns its version, or 0 where it does not hold: kernels before 5.13 have none, some systems leave it out.
+    """Restrict this process by Landlock. Returns its version, 0 where it does not hold (before Linux 5.13; left out by some).
 
-    Without it nothing changes. It does not refuse to look up names, nor to change modes and times of files of one's own.
+    Without Landlock nothing changes. It does not refuse to look up names, nor to change modes and times of files of one's own.
     """
     version = libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)
     if version < 1:
@@ -110,7 +110,7 @@ def _allow(ruleset, path, rights):
 
 
 def _drop_privileges():
-    """Root, here or in the namespace, keeps one: to open what belongs to others, as far as Landlock lets it."""
+    """Drop all capabilities; root, here or in the namespace, keeps one: to open others' files, as far as Landlock lets it."""
     for capability in range(64):
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     ours = 1 << CAP_DAC_OVERRIDE if os.geteuid() == 0 else 0
@@ -118,6 +118,6 @@ def _drop_privileges():
 
 
 def _wake_nvidia():
-    """After a boot the first user of CUDA loads a module and makes its device file, which from inside is no longer possible."""
+    """Load CUDA's module and make its device file, as its first user after a boot has to, which is impossible once confined."""
     if os.path.exists("/dev/nvidiactl") and not os.path.exists("/dev/nvidia-uvm"):
         os.spawnlp(os.P_WAIT, "nvidia-modprobe", "nvidia-modprobe", "-u", "-c=0")
