@@ -239,13 +239,9 @@ class Blender:
         del self._unread[:have]
         while have < len(payload):
             have += self._receive(payload.data[have:], deadline)
-        floats = payload.view(np.float32)
-        passes, start = {}, 0
-        for name, shape in message["passes"]:
-            size = int(np.prod(shape))
-            passes[name] = floats[start : start + size].reshape(shape)
-            start += size
-        return passes
+        names, shapes = zip(*message["passes"], strict=True)
+        parts = np.split(payload.view(np.float32), np.cumsum([np.prod(shape) for shape in shapes])[:-1])
+        return {name: part.reshape(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
 
     def _receive(self, into: bytearray | memoryview, deadline: float) -> int:
         """Wait for bytes of the process, at most as many as fit `into`; returns how many came."""
