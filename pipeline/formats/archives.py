@@ -89,10 +89,10 @@ def listed(path: Path) -> Iterator[Member]:
                 yield from _zip_members(path)
             case ".tar":
                 with path.open("rb") as stream:
-                    yield from (member for member, _ in _tar_walk(_Bounded(stream)))
+                    yield from _tar_walk(_Bounded(stream))
             case ".tar.gz" | ".tgz":
                 with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as stream:
-                    yield from (member for member, _ in _tar_walk(_Forward(stream, packed)))
+                    yield from _tar_walk(_Forward(stream, packed))
             case ".7z":
                 yield from _seven_members(path)
             case _:
@@ -134,8 +134,8 @@ def walk(path: Path) -> Iterator[tuple[Member, bytes]]:
             return
         with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as stream:
             forward = _Forward(stream, packed)
-            for member, tar in _tar_walk(forward):
-                yield member, b"" if member.fault else _exactly(tar, member.size)
+            for member in _tar_walk(forward):
+                yield member, b"" if member.fault else _exactly(forward, member.size)
     except BROKEN as error:
         raise Skip("broken_archive", f"{path.name}: {error or type(error).__name__}") from None
 
@@ -243,8 +243,8 @@ class _Forward:
         return block
 
 
-def _tar_walk(stream: Any) -> Iterator[tuple[Member, Any]]:
-    """Yield members of an unpacked tar stream, each with the stream positioned at the member's bytes."""
+def _tar_walk(stream: Any) -> Iterator[Member]:
+    """Yield members of an unpacked tar stream, which then stands at the member's bytes."""
     with tarfile.open(fileobj=stream, mode="r:", errorlevel=1) as tar:
         end = 0
         while (info := tar.next()) is not None:
@@ -255,7 +255,7 @@ def _tar_walk(stream: Any) -> Iterator[tuple[Member, Any]]:
             plain = info.isreg() and not info.issparse()
             kind = "a link" if info.issym() or info.islnk() else "no plain file"
             stream.seek(info.offset_data)
-            yield _member(info.name, info.size, info.offset_data, "" if plain else kind), stream
+            yield _member(info.name, info.size, info.offset_data, "" if plain else kind)
         stream.seek(end)  # tarfile takes a damaged header for the end
         if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
             raise tarfile.ReadError(f"damaged at byte {end}")
