@@ -22,7 +22,7 @@ from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import Item, Outcome, Scene
 from pipeline.download.ahead import Prefetch
 from pipeline.storage.writer import Packer
-from pipeline.worker import posed
+from pipeline.worker import clips, posed
 from pipeline.worker.render import Renderer
 
 TRIES = 2  # a crash or a hang costs one more try, in a fresh process
@@ -109,8 +109,6 @@ def make_worker(cfg: RunConfig) -> Worker:
     shared = cfg.out / "scratch"
     scratch = Path(tempfile.mkdtemp(prefix="worker-", dir=shared if shared.is_dir() else None))
     if isinstance(cfg, ClipConfig):
-        from pipeline.worker import clips  # here: rendering needs no video library
-
         encode = functools.partial(clips.to_scene, cfg=cfg.scene, threads=cfg.threads)
         return Worker(cfg, scratch, posed.Importer(cfg, encode))
     if isinstance(cfg, ImportConfig):
