@@ -39,11 +39,8 @@ from pipeline.config.source_table import SOURCES
 from pipeline.core.images import encode_jpeg
 from pipeline.core.records import Item, Outcome, Scene, Views
 from pipeline.core.text import duration, size
-from pipeline.run.driver import Driver, opened
-from pipeline.run.intake import Intake
-from pipeline.run.policy import ArrivalOrder
-from pipeline.run.session import Session
-from pipeline.run.workers import Workers
+from pipeline.run.driver import Driver, Intake, Workers, opened
+from pipeline.run.policy import ArrivalOrder, Session
 from pipeline.sources import manifest
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import shard_paths
@@ -221,10 +218,9 @@ def drive(options: Options) -> None:
     assert cfg.out is not None
     with opened(cfg) as ledger:
         notes, sink = Notes(options, cfg.out), InFolder()
-        policy = ArrivalOrder.recovered(cfg, ledger, sink)
+        policy = ArrivalOrder(cfg, ledger, sink)
         notes.started["joined"] = notes._seconds()
-        session = policy.session
-        Driver(session, policy, sink, Intake(session), Noting(session, notes)).go()
+        Driver(policy, sink, Intake(policy.session), Noting(policy.session, notes)).go()
         notes.ending.set()
 
 

@@ -98,7 +98,7 @@ def test_the_walk_sees_imports(tmp_path: Path) -> None:
         "import a.b\nfrom c import d\ndef f():\n    from pipeline.core import records\n    import e as g\n"
     )
     assert set(imports(tmp_path / "one.py")) == {"a.b", "c", "c.d", "pipeline.core", "pipeline.core.records", "e"}
-    assert ours(ROOT / "pipeline" / "run" / "workers.py") >= {"pipeline.cluster.executors", "pipeline.core.records"}
+    assert ours(ROOT / "pipeline" / "run" / "driver.py") >= {"pipeline.cluster.executors", "pipeline.core.records"}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -16,10 +16,7 @@ from pipeline.cycle.policy import LivePage, SourceOrder
 from pipeline.cycle.protocol import TRAIN
 from pipeline.cycle.snapshot import standing
 from pipeline.cycle.trainer import Trainer
-from pipeline.run.driver import Driver, opened
-from pipeline.run.intake import Intake
-from pipeline.run.summary import Summary
-from pipeline.run.workers import Workers
+from pipeline.run.driver import Driver, Intake, Summary, Workers, opened
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.train_run import TrainingLog
 from pipeline.storage.uploads import InFolder
@@ -71,8 +68,7 @@ def cycle(
     with opened(cfg) as ledger, contextlib.closing(Trainer(cfg.out, command, cfg.train_threads)) as trainer:
         (cfg.out / TRAIN).mkdir(exist_ok=True)
         put(cfg.out / TRAIN / "train.json", settings)
-        policy = SourceOrder.recovered(cfg, ledger, shares, trainer, live_page)
-        session = policy.session
-        workers = Workers(session, apart=bool(settings.get("ray_workers")))  # nodes with a GPU are the trainer's
-        summary = Driver(session, policy, InFolder(), Intake(session), workers).go()
+        policy = SourceOrder(cfg, ledger, shares, trainer, live_page)
+        workers = Workers(policy.session, apart=bool(settings.get("ray_workers")))  # nodes with a GPU are the trainer's
+        summary = Driver(policy, InFolder(), Intake(policy.session), workers).go()
         return Ended(summary, policy.complete, policy.lines(), audit(cfg.out), policy.supervisor.log)

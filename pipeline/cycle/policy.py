@@ -24,8 +24,7 @@ from pipeline.cycle.open_shards import VAL_OBJECTS, OpenShard, OpenShards, objec
 from pipeline.cycle.protocol import LAYOUT, Slot, Waiting, Window, committed, layout
 from pipeline.cycle.supervisor import Page, Supervisor
 from pipeline.cycle.trainer import Trainer
-from pipeline.run.policy import Listing, Policy
-from pipeline.run.session import Session, writer_of
+from pipeline.run.policy import Listing, Policy, Session, writer_of
 from pipeline.sources.selection import Selection
 from pipeline.storage.ledger import Ledger, train_shards
 from pipeline.storage.shards import (
@@ -46,34 +45,28 @@ WAIT_S = 0.2
 
 
 class SourceOrder(Policy):
-    """Policy that fills shards in the order of the source, as far as `open_shards` (recovered) has disk."""
+    """Policy that fills shards in the order of the source, as far as `open_shards` has disk."""
 
-    def __init__(self, cfg: CycleConfig, session: Session, open_shards: OpenShards, supervisor: Supervisor) -> None:
-        self.cfg, self.session, self.open_shards, self.supervisor = cfg, session, open_shards, supervisor
+    def __init__(self, cfg: CycleConfig, ledger: Ledger, shares: Shares, trainer: Trainer, live_page: LivePage) -> None:
+        """Make disk, journals and ledger agree, and begin a session that continues the cycle."""
+        assert cfg.out is not None
+        self.cfg, self.open_shards, writer = cfg, OpenShards(cfg, shares, ledger.kept()), writer_of(cfg)
+        deleted, notes = recover(cfg, ledger, writer, self.open_shards)
+        self.session = Session(cfg, ledger, writer, notes)
+        disk_budget = self.open_shards.disk_budget
+        self.supervisor = Supervisor(
+            cfg.out, ledger.path, disk_budget, shares, trainer, cfg.scene.res, deleted, live_page
+        )
         self.places: dict[str, OpenShard] = {}
         self.waiting: list[Outcome] = []  # for disk
         self.selection = Selection(cfg)
-        self.by_split = Counter(session.ledger.delivered_by_split())
+        self.by_split = Counter(ledger.delivered_by_split())
         self.before = self.by_split["train"]
         self.on_way: Counter[str] = Counter()
-        self.layout = layout(session.out)
+        self.layout = layout(cfg.out)
         self.end: int | None = None
         self.validated = self.layout is not None
         self.rendering: float | None = None  # when this session began to render train objects
-
-    @classmethod
-    def recovered(
-        cls, cfg: CycleConfig, ledger: Ledger, shares: Shares, trainer: Trainer, live_page: LivePage
-    ) -> SourceOrder:
-        """Make disk, journals and ledger agree, then return the policy of a session that continues the cycle."""
-        assert cfg.out is not None
-        open_shards, writer = OpenShards(cfg, shares, ledger.kept()), writer_of(cfg)
-        deleted, notes = recover(cfg, ledger, writer, open_shards)
-        session = Session(cfg, ledger, writer, notes)
-        supervisor = Supervisor(
-            cfg.out, ledger.path, open_shards.disk_budget, shares, trainer, cfg.scene.res, deleted, live_page
-        )
-        return cls(cfg, session, open_shards, supervisor)
 
     @property
     def complete(self) -> bool:

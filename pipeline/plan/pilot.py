@@ -22,11 +22,10 @@ from pipeline.core.records import Item, Outcome
 from pipeline.core.text import reasons_text
 from pipeline.cycle.trainer import TAIL, USER, environment
 from pipeline.plan.forecast import Drawn, Measurements
-from pipeline.run.driver import Driver, opened
-from pipeline.run.intake import Intake
-from pipeline.run.policy import ArrivalOrder, Listing, Policy
-from pipeline.run.workers import Workers
-from pipeline.storage.uploads import InFolder
+from pipeline.run.driver import Driver, Intake, Workers, opened
+from pipeline.run.policy import ArrivalOrder, Listing
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.uploads import InFolder, Sink
 
 FOLDER = "pilot"  # within the cycle's folder
 MOST_DRAWN = 10  # objects drawn per object asked for
@@ -93,14 +92,15 @@ class ThroughputProcess:
             self.process.wait()
 
 
-class Pilot(Policy):
-    """Delivers objects like `order`, but gives up on a source in which there are too few good ones, and measures.
+class Pilot(ArrivalOrder):
+    """Policy that gives up on a source in which there are too few good objects, and measures.
 
     start: called once, when a quarter is there to train on. What is rendered after that is so beside a trainer.
     """
 
-    def __init__(self, order: ArrivalOrder, intake: Intake, start: Callable[[], ThroughputProcess]) -> None:
-        self.order, self.session, self.intake, self.start = order, order.session, intake, start
+    def __init__(self, cfg: RenderConfig, ledger: Ledger, sink: Sink, start: Callable[[], ThroughputProcess]) -> None:
+        super().__init__(cfg, ledger, sink)
+        self.intake, self.start = Intake(self.session), start
         self.trainer: ThroughputProcess | None = None
         self.wait_until = self.paused_s = 0.0
         self.before: set[str] = set()  # uids begun before the trainer
@@ -110,13 +110,9 @@ class Pilot(Policy):
         self.first: float | None = None  # when the first object was begun
         self.last = self.begun
 
-    @property
-    def complete(self) -> bool:
-        return self.order.complete
-
     def draw(self, listing: Listing) -> Iterator[Item | None]:
         """Yield items until MOST_DRAWN per object, or MOST_S seconds, are reached."""
-        items, count = self.order.draw(listing), 0
+        items, count = super().draw(listing), 0
         while count < MOST_DRAWN * self.session.cfg.n and time.monotonic() - self.begun < MOST_S:
             item: Any = next(items, END)
             if item is END:
@@ -151,21 +147,12 @@ class Pilot(Policy):
         beside = outcome.item.uid not in self.before
         fetched = self.intake.held(outcome.item.uid)
         self.ended.append(Drawn(outcome.scene is not None, seconds, fetched, jpeg_bytes, beside))
-        for recorded in self.order.accept(outcome):
+        for recorded in super().accept(outcome):
             if self.trainer is None and self.session.delivered >= max(1, int(TRAIN_AFTER * self.session.cfg.n)):
-                self.order.close_shards()
+                self.close_shards()
                 self.trainer = self.start()
                 self.wait_until = self.last + UP_S
             yield recorded
-
-    def conclude(self) -> Iterator[Outcome]:
-        return self.order.conclude()
-
-    def close(self) -> None:
-        self.order.close()
-
-    def lines(self) -> list[str]:
-        return self.order.lines()
 
     def found(self, shard_bytes: int, told: dict[str, Any]) -> Measurements:
         """Measurements of the pilot. told: the fields that the trainer measured."""
@@ -211,10 +198,8 @@ def fly(cfg: CycleConfig, objects: int, command: Sequence[str], settings: dict[s
     try:
         with opened(pilot_cfg) as ledger:
             sink = InFolder()
-            order = ArrivalOrder.recovered(pilot_cfg, ledger, sink)
-            session, intake = order.session, Intake(order.session)
-            pilot = Pilot(order, intake, start)
-            summary = Driver(session, pilot, sink, intake, Workers(session)).go()
+            pilot = Pilot(pilot_cfg, ledger, sink, start)
+            summary = Driver(pilot, sink, pilot.intake, Workers(pilot.session)).go()
             if summary.stopped:
                 raise UserError("the plan was stopped", "the same command starts it anew")
             if not summary.delivered:

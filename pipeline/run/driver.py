@@ -1,32 +1,39 @@
-"""The driver: a loop that hands the outcomes of the workers to a policy. One process per run folder."""
+"""The driver: a loop that hands items of a source to workers, and their outcomes to a policy. One process per run folder."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import itertools
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from pipeline import sources
+from pipeline.cluster import executors
+from pipeline.cluster.nodes import Share
 from pipeline.config.clip import ClipConfig
 from pipeline.config.run import RunConfig
+from pipeline.config.shared import default_workers
 from pipeline.core import licenses
 from pipeline.core.disk import is_full
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.core.signals import first_interrupt
-from pipeline.core.text import shown
+from pipeline.core.text import duration, reasons_text, shown, size
+from pipeline.download.ahead import Downloads
 from pipeline.run import availability
-from pipeline.run.intake import Intake
-from pipeline.run.policy import ArrivalOrder, Policy
+from pipeline.run.policy import ArrivalOrder, Listing, Policy, Session
 from pipeline.run.progress import Progress
-from pipeline.run.session import Session
-from pipeline.run.summary import Summary
-from pipeline.run.workers import Workers
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import check_identity, held
 from pipeline.storage.uploads import LEDGER, Sink, attached, sink_of
+from pipeline.worker.worker import Packing, make_worker
 
 
 def deliver(cfg: RunConfig) -> Summary:
@@ -35,9 +42,8 @@ def deliver(cfg: RunConfig) -> Summary:
     Raises UserError: another run holds the folder; the folder was made with other settings; the source cannot be listed.
     """
     with opened(cfg) as ledger, sink_of(cfg) as sink:
-        policy = ArrivalOrder.recovered(cfg, ledger, sink)
-        session = policy.session
-        return Driver(session, policy, sink, Intake(session), Workers(session)).go()
+        policy = ArrivalOrder(cfg, ledger, sink)
+        return Driver(policy, sink, Intake(policy.session), Workers(policy.session)).go()
 
 
 @contextlib.contextmanager
@@ -65,18 +71,153 @@ def opened(cfg: RunConfig) -> Iterator[Ledger]:
         raise
 
 
+@dataclass
+class Summary:
+    """Counts of a run. drawn = delivered + failed, over all sessions of the run."""
+
+    n: int
+    out: Path
+    delivered: int
+    reasons: dict[str, int]
+    seconds: float = 0.0
+    views: int = 0
+    shard_bytes: int = 0
+    stopped: bool = False
+    bugs: list[str] = field(default_factory=list)
+    licenses: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    store: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.delivered >= self.n
+
+    def lines(self) -> list[str]:
+        """Lines for the user: requested, drawn = delivered + failed by reason, then details, licenses, sizes."""
+        failed = sum(self.reasons.values())
+        by_reason = f" ({reasons_text(self.reasons)})" if failed else ""
+        at = self.store or shown(self.out)
+        lines = [f"bug in lvsm-data, please report: {bug}" for bug in self.bugs]
+        lines.append(
+            f"requested {self.n}: drawn {self.delivered + failed} = delivered {self.delivered} + failed {failed}{by_reason}"
+        )
+        if not self.complete:
+            why = "stopped; the same command goes on" if self.stopped else "the source has no more objects"
+            lines.append(f"{self.n - self.delivered} fewer than requested: {why}")
+        if failed:
+            lines.append(f"details: lvsm-data status {at}")
+        lines += self.notes
+        if set(self.licenses) - {"unknown", "CC0-1.0"}:  # attribution is due
+            lines.append(f"licenses: {reasons_text(self.licenses)}; whom to name: lvsm-data licenses {at}")
+        lines.append(
+            f"{self.views} views, {size(self.shard_bytes)} of shards in {at}, {duration(self.seconds)} this session"
+        )
+        lines.append(f"look at them: lvsm-data view {at}")
+        return lines
+
+
+class Intake:
+    """The way from a source to the workers. Nothing is listed or fetched before `opened`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.downloads: Downloads | None = None
+
+    @contextlib.contextmanager
+    def opened(self, draw: Callable[[Listing], Iterator[Item | None]]) -> Iterator[Iterator[Item | None]]:
+        """Items that `draw` takes from the source, the first drawn on entry: lists are fetched before Progress takes over."""
+        cfg, source = self.session.cfg, sources.load(self.session.cfg.source)
+        net = sources.fetcher(cfg, self.session.out / "raw", cfg.cache) if sources.is_remote(cfg) else None
+        if net and not cfg.address:  # the workers of a cluster fetch for themselves
+            self.downloads = Downloads(source, net, cfg.downloads, self.session.finished)
+
+        def listing(ended: Container[str] | None) -> Iterator[Item]:
+            known = {"ended": ended} if ended is not None and getattr(source, "LEAVES_OUT", False) else {}
+            items: Iterator[Item] = source.items(cfg, cfg.scene.seed, net, **known)
+            return items
+
+        try:
+            drawn = draw(listing)
+            first = list(itertools.islice(drawn, 1))
+            yield itertools.chain(first, drawn)
+        finally:
+            if self.downloads:
+                self.downloads.close()
+
+    def stream(self, drawn: Iterator[Item | None], failed: Callable[[Outcome], None]) -> Iterator[Item | None]:
+        """Pass on items once their files are fetched; `failed` gets the outcomes of items whose file cannot be fetched."""
+        return self.downloads.stream(drawn, failed) if self.downloads else drawn
+
+    def held(self, uid: str) -> int:
+        """Bytes of disk that the fetched files of the item `uid` take."""
+        return self.downloads.net.disk_budget.held(uid) if self.downloads else 0
+
+    def done(self, item: Item) -> None:
+        """Remove the files of an item that was recorded."""
+        if self.downloads:
+            self.downloads.remove(item.uid)
+
+    def stop(self) -> None:
+        """End the stream, and the downloads under way."""
+        if self.downloads:
+            self.downloads.stop()
+
+    def snapshot(self) -> dict[str, int]:
+        """Figures of the downloads for status.json; {} where nothing is fetched here."""
+        return self.downloads.snapshot() if self.downloads else {}
+
+
+class Workers:
+    """Executor of a session. apart: True keeps workers off nodes with a GPU. make: makes a worker; default: by the source."""
+
+    def __init__(self, session: Session, apart: bool = False, make: Callable[[], Any] | None = None) -> None:
+        self.session, self.apart = session, apart
+        self.packing = functools.partial(
+            Packing, make or functools.partial(make_worker, session.cfg), session.writer.pack
+        )
+
+    def connected(self) -> contextlib.AbstractContextManager[object]:
+        """Context manager of the connection to a cluster, which outlives the workers: metrics use the connection to the end."""
+        cfg = self.session.cfg
+        return executors.connected(cfg.address) if cfg.executor == "ray" and cfg.address else contextlib.nullcontext()
+
+    def outcomes(self, items: Iterator[Item | None], started: Callable[[int, Item], None]) -> Iterator[Outcome]:
+        """Process items; yields outcomes in completion order. started(worker, item) is called when a worker takes an item."""
+        return self._executor()(self.packing, items, started)
+
+    def _executor(self) -> Callable[..., Iterator[Outcome]]:
+        cfg, missing = self.session.cfg, self.session.cfg.n - self.session.delivered
+        if cfg.executor == "inline" or missing <= 0:  # nothing is missing when a cycle only has to train
+            return executors.inline
+        if not cfg.address:
+            workers = min(cfg.workers or default_workers(cfg.threads), missing)
+            return functools.partial(executors.on_ray, workers=workers, share=Share(cfg.threads), say=self.session.say)
+        source = sources.load(cfg.source)
+        return functools.partial(
+            executors.on_ray,
+            workers=cfg.workers,
+            share=Share(cfg.threads, cfg.gpus, cfg.memory_gb * 1e9),
+            address=cfg.address,
+            apart=self.apart,
+            key=source.batch if hasattr(source, "BATCH") else None,
+            together=getattr(source, "BATCH", 1),
+            most=missing,
+            say=self.session.say,
+        )
+
+
 class Driver:
     """The loop of one session: items from the intake to the workers, their outcomes to the policy, shards to the sink."""
 
-    def __init__(self, session: Session, policy: Policy, sink: Sink, intake: Intake, workers: Workers) -> None:
-        self.session, self.policy, self.sink, self.intake, self.workers = session, policy, sink, intake, workers
+    def __init__(self, policy: Policy, sink: Sink, intake: Intake, workers: Workers) -> None:
+        self.session, self.policy, self.sink, self.intake, self.workers = policy.session, policy, sink, intake, workers
         self.bugs: list[str] = []
-        n, views, reasons = session.cfg.n, session.cfg.scene.views, session.ledger.reasons()
+        session = self.session
         self.progress = Progress(
-            n,
-            views,
+            session.cfg.n,
+            session.cfg.scene.views,
             session.delivered,
-            reasons,
+            session.ledger.reasons(),
             session.out,
             downloads=intake.snapshot,
             uploads=sink.snapshot,

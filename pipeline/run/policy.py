@@ -1,34 +1,88 @@
-"""Policies of a driver: which items to draw, where outcomes go, when shards close."""
+"""State of a session, and policies of a driver: which items to draw, where outcomes go, when shards close."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from pipeline.config.clip import ClipConfig
 from pipeline.config.run import RunConfig
-from pipeline.config.views import ImportConfig
 from pipeline.core.records import Item, Outcome
-from pipeline.run.session import Session, writer_of
+from pipeline.run.vetting import Vetting
 from pipeline.sources.selection import Selection
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import SHARD_NAME, Shard, complete_shards, number_of, remove_shard, shard_on_disk, split_of
+from pipeline.storage.run_folder import run_facts
+from pipeline.storage.shards import (
+    LAYERS,
+    NUMBERS,
+    SHARD_NAME,
+    Shard,
+    complete_shards,
+    number_of,
+    remove_shard,
+    shard_on_disk,
+    split_of,
+)
 from pipeline.storage.uploads import Sink
 from pipeline.storage.writer import ShardWriter
 
-if TYPE_CHECKING:
-    from pipeline.run.vetting import Vetting
-
 Listing = Callable[[Container[str] | None], Iterator[Item]]  # uids that may be left out -> items of the source
 PUBLISHING = 1  # full shards that may be in publication while the next shard is filled
+
+
+def writer_of(cfg: RunConfig) -> ShardWriter:
+    """Make the shard writer of a run's folder; cfg is resolved."""
+    assert cfg.out is not None
+    optional = tuple(name for name in LAYERS if getattr(cfg.scene, name, False))
+    optional += NUMBERS if isinstance(cfg, ClipConfig) else ()
+    return ShardWriter(cfg.out, cfg.scene.res, optional, run_facts(cfg), cfg.shard_mb * 1e6)
+
+
+class Session:
+    """State of a run with a recovered ledger. notes: lines for stderr before work begins; said: lines to repeat at the end."""
+
+    def __init__(self, cfg: RunConfig, ledger: Ledger, writer: ShardWriter, notes: list[str]) -> None:
+        assert cfg.out is not None
+        self.cfg, self.out, self.ledger, self.writer = cfg, cfg.out, ledger, writer
+        self.notes = list(notes)
+        if cfg.retry_failed and (count := ledger.forget_failed()):
+            self.notes.append(f"trying {count} failed objects again")
+        self.counts = ledger.counts()
+        self.finished = ledger.finished_uids()
+        self.under_way: set[str] = set()
+        self.stopping = False
+        self.said: list[str] = []
+
+    @property
+    def delivered(self) -> int:
+        return self.counts.get("delivered", 0)
+
+    def count(self, outcome: Outcome) -> None:
+        """Count an outcome that has been recorded."""
+        self.finished.add(outcome.item.uid)
+        state = "delivered" if outcome.scene else "failed"
+        self.counts[state] = self.counts.get(state, 0) + 1
+
+    def say(self, line: str) -> None:
+        """Print a line on stderr now, and keep it for the end."""
+        print(line, file=sys.stderr, flush=True)
+        self.said.append(line)
+
+    def stop(self) -> None:
+        """Ask for the end: no new item begins, and items under way are finished."""
+        self.stopping = True
 
 
 class Policy(Protocol):
     """Interface that a driver calls, always in its own thread. `accept`, `settle` and `conclude` yield each outcome right after
     it was recorded.
     """
+
+    session: Session
 
     @property
     def complete(self) -> bool:
@@ -71,46 +125,18 @@ class Policy(Protocol):
         return {}
 
 
-class Unvetted:
-    """Stand-in for `Vetting` if cameras are not verified: marks no item, and holds no outcome back."""
-
-    says, scenes = "", 0
-
-    def mark(self, item: Item) -> Item:
-        return item
-
-    def take(self, outcome: Outcome) -> list[Outcome]:
-        return [outcome]
-
-    def conclude(self) -> list[Outcome]:
-        return []
-
-
-def _vetting(session: Session) -> Vetting | Unvetted:
-    cfg = session.cfg
-    if isinstance(cfg, ImportConfig) and cfg.verify_cameras and not session.delivered:  # else verified earlier
-        from pipeline.run.vetting import Vetting  # imports what compares pictures, which renderers never need
-
-        return Vetting(cfg)
-    return Unvetted()
-
-
 class ArrivalOrder(Policy):
     """Policy that fills shards in order of arrival until n objects are delivered. numbers: split -> number of its next shard."""
 
-    def __init__(self, session: Session, sink: Sink, numbers: dict[str, int]) -> None:
-        self.session, self.sink, self.numbers = session, sink, numbers
-        self.selection = Selection(session.cfg)
-        self.vetting = _vetting(session)
+    def __init__(self, cfg: RunConfig, ledger: Ledger, sink: Sink) -> None:
+        """Make disk, sink and ledger agree, and begin a session that continues the run."""
+        writer, self.sink = writer_of(cfg), sink
+        self.numbers, notes = recover(cfg, ledger, writer, sink)
+        self.session = Session(cfg, ledger, writer, notes)
+        self.selection = Selection(cfg)
+        self.vetting = Vetting(cfg, verified=self.session.delivered > 0)
         self.publisher = ThreadPoolExecutor(1, "publish")
         self.publishing: deque[Future[Shard | None]] = deque()
-
-    @classmethod
-    def recovered(cls, cfg: RunConfig, ledger: Ledger, sink: Sink) -> ArrivalOrder:
-        """Make disk, sink and ledger agree, then return the policy of a session that continues the run."""
-        writer = writer_of(cfg)
-        numbers, notes = recover(cfg, ledger, writer, sink)
-        return cls(Session(cfg, ledger, writer, notes), sink, numbers)
 
     @property
     def complete(self) -> bool:

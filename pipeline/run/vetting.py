@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from pipeline import sources
+from pipeline.config.run import RunConfig
 from pipeline.config.views import ImportConfig
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
@@ -17,11 +18,14 @@ SUGGEST_FROM = 4  # scenes on which other cameras are tried
 
 
 class Vetting:
-    """Holds back the first outcomes of an import until `need` scenes have been verified, or no more come."""
+    """Holds back the first outcomes of an import until `need` scenes have been verified, or no more come.
 
-    def __init__(self, cfg: ImportConfig) -> None:
+    verified: True if an earlier session has. Then, and in other runs, `need` is 0, and no outcome is held back.
+    """
+
+    def __init__(self, cfg: RunConfig, verified: bool) -> None:
         self.cfg = cfg
-        self.need = min(SCENES, cfg.n)
+        self.need = min(SCENES, cfg.n) if isinstance(cfg, ImportConfig) and cfg.verify_cameras and not verified else 0
         self.marked = 0
         self.held: list[Outcome] = []
         self.verdicts: list[Verdict] = []
@@ -41,7 +45,7 @@ class Vetting:
 
     def take(self, outcome: Outcome) -> list[Outcome]:
         """Outcomes that may be recorded now, with `outcome` or without. Raises UserError where the cameras do not fit."""
-        if self.says:
+        if self.says or not self.need:
             return [outcome]
         self.held.append(outcome)
         if TO_CHECK in outcome.item.extra:
@@ -67,6 +71,7 @@ class Vetting:
 
     def _suggestion(self, held: list[Outcome]) -> str:
         """Describe the turntable that fits best the files of the scenes held back; "" if there is none."""
+        assert isinstance(self.cfg, ImportConfig)
         source = sources.load(self.cfg.source)
         seen = [outcome.item for outcome in held if outcome.scene is not None][:SUGGEST_FROM]
         scenes = [source.load(item, Path(item.extra.get("path", item.url)), self.cfg) for item in seen]

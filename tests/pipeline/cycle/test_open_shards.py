@@ -128,9 +128,7 @@ def test_shards_are_as_large_as_lets_the_window_fit(tmp_path: Path) -> None:
 def test_outcomes_wait_in_memory_unless_an_older_shard_is_under_way(tmp_path: Path) -> None:
     cfg = CycleConfig(out=tmp_path, executor="inline", workers=1).resolved()
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        policy = SourceOrder.recovered(
-            cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None), LivePage
-        )
+        policy = SourceOrder(cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None), LivePage)
         older, younger = OpenShard("train-000000", 0), OpenShard("train-000001", 1)
         policy.open_shards.open = {one.name: one for one in (older, younger)}
         for number in range(MOST_WAITING + 1):
@@ -158,9 +156,7 @@ def test_a_session_after_a_shard_of_nothing_but_failures_has_nothing_to_delete(t
         ledger.add_shard(Shard("train-000001", (Entry(Item("one", "test"), 1, 10),), 10), 1)
         (tmp_path / "64").mkdir()
         (tmp_path / "64" / "train-000001.parquet").write_bytes(b"0123456789")
-        policy = SourceOrder.recovered(
-            cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None), LivePage
-        )
+        policy = SourceOrder(cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None), LivePage)
     assert policy.supervisor.idle()  # else a Ctrl-C would wait for ever for what cannot be deleted yet
 
 

@@ -18,10 +18,8 @@ from benchmarks import scale
 from pipeline.config.render import RenderConfig, SceneConfig
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
-from pipeline.run.driver import Driver, opened
-from pipeline.run.intake import Intake
+from pipeline.run.driver import Driver, Intake, Workers, opened
 from pipeline.run.policy import ArrivalOrder
-from pipeline.run.workers import Workers
 from pipeline.storage import uids
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.uids import Uids
@@ -59,7 +57,7 @@ def test_an_item_that_has_ended_leaves_next_to_nothing_in_memory(
     ).resolved()
     memory: list[int] = []
     with opened(cfg) as ledger:
-        policy = ArrivalOrder.recovered(cfg, ledger, InFolder())
+        policy = ArrivalOrder(cfg, ledger, InFolder())
         session, count = policy.session, policy.session.count
 
         def counting(outcome: Outcome) -> None:
@@ -71,7 +69,7 @@ def test_an_item_that_has_ended_leaves_next_to_nothing_in_memory(
 
         monkeypatch.setattr(session, "count", counting)
         workers = Workers(session, make=functools.partial(scale.Sleeper, 0.0, 10.0, 1))  # a render that takes no time
-        driver = Driver(session, policy, InFolder(), Intake(session), workers)
+        driver = Driver(policy, InFolder(), Intake(session), workers)
         tracemalloc.start()
         try:
             summary = driver.go()
