@@ -24,9 +24,19 @@ STOP_S = 600.0  # to write the last checkpoint
 LISTEN_S = 5.0  # to read the rest of the output after the end: child processes may keep the pipe open
 
 
-def environment(threads: int | None) -> dict[str, str]:
-    """Environment of a process that trains with `threads` threads; None: no limit."""
-    return os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+def spawn(
+    command: Sequence[str], threads: int | None, stdout: int | IO[bytes], stderr: int | IO[bytes]
+) -> subprocess.Popen[bytes]:
+    """Start a process that trains with `threads` threads (None: no limit), and ends when the pipe at its stdin closes."""
+    env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
+        env=env,
+        start_new_session=True,  # Ctrl-C is ours to pass on
+    )
 
 
 class Trainer:
@@ -56,14 +66,7 @@ class Trainer:
         folder.mkdir(exist_ok=True)
         self.close()
         self.words.clear()
-        self.process = subprocess.Popen(
-            self.command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment(self.threads),
-            start_new_session=True,  # Ctrl-C is ours to pass on
-        )
+        self.process = spawn(self.command, self.threads, subprocess.PIPE, subprocess.STDOUT)
         assert self.process.stdout is not None
         self.listener = threading.Thread(target=self._listen, args=(self.process.stdout, folder / SAYS), daemon=True)
         self.listener.start()

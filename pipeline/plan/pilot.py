@@ -20,7 +20,7 @@ from pipeline.core import licenses
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.core.text import reasons_text
-from pipeline.cycle.trainer import TAIL, USER, environment
+from pipeline.cycle.trainer import TAIL, USER, spawn
 from pipeline.plan.forecast import Drawn, Measurements
 from pipeline.run.driver import Driver, Intake, Workers, opened
 from pipeline.run.policy import ArrivalOrder, Listing
@@ -34,7 +34,6 @@ TRAIN_AFTER = 0.25  # share of the objects delivered when the trainer is started
 PACE_S = 300.0  # to measure the pace, once rendering has ended
 UP_S = 120.0  # until the trainer's first step
 BESIDE = 3  # steps beside renderers that suffice
-END = object()
 
 
 class ThroughputProcess:
@@ -43,14 +42,7 @@ class ThroughputProcess:
     def __init__(self, folder: Path, command: Sequence[str], threads: int | None) -> None:
         self.says, self.errors = folder / "pace.jsonl", folder / "pace.log"
         with self.says.open("wb") as says, self.errors.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [*command, str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=says,
-                stderr=errors,
-                env=environment(threads),
-                start_new_session=True,  # Ctrl-C is ours to pass on
-            )
+            self.process = spawn([*command, str(folder)], threads, says, errors)
 
     def goes(self) -> bool:
         """True when the process has done its first step, or never will."""
@@ -112,27 +104,25 @@ class Pilot(ArrivalOrder):
 
     def draw(self, listing: Listing) -> Iterator[Item | None]:
         """Yield items until MOST_DRAWN per object, or MOST_S seconds, are reached."""
-        items, count = super().draw(listing), 0
-        while count < MOST_DRAWN * self.session.cfg.n and time.monotonic() - self.begun < MOST_S:
-            item: Any = next(items, END)
-            if item is END:
-                return
+        count = 0
+        for item in super().draw(listing):
             count += item is not None
             yield item
+            if count >= MOST_DRAWN * self.session.cfg.n or time.monotonic() - self.begun >= MOST_S:
+                return
 
     def pace(self, items: Iterator[Item | None]) -> Iterator[Item | None]:
         """Pass on items, but hold them back from the trainer's start to its first step."""
         for item in items:
             began = time.monotonic()
-            while self._trainer_starts() and time.monotonic() < self.wait_until and not self.session.stopping:
+            while self.trainer and not self.trainer.goes() and time.monotonic() < self.wait_until:
+                if self.session.stopping:
+                    break
                 yield None
             self.paused_s += time.monotonic() - began
             if self.trainer is None and item is not None:
                 self.before.add(item.uid)
             yield item
-
-    def _trainer_starts(self) -> bool:
-        return self.trainer is not None and not self.trainer.goes()
 
     def accept(self, outcome: Outcome) -> Iterator[Outcome]:
         """Measure and record the outcome; start the trainer once TRAIN_AFTER of the objects are delivered."""
@@ -186,29 +176,23 @@ def fly(cfg: CycleConfig, objects: int, command: Sequence[str], settings: dict[s
     own = {"n": min(cfg.n, max(objects, cfg.workers or 1)), "out": folder, "val_percent": 0.0}
     shutil.rmtree(folder, ignore_errors=True)
     pilot_cfg = RenderConfig(**same | own)
-    paces: list[ThroughputProcess] = []
+    with contextlib.ExitStack() as ended:
+        ended.callback(shutil.rmtree, folder, ignore_errors=True)
 
-    def start() -> ThroughputProcess:
-        told = settings | {"out": str(folder / "train"), "cycle": False, "tensorboard": False}
-        told["data"] = settings["data"] | {"data": [str(folder)]}
-        (folder / "train.json").write_text(json.dumps(told))
-        paces.append(ThroughputProcess(folder, command, cfg.train_threads))
-        return paces[0]
+        def start() -> ThroughputProcess:
+            told = settings | {"out": str(folder / "train"), "cycle": False, "tensorboard": False}
+            told["data"] = settings["data"] | {"data": [str(folder)]}
+            (folder / "train.json").write_text(json.dumps(told))
+            return ended.enter_context(contextlib.closing(ThroughputProcess(folder, command, cfg.train_threads)))
 
-    try:
-        with opened(pilot_cfg) as ledger:
-            sink = InFolder()
-            pilot = Pilot(pilot_cfg, ledger, sink, start)
-            summary = Driver(pilot, sink, pilot.intake, Workers(pilot.session)).go()
-            if summary.stopped:
-                raise UserError("the plan was stopped", "the same command starts it anew")
-            if not summary.delivered:
-                raise UserError(
-                    f"none of {len(pilot.ended)} objects could be rendered ({reasons_text(summary.reasons)})",
-                    "`lvsm-data render` on the same source keeps a ledger of why; `lvsm-data status` shows it",
-                )
-            return pilot.found(summary.shard_bytes, paces[0].told())
-    finally:
-        for pace in paces:
-            pace.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        pilot = Pilot(pilot_cfg, ended.enter_context(opened(pilot_cfg)), InFolder(), start)
+        summary = Driver(pilot, pilot.sink, pilot.intake, Workers(pilot.session)).go()
+        if summary.stopped:
+            raise UserError("the plan was stopped", "the same command starts it anew")
+        if not summary.delivered:
+            raise UserError(
+                f"none of {len(pilot.ended)} objects could be rendered ({reasons_text(summary.reasons)})",
+                "`lvsm-data render` on the same source keeps a ledger of why; `lvsm-data status` shows it",
+            )
+        assert pilot.trainer is not None
+        return pilot.found(summary.shard_bytes, pilot.trainer.told())
