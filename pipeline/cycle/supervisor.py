@@ -33,38 +33,27 @@ class Page(Protocol):
     def end(self, log: TrainingLog) -> None: ...
 
 
-class Deleter:
-    """Deletes train shards. deleted: all shards before this number are deleted."""
-
-    def __init__(self, out: Path, widths: tuple[int, ...], disk_budget: DiskBudget, deleted: int) -> None:
-        self.out, self.widths, self.disk_budget, self.deleted = out, widths, disk_budget, deleted
-
-    def delete(self, until: int, ledger: Ledger, stopped: Callable[[], bool]) -> None:
-        """Delete train shards before `until`, which a finished checkpoint is done with: first in the ledger, so that no reader
-        expects their files, then the files.
-        """
-        names = [shard_name("train", number) for number in range(self.deleted, until)]
-        patiently(lambda: ledger.delete_shards(names), self.out, stopped)
-        for name in names:
-            remove_shard(self.out, self.widths, name)
-            self.disk_budget.release(name)
-        self.deleted = until
-
-
 class DiskMeter:
-    """Measures the run's disk. parts: bytes by folder; peak: highest use measured."""
+    """Measures the run's disk, and keeps disk.csv. parts: bytes by folder; peak: highest use measured.
 
-    def __init__(self, out: Path, shares: Shares, disk_budget: DiskBudget) -> None:
-        self.out, self.shares, self.disk_budget = out, shares, disk_budget
+    blocked_s: seconds that rendering waited for disk, in all sessions; blocked: rendering waits now.
+    """
+
+    def __init__(self, out: Path, shares: Shares, disk_budget: DiskBudget, widths: tuple[int, ...]) -> None:
+        self.out, self.shares, self.disk_budget, self.widths = out, shares, disk_budget, widths
         self.parts: dict[str, int] = {}
         self.peak = 0
+        self.blocked_s = sum(note.blocked_s for note in disk_log.read(out))
+        self.blocked = False
+        self._noted, self._looked = float("-inf"), 0.0
+        self._most, self._blocked_s = 0, 0.0  # bytes, and seconds of waiting, since the last note
 
     def used(self) -> int:
         """Bytes that the run takes."""
         return sum(self.parts.values())
 
-    def measure(self) -> None:
-        """Measure, and lower the budget of shards by what logs and scratch take beyond their shares."""
+    def measure(self, last: bool = False) -> None:
+        """Measure, note the result, and lower the budget of shards by what logs and scratch take beyond their shares."""
         paths = list(self.out.iterdir())
         disk = {path.name: disk_below(path) for path in paths if path.is_dir()}
         disk["files"] = sum(disk_of(path) for path in paths if not path.is_dir())
@@ -75,40 +64,30 @@ class DiskMeter:
         papers = disk["files"] + disk[TRAIN]
         over = max(0, papers - self.shares.papers / 2) + max(0, disk.get("scratch", 0) - self.shares.scratch)
         self.disk_budget.budget = int(self.shares.shards - over)
+        self._note(last)
 
-
-class DiskNotes:
-    """Keeps disk.csv. blocked_s: seconds that rendering waited for disk, in all sessions; blocked: rendering waits now."""
-
-    def __init__(self, meter: DiskMeter, widths: tuple[int, ...]) -> None:
-        self.meter, self.widths = meter, widths
-        self.blocked_s = sum(note.blocked_s for note in disk_log.read(meter.out))
-        self.blocked = False
-        self._noted, self._looked = float("-inf"), 0.0
-        self._most, self._blocked_s = 0, 0.0  # bytes, and seconds of waiting, since the last note
-
-    def add(self, last: bool = False) -> None:
+    def _note(self, last: bool) -> None:
         """Write a note of disk use and of rendering's waits for disk, at most every NOTE_S seconds, and for the `last` call."""
-        now, meter = time.monotonic(), self.meter
+        now = time.monotonic()
         if self.blocked:
             self.blocked_s += now - self._looked
             self._blocked_s += now - self._looked
         self._looked = now
-        self.blocked = (window := Window.read(meter.out)) is not None and window.pressed
-        self._most = max(self._most, meter.used())
+        self.blocked = (window := Window.read(self.out)) is not None and window.pressed
+        self._most = max(self._most, self.used())
         if now - self._noted < NOTE_S and not last:
             return
         self._noted = now
-        shards = sum(meter.parts.get(str(width), 0) for width in self.widths) + meter.parts.get("journal", 0)
-        budget, checkpoints = int(meter.shares.total), meter.parts["checkpoints"]
-        note = Note(time.time(), meter.used(), shards, budget, self._most, checkpoints, self._blocked_s)
+        shards = sum(self.parts.get(name, 0) for name in (*map(str, self.widths), "journal"))
+        budget, checkpoints = int(self.shares.total), self.parts["checkpoints"]
+        note = Note(time.time(), self.used(), shards, budget, self._most, checkpoints, self._blocked_s)
         with contextlib.suppress(OSError):  # a full disk is reported elsewhere
-            disk_log.add(meter.out, note)
+            disk_log.add(self.out, note)
             self._most, self._blocked_s = 0, 0.0
 
 
 class Supervisor:
-    """Thread that tends trainer, shards, disk notes and page, within a `with` block. deleted: as in Deleter, at the start."""
+    """Thread that tends trainer, shards, disk and page, within a `with` block. deleted: train shards before it are deleted."""
 
     def __init__(
         self,
@@ -121,11 +100,9 @@ class Supervisor:
         deleted: int,
         live_page: Callable[[Path], Page],
     ) -> None:
-        self.ledger, self.trainer = ledger, trainer
+        self.ledger, self.trainer, self.deleted = ledger, trainer, deleted
         self.log = TrainingLog(out / TRAIN)
-        self.deleter = Deleter(out, widths, disk_budget, deleted)
-        self.meter = DiskMeter(out, shares, disk_budget)
-        self.notes = DiskNotes(self.meter, widths)
+        self.meter = DiskMeter(out, shares, disk_budget, widths)
         self.page = live_page(out)
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(1, "supervisor")
@@ -148,14 +125,13 @@ class Supervisor:
 
     def idle(self) -> bool:
         """True when every shard that the newest checkpoint is done with has been deleted."""
-        return self.deleter.deleted == committed(self.meter.out)[1].done
+        return self.deleted == committed(self.meter.out)[1].done
 
     def _work(self) -> None:
         with Ledger(self.ledger) as ledger:
             while not self._stop.wait(TICK_S):
                 self._tick(ledger)
-            self.meter.measure()
-            self.notes.add(last=True)
+            self.meter.measure(last=True)
 
     def _tick(self, ledger: Ledger) -> None:
         done = committed(self.meter.out)[1].done
@@ -163,11 +139,21 @@ class Supervisor:
         if self.trainer.process is None and (window := Window.read(self.meter.out)) and window.begun:
             self.trainer.start()
         self.trainer.poll()
-        if done > self.deleter.deleted:
-            self.deleter.delete(done, ledger, self._stop.is_set)
+        if done > self.deleted:
+            self._delete(done, ledger)
         self.meter.measure()
-        self.notes.add()
         self.page.refresh(self.log)
+
+    def _delete(self, until: int, ledger: Ledger) -> None:
+        """Delete train shards before `until`, which a finished checkpoint is done with: first in the ledger, so that no reader
+        expects their files, then the files.
+        """
+        names = [shard_name("train", number) for number in range(self.deleted, until)]
+        patiently(lambda: ledger.delete_shards(names), self.meter.out, self._stop.is_set)
+        for name in names:
+            remove_shard(self.meter.out, self.meter.widths, name)
+            self.meter.disk_budget.release(name)
+        self.deleted = until
 
     def facts(self) -> dict[str, Any]:
         """Figures for status.json; called from another thread than the one that counts."""
@@ -183,7 +169,7 @@ class Supervisor:
             "samples_per_s": log.samples_per_s,
             "trainer_waited_s": round(log.waited, 1),
             "trainer_seconds": round(log.seconds, 1),
-            "blocked_s": round(self.notes.blocked_s, 1),
-            "blocked": self.notes.blocked,
-            "shards_deleted": self.deleter.deleted,
+            "blocked_s": round(self.meter.blocked_s, 1),
+            "blocked": self.meter.blocked,
+            "shards_deleted": self.deleted,
         }

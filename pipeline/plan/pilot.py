@@ -115,8 +115,8 @@ class Pilot(ArrivalOrder):
         """Pass on items, but hold them back from the trainer's start to its first step."""
         for item in items:
             began = time.monotonic()
-            while self.trainer and not self.trainer.goes() and time.monotonic() < self.wait_until:
-                if self.session.stopping:
+            while self.trainer and time.monotonic() < self.wait_until:
+                if self.trainer.goes() or self.session.stopping:
                     break
                 yield None
             self.paused_s += time.monotonic() - began

@@ -110,8 +110,8 @@ def full(folder: Path, told: list[dict[str, Any]]) -> dict[str, Callable[[], dic
 
     def cycle() -> dict[str, Any]:
         told.append(Supervisor.facts(supervisor))  # type: ignore[arg-type]
-        supervisor.notes.blocked_s += 1.5
-        supervisor.deleter.deleted += 1
+        supervisor.meter.blocked_s += 1.5
+        supervisor.deleted += 1
         supervisor.log._take(lines[0])
         return told[-1]
 

@@ -239,11 +239,9 @@ def test_the_janitor_counts_how_long_rendering_waits(run: Path, monkeypatch: pyt
     for pressed, seconds in ((True, 0.5), (True, 0.5), (False, 1.0), (False, 7.0)):
         Window(2, 6, validated=True, pressed=pressed).write(run)
         supervisor.meter.measure()
-        supervisor.notes.add()
         assert supervisor.facts()["blocked"] is pressed
         clock += seconds
-    supervisor.meter.measure()
-    supervisor.notes.add(last=True)
+    supervisor.meter.measure(last=True)
     assert supervisor.facts()["blocked_s"] == 3
     assert sum(note.blocked_s for note in disk_log.read(run)) == 3
     last = disk_log.read(run)[-1]
