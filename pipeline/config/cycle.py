@@ -119,6 +119,20 @@ class CycleConfig(RenderConfig):
         return FREE_SHARE * (shutil.disk_usage(there).free + used)
 
 
+@dataclass(frozen=True)
+class PlanConfig(CycleConfig):
+    """What a cycle with the same flags will take."""
+
+    pilot: int = 20
+    """Objects that are rendered to find out: at least one for each of the workers, and no more than --n."""
+
+    def resolved(self) -> CycleConfig:
+        """Fill in defaults. Raises UserError where flags contradict each other."""
+        if self.pilot < 1:
+            raise UserError(f"--pilot {self.pilot} would measure nothing", "for example --pilot 20")
+        return super().resolved()
+
+
 def bytes_of(text: str) -> float:
     """Parse a size: "50GB" -> 5e10; units are powers of 1000. Raises UserError."""
     match = SIZE.fullmatch(text.strip())

@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.cycle import CycleConfig, Shares
+from pipeline.config.cycle import PlanConfig, Shares
 from pipeline.core.disk import put
 from pipeline.core.errors import UserError
 from pipeline.core.text import duration, reasons_text, shown, size
 from pipeline.cycle import disk_log
 from pipeline.cycle.protocol import TRAIN
-from pipeline.plan.intervals import Range
+from pipeline.plan.forecast import Forecast, Range
+from pipeline.plan.pilot import fly
+from pipeline.storage.ledger import Ledger
+from pipeline.storage.run_folder import is_locked
 from pipeline.storage.train_run import TrainingLog
 
 PLAN = "plan.json"
@@ -48,22 +51,6 @@ WORDS = {  # figure -> label for the user
     "samples": "samples",
     "steps": "steps",
 }
-
-
-@dataclass(frozen=True)
-class PlanConfig(CycleConfig):
-    """What a cycle with the same flags will take."""
-
-    pilot: int = 20
-    """Objects that are rendered to find out: at least one for each of the workers, and no more than --n."""
-
-    def resolved(self) -> PlanConfig:
-        """Fill in defaults. Raises UserError where flags contradict each other."""
-        if self.pilot < 1:
-            raise UserError(f"--pilot {self.pilot} would measure nothing", "for example --pilot 20")
-        made = super().resolved()
-        assert isinstance(made, PlanConfig)
-        return made
 
 
 @dataclass(frozen=True)
@@ -129,10 +116,6 @@ def plan(cfg: PlanConfig, shares: Shares, command: Sequence[str], settings: dict
 
     Raises UserError: the budget is too small; nothing could be rendered, or trained; a run works in OUT.
     """
-    from pipeline.plan.forecast import Forecast  # imports what renders, which the command line does not need
-    from pipeline.plan.pilot import fly
-    from pipeline.storage.run_folder import is_locked
-
     assert cfg.out is not None
     if is_locked(cfg.out):
         raise UserError(f"a run is writing to {shown(cfg.out)}", "plan before it, or with another --out")
@@ -183,8 +166,6 @@ def compare(out: Path, real: dict[str, float]) -> list[str]:
 
 def real_figures(out: Path) -> dict[str, float]:
     """Real figures of the cycle in `out` so far, by the names of a plan's figures; unknown figures are left out."""
-    from pipeline.storage.ledger import Ledger
-
     with Ledger(out / "ledger.sqlite", readonly=True) as ledger:
         ledger.snapshot()
         counts, kept, moments = ledger.counts(), ledger.kept(), [when for when, _, _ in ledger.timeline()]

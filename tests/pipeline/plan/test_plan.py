@@ -22,8 +22,7 @@ from pipeline.core.records import Item, Outcome
 from pipeline.cycle import disk_log
 from pipeline.cycle.disk_log import Note
 from pipeline.cycle.open_shards import AT_ONCE, CAUTION
-from pipeline.plan.forecast import Drawn, Forecast, Measurements
-from pipeline.plan.intervals import Range, Z, in_blocks, means, wilson
+from pipeline.plan.forecast import Drawn, Forecast, Measurements, Range, Z, in_blocks, means, wilson
 from pipeline.plan.pilot import ThroughputProcess
 from pipeline.plan.plan import PLAN, WORDS, _training, compare, real_figures
 from pipeline.storage.ledger import Ledger
