@@ -19,13 +19,13 @@ from lvsm_train.config.presets import PRESETS
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.config.trained import EvalConfig, LatentConfig
 from pipeline.config.clip import ClipConfig
-from pipeline.config.cycle import CycleConfig, Shares
+from pipeline.config.cycle import CycleConfig, PlanConfig, Shares, divide
 from pipeline.config.manifest import ManifestConfig
 from pipeline.config.render import RenderConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.views import ImportConfig
 from pipeline.core.errors import FEWER_THAN_ASKED, UserError
-from pipeline.plan.plan import PlanConfig
+from pipeline.core.text import shown
 
 
 def render(cfg: Annotated[RenderConfig, tyro.conf.OmitArgPrefixes]) -> int:
@@ -65,7 +65,6 @@ def clip(cfg: Annotated[ClipConfig, tyro.conf.OmitArgPrefixes]) -> int:
 
 def _run(cfg: RunConfig) -> int:
     from pipeline import sources
-    from pipeline.core.text import shown
     from pipeline.run.driver import deliver
 
     assert cfg.out is not None
@@ -73,8 +72,7 @@ def _run(cfg: RunConfig) -> int:
     print(f"source: {sources.load(cfg.source).SAYS}{others}")
     print(f"writing to {shown(cfg.out)}", flush=True)
     summary = deliver(cfg)
-    for line in summary.lines():
-        print(line)
+    print(*summary.lines(), sep="\n")
     return 0 if summary.complete else FEWER_THAN_ASKED
 
 
@@ -99,7 +97,6 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
     with _torch_needed():
         from lvsm_train.device.ranks import exit_now
         from lvsm_train.training.launch import launch
-    from pipeline.core.text import shown
 
     result = launch(cfg)
     if result.is_main and result.scores:
@@ -116,7 +113,6 @@ def _prepared(cfg: CycleConfig, train: TrainConfig) -> tuple[CycleConfig, TrainC
     """Resolve the settings of a cycle and of its trainer, and divide its disk."""
     with _torch_needed():
         from lvsm_train.cycle.settings import checkpoint_bytes, on_cpu, settings
-    from pipeline.config.cycle import divide
 
     if cfg.train_config not in PRESETS:
         raise UserError(f"--train-config {cfg.train_config} is no preset", f"one of {', '.join(PRESETS)}")
@@ -141,7 +137,6 @@ def cycle(
 
     Example: lvsm-data cycle --n 100 --res 64 --views 16 --disk-budget 500MB --passes 8 --out cycles/try
     """
-    from pipeline.core.text import shown
     from pipeline.cycle.driver import cycle as run
     from pipeline.plan.plan import compare, real_figures
     from pipeline.report.page import LivePage
@@ -154,8 +149,7 @@ def cycle(
         cfg, shares, [sys.executable, "-m", "lvsm_train.cycle.trainer", str(cfg.out)], trained.as_json(), LivePage
     )
     compared = compare(cfg.out, real_figures(cfg.out)) if ended.complete else []
-    for line in ended.lines(compared):
-        print(line)
+    print(*ended.lines(compared), sep="\n")
     return ended.status
 
 
@@ -176,7 +170,6 @@ def plan(
         train: How it would train.
         as_json: Print JSON for machines.
     """
-    from pipeline.core.text import shown
     from pipeline.plan.plan import plan as make
 
     ready, trained, shares = _prepared(cfg, train)
@@ -215,11 +208,9 @@ def evaluate_run(cfg: Annotated[EvalConfig, tyro.conf.OmitArgPrefixes]) -> int:
     cfg = cfg.resolved()
     with _torch_needed():
         from lvsm_train.evaluation.assess import assess
-    from pipeline.core.text import shown
 
     found = assess(cfg)
-    for line in found.lines():
-        print(line)
+    print(*found.lines(), sep="\n")
     print(f"page: {shown(found.out)}/index.html; objects.csv and summary.json are beside it")
     return 0
 
@@ -234,11 +225,9 @@ def latent(cfg: Annotated[LatentConfig, tyro.conf.OmitArgPrefixes]) -> int:
     cfg = cfg.resolved()
     with _torch_needed():
         from lvsm_train.latent.explore import explore
-    from pipeline.core.text import shown
 
     report = explore(cfg)
-    for line in report.lines():
-        print(line)
+    print(*report.lines(), sep="\n")
     print(f"page: {shown(report.out)}/index.html; latent.json, pictures and films are beside it")
     return 0
 
@@ -250,8 +239,7 @@ def manifest(cfg: Annotated[ManifestConfig, tyro.conf.OmitArgPrefixes]) -> int:
     """
     from pipeline.run.manifest import write_manifest
 
-    for line in write_manifest(cfg.resolved()):
-        print(line)
+    print(*write_manifest(cfg.resolved()), sep="\n")
     return 0
 
 

@@ -22,6 +22,7 @@ import psutil
 
 from pipeline import system
 from pipeline.core.errors import Retry
+from pipeline.core.text import shown
 from pipeline.video import js_runtime
 from pipeline.worker import blender
 
@@ -69,14 +70,8 @@ def _version(distribution: str) -> str | None:
     return None
 
 
-def _python() -> str:
-    """Path of this interpreter, relative to the current folder where possible."""
-    here, path = Path.cwd(), Path(sys.executable)
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
 def _pip() -> str:
-    return f"{_python()} -m pip"
+    return f"{shown(Path(sys.executable))} -m pip"
 
 
 def check_python() -> list[Check]:
@@ -174,7 +169,11 @@ def check_blender() -> list[Check]:
         except Retry as error:
             how, *log = error.detail.splitlines()
             says = f"does not start: {how}" + (f"; its last line: {log[-1]}" if log else "")
-            return [Check("Blender", "problem", says, f"{_python()} -c 'import bpy' shows the whole error")]
+            return [
+                Check(
+                    "Blender", "problem", says, f"{shown(Path(sys.executable))} -c 'import bpy' shows the whole error"
+                )
+            ]
         finally:
             worker.close()
         seconds = time.perf_counter() - start
