@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,10 +17,6 @@ from pipeline.cluster.nodes import Nodes, Share
 from pipeline.cluster.pool import ASK_AGAIN_S, Host, MakeWorker, Pool, Started
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
-
-
-def _on_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def inline(make_worker: MakeWorker, items: Iterator[Item | None], started: Started) -> Iterator[Outcome]:
@@ -50,7 +45,7 @@ def on_ray(
     key: Callable[[Item], str] | None = None,
     together: int = 1,
     most: int | None = None,
-    say: Callable[[str], None] = _on_stderr,
+    say: Callable[[str], None] = print,
 ) -> Iterator[Outcome]:
     """Work with `workers` Ray actors, each with its share of a node, on a private Ray or on the cluster at `address`.
 

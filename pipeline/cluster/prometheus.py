@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 Snapshot = Mapping[str, Any]
@@ -51,11 +52,6 @@ def _each(*path: str, **keys: str) -> Callable[[Snapshot], Values | None]:
     return read
 
 
-def _reasons(snapshot: Snapshot) -> Values:
-    reasons: Values = snapshot["reasons"]
-    return reasons
-
-
 def _workers(snapshot: Snapshot) -> Values:
     busy = sum(bool(worker["uid"]) for worker in snapshot["workers"])
     return {"busy": busy, "idle": len(snapshot["workers"]) - busy}
@@ -64,10 +60,10 @@ def _workers(snapshot: Snapshot) -> Values:
 METRICS = [
     Metric("lvsm_data_run_objects_requested", "Objects that the run is to deliver", _at("n")),
     Metric("lvsm_data_run_objects_delivered", "Objects in the run's shards", _at("delivered")),
-    Metric("lvsm_data_run_objects_failed", "Objects that failed in this run", _reasons, "reason"),
+    Metric("lvsm_data_run_objects_failed", "Objects that failed in this run", itemgetter("reasons"), "reason"),
     Metric("lvsm_data_run_left_seconds", "Until all objects are there, at the pace of the last minutes", _at("eta_s")),
     Metric("lvsm_data_delivered_objects_total", "Objects delivered", _at("delivered")),
-    Metric("lvsm_data_failed_objects_total", "Objects that failed", _reasons, "reason"),
+    Metric("lvsm_data_failed_objects_total", "Objects that failed", itemgetter("reasons"), "reason"),
     Metric("lvsm_data_views_total", "Views of the objects delivered", _at("views")),
     Metric("lvsm_data_image_bytes_total", "Images of the objects delivered", _at("bytes_written")),
     Metric("lvsm_data_items_under_way", "Items that workers have", _at("under_way")),

@@ -89,7 +89,8 @@ def _counted(run: Path) -> Audit:
 
 def _objects(report: Audit, run: Path, widths: list[int], kept: dict[str, Kept], booked: dict[str, str]) -> None:
     """Find where each object is: in shards of each resolution, in a journal, or in a shard that was deleted."""
-    journal = _uids(_journals(run), lambda path: [batch.column("uid")[0].as_py() for batch in journals.read(path)])
+    paths = sorted((run / "journal").glob("*.arrow"))
+    journal = _uids(paths, lambda path: [batch.column("uid")[0].as_py() for batch in journals.read(path)])
     found: dict[str, str] = {uid: name for name, uids in journal.items() for uid in uids}
     for width in widths:
         here = _uids([path for path in shard_paths(run / str(width)) if path.stem not in journal], uids_of)
@@ -128,10 +129,6 @@ def _uids(paths: list[Path], read: Callable[[Path], list[str]]) -> dict[str, lis
     return found
 
 
-def _journals(run: Path) -> list[Path]:
-    return sorted((run / "journal").glob("*.arrow"))
-
-
 def _samples(report: Audit, run: Path, kept: dict[str, Kept]) -> None:
     """Compare samples by the cursor of the newest checkpoint, by the log up to it, and by the passes of each shard."""
     report.step, cursor = committed(run)
@@ -139,12 +136,11 @@ def _samples(report: Audit, run: Path, kept: dict[str, Kept]) -> None:
     slots = train_shards(kept)
     report.samples, report.logged = cursor.position, log.samples
     report.owed = sum(shard.objects * shard.passes for shard in slots.values())
-    for shard in slots.values():
-        if shard.objects:
-            report.passes[shard.passes] = report.passes.get(shard.passes, 0) + shard.objects
     if log.samples != cursor.position:
         report.problems.append(f"the checkpoint counts {cursor.position} samples, log.jsonl {log.samples}")
     for number, shard in slots.items():
+        if shard.objects:
+            report.passes[shard.passes] = report.passes.get(shard.passes, 0) + shard.objects
         owed, logged = shard.objects * shard.passes, log.slots.get(number, 0)
         counted = cursor.counts.get(number, owed if number < cursor.done else 0)
         if logged != counted:

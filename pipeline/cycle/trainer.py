@@ -54,25 +54,23 @@ class Trainer:
     def start(self) -> None:
         """Start the trainer, unless it was stopped. Raises UserError where it ended too often at the same step."""
         with self.changing:
-            if not self.stopping:
-                self._start()
+            if self.stopping:
+                return
+            step = committed(self.out)[0]
+            if self.starts[-TIMES:] == [step] * TIMES:
+                raise UserError(f"the trainer ended {TIMES} times at step {step}; its last words:\n{self.last_words()}")
+            self.starts.append(step)
+            (self.out / TRAIN).mkdir(exist_ok=True)
+            self.close()
+            self.words.clear()
+            self.process = spawn(self.command, self.threads, subprocess.PIPE, subprocess.STDOUT)
+            assert self.process.stdout is not None
+            self.listener = threading.Thread(target=self._listen, args=(self.process.stdout,), daemon=True)
+            self.listener.start()
 
-    def _start(self) -> None:
-        step = committed(self.out)[0]
-        if self.starts[-TIMES:] == [step] * TIMES:
-            raise UserError(f"the trainer ended {TIMES} times at step {step}; its last words:\n{self.last_words()}")
-        self.starts.append(step)
-        folder = self.out / TRAIN
-        folder.mkdir(exist_ok=True)
-        self.close()
-        self.words.clear()
-        self.process = spawn(self.command, self.threads, subprocess.PIPE, subprocess.STDOUT)
-        assert self.process.stdout is not None
-        self.listener = threading.Thread(target=self._listen, args=(self.process.stdout, folder / SAYS), daemon=True)
-        self.listener.start()
-
-    def _listen(self, said: IO[bytes], path: Path) -> None:
+    def _listen(self, said: IO[bytes]) -> None:
         """Copy the trainer's output into the log. Read by a pipe: writing to a file on a full disk would end the trainer."""
+        path = self.out / TRAIN / SAYS
         with said:
             for line in said:
                 self.words.append(line.decode(errors="replace"))

@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,21 +57,18 @@ class Books:
 
 @dataclass(frozen=True)
 class RunData:
-    """Contents of the folder. shards: width in pixels -> files. objects: shard name -> objects, of the shards on disk.
+    """Contents of the folder. shards: width in pixels -> files. objects: shard name -> objects, of the `widest` on disk.
 
     stored: bytes of all shard files. A cycle may delete shards before they are read.
     """
 
     folder: Path
     shards: dict[int, list[Path]]
+    widest: list[Path]
     facts: dict[str, Any]
     objects: dict[str, int]
     books: Books | None
     stored: int
-
-    @property
-    def widest(self) -> list[Path]:
-        return self.shards[max(self.shards)] if self.shards else []
 
 
 def write_page(folder: Path, out: Path, objects: int = 64) -> Path:
@@ -82,7 +79,7 @@ def write_page(folder: Path, out: Path, objects: int = 64) -> Path:
     if objects < 1:
         raise UserError(f"--objects {objects} shows nothing", "for example --objects 64")
     run = _read_run(folder.absolute())
-    tiles = _of_those_there(run, lambda paths: make_tiles(paths, run.objects, objects))
+    tiles = _of_those_there(run.widest, lambda paths: make_tiles(paths, run.objects, objects))
     live = run.books is not None and run.books.driven and out.absolute() == run.folder / PAGE
     return write(out, _page(run, tiles, live))
 
@@ -110,10 +107,10 @@ def _page(run: RunData, tiles: list[dict[str, Any]], live: bool) -> Any:
     )
 
 
-def _of_those_there(run: RunData, make: Callable[[list[Path]], Made]) -> Made:
-    """Return make(the widest shards), called again without shards that a cycle has deleted meanwhile."""
+def _of_those_there(paths: list[Path], make: Callable[[list[Path]], Made]) -> Made:
+    """Return make(shards of `paths`), called again without shards that a cycle has deleted meanwhile."""
     while True:
-        there = [path for path in run.widest if path.exists()]
+        there = [path for path in paths if path.exists()]
         try:
             return make(there)
         except FileNotFoundError:
@@ -166,7 +163,7 @@ def write_sheet(folder: Path, out: Path, objects: int = 8) -> Path:
     run = _read_run(folder.absolute())
     if not run.widest:
         raise UserError(f"{folder} holds no finished shard", f"lvsm-data status {folder} shows how the run stands")
-    return write(out, _of_those_there(run, lambda paths: make_sheet(paths, run.objects, objects)))
+    return write(out, _of_those_there(run.widest, lambda paths: make_sheet(paths, run.objects, objects)))
 
 
 def _read_run(folder: Path, log: TrainingLog | None = None) -> RunData:
@@ -181,12 +178,13 @@ def _read_run(folder: Path, log: TrainingLog | None = None) -> RunData:
     if not shards and not ledger.exists():
         raise UserError(f"{folder} holds neither a run nor shards", "give the --out of a run")
     books = _read_books(ledger, log) if ledger.exists() else None
-    run = RunData(folder, shards, {}, {}, books, sum(_size(path) for paths in shards.values() for path in paths))
+    widest = shards[max(shards)] if shards else []
     if books:
-        objects = {path.stem: books.by_shard.get(path.stem, 0) for path in run.widest}
+        objects = {path.stem: books.by_shard.get(path.stem, 0) for path in widest}
     else:
-        objects = _of_those_there(run, lambda paths: {path.stem: len(uids_of(path)) for path in paths})
-    return replace(run, facts=_facts(run), objects=objects)
+        objects = _of_those_there(widest, lambda paths: {path.stem: len(uids_of(path)) for path in paths})
+    stored = sum(_size(path) for paths in shards.values() for path in paths)
+    return RunData(folder, shards, widest, _facts(folder, widest), objects, books, stored)
 
 
 def _size(path: Path) -> int:
@@ -197,20 +195,15 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _facts(run: RunData) -> dict[str, Any]:
-    for path in run.widest[::-1]:  # validation shards first: they are never deleted
+def _facts(folder: Path, widest: list[Path]) -> dict[str, Any]:
+    for path in widest[::-1]:  # validation shards first: they are never deleted
         try:
             return facts_of(path)
         except UserError:
             if path.exists():
                 raise
-    return _planned(run.folder)
-
-
-def _planned(folder: Path) -> dict[str, Any]:
-    """Facts from run.json, for a run that has no shard yet; {} if there are none."""
-    facts = _json_file(folder / "run.json").get("facts", {})
-    return facts if isinstance(facts, dict) else {}
+    planned = _json_file(folder / "run.json").get("facts")  # of a run that has no shard yet
+    return planned if isinstance(planned, dict) else {}
 
 
 def _json_file(path: Path) -> dict[str, Any]:

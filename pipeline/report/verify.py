@@ -131,11 +131,8 @@ def _check_file(path: Path, width: int, report: Report) -> list[tuple[str, Place
 
 def check_object(rows: Rows, width: int) -> list[str]:
     """Problems of one object as read back, one line each; empty if there are none."""
-    problems = []
     with ThreadPoolExecutor() as pool:
-        problems += [
-            problem for problem in pool.map(lambda jpeg: _check_picture(jpeg, (*rows.hw, 3)), rows.jpegs) if problem
-        ]
+        problems = list(filter(None, pool.map(lambda jpeg: _check_picture(jpeg, (*rows.hw, 3)), rows.jpegs)))
     if rows.hw[1] != width:
         problems.append(f"width {rows.hw[1]} among {width}")
     if not (np.isfinite(rows.c2w).all() and np.isfinite(rows.fxfycxcy).all()):

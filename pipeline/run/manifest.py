@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -32,12 +32,13 @@ def write_manifest(cfg: ManifestConfig) -> list[str]:
     assert cfg.out is not None
     if not sources.is_remote(cfg):
         raise UserError(f"--source {cfg.source} needs no manifest", "for example --source objaverse")
-    scratch = Path(tempfile.mkdtemp(prefix="lvsm-manifest-"))
-    net = sources.fetcher(Fetching(), scratch, cfg.cache)
     selection = Selection(cfg)
     counts: Counter[str] = Counter()
     total_bytes = 0
-    try:
+    with (
+        tempfile.TemporaryDirectory(prefix="lvsm-manifest-", ignore_cleanup_errors=True) as scratch,
+        contextlib.closing(sources.fetcher(Fetching(), Path(scratch), cfg.cache)) as net,
+    ):
         items = sources.load(cfg.source).items(cfg, cfg.seed, net)
         chosen = itertools.islice((item for item in items if selection.takes(item)), cfg.n)
 
@@ -49,9 +50,6 @@ def write_manifest(cfg: ManifestConfig) -> list[str]:
                 yield manifest.row_of(item)
 
         written = tables.write(cfg.out, lines(), manifest.COLUMNS)
-    finally:
-        net.close()
-        shutil.rmtree(scratch, ignore_errors=True)
     told = [f"{written} objects in {shown(cfg.out)}" + (f", {size(total_bytes)} to download" if total_bytes else "")]
     if written < cfg.n:
         told.append(f"{cfg.n - written} fewer than requested: the source has no more")

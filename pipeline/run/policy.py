@@ -19,7 +19,6 @@ from pipeline.storage.run_folder import run_facts
 from pipeline.storage.shards import (
     LAYERS,
     NUMBERS,
-    SHARD_NAME,
     Shard,
     complete_shards,
     number_of,
@@ -220,10 +219,8 @@ def recover(cfg: RunConfig, ledger: Ledger, writer: ShardWriter, sink: Sink) -> 
     here = complete_shards(out, widths)
     numbers: dict[str, int] = {}
     for name in here | sink.there | set(ledger.shards()):
-        match = SHARD_NAME.match(name)
-        assert match is not None
-        split, number = match[1], int(match[2])
-        numbers[split] = max(numbers.get(split, 0), number + 1)
+        split = name.split("-")[0]
+        numbers[split] = max(numbers.get(split, 0), number_of(name) + 1)
     for shard in recovered:
         ledger.add_shard(shard)
     for name in sorted((here | sink.there) - set(ledger.shards())):
