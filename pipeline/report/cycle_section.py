@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import re
@@ -37,21 +38,19 @@ STRIP_TARGETS = 3  # most targets shown of each object
 
 @dataclass(frozen=True)
 class Story:
-    """State and history of a cycle. strip: step and PNG file of the newest picture of held-out objects, if any."""
+    """State and history of a cycle. strip: newest picture of held-out objects for the page, if any."""
 
     standing: Snapshot
     log: TrainingLog
     notes: list[Note]
-    strip: tuple[int, bytes] | None
-    views: tuple[int, int]
-    """Inputs and targets of a row of the strip."""
+    strip: dict[str, Any] | None
 
 
 def read_story(run: Path, ledger: Ledger, log: TrainingLog | None) -> Story | None:
     """Read the story of a cycle; None if the run is no cycle. log: the training log if already read; None: read here."""
     log = log or TrainingLog(run / TRAIN).read()
     found = standing(run, ledger, log)
-    return Story(found, log, disk_log.read(run), _newest(run), _views(run)) if found else None
+    return Story(found, log, disk_log.read(run), _strip(run)) if found else None
 
 
 def section(story: Story) -> Any:
@@ -67,7 +66,7 @@ def section(story: Story) -> Any:
         trained=now.pace.trainer_s,
         shards=_shards(now),
         training=_training(story.log),
-        strip=_strip(story),
+        strip=story.strip,
         disk=disk,
         far=far,
     )
@@ -206,43 +205,32 @@ def _disk(notes: Sequence[Note]) -> tuple[Any, str]:
 # ---- what the model renders
 
 
-def _newest(run: Path) -> tuple[int, bytes] | None:
-    """(step, PNG file) of the newest strip that is whole: the trainer may be writing one. None if there is none."""
+def _strip(run: Path) -> dict[str, Any] | None:
+    """Step, data URI, inputs and targets of the newest strip that is whole: the trainer may be writing one. None without any."""
     found = {
         int(match[1]): path for path in (run / TRAIN / "strips").glob("*.png") if (match := STRIP.fullmatch(path.name))
     }
     for step in sorted(found, reverse=True):
-        try:
-            picture = found[step].read_bytes()
-            images.decode(picture)
-        except OSError:
-            continue
-        return step, picture
+        with contextlib.suppress(OSError):
+            return {"step": step, "source": _embedded(found[step].read_bytes())} | _views(run)
     return None
 
 
-def _views(run: Path) -> tuple[int, int]:
-    """(inputs, targets) of a row of the strip, from the trainer's settings; (0, 0) if they cannot be read."""
+def _views(run: Path) -> dict[str, int]:
+    """Inputs and targets of a row of the strip, from the trainer's settings; 0 if they cannot be read."""
     try:
         told = json.loads((run / TRAIN / "train.json").read_text())
-        return int(told["data"]["inputs"]), min(STRIP_TARGETS, int(told["eval_targets"]))
+        return {"inputs": int(told["data"]["inputs"]), "targets": min(STRIP_TARGETS, int(told["eval_targets"]))}
     except (OSError, ValueError, KeyError, TypeError):
-        return 0, 0
-
-
-def _strip(story: Story) -> dict[str, Any] | None:
-    if story.strip is None:
-        return None
-    step, png = story.strip
-    return {"step": step, "source": _embedded(png), "inputs": story.views[0], "targets": story.views[1]}
+        return {"inputs": 0, "targets": 0}
 
 
 def _embedded(png: bytes) -> str:
-    """Data URI of a PNG; a large picture is shrunk and re-encoded as JPEG."""
-    height, width = images.size_of(png)
+    """Data URI of a PNG; a large picture is shrunk and re-encoded as JPEG. Raises OSError if the PNG is not whole."""
+    pixels = images.decode(png)
+    height, width = pixels.shape[:2]
     if width <= STRIP_WIDTH and len(png) <= STRIP_BYTES:
         return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    pixels = images.decode(png)
     if width > STRIP_WIDTH:
         pixels = images.shrink(pixels, (max(1, round(height * STRIP_WIDTH / width)), STRIP_WIDTH))
     return f"data:image/jpeg;base64,{base64.b64encode(images.encode_jpeg(pixels, STRIP_QUALITY)).decode()}"
