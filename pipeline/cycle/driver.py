@@ -14,7 +14,7 @@ from pipeline.core.text import shown
 from pipeline.cycle.audit import Audit, audit
 from pipeline.cycle.policy import LivePage, SourceOrder
 from pipeline.cycle.protocol import TRAIN
-from pipeline.cycle.snapshot import standing
+from pipeline.cycle.snapshot import take_snapshot
 from pipeline.cycle.trainer import Trainer
 from pipeline.run.driver import Driver, Intake, Summary, Workers, opened
 from pipeline.storage.ledger import Ledger
@@ -45,7 +45,7 @@ class Ended:
         lines = [f"bug in lvsm-data, please report: {bug}" for bug in summary.bugs]
         lines += self.passed_over + self.audit.lines()
         with Ledger(out / "ledger.sqlite", readonly=True) as ledger:
-            now = standing(out, ledger, self.log)
+            now = take_snapshot(out, ledger, self.log)
         lines += now.lines() if now else []
         lines.append(f"page: {shown(out)}/index.html; lvsm-data eval {shown(out)}/train tells more of the model")
         lines += compared

@@ -137,7 +137,7 @@ def who_waits(pace: Throughput) -> tuple[str, str]:
     return says, "training is slower: a faster GPU, or fewer --workers do as well; next time fewer --passes"
 
 
-def standing(run: Path, ledger: Ledger, log: TrainingLog | None = None) -> Snapshot | None:
+def take_snapshot(run: Path, ledger: Ledger, log: TrainingLog | None = None) -> Snapshot | None:
     """Take a snapshot of the cycle in `run`; None where it is no cycle. log: of the trainer, if read already."""
     if not is_cycle(run):
         return None

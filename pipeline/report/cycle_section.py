@@ -19,7 +19,7 @@ from pipeline.core.text import duration, duration_words, size
 from pipeline.cycle import disk_log
 from pipeline.cycle.disk_log import Note
 from pipeline.cycle.protocol import TRAIN
-from pipeline.cycle.snapshot import Snapshot, Throughput, rate, standing, who_waits
+from pipeline.cycle.snapshot import Snapshot, Throughput, rate, take_snapshot, who_waits
 from pipeline.report.charts import Line, Panel, panels, unit_of
 from pipeline.report.markup import render
 from pipeline.storage.ledger import Ledger
@@ -40,7 +40,7 @@ STRIP_TARGETS = 3  # most targets shown of each object
 class Story:
     """State and history of a cycle. strip: newest picture of held-out objects for the page, if any."""
 
-    standing: Snapshot
+    snapshot: Snapshot
     log: TrainingLog
     notes: list[Note]
     strip: dict[str, Any] | None
@@ -49,13 +49,13 @@ class Story:
 def read_story(run: Path, ledger: Ledger, log: TrainingLog | None) -> Story | None:
     """Read the story of a cycle; None if the run is no cycle. log: the training log if already read; None: read here."""
     log = log or TrainingLog(run / TRAIN).read()
-    found = standing(run, ledger, log)
+    found = take_snapshot(run, ledger, log)
     return Story(found, log, disk_log.read(run), _strip(run)) if found else None
 
 
 def section(story: Story) -> Any:
     """Markup of the cycle's section of the page."""
-    now = story.standing
+    now = story.snapshot
     says, do = who_waits(now.pace)
     disk, far = _disk(story.notes)
     return render(

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.core import licenses
 from pipeline.core.text import duration, reasons_text, size
-from pipeline.cycle.snapshot import standing
+from pipeline.cycle.snapshot import take_snapshot
 from pipeline.run.progress import doing
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import is_locked
@@ -35,7 +35,7 @@ def read_status(run: Path) -> dict[str, Any]:
             for reason in reasons
             for uid, detail, tries in ledger.examples(reason, SHOWN_FAILURES)
         ]
-        cycle = standing(run, ledger)
+        cycle = take_snapshot(run, ledger)
     path = run / "status.json"
     last: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     state = last.get("state", "interrupted")

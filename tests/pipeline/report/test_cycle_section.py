@@ -27,7 +27,7 @@ from pipeline.core.records import Outcome
 from pipeline.cycle import disk_log
 from pipeline.cycle.disk_log import Note
 from pipeline.cycle.protocol import Slot, Window
-from pipeline.cycle.snapshot import Throughput, standing, who_waits
+from pipeline.cycle.snapshot import Throughput, take_snapshot, who_waits
 from pipeline.cycle.supervisor import Supervisor
 from pipeline.report import charts, cycle_section
 from pipeline.report import page as report
@@ -122,9 +122,9 @@ def words(page: Path) -> str:
 # ---- how it stands
 
 
-def test_a_standing_adds_up(run: Path) -> None:
+def test_a_snapshot_adds_up(run: Path) -> None:
     with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
-        now = standing(run, ledger)
+        now = take_snapshot(run, ledger)
     assert now is not None
     assert (now.filling, now.on_disk, now.deleted, now.to_come) == (1, 1, 1, 0)
     assert (now.held_out, now.on_disk_objects, now.deleted_objects) == (2, 2, 2)
