@@ -70,45 +70,45 @@ class OpenShards:
             return BYTES_PER_PIXEL * self.cfg.scene.views * pixels + PARQUET_EXTRA
         return with_caution(self.closed_objects, self.closed_bytes)
 
-    def all_of(self, slot: OpenShard, of_each: int) -> int:
+    def all_of(self, shard: OpenShard, of_each: int) -> int:
         """Bytes for a shard of `of_each` objects, counted twice: at its closing, journal and files exist side by side."""
-        return max(slot.written, math.ceil(2 * of_each * self.expected()))
+        return max(shard.written, math.ceil(2 * of_each * self.expected()))
 
-    def reserve(self, slot: OpenShard, of_each: int) -> bool:
+    def reserve(self, shard: OpenShard, of_each: int) -> bool:
         """Reserve disk for the whole shard (`all_of`). False if it does not fit yet. UserError if it never will."""
-        if not slot.reserved:
-            wanted = self.all_of(slot, of_each)
+        if not shard.reserved:
+            wanted = self.all_of(shard, of_each)
             if not self.closed_objects:  # `expected` is a guess then: no reason to refuse
-                wanted = min(wanted, self.disk_budget.held(slot.name) + max(0, self.disk_budget.free))
-            slot.reserved = self.disk_budget.held(slot.name) >= wanted or self._grow(slot, wanted)
-        return slot.reserved
+                wanted = min(wanted, self.disk_budget.held(shard.name) + max(0, self.disk_budget.free))
+            shard.reserved = self.disk_budget.held(shard.name) >= wanted or self._grow(shard, wanted)
+        return shard.reserved
 
-    def fits(self, slot: OpenShard) -> bool:
-        """Reserve disk for `slot.written`; True if it fits. If need be, younger shards give up what they only reserved."""
-        if self.disk_budget.held(slot.name) >= slot.written or self._grow(slot, slot.written):
+    def fits(self, shard: OpenShard) -> bool:
+        """Reserve disk for `shard.written`; True if it fits. If need be, younger shards give up what they only reserved."""
+        if self.disk_budget.held(shard.name) >= shard.written or self._grow(shard, shard.written):
             return True
         for later in self.open.values():
-            if later.number > slot.number:
+            if later.number > shard.number:
                 self.disk_budget.settle(later.name, min(later.written, self.disk_budget.held(later.name)))
-        return self._grow(slot, slot.written)
+        return self._grow(shard, shard.written)
 
-    def close(self, slot: OpenShard, shard: Shard | None, disk: int) -> None:
-        """Record that the shard is published and occupies `disk` bytes; None: it holds nothing."""
-        self.disk_budget.settle(slot.name, disk)
-        if shard is not None:
-            self.closed_objects += len(shard.entries)
-            self.closed_bytes += shard.file_bytes
-        del self.open[slot.name]
+    def close(self, shard: OpenShard, made: Shard | None, disk: int) -> None:
+        """Record that the shard is published as `made` (None: it holds nothing) and occupies `disk` bytes."""
+        self.disk_budget.settle(shard.name, disk)
+        if made is not None:
+            self.closed_objects += len(made.entries)
+            self.closed_bytes += made.file_bytes
+        del self.open[shard.name]
 
-    def _grow(self, slot: OpenShard, wanted: int) -> bool:
+    def _grow(self, shard: OpenShard, wanted: int) -> bool:
         try:
-            return self.disk_budget.try_reserve(slot.name, wanted - self.disk_budget.held(slot.name))
+            return self.disk_budget.try_reserve(shard.name, wanted - self.disk_budget.held(shard.name))
         except Skip:
-            raise self.too_small(slot, wanted) from None
+            raise self.too_small(shard, wanted) from None
 
-    def too_small(self, slot: OpenShard, wanted: int) -> UserError:
+    def too_small(self, shard: OpenShard, wanted: int) -> UserError:
         """Make the error for a shard that does not fit when nothing is left to delete."""
-        need = self.shares.total + wanted - self.disk_budget.held(slot.name) - min(0, self.disk_budget.free)
+        need = self.shares.total + wanted - self.disk_budget.held(shard.name) - min(0, self.disk_budget.free)
         return UserError(
             f"the disk budget of {size(self.shares.total)} is too small: the trainer waits for a shard that does not fit",
             f"the same command with --disk-budget {math.ceil(need / 1e6) + 1}MB goes on",
@@ -139,9 +139,9 @@ class OpenShards:
         self._waited, self._since = self.waited(), None
         return True
 
-    def lacks_disk(self, slot: OpenShard, wanted: int) -> bool:
+    def lacks_disk(self, shard: OpenShard, wanted: int) -> bool:
         """True if other programs have filled the disk; warns on stderr, at intervals."""
-        if not self.disk_budget.lacks_disk(wanted - self.disk_budget.held(slot.name)):
+        if not self.disk_budget.lacks_disk(wanted - self.disk_budget.held(shard.name)):
             return False
         if self.clock() - self._said > SAY_AGAIN_S:
             self._said = self.clock()

@@ -20,7 +20,7 @@ from pipeline.storage.shards import Entry, Shard
 KEPT = {"val-000000": Kept("complete", FEW, FEW * 1000, 0)}
 
 
-def slots(out: Path, shards: float, kept: dict[str, Kept] = KEPT) -> OpenShards:
+def open_shards(out: Path, shards: float, kept: dict[str, Kept] = KEPT) -> OpenShards:
     made = OpenShards(CycleConfig(out=out, window=3), Shares(shards, 0, 0, 0, 0), kept)
     made.disk_budget.spare = 0
     return made
@@ -28,15 +28,15 @@ def slots(out: Path, shards: float, kept: dict[str, Kept] = KEPT) -> OpenShards:
 
 def test_what_an_object_takes_is_guessed_then_known(tmp_path: Path) -> None:
     config = CycleConfig(out=tmp_path)
-    guessed = slots(tmp_path, 1e6, {}).expected()
+    guessed = open_shards(tmp_path, 1e6, {}).expected()
     assert guessed > 0.3 * config.scene.views * 64**2  # bytes of JPEGs
-    assert slots(tmp_path, 1e6).expected() == CAUTION * 1000
+    assert open_shards(tmp_path, 1e6).expected() == CAUTION * 1000
     few = {"val-000000": Kept("complete", FEW - 1, (FEW - 1) * 1000, 0)}
-    assert slots(tmp_path, 1e6, few).expected() == pytest.approx(CAUTION_FEW * 1000)
+    assert open_shards(tmp_path, 1e6, few).expected() == pytest.approx(CAUTION_FEW * 1000)
 
 
 def test_a_shard_is_reserved_as_a_whole_and_twice(tmp_path: Path) -> None:
-    made = slots(tmp_path, 20_000)
+    made = open_shards(tmp_path, 20_000)
     first, second = OpenShard("train-000000", 0), OpenShard("train-000001", 1)
     assert made.reserve(first, 4)
     assert made.disk_budget.held(first.name) == 2 * 4 * CAUTION * 1000
@@ -51,7 +51,7 @@ def test_a_shard_is_reserved_as_a_whole_and_twice(tmp_path: Path) -> None:
 
 
 def test_a_guess_refuses_nothing(tmp_path: Path) -> None:
-    made = slots(tmp_path, 20_000, {})
+    made = open_shards(tmp_path, 20_000, {})
     first = OpenShard("val-000000", 0)
     assert made.all_of(first, 16) > made.disk_budget.budget
     assert made.reserve(first, 16)
@@ -59,7 +59,7 @@ def test_a_guess_refuses_nothing(tmp_path: Path) -> None:
 
 
 def test_younger_shards_step_back_for_older_ones(tmp_path: Path) -> None:
-    made = slots(tmp_path, 20_000)
+    made = open_shards(tmp_path, 20_000)
     first, second = OpenShard("train-000000", 0), OpenShard("train-000001", 1)
     for one in (first, second):
         made.open[one.name] = one
@@ -74,7 +74,7 @@ def test_younger_shards_step_back_for_older_ones(tmp_path: Path) -> None:
 
 
 def test_what_can_never_fit_is_said_with_the_budget_that_would_do(tmp_path: Path) -> None:
-    made = slots(tmp_path, 20e6)
+    made = open_shards(tmp_path, 20e6)
     with pytest.raises(UserError) as refused:
         made.reserve(OpenShard("train-000000", 0), 20_000)
     assert str(refused.value).startswith("the disk budget of 20.0 MB is too small")
@@ -82,7 +82,7 @@ def test_what_can_never_fit_is_said_with_the_budget_that_would_do(tmp_path: Path
 
 
 def test_waiting_is_counted_once(tmp_path: Path) -> None:
-    made = slots(tmp_path, 1e6)
+    made = open_shards(tmp_path, 1e6)
     now = 1000.0
     made.clock = lambda: now
     assert not made.blocked
@@ -103,7 +103,7 @@ def test_waiting_is_counted_once(tmp_path: Path) -> None:
 def test_others_who_fill_the_disk_are_told_from_a_full_budget(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = slots(tmp_path, 1e6)
+    made = open_shards(tmp_path, 1e6)
     one = OpenShard("train-000000", 0)
     assert not made.lacks_disk(one, 1000)
     made.disk_budget.spare = 1e18
