@@ -16,7 +16,7 @@ from lvsm_train.training.guards import when_starter_ends
 from pipeline.core.disk import patiently
 from pipeline.core.errors import FEWER_THAN_ASKED, UserError
 from pipeline.cycle.protocol import TRAIN
-from pipeline.storage.run_folder import held
+from pipeline.storage.run_folder import locked
 
 FORMER_S = 30.0  # for a former trainer to end
 
@@ -43,7 +43,7 @@ def _alone(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                patiently(lambda: stack.enter_context(held(folder)), folder)
+                patiently(lambda: stack.enter_context(locked(folder)), folder)
                 break
             except UserError:
                 if time.monotonic() > until:

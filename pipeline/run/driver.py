@@ -31,7 +31,7 @@ from pipeline.run import availability
 from pipeline.run.policy import ArrivalOrder, Listing, Policy, Session
 from pipeline.run.progress import Progress
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.run_folder import check_identity, held
+from pipeline.storage.run_folder import check_identity, locked
 from pipeline.storage.uploads import LEDGER, Sink, attached, sink_of
 from pipeline.worker.worker import Packing, make_worker
 
@@ -52,7 +52,7 @@ def opened(cfg: RunConfig) -> Iterator[Ledger]:
     assert cfg.out is not None
     try:
         cfg.out.mkdir(parents=True, exist_ok=True)
-        with held(cfg.out), attached(cfg.store, cfg.out, cfg.backup_s), Ledger(cfg.out / LEDGER) as ledger:
+        with locked(cfg.out), attached(cfg.store, cfg.out, cfg.backup_s), Ledger(cfg.out / LEDGER) as ledger:
             check_identity(cfg, ledger)
             scratch = cfg.out / "scratch"
             shutil.rmtree(scratch, ignore_errors=True)

@@ -65,7 +65,7 @@ def check_identity(cfg: RunConfig, ledger: Ledger) -> None:
 
 
 @contextlib.contextmanager
-def held(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     """Lock a run's folder; the kernel unlocks it however the process ends. Raises UserError if another process holds the lock."""
     with (out / ".lock").open("a+") as handle:
         try:

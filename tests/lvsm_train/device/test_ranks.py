@@ -30,7 +30,7 @@ from lvsm_train.training import launch  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
 from pipeline.core.errors import FEWER_THAN_ASKED, UserError  # noqa: E402
 from pipeline.cycle.protocol import TRAIN, Waiting, committed  # noqa: E402
-from pipeline.storage.run_folder import held  # noqa: E402
+from pipeline.storage.run_folder import locked  # noqa: E402
 from pipeline.storage.train_run import commits  # noqa: E402
 from tests.lvsm_train.data import test_step_inputs  # noqa: E402
 from tests.lvsm_train.data.test_rounds import CASES, Case  # noqa: E402
@@ -262,7 +262,7 @@ def test_ranks_end_with_the_driver_of_a_cycle(cycle: Path) -> None:
         assert process.wait(10) == 1
         gone, alive = psutil.wait_procs(ranks, 10)
     assert len(gone) == 2 and not alive
-    with held(cycle / TRAIN):
+    with locked(cycle / TRAIN):
         pass
 
 

@@ -35,7 +35,7 @@ from pipeline.cycle.protocol import TRAIN, Cursor, Slot, Waiting, Window, commit
 from pipeline.cycle.trainer import SAYS, TIMES, Trainer
 from pipeline.storage import journal as journals
 from pipeline.storage.ledger import Kept, Ledger
-from pipeline.storage.run_folder import held
+from pipeline.storage.run_folder import locked
 from pipeline.storage.shards import Entry, Shard, uids_of
 from pipeline.storage.train_run import CHECKPOINTS, TrainingLog
 from pipeline.storage.writer import ShardWriter
@@ -567,11 +567,11 @@ def test_the_audit_of_a_cycle_that_goes_on(run: Path, monkeypatch: pytest.Monkey
         return uids_of(path)
 
     monkeypatch.setattr(auditing, "uids_of", reads)
-    with held(run):
+    with locked(run):
         found = audit(run)
     assert moved and found.problems == [] and (found.deleted, found.on_disk, found.samples) == (4, 2, 8)
     lost(run)
-    with held(run):
+    with locked(run):
         assert audit(run).problems == [
             "6 delivered are not 1 on disk and 4 deleted",
             "open was delivered into train-000003, and is neither there nor deleted",
@@ -712,7 +712,7 @@ trainer.start()
 print(trainer.process.pid, flush=True)
 time.sleep(60)
 """
-    with held(folder), subprocess.Popen([sys.executable, "-c", driver], stdout=subprocess.PIPE, text=True) as process:
+    with locked(folder), subprocess.Popen([sys.executable, "-c", driver], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         trainer = psutil.Process(int(process.stdout.readline()))
         until(lambda: trainer.num_threads() > 1)  # the one that reads

@@ -36,7 +36,7 @@ from pipeline.report.status import read_status, status_text
 from pipeline.report.tiles import make_tiles
 from pipeline.run.progress import training
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.run_folder import held
+from pipeline.storage.run_folder import locked
 from pipeline.storage.train_run import TrainingLog
 from tests.pipeline.report.test_page import Maker, Reader, browse, data_of, dom, needs_browser, scene
 
@@ -293,11 +293,11 @@ def test_a_budget_far_above_is_said_and_not_drawn(run: Path) -> None:
 
 
 def test_a_page_of_a_running_cycle_loads_itself_again(run: Path, tmp_path: Path) -> None:
-    with held(run):
+    with locked(run):
         assert REFRESH in write_page(run, run / "index.html").read_text()
         assert REFRESH not in write_page(run, tmp_path / "mine.html").read_text()  # which nobody writes again
     (run / "run.json").write_text("{}")
-    with held(run):
+    with locked(run):
         assert REFRESH not in write_page(run, run / "index.html").read_text()  # a plain run
 
 
@@ -351,7 +351,7 @@ def test_the_driver_writes_the_page_now_and_then(run: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(report, "make_tiles", slow)
     page, log, out = LivePage(run), TrainingLog(run / "train").read(), run / "index.html"
-    with held(run):
+    with locked(run):
         page.refresh(log)
         assert REFRESH in out.read_text() and "· <b>running</b>" in out.read_text()
         assert {tile["shard"] for tile in data_of(out)} == {"val-000000"}
