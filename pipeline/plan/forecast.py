@@ -17,7 +17,7 @@ DRAWS = 4000
 Z = 1.6449  # standard deviations around the mean that hold 90 % of a normal distribution
 ONE_ONLY = 0.42  # standard deviation of the logarithm of a single measurement: half to double
 BLOCKS = 50  # of consecutive steps, whose times are correlated
-DRIFT = 0.1  # standard deviation of the logarithm of a machine's pace from day to day
+DRIFT = 0.1  # standard deviation of the logarithm of a machine's speed from day to day
 PER_FILE = 6000  # bytes of a shard's file without its objects
 ALIKE = 1.15  # ratio of two sides' times below which neither is the bottleneck
 
@@ -95,7 +95,7 @@ class Measurements:
 
     start_s: until the first worker has an object and a Blender. idle_share: share of the workers' time spent waiting for files.
     shard_bytes: of `shards` shards with all delivered objects. step_s: of each step but the first. samples: per step and rank.
-    pace_start_s: from the trainer's start to the end of the first step. save_s, checkpoint_bytes: per checkpoint. look_s: of an
+    train_start_s: from the trainer's start to the end of the first step. save_s, checkpoint_bytes: per checkpoint. look_s: of an
     evaluation on held-out objects, per object; 0 without evaluations.
     """
 
@@ -110,7 +110,7 @@ class Measurements:
     shards: int
     step_s: list[float] = field(default_factory=list)
     samples: int = 1
-    pace_start_s: float = 0.0
+    train_start_s: float = 0.0
     save_s: float = 0.0
     checkpoint_bytes: int = 0
     look_s: float = 0.0
@@ -160,23 +160,23 @@ class Forecast:
         return made
 
     def _figures(self) -> dict[str, np.ndarray]:
-        found, told, train = self.found, self.settings, self.train
+        found, settings, train = self.found, self.settings, self.train
         object_s = self._object_s() / found.workers
         blocks = in_blocks(found.step_s)
         future = self.cfg.samples / found.samples * len(blocks) / len(found.step_s)
         step_s = self._first(blocks, "steps", future, DRIFT)
-        at_once = found.samples * max(1, told["ranks"], told["ray_workers"])  # samples per step
-        early = np.minimum(train, self.of_each * (1 + np.floor(found.pace_start_s / object_s / self.of_each)))
+        at_once = found.samples * max(1, settings["ranks"], settings["ray_workers"])  # samples per step
+        early = np.minimum(train, self.of_each * (1 + np.floor(found.train_start_s / object_s / self.of_each)))
         passes = self._passes(at_once / step_s * object_s)
         samples = early * self.cfg.first_passes + (train - early) * passes
         steps = np.ceil(samples / at_once)
-        saves = steps / told["checkpoint_every"] + self.slots
+        saves = steps / settings["checkpoint_every"] + self.slots
         train_s = steps * step_s + saves * found.save_s
-        looks = steps // told["eval_every"] + 1 if told["eval_every"] else 0 * steps
-        look_s = looks * min(told["eval_objects"], self.held_out) * found.look_s
+        looks = steps // settings["eval_every"] + 1 if settings["eval_every"] else 0 * steps
+        look_s = looks * min(settings["eval_objects"], self.held_out) * found.look_s
         first = (self.held_out + min(self.of_each, train)) * object_s
         tail = min(self.cfg.window, self.slots) / 2 * self.of_each * passes * step_s / at_once
-        rest = np.maximum((train - self.of_each) * object_s + tail, found.pace_start_s + train_s + look_s)
+        rest = np.maximum((train - self.of_each) * object_s + tail, found.train_start_s + train_s + look_s)
         gives = self.yields.likely, self.yields.low, self.yields.high
         drawn = self.cfg.n / np.concatenate([gives[:1], np.linspace(*gives[1:], DRAWS)])
         fetched = self._first([one.fetched for one in found.drawn], "fetched", self.cfg.n)
@@ -213,9 +213,9 @@ class Forecast:
 
         The numbers of checkpoints and shards at the peak are drawn between those that stay and the most that can exist.
         """
-        cfg, shares, told = self.cfg, self.shares, self.settings
+        cfg, shares, settings = self.cfg, self.shares, self.settings
         chance = np.concatenate([[0.35], np.random.default_rng(1).uniform(0, 1, DRAWS)])
-        files = np.minimum(told["keep"] + np.round(3 * chance), 1 + steps // told["checkpoint_every"])
+        files = np.minimum(settings["keep"] + np.round(3 * chance), 1 + steps // settings["checkpoint_every"])
         papers = chance * (PER_OBJECT * cfg.n + PER_STEP * steps + PER_LOOK * looks)
         most = np.minimum(shares.shards, cfg.n * of_object + self._files() * self.file_bytes)
         at_once = (cfg.window + AT_ONCE * chance) * (self.of_each * of_object + self.file_bytes)

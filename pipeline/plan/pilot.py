@@ -31,49 +31,49 @@ FOLDER = "pilot"  # within the cycle's folder
 MOST_DRAWN = 10  # objects drawn per object asked for
 MOST_S = 1200.0  # seconds after which no further object is drawn
 TRAIN_AFTER = 0.25  # share of the objects delivered when the trainer is started
-PACE_S = 300.0  # to measure the pace, once rendering has ended
+MEASURE_S = 300.0  # to measure the throughput, once rendering has ended
 UP_S = 120.0  # until the trainer's first step
 BESIDE = 3  # steps beside renderers that suffice
 
 
 class ThroughputProcess:
-    """Process that trains on the shards in `folder` to measure the pace. command: to run, given the folder."""
+    """Process that trains on the shards in `folder` to measure the throughput. command: to run, given the folder."""
 
     def __init__(self, folder: Path, command: Sequence[str], threads: int | None) -> None:
-        self.says, self.errors = folder / "pace.jsonl", folder / "pace.log"
-        with self.says.open("wb") as says, self.errors.open("wb") as errors:
-            self.process = spawn([*command, str(folder)], threads, says, errors)
+        self.output, self.errors = folder / "pace.jsonl", folder / "pace.log"
+        with self.output.open("wb") as output, self.errors.open("wb") as errors:
+            self.process = spawn([*command, str(folder)], threads, output, errors)
 
-    def goes(self) -> bool:
+    def has_stepped(self) -> bool:
         """True when the process has done its first step, or never will."""
-        return self.says.stat().st_size > 0 or self.process.poll() is not None
+        return self.output.stat().st_size > 0 or self.process.poll() is not None
 
-    def told(self) -> dict[str, Any]:
+    def measured(self) -> dict[str, Any]:
         """Wait for the process; returns the fields of Measurements that it measured. Raises UserError where it cannot train."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):  # the output until then will do
-            self.process.wait(PACE_S)
+            self.process.wait(MEASURE_S)
         status = self.process.poll()
         if status:
             words = "\n".join(self.errors.read_text(errors="replace").strip().splitlines()[-TAIL:])
             how = "cannot train" if status == USER else f"ended with status {status}"  # -9: perhaps for want of memory
             raise UserError(f"the trainer of the pilot {how}:\n{words}")
-        said = [json.loads(line) for line in self.says.read_text().splitlines() if line.startswith("{")]
-        steps = [one for one in said if "step" in one]
+        lines = [json.loads(line) for line in self.output.read_text().splitlines() if line.startswith("{")]
+        steps = [one for one in lines if "step" in one]
         if not steps:
             raise UserError(
-                f"no step of training was done within {PACE_S:.0f} seconds",
+                f"no step of training was done within {MEASURE_S:.0f} seconds",
                 "a smaller preset, or a GPU: see --train.device",
             )
         beside = [one["seconds"] for one in steps[1:] if one["beside"]]
         found: dict[str, Any] = {
             "step_s": beside if len(beside) >= BESIDE else [one["seconds"] for one in steps[1:] or steps],
             "samples": steps[0]["samples"],
-            "pace_start_s": steps[0]["start_s"],
+            "train_start_s": steps[0]["start_s"],
         }
-        for one in said:
+        for one in lines:
             found |= {name: one[name] for name in ("save_s", "checkpoint_bytes", "look_s") if name in one}
         return found
 
@@ -111,12 +111,12 @@ class Pilot(ArrivalOrder):
             if count >= MOST_DRAWN * self.session.cfg.n or time.monotonic() - self.begun >= MOST_S:
                 return
 
-    def pace(self, items: Iterator[Item | None]) -> Iterator[Item | None]:
+    def throttle(self, items: Iterator[Item | None]) -> Iterator[Item | None]:
         """Pass on items, but hold them back from the trainer's start to its first step."""
         for item in items:
             began = time.monotonic()
             while self.trainer and time.monotonic() < self.wait_until:
-                if self.trainer.goes() or self.session.stopping:
+                if self.trainer.has_stepped() or self.session.stopping:
                     break
                 yield None
             self.paused_s += time.monotonic() - began
@@ -144,8 +144,8 @@ class Pilot(ArrivalOrder):
                 self.wait_until = self.last + UP_S
             yield recorded
 
-    def found(self, shard_bytes: int, told: dict[str, Any]) -> Measurements:
-        """Measurements of the pilot. told: the fields that the trainer measured."""
+    def measurements(self, shard_bytes: int, trained: dict[str, Any]) -> Measurements:
+        """Measurements of the pilot. trained: the fields that the trainer measured."""
         ledger, workers = self.session.ledger, self.session.cfg.workers or max(1, len(self.workers))
         span = max(1e-9, self.last - (self.first or self.begun) - self.paused_s)
         busy = sum(one.seconds for one in self.ended) / min(workers, max(1, len(self.ended)))
@@ -159,14 +159,14 @@ class Pilot(ArrivalOrder):
             max(0.0, 1 - busy / span) if self.intake.downloads else 0.0,
             shard_bytes,
             len(ledger.kept()),
-            **told,
+            **trained,
         )
 
 
-def fly(cfg: CycleConfig, objects: int, command: Sequence[str], settings: dict[str, Any]) -> Measurements:
+def run_pilot(cfg: CycleConfig, objects: int, command: Sequence[str], settings: dict[str, Any]) -> Measurements:
     """Render `objects` objects of a cycle's source into OUT/pilot, train on them, measure both, and remove the folder.
 
-    command: measures the trainer's pace, given the folder. settings: the trainer's. Raises UserError: no object could be
+    command: measures the trainer's throughput, given the folder. settings: the trainer's. Raises UserError: no object could be
     rendered; the trainer cannot train; Ctrl-C.
     """
     assert cfg.out is not None
@@ -180,9 +180,9 @@ def fly(cfg: CycleConfig, objects: int, command: Sequence[str], settings: dict[s
         ended.callback(shutil.rmtree, folder, ignore_errors=True)
 
         def start() -> ThroughputProcess:
-            told = settings | {"out": str(folder / "train"), "cycle": False, "tensorboard": False}
-            told["data"] = settings["data"] | {"data": [str(folder)]}
-            (folder / "train.json").write_text(json.dumps(told))
+            trained = settings | {"out": str(folder / "train"), "cycle": False, "tensorboard": False}
+            trained["data"] = settings["data"] | {"data": [str(folder)]}
+            (folder / "train.json").write_text(json.dumps(trained))
             return ended.enter_context(contextlib.closing(ThroughputProcess(folder, command, cfg.train_threads)))
 
         pilot = Pilot(pilot_cfg, ended.enter_context(opened(pilot_cfg)), InFolder(), start)
@@ -195,4 +195,4 @@ def fly(cfg: CycleConfig, objects: int, command: Sequence[str], settings: dict[s
                 "`lvsm-data render` on the same source keeps a ledger of why; `lvsm-data status` shows it",
             )
         assert pilot.trainer is not None
-        return pilot.found(summary.shard_bytes, pilot.trainer.told())
+        return pilot.measurements(summary.shard_bytes, pilot.trainer.measured())

@@ -19,7 +19,7 @@ from pipeline.core.text import duration, reasons_text, shown, size
 from pipeline.cycle import disk_log
 from pipeline.cycle.protocol import TRAIN
 from pipeline.plan.forecast import Forecast, Range
-from pipeline.plan.pilot import fly
+from pipeline.plan.pilot import run_pilot
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import is_locked
 from pipeline.storage.train_run import TrainingLog
@@ -82,7 +82,7 @@ class Plan:
             f"{'':24} {'likely':>10}   90 % between",
         ]
         for name, one in self.figures.items():
-            low, likely, high = (_told(name, value) for value in (one.low, one.likely, one.high))
+            low, likely, high = (_shown(name, value) for value in (one.low, one.likely, one.high))
             lines.append(f"{WORDS[name]:24} {likely:>10}   {low} and {high}")
         lines.append(f"objects per shard: {self.shard_objects}; {self.window} shards are shuffled together")
         lines.append(f"bottleneck: {SAYS[self.bottleneck]}")
@@ -102,7 +102,7 @@ SAYS = {
 }
 
 
-def _told(name: str, value: float) -> str:
+def _shown(name: str, value: float) -> str:
     """Format a figure for display."""
     if name.endswith("hours"):
         return duration(3600 * value) if value > 1 / 60 else f"{3600 * value:.1f} s"
@@ -112,7 +112,7 @@ def _told(name: str, value: float) -> str:
 
 
 def plan(cfg: PlanConfig, shares: Shares, command: Sequence[str], settings: dict[str, Any]) -> Plan:
-    """Run the pilot, write OUT/plan.json. command: measures a trainer's pace, see pilot.py. settings: the trainer's.
+    """Run the pilot, write OUT/plan.json. command: measures a trainer's throughput, see pilot.py. settings: the trainer's.
 
     Raises UserError: the budget is too small; nothing could be rendered, or trained; a run works in OUT.
     """
@@ -120,9 +120,9 @@ def plan(cfg: PlanConfig, shares: Shares, command: Sequence[str], settings: dict
     if is_locked(cfg.out):
         raise UserError(f"a run is writing to {shown(cfg.out)}", "plan before it, or with another --out")
     cfg.out.mkdir(parents=True, exist_ok=True)
-    found = fly(cfg, cfg.pilot, command, settings)
+    found = run_pilot(cfg, cfg.pilot, command, settings)
     forecast = Forecast(cfg, shares, settings, found)
-    told = {name: getattr(found, name) for name in ("delivered", "reasons", "seconds", "idle_share")}
+    pilot = {name: getattr(found, name) for name in ("delivered", "reasons", "seconds", "idle_share")}
     made = Plan(
         cfg.identity(),
         _training(settings),
@@ -133,7 +133,7 @@ def plan(cfg: PlanConfig, shares: Shares, command: Sequence[str], settings: dict
         found.workers,
         shares.total,
         found.licenses,
-        told | {"drawn": len(found.drawn), "steps": len(found.step_s)},
+        pilot | {"drawn": len(found.drawn), "steps": len(found.step_s)},
     )
     put(cfg.out / PLAN, made.as_json())
     return made
@@ -148,19 +148,19 @@ def _training(settings: dict[str, Any]) -> dict[str, Any]:
 def compare(out: Path, real: dict[str, float]) -> list[str]:
     """Lines that compare planned and real figures of the cycle in `out`; [] without a plan of the cycle's settings."""
     try:
-        told = json.loads((out / PLAN).read_text())
+        planned = json.loads((out / PLAN).read_text())
         identity = json.loads((out / "run.json").read_text())["identity"]
         settings = json.loads((out / TRAIN / "train.json").read_text())
     except FileNotFoundError:
         return []
-    if told["identity"] != identity or told["training"] != _training(settings):
+    if planned["identity"] != identity or planned["training"] != _training(settings):
         return []
     lines = []
-    for name, one in told["figures"].items():
+    for name, one in planned["figures"].items():
         if name in real:
-            low, likely, high = (_told(name, one[part]) for part in ("low", "likely", "high"))
+            low, likely, high = (_shown(name, one[part]) for part in ("low", "likely", "high"))
             where = "below" if real[name] < one["low"] else "above" if real[name] > one["high"] else "within"
-            lines.append(f"{WORDS[name]}: planned {likely} ({low} to {high}), was {_told(name, real[name])}: {where}")
+            lines.append(f"{WORDS[name]}: planned {likely} ({low} to {high}), was {_shown(name, real[name])}: {where}")
     return lines
 
 

@@ -260,7 +260,7 @@ class Driver:
         with self.policy.beside(), self.workers.connected(), self.progress:
             items = self.intake.stream(self._settling(drawn), self._arrived)
             try:
-                for outcome in self.workers.outcomes(self.policy.pace(items), self.progress.on_start):
+                for outcome in self.workers.outcomes(self.policy.throttle(items), self.progress.on_start):
                     self._arrived(outcome)
                 self._recorded(self.policy.conclude())
                 self.progress.on_rest()

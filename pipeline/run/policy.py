@@ -107,7 +107,7 @@ class Policy(Protocol):
         """Record the outcomes that waited for the end of all items."""
         return iter(())
 
-    def pace(self, items: Iterator[Item | None]) -> Iterator[Item | None]:
+    def throttle(self, items: Iterator[Item | None]) -> Iterator[Item | None]:
         """Pass on items to the workers; an override may delay them."""
         return items
 

@@ -57,7 +57,7 @@ def found(good: list[float], bad: list[float] | None = None, step_s: float = 0.5
     drawn = [Drawn(True, one, 1_000_000, 4000) for one in good] + [Drawn(False, one, 1_000_000, 0) for one in bad or []]
     steps = [step_s * (1 + 0.02 * (number % 3)) for number in range(30)]
     told: dict[str, Any] = {"workers": 2, "start_s": 5.0, "seconds": 60.0, "idle_share": 0.0, "samples": 8}
-    told |= {"shard_bytes": 5000 * len(good) + 6000, "shards": 1, "step_s": steps, "pace_start_s": 4.0}
+    told |= {"shard_bytes": 5000 * len(good) + 6000, "shards": 1, "step_s": steps, "train_start_s": 4.0}
     return Measurements(drawn, {}, {"CC0-1.0": len(good)}, **told | more)
 
 
@@ -210,17 +210,17 @@ def test_a_plan_of_a_small_cycle(tmp_path: Path) -> None:
     assert told["bottleneck"] in ("rendering", "training", "either", "neither")
 
 
-def pace_of(script: str, folder: Path) -> dict[str, Any]:
-    with contextlib.closing(ThroughputProcess(folder, [sys.executable, "-c", script], None)) as pace:
-        return pace.told()
+def measured(script: str, folder: Path) -> dict[str, Any]:
+    with contextlib.closing(ThroughputProcess(folder, [sys.executable, "-c", script], None)) as process:
+        return process.measured()
 
 
-def test_what_a_pace_says_is_read_and_chatter_is_not(tmp_path: Path) -> None:
+def test_what_a_trainer_measures_is_read_and_chatter_is_not(tmp_path: Path) -> None:
     said = [{"step": 0, "seconds": 9.0, "samples": 8, "beside": True, "start_s": 4.0}, {"save_s": 1.0}]
     said += [{"step": n, "seconds": float(n), "samples": 8, "beside": n < 4} for n in range(1, 6)]
     script = "print('compiling'); print({!r})".format("\n".join(map(json.dumps, said)))
-    told = pace_of(script, tmp_path)
-    assert told == {"step_s": [1.0, 2.0, 3.0], "samples": 8, "pace_start_s": 4.0, "save_s": 1.0}
+    told = measured(script, tmp_path)
+    assert told == {"step_s": [1.0, 2.0, 3.0], "samples": 8, "train_start_s": 4.0, "save_s": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_what_a_pace_says_is_read_and_chatter_is_not(tmp_path: Path) -> None:
 )
 def test_a_trainer_that_cannot_be_measured_is_the_users_to_know(script: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says):
-        pace_of(script, tmp_path)
+        measured(script, tmp_path)
 
 
 @pytest.fixture
