@@ -54,14 +54,14 @@ def examine() -> list[Check]:
 def lines(checks: list[Check]) -> list[str]:
     """Format checks as aligned text, wrapped at 100 columns; a fix stays on one line, so that it can be copied."""
     width = max((len(check.name) for check in checks), default=0)
-    told = []
+    made = []
     for check in checks:
         head = f"{check.level:<7}  {check.name:<{width}}  "
         indent = " " * len(head)
-        told += textwrap.wrap(check.says, COLUMNS, initial_indent=head, subsequent_indent=indent) or [head.rstrip()]
+        made += textwrap.wrap(check.says, COLUMNS, initial_indent=head, subsequent_indent=indent) or [head.rstrip()]
         if check.fix:
-            told.append(f"{' ' * 9}-> {check.fix}")
-    return told
+            made.append(f"{' ' * 9}-> {check.fix}")
+    return made
 
 
 def _version(distribution: str) -> str | None:

@@ -62,10 +62,10 @@ class Window:
     @classmethod
     def read(cls, out: Path) -> Window | None:
         """Read OUT/window.json; None where there is none yet."""
-        told = _told(out / WINDOW)
-        if told is None:
+        found = _read_json(out / WINDOW)
+        if found is None:
             return None
-        return cls(**told | {"slots": {int(number): Slot(*slot) for number, slot in told["slots"].items()}})
+        return cls(**found | {"slots": {int(number): Slot(*slot) for number, slot in found["slots"].items()}})
 
 
 @dataclass(frozen=True)
@@ -89,22 +89,22 @@ class Cursor:
         return dataclasses.asdict(self) | {"counts": {str(slot): count for slot, count in self.counts.items()}}
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Cursor:
+    def from_json(cls, fields: dict[str, Any]) -> Cursor:
         """Make a cursor from the values of `as_json`."""
-        return cls(**told | {"counts": {int(slot): count for slot, count in told["counts"].items()}})
+        return cls(**fields | {"counts": {int(slot): count for slot, count in fields["counts"].items()}})
 
 
 def layout(out: Path) -> dict[str, int] | None:
     """Read OUT/layout.json: val, objects (numbers for validation, to train on), shard_objects (per shard). None before."""
-    return _told(out / LAYOUT)
+    return _read_json(out / LAYOUT)
 
 
 def committed(out: Path) -> tuple[int, Cursor]:
     """(step, cursor) of the newest finished checkpoint of a cycle's trainer; (0, the start) where there is none."""
     while steps := commits(out / TRAIN):
-        told = _told(out / TRAIN / CHECKPOINTS / f"step-{steps[-1]:08d}.json")
-        if told is not None:  # else the checkpoint was deleted since, and a newer one exists
-            return (int(told["step"]), Cursor.from_json(told["cursor"])) if told.get("cursor") else (0, Cursor())
+        found = _read_json(out / TRAIN / CHECKPOINTS / f"step-{steps[-1]:08d}.json")
+        if found is not None:  # else the checkpoint was deleted since, and a newer one exists
+            return (int(found["step"]), Cursor.from_json(found["cursor"])) if found.get("cursor") else (0, Cursor())
     return 0, Cursor()
 
 
@@ -121,12 +121,12 @@ class Waiting:
     @classmethod
     def read(cls, out: Path) -> Waiting:
         """Read OUT/train/hunger.json; not waiting where there is none."""
-        return cls(**_told(out / TRAIN / HUNGER) or {})
+        return cls(**_read_json(out / TRAIN / HUNGER) or {})
 
 
-def _told(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        told: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    return told
+    return found

@@ -188,21 +188,21 @@ def _unseen(log: TrainingLog) -> dict[str, float] | None:
 
 def _left(run: Path, ledger: Ledger, pace: Throughput, log: TrainingLog) -> float | None:
     """Seconds until rendering and training are done; None if no cycle is at work or the trainer's speed is unknown."""
-    told = layout(run)
-    if not is_locked(run) or told is None or not pace.passes or not pace.samples_per_s:
+    sizes = layout(run)
+    if not is_locked(run) or sizes is None or not pace.passes or not pace.samples_per_s:
         return None
-    objects = told["objects"] - ledger.delivered_by_split().get("train", 0)
-    samples = told["objects"] * pace.passes - log.samples
+    objects = sizes["objects"] - ledger.delivered_by_split().get("train", 0)
+    samples = sizes["objects"] * pace.passes - log.samples
     rendering = objects / pace.objects_per_s if pace.objects_per_s else 0.0
     return max(0.0, rendering, samples / pace.samples_per_s)
 
 
 def _to_come(run: Path, known: int) -> int | None:
-    told, window = layout(run), Window.read(run)
-    if told is None:
+    sizes, window = layout(run), Window.read(run)
+    if sizes is None:
         return None
     ended = window is not None and window.end is not None
-    return 0 if ended else max(0, math.ceil(told["objects"] / told["shard_objects"]) - known)
+    return 0 if ended else max(0, math.ceil(sizes["objects"] / sizes["shard_objects"]) - known)
 
 
 def _pace(notes: Sequence[Note], ledger: Ledger, shards: Sequence[Kept], log: TrainingLog) -> Throughput:

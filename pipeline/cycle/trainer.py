@@ -18,7 +18,7 @@ from pipeline.cycle.protocol import TRAIN, committed
 
 TIMES = 3  # starts at one step, at most
 USER = 2  # exit status of a UserError
-SAYS = "trainer.log"
+LOG = "trainer.log"
 TAIL = 15  # lines of the log, for error messages
 STOP_S = 600.0  # to write the last checkpoint
 LISTEN_S = 5.0  # to read the rest of the output after the end: child processes may keep the pipe open
@@ -68,11 +68,11 @@ class Trainer:
             self.listener = threading.Thread(target=self._listen, args=(self.process.stdout,), daemon=True)
             self.listener.start()
 
-    def _listen(self, said: IO[bytes]) -> None:
+    def _listen(self, output: IO[bytes]) -> None:
         """Copy the trainer's output into the log. Read by a pipe: writing to a file on a full disk would end the trainer."""
-        path = self.out / TRAIN / SAYS
-        with said:
-            for line in said:
+        path = self.out / TRAIN / LOG
+        with output:
+            for line in output:
                 self.words.append(line.decode(errors="replace"))
                 with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:
                     append(file, line)

@@ -219,8 +219,8 @@ def _strip(run: Path) -> dict[str, Any] | None:
 def _views(run: Path) -> dict[str, int]:
     """Inputs and targets of a row of the strip, from the trainer's settings; 0 if they cannot be read."""
     try:
-        told = json.loads((run / TRAIN / "train.json").read_text())
-        return {"inputs": int(told["data"]["inputs"]), "targets": min(STRIP_TARGETS, int(told["eval_targets"]))}
+        settings = json.loads((run / TRAIN / "train.json").read_text())
+        return {"inputs": int(settings["data"]["inputs"]), "targets": min(STRIP_TARGETS, int(settings["eval_targets"]))}
     except (OSError, ValueError, KeyError, TypeError):
         return {"inputs": 0, "targets": 0}
 

@@ -237,7 +237,7 @@ class Driver:
         self.sink.finish()
         if session.delivered >= session.cfg.n:
             shutil.rmtree(session.out / "raw", ignore_errors=True)
-        notes = [*session.said, *self.policy.lines()]
+        notes = [*session.to_repeat, *self.policy.lines()]
         if isinstance(session.cfg, ClipConfig):
             notes.append(availability.write(session.out, ledger))
         totals = ledger.totals()

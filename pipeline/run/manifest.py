@@ -50,11 +50,11 @@ def write_manifest(cfg: ManifestConfig) -> list[str]:
                 yield manifest.row_of(item)
 
         written = tables.write(cfg.out, lines(), manifest.COLUMNS)
-    told = [f"{written} objects in {shown(cfg.out)}" + (f", {size(total_bytes)} to download" if total_bytes else "")]
+    summary = [f"{written} objects in {shown(cfg.out)}" + (f", {size(total_bytes)} to download" if total_bytes else "")]
     if written < cfg.n:
-        told.append(f"{cfg.n - written} fewer than requested: the source has no more")
-    told.append(f"licenses: {reasons_text(dict(counts))}")
-    return [*told, *selection.lines(), f"render them: lvsm-data render --manifest {shown(cfg.out)} --n {written}"]
+        summary.append(f"{cfg.n - written} fewer than requested: the source has no more")
+    summary.append(f"licenses: {reasons_text(dict(counts))}")
+    return [*summary, *selection.lines(), f"render them: lvsm-data render --manifest {shown(cfg.out)} --n {written}"]
 
 
 def _with_facts(net: Fetcher, items: Iterator[Item]) -> Iterator[Item]:

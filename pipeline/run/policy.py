@@ -42,7 +42,7 @@ def writer_of(cfg: RunConfig) -> ShardWriter:
 
 
 class Session:
-    """State of a run with a recovered ledger. notes: lines for stderr before work begins; said: lines to repeat at the end."""
+    """State of a run. ledger: recovered. notes: lines for stderr before work begins; to_repeat: lines to print at the end too."""
 
     def __init__(self, cfg: RunConfig, ledger: Ledger, writer: ShardWriter, notes: list[str]) -> None:
         assert cfg.out is not None
@@ -54,7 +54,7 @@ class Session:
         self.finished = ledger.finished_uids()
         self.under_way: set[str] = set()
         self.stopping = False
-        self.said: list[str] = []
+        self.to_repeat: list[str] = []
 
     @property
     def delivered(self) -> int:
@@ -69,7 +69,7 @@ class Session:
     def say(self, line: str) -> None:
         """Print a line on stderr now, and keep it for the end."""
         print(line, file=sys.stderr, flush=True)
-        self.said.append(line)
+        self.to_repeat.append(line)
 
     def stop(self) -> None:
         """Ask for the end: no new item begins, and items under way are finished."""
@@ -206,7 +206,7 @@ class ArrivalOrder(Policy):
 
     def lines(self) -> list[str]:
         """Lines for the user: objects passed over, and how the cameras fit."""
-        return self.selection.lines() + ([self.vetting.says] if self.vetting.says else [])
+        return self.selection.lines() + ([self.vetting.conclusion] if self.vetting.conclusion else [])
 
 
 def recover(cfg: RunConfig, ledger: Ledger, writer: ShardWriter, sink: Sink) -> tuple[dict[str, int], list[str]]:

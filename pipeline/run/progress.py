@@ -87,11 +87,11 @@ class Progress:
     def on_outcome(self, outcome: Outcome) -> None:
         """Record that an item ended."""
         with self.lock:
-            slot = self.under_way.pop(outcome.item.uid, None)
-            if slot is not None:  # else the item ended before a worker took it
-                self.served[slot] = self.served.get(slot, 0) + 1
-                if self.workers[slot][0] == outcome.item.uid:  # else the worker has its next item already
-                    self.workers[slot] = ("", self.clock())
+            worker = self.under_way.pop(outcome.item.uid, None)
+            if worker is not None:  # else the item ended before a worker took it
+                self.served[worker] = self.served.get(worker, 0) + 1
+                if self.workers[worker][0] == outcome.item.uid:  # else the worker has its next item already
+                    self.workers[worker] = ("", self.clock())
             if outcome.scene is None:
                 self.reasons[outcome.reason] = self.reasons.get(outcome.reason, 0) + 1
                 return
@@ -130,7 +130,7 @@ class Progress:
             )
             missing = max(0, self.n - self.delivered)
             workers = sorted(self.workers.items())
-            workers = [(slot, at) for slot, at in workers if not at[0] or self.under_way.get(at[0]) == slot]
+            workers = [(worker, at) for worker, at in workers if not at[0] or self.under_way.get(at[0]) == worker]
             idle_s = self.idle_s + sum(now - since for _, (uid, since) in workers if not uid)
             return {
                 "pid": os.getpid(),
@@ -153,13 +153,13 @@ class Progress:
                 "cycle": cycle,
                 "workers": [
                     {
-                        "worker": slot,
+                        "worker": worker,
                         "uid": uid,
                         "seconds": round(now - since, 1),
                         "views": begun.get(uid, 0),
-                        "done": self.served.get(slot, 0),
+                        "done": self.served.get(worker, 0),
                     }
-                    for slot, (uid, since) in workers  # a worker whose item went to another worker was lost
+                    for worker, (uid, since) in workers  # a worker whose item went to another worker was lost
                 ],
             }
 

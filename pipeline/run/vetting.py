@@ -29,7 +29,7 @@ class Vetting:
         self.marked = 0
         self.held: list[Outcome] = []
         self.verdicts: list[Verdict] = []
-        self.says = ""
+        self.conclusion = ""
 
     @property
     def scenes(self) -> int:
@@ -38,14 +38,14 @@ class Vetting:
 
     def mark(self, item: Item) -> Item:
         """Mark the item for verification, if more scenes are needed; else return the item unchanged."""
-        if self.says or self.marked >= self.need:
+        if self.conclusion or self.marked >= self.need:
             return item
         self.marked += 1
         return dataclasses.replace(item, extra=item.extra | {TO_CHECK: True})
 
     def take(self, outcome: Outcome) -> list[Outcome]:
         """Outcomes that may be recorded now, with `outcome` or without. Raises UserError where the cameras do not fit."""
-        if self.says or not self.need:
+        if self.conclusion or not self.need:
             return [outcome]
         self.held.append(outcome)
         if TO_CHECK in outcome.item.extra:
@@ -58,15 +58,15 @@ class Vetting:
     def conclude(self) -> list[Outcome]:
         """Decide by the verdicts so far; returns the outcomes held back. Raises UserError where the cameras do not fit."""
         held, self.held = self.held, []
-        if not self.verdicts or self.says:
+        if not self.verdicts or self.conclusion:
             return held
-        says, figures = silhouettes.judge(self.verdicts)
+        fit, figures = silhouettes.judge(self.verdicts)
         assumed = getattr(sources.load(self.cfg.source), "CAMERAS_ASSUMED", False)
-        if says == "does_not_fit" or (says == "undecided" and assumed):
+        if fit == "does_not_fit" or (fit == "undecided" and assumed):
             hint = self._suggestion(held) if assumed else ""
             hint = hint or "--no-verify-cameras takes the cameras as they are; docs/sources.md says what is compared"
             raise UserError(f"the cameras of {self.cfg.source} do not fit its pictures: {figures}", hint)
-        self.says = f"cameras {'fit' if says == 'fits' else 'may fit, the pictures cannot tell'}: {figures}"
+        self.conclusion = f"cameras {'fit' if fit == 'fits' else 'may fit, the pictures cannot tell'}: {figures}"
         return held
 
     def _suggestion(self, held: list[Outcome]) -> str:

@@ -32,7 +32,7 @@ from pipeline.cycle import audit as auditing
 from pipeline.cycle import protocol
 from pipeline.cycle.audit import audit
 from pipeline.cycle.protocol import TRAIN, Cursor, Slot, Waiting, Window, committed
-from pipeline.cycle.trainer import SAYS, TIMES, Trainer
+from pipeline.cycle.trainer import LOG, TIMES, Trainer
 from pipeline.storage import journal as journals
 from pipeline.storage.ledger import Kept, Ledger
 from pipeline.storage.run_folder import locked
@@ -635,7 +635,7 @@ def test_a_trainer_that_has_finished(tmp_path: Path) -> None:
         trainer.start()
         until(lambda: looked(trainer))
         assert trainer.last_words() == "turn 0\nthreads 3" and trainer.starts == [0]
-        assert (tmp_path / "run" / TRAIN / SAYS).read_text() == "turn 0\nthreads 3\n"
+        assert (tmp_path / "run" / TRAIN / LOG).read_text() == "turn 0\nthreads 3\n"
 
 
 def test_a_trainer_that_crashes_is_started_again(tmp_path: Path) -> None:
