@@ -84,19 +84,16 @@ def check_python() -> list[Check]:
 def check_packages() -> list[Check]:
     """Check versions of the packages that rendering and training need, without importing them."""
     checks = []
-    for name in ("lvsm-data", "bpy", "numpy", "pyarrow", "ray"):
+    for name in ("lvsm-data", "bpy", "numpy", "pyarrow", "ray", "torch"):
         version = _version(name)
-        if version is None:
+        if version is None and name == "torch":
+            checks.append(Check(name, "note", "not installed; only training needs it", "make setup-train"))
+        elif version is None:
             checks.append(Check(name, "problem", "not installed", "make setup"))
         elif name == "numpy" and int(version.split(".")[0]) > 1:
             checks.append(Check(name, "problem", f"{version}; bpy 4.5 needs 1.x", f"{_pip()} install 'numpy<2'"))
         else:
             checks.append(Check(name, "ok", version))
-    torch = _version("torch")
-    if torch is None:
-        checks.append(Check("torch", "note", "not installed; only training needs it", "make setup-train"))
-    else:
-        checks.append(Check("torch", "ok", torch))
     return checks
 
 

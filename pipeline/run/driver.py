@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def opened(cfg: RunConfig) -> Iterator[Ledger]:
         raise
 
 
-@dataclass
+@dataclass(frozen=True)
 class Summary:
     """Counts of a run. drawn = delivered + failed, over all sessions of the run."""
 
@@ -79,14 +79,14 @@ class Summary:
     out: Path
     delivered: int
     reasons: dict[str, int]
-    seconds: float = 0.0
-    views: int = 0
-    shard_bytes: int = 0
-    stopped: bool = False
-    bugs: list[str] = field(default_factory=list)
-    licenses: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    store: str | None = None
+    seconds: float
+    views: int
+    shard_bytes: int
+    stopped: bool
+    bugs: list[str]
+    licenses: dict[str, int]
+    notes: list[str]
+    store: str | None
 
     @property
     def complete(self) -> bool:
