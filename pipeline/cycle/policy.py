@@ -72,7 +72,7 @@ class SourceOrder(Policy):
     def complete(self) -> bool:
         return self.supervisor.trainer.finished
 
-    def beside(self) -> contextlib.AbstractContextManager[object]:
+    def background(self) -> contextlib.AbstractContextManager[object]:
         """Context manager that runs the supervisor."""
         return self.supervisor
 

@@ -257,7 +257,7 @@ class Driver:
         )
 
     def _work(self, drawn: Iterator[Item | None]) -> None:
-        with self.policy.beside(), self.workers.connected(), self.progress:
+        with self.policy.background(), self.workers.connected(), self.progress:
             items = self.intake.stream(self._settling(drawn), self._arrived)
             try:
                 for outcome in self.workers.outcomes(self.policy.throttle(items), self.progress.on_start):

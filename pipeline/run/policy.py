@@ -111,8 +111,8 @@ class Policy(Protocol):
         """Pass on items to the workers; an override may delay them."""
         return items
 
-    def beside(self) -> contextlib.AbstractContextManager[object]:
-        """Context manager of work that runs beside the driver's loop; nothing by default."""
+    def background(self) -> contextlib.AbstractContextManager[object]:
+        """Context manager of work in the background of the driver's loop; nothing by default."""
         return contextlib.nullcontext()
 
     def finish(self) -> None:
