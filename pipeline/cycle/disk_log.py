@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -41,17 +42,13 @@ def read(out: Path) -> list[Note]:
         text = (out / DISK).read_text()
     except FileNotFoundError:
         return []
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    return [note for line in lines if (note := _note(line)) is not None]
-
-
-def _note(line: str) -> Note | None:
-    """Parse a line; None if a power cut has damaged the line."""
-    try:
-        when, used, shards, budget, most, checkpoints, blocked_s = map(float, line.split(","))
-    except ValueError:
-        return None
-    return Note(when, int(used), int(shards), int(budget), int(most), int(checkpoints), blocked_s)
+    notes = []
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        with contextlib.suppress(ValueError):  # a power cut has damaged the line
+            when, *sizes, blocked_s = map(float, line.split(","))
+            used, shards, budget, most, checkpoints = map(int, sizes)
+            notes.append(Note(when, used, shards, budget, most, checkpoints, blocked_s))
+    return notes
 
 
 def sessions(notes: Sequence[Note]) -> list[list[Note]]:

@@ -125,18 +125,11 @@ class OpenShards:
         """Seconds that rendering has waited for disk in this session."""
         return self._waited + (self.clock() - self._since if self._since is not None else 0)
 
-    def block(self) -> bool:
-        """Mark rendering as waiting for disk. True if it was not waiting before."""
-        if self._since is not None:
+    def mark_blocked(self, blocked: bool) -> bool:
+        """Mark rendering as waiting for disk, or as going on. True if rendering was not marked so before."""
+        if blocked == self.blocked:
             return False
-        self._since = self.clock()
-        return True
-
-    def unblock(self) -> bool:
-        """Mark rendering as going on. True if it was waiting for disk before."""
-        if self._since is None:
-            return False
-        self._waited, self._since = self.waited(), None
+        self._waited, self._since = self.waited(), self.clock() if blocked else None
         return True
 
     def lacks_disk(self, shard: OpenShard, wanted: int) -> bool:

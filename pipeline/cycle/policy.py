@@ -142,7 +142,7 @@ class SourceOrder(Policy):
             while not self.open_shards.reserve(shard, of_each) and not stopping():
                 self._wait(shard, self.open_shards.all_of(shard, of_each))
                 yield None
-            self._go_on()
+            self._mark_blocked(False)
             if stopping():
                 return 0
             shard.missing.add(item.uid)
@@ -176,16 +176,15 @@ class SourceOrder(Policy):
     def _wait(self, shard: OpenShard, wanted: int) -> None:
         """Mark rendering as waiting for disk. Raises UserError where the wait would never end."""
         self.supervisor.check()
-        if self.open_shards.block():
-            self.write_window()
+        self._mark_blocked(True)
         waits = Waiting.read(self.session.out).slot
         starved = shard.name.startswith("train") and waits is not None and waits >= shard.number
         starved = starved and self.supervisor.idle()
         if not self.open_shards.lacks_disk(shard, wanted) and starved:
             raise self.open_shards.too_small(shard, wanted)
 
-    def _go_on(self) -> None:
-        if self.open_shards.unblock():
+    def _mark_blocked(self, blocked: bool) -> None:
+        if self.open_shards.mark_blocked(blocked):
             self.write_window()
 
     # ---- what becomes of objects
@@ -219,7 +218,7 @@ class SourceOrder(Policy):
             self.waiting.remove(outcome)
             self._record(outcome)
             yield outcome
-            self._go_on()
+            self._mark_blocked(False)
 
     def _record(self, outcome: Outcome) -> None:
         """Write one outcome: journal first, then the ledger. On a full disk, wait for room."""

@@ -86,16 +86,16 @@ def test_waiting_is_counted_once(tmp_path: Path) -> None:
     now = 1000.0
     made.clock = lambda: now
     assert not made.blocked
-    assert made.block()
-    assert not made.block()
+    assert made.mark_blocked(True)
+    assert not made.mark_blocked(True)
     now += 0.5
     assert made.blocked
     assert made.waited() == 0.5
-    assert made.unblock()
-    assert not made.unblock()
+    assert made.mark_blocked(False)
+    assert not made.mark_blocked(False)
     now += 4
     assert made.waited() == 0.5
-    assert made.block()
+    assert made.mark_blocked(True)
     now += 1
     assert made.waited() == 1.5
 
