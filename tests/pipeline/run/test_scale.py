@@ -52,6 +52,7 @@ def test_an_item_that_has_ended_leaves_next_to_nothing_in_memory(
 ) -> None:
     """A set of uids would be 100 bytes for each of them, and a list of entries 1000."""
     monkeypatch.setattr(uids, "RECENT", 256)
+    monkeypatch.setattr("pipeline.run.progress.LINE_S", 3600.0)  # the first line of progress loads parts of rich
     cfg = RenderConfig(
         n=3000, out=tmp_path / "run", executor="inline", shard_mb=0.3, scene=SceneConfig(res=(scale.WIDTH,), views=1)
     ).resolved()
