@@ -9,7 +9,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pipeline.config.render import RenderConfig
 from pipeline.config.shared import address_of, default_workers, folder_name
@@ -49,7 +49,7 @@ class CycleConfig(RenderConfig):
     """CPU cores of the trainer. Default: half of them where it trains on a CPU; --workers has the rest."""
     patient: ClassVar[bool] = True
 
-    def resolved(self) -> CycleConfig:
+    def resolved(self) -> Self:
         """Fill in defaults. UserError where flags contradict each other."""
         if self.passes != "auto" and (not self.passes.isdecimal() or int(self.passes) < 1):
             raise UserError(f"--passes {self.passes} is no number of passes", "--passes 8, or --passes auto")
@@ -126,7 +126,7 @@ class PlanConfig(CycleConfig):
     pilot: int = 20
     """Objects that are rendered to find out: at least one for each of the workers, and no more than --n."""
 
-    def resolved(self) -> CycleConfig:
+    def resolved(self) -> Self:
         """Fill in defaults. Raises UserError where flags contradict each other."""
         if self.pilot < 1:
             raise UserError(f"--pilot {self.pilot} would measure nothing", "for example --pilot 20")
