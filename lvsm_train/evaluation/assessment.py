@@ -74,39 +74,39 @@ class Assessment:
         """Lines of text for the terminal: scores of model and baselines, speed, controls, notes."""
         scores, speed, facts = self.images.scores(), self.speed(), self.facts
         lpips = {"model": scores.lpips, "nearest input": scores.nearest_lpips}
-        told = [
+        report = [
             f"{facts['protocol']}: {facts['says']}",
             f"{facts['objects']} objects, {facts['images']} images, step {facts['step']}; means over images:",
         ]
         for name, value in {"model": scores.psnr, **{NAMES[one]: getattr(scores, one) for one in BASELINES}}.items():
             beside = f"  foreground {scores.foreground_psnr:.2f} dB  SSIM {scores.ssim:.3f}" if name == "model" else ""
             found = "" if lpips.get(name) is None else f"  LPIPS {lpips[name]:.3f}"
-            told.append(f"  {name:<15}PSNR {value:6.2f} dB{beside}{found}")
-        told.append(f"mean over objects: PSNR {self.images.over_objects().psnr:.2f} dB")
-        told += self.left_out()
-        told.append(
+            report.append(f"  {name:<15}PSNR {value:6.2f} dB{beside}{found}")
+        report.append(f"mean over objects: PSNR {self.images.over_objects().psnr:.2f} dB")
+        report += self.left_out()
+        report.append(
             f"{speed['ms_per_view']:.3g} ms per view ({speed['fps']:.3g} a second, {speed['rays_per_s']:.3g} rays/s) and "
             f"{speed['encode_ms']:.3g} ms per object for its inputs, {facts['batch']} objects at a time, on {facts['device']}"
         )
-        told += [f"{one.says}: {one.changed:.2f} dB ({one.gain} dB)" for one in self.controls]
+        report += [f"{one.says}: {one.changed:.2f} dB ({one.gain} dB)" for one in self.controls]
         if self.by_inputs:
             each = ", ".join(f"{count}: {found.psnr:.2f}" for count, found in self.by_inputs.items())
-            told.append(f"PSNR by number of inputs, in dB: {each}")
-        return told + self.notes
+            report.append(f"PSNR by number of inputs, in dB: {each}")
+        return report + self.notes
 
     def left_out(self) -> list[str]:
         """Lines of text that say how many images are left out of the mean PSNRs, and why."""
         scores = self.images.scores()
-        told = []
+        report = []
         if scores.equal:
-            told.append(f"{scores.equal} renderings are their target, to the bit: their PSNR, inf, is in no mean")
+            report.append(f"{scores.equal} renderings are their target, to the bit: their PSNR, inf, is in no mean")
         if scores.blank:
-            told.append(f"{scores.blank} targets are blank: they have no foreground PSNR")
-        return told
+            report.append(f"{scores.blank} targets are blank: they have no foreground PSNR")
+        return report
 
     def as_json(self) -> dict[str, Any]:
         """JSON values of summary.json: everything but the rows of objects.csv. inf and NaN become null."""
-        told = {
+        report = {
             "facts": self.facts,
             "means_over_images": dataclasses.asdict(self.images.scores()),
             "means_over_objects": dataclasses.asdict(self.images.over_objects()),
@@ -116,7 +116,7 @@ class Assessment:
             "films": {uid: path.name for uid, path in self.films.items()},
             "notes": self.notes,
         }
-        return dict(finite(told))
+        return dict(finite(report))
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:

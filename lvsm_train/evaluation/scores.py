@@ -185,10 +185,10 @@ def enlarged(picture: np.ndarray, least: int) -> np.ndarray:
     return images.resize_nearest(picture, (picture.shape[0] * factor, picture.shape[1] * factor))
 
 
-def finite(told: Any) -> Any:
+def finite(json_value: Any) -> Any:
     """Copy of JSON values with None in place of inf and NaN, which JSON lacks."""
-    if isinstance(told, dict):
-        return {name: finite(value) for name, value in told.items()}
-    if isinstance(told, list):
-        return [finite(value) for value in told]
-    return None if isinstance(told, float) and not math.isfinite(told) else told
+    if isinstance(json_value, dict):
+        return {name: finite(value) for name, value in json_value.items()}
+    if isinstance(json_value, list):
+        return [finite(value) for value in json_value]
+    return None if isinstance(json_value, float) and not math.isfinite(json_value) else json_value

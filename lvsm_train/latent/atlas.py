@@ -35,7 +35,7 @@ class Finding:
     says: str
     pictures: dict[str, tuple[str, np.ndarray]]
     blocks: list[Table | Plot]
-    told: dict[str, Any]
+    facts: dict[str, Any]
     studies: list[Study] = field(default_factory=list)
 
 

@@ -41,7 +41,7 @@ def write(report: Report, path: Path) -> Path:
         f"Edited tokens: {_numbers(facts['tokens'])}. All numbers: latent.json."
     )
     sections = [_objects(report), _laws(report.laws), *_found(report)]
-    shown = dict.fromkeys(told["name"] for told in report.studies)
+    shown = dict.fromkeys(entry["name"] for entry in report.studies)
     belongs = {study.name for finding in report.findings for study in finding.studies}
     keeps = [name for name in shown if name.startswith("keep-")]
     for name in shown:
@@ -95,12 +95,12 @@ def _found(report: Report) -> list[Section]:
         ("pca-tokens-kept", "tokens rebuilt from 8 components", 8),
         ("pca-scenes-kept", "scene rebuilt from 8 components of other scenes", 8),
     ):
-        steps = [step for told in _named(report, name) for step in told["steps"] if step["value"] == value]
+        steps = [step for entry in _named(report, name) for step in entry["steps"] if step["value"] == value]
         if steps:
             psnr, lpips = (mean_of([step[of] for step in steps]) for of in ("psnr", "lpips"))
             rows.append([label, _db(psnr), _index(lpips)])
     blocks: list[Block] = [Table(["to the unedited render", "PSNR, dB", "LPIPS"], rows)] if rows else []
-    ways = [told for told in report.studies if "detour" in told]
+    ways = [entry for entry in report.studies if "detour" in entry]
     if ways:
         blocks.append(_ways(ways))
     return [Section("Found", _paragraphs(PACE) if ways else "", blocks)] if blocks else []
@@ -110,14 +110,14 @@ def _ways(ways: Sequence[dict[str, Any]]) -> Table:
     header = ["way", "pairs", "mean angle", "detour", "unevenness", "cross-fade, dB"]
     rows = [
         [
-            told["title"].split(": ")[1] + (", other sizes" if told["name"].startswith("sizes") else ""),
-            told["pairs"],
-            f"{told['mean_angle_deg']:.0f} degrees" if "mean_angle_deg" in told else "",
-            f"{told['detour']:.2f}",
-            f"{told['unevenness']:.2f}",
-            _db(told.get("psnr_to_cross_fade")),
+            entry["title"].split(": ")[1] + (", other sizes" if entry["name"].startswith("sizes") else ""),
+            entry["pairs"],
+            f"{entry['mean_angle_deg']:.0f} degrees" if "mean_angle_deg" in entry else "",
+            f"{entry['detour']:.2f}",
+            f"{entry['unevenness']:.2f}",
+            _db(entry.get("psnr_to_cross_fade")),
         ]
-        for told in ways
+        for entry in ways
     ]
     return Table(header, rows)
 
@@ -136,7 +136,7 @@ def _study(report: Report, name: str, more: Sequence[Block] = ()) -> Section:
     ]
     rows = []
     for number, step in enumerate(first["steps"]):
-        same = [told["steps"][number] for told in every]
+        same = [entry["steps"][number] for entry in every]
         numbers = [_db(mean_of([one["psnr"] for one in same])), _index(mean_of([one["lpips"] for one in same]))]
         numbers.append(_small(max(one["largest_change"] for one in same)))
         if second:
@@ -160,7 +160,7 @@ def _kept(report: Report, names: Sequence[str]) -> Plot:
     for name in names:
         every = _named(report, name)
         points = [
-            (100 * step["value"], mean_of([told["steps"][number]["psnr"] for told in every]))
+            (100 * step["value"], mean_of([entry["steps"][number]["psnr"] for entry in every]))
             for number, step in enumerate(every[0]["steps"])
         ]
         series[name.removeprefix("keep-")] = [(x, y) for x, y in points if y is not None]
@@ -170,7 +170,7 @@ def _kept(report: Report, names: Sequence[str]) -> Plot:
 
 
 def _named(report: Report, name: str) -> list[dict[str, Any]]:
-    return [told for told in report.studies if told["name"] == name]
+    return [entry for entry in report.studies if entry["name"] == name]
 
 
 def _paragraphs(text: str) -> str:
@@ -211,10 +211,10 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """JSON values of latent.json: all numbers."""
-        told = {"facts": self.facts, "objects": self.objects, "by_construction": [law.as_json() for law in self.laws]}
+        entry = {"facts": self.facts, "objects": self.objects, "by_construction": [law.as_json() for law in self.laws]}
         for finding in self.findings:
-            told |= finding.told
-        return told | {"studies": self.studies, "notes": self.notes}
+            entry |= finding.facts
+        return entry | {"studies": self.studies, "notes": self.notes}
 
     def lines(self) -> list[str]:
         """Lines of text for the terminal: studies, laws that hold, notes."""

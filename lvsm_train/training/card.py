@@ -16,7 +16,7 @@ from lvsm_train.data.batches import Data
 from lvsm_train.evaluation.scores import Scores, finite
 from lvsm_train.models import lvsm
 from lvsm_train.training.optim import count
-from pipeline.core.disk import put
+from pipeline.core.disk import write_json
 from pipeline.cycle.protocol import committed
 from pipeline.report.attribution import Account, findings
 from pipeline.storage.ledger import Ledger
@@ -32,7 +32,7 @@ PAPERS = {
 def write_card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> Path:
     """Write the card of a run that has done `step` steps, and return its path."""
     path = cfg.folder / "card.json"
-    put(path, card(cfg, data, step, scores))
+    write_json(path, card(cfg, data, step, scores))
     return path
 
 

@@ -25,7 +25,7 @@ from lvsm_train.training.log import Log
 from lvsm_train.training.optim import count
 from lvsm_train.training.state import State
 from lvsm_train.weights import official
-from pipeline.core.disk import is_full, patiently, put
+from pipeline.core.disk import is_full, patiently, write_json
 from pipeline.core.errors import UserError
 from pipeline.core.signals import first_interrupt
 from pipeline.cycle.protocol import Cursor
@@ -144,7 +144,7 @@ def _run_setup(cfg: TrainConfig, ranks: Ranks) -> Iterator[None]:
     if ranks.is_main:
         cfg.folder.mkdir(parents=True, exist_ok=True)
         path = cfg.folder / "train.json"
-        patiently(lambda: put(path, cfg.as_json()), cfg.folder)
+        patiently(lambda: write_json(path, cfg.as_json()), cfg.folder)
     torch.manual_seed(cfg.data.seed)
     before = torch.are_deterministic_algorithms_enabled()
     if cfg.deterministic:

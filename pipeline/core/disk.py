@@ -107,9 +107,9 @@ def replace_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def put(path: Path, told: dict[str, Any]) -> None:
+def write_json(path: Path, facts: dict[str, Any]) -> None:
     """Replace a JSON file as a whole. Raises OSError, with nothing changed, if the disk is full."""
-    replace_text(path, json.dumps(told, indent=2))
+    replace_text(path, json.dumps(facts, indent=2))
 
 
 def warn_full(where: Path) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.cycle import CycleConfig, Shares
-from pipeline.core.disk import put
+from pipeline.core.disk import write_json
 from pipeline.core.errors import FEWER_THAN_ASKED
 from pipeline.core.text import shown
 from pipeline.cycle.audit import Audit, audit
-from pipeline.cycle.policy import LivePage, SourceOrder
+from pipeline.cycle.source_order import LivePage, SourceOrder
 from pipeline.cycle.protocol import TRAIN
 from pipeline.cycle.snapshot import take_snapshot
 from pipeline.cycle.trainer import Trainer
@@ -67,7 +67,7 @@ def cycle(
     assert cfg.out is not None
     with opened(cfg) as ledger, contextlib.closing(Trainer(cfg.out, command, cfg.train_threads)) as trainer:
         (cfg.out / TRAIN).mkdir(exist_ok=True)
-        put(cfg.out / TRAIN / "train.json", settings)
+        write_json(cfg.out / TRAIN / "train.json", settings)
         policy = SourceOrder(cfg, ledger, shares, trainer, live_page)
         workers = Workers(policy.session, apart=bool(settings.get("ray_workers")))  # nodes with a GPU are the trainer's
         summary = Driver(policy, InFolder(), Intake(policy.session), workers).go()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.disk import put
+from pipeline.core.disk import write_json
 from pipeline.storage.train_run import CHECKPOINTS, commits
 
 WINDOW = "window.json"
@@ -57,7 +57,7 @@ class Window:
     def write(self, out: Path) -> None:
         """Write OUT/window.json. Raises OSError, with the old file in place, where the disk is full."""
         slots = {number: [slot.objects, slot.passes] for number, slot in self.slots.items()}
-        put(out / WINDOW, dataclasses.asdict(self) | {"slots": slots})
+        write_json(out / WINDOW, dataclasses.asdict(self) | {"slots": slots})
 
     @classmethod
     def read(cls, out: Path) -> Window | None:
@@ -116,7 +116,7 @@ class Waiting:
 
     def write(self, out: Path) -> None:
         """Write OUT/train/hunger.json. Raises OSError where the disk is full."""
-        put(out / TRAIN / HUNGER, dataclasses.asdict(self))
+        write_json(out / TRAIN / HUNGER, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, out: Path) -> Waiting:

@@ -1,4 +1,4 @@
-"""Beside a cycle's driver: deletes what was trained on, keeps the trainer alive, and watches the disk. A thread of its own."""
+"""Beside a cycle's driver, in a thread: deletes the shards that a checkpoint is done with, keeps the trainer alive, watches disk."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One URL -> one whole, verified file; many at once without hurting a host or filling the disk.
 
 Bytes go to a temporary file beside the target, renamed once complete. A failure that may pass is tried again with growing
-pauses, or after the host's Retry-After; a permanent failure is never tried again.
+pauses, or after the host's Retry-After, and goes on where it was cut (Range); a permanent failure is never tried again.
 """
 
 from __future__ import annotations

@@ -220,24 +220,28 @@ class _Repository:
         stall_s = max(1, int(self.net.limits.stall_s))
         quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "SSH_ASKPASS": "true", "GIT_LFS_SKIP_SMUDGE": "1"}
         slow = {"GIT_HTTP_LOW_SPEED_LIMIT": "1000", "GIT_HTTP_LOW_SPEED_TIME": str(stall_s), "LC_ALL": "C.UTF-8"}
-        with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained, tempfile.TemporaryFile() as told:
-            told.write(given.encode())
-            told.seek(0)
+        with (
+            tempfile.TemporaryFile() as stdout_file,
+            tempfile.TemporaryFile() as stderr_file,
+            tempfile.TemporaryFile() as stdin_file,
+        ):
+            stdin_file.write(given.encode())
+            stdin_file.seek(0)
             process = subprocess.Popen(
                 ["git", *options, *arguments],
                 cwd=self.work,
                 env=os.environ | quiet | slow,
-                stdin=told,
-                stdout=said,
-                stderr=complained,
+                stdin=stdin_file,
+                stdout=stdout_file,
+                stderr=stderr_file,
                 start_new_session=True,
             )
             self._watch(process, time.monotonic() + CONNECT_S + TIMES_STALL * stall_s)
-            said.seek(0)
-            complained.seek(0)
+            stdout_file.seek(0)
+            stderr_file.seek(0)
             if process.returncode:
-                raise _failure(self.address, complained.read().decode(errors="replace").strip())
-            return said.read().decode(errors="surrogateescape")
+                raise _failure(self.address, stderr_file.read().decode(errors="replace").strip())
+            return stdout_file.read().decode(errors="surrogateescape")
 
     def _watch(self, process: subprocess.Popen[bytes], deadline: float) -> None:
         """Wait for git. Kills it to raise Retry("stopped"), Skip("too_large") or Passing("timeout")."""

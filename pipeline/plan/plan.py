@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.cycle import PlanConfig, Shares
-from pipeline.core.disk import put
+from pipeline.core.disk import write_json
 from pipeline.core.errors import UserError
 from pipeline.core.text import duration, reasons_text, shown, size
 from pipeline.cycle import disk_log
@@ -135,7 +135,7 @@ def plan(cfg: PlanConfig, shares: Shares, command: Sequence[str], settings: dict
         found.licenses,
         pilot | {"drawn": len(found.drawn), "steps": len(found.step_s)},
     )
-    put(cfg.out / PLAN, made.as_json())
+    write_json(cfg.out / PLAN, made.as_json())
     return made
 
 

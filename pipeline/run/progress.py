@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.cluster.prometheus import Metrics
-from pipeline.core.disk import put
+from pipeline.core.disk import write_json
 from pipeline.core.records import HEARTBEAT, Item, Outcome
 from pipeline.core.text import duration, reasons_text, size
 
@@ -192,7 +192,7 @@ class Progress:
         snapshot = self.snapshot()
         self._metrics.publish(snapshot)
         with contextlib.suppress(OSError):  # a full disk is the driver's to report
-            put(self.out / "status.json", snapshot)
+            write_json(self.out / "status.json", snapshot)
         return snapshot
 
 

@@ -50,15 +50,15 @@ class Selection:
 
     def lines(self) -> list[str]:
         """Summarize what was passed over for its license or as .blend, in lines for display."""
-        told = []
+        found = []
         if self.by_license:
             most = ", ".join(f"{name} {count}" for name, count in self.by_license.most_common(5))
             rest = ", ..." if len(self.by_license) > 5 else ""
             count = self.by_license.total()
-            told.append(f"passed over {count} for their license ({most}{rest}); --license any takes them too")
+            found.append(f"passed over {count} for their license ({most}{rest}); --license any takes them too")
         if count := self.passed_over["blend"]:
-            told.append(f"passed over {count} .blend files; --allow-blend takes them too, with scripts off")
-        return told
+            found.append(f"passed over {count} .blend files; --allow-blend takes them too, with scripts off")
+        return found
 
 
 def keys(item: Item) -> set[str]:

@@ -39,8 +39,8 @@ def at_hand(run: Path, shards: int | None = 0, least: int | None = None) -> Path
 
 def _copy_run(address: str, desk: Path, copy: Path, shards: int | None, least: int | None) -> Path:
     store = Store(address)
-    told = driver(store, copy)
-    present = told is not None and told["desk"] == desk_name(desk)
+    heartbeat = driver(store, copy)
+    present = heartbeat is not None and heartbeat["desk"] == desk_name(desk)
     if present and shards == 0:
         return desk
     if present:

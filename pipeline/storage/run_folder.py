@@ -16,7 +16,7 @@ from pipeline.config.render import RenderConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.shared import config_hash
 from pipeline.core.cameras import SAMPLERS
-from pipeline.core.disk import put
+from pipeline.core.disk import write_json
 from pipeline.core.errors import UserError
 from pipeline.core.images import version as pil_version
 from pipeline.storage.ledger import Ledger
@@ -49,7 +49,7 @@ def check_identity(cfg: RunConfig, ledger: Ledger) -> None:
     path = cfg.out / "run.json"
     now = cfg.identity()
     if not path.exists() or not ledger.counts():
-        put(path, {"identity": now, "facts": run_facts(cfg)})
+        write_json(path, {"identity": now, "facts": run_facts(cfg)})
         return
     before = json.loads(path.read_text())["identity"]
     changed = [

@@ -43,22 +43,22 @@ class TrainingLog:
         whole = data[: data.rfind(b"\n") + 1]
         self._at = (found.st_ino, self._at[1] + len(whole))
         for line in whole.splitlines():
-            told = json.loads(line)
-            if until is None or told["step"] <= until:
-                self._take(told)
+            entry = json.loads(line)
+            if until is None or entry["step"] <= until:
+                self._take(entry)
         return self
 
-    def _take(self, told: dict[str, Any]) -> None:
-        step = int(told["step"])
-        if "evaluation" in told:
-            self.evaluations.append((step, told["evaluation"]))
+    def _take(self, entry: dict[str, Any]) -> None:
+        step = int(entry["step"])
+        if "evaluation" in entry:
+            self.evaluations.append((step, entry["evaluation"]))
             return
-        loss = told["loss"] if told["loss"] is not None else float("nan")
-        self.curve.append((step, loss, told["seconds"], told["waited_s"], told["samples"]))
-        self.samples += told["samples"]
-        self.seconds += told["seconds"]
-        self.waited += told["waited_s"]
-        for slot, count in told.get("slots", {}).items():
+        loss = entry["loss"] if entry["loss"] is not None else float("nan")
+        self.curve.append((step, loss, entry["seconds"], entry["waited_s"], entry["samples"]))
+        self.samples += entry["samples"]
+        self.seconds += entry["seconds"]
+        self.waited += entry["waited_s"]
+        for slot, count in entry.get("slots", {}).items():
             self.slots[int(slot)] = self.slots.get(int(slot), 0) + count
 
     @property

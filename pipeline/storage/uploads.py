@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.run import RunConfig
-from pipeline.core.disk import put
+from pipeline.core.disk import write_json
 from pipeline.core.errors import UserError
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.object_store import Store
@@ -189,13 +189,17 @@ def claim(store: Store, out: Path, every_s: float, ended: bool = False) -> None:
     """Write this driver's heartbeat into the store: its local folder, host, process and time, and whether it has ended."""
     path = out / DRIVER
     who = {"desk": desk_name(out), "host": socket.gethostname(), "pid": os.getpid()}
-    put(path, who | {"updated": time.time(), "every_s": every_s, "ended": ended})
+    write_json(path, who | {"updated": time.time(), "every_s": every_s, "ended": ended})
     store.put(path, DRIVER)
 
 
-def believed_s(told: dict[str, Any]) -> float:
+def believed_s(heartbeat: dict[str, Any]) -> float:
     """Seconds for which a driver still counts as alive after its last heartbeat `told`; 0 or less if it ended or is overdue."""
-    return 0.0 if told["ended"] else float(told["updated"] + MISSED_HEARTBEATS * told["every_s"] - time.time())
+    return (
+        0.0
+        if heartbeat["ended"]
+        else float(heartbeat["updated"] + MISSED_HEARTBEATS * heartbeat["every_s"] - time.time())
+    )
 
 
 @contextlib.contextmanager
@@ -209,16 +213,16 @@ def attached(address: str | None, out: Path, every_s: float) -> Iterator[None]:
         yield
         return
     store = Store(address)
-    told = driver(store, out)
-    if told and told["desk"] != desk_name(out):
-        if (left_s := believed_s(told)) > 0:
+    heartbeat = driver(store, out)
+    if heartbeat and heartbeat["desk"] != desk_name(out):
+        if (left_s := believed_s(heartbeat)) > 0:
             raise UserError(
-                f"another run is writing to {address}: process {told['pid']} on {told['host']}",
+                f"another run is writing to {address}: process {heartbeat['pid']} on {heartbeat['host']}",
                 f"if it is dead, the same command goes on in {left_s:.0f} s",
             )
         _restore(store, out)
     if not (out / DESK).exists():
-        put(out / DESK, {"desk": uuid.uuid4().hex})
+        write_json(out / DESK, {"desk": uuid.uuid4().hex})
     store.tidy()
     claim(store, out, every_s)
     yield

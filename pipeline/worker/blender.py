@@ -1,4 +1,4 @@
-"""The parent of a confined Blender process: starts it in its own process group, sends jobs, limits, kills and recycles it."""
+"""The parent of a confined Blender process: starts it, sends jobs, ends it where it hangs or takes too much, and recycles it."""
 
 from __future__ import annotations
 

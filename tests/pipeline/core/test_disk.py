@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core import disk as disks
-from pipeline.core.disk import put, replace_text, replacing
+from pipeline.core.disk import write_json, replace_text, replacing
 from tests.pipeline.cycle.test_cycle_parts import fill, small_disk
 
 
@@ -47,10 +47,10 @@ def test_what_fails_leaves_the_old_file_alone(tmp_path: Path, error: type[BaseEx
 
 def test_a_full_disk_leaves_the_old_file_alone(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1) as disk:
-        put(disk / "facts.json", {"old": 1})
+        write_json(disk / "facts.json", {"old": 1})
         fill(disk, 8192)
         with pytest.raises(OSError, match="No space left"):
-            put(disk / "facts.json", {"new": "x" * 20_000})
+            write_json(disk / "facts.json", {"new": "x" * 20_000})
         with pytest.raises(OSError, match="No space left"), replacing(disk / "facts.json", sync=True) as temporary:
             temporary.write_bytes(bytes(20_000))
         assert sorted(os.listdir(disk)) == ["facts.json", "others"]

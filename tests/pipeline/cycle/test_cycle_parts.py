@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from lvsm_train.config.train import DataConfig, TrainConfig
 from pipeline.config.cycle import FREE_SHARE, CycleConfig, bytes_of, divide
-from pipeline.core.disk import append, bytes_below, disk_below, disk_of, is_full, patiently, put
+from pipeline.core.disk import append, bytes_below, disk_below, disk_of, is_full, patiently, write_json
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome, Scene, Views
 from pipeline.cycle import audit as auditing
@@ -414,7 +414,7 @@ def test_a_ledger_cannot_be_opened_on_a_full_disk(tmp_path: Path) -> None:
 
 def note(out: Path, step: int, cursor: Cursor) -> None:
     (out / TRAIN / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    put(out / TRAIN / CHECKPOINTS / f"step-{step:08d}.json", {"step": step, "cursor": cursor.as_json()})
+    write_json(out / TRAIN / CHECKPOINTS / f"step-{step:08d}.json", {"step": step, "cursor": cursor.as_json()})
 
 
 def test_the_newest_checkpoint_may_go_while_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,8 +452,8 @@ def run(tmp_path: Path) -> Path:
     of.leave()
     for width in WIDTHS:
         (out / str(width) / "train-000000.parquet").unlink()
-    put(out / "layout.json", {"val": 1, "objects": 6, "shard_objects": 2})
-    put(out / "run.json", {"identity": {"n": 7, "passes": "2", "res": list(WIDTHS)}})
+    write_json(out / "layout.json", {"val": 1, "objects": 6, "shard_objects": 2})
+    write_json(out / "run.json", {"identity": {"n": 7, "passes": "2", "res": list(WIDTHS)}})
     note(out, 1, Cursor(position=4, counts={0: 3, 1: 1}))
     note(out, 2, Cursor(round=1, position=7, done=1, counts={1: 3}))
     lines = [log_line(1, 4, {"0": 3, "1": 1}), log_line(2, 3, {"0": 1, "1": 2}), log_line(3, 1, {"1": 1})]
@@ -526,7 +526,7 @@ def other_log(*slots: dict[str, int]) -> Callable[[Path], None]:
             "16/train-000001 is complete, says the ledger, and is not there",
         ),
         (
-            lambda out: put(out / "layout.json", {"val": 1, "objects": 5, "shard_objects": 2}),
+            lambda out: write_json(out / "layout.json", {"val": 1, "objects": 5, "shard_objects": 2}),
             "1 objects for validation and 5 to train on are not 7",
         ),
         (
@@ -581,7 +581,7 @@ def test_the_audit_of_a_cycle_that_goes_on(run: Path, monkeypatch: pytest.Monkey
 def test_only_cycles_are_audited(run: Path, tmp_path: Path) -> None:
     made = lvsm_data_here("audit", tmp_path / "nowhere")
     assert made.returncode == 2 and "holds no run" in made.stderr
-    put(run / "run.json", {"identity": {"n": 7, "res": [8]}})
+    write_json(run / "run.json", {"identity": {"n": 7, "res": [8]}})
     made = lvsm_data_here("audit", run)
     assert made.returncode == 2 and "is no cycle" in made.stderr and "lvsm-data verify" in made.stderr
 
@@ -702,7 +702,7 @@ def test_a_trainer_dies_with_its_driver(tmp_path: Path) -> None:
     """The real one, which waits for its folder here: another one still holds it."""
     folder = tmp_path / TRAIN
     folder.mkdir()
-    put(folder / "train.json", TrainConfig(data=DataConfig((tmp_path,)), out=folder, cycle=True).as_json())
+    write_json(folder / "train.json", TrainConfig(data=DataConfig((tmp_path,)), out=folder, cycle=True).as_json())
     driver = f"""
 import sys, time
 from pathlib import Path

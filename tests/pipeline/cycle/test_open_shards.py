@@ -11,7 +11,7 @@ from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.cycle.open_shards import AT_ONCE, CAUTION, CAUTION_FEW, FEW, OpenShard, OpenShards, objects_per_shard
-from pipeline.cycle.policy import MOST_WAITING, SourceOrder
+from pipeline.cycle.source_order import MOST_WAITING, SourceOrder
 from pipeline.cycle.trainer import Trainer
 from pipeline.report.page import LivePage
 from pipeline.storage.ledger import Kept, Ledger

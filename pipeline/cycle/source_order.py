@@ -2,7 +2,7 @@
 
 The order of training depends on the order of the source alone: objects for validation come first, then the others fill train
 shard after train shard by their place in the source, not by when they are rendered. So a killed run continues with the data
-that it would have had.
+that it would have had. What may be deleted is decided in `pipeline/cycle/supervisor.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.cycle import CycleConfig, Shares
-from pipeline.core.disk import Made, disk_of, patiently, put
+from pipeline.core.disk import Made, disk_of, patiently, write_json
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.cycle.open_shards import VAL_OBJECTS, OpenShard, OpenShards, objects_per_shard
@@ -170,7 +170,7 @@ class SourceOrder(Policy):
                 self.cfg, self.open_shards.disk_budget.free, self.open_shards.expected(), objects
             )
             self.layout = {"val": held_out, "objects": objects, "shard_objects": of_each}
-            put(self.session.out / LAYOUT, self.layout)
+            write_json(self.session.out / LAYOUT, self.layout)
         self.write_window()
 
     def _wait(self, shard: OpenShard, wanted: int) -> None:
