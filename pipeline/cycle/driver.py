@@ -12,9 +12,9 @@ from pipeline.core.disk import write_json
 from pipeline.core.errors import FEWER_THAN_ASKED
 from pipeline.core.text import shown
 from pipeline.cycle.audit import Audit, audit
-from pipeline.cycle.source_order import LivePage, SourceOrder
 from pipeline.cycle.protocol import TRAIN
 from pipeline.cycle.snapshot import take_snapshot
+from pipeline.cycle.source_order import LivePage, SourceOrder
 from pipeline.cycle.trainer import Trainer
 from pipeline.run.driver import Driver, Intake, Summary, Workers, opened
 from pipeline.storage.ledger import Ledger

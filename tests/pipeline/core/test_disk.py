@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core import disk as disks
-from pipeline.core.disk import write_json, replace_text, replacing
+from pipeline.core.disk import replace_text, replacing, write_json
 from tests.pipeline.cycle.test_cycle_parts import fill, small_disk
 
 
