@@ -1,4 +1,4 @@
-"""Beside a cycle's driver, in a thread: deletes shards that a checkpoint is done with, keeps the trainer alive, watches the disk."""
+"""Beside a cycle's driver, in a thread: deletes shards that a checkpoint is done with, minds the trainer, meters the disk."""
 
 from __future__ import annotations
 
