@@ -31,6 +31,8 @@ IMPATIENT = (
 
 # `ray start` leaves a token in ~/.ray, after which Ray asks for it in every process, also where a test has set another HOME
 os.environ["RAY_AUTH_MODE"] = "disabled"
+# Tests run side by side, and models are small: threads that spin until others get a core made one test ten times as long
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Render = Callable[..., Outcome]
 RUNS: list[subprocess.Popen[str]] = []  # that the test at hand has started

@@ -18,8 +18,6 @@ from lvsm_train.models import blocks, prope  # noqa: E402
 from lvsm_train.models.lvsm import BY_KIND  # noqa: E402
 from tests.lvsm_train.models.test_lvsm import cameras, posed, tiny  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def elementwise(x: Tensor, matrix: Tensor) -> Tensor:
     """What the cameras of PRoPE do to channels, without a product of matrices that would be counted."""

@@ -24,7 +24,6 @@ from lvsm_train.models import blocks  # noqa: E402
 from lvsm_train.models.lvsm import BY_KIND, LVSM  # noqa: E402
 from tests.lvsm_train.models.test_lvsm import cameras, gradients, largest, posed, tiny  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # which it looks at
 KIND = pytest.mark.parametrize("kind", list(BY_KIND))
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -26,7 +26,6 @@ from pipeline.core import images  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from tests.lvsm_train.training.test_train import config  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ENCDEC = ModelConfig(
     kind="encoder_decoder", dim=32, head_dim=16, layers=2, encoder_layers=1, latents=6, prope=True, init="width_aware"
 )

@@ -21,7 +21,6 @@ from lvsm_train.models.lvsm import EncoderDecoder  # noqa: E402
 from pipeline.core.cameras import look_at  # noqa: E402
 from tests.lvsm_train.models.test_lvsm import cameras, posed, tiny  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 HW = (12, 8)
 N, DIM = 12, 32
 ROUNDING = 1e-5

@@ -18,7 +18,6 @@ from lvsm_train.models import blocks  # noqa: E402
 from lvsm_train.models.lvsm import BY_KIND, LVSM, EncoderDecoder, Latents, ModelConfig, Views, build, plucker_rays  # noqa: E402
 from pipeline.core.cameras import project, sample  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ModelConfig(dim=32, head_dim=16, patch=4, layers=4, encoder_layers=2, latents=12)
 KIND = pytest.mark.parametrize("kind", list(BY_KIND))
 PROPE = pytest.mark.parametrize("with_prope", [False, True], ids=["pluecker", "prope"])

@@ -27,7 +27,6 @@ from lvsm_train.training.optim import Optimizers  # noqa: E402
 from lvsm_train.weights.official import config_of, from_official, official_names, to_official  # noqa: E402
 from tests.lvsm_train.models.test_lvsm import cameras, gradients, largest, posed, tiny  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PARITY = Path(__file__).parents[4] / "shared" / "parity" / "decoder_only.pt"
 OFFICIAL = pytest.mark.parametrize("kind", ["decoder_only", "encoder_decoder"])
 

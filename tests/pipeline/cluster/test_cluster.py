@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,25 +114,22 @@ def test_a_node_that_keeps_failing_is_named_and_left_and_gpus_are_left_to_the_tr
     (tmp_path / "bad").write_text(bad)
     said: list[str] = []
 
-    def deliver(count: int, **options: Any) -> list[Outcome]:
-        items = (Item(f"{number}", "toy") for number in range(count))
+    def deliver(items: Iterable[Item], **options: Any) -> Iterator[Outcome]:
         share = Share(cpus=1, memory=1e8)
         make = partial(Toy, tmp_path)
         with executors.connected(cluster.address):
-            return list(
-                executors.on_ray(
-                    make,
-                    items,
-                    lambda *_: None,
-                    workers=None,
-                    share=share,
-                    address=cluster.address,
-                    say=said.append,
-                    **options,
-                )
+            yield from executors.on_ray(
+                make,
+                iter(items),
+                lambda *_: None,
+                workers=None,
+                share=share,
+                address=cluster.address,
+                say=said.append,
+                **options,
             )
 
-    outcomes = deliver(80, apart=True)
+    outcomes = list(deliver([Item(f"{number}", "toy") for number in range(80)], apart=True))
     assert Counter(outcome.item.uid for outcome in outcomes) == Counter(map(str, range(80)))
     assert {outcome.reason for outcome in outcomes} == {"done"}  # what failed there was done elsewhere
     assert {outcome.worker for outcome in outcomes} == {good}
@@ -145,7 +143,18 @@ def test_a_node_that_keeps_failing_is_named_and_left_and_gpus_are_left_to_the_tr
 
     # nobody's trainer: nodes with a GPU have cores too; and a share of a GPU is a place
     (tmp_path / "bad").write_text("")
-    assert gpu in {outcome.worker for outcome in deliver(60)}
+    used: set[str] = set()
+    deadline = time.monotonic() + 120
+
+    def until_the_gpu_is_used() -> Iterator[Item]:  # a busy machine takes its time to start a worker there
+        for number in itertools.count():
+            if gpu in used or time.monotonic() > deadline:
+                return
+            yield Item(f"{number}", "toy")
+
+    for outcome in deliver(until_the_gpu_is_used()):
+        used.add(outcome.worker)
+    assert gpu in used
     with executors.connected(cluster.address):
         nodes = executors.Nodes(ray, Share(cpus=1, gpus=0.5), None)
         assert nodes.look() == {gpu: 2}
