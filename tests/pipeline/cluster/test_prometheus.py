@@ -101,11 +101,11 @@ def full(folder: Path, told: list[dict[str, Any]]) -> dict[str, Callable[[], dic
     downloads = SimpleNamespace(results=ready, under_way=4, net=SimpleNamespace(disk_budget=SimpleNamespace(used=5000)))
     waiting = {"train-000000": SimpleNamespace(done=lambda: False), "train-000001": SimpleNamespace(done=lambda: True)}
     uploads = SimpleNamespace(waiting=waiting, out=folder, _names=lambda shard: [shard], _size=lambda path: 700)
+    shares = SimpleNamespace(total=100.0)
     supervisor = SimpleNamespace(
         log=TrainingLog(folder).read(),
-        meter=SimpleNamespace(used=lambda: 60, peak=80, shares=SimpleNamespace(total=100.0)),
-        notes=SimpleNamespace(blocked_s=1.0, blocked=False),
-        deleter=SimpleNamespace(deleted=2),
+        meter=SimpleNamespace(used=lambda: 60, peak=80, shares=shares, blocked_s=1.0, blocked=False),
+        deleted=2,
     )
 
     def cycle() -> dict[str, Any]:
