@@ -10,11 +10,11 @@ from _heavy import write_glb
 
 from pipeline import sources
 from pipeline.config.render import RenderConfig, SceneConfig
-from pipeline.core import cameras, images
-from pipeline.core.records import Item, item_rng
+from pipeline.core import images
+from pipeline.core.records import Item
 from pipeline.worker import preflight
 from pipeline.worker.blender import Frame
-from pipeline.worker.render import build_job
+from pipeline.worker.render import build_job, poses
 
 TRUTH_SEED = 2**30  # jobs' own seeds lie below; with theirs, their samples would be among the truth's
 
@@ -32,9 +32,8 @@ def collect(folder: Path, scene: SceneConfig, count: int) -> list[Item]:
 
 def job_of(item: Item, scene: SceneConfig, threads: int) -> dict[str, Any]:
     """Exactly what `Renderer` sends to Blender for this item."""
-    c2w = cameras.sample(scene.cameras, item_rng(scene.seed, item.uid, "cameras"), scene.views)
     file_format = preflight.check(Path(item.url))
-    return build_job(scene, item.uid, c2w, threads) | {"path": item.url, "format": file_format}
+    return build_job(scene, item.uid, poses(scene, item.uid), threads) | {"path": item.url, "format": file_format}
 
 
 def truth_of(job: dict[str, Any], samples: int) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def truth_of(job: dict[str, Any], samples: int) -> dict[str, Any]:
 
 def pictures(frames: list[Frame]) -> list[np.ndarray]:
     """Views as sRGB bytes on white."""
-    return [images.srgb8(images.over_white(frame.full("rgba"))) for frame in frames]
+    return [images.srgb8(images.over(frame.full("rgba"))) for frame in frames]
 
 
 def psnr(image: np.ndarray, truth: np.ndarray) -> float:

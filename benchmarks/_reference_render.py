@@ -6,7 +6,8 @@ JOB.json is what `pipeline.worker.render.build_job` makes, with "path", "format"
 normalisation, light, bounces and poses are those of blender_scripts/, so that the two ways can be compared pixel by pixel.
 What differs is what people commonly write: no persistent data, one `bpy.ops.render.render(write_still=True)` per view,
 128 samples and a denoiser with the settings that Blender comes with (adaptive sampling on, accurate prefilter), 8-bit PNG
-files. The film is opaque: the white world is the background. Without a job it does nothing, for `make bench`.
+files. The film is opaque: rays from the camera that miss see white, others the job's light. Without a job it does nothing,
+for `make bench`.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def load(job: dict[str, Any], stages: dict[str, float]) -> None:
     repair.repair(job["format"])
     stages["import"] = time.perf_counter() - start
     start = time.perf_counter()
-    normalize.normalize(job["limits"])
+    normalize.normalize(job["normalize"], job["limits"])
     stages["normalize"] = time.perf_counter() - start
 
 
@@ -87,6 +88,8 @@ def configure(job: dict[str, Any]) -> str:
     scene = bpy.context.scene
     scene.render.use_persistent_data = False
     scene.render.film_transparent = False
+    bpy.context.view_layer.cycles.denoising_store_passes = False
+    show_white(scene.world.node_tree)
     scene.cycles.use_adaptive_sampling = True
     scene.cycles.sampling_pattern = "AUTOMATIC"
     if job["denoise"]:
@@ -95,6 +98,18 @@ def configure(job: dict[str, Any]) -> str:
     scene.render.image_settings.color_mode = "RGB"
     scene.render.image_settings.color_depth = "8"
     return device
+
+
+def show_white(tree: bpy.types.NodeTree) -> None:
+    """Make the world white to rays from the camera alone."""
+    output = tree.get_output_node("CYCLES")
+    mix, path = tree.nodes.new("ShaderNodeMixShader"), tree.nodes.new("ShaderNodeLightPath")
+    white = tree.nodes.new("ShaderNodeBackground")
+    white.inputs["Color"].default_value = (1, 1, 1, 1)
+    tree.links.new(path.outputs["Is Camera Ray"], mix.inputs[0])
+    tree.links.new(output.inputs["Surface"].links[0].from_socket, mix.inputs[1])
+    tree.links.new(white.outputs[0], mix.inputs[2])
+    tree.links.new(mix.outputs[0], output.inputs["Surface"])
 
 
 def pose(scene: bpy.types.Scene, camera: dict[str, Any]) -> None:

@@ -330,7 +330,7 @@ def tables(run: Run, ways: dict[str, dict[str, Any]], ratio: dict[str, float]) -
     scene, bench = run.scene, run.bench
     lines += [
         "",
-        f"{len(alive)} objects x {scene.views} views, {scene.width} px, {run.threads} threads, lights uniform",
+        f"{len(alive)} objects x {scene.views} views, {scene.width} px, {run.threads} threads, lights {scene.lights}",
     ]
     lines += [f"A {bench.common_samples} spp, denoise {bench.common_denoise}; B {scene.samples}, {scene.denoise}"]
     if bench.common_views:

@@ -37,7 +37,7 @@ class Options:
     """Views per object."""
     objects: int = 3
     """Procedural objects, besides the heavy one."""
-    lights: Literal["uniform", "studio", "random"] = "uniform"
+    lights: Literal["dome", "uniform", "studio", "random"] = "dome"
     """As in `lvsm-data render`."""
     samples: tuple[int, ...] = (8, 16, 32, 64)
     """Samples per pixel to compare."""

@@ -1,4 +1,4 @@
-"""Measures the geometry that will be rendered, and moves and scales it to the origin, longest side 1.
+"""Measures the geometry that will be rendered, and moves and scales it: to a sphere of radius 0.5, or longest side 1.
 
 That geometry is the render engine's own list: the instances of the *render* dependency graph at the current
 frame. A first render call, stopped before any ray is traced, hands us that graph (see `engines.visit_depsgraph`), so
@@ -15,21 +15,23 @@ from outline import Outline
 # evaluated curves, texts, surfaces and metaballs appear a second time as meshes, so these types are enough
 MEASURED = {"MESH", "POINTCLOUD", "CURVES", "VOLUME"}
 TOLERANCE = 1e-3
+CHUNK = 2**20  # points that are transformed at once
 
 
-def normalize(limits):
+def normalize(how, limits):
     """Parent every root to one empty that carries scale and translation.
 
     Returns facts (transform, bounds, counts), and points (K, 3) whose hull holds all that is rendered (None: not known).
 
-    limits: {"max_polygons": int}. Raises Unusable: empty, not_finite, degenerate, absurd_scale, too_many_polygons,
+    how: "sphere" (the smallest sphere around the box's centre that holds all gets radius 0.5) or "box" (the longest side gets
+    length 1). limits: {"max_polygons": int}. Raises Unusable: empty, not_finite, degenerate, absurd_scale, too_many_polygons,
     outlier_geometry, default_cube, normalize_failed.
     """
     scene = bpy.context.scene
     raw = _measure()
     _judge(raw, limits)
     low, high = raw["bounds"]
-    scale = 1.0 / float((high - low).max())
+    scale = 1.0 / _size(raw, how)
     matrix = Matrix.Scale(scale, 4) @ Matrix.Translation((-(low + high) / 2).tolist())
 
     root = bpy.data.objects.new("normalize", None)
@@ -42,7 +44,7 @@ def normalize(limits):
 
     measured = _measure(Outline())
     low, high = measured["bounds"]
-    error = max(np.abs(low + high).max() / 2, abs((high - low).max() - 1))
+    error = max(np.abs(low + high).max() / 2, abs(_size(measured, how) - 1))
     if not error < TOLERANCE:  # a constraint, driver or simulation in world space fights the root
         raise Unusable("normalize_failed", f"bounds after normalising: {low.tolist()} to {high.tolist()}")
     raw_low, raw_high = raw["bounds"]
@@ -60,6 +62,12 @@ def normalize(limits):
     return facts, None if displaced else measured["corners"]
 
 
+def _size(measured, how):
+    """Length that normalising makes 1: the sphere's diameter, or the box's longest side."""
+    low, high = measured["bounds"]
+    return 2 * measured["radius"] if how == "sphere" else float((high - low).max())
+
+
 def _short(numbers):
     """Round float32 values to nine digits, enough to tell any two apart."""
     return [float(f"{number:.9g}") for number in numbers]
@@ -75,46 +83,54 @@ def _measure(outline=None):
 
 
 def _measure_instances(depsgraph, outline):
-    """Bounds (2, 3), 0.1-99.9 percentile bounds, polygon and instance counts.
+    """Bounds (2, 3), 0.1-99.9 percentile bounds, radius around the bounds' centre, polygon and instance counts.
 
     With an outline also its "corners"; None if points do not bound the geometry (curves and points have a thickness,
     volumes and particle hair have no points).
     """
-    cache, boxes, sampled = {}, [], []
-    polygons = instances = 0
+    geometry, places = {}, {}  # by what an object shows: its points and faces, and the matrices of its instances
     bounded = True
-    cube = None
     for instance in depsgraph.object_instances:
         ob = instance.object
         if not instance.show_self or ob.type not in MEASURED:
             continue
         key = ob.data.as_pointer() if ob.data else 0
-        if key not in cache:
-            cache[key] = _points_and_faces(ob)
-        points, faces = cache[key]
-        if not len(points):
-            continue
-        matrix = np.array(instance.matrix_world, np.float64)
-        world = points @ matrix[:3, :3].T + matrix[:3, 3]
-        boxes += [world.min(0), world.max(0)]
-        bounded = bounded and ob.type == "MESH" and not ob.particle_systems
-        if outline and bounded:
-            outline.add(world)
-        sampled.append(world[:: max(1, len(world) // 5000)])
-        polygons += faces
-        instances += 1
-        cube = (points, faces)
-    if not boxes:
+        if key not in geometry:
+            geometry[key] = _points_and_faces(ob)
+        if len(geometry[key][0]):
+            places.setdefault(key, []).append(instance.matrix_world.copy())
+            bounded = bounded and ob.type == "MESH" and not ob.particle_systems
+    if not places:
         return {"instances": 0}
-    stacked = np.concatenate(sampled)
+    placed = [(geometry[key][0], np.array(matrices, np.float64)) for key, matrices in places.items()]
+    ends = [end for world in _worlds(placed) for end in (world.min(0), world.max(0))]
+    bounds = np.array([np.min(ends, 0), np.max(ends, 0)])
+    corners = None
+    if outline and bounded:
+        for world in _worlds(placed):
+            outline.add(world)
+        corners = outline.corners()
+    samples = [(points[:: max(1, len(points) // 5000)], matrices) for points, matrices in placed]
+    instances = sum(map(len, places.values()))
+    only = geometry[next(iter(places))]
     return {
-        "bounds": np.array([np.min(boxes, 0), np.max(boxes, 0)]),
-        "core": np.percentile(stacked, [0.1, 99.9], axis=0),
-        "polygons": polygons,
+        "bounds": bounds,
+        "core": np.percentile(np.concatenate(list(_worlds(samples))), [0.1, 99.9], axis=0),
+        "radius": max(float(np.linalg.norm(world - bounds.mean(0), axis=1).max()) for world in _worlds(placed)),
+        "polygons": sum(geometry[key][1] * len(matrices) for key, matrices in places.items()),
         "instances": instances,
-        "default_cube": instances == 1 and _is_default_cube(*cube),
-        "corners": outline.corners() if outline and bounded else None,
+        "default_cube": instances == 1 and _is_default_cube(*only),
+        "corners": corners,
     }
+
+
+def _worlds(placed):
+    """World points (N, 3) of all instances, at most about CHUNK at a time. placed: [(points (P, 3), matrices (M, 4, 4))]."""
+    for points, matrices in placed:
+        step = max(1, CHUNK // len(points))
+        for first in range(0, len(matrices), step):
+            some = matrices[first : first + step]
+            yield (np.matmul(points, some[:, :3, :3].swapaxes(1, 2)) + some[:, None, :3, 3]).reshape(-1, 3)
 
 
 def _points_and_faces(ob):

@@ -68,7 +68,7 @@ def load(job, timings):
     timings["import"] = time.perf_counter() - start
 
     start = time.perf_counter()
-    measured, corners = normalize.normalize(job["limits"])
+    measured, corners = normalize.normalize(job["normalize"], job["limits"])
     timings["normalize"] = time.perf_counter() - start
     return facts | measured, corners
 

@@ -237,6 +237,68 @@ def by_hand():
     (OUT / "meshopt.glb").write_bytes(struct.pack("<III", 0x46546C67, 2, 12 + len(chunk)) + chunk)
 
 
+def surfaces():
+    """A ring of spheres, each of another kind of material; test_surfaces has what each of them says."""
+    reset()
+
+    def principled(tree, color, roughness, metallic):
+        node = tree.nodes.new("ShaderNodeBsdfPrincipled")
+        node.inputs["Base Color"].default_value = (*color, 1)
+        node.inputs["Roughness"].default_value, node.inputs["Metallic"].default_value = roughness, metallic
+        return node.outputs[0]
+
+    def two(tree, kind, first, second, factor=None):
+        node = tree.nodes.new(kind)
+        if factor is not None:
+            node.inputs[0].default_value = factor
+        for socket, shader in zip(node.inputs[-2:], (first, second), strict=True):
+            tree.links.new(shader, socket)
+        return node.outputs[0]
+
+    def diffuse(tree):
+        node = tree.nodes.new("ShaderNodeBsdfDiffuse")
+        node.inputs["Color"].default_value = (0.1, 0.6, 0.2, 1)
+        return node.outputs[0]
+
+    def mixed(tree):
+        ends = principled(tree, (0.8, 0, 0), 0.2, 0), principled(tree, (0, 0, 0.8), 0.6, 1)
+        return two(tree, "ShaderNodeMixShader", *ends, 0.25)
+
+    def see_through(tree):
+        ends = principled(tree, (0.7, 0.6, 0.1), 0.4, 0), tree.nodes.new("ShaderNodeBsdfTransparent").outputs[0]
+        return two(tree, "ShaderNodeMixShader", *ends, 0.5)
+
+    def glowing(tree):
+        ends = tree.nodes.new("ShaderNodeEmission").outputs[0], principled(tree, (0.2, 0.7, 0.7), 0.9, 0)
+        return two(tree, "ShaderNodeAddShader", *ends)
+
+    def grouped(tree):
+        inner = bpy.data.node_groups.new("inside", "ShaderNodeTree")
+        inner.interface.new_socket("BSDF", in_out="OUTPUT", socket_type="NodeSocketShader")
+        inner.links.new(principled(inner, (0.3, 0.1, 0.6), 0.7, 1), inner.nodes.new("NodeGroupOutput").inputs[0])
+        node = tree.nodes.new("ShaderNodeGroup")
+        node.node_tree = inner
+        return node.outputs[0]
+
+    kinds = [lambda tree: principled(tree, (0.5, 0.2, 0.1), 0.3, 1), diffuse, mixed, see_through, glowing, grouped]
+    for number, kind in enumerate([*kinds, "no nodes", None]):
+        turn = 2 * math.pi * number / 8
+        bpy.ops.mesh.primitive_ico_sphere_add(
+            radius=0.3, subdivisions=3, location=(math.cos(turn), math.sin(turn), 0.4 * (number % 2))
+        )
+        if kind is None:
+            continue
+        made = bpy.data.materials.new(f"kind {number}")
+        bpy.context.object.data.materials.append(made)
+        made.diffuse_color = (0.3, 0.3, 0.65, 1)
+        made.use_nodes = kind != "no nodes"
+        if made.use_nodes:
+            made.node_tree.nodes.clear()
+            output = made.node_tree.nodes.new("ShaderNodeOutputMaterial")
+            made.node_tree.links.new(kind(made.node_tree), output.inputs["Surface"])
+    save_blend("surfaces")
+
+
 def scripted():
     """A .blend whose registered text writes a file when scripts may run."""
     reset()
@@ -260,6 +322,7 @@ for make in (
     beyond_their_points,
     textures,
     by_hand,
+    surfaces,
     scripted,
 ):
     make()

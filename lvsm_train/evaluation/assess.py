@@ -26,6 +26,9 @@ from lvsm_train.media.films import write_film
 from lvsm_train.weights.trained import Trained, open_run
 from pipeline.core import cameras
 from pipeline.core.errors import UserError
+from pipeline.storage.shards import facts_of
+
+WHITE = [255, 255, 255]
 
 FPS = 24.0  # frame rate of films
 TURN, SHIFT = (0.5, -0.3, 0.6, 0.4), (0.3, -0.5, 0.2)  # a quaternion; a translation in units of the world
@@ -65,6 +68,7 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
                 "the model was trained on all of these objects", "--split all measures on them all the same"
             )
     samples = samples[: cfg.objects]
+    notes += _not_white(data)
     lpips, more = load_lpips(cfg.lpips, cfg.lpips_weights, data.device)
     notes += more
     timed = Timed(trained.net)
@@ -90,6 +94,16 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
     if cfg.controls:
         made = _with_controls(made, trained, data, split)
     return _with_films(made, cfg, trained, data)
+
+
+def _not_white(data: Data) -> list[str]:
+    """A note if pictures have another background, for which the foreground's scores would be read wrongly; else []."""
+    found = {json.dumps(facts_of(path).get("background", WHITE)) for path in data.index.paths}
+    if others := sorted(found - {json.dumps(WHITE)}):
+        return [
+            f"the foreground is what is not white, and backgrounds here are {', '.join(others)}: it is the whole picture"
+        ]
+    return []
 
 
 def _split(cfg: EvalConfig, trained: Trained) -> tuple[Split, set[str]]:

@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import tyro
 
 from pipeline.config.shared import LOOK, Fetching, Listing, Running, config_hash, folder_name, plain
-from pipeline.core.cameras import SAMPLERS
+from pipeline.core.cameras import SAMPLERS, is_framed, nearest_rigid
 from pipeline.core.errors import UserError
 
-DENOISE_ABOVE = 128  # pixels of width; below, more samples in the same time improve quality more
+PASSES = ("depth", "normals", "albedo", "roughness", "metallic")
+BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}  # sRGB bytes
+SMALL = 128  # pixels of width: up to it, more samples improve quality more than a denoiser, and JPEG at 95 costs more than noise
+
+
+Sampler = Literal["shell", "xl", "grm", "orbit", "sphere12", "hammersley"]
+
+
+@dataclass(frozen=True)
+class Rig:
+    """Fixed poses, the same for every object. c2w: F times the 16 numbers of a row-major 4x4, OpenCV axes."""
+
+    c2w: tuple[tuple[float, ...], ...]
+
+    def poses(self) -> np.ndarray:
+        """c2w (F, 4, 4) float64."""
+        return np.array(self.c2w).reshape(-1, 4, 4)
+
+
+def read_rig(path: Path) -> tuple[Rig, str]:
+    """Rig of a JSON file {"c2w": [4x4, ...], "others": a sampler}, and that sampler (shell if not given). Raises UserError."""
+    hint = 'a file such as {"c2w": [[[1, 0, 0, 0], [0, 0, 1, -2], [0, -1, 0, 0], [0, 0, 0, 1]]], "others": "shell"}'
+    try:
+        document = json.loads(path.expanduser().read_text())
+        c2w = nearest_rigid(np.array(document["c2w"], np.float64))
+    except OSError as error:
+        raise UserError(f"--cameras {path}: {error.strerror}", f"{', '.join(SAMPLERS)}; or {hint}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"--cameras {path} is no rig: {error}", hint) from None
+    others = document.get("others", "shell")
+    if others not in SAMPLERS or SAMPLERS[others].views is not None:
+        free = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.views is None)
+        raise UserError(f"--cameras {path}: others cannot be {others!r}", f"one of {free}")
+    return Rig(tuple(tuple(pose.ravel().tolist()) for pose in c2w)), others
 
 
 @dataclass(frozen=True)
@@ -32,22 +67,37 @@ class SceneConfig:
     """auto is Cycles. EEVEE needs a GPU to be fast."""
     device: Literal["auto", "cpu", "optix", "cuda", "hip", "oneapi", "metal"] = "auto"
     """Where Cycles traces. auto: OptiX or CUDA where there is one, else CPU threads."""
-    cameras: Literal["shell", "xl", "grm", "orbit", "sphere12", "hammersley"] = "shell"
-    """How camera poses are drawn; docs/cameras.md has the numbers."""
+    cameras: Sampler | Path = "shell"
+    """How camera poses are drawn, or a JSON file with poses of your own; docs/cameras.md has the numbers and the file's form."""
+    rig: Annotated[Rig | None, tyro.conf.Suppress] = None
+    """Poses of the file that --cameras was; `cameras` is what draws the other views then."""
+    normalize: Literal["sphere", "box"] = "sphere"
+    """sphere: the object's sphere, around its box's centre, gets radius 0.5. box: its longest side gets length 1."""
     fov_x_deg: float | None = None
     """Horizontal field of view in degrees. Default: the sampler's own (50 for shell)."""
-    lights: Literal["uniform", "studio", "random"] = "uniform"
-    """White from all sides; the Objaverse-XL suns; or suns drawn per object from the seed."""
+    lights: Literal["dome", "uniform", "studio", "random", "hdri"] = "dome"
+    """A smooth sky; white from all sides (GS-LRM); the Objaverse-XL suns; skies and suns drawn per object from the seed; or
+    environment maps of --hdri, one per object by the seed, turned about z."""
+    hdri: str | None = None
+    """Folder of environment maps (equirectangular .hdr or .exr), for --lights hdri."""
+    background: Literal["white", "black", "grey", "random", "hdri"] = "white"
+    """Behind the object: a colour, random: one per object by the seed, or the environment map. With --alpha it can be changed."""
     denoise: Literal["auto", "on", "off"] = "auto"
     """Open Image Denoise on every view. auto: above 128 pixels."""
-    quality: int = 95
-    """JPEG quality; chroma is never subsampled."""
+    quality: int | None = None
+    """JPEG quality; chroma is never subsampled. Default: 98 up to 128 pixels, 95 above; docs/performance.md says why."""
     alpha: bool = False
     """Add a lossless coverage column (8-bit PNG)."""
     depth: bool = False
     """Add a lossless depth column (float32, along the camera axis)."""
     normals: bool = False
     """Add a lossless world-space normal column (float32)."""
+    albedo: bool = False
+    """Add a column of the materials' base colour (8-bit PNG, sRGB)."""
+    roughness: bool = False
+    """Add a column of the materials' roughness (8-bit PNG, 255 is 1)."""
+    metallic: bool = False
+    """Add a column of the materials' metallic share (8-bit PNG, 255 is 1)."""
     max_polygons: int = 20_000_000
     """Objects with more polygons, instances counted, are skipped as too_many_polygons."""
 
@@ -56,29 +106,65 @@ class SceneConfig:
         """Width to render at: the largest of `res`."""
         return max(self.res)
 
+    def jpeg_quality(self, width: int) -> int:
+        """JPEG quality of pictures of this width."""
+        return self.quality or (98 if width <= SMALL else 95)
+
+    @property
+    def framed(self) -> bool:
+        """True if every view is known to hold the whole object (settings resolved)."""
+        assert self.fov_x_deg is not None
+        return self.rig is None and is_framed(self.sampler, self.fov_x_deg, self.normalize)
+
+    @property
+    def sampler(self) -> str:
+        """Name of what draws the views that no rig fixes (settings resolved)."""
+        assert isinstance(self.cameras, str)
+        return self.cameras
+
     def resolved(self) -> SceneConfig:
         """Fill in the defaults that depend on other fields. UserError for impossible values."""
         if not self.res or min(self.res) < 8 or max(self.res) > 8192:
             raise UserError(f"--res {' '.join(map(str, self.res))} is outside 8..8192", "for example --res 64 512")
-        if self.views < 1 or not 1 <= self.quality <= 100 or (self.samples is not None and self.samples < 1):
+        if (
+            self.views < 1
+            or not 1 <= (self.quality or 95) <= 100
+            or self.quality == 0
+            or (self.samples is not None and self.samples < 1)
+        ):
             raise UserError("--views and --samples must be positive, --quality between 1 and 100")
+        if (self.lights == "hdri") != (self.hdri is not None):
+            raise UserError(
+                "--lights hdri and --hdri FOLDER go together", "a folder of equirectangular .hdr or .exr files"
+            )
+        if self.hdri is not None and not Path(self.hdri).expanduser().is_dir():
+            raise UserError(f"--hdri {self.hdri} is no folder", "a folder of equirectangular .hdr or .exr files")
+        if self.background == "hdri" and self.lights != "hdri":
+            raise UserError("--background hdri needs --lights hdri", "add --lights hdri --hdri FOLDER")
         if self.seed < 0:
             raise UserError(f"--seed {self.seed} is negative", "seeds are whole numbers from 0 up")
+        if isinstance(self.cameras, Path):
+            rig, others = read_rig(self.cameras)
+            return dataclasses.replace(self, rig=rig, cameras=others).resolved()  # type: ignore[arg-type]
+        if self.rig and len(self.rig.c2w) > self.views:
+            fixed = len(self.rig.c2w)
+            raise UserError(f"the rig has {fixed} views, --views asks for {self.views}", f"--views {fixed} or more")
         sampler = SAMPLERS[self.cameras]
         if sampler.views not in (None, self.views):
             raise UserError(
                 f"--cameras {self.cameras} has {sampler.views} views, --views asks for {self.views}",
                 f"add --views {sampler.views}",
             )
-        if self.engine == "eevee" and (self.depth or self.normals):
-            raise UserError("--depth and --normals need Cycles", "drop --engine eevee")
+        if self.engine == "eevee" and (asked := [f"--{name}" for name in PASSES if getattr(self, name)]):
+            raise UserError(f"{', '.join(asked)}: only Cycles renders these", "drop --engine eevee")
         fov = sampler.fov_x_deg if self.fov_x_deg is None else self.fov_x_deg
         if not 1 <= fov <= 150:
             raise UserError(f"--fov-x-deg {fov:g} is outside 1..150 degrees")
-        denoise = ("on" if self.width > DENOISE_ABOVE else "off") if self.denoise == "auto" else self.denoise
+        denoise = ("on" if self.width > SMALL else "off") if self.denoise == "auto" else self.denoise
         return dataclasses.replace(
             self,
             res=tuple(sorted(set(self.res))),
+            hdri=self.hdri and str(Path(self.hdri).expanduser().absolute()),
             engine="cycles" if self.engine == "auto" else self.engine,
             fov_x_deg=fov,
             samples=self.samples or (16 if denoise == "on" else 32),

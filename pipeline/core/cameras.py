@@ -13,6 +13,9 @@ from functools import partial
 import numpy as np
 
 FLIP_YZ = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenCV camera axes <-> OpenGL/Blender camera axes
+# of the sphere around the origin that holds every object: its own sphere (around its box's centre) scaled to that, or the sphere
+# around a box with longest side 1
+BOUNDING_RADIUS = {"sphere": 0.5, "box": float(np.sqrt(3.0) / 2)}
 SENSOR_WIDTH_MM = 36.0
 
 
@@ -213,34 +216,55 @@ def _hammersley(rng: np.random.Generator, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sampler:
-    """positions(rng, V) -> (V, 3) around a normalised object (longest side 1, centred), all looking at the origin.
+    """positions(rng, V) -> (V, 3) around a normalised, centred object, all looking at the origin.
 
-    framed: every view holds the whole bounding sphere, so an object that touches the border is an error.
-    views: the fixed number of views, or None for any.
+    nearest: the smallest radius. fitted: radii are multiples of the distance at which the bounding sphere just fits into the
+    picture; else they are those that were published. views: the fixed number of views, or None for any.
     """
 
     positions: Callable[[np.random.Generator, int], np.ndarray]
     fov_x_deg: float
-    framed: bool
+    nearest: float
     says: str
+    fitted: bool = False
     views: int | None = None
 
 
-_SHELL = partial(_shell, nearest=2.05, thickness=0.5)
+_SHELL = partial(_shell, nearest=1.015, thickness=0.08)  # at 64 pixels, 1.015 leaves half a pixel
 _GRM = partial(_shell, nearest=0.75, thickness=0.65)  # published for [-1, 1]^3, our objects are half as large
 _ORBIT = partial(_turntable, elevation_deg=20.0, radius=2.2)
 _SPHERE12 = partial(_turntable, elevation_deg=30.0, radius=2.0)
 SAMPLERS: dict[str, Sampler] = {
-    "shell": Sampler(_SHELL, 50.0, True, "uniform on the sphere, radius 2.05-2.55"),
-    "xl": Sampler(_xl, 49.134, False, "Objaverse-XL: normalised uniform cube direction, radius 1.5-2.2, lens 35/32"),
-    "grm": Sampler(_GRM, 50.0, False, "GS-LRM: uniform on the sphere, radius 0.75-1.4 (1.5-2.8 around [-1,1]^3)"),
-    "orbit": Sampler(_ORBIT, 50.0, True, "a turntable at elevation 20 deg, radius 2.2"),
-    "sphere12": Sampler(_SPHERE12, 49.134, False, "12 fixed azimuths, elevation 30 deg, radius 2", views=12),
-    "hammersley": Sampler(_hammersley, 50.0, True, "low-discrepancy points with a random offset, radius 2.2"),
+    "shell": Sampler(
+        _SHELL, 50.0, 1.015, "uniform on the sphere, 1.015-1.095 times as far as the object's sphere needs", fitted=True
+    ),
+    "xl": Sampler(_xl, 49.134, 1.5, "Objaverse-XL: normalised uniform cube direction, radius 1.5-2.2, lens 35/32"),
+    "grm": Sampler(_GRM, 50.0, 0.75, "GS-LRM: uniform on the sphere, radius 0.75-1.4 (1.5-2.8 around [-1,1]^3)"),
+    "orbit": Sampler(_ORBIT, 50.0, 2.2, "a turntable at elevation 20 deg, radius 2.2"),
+    "sphere12": Sampler(_SPHERE12, 49.134, 2.0, "12 fixed azimuths, elevation 30 deg, radius 2", views=12),
+    "hammersley": Sampler(_hammersley, 50.0, 2.2, "low-discrepancy points with a random offset, radius 2.2"),
 }
 
 
-def sample(sampler: str, rng: np.random.Generator, count: int) -> np.ndarray:
-    """c2w (V, 4, 4) float32 of the named sampler. These float32 values are both rendered and stored."""
-    chosen = SAMPLERS[sampler]
-    return look_at(chosen.positions(rng, chosen.views or count)).astype(np.float32)
+def fitting_distance(fov_x_deg: float, normalize: str) -> float:
+    """Distance from the origin at which the bounding sphere of a normalised object just fits into a square picture."""
+    return float(BOUNDING_RADIUS[normalize] / np.sin(np.radians(fov_x_deg) / 2))
+
+
+def is_framed(sampler: str, fov_x_deg: float, normalize: str) -> bool:
+    """True if every view holds the whole bounding sphere, so that an object that touches the border is an error."""
+    kind = SAMPLERS[sampler]
+    return kind.fitted or kind.nearest >= fitting_distance(fov_x_deg, normalize)
+
+
+def sample(
+    sampler: str, rng: np.random.Generator, count: int, fov_x_deg: float | None = None, normalize: str = "sphere"
+) -> np.ndarray:
+    """c2w (V, 4, 4) float32 of the named sampler. These float32 values are both rendered and stored.
+
+    fov_x_deg: horizontal field of view, by default the sampler's own. normalize: a key of BOUNDING_RADIUS. Both move the
+    cameras of fitted samplers alone.
+    """
+    kind = SAMPLERS[sampler]
+    scale = fitting_distance(fov_x_deg or kind.fov_x_deg, normalize) if kind.fitted else 1.0
+    return look_at(scale * kind.positions(rng, kind.views or count)).astype(np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -42,9 +43,32 @@ def linear(srgb: np.ndarray) -> np.ndarray:
     return light
 
 
-def over_white(rgba: np.ndarray) -> np.ndarray:
-    """Premultiplied linear RGBA (H, W, 4) -> linear RGB (H, W, 3) on white. Where alpha is 0, white is exactly 1."""
-    return rgba[..., :3] + (1 - rgba[..., 3:])
+def over(rgba: np.ndarray, background: np.ndarray | float = 1.0) -> np.ndarray:
+    """Premultiplied linear RGBA (H, W, 4) -> linear RGB (H, W, 3) on a background, white if not given: exact where alpha is 0.
+
+    background: linear light, (3,) or (H, W, 3).
+    """
+    return rgba[..., :3] + (1 - rgba[..., 3:]) * background
+
+
+def read_hdr(path: str) -> np.ndarray:
+    """A .hdr or .exr file -> linear light (H, W, 3) float32, no value below 0. Raises OSError where it is no such picture."""
+    os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")  # OpenCV asks when it reads the first .exr
+    import cv2
+
+    bgr = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    if bgr is None or bgr.ndim != 3 or bgr.dtype != np.float32 or not np.isfinite(bgr).all():
+        raise OSError(f"{path} is no environment map")
+    return np.ascontiguousarray(np.maximum(bgr[..., 2::-1], 0))
+
+
+def sample_bilinear(pixels: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) of pixels (H, W, 3) float32 at x, y (...), pixel centres at +0.5; the border's beyond it."""
+    import cv2
+
+    at_x, at_y = ((values - 0.5).astype(np.float32).reshape(len(values), -1) for values in (x, y))
+    found = cv2.remap(pixels, at_x, at_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(found).reshape(*x.shape, pixels.shape[2])
 
 
 @functools.cache
@@ -82,8 +106,10 @@ def shrink(rgb: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
     return srgb8(cv2.resize(cv2.LUT(rgb, _linear_table()), (hw[1], hw[0]), interpolation=cv2.INTER_AREA))
 
 
-def paste(pixels: np.ndarray, corner: tuple[int, int], hw: tuple[int, int], background: float) -> np.ndarray:
-    """Pixels (h, w, ...) at (top, left) of an image of size hw that is `background` elsewhere."""
+def paste(
+    pixels: np.ndarray, corner: tuple[int, int], hw: tuple[int, int], background: np.ndarray | float
+) -> np.ndarray:
+    """Pixels (h, w, ...) at (top, left) of an image of size hw that is `background` (one value, or an image) elsewhere."""
     if pixels.shape[:2] == hw:
         return pixels
     top, left = corner

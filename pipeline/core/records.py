@@ -16,6 +16,8 @@ import numpy as np
 
 from pipeline.core.errors import Retry, Skip
 
+# Of a scene's facts, those that the ledger keeps too.
+LEDGER_FACTS = ("coverage", "visible", "black", "contrast")
 HEARTBEAT = "heartbeat"  # a file in a worker's scratch folder: the number of views rendered so far, and the uid
 
 
@@ -101,6 +103,11 @@ class Scene:
     numbers: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """Facts that the ledger keeps, see LEDGER_FACTS."""
+        return ledger_facts(self.meta)
+
+    @property
     def view_count(self) -> int:
         return len(self.c2w)
 
@@ -115,7 +122,7 @@ class Packed:
 
     record: an Arrow message (pipeline/storage/writer.py).
     group: key of the items that train and val must not split. widest_bytes: of the JPEGs at the
-    largest resolution; jpeg_bytes: at all resolutions. meta: facts for the driver that no shard stores.
+    largest resolution; jpeg_bytes: at all resolutions. meta: facts for the driver that no shard stores. facts: see LEDGER_FACTS.
     """
 
     item: Item
@@ -125,6 +132,7 @@ class Packed:
     jpeg_bytes: int
     widest_bytes: int
     meta: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,11 @@ class Outcome:
 
 
 Fetched = tuple[Item, Path | Skip | Retry]  # item, and its file's path or the reason why the file cannot be had
+
+
+def ledger_facts(meta: dict[str, Any]) -> dict[str, Any]:
+    """Those of a scene's facts that the ledger keeps."""
+    return {name: meta[name] for name in LEDGER_FACTS if name in meta}
 
 
 def item_rng(seed: int, uid: str, purpose: str) -> np.random.Generator:

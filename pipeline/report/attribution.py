@@ -243,7 +243,7 @@ def card(found: Account, folder: Path | None = None) -> str:
             *(*said, ""),
             f"{whom} Keep it with the images wherever they go.",
             "",
-            "Changes to the originals: 3D files were centred, scaled to a longest side of 1, lit anew and rendered to images. "
+            "Changes to the originals: 3D files were centred, scaled to one size, lit anew and rendered to images. "
             "Their authors do not endorse this.",
             "",
         ]

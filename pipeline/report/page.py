@@ -24,7 +24,7 @@ from pipeline.report.markup import CONTROL, render, write
 from pipeline.report.tiles import THUMB_WIDTH, make_sheet, make_tiles
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import is_locked
-from pipeline.storage.shards import CONVENTION, facts_of, find_shards, uids_of
+from pipeline.storage.shards import CONVENTION, LAYERS, facts_of, find_shards, uids_of
 from pipeline.storage.train_run import TrainingLog
 
 PAGE = "index.html"
@@ -323,7 +323,7 @@ def _settings(facts: dict[str, Any]) -> dict[str, Any]:
     """Settings that made the pictures, by name; None or empty if not known."""
     settings = facts.get("settings") or {}
     versions = ", ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
-    layers = ", ".join(name for name in ("alpha", "depth", "normals") if settings.get(name)) or "none"
+    layers = ", ".join(name for name in LAYERS if settings.get(name)) or "none"
     return {
         "cameras": facts.get("cameras") or settings.get("cameras"),
         "lights": settings.get("lights"),
@@ -331,7 +331,7 @@ def _settings(facts: dict[str, Any]) -> dict[str, Any]:
         "denoise": settings.get("denoise"),
         "engine": " on ".join(str(settings[name]) for name in ("engine", "device") if settings.get(name)),
         "seed": facts.get("seed", settings.get("seed")),
-        "JPEG quality": settings.get("quality"),
+        "JPEG quality": settings.get("quality") or ("by width" if "quality" in settings else None),
         "extra layers": layers if settings else None,
         "downsampling": facts.get("downsampling"),
         "versions": versions,

@@ -19,7 +19,7 @@ from pipeline.core import images
 from pipeline.core.errors import UserError
 from pipeline.core.records import video_of
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import Rows, facts_of, find_shards, read_objects, row_keys, schema
+from pipeline.storage.shards import PNGS, Rows, facts_of, find_shards, read_objects, row_keys, schema
 
 RIGID_TOLERANCE = 1e-4  # of R^T R and det R, in float32
 
@@ -149,9 +149,10 @@ def check_object(rows: Rows, width: int) -> list[str]:
     for name, size in (("depth", 4 * pixels), ("normals", 12 * pixels)):
         if any(len(layer) != size for layer in rows.layers.get(name, ())):
             problems.append(f"{name} has not {size} bytes per view")
-    for png in rows.layers.get("alpha", ()):
-        if problem := _check_picture(png, rows.hw):
-            problems.append(f"alpha: {problem}")
+    for name in PNGS:
+        shape = (*rows.hw, 3) if name == "albedo" else rows.hw
+        found = [_check_picture(png, shape) for png in rows.layers.get(name, ())]
+        problems += [f"{name}: {problem}" for problem in found if problem]
     return problems
 
 

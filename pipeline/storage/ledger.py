@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS item (
     tries INTEGER NOT NULL DEFAULT 1, shard TEXT, license TEXT NOT NULL DEFAULT '', views INTEGER NOT NULL DEFAULT 0,
     bytes INTEGER NOT NULL DEFAULT 0, worker TEXT NOT NULL DEFAULT '', timings TEXT NOT NULL DEFAULT '{}',
     finished REAL NOT NULL, source TEXT NOT NULL DEFAULT '', url TEXT NOT NULL DEFAULT '',
-    sha256 TEXT NOT NULL DEFAULT '', credit TEXT NOT NULL DEFAULT '{}'
+    sha256 TEXT NOT NULL DEFAULT '', credit TEXT NOT NULL DEFAULT '{}', facts TEXT NOT NULL DEFAULT '{}'
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS item_by_shard ON item (shard);
 CREATE TABLE IF NOT EXISTS shard (
@@ -66,9 +66,10 @@ CACHE_KB = 131072
 LOG_PAGES = 8192  # pages of the write-ahead log that trigger an SQLite checkpoint
 
 # Columns that ledgers of earlier versions lack -> SQL default for their values.
-ADDED = {"source": "''", "url": "''", "sha256": "''", "credit": "'{}'"}
+ADDED = {"source": "''", "url": "''", "sha256": "''", "credit": "'{}'", "facts": "'{}'"}
 ITEM_COLUMNS = (
-    "uid, state, reason, detail, tries, shard, views, bytes, worker, timings, finished, license, source, url, sha256, credit"
+    "uid, state, reason, detail, tries, shard, views, bytes, worker, timings, finished, license, source, url, sha256, credit, "
+    "facts"
 ).split(", ")
 RECORD = f"""
 INSERT INTO item ({", ".join(ITEM_COLUMNS)}) VALUES ({", ".join("?" * len(ITEM_COLUMNS))})
@@ -200,6 +201,7 @@ class Ledger:
                 json.dumps({stage: round(seconds, 4) for stage, seconds in outcome.timings.items()}),
                 time.time(),
                 *_origin(item),
+                json.dumps(scene.facts if scene else {}),
             )
         )
         if self._flusher is None:
@@ -239,14 +241,17 @@ class Ledger:
     def _book(self, entries: Sequence[Entry], shard: str) -> None:
         now = time.time()
         self._db.executemany(
-            "INSERT INTO item (uid, state, shard, views, bytes, finished, license, source, url, sha256, credit) "
-            "VALUES (?, 'delivered', ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            "INSERT INTO item (uid, state, shard, views, bytes, finished, license, source, url, sha256, credit, facts) "
+            "VALUES (?, 'delivered', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (uid) DO UPDATE SET state = 'delivered', reason = '', detail = '', "
             "shard = excluded.shard, views = excluded.views, bytes = excluded.bytes, "
             "license = excluded.license, source = excluded.source, sha256 = excluded.sha256, "
             "url = IFNULL(NULLIF(excluded.url, ''), url), "  # shard rows do not hold the path of a local file
-            "credit = excluded.credit",
-            [(entry.item.uid, shard, entry.views, entry.image_bytes, now, *_origin(entry.item)) for entry in entries],
+            "credit = excluded.credit, facts = excluded.facts",
+            [
+                (each.item.uid, shard, each.views, each.image_bytes, now, *_origin(each.item), json.dumps(each.facts))
+                for each in entries
+            ],
         )
 
     def delete_shards(self, names: Iterable[str]) -> None:
@@ -340,7 +345,7 @@ class Ledger:
 
     def works(self) -> Iterator[tuple[Item, str]]:
         """Yield (item, shard name) of everything delivered, by uid; one row at a time, so that any number fits into memory."""
-        fields = ", ".join(self._read(name) for name in ADDED)
+        fields = ", ".join(self._read(name) for name in ("source", "url", "sha256", "credit"))
         query = f"SELECT uid, license, shard, {fields} FROM item WHERE state = 'delivered' ORDER BY uid"
         for uid, license_name, shard, source, url, sha256, credit in self.db.execute(query):
             yield Item(uid, source, url, license_name, sha256, json.loads(credit)), shard or ""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.render import RenderConfig
+from pipeline.config.render import BACKGROUNDS, RenderConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.shared import config_hash
 from pipeline.core.cameras import SAMPLERS
@@ -20,6 +20,8 @@ from pipeline.core.disk import write_json
 from pipeline.core.errors import UserError
 from pipeline.core.images import version as pil_version
 from pipeline.storage.ledger import Ledger
+
+NORMALIZED = {"sphere": "in a sphere of radius 0.5", "box": "longest side 1"}
 
 
 def run_facts(cfg: RunConfig) -> dict[str, Any]:
@@ -30,15 +32,21 @@ def run_facts(cfg: RunConfig) -> dict[str, Any]:
         "source": cfg.source,
         "seed": cfg.scene.seed,
         "downsampling": "area average in linear light",
-        "background": [255, 255, 255],
     }
     versions = {"lvsm-data": importlib.metadata.version("lvsm-data"), "pil": pil_version()}
     if not isinstance(cfg, RenderConfig):
-        return facts | {"cameras": f"as {cfg.source} has them", "world": "as the source has it", "versions": versions}
-    sampler = SAMPLERS[cfg.scene.cameras]
+        return facts | {
+            "background": [255, 255, 255],
+            "cameras": f"as {cfg.source} has them",
+            "world": "as the source has it",
+            "versions": versions,
+        }
+    sampler = SAMPLERS[cfg.scene.sampler]
+    fixed = f"{len(cfg.scene.rig.c2w)} of a rig, then " if cfg.scene.rig else ""
     return facts | {
-        "cameras": f"{cfg.scene.cameras}: {sampler.says}; fov_x {cfg.scene.fov_x_deg:g} deg",
-        "world": "z up; objects are centred at the origin, longest side 1",
+        "cameras": f"{fixed}{cfg.scene.sampler}: {sampler.says}; fov_x {cfg.scene.fov_x_deg:g} deg",
+        "background": BACKGROUNDS.get(cfg.scene.background, "as meta says"),
+        "world": f"z up; objects are centred at the origin, {NORMALIZED[cfg.scene.normalize]}",
         "versions": versions | {"bpy": importlib.metadata.version("bpy")},
     }
 
@@ -53,7 +61,7 @@ def check_identity(cfg: RunConfig, ledger: Ledger) -> None:
         return
     before = json.loads(path.read_text())["identity"]
     changed = [
-        f"{name.replace('_', '-')} was {before.get(name)}, now {now.get(name)}"
+        f"{name.replace('_', '-')} was {_shown(before.get(name))}, now {_shown(now.get(name))}"
         for name in sorted(now.keys() | before.keys())
         if before.get(name) != now.get(name)
     ]
@@ -62,6 +70,10 @@ def check_identity(cfg: RunConfig, ledger: Ledger) -> None:
             f"{cfg.out} was made with other settings: {'; '.join(changed)}",
             "use the same settings to go on, or another --out",
         )
+
+
+def _shown(value: Any) -> Any:
+    return "not set" if value is None else value
 
 
 @contextlib.contextmanager

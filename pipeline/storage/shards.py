@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.core.errors import UserError
-from pipeline.core.records import Item
+from pipeline.core.records import Item, ledger_facts
 
 FORMAT_VERSION = "1"
 CONVENTION = (
@@ -25,7 +25,8 @@ CONVENTION = (
     "fxfycxcy: pixels of the stored image, the centre of pixel (0, 0) is (0.5, 0.5). "
     "Poses are raw: no scene normalisation was applied."
 )
-LAYERS = ("alpha", "depth", "normals")
+PNGS = ("alpha", "albedo", "roughness", "metallic")
+LAYERS = ("alpha", "depth", "normals", "albedo", "roughness", "metallic")
 NUMBERS = ("frame", "asked_us", "time_us")  # int64 columns of views that are video frames
 SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
 ENTRY_COLUMNS = ("uid", "source", "license", "sha256")  # fields of an Item that are columns
@@ -70,11 +71,12 @@ def split_of(uid: str, val_percent: float) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """Ledger record of an object: item as far as its rows hold it, views, image bytes at all resolutions together."""
+    """Ledger record of an object: item and facts as far as its rows hold them, views, image bytes at all resolutions together."""
 
     item: Item
     views: int
     image_bytes: int
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def entries_of(objects: Sequence[pa.RecordBatch | pa.Table], widths: int) -> lis
     for first, count, of_images in zip(firsts, counts.tolist(), image_bytes, strict=True):
         meta = json.loads(first.pop("meta"))
         item = Item(**first, url=meta.get("url", ""), credit=meta.get("credit", {}))
-        entries.append(Entry(item, count // widths, of_images))
+        entries.append(Entry(item, count // widths, of_images, ledger_facts(meta)))
     return entries
 
 

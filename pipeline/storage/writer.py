@@ -30,6 +30,7 @@ from pipeline.storage.shards import (
     LAYERS,
     METADATA_KEY,
     NUMBERS,
+    PNGS,
     Entry,
     Shard,
     entries_of,
@@ -200,7 +201,7 @@ def _compressible(objects: list[pa.RecordBatch], widths: int) -> list[str]:
     """Parquet paths of the columns for zstd: not JPEG and PNG bytes, and none so small that starting zstd takes the most time."""
     leaves = {"image": "image.path", "c2w": "c2w.list.element", "fxfycxcy": "fxfycxcy.list.element"}
     enough = SMALL * widths * len(objects)
-    names = [name for name in objects[0].schema.names if name != "alpha"]  # alpha is PNG, compressed already
+    names = [name for name in objects[0].schema.names if name not in PNGS]  # compressed already
     return [leaves.get(name, name) for name in names if sum(one.column(name).nbytes for one in objects) >= enough]
 
 
@@ -224,6 +225,7 @@ class Packer:
             jpeg_bytes=scene.jpeg_bytes,
             widest_bytes=sum(map(len, scene.by_width[max(scene.by_width)].jpegs)),
             meta=aside,
+            facts=scene.facts,
         )
 
 

@@ -49,7 +49,7 @@ def _features(posed: Posed, view: int) -> _Picture:
     rgba = images.premultiplied(straight)
     scale = min(1.0, FEATURE_SIDE / max(straight.shape[:2]))
     hw = (max(1, round(straight.shape[0] * scale)), max(1, round(straight.shape[1] * scale)))
-    grey = cv2.cvtColor(images.srgb8(images.over_white(images.resize_area(rgba, hw))), cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(images.srgb8(images.over(images.resize_area(rgba, hw))), cv2.COLOR_RGB2GRAY)
     covered: np.ndarray | None = None
     if straight.shape[2] == 4:  # features on the silhouette's outline belong to no point in space
         covered = (images.resize_area(rgba[..., 3:], hw)[..., 0] > 0.99).astype(np.uint8)

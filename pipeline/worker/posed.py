@@ -147,7 +147,7 @@ class _Album:
             self.intrinsics[new_width].append(cameras.resize_intrinsics(fxfycxcy, (height, width), hw))
 
     def _encode(self, width: int, rgba: np.ndarray, measured: bool) -> None:
-        rgb, alpha = images.srgb8(images.over_white(rgba)), np.clip(rgba[..., 3], 0, 1)
+        rgb, alpha = images.srgb8(images.over(rgba)), np.clip(rgba[..., 3], 0, 1)
         self.jpegs[width].append(images.encode_jpeg(rgb, self.cfg.quality))
         if self.cfg.alpha:
             self.alphas[width].append(images.encode_png(np.round(alpha * 255).astype(np.uint8)))

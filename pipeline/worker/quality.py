@@ -1,4 +1,4 @@
-"""Rejects scenes whose pictures show nothing, or too little. The ledger records the reason."""
+"""Measures what an object's pictures show, and rejects those that show nothing or too little. The ledger records the reason."""
 
 from __future__ import annotations
 
@@ -6,48 +6,85 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TINY_COVERAGE = 0.005  # of the image; a normalised object covers 10-30 % of a view from the shell of cameras
-VISIBLE_LEVELS = 8  # of 255; a pixel closer to white than this looks white
+TINY_COVERAGE = 0.005  # of the image; a normalised object covers 15-40 % of a view from the shell of cameras
+VISIBLE_LEVELS = 8  # of 255; a pixel whose channels are all closer to the background than this cannot be told from it
+BLACK_LEVELS = 8  # of 255; a pixel whose channels are all below is black
+ALL_BLACK = 0.995  # share of the object's pixels
 COVERED = 0.5  # alpha
+GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of sRGB bytes (BT.601), as JPEG has it
 
 
 @dataclass(frozen=True)
 class ViewStats:
-    """One view. coverage: covered share of its area. touches_border: coverage reaches it. visible: share of pixels not white."""
+    """One view. coverage: covered share of the image. touches_border: coverage reaches it. seen: share of the image that differs
+    from the background. Of the object's own pixels (alpha above COVERED): their number, the shares that differ from the
+    background (visible) and are black, and the standard deviation of their grey levels (contrast).
+    """
 
     coverage: float
     touches_border: bool
-    visible: float
+    seen: float
+    pixels: int = 0
+    visible: float = 1.0
+    black: float = 0.0
+    contrast: float = 0.0
 
 
-def measure(rgb: np.ndarray, alpha: np.ndarray, pixels: int) -> ViewStats:
-    """sRGB bytes (h, w, 3) on white and alpha (h, w) in [0, 1] -> ViewStats.
+def measure(rgb: np.ndarray, alpha: np.ndarray, pixels: int, background: np.ndarray | int = 255) -> ViewStats:
+    """sRGB bytes (h, w, 3), composited, and alpha (h, w) in [0, 1] -> ViewStats.
 
     pixels: number in the whole image. The arrays may be a crop around the object, with a margin of background on every side
-    that is not the image's border.
+    that is not the image's border. background: sRGB bytes behind the object, (3,) or (h, w, 3) or one level for all.
     """
     covered = alpha > COVERED
     border = covered[0].any() or covered[-1].any() or covered[:, 0].any() or covered[:, -1].any()
-    visible = np.count_nonzero((rgb < 255 - VISIBLE_LEVELS).any(-1))
-    return ViewStats(float(alpha.sum()) / pixels, bool(border), visible / pixels)
+    differs = (np.abs(rgb.astype(np.int16) - background) > VISIBLE_LEVELS).any(-1)
+    own = rgb[covered]
+    shares = (
+        (
+            len(own),
+            float(differs[covered].mean()),
+            float((own < BLACK_LEVELS).all(-1).mean()),
+            float((own @ GREY).std()),
+        )
+        if len(own)
+        else ()
+    )
+    return ViewStats(float(alpha.sum()) / pixels, bool(border), float(np.count_nonzero(differs)) / pixels, *shares)
 
 
-def verdict(stats: list[ViewStats], framed: bool) -> tuple[str, str] | None:
+def facts(stats: list[ViewStats]) -> dict[str, float]:
+    """Facts of an object for ledger and shard: coverage and contrast as means over views, visible and black over pixels."""
+    weights = np.array([view.pixels for view in stats], float)
+    weights = weights / weights.sum() if weights.sum() else np.full(len(stats), 1 / len(stats))
+    return {
+        "coverage": round(float(np.mean([view.coverage for view in stats])), 4),
+        "visible": round(float(weights @ [view.visible for view in stats]), 4),
+        "black": round(float(weights @ [view.black for view in stats]), 4),
+        "contrast": round(float(np.mean([view.contrast for view in stats])), 1),
+    }
+
+
+def verdict(stats: list[ViewStats], framed: bool, way_out: str = "") -> tuple[str, str] | None:
     """(reason, detail) if the object is to be left out, else None.
 
-    framed: the cameras see the whole object, so that touching the border is a fault. Reasons: all_background (no view
-    shows anything), tiny (half the views cover less than 0.5 %), blank (covered, but white on white in most views),
-    touches_border (in most views).
+    framed: the cameras see the whole object, so that touching the border is a fault. way_out: what the user may try where
+    nothing can be told from the background or all is black. Reasons: all_background (no view shows anything), tiny (half the
+    views cover less than 0.5 %), blank (covered, but of the background's colour in most views), black (nothing but black
+    pixels), touches_border (in most views).
     """
     coverage = np.array([view.coverage for view in stats])
-    visible = np.array([view.visible for view in stats])
+    seen = np.array([view.seen for view in stats])
     border = float(np.mean([view.touches_border for view in stats]))
+    way_out = way_out and f"; {way_out}"
     if coverage.max() == 0:
         return "all_background", f"no view of {len(stats)} shows anything"
     if np.median(coverage) < TINY_COVERAGE:
         return "tiny", f"median coverage {np.median(coverage):.2%} of the image"
-    if np.median(visible) < TINY_COVERAGE:
-        return "blank", f"median {np.median(visible):.2%} of the pixels differ from white"
+    if np.median(seen) < TINY_COVERAGE:
+        return "blank", f"median {np.median(seen):.2%} of the pixels differ from the background{way_out}"
+    if (black := facts(stats)["black"]) >= ALL_BLACK:
+        return "black", f"{black:.1%} of the object's pixels are black{way_out}"
     if framed and border > 0.5:
         return "touches_border", f"in {border:.0%} of the views"
     return None

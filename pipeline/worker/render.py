@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.render import RenderConfig, SceneConfig
+from pipeline.config.render import PASSES, RenderConfig, SceneConfig
 from pipeline.core import cameras, images
 from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import HEARTBEAT, Item, Scene, Views, item_rng, timed
 from pipeline.worker import preflight, quality
 from pipeline.worker.blender import NOWHERE, Blender, Frame, Limits
+from pipeline.worker.lights import Background, background, lights_of
 
 HEARTBEAT_S = 1.0
+RAW = ("depth", "normals")  # passes that are stored as float32
+WAY_OUT = "another --lights or --background may show it"
 
 
 class Renderer:
@@ -28,7 +31,8 @@ class Renderer:
         assert cfg.out is not None and cfg.timeout_s is not None
         self.cfg, self.scratch = cfg, scratch
         self.input = _input_folder(cfg)
-        folders = [scratch, cfg.out / "raw", cfg.cache, *self.input]
+        maps = [Path(cfg.scene.hdri)] if cfg.scene.hdri else []
+        folders = [scratch, cfg.out / "raw", cfg.cache, *maps, *self.input]
         self.blender = Blender(scratch / "blender", Limits(timeout_s=cfg.timeout_s), readable=folders)
         self.last_beat = 0.0
 
@@ -52,11 +56,11 @@ class Renderer:
 
     def _render(self, item: Item, file: dict[str, str], timings: dict[str, float]) -> Scene:
         scene_cfg = self.cfg.scene
-        c2w = cameras.sample(scene_cfg.cameras, item_rng(scene_cfg.seed, item.uid, "cameras"), scene_cfg.views)
+        c2w = poses(scene_cfg, item.uid)
         job = build_job(scene_cfg, item.uid, c2w, threads=self.cfg.threads)
         job |= file
-        gallery = Gallery(scene_cfg)
-        facts: dict[str, Any] = {}
+        behind, facts = background(scene_cfg, item.uid, job["lights"])
+        gallery = Gallery(scene_cfg, c2w, behind)
         timings |= {"render": 0.0, "encode": 0.0}
         for answer in self.blender.render(job):
             if isinstance(answer, Frame):
@@ -66,14 +70,13 @@ class Renderer:
                 self._beat(item, len(gallery.stats))
                 timings["encode"] += time.perf_counter() - start
             else:
-                facts = answer["facts"] | {"device": answer["device"], "blender": self.blender.hello["blender"]}
+                facts |= answer["facts"] | {"device": answer["device"], "blender": self.blender.hello["blender"]}
                 timings |= answer["timings"]
         if len(gallery.stats) != scene_cfg.views:
             raise Retry("views_missing", f"{len(gallery.stats)} of {scene_cfg.views}")
-        if bad := quality.verdict(gallery.stats, cameras.SAMPLERS[scene_cfg.cameras].framed):
+        if bad := quality.verdict(gallery.stats, scene_cfg.framed, WAY_OUT):
             raise Skip(*bad)
-        facts["coverage"] = round(float(np.mean([view.coverage for view in gallery.stats])), 4)
-        return Scene(item, c2w, gallery.views(), facts)
+        return Scene(item, c2w, gallery.views(), facts | quality.facts(gallery.stats))
 
     def _beat(self, item: Item, views: int) -> None:
         """Write the number of views so far, at most every HEARTBEAT_S. Only a driver that sees this folder reads it."""
@@ -89,6 +92,14 @@ def _input_folder(cfg: RenderConfig) -> list[Path]:
     return [folder] if folder and not Path(home).is_relative_to(os.path.realpath(folder)) else []
 
 
+def poses(cfg: SceneConfig, uid: str) -> np.ndarray:
+    """c2w (V, 4, 4) float32 of an object: the rig's, then those drawn; a function of the settings (resolved) and the uid."""
+    fixed = cfg.rig.poses() if cfg.rig else np.empty((0, 4, 4))
+    rng = item_rng(cfg.seed, uid, "cameras")
+    drawn = cameras.sample(cfg.sampler, rng, cfg.views - len(fixed), cfg.fov_x_deg, cfg.normalize)
+    return np.concatenate([fixed.astype(np.float32), drawn])
+
+
 def build_job(cfg: SceneConfig, uid: str, c2w: np.ndarray, threads: int) -> dict[str, Any]:
     """Job for blender_scripts/worker.py from settings (resolved) and poses c2w (V, 4, 4), without the file to open."""
     assert cfg.fov_x_deg is not None
@@ -97,76 +108,33 @@ def build_job(cfg: SceneConfig, uid: str, c2w: np.ndarray, threads: int) -> dict
     return {
         "hw": hw,
         "cameras": [cameras.blender_camera(pose, fxfycxcy, hw) for pose in c2w],
-        "lights": LIGHTS[cfg.lights](item_rng(cfg.seed, uid, "lights")),
+        "lights": lights_of(cfg, uid),
         "engine": cfg.engine,
         "device": cfg.device,
         "samples": cfg.samples,
         "denoise": cfg.denoise == "on",
         "seed": int(item_rng(cfg.seed, uid, "noise").integers(2**30)),
-        "passes": [name for name in ("depth", "normals") if getattr(cfg, name)],
+        "passes": [name for name in PASSES if getattr(cfg, name)],
         "threads": threads,
         "limits": {"max_polygons": cfg.max_polygons},
+        "normalize": cfg.normalize,
     }
 
 
 # ---- lights: a world color and suns; the background of the images stays white in all set-ups
 
 
-def _sun(direction: np.ndarray, strength: float, color: tuple[float, ...] = (1, 1, 1)) -> dict[str, Any]:
-    """A sun that shines from `direction` (3,) towards the origin; strength in W/m^2. Soft (10 deg), for less noise."""
-    matrix = cameras.look_at(np.asarray(direction, float)) @ cameras.FLIP_YZ
-    matrix[:3, 3] = 0
-    return {"matrix_world": matrix.tolist(), "strength": strength, "color": list(color), "angle_deg": 10.0}
-
-
-def _uniform(rng: np.random.Generator) -> dict[str, Any]:
-    return {"world": [1.0, 1.0, 1.0], "suns": []}
-
-
-def _studio(rng: np.random.Generator) -> dict[str, Any]:
-    """The four suns of the Objaverse-XL renderer (key, fill, rim, bottom) at the lowest of its random strengths."""
-    slant = np.sqrt(0.5)
-    suns = [
-        _sun(np.array([-0.5, -0.5, slant]), 3.0),
-        _sun(np.array([0.5, 0.5, slant]), 2.0),
-        _sun(np.array([-0.5, 0.5, slant]), 3.0),
-        _sun(np.array([0.0, 0.0, -1.0]), 1.0),
-    ]
-    return {"world": [0.25, 0.25, 0.25], "suns": suns}
-
-
-def _random(rng: np.random.Generator) -> dict[str, Any]:
-    """One to three suns from anywhere above -30 deg, slightly tinted, over a white world of random strength."""
-    suns = []
-    for _ in range(int(rng.integers(1, 4))):
-        azimuth, height = rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 1)
-        flat = np.sqrt(1 - height * height)
-        direction = np.array([flat * np.cos(azimuth), flat * np.sin(azimuth), height])
-        suns.append(_sun(direction, rng.uniform(0.5, 2.5), tuple(rng.uniform(0.85, 1, 3))))
-    return {"world": [float(rng.uniform(0.3, 0.8))] * 3, "suns": suns}
-
-
-LIGHTS: dict[str, Callable[[np.random.Generator], dict[str, Any]]] = {
-    "uniform": _uniform,
-    "studio": _studio,
-    "random": _random,
-}
-
-
-# ---- frames
-
-
 class Gallery:
     """Collects the frames of one object as encoded files, at every resolution of the run."""
 
-    def __init__(self, cfg: SceneConfig) -> None:
-        self.cfg = cfg
+    def __init__(self, cfg: SceneConfig, c2w: np.ndarray, background: Background) -> None:
+        self.cfg, self.c2w, self.background = cfg, c2w, background
         self.stats: list[quality.ViewStats] = []
         self.jpegs: dict[int, list[bytes]] = {width: [] for width in cfg.res}
         self.layers: dict[int, dict[str, list[bytes]]] = {width: defaultdict(list) for width in cfg.res}
 
     def add(self, frame: Frame) -> None:
-        """Composite a frame on white and encode. Linear light and alpha are area-averaged; depth and normals: nearest pixel."""
+        """Put a frame on its background and encode. Linear light is area-averaged; depth and normals: nearest pixel."""
         top, _, left, _ = frame.rectangle
         for width in self.cfg.res:
             hw = (width, width)
@@ -174,16 +142,20 @@ class Gallery:
                 rgba, corner = frame.passes["rgba"], (top, left)
             else:
                 rgba, corner = images.resize_area(frame.passes["rgba"], hw, ((top, left), frame.hw)), (0, 0)
-            rgb, alpha = images.srgb8(images.over_white(rgba)), np.clip(rgba[..., 3], 0, 1)
-            self.jpegs[width].append(images.encode_jpeg(images.paste(rgb, corner, hw, 255), self.cfg.quality))
+            sky = self.background(self.c2w[frame.index], width)
+            behind = sky if sky.ndim == 1 else sky[corner[0] :, corner[1] :][: rgba.shape[0], : rgba.shape[1]]
+            rgb, alpha = images.srgb8(images.over(rgba, behind)), np.clip(rgba[..., 3], 0, 1)
+            picture = images.paste(rgb, corner, hw, images.srgb8(sky))
+            self.jpegs[width].append(images.encode_jpeg(picture, self.cfg.jpeg_quality(width)))
             if whole:
-                self.stats.append(quality.measure(rgb, alpha, width * width))
+                self.stats.append(quality.measure(rgb, alpha, width * width, images.srgb8(behind)))
             if self.cfg.alpha:
                 coverage = np.round(alpha * 255).astype(np.uint8)
                 self.layers[width]["alpha"].append(images.encode_png(images.paste(coverage, corner, hw, 0)))
-            for name in ("depth", "normals"):
+            for name in PASSES:
                 if name in frame.passes:
-                    self.layers[width][name].append(_raw(name, frame.full(name), width))
+                    encoded = _raw(name, frame.full(name), width) if name in RAW else _png(name, frame, width)
+                    self.layers[width][name].append(encoded)
 
     def views(self) -> dict[int, Views]:
         """Image width -> Views, with the intrinsics in pixels of that width."""
@@ -194,6 +166,16 @@ class Gallery:
             fxfycxcy = np.tile(k, (self.cfg.views, 1))
             views[width] = Views(self.jpegs[width], fxfycxcy, (width, width), dict(self.layers[width]))
         return views
+
+
+def _png(name: str, frame: Frame, width: int) -> bytes:
+    """A material's pass as an 8-bit PNG: the mean over what covers the pixel, as its alpha counts; 0 where nothing does."""
+    hw, corner = (width, width), (frame.rectangle[0], frame.rectangle[2])
+    values = frame.passes[name][..., :3] if name == "albedo" else frame.passes[name][..., :1]
+    small = images.resize_area(np.concatenate([values, frame.passes["rgba"][..., 3:]], -1), hw, (corner, frame.hw))
+    shares = np.clip(small[..., :-1] / np.maximum(small[..., -1:], 1e-4), 0, 1)
+    levels = images.srgb8(shares) if name == "albedo" else np.round(shares[..., 0] * 255).astype(np.uint8)
+    return images.encode_png(images.paste(levels, corner, hw, 0))
 
 
 def _raw(name: str, pixels: np.ndarray, width: int) -> bytes:

@@ -139,6 +139,13 @@ def test_other_objects_are_all_taken_but_those_that_trained(run: Path, tmp_path:
         assess(config(run, tmp_path, data=(only,)))
 
 
+def test_another_background_than_white_is_said(run: Path, tmp_path: Path) -> None:
+    for name, background in (("black", [0, 0, 0]), ("white", [255, 255, 255])):
+        other = balls(tmp_path / name, 12, background=background)
+        notes = " ".join(assess(config(run, tmp_path, data=(other,), objects=1)).notes)
+        assert ("backgrounds here are [0, 0, 0]" in notes) == (name == "black")
+
+
 def test_clips_by_their_windows_and_by_an_index(tmp_path: Path) -> None:
     frames = np.arange(0, 90, 3)
     scenes = [noise.scene(f"clip{i}", (24,), 30, frames) for i in range(3)]

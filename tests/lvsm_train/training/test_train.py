@@ -33,16 +33,16 @@ from pipeline.storage.writer import ShardWriter  # noqa: E402
 HW = (32, 32)
 
 
-def balls(folder: Path, objects: int, views: int = 12) -> Path:
-    """Shards of coloured balls on white, drawn exactly: `objects` of them, a fifth of these held out."""
-    writer = ShardWriter(folder, (32,), (), {"config_hash": "0"}, 1e9)
+def balls(folder: Path, objects: int, views: int = 12, **facts: Any) -> Path:
+    """Shards of coloured balls on white, drawn exactly: `objects` of them, a fifth of these held out. facts: metadata."""
+    writer = ShardWriter(folder, (32,), (), {"config_hash": "0"} | facts, 1e9)
     k = cameras.intrinsics(50.0, HW)
     rays = np.stack(np.meshgrid(np.arange(32) + 0.5, np.arange(32) + 0.5), -1)
     local = np.concatenate([(rays - k[2:]) / k[:2], np.ones((*HW, 1))], -1)
     local /= np.linalg.norm(local, axis=-1, keepdims=True)
     for number in range(objects):
         rng = np.random.default_rng(number)
-        c2w = cameras.sample("shell", rng, views).astype(np.float32)
+        c2w = cameras.sample("shell", rng, views, normalize="box")
         centres, radii, colours = (
             rng.uniform(-0.25, 0.25, (3, 3)),
             rng.uniform(0.12, 0.25, 3),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import cv2
@@ -12,10 +14,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.render import RenderConfig, SceneConfig
+from pipeline.config.shared import config_hash
 from pipeline.config.source_table import names
 from pipeline.core import cameras
 from pipeline.core.cameras import SAMPLERS
-from pipeline.worker.render import LIGHTS
+from pipeline.core.errors import UserError
+from pipeline.worker.lights import LIGHTS
+from pipeline.worker.render import poses as poses_of
 
 quick = settings(deadline=None, max_examples=80)
 coordinate = st.floats(-20, 20, allow_nan=False, width=32)
@@ -23,7 +28,7 @@ point = st.tuples(coordinate, coordinate, coordinate).map(np.array)
 seeds = st.integers(0, 2**32 - 1)
 
 RADII = {  # the numbers of docs/cameras.md
-    "shell": (2.05, 2.55),
+    "shell": (1.015 * 0.5 / np.sin(np.radians(25)), 1.095 * 0.5 / np.sin(np.radians(25))),
     "xl": (1.5, 2.2),
     "grm": (0.75, 1.4),
     "orbit": (2.2, 2.2),
@@ -258,8 +263,8 @@ def test_the_plain_camera_in_blenders_numbers() -> None:
 
 def test_names_are_what_the_command_line_offers() -> None:
     offered = get_type_hints(SceneConfig)
-    assert set(get_args(offered["cameras"])) == set(SAMPLERS) == set(RADII)
-    assert set(get_args(offered["lights"])) == set(LIGHTS)
+    assert set(get_args(get_args(offered["cameras"])[0])) == set(SAMPLERS) == set(RADII)
+    assert set(get_args(offered["lights"])) == {*LIGHTS, "hdri"}
     assert set(get_args(get_type_hints(RenderConfig)["source"])) == set(names("object"))
 
 
@@ -295,30 +300,48 @@ def test_sampling_is_a_function_of_the_generator(name: str) -> None:
     assert np.array_equal(poses(name, 16, 3), poses(name, 16, 4)) == fixed
 
 
-@pytest.mark.parametrize("name", [name for name, sampler in SAMPLERS.items() if sampler.framed])
-def test_framed_samplers_hold_the_whole_bounding_sphere(name: str) -> None:
-    width = 64
-    c2w = np.concatenate([poses(name, 400, seed) for seed in range(3)]).astype(np.float64)
-    focal = width / 2 / np.tan(np.radians(SAMPLERS[name].fov_x_deg / 2))
-    corners = np.array(np.meshgrid(*[[-0.5, 0.5]] * 3)).reshape(3, 8).T
-    index = np.arange(20000) + 0.5
-    z, azimuth = 1 - index / 10000, index * np.pi * (3 - np.sqrt(5))
-    ring = np.sqrt(1 - z * z)
-    sphere = np.sqrt(0.75) * np.stack([ring * np.cos(azimuth), ring * np.sin(azimuth), z], -1)
-    for points in (corners, sphere):
-        for pose in c2w if len(points) == 8 else c2w[:60]:
-            seen = np.linalg.inv(pose) @ np.c_[points, np.ones(len(points))].T
+HOLDING = [  # samplers whose views hold the whole sphere of radius 0.5, and around a box of side 1
+    ("sphere", ["shell", "xl", "orbit", "sphere12", "hammersley"]),
+    ("box", ["shell", "orbit", "hammersley"]),
+]
+
+
+@pytest.mark.parametrize(("normalize", "holding"), HOLDING)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_framed_means_that_every_view_holds_the_bounding_sphere(name: str, normalize: str, holding: list[str]) -> None:
+    fov, width = SAMPLERS[name].fov_x_deg, 64
+    assert cameras.is_framed(name, fov, normalize) == (name in holding)
+    radius = {"sphere": 0.5, "box": np.sqrt(0.75)}[normalize]
+    rngs = (np.random.default_rng(seed) for seed in range(3))
+    c2w = np.concatenate([cameras.sample(name, rng, count_of(name, 400), fov, normalize) for rng in rngs]).astype(float)
+    half = np.arcsin(
+        np.minimum(1, radius / np.linalg.norm(c2w[:, :3, 3], axis=-1))
+    )  # a sphere from d: asin(r / d) to each side
+    assert (half <= np.radians(fov / 2)).all() == (name in holding)  # else at least one view of many cuts the sphere
+    if name in holding:
+        focal = width / 2 / np.tan(np.radians(fov / 2))
+        index = np.arange(20000) + 0.5
+        z, azimuth = 1 - index / 10000, index * np.pi * (3 - np.sqrt(5))
+        ring = np.sqrt(1 - z * z)
+        sphere = radius * np.stack([ring * np.cos(azimuth), ring * np.sin(azimuth), z], -1)
+        for pose in c2w[:60]:
+            seen = np.linalg.inv(pose) @ np.c_[sphere, np.ones(len(sphere))].T
             assert (np.abs(focal * seen[:2] / seen[2]) < width / 2).all()
-    # And in closed form, for all of them: a sphere seen from d spans asin(r / d) to each side.
-    half = np.arcsin(np.sqrt(0.75) / np.linalg.norm(c2w[:, :3, 3], axis=-1))
-    assert (focal * np.tan(half) <= width / 2).all()
 
 
-def test_the_framing_is_tight_enough_to_mean_something() -> None:
-    """Of the unframed samplers, at least one view of many cuts the sphere; else `framed` would be a wrong label."""
-    for name in ("xl", "grm"):
-        half = np.arcsin(np.minimum(1, np.sqrt(0.75) / np.linalg.norm(centres(name, 400), axis=-1)))
-        assert (half > np.radians(SAMPLERS[name].fov_x_deg / 2)).any()
+@pytest.mark.parametrize("normalize", ["sphere", "box"])
+@pytest.mark.parametrize("fov", [12.0, 50.0, 110.0])
+def test_the_shell_follows_the_field_of_view(fov: float, normalize: str) -> None:
+    """At any field of view the sphere spans between 1 / 1.095 and 1 / 1.015 of what fits, so nothing is cut and nothing tiny."""
+    c2w = cameras.sample("shell", np.random.default_rng(0), 400, fov, normalize).astype(float)
+    radius = {"sphere": 0.5, "box": np.sqrt(0.75)}[normalize]
+    needed = radius / np.sin(np.radians(fov / 2)) / np.linalg.norm(c2w[:, :3, 3], axis=-1)
+    assert 1 / 1.095 - 1e-6 < needed.min() < 0.92 and 0.98 < needed.max() < 1 / 1.015 + 1e-6
+    assert cameras.is_framed("shell", fov, normalize)
+
+
+def test_a_narrow_view_from_a_fixed_radius_is_not_framed() -> None:
+    assert cameras.is_framed("orbit", 50, "box") and not cameras.is_framed("orbit", 40, "box")
 
 
 @pytest.mark.parametrize("name", ["shell", "grm"])
@@ -392,3 +415,52 @@ def test_sphere12_is_twelve_fixed_views() -> None:
     np.testing.assert_allclose(position[:, 2], 1, atol=1e-6)  # 2 sin 30 deg
     azimuth = np.sort(np.degrees(np.arctan2(position[:, 1], position[:, 0])) % 360)
     np.testing.assert_allclose(np.round(azimuth, 3) % 360, np.arange(12) * 30, atol=1e-3)
+
+
+# ---- rigs
+
+
+def test_a_rig_comes_first_and_the_rest_is_drawn_as_ever(tmp_path: Path) -> None:
+    fixed = cameras.circle(3, 10.0, 2.0)
+    (tmp_path / "rig.json").write_text(json.dumps({"c2w": fixed.tolist(), "others": "hammersley"}))
+    cfg = SceneConfig(cameras=tmp_path / "rig.json", views=8, seed=4).resolved()
+    assert cfg.sampler == "hammersley" and not cfg.framed and cfg.resolved() == cfg
+    made = poses_of(cfg, "a")
+    assert made.shape == (8, 4, 4) and made.dtype == np.float32
+    np.testing.assert_array_equal(made[:3], fixed.astype(np.float32))
+    plain = SceneConfig(cameras="hammersley", views=5, seed=4).resolved()
+    np.testing.assert_array_equal(made[3:], poses_of(plain, "a"))
+    all_fixed = poses_of(SceneConfig(cameras=tmp_path / "rig.json", views=3).resolved(), "a")
+    np.testing.assert_array_equal(all_fixed, fixed.astype(np.float32))
+    (tmp_path / "rig.json").write_text(json.dumps({"c2w": fixed[::-1].tolist()}))
+    changed = SceneConfig(cameras=tmp_path / "rig.json", views=8, seed=4).resolved()
+    assert changed.sampler == "shell" and config_hash(changed) != config_hash(cfg)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is no rig"),
+        ("[]", "is no rig"),
+        ('{"c2w": [[1, 2], [3]]}', "is no rig"),
+        ('{"c2w": [[[2, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]]}', "axes that are not orthonormal"),
+        ('{"c2w": [[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]]]}', "mirrored axes"),
+        (
+            '{"c2w": [[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]], "others": "sphere12"}',
+            "cannot be 'sphere12'",
+        ),
+        ('{"c2w": [[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]], "others": 3}', "cannot be 3"),
+    ],
+)
+def test_files_that_are_no_rig_say_why(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "rig.json").write_text(text)
+    with pytest.raises(UserError, match=said):
+        SceneConfig(cameras=tmp_path / "rig.json").resolved()
+    with pytest.raises(UserError, match="No such file"):
+        SceneConfig(cameras=tmp_path / "none.json").resolved()
+
+
+def test_a_rig_with_more_poses_than_views(tmp_path: Path) -> None:
+    (tmp_path / "rig.json").write_text(json.dumps({"c2w": cameras.circle(5, 10.0, 2.0).tolist()}))
+    with pytest.raises(UserError, match="the rig has 5 views, --views asks for 4"):
+        SceneConfig(cameras=tmp_path / "rig.json", views=4).resolved()

@@ -78,11 +78,11 @@ def test_srgb8_of_infinity_and_known_values() -> None:
     assert images.srgb8(np.zeros((3, 4, 3), np.float32)).shape == (3, 4, 3)
 
 
-def test_over_white_is_exact_where_nothing_is() -> None:
+def test_over_is_exact_where_nothing_is() -> None:
     rgba = np.zeros((2, 3, 4), np.float32)
     rgba[0, 0] = [0.25, 0.125, 0.5, 0.5]  # premultiplied
     rgba[0, 1] = [0.1, 0.2, 0.3, 1]
-    rgb = images.over_white(rgba)
+    rgb = images.over(rgba)
     assert (rgb[1] == 1).all()
     np.testing.assert_array_equal(rgb[0, 0], [0.75, 0.625, 1.0])
     np.testing.assert_array_equal(rgb[0, 1], rgba[0, 1, :3])
@@ -91,10 +91,10 @@ def test_over_white_is_exact_where_nothing_is() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(seeds, st.floats(0, 1))
-def test_over_white_is_the_mean_of_the_pixels_parts(seed: int, alpha: float) -> None:
+def test_over_is_the_mean_of_the_pixels_parts(seed: int, alpha: float) -> None:
     colour = np.random.default_rng(seed).random(3)
     rgba = np.array([[[*(alpha * colour), alpha]]])
-    np.testing.assert_allclose(images.over_white(rgba)[0, 0], alpha * colour + (1 - alpha) * 1.0, atol=1e-12)
+    np.testing.assert_allclose(images.over(rgba)[0, 0], alpha * colour + (1 - alpha) * 1.0, atol=1e-12)
 
 
 # ---- resizing

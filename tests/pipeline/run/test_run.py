@@ -150,7 +150,7 @@ def test_same_command_again_does_nothing_and_more_goes_on(finished: Path, tmp_pa
     assert stored(out) == procedural(10)
     other = lvsm_data("render", "--n", 10, *QUICK, "--quality", 80, "--out", out)
     assert other.returncode == 2
-    assert "quality was 95, now 80" in other.stderr
+    assert "quality was not set, now 80" in other.stderr
 
 
 def test_deleted_shards_are_noticed_and_rendered_again(finished: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from pipeline.storage import journal as journals
 from pipeline.storage import shards
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import Entry, Shard, read_objects, shard_on_disk, split_of
-from pipeline.storage.writer import ShardWriter
+from pipeline.storage.writer import Packer, ShardWriter
 from tests.conftest import put_anew
 
 FACTS = {"config_hash": "0123456789abcdef", "seed": 7, "res": [16, 32]}
@@ -432,6 +432,26 @@ def test_a_crash_does_not_lose_whom_to_name(tmp_path: Path) -> None:
         ledger.record(Outcome(local, scenes[1]), "train-000000")
         ledger.add_shard(recovered)  # does not forget where the local file lies, which the shard never knew
         assert next(item.url for item, _ in ledger.works()) == local.url
+
+
+def test_the_ledger_keeps_what_pictures_show_also_after_a_crash(tmp_path: Path) -> None:
+    shown = {"coverage": 0.25, "visible": 0.9, "black": 0.1, "contrast": 12.5}
+    scenes = [scene("a"), scene("b")]
+    scenes[0].meta.update(shown)
+    write(tmp_path, scenes).open["train-000000"].sink.close()  # as kill -9 leaves it
+    (recovered,) = ShardWriter(tmp_path, WIDTHS, (), FACTS, 1e12).recover()
+
+    def facts(ledger: Ledger) -> list[dict[str, Any]]:
+        return [json.loads(text) for (text,) in ledger.db.execute("SELECT facts FROM item ORDER BY uid")]
+
+    with Ledger(tmp_path / "first.sqlite") as ledger:
+        ledger.add_shard(recovered)
+        assert facts(ledger) == [shown, {}]
+    with Ledger(tmp_path / "second.sqlite") as ledger:
+        for one in scenes:
+            ledger.record(Outcome(one.item, Packer(shards.schema(), "0")(one)), "train-000000")
+        ledger.record(Outcome(scene("c").item, None, "tiny"), None)
+        assert facts(ledger) == [shown, {}, {}]
 
 
 def test_a_shard_that_cannot_be_adopted_is_a_user_error(tmp_path: Path) -> None:

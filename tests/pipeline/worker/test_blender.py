@@ -362,8 +362,8 @@ def test_a_start_that_fails_leaves_no_process(tmp_path: Path, monkeypatch: pytes
 
 def test_depth_and_normals_agree_with_the_pose(assets: Path, blender: Blender) -> None:
     """The box fills the unit cube: every depth must put its pixel on the cube, and normals are its faces'."""
-    cfg = SceneConfig(res=(32,), views=2, samples=1, depth=True, normals=True).resolved()
-    poses = cameras.sample("shell", np.random.default_rng(5), 2)
+    cfg = SceneConfig(res=(32,), views=2, samples=1, depth=True, normals=True, normalize="box").resolved()
+    poses = cameras.sample("shell", np.random.default_rng(5), 2, normalize="box")
     job = build_job(cfg, "x", poses, 1) | {"path": str(assets / "off_origin.glb"), "format": "glb"}
     frames = [answer for answer in blender.render(job) if isinstance(answer, Frame)]
     k = cameras.intrinsics(cfg.fov_x_deg or 0, (32, 32))

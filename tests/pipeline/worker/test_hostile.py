@@ -172,7 +172,7 @@ def straight_to_blender(wall: Blender, world: World, name: str) -> bytes:
     with contextlib.suppress(Skip):  # empty, import_failed: whatever is left of it
         for answer in wall.render(job | {"path": str(path), "format": path.suffix[1:]}):
             if isinstance(answer, Frame) and wall.readable == [world.assets]:
-                seen = images.srgb8(images.over_white(answer.full("rgba"))).reshape(-1, 3).astype(int)
+                seen = images.srgb8(images.over(answer.full("rgba"))).reshape(-1, 3).astype(int)
                 assert not magenta(seen), name
     return world.watched.events()
 

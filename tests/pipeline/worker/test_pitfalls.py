@@ -51,7 +51,7 @@ def bounds_after(outcome: Outcome) -> np.ndarray:
 def test_what_is_rendered_is_measured_and_centred(
     assets: Path, render: Render, name: str, raw: list[list[float]] | None
 ) -> None:
-    outcome = render(assets / name)
+    outcome = render(assets / name, normalize="box")
     low, high = bounds_after(outcome)
     np.testing.assert_allclose(low, -high, atol=1e-4)
     assert (high - low).max() == pytest.approx(1, abs=1e-4)
@@ -65,6 +65,23 @@ def test_what_is_rendered_is_measured_and_centred(
         assert shown.max() < 63
         predicted, _ = cameras.project(np.zeros((1, 3)), outcome.scene.c2w[0], outcome.scene.by_width[64].fxfycxcy[0])
         np.testing.assert_allclose(predicted[0], [32, 32], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["off_origin.glb", "two_roots.glb", "rigged.glb", "instances.blend", "tiny.glb", "huge.glb"]
+)
+def test_the_objects_sphere_gets_radius_one_half(assets: Path, render: Render, name: str) -> None:
+    """Of boxes along the axes the farthest points are the corners of their bounds, of other objects they lie within."""
+    outcome = render(assets / name, alpha=True)
+    low, high = bounds_after(outcome)
+    np.testing.assert_allclose(low, -high, atol=1e-4)
+    farthest = np.linalg.norm(high)
+    assert 0.5 - 1e-4 <= farthest <= np.sqrt(0.75)
+    if name != "instances.blend":
+        assert farthest == pytest.approx(0.5, abs=1e-4)
+    assert outcome.scene is not None
+    alphas = np.stack([images.decode(png) for png in outcome.scene.by_width[64].layers["alpha"]])
+    assert alphas[:, [0, -1]].max() < 128 and alphas[:, :, [0, -1]].max() < 128  # never cut
 
 
 def test_two_roots_are_both_in_the_picture(assets: Path, render: Render) -> None:
@@ -86,7 +103,7 @@ def test_deep_stacks_of_transparent_layers_stay_transparent(assets: Path, render
     np.testing.assert_allclose(foreground(pictures), [255, 0, 0], atol=35)
 
 
-@pytest.mark.parametrize("lights", ["uniform", "studio", "random"])
+@pytest.mark.parametrize("lights", ["dome", "uniform", "studio", "random"])
 def test_background_is_exactly_white(assets: Path, render: Render, lights: str) -> None:
     pictures = pixels(render(assets / "off_origin.glb", lights=lights, views=4))
     assert (pictures[:, [0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()
@@ -95,7 +112,7 @@ def test_background_is_exactly_white(assets: Path, render: Render, lights: str) 
 
 @pytest.mark.parametrize("name", ["red.ply", "embedded.fbx"])
 def test_colours_of_the_file_are_shown(assets: Path, render: Render, name: str) -> None:
-    red, green, blue = foreground(pixels(render(assets / name)))
+    red, green, blue = foreground(pixels(render(assets / name, lights="uniform")))
     assert red > 200
     assert max(green, blue) < 80
 
@@ -142,7 +159,7 @@ def test_broken_importer_input_is_a_reason_with_the_importers_words(tmp_path: Pa
 @pytest.mark.skipif(not OFFICIAL, reason="the official example objects are not beside this checkout")
 @pytest.mark.parametrize("path", OFFICIAL, ids=lambda path: path.name)
 def test_official_example_objects(path: Path, render: Render) -> None:
-    outcome = render(path, views=6)
+    outcome = render(path, views=6, normalize="box")
     pictures = pixels(outcome)
     assert (pictures.min((1, 2, 3)) < 245).all()  # no view is blank
     low, high = bounds_after(outcome)
@@ -153,7 +170,8 @@ def test_official_example_objects(path: Path, render: Render) -> None:
 
 
 def test_layers_are_lossless_and_fit_the_intrinsics_of_every_resolution(assets: Path, render: Render) -> None:
-    outcome = render(assets / "off_origin.glb", res=(32, 64), alpha=True, depth=True, normals=True)
+    layers = {"alpha": True, "depth": True, "normals": True}
+    outcome = render(assets / "off_origin.glb", res=(32, 64), normalize="box", **layers)
     for width, views in outcome.scene.by_width.items():
         for view, pose in enumerate(outcome.scene.c2w):
             alpha = images.decode(views.layers["alpha"][view])

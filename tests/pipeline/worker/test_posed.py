@@ -70,7 +70,7 @@ def brute(straight: np.ndarray, side: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_pixels_are_area_means_of_light_over_white(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_area_means_of_light_over(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         images, "encode_jpeg", lambda rgb, quality: images.encode_png(rgb)
     )  # what JPEG adds is not the question
@@ -288,7 +288,7 @@ REFUSED: dict[str, tuple[Posed, str]] = {
     "distortion shape": (spoilt(distortion=np.zeros((2, 5))), "bad_cameras"),
     "distortion nan": (spoilt(distortion=np.full((2, 8), np.nan)), "bad_distortion"),
     "white": (views(*[saved(np.full((96, 128, 3), 255, np.uint8))] * 3), "blank"),
-    "black": (views(*[saved(np.zeros((96, 128, 3), np.uint8))] * 3), "blank"),
+    "black": (views(*[saved(np.zeros((96, 128, 3), np.uint8))] * 3), "black"),
     "empty": (views(*[saved(np.zeros((96, 128, 4), np.uint8))] * 3), "all_background"),
     "white on white": (views(*[saved(np.full((96, 128, 4), 255, np.uint8))] * 3), "blank"),
 }

@@ -8,7 +8,7 @@ import pytest
 from pipeline.worker import quality
 from pipeline.worker.quality import ViewStats
 
-GOOD = ViewStats(coverage=0.2, touches_border=False, visible=0.2)
+GOOD = ViewStats(coverage=0.2, touches_border=False, seen=0.2)
 
 
 def view(
@@ -32,13 +32,31 @@ EMPTY = view(slice(0, 0))
 DOT = view(slice(30, 34), slice(30, 34))  # 16 of 4096 pixels: 0.4 %
 LARGER_DOT = view(slice(30, 35), slice(30, 35))  # 25 of 4096 pixels: 0.6 %
 WHITE = view(colour=(255, 255, 255))
+BLACK = view(colour=(7, 0, 7))
 CUT = view(slice(40, 64))
 
 
 def test_measurements() -> None:
-    assert view() == ViewStats(24 * 24 / 4096, False, 24 * 24 / 4096)
+    assert view() == ViewStats(24 * 24 / 4096, False, 24 * 24 / 4096, 24 * 24, 1.0, 0.0, pytest.approx(0, abs=1e-4))
     assert ViewStats(0, False, 0) == EMPTY
-    assert ViewStats(24 * 24 / 4096, False, 0) == WHITE
+    assert ViewStats(24 * 24 / 4096, False, 0, 24 * 24, 0.0, 0.0, pytest.approx(0, abs=1e-4)) == WHITE
+
+
+def test_what_an_object_shows() -> None:
+    """A square whose quarters are white, black, grey 100 and grey 200: contrast is their levels' standard deviation."""
+    rgb, alpha = np.full((64, 64, 3), 255, np.uint8), np.zeros((64, 64), np.float32)
+    alpha[16:48, 16:48] = 1
+    for place, level in zip([(16, 16), (16, 32), (32, 16), (32, 32)], [255, 0, 100, 200], strict=True):
+        rgb[place[0] : place[0] + 16, place[1] : place[1] + 16] = level
+    shown = quality.measure(rgb, alpha, 4096)
+    assert (shown.pixels, shown.visible, shown.black) == (1024, 0.75, 0.25)
+    assert shown.contrast == pytest.approx(np.std([255, 0, 100, 200]), rel=1e-5)
+    on_black = quality.measure(np.where(alpha[..., None] > 0, rgb, 0).astype(np.uint8), alpha, 4096, background=0)
+    assert (on_black.seen, on_black.visible) == (768 / 4096, 0.75)
+    behind = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert quality.measure(behind, np.zeros((64, 64)), 4096, behind).seen == 0
+    facts = quality.facts([shown, EMPTY])  # shares are over pixels, so that a view without the object does not count
+    assert facts == {"coverage": 0.125, "visible": 0.75, "black": 0.25, "contrast": round(shown.contrast / 2, 1)}
 
 
 @pytest.mark.parametrize("edge", [(0, 9), (63, 9), (9, 0), (9, 63)])
@@ -75,6 +93,8 @@ def test_a_good_object_has_no_verdict() -> None:
         ([EMPTY, EMPTY, view()], "tiny"),  # most views show nothing
         ([WHITE] * 4, "blank"),
         ([WHITE, WHITE, view()], "blank"),
+        ([BLACK] * 4, "black"),
+        ([BLACK, BLACK, view()], ""),  # one view shows something
         ([CUT] * 4, "touches_border"),
         ([CUT, CUT, view()], "touches_border"),
     ],
@@ -109,6 +129,12 @@ def test_the_border_matters_only_to_framed_cameras() -> None:
 )
 def test_thresholds_from_both_sides(stats: list[ViewStats], expected: str) -> None:
     assert reason(stats) == expected
+
+
+def test_a_reason_names_the_way_out() -> None:
+    for stats in ([WHITE], [BLACK]):
+        verdict = quality.verdict(stats, framed=True, way_out="try --lights")
+        assert verdict and verdict[1].endswith("; try --lights")
 
 
 def test_one_view_is_enough_for_a_verdict() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,9 +30,8 @@ def normalised() -> tuple[np.ndarray, float]:
     return (CENTRES - (low + high) / 2) * scale, RADIUS * scale
 
 
-def sphere_pixels(c2w: np.ndarray, fxfycxcy: np.ndarray) -> np.ndarray:
+def sphere_pixels(c2w: np.ndarray, fxfycxcy: np.ndarray, centres: np.ndarray, radius: float) -> np.ndarray:
     """Centres (3, 2) of the ellipses that the spheres project to: X Z / (Z^2 - r^2) in place of X / Z. Formulas of its own."""
-    centres, radius = normalised()
     w2c = np.linalg.inv(np.asarray(c2w, np.float64))
     x, y, z = (w2c @ np.c_[centres, np.ones(3)].T)[:3]
     stretch = z / (z * z - radius * radius)
@@ -57,13 +58,13 @@ def near_peak(coverage: np.ndarray, reach: float) -> np.ndarray:
     return near
 
 
-def apart(c2w: np.ndarray, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> bool:
+def apart(c2w: np.ndarray, fxfycxcy: np.ndarray, hw: tuple[int, int], centres: np.ndarray, radius: float) -> bool:
     """True if each sphere is wholly in the frame and none hides another."""
-    centres = sphere_pixels(c2w, fxfycxcy)
-    radius = 1.3 * normalised()[1] * fxfycxcy[:2].max() / 1.4
-    distance = np.linalg.norm(centres[[0, 1, 2]] - centres[[1, 2, 0]], axis=-1)
-    inside = (centres > radius).all() and (centres < np.array(hw[::-1]) - radius).all()
-    return bool(inside and distance.min() > 2 * radius)
+    seen = sphere_pixels(c2w, fxfycxcy, centres, radius)
+    reach = 1.3 * radius * fxfycxcy[:2].max() / (np.linalg.norm(c2w[:3, 3]) - 0.65)
+    distance = np.linalg.norm(seen[[0, 1, 2]] - seen[[1, 2, 0]], axis=-1)
+    inside = (seen > reach).all() and (seen < np.array(hw[::-1]) - reach).all()
+    return bool(inside and distance.min() > 2 * reach)
 
 
 @pytest.mark.parametrize("width", [64, 512])
@@ -78,17 +79,51 @@ def test_spheres_are_where_the_pose_says(
     hw = (round(width * ratio), width)
     focal = cameras.focal_from_fov(52, width)
     k = np.array([focal * stretch[0], focal * stretch[1], width * (0.5 + shift[0]), hw[0] / 2 + width * shift[1]])
-    poses = cameras.sample("shell", np.random.default_rng(3), 40)
-    poses = np.stack([pose for pose in poses if apart(pose, k, hw)])[:3]
-    job = build_job(SceneConfig(res=(width,), samples=512 if width == 64 else 32).resolved(), "spheres", poses, 2)
+    poses = cameras.sample("shell", np.random.default_rng(3), 40, normalize="box")
+    poses = np.stack([pose for pose in poses if apart(pose, k, hw, *normalised())])[:3]
+    cfg = SceneConfig(res=(width,), samples=512 if width == 64 else 32, normalize="box").resolved()
+    job = build_job(cfg, "spheres", poses, 2)
     job |= {"path": str(assets / "spheres.glb"), "format": "glb", "hw": hw, "denoise": False}
     job["cameras"] = [cameras.blender_camera(pose, k, hw) for pose in poses]
-    job["lights"] = {"world": [0, 0, 0], "suns": []}
+    job["lights"] = {"world": [0, 0, 0], "lobes": [], "suns": []}
     frames = [answer for answer in blender.render(job) if isinstance(answer, Frame)]
     assert len(frames) == len(poses) >= 3
     for pose, frame in zip(poses, frames, strict=True):
-        error = np.linalg.norm(centroids(frame.full("rgba")[..., :3]) - sphere_pixels(pose, k), axis=-1)
+        error = np.linalg.norm(centroids(frame.full("rgba")[..., :3]) - sphere_pixels(pose, k, *normalised()), axis=-1)
         assert error.max() < 0.1, f"off by {error} px"
+
+
+@pytest.mark.parametrize(("width", "views", "within"), [(64, 40, 0.15), (512, 12, 0.06)])
+def test_default_settings_keep_edges_where_they_are(
+    assets: Path, tmp_path: Path, width: int, views: int, within: float
+) -> None:
+    """End to end as a user has it: samples, denoiser and JPEG quality by default; 95 % of the spheres are within `within`."""
+    manifest = tmp_path / "spheres.csv"
+    manifest.write_text(f"path,uid\n{assets / 'spheres.glb'},spheres\n")
+    run = lvsm_data(
+        *("render", "--source", "local", "--input", manifest, "--n", 1, "--res", width, "--views", views),
+        *("--executor", "inline", "--out", tmp_path / "run", "--val-percent", 0),
+    )
+    assert run.returncode == 0, run.stderr
+    table = pq.read_table(tmp_path / "run" / str(width) / "train-000000.parquet").to_pylist()
+    matrix = np.array(json.loads(table[0]["meta"])["transform"])
+    spheres = CENTRES @ matrix[:3, :3].T + matrix[:3, 3], RADIUS * matrix[0, 0]
+    errors = [error for row in table for error in errors_of(row, *spheres)]
+    assert len(errors) >= views
+    assert np.percentile(errors, 95) <= within
+
+
+def errors_of(row: dict[str, Any], centres: np.ndarray, radius: float) -> list[float]:
+    """Distances in pixels of the spheres in a row's JPEG from where its pose says, [] where they hide each other."""
+    c2w, k = np.array(row["c2w"]).reshape(4, 4), np.array(row["fxfycxcy"])
+    if not apart(c2w, k, (row["height"], row["width"]), centres, radius):
+        return []
+    srgb = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])), np.float64) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    # on white, a red sphere takes away green and blue: solve the three channels for the three coverages
+    coverage = np.clip((1 + 2 * linear - linear.sum(-1, keepdims=True)) / 2, 0, 1)
+    coverage = np.where(near_peak(coverage, 1.6 * radius / 1.4 * k[0] + 1), coverage, 0)
+    return list(np.linalg.norm(centroids(coverage) - sphere_pixels(c2w, k, centres, radius), axis=-1))
 
 
 def test_shards_as_a_reader_sees_them(assets: Path, tmp_path: Path) -> None:
@@ -104,6 +139,8 @@ def test_shards_as_a_reader_sees_them(assets: Path, tmp_path: Path) -> None:
             100,
             "--denoise",
             "off",
+            "--normalize",
+            "box",
             "--executor",
             "inline",
             "--out",
@@ -118,15 +155,9 @@ def test_shards_as_a_reader_sees_them(assets: Path, tmp_path: Path) -> None:
         table = pq.read_table(tmp_path / "run" / str(width) / "train-000000.parquet").to_pylist()
         assert len(table) == 8
         for row in table:
-            c2w, k = np.array(row["c2w"]).reshape(4, 4), np.array(row["fxfycxcy"])
-            if not apart(c2w, k, (width, width)):
+            error = np.array(errors_of(row, *normalised()))
+            if not len(error):
                 continue
-            srgb = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])), np.float64) / 255
-            linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-            # on white, a red sphere takes away green and blue: solve the three channels for the three coverages
-            coverage = np.clip((1 + 2 * linear - linear.sum(-1, keepdims=True)) / 2, 0, 1)
-            coverage = np.where(near_peak(coverage, 1.6 * normalised()[1] / 1.4 * k[0] + 1), coverage, 0)
-            error = np.linalg.norm(centroids(coverage) - sphere_pixels(c2w, k), axis=-1)
             assert error.max() < 0.1, f"{width}: off by {error} px"
             checked += 1
     assert checked >= 4
