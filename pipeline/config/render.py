@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,17 @@ def read_rig(path: Path) -> tuple[Rig, str]:
         free = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.views is None)
         raise UserError(f"--cameras {path}: others cannot be {others!r}", f"one of {free}")
     return Rig(tuple(tuple(pose.ravel().tolist()) for pose in c2w)), others
+
+
+@functools.cache
+def environment_maps(folder: str) -> tuple[str, ...]:
+    """Paths of the environment maps straight in a folder, sorted. UserError if there are none, or no folder."""
+    hint = "equirectangular .hdr or .exr files, straight in the folder"
+    if not Path(folder).is_dir():
+        raise UserError(f"--hdri {folder} is no folder", hint)
+    if not (found := sorted(str(path) for path in Path(folder).iterdir() if path.suffix.lower() in (".hdr", ".exr"))):
+        raise UserError(f"--hdri {folder} holds no environment map", hint)
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -137,8 +149,9 @@ class SceneConfig:
             raise UserError(
                 "--lights hdri and --hdri FOLDER go together", "a folder of equirectangular .hdr or .exr files"
             )
-        if self.hdri is not None and not Path(self.hdri).expanduser().is_dir():
-            raise UserError(f"--hdri {self.hdri} is no folder", "a folder of equirectangular .hdr or .exr files")
+        hdri = self.hdri and str(Path(self.hdri).expanduser().absolute())
+        if hdri:
+            environment_maps(hdri)
         if self.background == "hdri" and self.lights != "hdri":
             raise UserError("--background hdri needs --lights hdri", "add --lights hdri --hdri FOLDER")
         if self.seed < 0:
@@ -164,7 +177,7 @@ class SceneConfig:
         return dataclasses.replace(
             self,
             res=tuple(sorted(set(self.res))),
-            hdri=self.hdri and str(Path(self.hdri).expanduser().absolute()),
+            hdri=hdri,
             engine="cycles" if self.engine == "auto" else self.engine,
             fov_x_deg=fov,
             samples=self.samples or (16 if denoise == "on" else 32),
@@ -197,4 +210,6 @@ class RenderConfig(Fetching, Running, Listing):
     def identity(self) -> dict[str, Any]:
         """JSON values by flag that must not change for a run to go on in its folder; written to run.json."""
         run = {"val_percent": self.val_percent, "look": LOOK, "config_hash": config_hash(self.scene)}
+        if self.scene.hdri:  # which map an object gets depends on what there is to choose from
+            run["hdri_maps"] = [Path(path).name for path in environment_maps(self.scene.hdri)]
         return self.listing_identity() | run | plain(self.scene)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.render import BACKGROUNDS, SceneConfig
+from pipeline.config.render import BACKGROUNDS, SceneConfig, environment_maps
 from pipeline.core import cameras, images
 from pipeline.core.cameras import FLIP_YZ, look_at
-from pipeline.core.errors import UserError
+from pipeline.core.errors import Skip
 from pipeline.core.records import item_rng
 
 
@@ -137,24 +137,15 @@ def _hdri(rng: np.random.Generator, folder: str | None) -> dict[str, Any]:
     return {"world": [0.0, 0.0, 0.0], "lobes": [], "suns": [], "hdri": chosen}
 
 
-@functools.cache
-def environment_maps(folder: str) -> tuple[str, ...]:
-    """Paths of the environment maps in a folder, sorted. UserError if there are none."""
-    found = sorted(str(path) for path in Path(folder).iterdir() if path.suffix.lower() in (".hdr", ".exr"))
-    if not found:
-        raise UserError(
-            f"--hdri {folder} holds no environment map", "equirectangular .hdr or .exr files, straight in the folder"
-        )
-    return tuple(found)
-
-
 @functools.lru_cache(8)
 def environment(path: str, width: int) -> np.ndarray:
-    """An equirectangular map at most `width` pixels wide, linear light (H, W, 3) float32. UserError if it cannot be read."""
+    """An equirectangular map at most `width` pixels wide, linear light (H, W, 3) float32. Skip if it cannot be read."""
     try:
         rgb = images.read_hdr(path)
     except OSError as error:
-        raise UserError(str(error), "an equirectangular .hdr or .exr of three finite colours") from None
+        raise Skip(
+            "bad_environment_map", f"{error}: not an equirectangular .hdr or .exr of three finite colours"
+        ) from None
     return images.resize_area(rgb, (max(1, width // 2), width)) if width < rgb.shape[1] else rgb
 
 
@@ -199,25 +190,29 @@ Background = Callable[[np.ndarray, int], np.ndarray]
 def background(cfg: SceneConfig, uid: str, lights: dict[str, Any]) -> tuple[Background, dict[str, Any]]:
     """Background of an object, and its facts for the shard: a function of settings (resolved), uid and lights.
 
-    facts: {"background": sRGB bytes (3,)}, or {"background": "hdri", "hdri": file name, "hdri_turn": radians by which directions
-    are turned about z before the map is looked up}.
+    facts: {"background": sRGB bytes (3,) or "hdri"}; under a map also "hdri" (file name), "hdri_turn" (radians by which
+    directions are turned about z before it is looked up) and "hdri_strength" (factor).
     """
+    facts: dict[str, Any] = {}
+    if cfg.lights == "hdri":
+        path, turn, strength = (lights["hdri"][name] for name in ("path", "turn", "strength"))
+        facts = {"hdri": Path(path).name, "hdri_turn": turn, "hdri_strength": strength}
     if cfg.background == "hdri":
         assert cfg.fov_x_deg is not None
-        fov_x_deg, chosen = cfg.fov_x_deg, lights["hdri"]
+        fov_x_deg = cfg.fov_x_deg
 
         def sky(c2w: np.ndarray, width: int) -> np.ndarray:
             # as many pixels around as the picture would have, so that none is skipped and none is larger than the picture's
-            around = environment(chosen["path"], round(360 * width / fov_x_deg))
-            return chosen["strength"] * seen_towards(around, _directions(c2w, fov_x_deg, width), chosen["turn"])
+            around = environment(path, round(360 * width / fov_x_deg))
+            return strength * seen_towards(around, _directions(c2w, fov_x_deg, width), turn)
 
-        return sky, {"background": "hdri"}
+        return sky, facts | {"background": "hdri"}
     if cfg.background == "random":
         color = item_rng(cfg.seed, uid, "background").integers(0, 256, 3).tolist()
     else:
         color = list(BACKGROUNDS[cfg.background])
     light = images.linear(np.array(color, np.uint8))
-    return lambda c2w, width: light, {"background": color}
+    return lambda c2w, width: light, facts | {"background": color}
 
 
 def _directions(c2w: np.ndarray, fov_x_deg: float, width: int) -> np.ndarray:

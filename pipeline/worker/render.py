@@ -121,9 +121,6 @@ def build_job(cfg: SceneConfig, uid: str, c2w: np.ndarray, threads: int) -> dict
     }
 
 
-# ---- lights: a world color and suns; the background of the images stays white in all set-ups
-
-
 class Gallery:
     """Collects the frames of one object as encoded files, at every resolution of the run."""
 

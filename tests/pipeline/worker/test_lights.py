@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.render import PASSES, SceneConfig
+from pipeline.config.render import PASSES, RenderConfig, SceneConfig
 from pipeline.core import images
 from pipeline.core.errors import UserError
 from pipeline.worker import lights
@@ -123,12 +123,18 @@ def test_settings_that_contradict_each_other(settings: dict, said: str) -> None:
         SceneConfig(**settings).resolved()
 
 
-def test_folders_and_files_that_are_no_maps(tmp_path: Path) -> None:
+def test_folders_and_files_that_are_no_maps(tmp_path: Path, assets: Path, render: Render) -> None:
     with pytest.raises(UserError, match="holds no environment map"):
-        lights.environment_maps(str(tmp_path))
-    (tmp_path / "broken.hdr").write_bytes(b"#?RADIANCE\nnot much")
-    with pytest.raises(UserError, match=r"broken\.hdr is no environment map"):
-        lights.environment(str(tmp_path / "broken.hdr"), 64)
+        SceneConfig(lights="hdri", hdri=str(tmp_path)).resolved()
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "broken.hdr").write_bytes(b"#?RADIANCE\nnot much")
+    outcome = render(assets / "off_origin.glb", lights="hdri", hdri=str(tmp_path / "maps"))
+    assert outcome.reason == "bad_environment_map" and "broken.hdr is no environment map" in outcome.detail
+
+
+def test_another_choice_of_maps_is_another_run(maps: Path, tmp_path: Path) -> None:
+    scene = SceneConfig(lights="hdri", hdri=str(maps))
+    assert RenderConfig(scene=scene).resolved().identity()["hdri_maps"] == ["a.hdr", "b.exr"]
 
 
 def test_a_ball_under_a_map_is_lit_from_where_the_background_is_bright(
@@ -153,7 +159,12 @@ def test_a_ball_under_a_map_is_lit_from_where_the_background_is_bright(
         assert 0.95 < ratio.mean() < 1.2, ratio.mean()
         assert np.corrcoef(rgba[facing][:, 0], predicted[:, 0])[0, 1] > 0.97
     behind, facts = background(cfg, uid, setup)
-    assert facts == {"background": "hdri"}
+    assert facts == {
+        "background": "hdri",
+        "hdri": "a.hdr",
+        "hdri_turn": chosen["turn"],
+        "hdri_strength": chosen["strength"],
+    }
     picture = behind(poses(cfg, uid)[0], 64)
     assert picture.shape == (64, 64, 3)
     forward = poses(cfg, uid)[0][:3, 2][None]
