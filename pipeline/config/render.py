@@ -21,7 +21,7 @@ BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 
 SMALL = 128  # pixels of width: up to it, more samples improve quality more than a denoiser, and JPEG at 95 costs more than noise
 
 
-Sampler = Literal["shell", "xl", "grm", "orbit", "sphere12", "hammersley"]
+SamplerName = Literal["shell", "xl", "grm", "orbit", "sphere12", "hammersley"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class SceneConfig:
     """auto is Cycles. EEVEE needs a GPU to be fast."""
     device: Literal["auto", "cpu", "optix", "cuda", "hip", "oneapi", "metal"] = "auto"
     """Where Cycles traces. auto: OptiX or CUDA where there is one, else CPU threads."""
-    cameras: Sampler | Path = "shell"
+    cameras: SamplerName | Path = "shell"
     """How camera poses are drawn, or a JSON file with poses of your own; docs/cameras.md has the numbers and the file's form."""
     rig: Annotated[Rig | None, tyro.conf.Suppress] = None
     """Poses of the file that --cameras was; `cameras` is what draws the other views then."""
