@@ -42,7 +42,8 @@ def balls(folder: Path, objects: int, views: int = 12, **facts: Any) -> Path:
     local /= np.linalg.norm(local, axis=-1, keepdims=True)
     for number in range(objects):
         rng = np.random.default_rng(number)
-        c2w = cameras.sample("shell", rng, views, normalize="box")
+        u, v, w = rng.random((views, 3)).T
+        c2w = cameras.look_at(cameras._sphere(u, v, 2.05 + 0.5 * w)).astype(np.float32)
         centres, radii, colours = (
             rng.uniform(-0.25, 0.25, (3, 3)),
             rng.uniform(0.12, 0.25, 3),
