@@ -126,9 +126,8 @@ def _light(scene, lights):
     if "hdri" in lights:
         _environment(world.node_tree, **lights["hdri"])
     else:
-        world.cycles.sampling_method = (
-            "NONE"  # a smooth sky needs no importance map, whose making takes longer than it saves
-        )
+        # a smooth sky needs no importance map, whose making takes longer than it saves
+        world.cycles.sampling_method = "NONE"
         _sky(world.node_tree, lights)
     for number, sun in enumerate(lights["suns"]):
         light = bpy.data.lights.new(f"sun {number}", "SUN")
@@ -189,9 +188,8 @@ def _configure_cycles(scene, job):
         settings.denoiser = "OPENIMAGEDENOISE"
         # measured at 512 pixels: a sixth of the default's time for 0.5 to 1 dB less
         settings.denoising_prefilter, settings.denoising_quality = "NONE", "FAST"
-    bpy.context.view_layer.cycles.denoising_store_passes = job[
-        "denoise"
-    ]  # the picture as it was before, see _keep_outline
+    # the picture as it was before, see _keep_outline
+    bpy.context.view_layer.cycles.denoising_store_passes = job["denoise"]
     settings.max_bounces, settings.diffuse_bounces, settings.glossy_bounces = 8, 3, 4
     settings.transmission_bounces = 8
     settings.transparent_max_bounces = 32  # below 16, stacked alpha cards (foliage, hair) turn black

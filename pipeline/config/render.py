@@ -138,12 +138,8 @@ class SceneConfig:
         """Fill in the defaults that depend on other fields. UserError for impossible values."""
         if not self.res or min(self.res) < 8 or max(self.res) > 8192:
             raise UserError(f"--res {' '.join(map(str, self.res))} is outside 8..8192", "for example --res 64 512")
-        if (
-            self.views < 1
-            or not 1 <= (self.quality or 95) <= 100
-            or self.quality == 0
-            or (self.samples is not None and self.samples < 1)
-        ):
+        quality = 95 if self.quality is None else self.quality
+        if self.views < 1 or not 1 <= quality <= 100 or (self.samples is not None and self.samples < 1):
             raise UserError("--views and --samples must be positive, --quality between 1 and 100")
         if (self.lights == "hdri") != (self.hdri is not None):
             raise UserError(

@@ -156,7 +156,7 @@ Fetched = tuple[Item, Path | Skip | Retry]  # item, and its file's path or the r
 
 
 def ledger_facts(meta: dict[str, Any]) -> dict[str, Any]:
-    """Those of a scene's facts that the ledger keeps."""
+    """Facts of a scene that the ledger keeps, see LEDGER_FACTS."""
     return {name: meta[name] for name in LEDGER_FACTS if name in meta}
 
 
