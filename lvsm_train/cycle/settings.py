@@ -61,6 +61,7 @@ def checkpoint_bytes(cfg: TrainConfig) -> float:
     import torch
 
     from lvsm_train.models import lvsm
+    from lvsm_train.training.muon import Muon
     from lvsm_train.training.optim import Optimizers
 
     with torch.device("meta"):
@@ -68,7 +69,7 @@ def checkpoint_bytes(cfg: TrainConfig) -> float:
     weights = sum(value.numel() for value in net.state_dict().values())
     moments = 0
     for optimizer in Optimizers(net, cfg.optim, cfg.steps).all:
-        per_weight = 1 if isinstance(optimizer, torch.optim.Muon) else 2
+        per_weight = 1 if isinstance(optimizer, Muon) else 2
         moments += sum(per_weight * each.numel() for group in optimizer.param_groups for each in group["params"])
     size = 4 * (weights * (2 if cfg.optim.ema else 1) + moments) * FILE_OVERHEAD + PER_FILE
     return (cfg.keep + 3) * size

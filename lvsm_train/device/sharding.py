@@ -67,9 +67,9 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def full_scalar(value: Tensor) -> Tensor:
-    """Full value of a scalar that was computed from sharded tensors."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+def full(tensor: Tensor) -> Tensor:
+    """Tensor gathered from all ranks; the tensor itself if it is not sharded. Collective: all ranks must call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather_full(tree: Any, keep: bool) -> Any:
@@ -92,23 +92,3 @@ def shard_like(full: Tensor, model: Tensor) -> Tensor:
     if not isinstance(model, DTensor) or full.shape != model.shape:
         return full
     return distribute_tensor(full.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
-
-
-class ShardedMuon(torch.optim.Muon):
-    """Muon on sharded matrices. Each matrix is gathered for its step: orthogonalisation takes ten matrix products in bfloat16,
-    whose rounding would differ with every way to shard it."""
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """One step. Collective: all ranks must call."""
-        for group in self.param_groups:
-            settings = {name: value for name, value in group.items() if name != "params"}
-            for weight in group["params"]:
-                momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
-                matrix, full_momentum = weight.full_tensor(), momentum.full_tensor()
-                matrix.grad = weight.grad.full_tensor()
-                muon = torch.optim.Muon([matrix], **settings)
-                muon.state[matrix]["momentum_buffer"] = full_momentum
-                muon.step()
-                weight.copy_(shard_like(matrix, weight))
-                momentum.copy_(shard_like(full_momentum, momentum))

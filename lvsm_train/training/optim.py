@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lvsm_train.config.train import OptimConfig
-from lvsm_train.device.sharding import ShardedMuon, full_scalar, is_sharded, local, shard_like
+from lvsm_train.device.sharding import full, local, shard_like
+from lvsm_train.training.muon import Muon
 
 WITHIN_BLOCKS = re.compile(r"(^|\.)(attn|mlp)\.")
 
@@ -47,15 +48,11 @@ class Optimizers:
             torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=1e-8, fused=on_gpu)
         ]
         if chosen:
-            # with this rule one learning rate serves both optimisers (arXiv 2502.16982)
-            muon = (ShardedMuon if is_sharded(model) else torch.optim.Muon)(
-                matrices, lr=cfg.lr, momentum=0.95, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-            self.all.append(muon)
+            self.all.append(Muon(matrices, lr=cfg.lr, weight_decay=cfg.weight_decay))
 
     def norm(self) -> torch.Tensor:
         """Global gradient norm, as a scalar tensor on the device (no host sync)."""
-        return full_scalar(nn.utils.get_total_norm(self._gradients(), foreach=True))
+        return full(nn.utils.get_total_norm(self._gradients(), foreach=True))
 
     def step(self, number: float, norm: float | None = None) -> dict[str, float]:
         """Clip gradients, update the weights unless the step is skipped, and clear gradients in any case.

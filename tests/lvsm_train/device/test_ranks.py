@@ -39,7 +39,7 @@ from tests.lvsm_train.training.test_engine import TINY  # noqa: E402
 from tests.lvsm_train.training.test_train import config, losses, weights  # noqa: E402
 
 cycle = test_step_inputs.cycle
-ADAM = OptimConfig(lr=1e-3, warmup=2, ema=0.9)  # Muon counts in bfloat16, whose rounding is seen
+ADAM = OptimConfig(lr=1e-3, warmup=2, ema=0.9)  # elementwise: shards give the bits of whole weights
 
 
 def short(folder: Path, out: Path, **more: Any) -> TrainConfig:

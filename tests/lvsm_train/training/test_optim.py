@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+from lvsm_train.training.muon import Muon, batches, orthogonalized  # noqa: E402
 from lvsm_train.training.optim import Average, OptimConfig, Optimizers, lr_share  # noqa: E402
 from lvsm_train.weights import checkpoint  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
@@ -79,7 +80,7 @@ def test_muon_takes_the_matrices_of_the_blocks_alone() -> None:
     net = model()
     optimizers = Optimizers(net, OptimConfig(optimizer="muon"), steps=10)
     adamw, muon = optimizers.all
-    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(muon, Muon)
     assert {id(p) for group in muon.param_groups for p in group["params"]} == {id(b.weight) for b in net.mlp}
     taken = [p for optimizer in optimizers.all for group in optimizer.param_groups for p in group["params"]]
     assert sorted(map(id, taken)) == sorted(map(id, net.parameters()))
@@ -88,6 +89,57 @@ def test_muon_takes_the_matrices_of_the_blocks_alone() -> None:
         optimizers.step(step) if step else optimizers.zero_grad()
         losses.append(backward(net, 1))
     assert adamw.param_groups[0]["lr"] == muon.param_groups[0]["lr"]
+
+
+def test_muon_goes_where_that_of_torch_goes() -> None:
+    """Matrices of several shapes, in one batch per shape, against torch's, one by one in bfloat16; its state is read too."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(12, 4), (4, 12), (8, 8), (12, 4), (8, 8)]
+    starts = [torch.randn(shape, generator=generator) for shape in shapes]
+    ours, theirs = ([nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(ours, lr=0.02, weight_decay=0.1)
+    for step in range(6):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        if step == 2:  # a weight that a step did not use stays
+            ours[4].grad = theirs[4].grad = None
+        muon.step()
+        reference.step()
+    for one, other, start in zip(ours, theirs, starts, strict=True):
+        assert float((one - other).norm().detach()) < 0.02 * float((one - start).norm().detach())
+        momenta = muon.state[one]["momentum_buffer"], reference.state[other]["momentum_buffer"]
+        torch.testing.assert_close(*momenta)
+    muon.load_state_dict(reference.state_dict())
+    assert all(
+        torch.equal(muon.state[one]["momentum_buffer"], reference.state[other]["momentum_buffer"])
+        for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+def test_orthogonalized_matrices_keep_their_singular_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All singular values come near 1, of tall and of wide matrices; a batch holds what fits."""
+    matrices = torch.randn(5, 24, 10, generator=torch.Generator().manual_seed(0))
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    for given in (matrices, matrices.mT):
+        result = orthogonalized(given)
+        values = torch.linalg.svdvals(result)
+        assert float(values.min()) > 0.6 and float(values.max()) < 1.3
+        result = result if given is matrices else result.mT
+        inner = u.mT @ result @ vh.mT  # diagonal, if vectors are kept
+        assert float((inner - torch.diag_embed(inner.diagonal(dim1=1, dim2=2))).abs().max()) < 1e-4
+    weights = [nn.Parameter(matrix.clone()) for matrix in matrices]
+    ways = []
+    for entries in (1 << 26, 480, 1):
+        monkeypatch.setattr("lvsm_train.training.muon.AT_ONCE", entries)
+        ways.append([len(batch) for batch in batches(weights)])
+    assert ways == [[5], [2, 2, 1], [1] * 5]
+
+
+def test_muon_refuses_what_is_no_matrix() -> None:
+    with pytest.raises(ValueError, match=r"not a weight of shape \(3,\)"):
+        Muon([nn.Parameter(torch.zeros(3))], lr=0.1, weight_decay=0.0)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
