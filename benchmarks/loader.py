@@ -114,9 +114,9 @@ def make_others(options: Options, folder: Path) -> None:
     with tar, mds:
         for rows in itertools.chain(*(read_objects(path) for path in find_shards(folder / "shards")[options.res])):
             if streaming:
-                mds.write({"jpegs": rows.jpegs, "c2w": rows.c2w, "k": rows.fxfycxcy})
+                mds.write({"jpegs": rows.jpegs, "c2w": rows.c2w, "k": rows.intrinsics})
             members = {f"{view:03d}.jpg": jpeg for view, jpeg in enumerate(rows.jpegs)}
-            members["cameras.pkl"] = pickle.dumps((rows.c2w, rows.fxfycxcy))
+            members["cameras.pkl"] = pickle.dumps((rows.c2w, rows.intrinsics))
             for name, content in members.items():
                 info = tarfile.TarInfo(f"{rows.uid}.{name}")
                 info.size = len(content)
@@ -127,7 +127,7 @@ def make_others(options: Options, folder: Path) -> None:
             for view, jpeg in enumerate(rows.jpegs):
                 (place / f"{view:03d}.png").write_bytes(images.encode_png(images.decode(jpeg)))
                 w2c = np.linalg.inv(rows.c2w[view]).tolist()
-                frames.append({"image_path": f"{view:03d}.png", "w2c": w2c, "fxfycxcy": rows.fxfycxcy[view].tolist()})
+                frames.append({"image_path": f"{view:03d}.png", "w2c": w2c, "fxfycxcy": rows.intrinsics[view].tolist()})
             (place / "scene.json").write_text(json.dumps({"scene_name": rows.uid, "frames": frames}))
 
 

@@ -293,7 +293,10 @@ def _keep_outline(passes):
 
 def _place(ob, camera):
     ob.matrix_world = Matrix(camera["matrix_world"])
-    ob.data.sensor_width, ob.data.lens = camera["sensor_width"], camera["lens"]
+    if "ortho_scale" in camera:
+        ob.data.type, ob.data.ortho_scale = "ORTHO", camera["ortho_scale"]
+    else:
+        ob.data.sensor_width, ob.data.lens = camera["sensor_width"], camera["lens"]
     ob.data.shift_x, ob.data.shift_y = camera["shift_x"], camera["shift_y"]
 
 

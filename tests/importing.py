@@ -102,7 +102,7 @@ def pixels(jpeg: bytes) -> np.ndarray:
 def errors(scene: Scene, width: int) -> np.ndarray:
     """How far (pixels) each ball is from where the stored columns say, over all views."""
     views, off = scene.by_width[width], []
-    for jpeg, c2w, k in zip(views.jpegs, scene.c2w, views.fxfycxcy, strict=True):
+    for jpeg, c2w, k in zip(views.jpegs, scene.c2w, views.intrinsics, strict=True):
         rgb = pixels(jpeg)
         assert rgb.shape == (*views.hw, 3)
         found, right = balls_in(rgb, 3 if width > 128 else 2), expected(c2w, k, views.hw)

@@ -34,7 +34,7 @@ from pipeline.core import cameras, images
 from pipeline.core.errors import UserError
 from pipeline.core.records import video_of
 from pipeline.storage.copies import at_hand
-from pipeline.storage.shards import METADATA_KEY, find_shards
+from pipeline.storage.shards import INTRINSICS, METADATA_KEY, find_shards
 
 END_OF_IMAGE = b"\xff\xd9"
 OPEN_FILES = 256  # kept open; further ones are opened for each read
@@ -227,6 +227,11 @@ def read_shard(path: Path) -> ShardIndex:
             raise UserError(f"{path} was not written by lvsm-data")
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         names = [groups[0].column(i).path_in_schema for i in range(groups[0].num_columns)] if groups else []
+        if any(name.startswith(INTRINSICS["ortho"]) for name in names):
+            raise UserError(
+                f"{path} holds orthographic views, and LVSM's rays are those of pinholes",
+                "train on pictures that were rendered without --projection ortho",
+            )
         pictures = names.index("image.bytes")
         has_frame = "frame" in names
         table = file.read(["height", "width", "c2w", "fxfycxcy", *["frame"] * has_frame], use_threads=False)

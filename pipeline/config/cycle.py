@@ -58,6 +58,10 @@ class CycleConfig(RenderConfig):
                 raise UserError(f"--{name.replace('_', '-')} {value} is too small", "1 or more")
         if self.n < 2:
             raise UserError(f"--n {self.n} leaves nothing to train on", "one object at least is for validation")
+        if self.scene.projection == "ortho":
+            raise UserError(
+                "LVSM's rays are those of pinholes: a cycle cannot train on orthographic views", "drop --projection"
+            )
         if self.val_percent <= 0:
             raise UserError("a cycle keeps some objects to measure with", "--val-percent 1, for example")
         if self.retry_failed or self.keep_raw:

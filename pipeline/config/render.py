@@ -13,7 +13,8 @@ import numpy as np
 import tyro
 
 from pipeline.config.shared import LOOK, Fetching, Listing, Running, config_hash, folder_name, plain
-from pipeline.core.cameras import SAMPLERS, is_framed, nearest_rigid
+from pipeline.core import cameras
+from pipeline.core.cameras import BOUNDING_RADIUS, ORTHO_MARGIN, SAMPLERS, is_framed, nearest_rigid
 from pipeline.core.errors import UserError
 
 PASSES = ("depth", "normals", "albedo", "roughness", "metallic")
@@ -85,6 +86,10 @@ class SceneConfig:
     """Poses of the file that --cameras was; `cameras` is what draws the other views then."""
     normalize: Literal["sphere", "box"] = "sphere"
     """sphere: the object's sphere, around its box's centre, gets radius 0.5. box: its longest side gets length 1."""
+    projection: Literal["perspective", "ortho"] = "perspective"
+    """ortho: parallel rays, as in technical drawings. Shards then hold sxsycxcy in place of fxfycxcy, and do not train."""
+    ortho_scale: float | None = None
+    """Width of an orthographic picture in world units. Default: 1.015 times the diameter of the object's sphere."""
     fov_x_deg: float | None = None
     """Horizontal field of view in degrees. Default: the sampler's own (50 for shell)."""
     lights: Literal["dome", "uniform", "studio", "random", "hdri"] = "dome"
@@ -126,7 +131,14 @@ class SceneConfig:
     def framed(self) -> bool:
         """True if every view is known to hold the whole object (settings resolved)."""
         assert self.fov_x_deg is not None
-        return self.rig is None and is_framed(self.sampler, self.fov_x_deg, self.normalize)
+        return self.rig is None and is_framed(self.sampler, self.fov_x_deg, self.normalize, self.ortho_scale)
+
+    def intrinsics(self, hw: tuple[int, int]) -> np.ndarray:
+        """fxfycxcy (4,) of all views, or sxsycxcy of orthographic ones, in pixels of pictures of size hw (settings resolved)."""
+        if self.ortho_scale is not None:
+            return cameras.ortho_intrinsics(self.ortho_scale, hw)
+        assert self.fov_x_deg is not None
+        return cameras.intrinsics(self.fov_x_deg, hw)
 
     @property
     def sampler(self) -> str:
@@ -150,6 +162,7 @@ class SceneConfig:
             environment_maps(hdri)
         if self.background == "hdri" and self.lights != "hdri":
             raise UserError("--background hdri needs --lights hdri", "add --lights hdri --hdri FOLDER")
+        ortho_scale = self._resolved_ortho_scale()
         if self.seed < 0:
             raise UserError(f"--seed {self.seed} is negative", "seeds are whole numbers from 0 up")
         if isinstance(self.cameras, Path):
@@ -176,9 +189,24 @@ class SceneConfig:
             hdri=hdri,
             engine="cycles" if self.engine == "auto" else self.engine,
             fov_x_deg=fov,
+            ortho_scale=ortho_scale,
             samples=self.samples or (16 if denoise == "on" else 32),
             denoise=denoise,
         )
+
+    def _resolved_ortho_scale(self) -> float | None:
+        """Width of orthographic pictures, None for pinholes. UserError for flags that do not go with the projection."""
+        if self.projection == "perspective":
+            if self.ortho_scale is not None:
+                raise UserError("--ortho-scale is the width of orthographic pictures", "add --projection ortho")
+            return None
+        if self.background == "hdri":
+            raise UserError("parallel rays see a single point of a map behind the object", "drop --background hdri")
+        if self.ortho_scale is None:
+            return 2 * BOUNDING_RADIUS[self.normalize] * ORTHO_MARGIN
+        if not 0.01 <= self.ortho_scale <= 100:
+            raise UserError(f"--ortho-scale {self.ortho_scale:g} is outside 0.01..100 world units")
+        return self.ortho_scale
 
 
 @dataclass(frozen=True)

@@ -236,6 +236,11 @@ def plain(scene: Any) -> dict[str, Any]:
 
 
 def config_hash(scene: Any) -> str:
-    """Hash (16 hex digits) of all settings of a scene and LOOK: of everything that can change a pixel or a pose."""
-    canonical = json.dumps(dataclasses.asdict(scene) | {"look": LOOK}, sort_keys=True)
+    """Hash (16 hex digits) of LOOK and all settings of a scene: of everything that can change a pixel or a pose.
+
+    Settings at their default are left out, so that a setting which is added later does not end old runs.
+    """
+    defaults = plain(type(scene)())
+    chosen = {name: value for name, value in plain(scene).items() if value != defaults[name]}
+    canonical = json.dumps(chosen | {"look": LOOK}, sort_keys=True)
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()

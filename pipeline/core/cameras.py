@@ -1,7 +1,8 @@
 """Pose maths and camera samplers. Pure NumPy functions.
 
 Convention, everywhere in this project: `c2w` is camera-to-world with OpenCV axes (+x right, +y down, +z forward) in a
-world with z up; `fxfycxcy` is in pixels of the stored image and the centre of pixel (0, 0) is (0.5, 0.5).
+world with z up; `fxfycxcy` is in pixels of the stored image and the centre of pixel (0, 0) is (0.5, 0.5). Orthographic cameras
+have `sxsycxcy` instead: the point (x, y, z) of camera space is seen at (sx x + cx, sy y + cy), with sx, sy in pixels per unit.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ FLIP_YZ = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenCV camera axes <-> OpenGL/Blend
 # around a box with longest side 1
 BOUNDING_RADIUS = {"sphere": 0.5, "box": float(np.sqrt(3.0) / 2)}
 SENSOR_WIDTH_MM = 36.0
+ORTHO_MARGIN = (
+    1.015  # width of an orthographic picture over the diameter of the bounding sphere: half a pixel a side at 64
+)
 
 
 def look_at(position: np.ndarray, target: np.ndarray | tuple[float, ...] = (0.0, 0.0, 0.0)) -> np.ndarray:
@@ -50,6 +54,13 @@ def intrinsics(fov_x_deg: float, hw: tuple[int, int]) -> np.ndarray:
     return np.array([focal, focal, width / 2, height / 2])
 
 
+def ortho_intrinsics(ortho_scale: float, hw: tuple[int, int]) -> np.ndarray:
+    """sxsycxcy (4,) of an orthographic picture that is `ortho_scale` world units wide, with square pixels, centred."""
+    height, width = hw
+    scale = width / ortho_scale
+    return np.array([scale, scale, width / 2, height / 2])
+
+
 def resize_intrinsics(fxfycxcy: np.ndarray, hw: tuple[int, int], new_hw: tuple[int, int]) -> np.ndarray:
     """fxfycxcy (..., 4) of an image of size hw -> fxfycxcy after resizing it to new_hw. Exact: corners map to corners."""
     sy, sx = new_hw[0] / hw[0], new_hw[1] / hw[1]
@@ -76,12 +87,17 @@ def project(points: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> tuple[
     return pixels, depth
 
 
-def projection(c2w: np.ndarray, fxfycxcy: np.ndarray) -> np.ndarray:
-    """c2w (..., 4, 4), fxfycxcy (..., 4) -> (..., 3, 4): world to homogeneous pixels and depth, `project` as a matrix."""
-    fx, fy, cx, cy = np.moveaxis(np.asarray(fxfycxcy, np.float64), -1, 0)
+def projection(c2w: np.ndarray, intrinsics: np.ndarray, ortho: bool = False) -> np.ndarray:
+    """c2w (..., 4, 4), fxfycxcy (..., 4) -> (..., 3, 4): world to homogeneous pixels and depth, `project` as a matrix.
+
+    ortho: intrinsics are sxsycxcy; the third row is then 0 0 0 1, and the first two give pixels.
+    """
+    fx, fy, cx, cy = np.moveaxis(np.asarray(intrinsics, np.float64), -1, 0)
     zero = np.zeros_like(fx)
-    k = np.stack([fx, zero, cx, zero, fy, cy, zero, zero, zero + 1], -1).reshape(*fx.shape, 3, 3)
-    return np.asarray(k @ w2c(np.asarray(c2w, np.float64))[..., :3, :])
+    offset, last = ([zero, zero], [cx, cy]) if ortho else ([cx, cy], [zero, zero])
+    rows = [fx, zero, offset[0], last[0], zero, fy, offset[1], last[1]]
+    rows += [zero, zero, zero, zero + 1] if ortho else [zero, zero, zero + 1, zero]
+    return np.asarray(np.stack(rows, -1).reshape(*fx.shape, 3, 4) @ w2c(np.asarray(c2w, np.float64)))
 
 
 def from_opengl(c2w_gl: np.ndarray) -> np.ndarray:
@@ -149,25 +165,27 @@ def spread(count: int, limit: int | None) -> np.ndarray:
     return np.arange(limit) * count // limit
 
 
-def blender_camera(c2w: np.ndarray, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> dict[str, object]:
+def blender_camera(
+    c2w: np.ndarray, intrinsics: np.ndarray, hw: tuple[int, int], ortho: bool = False
+) -> dict[str, object]:
     """Parameters of Blender's own camera for one c2w and fxfycxcy (sensor_fit HORIZONTAL, sensor width 36 mm).
 
-    c2w (4, 4), fxfycxcy (4,) in pixels of an image of size hw -> matrix_world (rows), lens in mm, shifts, pixel aspects;
-    and the `projection` (3, 4), to find where in the picture a point is.
+    c2w (4, 4), fxfycxcy (4,), or sxsycxcy if `ortho`, in pixels of an image of size hw -> matrix_world (rows), lens in mm or
+    ortho_scale in world units, shifts, pixel aspects; and the `projection` (3, 4), to find where in the picture a point is.
     """
     height, width = hw
-    fx, fy, cx, cy = (float(v) for v in fxfycxcy)
+    fx, fy, cx, cy = (float(v) for v in intrinsics)
     aspect_x, aspect_y = max(1.0, fy / fx), max(1.0, fx / fy)
     return {
+        **({"ortho_scale": width / fx} if ortho else {"lens": fx * SENSOR_WIDTH_MM / width}),
         "matrix_world": (np.asarray(c2w, np.float64) @ FLIP_YZ).tolist(),
-        "lens": fx * SENSOR_WIDTH_MM / width,
         "sensor_width": SENSOR_WIDTH_MM,
         "shift_x": (width / 2 - cx) / width,
         # shifts are in units of the width, pixels may not be square
         "shift_y": (cy - height / 2) / width * aspect_y / aspect_x,
         "pixel_aspect_x": aspect_x,
         "pixel_aspect_y": aspect_y,
-        "projection": projection(c2w, fxfycxcy).tolist(),
+        "projection": projection(c2w, intrinsics, ortho).tolist(),
     }
 
 
@@ -251,9 +269,14 @@ def fitting_distance(fov_x_deg: float, normalize: str) -> float:
     return float(BOUNDING_RADIUS[normalize] / np.sin(np.radians(fov_x_deg) / 2))
 
 
-def is_framed(sampler: str, fov_x_deg: float, normalize: str) -> bool:
-    """True if every view holds the whole bounding sphere, so that an object that touches the border is an error."""
-    kind = SAMPLERS[sampler]
+def is_framed(sampler: str, fov_x_deg: float, normalize: str, ortho_scale: float | None = None) -> bool:
+    """True if every view holds the whole bounding sphere, so that an object that touches the border is an error.
+
+    ortho_scale: width in world units of orthographic pictures, None for pinholes.
+    """
+    kind, radius = SAMPLERS[sampler], BOUNDING_RADIUS[normalize]
+    if ortho_scale is not None:  # what is behind a camera is not seen, whatever the width
+        return ortho_scale >= 2 * radius and (kind.fitted or kind.nearest >= radius)
     return kind.fitted or kind.nearest >= fitting_distance(fov_x_deg, normalize)
 
 

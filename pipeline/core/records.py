@@ -77,12 +77,13 @@ class Clip:
 class Views:
     """The V images of a scene at one resolution, and the intrinsics that belong to that resolution.
 
-    jpegs: V files. fxfycxcy: (V, 4) float32, pixels; the centre of pixel (0, 0) is (0.5, 0.5). hw: (height, width).
+    jpegs: V files. intrinsics: (V, 4) float32, fxfycxcy of pinholes or sxsycxcy of orthographic cameras (core/cameras.py), in
+    pixels; the centre of pixel (0, 0) is (0.5, 0.5). hw: (height, width).
     layers: optional lossless companions, each V byte strings (see docs/shard_format.md).
     """
 
     jpegs: list[bytes]
-    fxfycxcy: np.ndarray
+    intrinsics: np.ndarray
     hw: tuple[int, int]
     layers: dict[str, list[bytes]] = field(default_factory=dict)
 

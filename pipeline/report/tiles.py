@@ -66,7 +66,7 @@ def _tile(rows: Rows, shard: str, budget: float, strip: int) -> dict[str, Any]:
     kept = _spread(len(rows.jpegs), POSES)
     pictured = [kept[i] for i in _spread(len(kept), strip)]
     jpegs = _thumbnails([rows.jpegs[i] for i in pictured], budget * strip / STRIP_VIEWS, rows.hw)
-    k = rows.fxfycxcy[kept]
+    k = rows.intrinsics[kept]
     plain, nested = _facts_of_object(rows)
     return {
         "uid": rows.uid,
@@ -78,6 +78,7 @@ def _tile(rows: Rows, shard: str, budget: float, strip: int) -> dict[str, Any]:
         "bounds": _bounds(rows.meta),
         "views": kept,
         "c2w": _numbers(rows.c2w[kept, :3].reshape(-1, 12)),
+        "ortho": rows.projection == "ortho",
         "k": _numbers(k[:1] if (k == k[0]).all() else k),
         "jpegs": {view: base64.b64encode(jpeg).decode() for view, jpeg in zip(pictured, jpegs, strict=True)},
     }

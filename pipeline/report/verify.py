@@ -135,7 +135,7 @@ def check_object(rows: Rows, width: int) -> list[str]:
         problems = list(filter(None, pool.map(lambda jpeg: _check_picture(jpeg, (*rows.hw, 3)), rows.jpegs)))
     if rows.hw[1] != width:
         problems.append(f"width {rows.hw[1]} among {width}")
-    if not (np.isfinite(rows.c2w).all() and np.isfinite(rows.fxfycxcy).all()):
+    if not (np.isfinite(rows.c2w).all() and np.isfinite(rows.intrinsics).all()):
         return [*problems, "poses are not finite"]
     rotation = rows.c2w[:, :3, :3].astype(np.float64)
     rigid = np.abs(np.swapaxes(rotation, 1, 2) @ rotation - np.eye(3)).max()
@@ -143,8 +143,10 @@ def check_object(rows: Rows, width: int) -> list[str]:
         problems.append(f"rotations are not orthonormal (off by {rigid:.2g})")
     if not np.array_equal(rows.c2w[:, 3], np.tile(np.array([0, 0, 0, 1], np.float32), (len(rows.c2w), 1))):
         problems.append("the last row of a c2w is not 0 0 0 1")
-    if (rows.fxfycxcy[:, :2] <= 0).any():
-        problems.append("a focal length is not positive")
+    if (rows.intrinsics[:, :2] <= 0).any():
+        problems.append(
+            "a focal length is not positive" if rows.projection == "perspective" else "a scale is not positive"
+        )
     pixels = rows.hw[0] * rows.hw[1]
     for name, size in (("depth", 4 * pixels), ("normals", 12 * pixels)):
         if any(len(layer) != size for layer in rows.layers.get(name, ())):

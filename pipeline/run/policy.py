@@ -17,6 +17,7 @@ from pipeline.sources.selection import Selection
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import run_facts
 from pipeline.storage.shards import (
+    INTRINSICS,
     LAYERS,
     NUMBERS,
     Shard,
@@ -38,6 +39,7 @@ def writer_of(cfg: RunConfig) -> ShardWriter:
     assert cfg.out is not None
     optional = tuple(name for name in LAYERS if getattr(cfg.scene, name, False))
     optional += NUMBERS if isinstance(cfg, ClipConfig) else ()
+    optional += (INTRINSICS[getattr(cfg.scene, "projection", "perspective")],)
     return ShardWriter(cfg.out, cfg.scene.res, optional, run_facts(cfg), cfg.shard_mb * 1e6)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.config.render import BACKGROUNDS, RenderConfig
 from pipeline.config.run import RunConfig
-from pipeline.config.shared import config_hash
+from pipeline.config.shared import config_hash, plain
 from pipeline.core.cameras import SAMPLERS
 from pipeline.core.disk import write_json
 from pipeline.core.errors import UserError
@@ -42,9 +42,12 @@ def run_facts(cfg: RunConfig) -> dict[str, Any]:
             "versions": versions,
         }
     sampler = SAMPLERS[cfg.scene.sampler]
+    view = f"fov_x {cfg.scene.fov_x_deg:g} deg"
+    if cfg.scene.ortho_scale is not None:
+        view = f"orthographic, {cfg.scene.ortho_scale:g} world units wide"
     fixed = f"{len(cfg.scene.rig.c2w)} of a rig, then " if cfg.scene.rig else ""
     return facts | {
-        "cameras": f"{fixed}{cfg.scene.sampler}: {sampler.says}; fov_x {cfg.scene.fov_x_deg:g} deg",
+        "cameras": f"{fixed}{cfg.scene.sampler}: {sampler.says}; {view}",
         "background": BACKGROUNDS.get(cfg.scene.background, "as meta says"),
         "world": f"z up; objects are centred at the origin, {NORMALIZED[cfg.scene.normalize]}",
         "versions": versions | {"bpy": importlib.metadata.version("bpy")},
@@ -59,7 +62,9 @@ def check_identity(cfg: RunConfig, ledger: Ledger) -> None:
     if not path.exists() or not ledger.counts():
         write_json(path, {"identity": now, "facts": run_facts(cfg)})
         return
-    before = json.loads(path.read_text())["identity"]
+    before = (
+        plain(type(cfg.scene)()) | json.loads(path.read_text())["identity"]
+    )  # settings that came later: their defaults
     changed = [
         f"{name.replace('_', '-')} was {_shown(before.get(name))}, now {_shown(now.get(name))}"
         for name in sorted(now.keys() | before.keys())

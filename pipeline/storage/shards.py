@@ -23,9 +23,14 @@ FORMAT_VERSION = "1"
 CONVENTION = (
     "c2w: 4x4 row-major camera-to-world, OpenCV axes (+x right, +y down, +z forward). "
     "fxfycxcy: pixels of the stored image, the centre of pixel (0, 0) is (0.5, 0.5). "
+    "sxsycxcy, of orthographic cameras, in its place: sx, sy in pixels per world unit, pixel = s * (x, y) in camera axes + c. "
     "Poses are raw: no scene normalisation was applied."
 )
 PNGS = ("alpha", "albedo", "roughness", "metallic")
+INTRINSICS = {
+    "perspective": "fxfycxcy",
+    "ortho": "sxsycxcy",
+}  # a column of its own each: no reader takes one for the other
 LAYERS = ("alpha", "depth", "normals", "albedo", "roughness", "metallic")
 NUMBERS = ("frame", "asked_us", "time_us")  # int64 columns of views that are video frames
 SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
@@ -34,7 +39,7 @@ METADATA_KEY = b"lvsm_data"
 
 
 def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
-    """Arrow schema of a shard. optional: which of LAYERS and NUMBERS it has.
+    """Arrow schema of a shard. optional: which of LAYERS and NUMBERS it has; sxsycxcy stands in place of fxfycxcy.
 
     The Hugging Face metadata makes `image` a picture for `datasets` and the hub's viewer.
     """
@@ -43,7 +48,7 @@ def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
         "view": pa.int32(),
         "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
         "c2w": pa.list_(pa.float32(), 16),
-        "fxfycxcy": pa.list_(pa.float32(), 4),
+        intrinsics_column(optional): pa.list_(pa.float32(), 4),
         "height": pa.int32(),
         "width": pa.int32(),
         **dict.fromkeys(("source", "license", "sha256", "config_hash", "meta"), pa.string()),
@@ -52,6 +57,11 @@ def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
     }
     features = {name: _feature(kind) for name, kind in columns.items()}
     return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def intrinsics_column(names: Iterable[str]) -> str:
+    """Name of the intrinsics' column of a shard with columns of these names: sxsycxcy if it is among them, else fxfycxcy."""
+    return INTRINSICS["ortho" if INTRINSICS["ortho"] in names else "perspective"]
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
@@ -215,12 +225,16 @@ def row_keys(path: Path) -> Iterator[tuple[set[str], list[int]]]:
 
 @dataclass(frozen=True)
 class Rows:
-    """One object as read back: c2w (V, 4, 4), fxfycxcy (V, 4), V JPEG files; numbers: (V,) each, where the shard has them."""
+    """One object as read back: c2w (V, 4, 4), intrinsics (V, 4) of a projection that INTRINSICS names, V JPEG files.
+
+    numbers: (V,) each, where the shard has them.
+    """
 
     uid: str
     jpegs: list[bytes]
     c2w: np.ndarray
-    fxfycxcy: np.ndarray
+    intrinsics: np.ndarray
+    projection: str
     hw: tuple[int, int]
     meta: dict[str, Any]
     license: str
@@ -232,11 +246,13 @@ def read_objects(path: Path) -> Iterator[Rows]:
     """Yield the objects of one shard file, one row group at a time."""
     for table in _row_groups(path):
         first = {name: table[name][0].as_py() for name in ("uid", "height", "width", "meta", "license")}
+        column = intrinsics_column(table.column_names)
         yield Rows(
             uid=first["uid"],
             jpegs=pc.struct_field(table["image"], "bytes").to_pylist(),
             c2w=_numbers(table["c2w"]).reshape(-1, 4, 4),
-            fxfycxcy=_numbers(table["fxfycxcy"]).reshape(-1, 4),
+            intrinsics=_numbers(table[column]).reshape(-1, 4),
+            projection=next(kind for kind, name in INTRINSICS.items() if name == column),
             hw=(first["height"], first["width"]),
             meta=json.loads(first["meta"]),
             license=first["license"],

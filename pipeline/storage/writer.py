@@ -27,6 +27,7 @@ from pipeline.storage.shards import (
     CONVENTION,
     ENTRY_COLUMNS,
     FORMAT_VERSION,
+    INTRINSICS,
     LAYERS,
     METADATA_KEY,
     NUMBERS,
@@ -34,6 +35,7 @@ from pipeline.storage.shards import (
     Entry,
     Shard,
     entries_of,
+    intrinsics_column,
     is_web,
     schema,
     shard_name,
@@ -199,7 +201,7 @@ class ShardWriter:
 
 def _compressible(objects: list[pa.RecordBatch], widths: int) -> list[str]:
     """Parquet paths of the columns for zstd: not JPEG and PNG bytes, and none so small that starting zstd takes the most time."""
-    leaves = {"image": "image.path", "c2w": "c2w.list.element", "fxfycxcy": "fxfycxcy.list.element"}
+    leaves = {"image": "image.path", **{name: f"{name}.list.element" for name in ("c2w", *INTRINSICS.values())}}
     enough = SMALL * widths * len(objects)
     names = [name for name in objects[0].schema.names if name not in PNGS]  # compressed already
     return [leaves.get(name, name) for name in names if sum(one.column(name).nbytes for one in objects) >= enough]
@@ -244,7 +246,7 @@ def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
         columns["view"] += range(count)
         columns["image"] += [{"bytes": jpeg, "path": None} for jpeg in views.jpegs]
         columns["c2w"] += list(poses)
-        columns["fxfycxcy"] += list(views.fxfycxcy)
+        columns[intrinsics_column(columns)] += list(views.intrinsics)
         columns["height"] += [views.hw[0]] * count
         columns["width"] += [width] * count
         for name in LAYERS:

@@ -102,12 +102,11 @@ def poses(cfg: SceneConfig, uid: str) -> np.ndarray:
 
 def build_job(cfg: SceneConfig, uid: str, c2w: np.ndarray, threads: int) -> dict[str, Any]:
     """Job for blender_scripts/worker.py from settings (resolved) and poses c2w (V, 4, 4), without the file to open."""
-    assert cfg.fov_x_deg is not None
     hw = (cfg.width, cfg.width)
-    fxfycxcy = cameras.intrinsics(cfg.fov_x_deg, hw)
+    is_ortho = cfg.projection == "ortho"
     return {
         "hw": hw,
-        "cameras": [cameras.blender_camera(pose, fxfycxcy, hw) for pose in c2w],
+        "cameras": [cameras.blender_camera(pose, cfg.intrinsics(hw), hw, is_ortho) for pose in c2w],
         "lights": lights_of(cfg, uid),
         "engine": cfg.engine,
         "device": cfg.device,
@@ -156,12 +155,10 @@ class Gallery:
 
     def views(self) -> dict[int, Views]:
         """Image width -> Views, with the intrinsics in pixels of that width."""
-        assert self.cfg.fov_x_deg is not None
         views = {}
         for width in self.cfg.res:
-            k = cameras.intrinsics(self.cfg.fov_x_deg, (width, width)).astype(np.float32)
-            fxfycxcy = np.tile(k, (self.cfg.views, 1))
-            views[width] = Views(self.jpegs[width], fxfycxcy, (width, width), dict(self.layers[width]))
+            intrinsics = np.tile(self.cfg.intrinsics((width, width)).astype(np.float32), (self.cfg.views, 1))
+            views[width] = Views(self.jpegs[width], intrinsics, (width, width), dict(self.layers[width]))
         return views
 
 

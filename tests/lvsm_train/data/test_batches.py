@@ -112,7 +112,7 @@ def test_batches_hold_what_the_shards_hold(run: Path, stored: dict[tuple[str, in
                 expected = images.shrink(images.decode(rows.jpegs[view]), (width, width))
                 np.testing.assert_array_equal(picture, expected.transpose(2, 0, 1))
                 np.testing.assert_array_equal(c2w, rows.c2w[view])
-                new_k = cameras.resize_intrinsics(rows.fxfycxcy[view], rows.hw, (width, width))
+                new_k = cameras.resize_intrinsics(rows.intrinsics[view], rows.hw, (width, width))
                 np.testing.assert_array_equal(k, new_k.astype(np.float32))
     assert batch.rgb.dtype == torch.float32 and float(batch.target_rgb.max()) <= 1
 

@@ -251,6 +251,29 @@ def test_blender_would_project_to_the_same_pixels(
     np.testing.assert_allclose(blender_pixels(made, hw, points), expected, atol=1e-3)
 
 
+@settings(deadline=None)
+@given(seed=seeds, scale=st.floats(0.1, 10))
+def test_an_orthographic_picture_is_as_wide_as_it_says(seed: int, scale: float) -> None:
+    """Points of its borders, at any depth, by the camera's own axes; the rows that Blender's worker gets say the same."""
+    rng = np.random.default_rng(seed)
+    c2w, width = cameras.look_at(rng.normal(size=3) * 3), 48
+    k = cameras.ortho_intrinsics(scale, (width, width))
+    depths = rng.uniform(0.1, 5, 3)
+    points = c2w[:3, 3] + np.stack(
+        [
+            x * c2w[:3, 0] + y * c2w[:3, 1] + z * c2w[:3, 2]
+            for (x, y), z in zip(
+                [(-scale / 2, -scale / 2), (scale / 2, scale / 2), (0, scale / 4)], depths, strict=True
+            )
+        ]
+    )
+    x, y, one = cameras.projection(c2w, k, ortho=True) @ np.c_[points, np.ones(3)].T
+    np.testing.assert_allclose(np.stack([x, y], -1), [[0, 0], [48, 48], [24, 36]], atol=1e-6)
+    np.testing.assert_allclose(one, 1, atol=1e-9)
+    made = cameras.blender_camera(c2w, k, (width, width), ortho=True)
+    assert made["ortho_scale"] == pytest.approx(scale) and "lens" not in made
+
+
 def test_the_plain_camera_in_blenders_numbers() -> None:
     made = cameras.blender_camera(np.eye(4), np.array([35.0, 35.0, 18.0, 18.0]), (36, 36))
     assert made["lens"] == pytest.approx(35)
@@ -338,6 +361,29 @@ def test_the_shell_follows_the_field_of_view(fov: float, normalize: str) -> None
     needed = radius / np.sin(np.radians(fov / 2)) / np.linalg.norm(c2w[:, :3, 3], axis=-1)
     assert 1 / 1.095 - 1e-6 < needed.min() < 0.92 and 0.98 < needed.max() < 1 / 1.015 + 1e-6
     assert cameras.is_framed("shell", fov, normalize)
+
+
+def test_an_orthographic_picture_holds_the_sphere_if_it_is_wide_enough_and_the_camera_outside() -> None:
+    assert cameras.is_framed("shell", 50, "sphere", 1.0) and not cameras.is_framed("shell", 50, "sphere", 0.99)
+    assert cameras.is_framed("grm", 50, "sphere", 1.0) and not cameras.is_framed("grm", 50, "box", 2.0)
+    for normalize, width in (("sphere", 1.015), ("box", 1.015 * np.sqrt(3))):
+        cfg = SceneConfig(projection="ortho", normalize=normalize).resolved()  # type: ignore[arg-type]
+        assert cfg.ortho_scale == pytest.approx(width) and cfg.framed
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"ortho_scale": 2.0}, "--ortho-scale is the width of orthographic pictures"),
+        ({"projection": "ortho", "ortho_scale": 0.0}, "--ortho-scale 0 is outside"),
+        ({"projection": "ortho", "ortho_scale": float("nan")}, "--ortho-scale nan is outside"),
+        ({"projection": "ortho", "lights": "hdri", "hdri": ".", "background": "hdri"}, "parallel rays"),
+    ],
+)
+def test_flags_that_do_not_go_with_the_projection(flags: dict[str, Any], said: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("pipeline.config.render.environment_maps", lambda folder: ("one.hdr",))
+    with pytest.raises(UserError, match=said):
+        SceneConfig(**flags).resolved()
 
 
 def test_a_narrow_view_from_a_fixed_radius_is_not_framed() -> None:

@@ -192,7 +192,7 @@ def test_pictures_are_small_and_poses_are_those_of_the_shard(page: Path, run: Pa
     stored = next(iter(read_objects(run / "192" / "train-000000.parquet")))
     tile = next(tile for tile in tiles if tile["uid"] == stored.uid)
     np.testing.assert_allclose(np.reshape(tile["c2w"], (VIEWS, 3, 4)), stored.c2w[:, :3], atol=6e-5)
-    np.testing.assert_allclose(tile["k"], stored.fxfycxcy[:1], atol=1e-3)
+    np.testing.assert_allclose(tile["k"], stored.intrinsics[:1], atol=1e-3)
     assert tile["bounds"] == [[-0.5, -0.25, -0.25], [0.5, 0.25, 0.25]]
     assert ["polygons", "12,345"] in tile["facts"] and ["license", "CC0-1.0"] in tile["facts"]
     for tile in tiles:

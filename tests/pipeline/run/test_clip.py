@@ -116,7 +116,7 @@ def test_clips_of_videos_become_shards(films: tuple[Path, Times], server: VideoS
             if width == 64:
                 check(rows)
             scale = width / 180  # the square in the middle of 320 x 180
-            assert np.allclose(rows.fxfycxcy, [0.9 * 320 * scale, 1.6 * 180 * scale, width / 2, width / 2], atol=1e-4)
+            assert np.allclose(rows.intrinsics, [0.9 * 320 * scale, 1.6 * 180 * scale, width / 2, width / 2], atol=1e-4)
     verified = lvsm_data("verify", out)
     assert verified.returncode == 0, verified.stdout
     parts = {path.stem: {video_of(rows.meta["video"]) for rows in read_objects(path)} for path in find_shards(out)[64]}
@@ -420,7 +420,7 @@ def test_after_clip_crop_and_resize_points_are_where_the_columns_say(tmp_path: P
         (rows,) = objects(out, 256).values()
         assert rows.hw == ((256, 256) if not crop else (144, 256))
         errors = []
-        for jpeg, c2w, fxfycxcy in zip(rows.jpegs, rows.c2w.astype(np.float64), rows.fxfycxcy, strict=True):
+        for jpeg, c2w, fxfycxcy in zip(rows.jpegs, rows.c2w.astype(np.float64), rows.intrinsics, strict=True):
             expected, depth = project(points, c2w, fxfycxcy)
             found = videos.find_blobs(images.decode(jpeg), np.where(depth[:, None] > 0, expected, -1e3))
             errors.append(np.linalg.norm(found - expected, axis=-1))

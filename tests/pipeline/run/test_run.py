@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -151,6 +152,41 @@ def test_same_command_again_does_nothing_and_more_goes_on(finished: Path, tmp_pa
     other = lvsm_data("render", "--n", 10, *QUICK, "--quality", 80, "--out", out)
     assert other.returncode == 2
     assert "quality was not set, now 80" in other.stderr
+
+
+def test_a_setting_that_came_later_does_not_end_an_old_run(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    path = out / "run.json"
+    kept = json.loads(path.read_text())
+    for name in ("projection", "ortho_scale", "albedo"):
+        del kept["identity"][name]
+    path.write_text(json.dumps(kept))
+    again = lvsm_data("render", "--n", 8, *QUICK, "--out", out)
+    assert again.returncode == 0, again.stderr
+    other = lvsm_data("render", "--n", 8, *QUICK, "--projection", "ortho", "--out", out)
+    assert other.returncode == 2 and "projection was perspective, now ortho" in other.stderr
+
+
+def test_orthographic_views_cannot_be_taken_for_those_of_pinholes(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ("--n", 2, "--res", 16, 32, "--views", 2, "--samples", 4, "--projection", "ortho", "--val-percent", 0)
+    run = lvsm_data("render", *flags, "--executor", "inline", "--out", out)
+    assert run.returncode == 0, run.stderr
+    for width in (16, 32):
+        table = pq.read_table(out / str(width))
+        assert "fxfycxcy" not in table.column_names
+        scale = width / 1.015  # a sphere of radius 0.5, and half a pixel at 64
+        np.testing.assert_allclose(table["sxsycxcy"].to_pylist(), [[scale, scale, width / 2, width / 2]] * 4, rtol=1e-6)
+    check = lvsm_data("verify", out)
+    assert check.returncode == 0 and "2 objects" in check.stdout
+    page = lvsm_data("view", out)
+    assert page.returncode == 0 and '"ortho":true' in (out / "index.html").read_text().replace(" ", "")
+    train = lvsm_data("train", "--data", out, "--steps", 2, "--res", 32, "--out", tmp_path / "train")
+    assert train.returncode == 2 and "holds orthographic views" in train.stderr
+    cycle = lvsm_data("cycle", "--n", 4, "--projection", "ortho", "--out", tmp_path / "cycle")
+    assert cycle.returncode == 2 and "cannot train on orthographic views" in cycle.stderr
+    assert not (tmp_path / "cycle").exists()
 
 
 def test_deleted_shards_are_noticed_and_rendered_again(finished: Path, tmp_path: Path) -> None:

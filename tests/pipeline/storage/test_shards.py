@@ -99,7 +99,7 @@ def rows_of(scenes: list[Scene], width: int) -> list[dict[str, Any]]:
             "view": view,
             "jpeg": one.by_width[width].jpegs[view],
             "c2w": one.c2w[view].ravel().tolist(),
-            "fxfycxcy": one.by_width[width].fxfycxcy[view].tolist(),
+            "fxfycxcy": one.by_width[width].intrinsics[view].tolist(),
         }
         for one in scenes
         for view in range(len(one.c2w))
@@ -117,9 +117,9 @@ def test_our_reader_gives_back_what_was_written(written: tuple[Path, list[Scene]
     for rows, one in zip(found, scenes, strict=True):
         views = one.by_width[width]
         assert rows.jpegs == views.jpegs
-        assert rows.c2w.dtype == rows.fxfycxcy.dtype == np.float32
+        assert rows.c2w.dtype == rows.intrinsics.dtype == np.float32
         assert rows.c2w.tobytes() == one.c2w.tobytes()  # to the bit
-        assert rows.fxfycxcy.tobytes() == views.fxfycxcy.tobytes()
+        assert rows.intrinsics.tobytes() == views.intrinsics.tobytes()
         origin = {"url": f"https://example.org/{rows.uid}", "credit": one.item.credit}
         assert (rows.hw, rows.meta, rows.license) == (views.hw, one.meta | origin, "CC-BY-4.0")
         assert rows.layers == {}

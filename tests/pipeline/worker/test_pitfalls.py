@@ -63,7 +63,7 @@ def test_what_is_rendered_is_measured_and_centred(
         assert len(shown) >= 10  # every view shows it
         assert shown.min() > 0  # and all of it
         assert shown.max() < 63
-        predicted, _ = cameras.project(np.zeros((1, 3)), outcome.scene.c2w[0], outcome.scene.by_width[64].fxfycxcy[0])
+        predicted, _ = cameras.project(np.zeros((1, 3)), outcome.scene.c2w[0], outcome.scene.by_width[64].intrinsics[0])
         np.testing.assert_allclose(predicted[0], [32, 32], atol=1e-4)
 
 
@@ -169,9 +169,12 @@ def test_official_example_objects(path: Path, render: Render) -> None:
     np.testing.assert_allclose(np.sort(side), [1 / 6, 5 / 6, 1], atol=0.08)  # one object, ten formats
 
 
-def test_layers_are_lossless_and_fit_the_intrinsics_of_every_resolution(assets: Path, render: Render) -> None:
+@pytest.mark.parametrize("projection", ["perspective", "ortho"])
+def test_layers_are_lossless_and_fit_the_intrinsics_of_every_resolution(
+    assets: Path, render: Render, projection: str
+) -> None:
     layers = {"alpha": True, "depth": True, "normals": True}
-    outcome = render(assets / "off_origin.glb", res=(32, 64), normalize="box", **layers)
+    outcome = render(assets / "off_origin.glb", res=(32, 64), normalize="box", projection=projection, **layers)
     for width, views in outcome.scene.by_width.items():
         for view, pose in enumerate(outcome.scene.c2w):
             alpha = images.decode(views.layers["alpha"][view])
@@ -182,13 +185,15 @@ def test_layers_are_lossless_and_fit_the_intrinsics_of_every_resolution(assets: 
             assert (alpha[0] == 0).all()
             assert np.isinf(depth[alpha == 0]).all()
             rows, columns = np.nonzero(hit & np.isfinite(depth))
-            fx, fy, cx, cy = views.fxfycxcy[view]
-            rays = np.stack([(columns + 0.5 - cx) / fx, (rows + 0.5 - cy) / fy, np.ones(len(rows))], -1)
-            points = (rays * depth[rows, columns][:, None]) @ pose[:3, :3].T + pose[:3, 3]
+            fx, fy, cx, cy = views.intrinsics[view]
+            deep = depth[rows, columns]
+            wide = deep if projection == "perspective" else 1.0
+            points = np.stack([(columns + 0.5 - cx) / fx * wide, (rows + 0.5 - cy) / fy * wide, deep], -1)
+            points = points @ pose[:3, :3].T + pose[:3, 3]
             assert np.abs(np.abs(points).max(-1) - 0.5).max() < 4.0 / width  # on the cube, to a pixel's slant
             longest = np.abs(normals[rows, columns]).max(-1)  # a face's normal is an axis; pixels on an edge mix two
             assert ((longest > 0.999) & (longest < 1.001)).mean() > 0.8
     small, large = outcome.scene.by_width[32], outcome.scene.by_width[64]
-    np.testing.assert_allclose(small.fxfycxcy * 2, large.fxfycxcy)
+    np.testing.assert_allclose(small.intrinsics * 2, large.intrinsics)
     averaged = images.decode(large.layers["alpha"][0]).reshape(32, 2, 32, 2).mean((1, 3))
     np.testing.assert_allclose(images.decode(small.layers["alpha"][0]), averaged, atol=1)

@@ -203,7 +203,7 @@ def test_intrinsics_follow_crop_and_resizing(height: int, width: int, crop: str,
         assert stored.hw == (out, out) if crop == "square" else stored.hw == (round(height * out / width), out)
         x, y = 0.21, -0.13  # of a ray
         u, v = (k[0] * x + k[2] - left) * out / whole[1], (k[1] * y + k[3] - top) * stored.hw[0] / whole[0]
-        fx, fy, cx, cy = stored.fxfycxcy[0].astype(float)
+        fx, fy, cx, cy = stored.intrinsics[0].astype(float)
         assert (fx * x + cx, fy * y + cy) == pytest.approx((u, v), rel=1e-6, abs=1e-5)
         assert pixels(scene, out).shape == (*stored.hw, 3)
 
@@ -227,7 +227,7 @@ def test_only_the_views_that_were_asked_for() -> None:
     scene, whole = scene_of(made, views=3), scene_of(made)
     assert scene.by_width[64].jpegs == [whole.by_width[64].jpegs[i] for i in (0, 2, 4)]
     np.testing.assert_array_equal(scene.c2w, whole.c2w[[0, 2, 4]])
-    assert scene.c2w.dtype == scene.by_width[64].fxfycxcy.dtype == np.float32
+    assert scene.c2w.dtype == scene.by_width[64].intrinsics.dtype == np.float32
     assert scene.meta["views_found"] == 6
 
 

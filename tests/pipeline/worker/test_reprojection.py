@@ -93,6 +93,32 @@ def test_spheres_are_where_the_pose_says(
         assert error.max() < 0.1, f"off by {error} px"
 
 
+@pytest.mark.parametrize(("stretch", "shift"), [(1, (0, 0)), (1.3, (0.06, -0.04))], ids=["centred", "stretched"])
+def test_spheres_are_where_an_orthographic_pose_says(
+    assets: Path, blender: Blender, stretch: float, shift: tuple[float, float]
+) -> None:
+    """Parallel rays see a sphere as an ellipse whose centre is the sphere's own, wherever the camera stands along its axis."""
+    width = 256
+    cfg = SceneConfig(res=(width,), samples=64, normalize="box", projection="ortho").resolved()
+    k = cfg.intrinsics((width, width)) * [1, stretch, 1, 1] + [0, 0, width * shift[0], width * shift[1]]
+    poses = cameras.sample("shell", np.random.default_rng(3), 12, normalize="box").astype(np.float64)
+    centres, radius = normalised()
+    job = build_job(cfg, "spheres", poses, 2) | {"path": str(assets / "spheres.glb"), "format": "glb", "denoise": False}
+    job["cameras"] = [cameras.blender_camera(pose, k, (width, width), ortho=True) for pose in poses]
+    job["lights"] = {"world": [0, 0, 0], "lobes": [], "suns": []}
+    frames = [answer for answer in blender.render(job) if isinstance(answer, Frame)]
+    compared = 0
+    for pose, frame in zip(poses, frames, strict=True):
+        x, y, _ = (np.linalg.inv(pose) @ np.c_[centres, np.ones(3)].T)[:3]
+        seen = np.stack([k[0] * x + k[2], k[1] * y + k[3]], -1)
+        gaps = np.linalg.norm((seen[[0, 1, 2]] - seen[[1, 2, 0]]) / k[:2], axis=-1)
+        if gaps.min() > 2.2 * radius and (seen > 30).all() and (seen < width - 30).all():
+            error = np.linalg.norm(centroids(frame.full("rgba")[..., :3]) - seen, axis=-1)
+            assert error.max() < 0.1, f"off by {error} px"
+            compared += 1
+    assert compared >= 3
+
+
 @pytest.mark.parametrize(("width", "views", "within"), [(64, 40, 0.15), (512, 12, 0.06)])
 def test_default_settings_keep_edges_where_they_are(
     assets: Path, tmp_path: Path, width: int, views: int, within: float
