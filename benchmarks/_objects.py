@@ -47,6 +47,6 @@ def pictures(frames: list[Frame]) -> list[np.ndarray]:
 
 
 def psnr(image: np.ndarray, truth: np.ndarray) -> float:
-    """Of bytes, in dB. Equal images count as one level off in one value."""
+    """PSNR in dB of two images of bytes. Equal ones count as one level off in one value."""
     squared = np.square(image.astype(float) - truth)
     return float(10 * np.log10(255**2 / max(squared.mean(), 1 / squared.size)))

@@ -175,7 +175,7 @@ class Stretch:
 
 
 def stretches(options: Options) -> list[Stretch]:
-    """Of 90 to 170 frames, each somewhere in its share of its video."""
+    """Draw stretches of 90 to 170 frames, each somewhere in its share of its video."""
     rng = np.random.default_rng(0)
     share = int(options.seconds * FPS) / options.clips
     made = []
@@ -417,7 +417,7 @@ def averaged(numbers: list[float]) -> str:
 
 
 def compare(options: Options) -> None:
-    """Prints rates, bytes, disk and what was taken."""
+    """Print rates, bytes, disk and what was taken."""
     ways = {
         f"A, {options.workers} workers on Ray": lambda world, folder: ours(
             world, folder, "--workers", str(options.workers)
@@ -519,7 +519,7 @@ def patched(stages: Stages) -> Iterator[None]:
 
 
 def profile(options: Options) -> None:
-    """Prints milliseconds per frame of every step."""
+    """Print milliseconds per frame of every step."""
     rounds: list[dict[str, float]] = []
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as scratch, world(options, Path(scratch)) as made:
@@ -535,7 +535,7 @@ def profile(options: Options) -> None:
 
 
 def step(world: World, folder: Path, stages: Stages) -> None:
-    """What A does to every clip, one after the other."""
+    """Decode, convert and write every clip, one after the other, as A does."""
     cfg = ClipScene(res=(world.options.res,))
     writer = ShardWriter(folder, cfg.res, shards.NUMBERS, {"config_hash": ""}, 64e6)
     to_scene = stages.timed("else", clips.to_scene)

@@ -77,7 +77,7 @@ def training(options: Options, data: Path, out: Path, steps: int, core: int) -> 
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     options = tyro.cli(Options, description=__doc__)
     first, second = sorted(os.sched_getaffinity(0))[:2]
     shutil.rmtree(options.out, ignore_errors=True)

@@ -76,7 +76,7 @@ def rate(options: Options, manifest: Path, out: Path, *flags: str) -> float:
 
 
 def main() -> None:
-    """Prints a table."""
+    """Print a table."""
     options = tyro.cli(Options, description=__doc__)
     rates: dict[str, list[float]] = {"on this disk": [], "downloads ahead": [], "one at a time": []}
     with tempfile.TemporaryDirectory() as scratch, Hub(Path(scratch) / "root") as hub:

@@ -269,7 +269,7 @@ def ways(folder: Path, options: Options, workers: int) -> dict[str, Way]:
 
 
 def main() -> None:
-    """Prints a table."""
+    """Print a table."""
     options = tyro.cli(Options, description=__doc__)
     workers = options.workers or len(os.sched_getaffinity(0))
     rates: dict[str, list[float]] = {}

@@ -54,7 +54,7 @@ def measure(options: Options, scratch: Path) -> list[float]:
 
 
 def main() -> None:
-    """Prints the curve and its slope over the second half."""
+    """Print the curve and its slope over the second half."""
     options = tyro.cli(Options, description=__doc__)
     with tempfile.TemporaryDirectory() as scratch:
         resident = measure(options, Path(scratch))

@@ -22,8 +22,8 @@ from pathlib import Path
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from lvsm_train.media.plots import Plot
-from lvsm_train.media.webpage import Section, Table, write_page
+from pipeline.report.charts import Plot
+from pipeline.report.findings import Section, Table, write_page
 
 OFFICIAL = "--kind decoder_only --no-prope --init official --optimizer adamw --ema 0 --final-lr 0"
 RECIPES = {  # each with what the one before has
@@ -46,15 +46,15 @@ class Options:
     out: Path
     """Where the runs go."""
     steps: int = 450
-    """Of each recipe."""
+    """Steps of each recipe."""
     long_steps: int = 2400
-    """Of ours once more, so that it takes as long as the published one: to be found by trying."""
+    """Steps of `small` once more, so that it takes as long as the published recipe: to be found by trying."""
     eval_objects: int = 64
     """Objects that do not train, to measure on."""
 
 
 def run(options: Options, name: str, flags: str, steps: int) -> Path:
-    """Trains unless that was done. Returns the folder."""
+    """Train unless that was done; returns the folder."""
     out = options.out / "".join(letter if letter.isalnum() else "-" for letter in name)
     log = out / "log.jsonl"
     if log.exists() and json.loads(log.read_text().splitlines()[-1])["step"] >= steps:
@@ -86,7 +86,7 @@ def curve(out: Path) -> list[tuple[float, float]]:
 
 
 def row(name: str, out: Path) -> list[str]:
-    """Of the table."""
+    """Cells of a recipe's row, from the log in its folder."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     last = [line for line in lines if "evaluation" in line][-1]
     scores = last["evaluation"]
@@ -102,7 +102,7 @@ def row(name: str, out: Path) -> list[str]:
 
 
 def main() -> None:
-    """Prints a table, in Markdown."""
+    """Print a table, in Markdown."""
     options = tyro.cli(Options, description=__doc__)
     runs = {name: run(options, name, flags, options.steps) for name, flags in RECIPES.items()}
     runs[LONG] = run(options, LONG, "", options.long_steps)

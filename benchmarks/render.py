@@ -181,7 +181,7 @@ class Run:
                     self._say(item, ", ".join(f"{kind} {np.mean(values[kind]):.1f} dB" for kind in values))
 
     def _attempt(self, what: str, item: Item, measure: Any) -> bool:
-        """Whether measure(item) worked. An object that fails is named and left out of everything from here on."""
+        """True if measure(item) worked. An object that fails is named and left out of everything from here on."""
         try:
             measure(item)
         except (Skip, Retry, OSError, RuntimeError, subprocess.TimeoutExpired) as failure:
@@ -235,7 +235,7 @@ class Run:
         self._keep(item, "C", stages | {"wall": spent["trace"]}, peak_rss_mb(blender.process.pid), loaded["device"])
 
     def _whole_log(self, blender: Blender) -> str:
-        """What Blender said of all views; its log may lag behind its pictures. RuntimeError where some never come."""
+        """Blender's log of all views; it may lag behind its pictures. RuntimeError where some never come."""
         for _ in range(100):
             text = "\n".join(list(blender.log))
             if len(re.findall(SECONDS["without_bvh"], text)) == self.scene.views:
@@ -293,7 +293,7 @@ def summary(run: Run, way: str) -> dict[str, Any]:
 
 
 def ratios(run: Run, ways: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """What a change must not make worse. B/A is of objects per hour, B/C of seconds (without the start of Blender)."""
+    """Ratios that a change must not make worse. B/A is of objects per hour, B/C of seconds (without the start of Blender)."""
     steady = ways["B"]["stages_ms_per_object"]["wall"] - ways["B"]["stages_ms_per_object"]["start"]
     return {
         "B/A": ways["B"]["objects_per_hour"] / ways["A"]["objects_per_hour"],
@@ -339,7 +339,7 @@ def tables(run: Run, ways: dict[str, dict[str, Any]], ratio: dict[str, float]) -
 
 
 def worse(found: dict[str, float], wanted: dict[str, float]) -> list[str]:
-    """What fell clearly behind a stored baseline, in words."""
+    """Name in words each ratio that fell clearly behind a stored baseline."""
     checks = {
         "B/A": found["B/A"] < wanted["B/A"] * SLACK["B/A"],
         "B/C": found["B/C"] > wanted["B/C"] * SLACK["B/C"],

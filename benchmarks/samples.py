@@ -52,7 +52,7 @@ def render(blender: Blender, job: dict[str, Any]) -> tuple[float, list[np.ndarra
 
 
 def main() -> None:
-    """Prints a table: a row per setting, means over the objects."""
+    """Print a table: a row per setting, means over the objects."""
     options = tyro.cli(Options, description=__doc__)
     scene = SceneConfig(res=(options.res,), views=options.views, lights=options.lights, denoise="off").resolved()
     threads = len(os.sched_getaffinity(0))

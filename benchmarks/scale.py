@@ -252,7 +252,7 @@ def curve(run: Path) -> list[tuple[int, float, int, int]]:
 
 
 def check(options: Options) -> dict[str, int]:
-    """Whether each uid of the manifest stands in the ledger once, and each delivered one in the shards once."""
+    """Count outcomes and shards; assert that the ledger has each uid of the manifest once, and the shards each delivered one."""
     run = options.out / "run"
     asked = _sorted(pq.read_table(options.out / "manifest.parquet", columns=["uid"])["uid"].chunks)
     with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
@@ -277,7 +277,7 @@ def _sorted(chunks: list[pa.Array]) -> np.ndarray:
 
 
 def figures(options: Options, seconds: float) -> dict[str, Any]:
-    """What the curve and the folder say."""
+    """Throughput, memory and sizes, from the curve and the folder."""
     run = options.out / "run"
     lines = curve(run)
     sessions = []
@@ -315,7 +315,7 @@ def _rates(lines: list[tuple[int, float, int, int]]) -> list[float]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The same for people."""
+    """Text of the figures, for people to read."""
     lines = [
         f"{'session':>8}{'items':>12}{'start-up':>10}{'items/s':>10}{'slowest tenth':>15}{'memory at most':>16}{'growth':>14}"
     ]
@@ -332,7 +332,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Prints the table, or JSON."""
+    """Print the table, or JSON."""
     options = tyro.cli(Options, description=__doc__)
     if options.session is not None:
         drive(options)

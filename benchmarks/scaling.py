@@ -54,7 +54,7 @@ def rate(options: Options, workers: int, out: Path) -> float:
 
 
 def main() -> None:
-    """Prints a table."""
+    """Print a table."""
     options = tyro.cli(Options, description=__doc__)
     cores = len(os.sched_getaffinity(0))
     numbers = options.workers or tuple(2**k for k in range(cores.bit_length()) if 2**k <= cores)

@@ -52,7 +52,7 @@ class Options:
     device: str = "auto"
     """cpu, cuda, cuda:1, ..."""
     compile: Literal["auto", "no", "blocks", "graphs"] = "auto"
-    """Of ours."""
+    """How our steps are compiled."""
     rounds: int = 5
     """How often each is timed."""
     steps: int = 10
@@ -255,7 +255,7 @@ def show(ways: list[Timed], device: torch.device) -> None:
 
 
 def main() -> None:
-    """Prints three pairs."""
+    """Print three pairs."""
     options = tyro.cli(Options, description=__doc__)
     device = device_of(options.device)
     torch.set_float32_matmul_precision("high")
