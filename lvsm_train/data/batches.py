@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import json
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,9 +22,11 @@ from lvsm_train.config.train import DataConfig
 from lvsm_train.data import samples, view_sampling
 from lvsm_train.data.index import Files, Index, decode_all, memory_free, read_index
 from lvsm_train.data.samples import Sample
+from pipeline.storage.shards import facts_of
 
 __all__ = ["Batch", "Data", "DataConfig", "Sample"]
 
+WHITE = [255, 255, 255]
 MEMORY_SHARE = 0.4  # of free host memory that decoded images may take
 TENSORS = ("image", "c2w", "fxfycxcy", "target_image", "target_c2w", "target_fxfycxcy")
 
@@ -31,7 +35,7 @@ TENSORS = ("image", "c2w", "fxfycxcy", "target_image", "target_c2w", "target_fxf
 class Batch:
     """B samples with V inputs and T targets each, on one device.
 
-    image: (B, V, 3, H, W) uint8 sRGB on white. c2w: (B, V, 4, 4) float32, OpenCV axes. fxfycxcy: (B, V, 4) float32, in pixels of
+    image: (B, V, 3, H, W) uint8 sRGB. c2w: (B, V, 4, 4) float32, OpenCV axes. fxfycxcy: (B, V, 4) float32, in pixels of
     these images. target_image, target_c2w, target_fxfycxcy: likewise with T instead of V. uids: B names of objects.
     """
 
@@ -57,6 +61,20 @@ class Batch:
         """Copy to a device; asynchronously from pinned memory."""
         moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
         return replace(self, **moved)
+
+
+def not_white(paths: Iterable[Path]) -> list[str]:
+    """A note if pictures have another background, for which the foreground's scores would be read wrongly; else [].
+
+    A run has one setting for all its shards, so that one of each folder is looked at.
+    """
+    one_each = {path.parent: path for path in paths}.values()
+    found = {json.dumps(facts_of(path).get("background", WHITE)) for path in one_each}
+    if others := sorted(found - {json.dumps(WHITE)}):
+        return [
+            f"the foreground is what is not white, and backgrounds here are {', '.join(others)}: it is the whole picture"
+        ]
+    return []
 
 
 Plan = Callable[[], tuple[Index, Sequence[Sample]]]
@@ -113,7 +131,7 @@ class Data:
         cores = max(1, len(os.sched_getaffinity(0)) // ranks_here)
         self.index = read_index(cfg.data, cfg.res, cores, split)
         self.planner = samples.Planner(cfg, self.index)
-        self.notes = self.planner.notes
+        self.notes = self.planner.notes + not_white(self.index.paths)
         needed = len(self.index.c2w) * 3 * self.index.hw[0] * self.index.hw[1]
         fits = needed <= MEMORY_SHARE * memory_free() / ranks_here
         self.cached = ("memory" if fits else "none") if cfg.cache == "auto" else cfg.cache

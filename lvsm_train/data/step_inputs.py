@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lvsm_train.config.train import TrainConfig
-from lvsm_train.data.batches import END, Batch, Data, End, Plan
+from lvsm_train.data.batches import END, Batch, Data, End, Plan, not_white
 from lvsm_train.data.index import Index, ShardIndex, merge, read_shard
 from lvsm_train.data.rounds import Rounds, StepEntries
 from lvsm_train.data.samples import Planner, Sample
@@ -118,6 +118,7 @@ class Stream:
             time.sleep(LOOK_AGAIN_S)
         opened = Data(self.cfg.data, self.ranks.rank, self.ranks.world, self.device, self.cfg.accumulate, "val")
         with contextlib.closing(opened) as data:
+            self.say(*not_white(data.index.paths))
             self.say(f"{len(data.index.uids)} objects at {data.hw[1]}x{data.hw[0]} pixels are held out")
             with contextlib.closing(data.poll(self._plans(start))) as batches:
                 while True:

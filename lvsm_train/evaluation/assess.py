@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lvsm_train.config.trained import EvalConfig, Split
-from lvsm_train.data.batches import Batch, Data
+from lvsm_train.data.batches import Batch, Data, not_white
 from lvsm_train.data.index import read_index
 from lvsm_train.data.samples import Planner, Sample
 from lvsm_train.device.devices import autocast
@@ -26,9 +26,6 @@ from lvsm_train.media.films import write_film
 from lvsm_train.weights.trained import Trained, open_run
 from pipeline.core import cameras
 from pipeline.core.errors import UserError
-from pipeline.storage.shards import facts_of
-
-WHITE = [255, 255, 255]
 
 FPS = 24.0  # frame rate of films
 TURN, SHIFT = (0.5, -0.3, 0.6, 0.4), (0.3, -0.5, 0.2)  # a quaternion; a translation in units of the world
@@ -59,7 +56,7 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
     if PROTOCOLS[protocol].indexed and split == "val":  # an index may name training objects too
         seen = {data.index.uids[number] for number in data.planner.train}
     samples = protocols.plan(protocol, data.planner, split, cfg.index)
-    notes = list(data.notes) if split == "val" else []
+    notes = list(data.notes) if split == "val" else not_white(data.index.paths)
     if trained_on := [sample for sample in samples if sample.uid in seen]:
         notes.append(f"{len(trained_on)} of {len(samples)} objects are left out: by their names, they were trained on")
         samples = [sample for sample in samples if sample.uid not in seen]
@@ -68,7 +65,6 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
                 "the model was trained on all of these objects", "--split all measures on them all the same"
             )
     samples = samples[: cfg.objects]
-    notes += _not_white(data)
     lpips, more = load_lpips(cfg.lpips, cfg.lpips_weights, data.device)
     notes += more
     timed = Timed(trained.net)
@@ -94,16 +90,6 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
     if cfg.controls:
         made = _with_controls(made, trained, data, split)
     return _with_films(made, cfg, trained, data)
-
-
-def _not_white(data: Data) -> list[str]:
-    """A note if pictures have another background, for which the foreground's scores would be read wrongly; else []."""
-    found = {json.dumps(facts_of(path).get("background", WHITE)) for path in data.index.paths}
-    if others := sorted(found - {json.dumps(WHITE)}):
-        return [
-            f"the foreground is what is not white, and backgrounds here are {', '.join(others)}: it is the whole picture"
-        ]
-    return []
 
 
 def _split(cfg: EvalConfig, trained: Trained) -> tuple[Split, set[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -17,6 +18,7 @@ torch = pytest.importorskip("torch")
 
 from lvsm_train.config.train import DataConfig, LossConfig, ModelConfig, TrainConfig  # noqa: E402
 from lvsm_train.config.trained import EvalConfig  # noqa: E402
+from lvsm_train.data.batches import Data  # noqa: E402
 from lvsm_train.evaluation.assess import assess  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
 from lvsm_train.weights import checkpoint  # noqa: E402
@@ -142,8 +144,11 @@ def test_other_objects_are_all_taken_but_those_that_trained(run: Path, tmp_path:
 def test_another_background_than_white_is_said(run: Path, tmp_path: Path) -> None:
     for name, background in (("black", [0, 0, 0]), ("white", [255, 255, 255])):
         other = balls(tmp_path / name, 12, background=background)
-        notes = " ".join(assess(config(run, tmp_path, data=(other,), objects=1)).notes)
-        assert ("backgrounds here are [0, 0, 0]" in notes) == (name == "black")
+        for split in ("val", "all"):
+            notes = " ".join(assess(config(run, tmp_path, data=(other,), objects=1, split=split)).notes)
+            assert ("backgrounds here are [0, 0, 0]" in notes) == (name == "black")
+        with contextlib.closing(Data(DataConfig((other,), res=32))) as data:  # what `train` prints too
+            assert ("backgrounds here are [0, 0, 0]" in " ".join(data.notes)) == (name == "black")
 
 
 def test_clips_by_their_windows_and_by_an_index(tmp_path: Path) -> None:
