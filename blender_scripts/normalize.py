@@ -1,13 +1,17 @@
-"""Measures the geometry that will be rendered, and moves and scales it: to a sphere of radius 0.5, or longest side 1.
+"""Measures the geometry that can be seen, and moves and scales it: to a sphere of radius 0.5, or longest side 1.
 
 That geometry is the render engine's own list: the instances of the *render* dependency graph at the current
 frame. A first render call, stopped before any ray is traced, hands us that graph (see `engines.visit_depsgraph`), so
-skinning, modifiers, geometry nodes, instances, curves, hidden objects and render-only settings all count as they will.
+skinning, modifiers, geometry nodes, instances, curves, hidden objects and render-only settings all count as they will. What
+no ray can hit does not count: faces without an area, instances of scale 0, surfaces of alpha 0.
 """
+
+import itertools
 
 import bpy
 import engines
 import numpy as np
+import surfaces
 from importers import Unusable
 from mathutils import Matrix
 from outline import Outline
@@ -15,6 +19,8 @@ from outline import Outline
 # evaluated curves, texts, surfaces and metaballs appear a second time as meshes, so these types are enough
 MEASURED = {"MESH", "POINTCLOUD", "CURVES", "VOLUME"}
 TOLERANCE = 1e-3
+FLAT = 1e-6  # width over length of what has no area; float32 coordinates hardly tell it from 0
+LATER = (0.25, 0.5, 0.75, 1.0)  # shares of an animation at which something may be visible that its start does not show
 CHUNK = 2**20  # points that are transformed at once
 
 
@@ -25,10 +31,10 @@ def normalize(how, limits):
 
     how: "sphere" (the smallest sphere around the box's centre that holds all gets radius 0.5) or "box" (the longest side gets
     length 1). limits: {"max_polygons": int}. Raises Unusable: empty, not_finite, degenerate, absurd_scale, too_many_polygons,
-    outlier_geometry, default_cube, normalize_failed.
+    outlier_geometry, normalize_failed.
     """
     scene = bpy.context.scene
-    raw = _measure()
+    raw = _measure_when_visible()
     _judge(raw, limits)
     low, high = raw["bounds"]
     scale = 1.0 / _size(raw, how)
@@ -54,7 +60,6 @@ def normalize(how, limits):
         "polygons": raw["polygons"],
         "instances": raw["instances"],
         "frame": scene.frame_current,
-        "animated": bool(bpy.data.actions),
         "materials": len(bpy.data.materials),
         "images": sum(image.source in ("FILE", "TILED", "GENERATED") for image in bpy.data.images),
     }
@@ -73,12 +78,30 @@ def _short(numbers):
     return [float(f"{number:.9g}") for number in numbers]
 
 
+def _measure_when_visible():
+    """Measure at the current frame; if nothing can be seen there, at the first of a few later frames where something can.
+
+    Animations often start at scale 0. Raises Unusable if nothing can be seen at any of them: "degenerate" if there are faces.
+    """
+    scene = bpy.context.scene
+    measured = _measure()
+    if "bounds" not in measured and (actions := bpy.data.actions):
+        first, last = min(one.frame_range[0] for one in actions), max(one.frame_range[1] for one in actions)
+        for share in LATER:
+            scene.frame_set(round(first + share * (last - first)))
+            if "bounds" in (measured := _measure()):
+                break
+    if "bounds" not in measured:
+        if measured["polygons"]:
+            raise Unusable("degenerate", f"all {measured['polygons']} faces have no area, scale 0 or alpha 0")
+        raise Unusable("empty", "nothing that the engine would render")
+    return measured
+
+
 def _measure(outline=None):
-    """Measure what the engine would render now, see `_measure_instances`. Raises Unusable("empty")."""
+    """Measure what the engine would render now, see `_measure_instances`."""
     found = {}
     engines.visit_depsgraph(lambda depsgraph: found.update(_measure_instances(depsgraph, outline)))
-    if not found["instances"]:
-        raise Unusable("empty", "nothing that the engine would render")
     return found
 
 
@@ -86,7 +109,7 @@ def _measure_instances(depsgraph, outline):
     """Bounds (2, 3), 0.1-99.9 percentile bounds, radius around the bounds' centre, polygon and instance counts.
 
     With an outline also its "corners"; None if points do not bound the geometry (curves and points have a thickness,
-    volumes and particle hair have no points).
+    volumes and particle hair have no points). Polygons alone if nothing can be seen.
     """
     geometry, places = {}, {}  # by what an object shows: its points and faces, and the matrices of its instances
     bounded = True
@@ -97,12 +120,14 @@ def _measure_instances(depsgraph, outline):
         key = ob.data.as_pointer() if ob.data else 0
         if key not in geometry:
             geometry[key] = _points_and_faces(ob)
+        places.setdefault(key, []).append(instance.matrix_world.copy())
         if len(geometry[key][0]):
-            places.setdefault(key, []).append(instance.matrix_world.copy())
             bounded = bounded and ob.type == "MESH" and not ob.particle_systems
-    if not places:
-        return {"instances": 0}
-    placed = [(geometry[key][0], np.array(matrices, np.float64)) for key, matrices in places.items()]
+    polygons = sum(geometry[key][1] * len(matrices) for key, matrices in places.items())
+    placed = [(geometry[key][0], _with_area(np.array(matrices, np.float64))) for key, matrices in places.items()]
+    placed = [(points, matrices) for points, matrices in placed if len(points) and len(matrices)]
+    if not placed:
+        return {"polygons": polygons}
     ends = [end for world in _worlds(placed) for end in (world.min(0), world.max(0))]
     bounds = np.array([np.min(ends, 0), np.max(ends, 0)])
     corners = None
@@ -111,17 +136,20 @@ def _measure_instances(depsgraph, outline):
             outline.add(world)
         corners = outline.corners()
     samples = [(points[:: max(1, len(points) // 5000)], matrices) for points, matrices in placed]
-    instances = sum(map(len, places.values()))
-    only = geometry[next(iter(places))]
     return {
         "bounds": bounds,
         "core": np.percentile(np.concatenate(list(_worlds(samples))), [0.1, 99.9], axis=0),
         "radius": max(float(np.linalg.norm(world - bounds.mean(0), axis=1).max()) for world in _worlds(placed)),
-        "polygons": sum(geometry[key][1] * len(matrices) for key, matrices in places.items()),
-        "instances": instances,
-        "default_cube": instances == 1 and _is_default_cube(*only),
+        "polygons": polygons,
+        "instances": sum(len(matrices) for _, matrices in placed),
         "corners": corners,
     }
+
+
+def _with_area(matrices):
+    """Matrices (M, 4, 4) of which a scale of 0 leaves a surface, not a line or a point."""
+    sizes = np.linalg.svd(np.nan_to_num(matrices[:, :3, :3]), compute_uv=False)
+    return matrices[(sizes[:, 1] > FLAT * sizes[:, 0]) | ~np.isfinite(matrices).all((1, 2))]
 
 
 def _worlds(placed):
@@ -136,7 +164,7 @@ def _worlds(placed):
 def _points_and_faces(ob):
     """Local points (N, 3) of whatever the object renders, and its number of faces."""
     if ob.type == "MESH":
-        return _used_points(ob.data), len(ob.data.polygons)
+        return _visible_points(ob), len(ob.data.polygons)
     if ob.type in ("POINTCLOUD", "CURVES"):
         position = ob.data.attributes.get("position")
         points = np.empty(len(position.data) * 3 if position else 0, np.float32)
@@ -146,25 +174,58 @@ def _points_and_faces(ob):
     return np.array([tuple(corner) for corner in ob.bound_box], np.float64), 0
 
 
-def _used_points(mesh):
-    """Vertices that belong to a face (N, 3). Loose vertices and wires are not rendered."""
-    if not len(mesh.loops):
+def _visible_points(ob):
+    """Vertices (N, 3) of the faces of a mesh object that have an area and are not of alpha 0."""
+    mesh = ob.data
+    count = len(mesh.polygons)
+    if not count:
         return np.empty((0, 3))
     points = np.empty(len(mesh.vertices) * 3, np.float32)
     mesh.attributes["position"].data.foreach_get("vector", points)  # one copy, unlike vertices.co
+    points = points.reshape(-1, 3)
     corners = np.empty(len(mesh.loops), np.int32)
     mesh.attributes[".corner_vert"].data.foreach_get("value", corners)
-    used = np.zeros(len(mesh.vertices), bool)
+    starts = np.empty(count, np.int32)
+    mesh.polygons.foreach_get("loop_start", starts)
+    sizes = np.diff(starts, append=len(corners))
+    seen = ~_is_clear(ob, count)
+    axes = np.ascontiguousarray(points.T)
+    for size in np.flatnonzero(np.bincount(sizes)):
+        chosen = sizes == size
+        around = corners.reshape(-1, size) if chosen.all() else corners[starts[chosen][:, None] + np.arange(size)]
+        seen[chosen] &= _has_area([axes[:, corner] for corner in around.T])
+    if not seen.all():
+        corners = corners[np.repeat(seen, sizes)]
+    used = np.zeros(len(points), bool)
     used[corners] = True
-    return points.reshape(-1, 3)[used].astype(np.float64)
+    return points[used].astype(np.float64)
 
 
-def _is_default_cube(points, faces):
-    """True for Blender's start-up cube: rendered when a file was never opened (allenai/objaverse-xl on .blend)."""
-    if faces not in (6, 12):
-        return False
-    corners = np.unique(np.round(points, 4), axis=0)
-    return len(corners) == 8 and np.all(np.abs(corners) == 1)
+def _has_area(corners):
+    """Mask (F,) of faces that are wider than FLAT of their length. corners: K arrays (3, F), one for each corner of a face."""
+    if len(corners) < 3:
+        return np.zeros(corners[0].shape[1], bool)
+    if len(corners) == 4:  # half the cross product of the diagonals is the area too, and spares one
+        sides = [(corners[2] - corners[0], corners[3] - corners[1])]
+    else:
+        spokes = [corner - corners[0] for corner in corners[1:]]
+        sides = list(itertools.pairwise(spokes))
+    area, longest = np.zeros_like(corners[0]), np.zeros_like(corners[0][0])
+    for (x, y, z), (u, v, w) in sides:
+        area += (y * w - z * v, z * u - x * w, x * v - y * u)
+        longest = np.maximum(longest, np.maximum(x * x + y * y + z * z, u * u + v * v + w * w))
+    # what is not finite stays, and is judged with the bounds
+    return ~(np.square(area).sum(0) <= np.square(FLAT * longest))
+
+
+def _is_clear(ob, count):
+    """Mask (count,) of faces whose material is of alpha 0."""
+    clear = np.array([surfaces.is_clear(slot.material) for slot in ob.material_slots], bool)
+    if not clear.any():
+        return np.zeros(count, bool)
+    indices = np.empty(count, np.int32)
+    ob.data.polygons.foreach_get("material_index", indices)
+    return clear[np.minimum(indices, len(clear) - 1)]
 
 
 def _judge(raw, limits):
@@ -183,5 +244,3 @@ def _judge(raw, limits):
     core = float((raw["core"][1] - raw["core"][0]).max())
     if core * 100 < size:
         raise Unusable("outlier_geometry", f"99.8 % of the vertices span {core:.3g} of {size:.3g}: broken coordinates")
-    if raw["default_cube"]:
-        raise Unusable("default_cube", "nothing but Blender's start-up cube")

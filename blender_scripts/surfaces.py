@@ -32,6 +32,36 @@ def expose(names):
             _expose(material.node_tree, names)
 
 
+def is_clear(material):
+    """True if a material lets all light through by constants alone: alpha 0, or a white transparent surface."""
+    if material is None or not material.node_tree:
+        return False
+    output = material.node_tree.get_output_node("CYCLES")
+    return output is not None and _is_clear(output.inputs["Surface"])
+
+
+def _is_clear(socket):
+    if not socket.is_linked:
+        return False
+    node = socket.links[0].from_node
+    if node.type == "REROUTE":
+        return _is_clear(node.inputs[0])
+    if node.type == "MIX_SHADER":
+        share = _constant(node.inputs[0])
+        ends = [node.inputs[1 + int(share)]] if share in (0.0, 1.0) else node.inputs[1:3]
+        return all(_is_clear(end) for end in ends)
+    if node.type == "BSDF_PRINCIPLED":
+        return _constant(node.inputs["Alpha"]) == 0
+    return (
+        node.type == "BSDF_TRANSPARENT" and not node.inputs[0].is_linked and min(node.inputs[0].default_value[:3]) == 1
+    )
+
+
+def _constant(socket):
+    """Value of a number's socket, None if it is linked."""
+    return None if socket.is_linked else socket.default_value
+
+
 def _give_materials():
     """Put Cycles' own default surface where there is no material, since only a material can write a pass."""
     plain = bpy.data.materials.new("plain")

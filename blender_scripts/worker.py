@@ -30,6 +30,7 @@ import engines  # noqa: E402
 import importers  # noqa: E402
 import normalize  # noqa: E402
 import repair  # noqa: E402
+import traits  # noqa: E402
 
 
 class Channel:
@@ -64,7 +65,8 @@ def load(job, timings):
 
     start = time.perf_counter()
     importers.load(job["path"], job["format"])
-    facts = repair.repair(job["format"])
+    facts = repair.repair(job["format"]) | traits.traits()
+    traits.check(job.get("only", ()), facts)
     timings["import"] = time.perf_counter() - start
 
     start = time.perf_counter()

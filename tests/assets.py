@@ -199,6 +199,36 @@ def textured(fill, path, name):
     links.new(texture.outputs["Color"], nodes["Principled BSDF"].inputs["Base Color"])
 
 
+def unseen():
+    """A unit cube at the origin, each time with something around it that no ray can hit; and one that is there only later."""
+    for name, add in (("clear_shell", clear_shell), ("scale_0", scale_0), ("sliver", sliver)):
+        reset()
+        cube()
+        add()
+        save_glb(name)
+    reset()
+    growing = cube()
+    for frame, size in ((1, 0.0), (20, 1.0)):
+        growing.scale = (size, size, size)
+        growing.keyframe_insert("scale", frame=frame)
+    save_blend("growing")
+
+
+def clear_shell():
+    bpy.ops.mesh.primitive_uv_sphere_add(radius=30)
+    bpy.context.object.data.materials.append(material("clear", (1, 1, 1), alpha=0.0))
+
+
+def scale_0():
+    cube((50, 0, 0)).scale = (0, 0, 0)
+
+
+def sliver():
+    mesh = bpy.data.meshes.new("sliver")
+    mesh.from_pydata([(0, 0, 0), (70, 0, 0), (35, 0, 0)], [], [(0, 1, 2)])
+    bpy.context.scene.collection.objects.link(bpy.data.objects.new("sliver", mesh))
+
+
 def textures():
     picture = OUT / "paint.png"
     textured((1, 0, 0, 1), picture, "embedded")
@@ -210,7 +240,7 @@ def textures():
 
 
 def by_hand():
-    """PLY with colours, an OBJ with NaN far from the origin, an empty scene, the start-up cube."""
+    """PLY with colours, an OBJ with NaN far from the origin, an empty scene, a cube like Blender's own."""
     corners = [(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1.0, 1.5)]
     faces = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
     vertices = "\n".join(f"{x} {y} {z} 255 0 0" for x, y, z in corners)
@@ -230,7 +260,7 @@ def by_hand():
     (OUT / "degenerate.obj").write_text("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n")
     reset()
     bpy.ops.mesh.primitive_cube_add(size=2)
-    save_glb("default_cube")
+    save_glb("cube_of_side_2")
     document = {"asset": {"version": "2.0"}, "extensionsRequired": ["EXT_meshopt_compression"]}
     text = json.dumps(document).encode().ljust(100)
     chunk = struct.pack("<II", len(text), 0x4E4F534A) + text
@@ -323,6 +353,7 @@ for make in (
     textures,
     by_hand,
     surfaces,
+    unseen,
     scripted,
 ):
     make()

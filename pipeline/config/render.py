@@ -214,6 +214,8 @@ class RenderConfig(Fetching, Running, Listing):
     """A run of the renderer: what to render, from where, to where, and how hard."""
 
     scene: Annotated[SceneConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=SceneConfig)
+    only: tuple[Literal["textured", "colored", "animated"], ...] = ()
+    """Only objects with image textures, vertex colours, animation; others fail when they are opened, as `not_textured` ..."""
     timeout_s: float | None = None
     """Seconds until an object that does not finish is killed. Default: 300, and 20 more per 512x512 view of 32 samples."""
 
@@ -236,4 +238,6 @@ class RenderConfig(Fetching, Running, Listing):
         run = {"val_percent": self.val_percent, "look": LOOK, "config_hash": config_hash(self.scene)}
         if self.scene.hdri:  # which map an object gets depends on what there is to choose from
             run["hdri_maps"] = [Path(path).name for path in environment_maps(self.scene.hdri)]
+        if self.only:
+            run["only"] = sorted(self.only)
         return self.listing_identity() | run | plain(self.scene)

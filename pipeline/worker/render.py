@@ -58,7 +58,7 @@ class Renderer:
         scene_cfg = self.cfg.scene
         c2w = poses(scene_cfg, item.uid)
         job = build_job(scene_cfg, item.uid, c2w, threads=self.cfg.threads)
-        job |= file
+        job |= file | {"only": self.cfg.only}
         behind, facts = background(scene_cfg, item.uid, job["lights"])
         gallery = Gallery(scene_cfg, c2w, behind)
         timings |= {"render": 0.0, "encode": 0.0}

@@ -214,7 +214,7 @@ def test_a_shard_that_lost_one_resolution_is_rendered_again_at_all(tmp_path: Pat
 def test_failures_are_replaced_counted_and_explained(assets: Path, tmp_path: Path) -> None:
     folder = tmp_path / "objects"
     folder.mkdir()
-    for name in ("off_origin.glb", "red.ply", "tiny.glb", "default_cube.glb", "empty_scene.obj"):
+    for name in ("off_origin.glb", "red.ply", "tiny.glb", "degenerate.obj", "empty_scene.obj"):
         shutil.copy(assets / name, folder)
     (folder / "page.glb").write_text("<!DOCTYPE html><html>not found</html>")
     (folder / "pointer.glb").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
@@ -226,7 +226,7 @@ def test_failures_are_replaced_counted_and_explained(assets: Path, tmp_path: Pat
     assert "requested 2: drawn" in enough.stdout
     short = lvsm_data("render", "--n", 5, *options)
     assert short.returncode == 3
-    reasons = "default_cube 1, empty 1, html_page 1, lfs_pointer 1, truncated 1"
+    reasons = "degenerate 1, empty 1, html_page 1, lfs_pointer 1, truncated 1"
     assert f"requested 5: drawn 8 = delivered 3 + failed 5 ({reasons})" in short.stdout
     assert "2 fewer than requested: the source has no more objects" in short.stdout
     assert stored(tmp_path / "run") == ["off_origin.glb", "red.ply", "tiny.glb"]

@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.config.render import RenderConfig, SceneConfig
 from pipeline.core import cameras, images
-from pipeline.core.records import Outcome
+from pipeline.core.records import Item, Outcome
+from pipeline.worker.blender import Blender
+from pipeline.worker.render import Renderer
+from pipeline.worker.worker import make_worker
 from tests.conftest import SHARED_OBJECTS, Render
 
 OFFICIAL = sorted(SHARED_OBJECTS.glob("example*.*")) if SHARED_OBJECTS.is_dir() else []
@@ -126,12 +130,49 @@ def test_missing_texture_is_neutral_and_flagged(assets: Path, render: Render) ->
 
 
 @pytest.mark.parametrize(
+    "name", ["clear_shell.glb", "scale_0.glb", "sliver.glb", "growing.blend", "cube_of_side_2.glb"]
+)
+def test_what_no_ray_can_hit_does_not_count(assets: Path, render: Render, name: str) -> None:
+    outcome = render(assets / name)
+    low, high = bounds_after(outcome)
+    np.testing.assert_allclose(high - low, 1 / np.sqrt(3), atol=1e-3)  # a cube in a sphere of radius 0.5
+    np.testing.assert_allclose(low, -high, atol=1e-3)
+    assert outcome.scene is not None and outcome.scene.meta["coverage"] > 0.15
+    assert outcome.scene.meta["animated"] == (name == "growing.blend")
+
+
+@pytest.mark.parametrize(
+    ("name", "has"),
+    [
+        ("embedded.fbx", {"textured"}),
+        ("missing_texture.obj", set()),
+        ("red.ply", {"has_vertex_colors"}),
+        ("growing.blend", {"animated"}),
+    ],
+)
+def test_traits_are_facts_and_what_only_goes_by(
+    assets: Path, blender: Blender, tmp_path: Path, render: Render, name: str, has: set[str]
+) -> None:
+    scene = render(assets / name).scene
+    flags = {"textured": "textured", "colored": "has_vertex_colors", "animated": "animated"}
+    assert scene is not None and {fact for fact in flags.values() if scene.meta[fact]} == has
+    assert scene.facts.items() >= {fact: scene.meta[fact] for fact in flags.values()}.items()  # of the ledger
+    for flag, fact in flags.items():
+        quick = SceneConfig(views=1, samples=1, res=(16,))
+        cfg = RenderConfig(source="local", input=assets, allow_blend=True, out=tmp_path, only=(flag,), scene=quick)  # type: ignore[arg-type]
+        worker = make_worker(cfg.resolved())
+        assert isinstance(worker.maker, Renderer)
+        worker.maker.blender = blender
+        outcome = worker(Item(uid=name, source="local", url=str(assets / name)))
+        assert (outcome.reason or "delivered") == ("delivered" if fact in has else f"not_{flag}")
+
+
+@pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("nan.obj", "outlier_geometry"),
         ("empty_scene.obj", "empty"),
         ("degenerate.obj", "degenerate"),
-        ("default_cube.glb", "default_cube"),
         ("meshopt.glb", "unsupported_extension"),
     ],
 )
