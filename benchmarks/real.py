@@ -19,6 +19,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,7 +45,8 @@ class Options:
     out: Path
     """Run's folder."""
     list: Path | None = None
-    """CSV with the files' paths within the folder, in a column `path`, and those of their repository, if any, in `repo`."""
+    """CSV with the files' paths within the folder, in a column `path`, and those of their repository, if any, in `repo`; in
+    `faces`, if it is there, the number of faces that another loader finds, 0 where none reads any."""
     res: int = 64
     views: int = 8
     normalize: Literal["sphere", "box"] = "sphere"
@@ -68,26 +70,28 @@ class Seen:
     picture: np.ndarray
 
 
-def paths(options: Options) -> list[str]:
-    """Files to render, relative to the folder."""
+def paths(options: Options) -> dict[str, int | None]:
+    """Files to render, relative to the folder, and the faces that another loader finds in each; None where nobody says."""
     if options.list is None:
         suffixes = SUFFIXES | {".blend"}
         found = (path for path in sorted(options.folder.rglob("*")) if path.suffix.lower() in suffixes)
-        return [path.relative_to(options.folder).as_posix() for path in found]
+        return {path.relative_to(options.folder).as_posix(): None for path in found}
     with options.list.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [f"{row['repo'].replace('/', '+')}/{row['path']}" if row.get("repo") else row["path"] for row in rows]
+    names = [f"{row['repo'].replace('/', '+')}/{row['path']}" if row.get("repo") else row["path"] for row in rows]
+    return {name: int(row["faces"] or 0) if "faces" in row else None for name, row in zip(names, rows, strict=True)}
 
 
-def render(options: Options, files: list[str]) -> None:
+def render(options: Options, files: Iterable[str]) -> None:
     """Run `lvsm-data render` on the files; those that end as a reason are data, so its exit status says nothing."""
     manifest = options.folder / f".real-{options.out.name}.csv"
     with manifest.open("w", newline="") as file:
         csv.writer(file).writerows([["path"], *([path] for path in files)])
+    count = sum(1 for _ in files)
     look = ("--normalize", options.normalize, "--lights", options.lights, "--cameras", options.cameras)
     flags = [*look, "--res", options.res, "--views", options.views, "--alpha", "--allow-blend", "--val-percent", 0]
     flags += ["--workers", options.workers] if options.workers else []
-    command = [COMMAND, "render", "--source", "local", "--input", manifest, "--n", len(files), *flags]
+    command = [COMMAND, "render", "--source", "local", "--input", manifest, "--n", count, *flags]
     subprocess.run([*map(str, command), "--out", str(options.out)], check=False)
 
 
@@ -103,16 +107,27 @@ def look_at(uid: str, jpegs: list[bytes], alphas: list[bytes], meta: dict[str, A
     red, green, blue = np.concatenate(own).T
     magenta = float(((red > 180) & (blue > 180) & (green < 60)).mean()) if len(red) else 0.0
     facts = quality.facts(views)
-    textured = bool(meta.get("images") or meta.get("vertex_colors"))
+    textured = bool(meta["textured"] or meta["has_vertex_colors"])
     picture = images.decode(jpegs[0])
     return Seen(uid, **facts, magenta=magenta, side=float(np.median(sides)), textured=textured, picture=picture)
 
 
 def outcomes(run: Path) -> list[tuple[str, str, str, dict[str, float]]]:
-    """(uid, state, reason, timings) of each file."""
+    """(uid, state, reason, timings) of each file; also written to outcomes.csv, with detail and facts."""
     with sqlite3.connect(f"file:{run / 'ledger.sqlite'}?mode=ro", uri=True) as ledger:
-        rows = ledger.execute("SELECT uid, state, reason, timings FROM item ORDER BY uid").fetchall()
-    return [(uid, state, reason, json.loads(timings)) for uid, state, reason, timings in rows]
+        rows = ledger.execute("SELECT uid, state, reason, timings, detail, facts FROM item ORDER BY uid").fetchall()
+    with (run / "outcomes.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("uid", "state", "reason", "timings", "detail", "facts"), *rows])
+    return [(uid, state, reason, json.loads(timings)) for uid, state, reason, timings, *_ in rows]
+
+
+def report_geometry(ended: list[tuple[str, str, str, dict[str, float]]], faces: dict[str, int | None]) -> None:
+    """Print which share of the files in which another loader finds faces is delivered, and name the others."""
+    whole = [row for row in ended if faces.get(row[0])]
+    if whole:
+        lost = [(uid, reason) for uid, state, reason, _ in whole if state != "delivered"]
+        print(f"\nwith faces by another loader: {len(whole)}, delivered {1 - len(lost) / len(whole):.1%}; the others:")
+        print("\n".join(f"  {reason:<24}{uid}" for uid, reason in sorted(lost, key=lambda pair: pair[1])))
 
 
 def report(ended: list[tuple[str, str, str, dict[str, float]]], seen: list[Seen], res: int) -> None:
@@ -135,7 +150,7 @@ def report(ended: list[tuple[str, str, str, dict[str, float]]], seen: list[Seen]
         "99 % of its pixels visible": f"{np.mean([one.visible >= 0.99 for one in seen]):.1%} of the objects",
         "less than half visible": f"{sum(one.visible < 0.5 for one in seen)} objects",
         "coverage, median": f"{np.median([one.coverage for one in seen]):.3f}",
-        f"longest side, median of {res} pixels": f"{np.median([one.side for one in seen]):.0f}",
+        f"longest side, median of {res} pixels": f"{np.median(np.array([one.side for one in seen])):.0f}",
         "contrast, untextured, median": f"{np.median([one.contrast for one in plain]):.1f}",
         "contrast, untextured, 10th percentile": f"{np.percentile([one.contrast for one in plain], 10):.1f}",
         "over nine tenths black": f"{sum(one.black > 0.9 for one in seen)} objects",
@@ -149,12 +164,15 @@ def main() -> None:
     """Render, measure, print, and write contact sheets."""
     options = tyro.cli(Options, description=__doc__)
     options = dataclasses.replace(options, folder=options.folder.absolute(), out=options.out.absolute())
-    render(options, paths(options))
+    faces = paths(options)
+    render(options, faces)
     shards = find_shards(options.out)[options.res]
     seen = [
         look_at(rows.uid, rows.jpegs, rows.layers["alpha"], rows.meta) for path in shards for rows in read_objects(path)
     ]
-    report(outcomes(options.out), seen, options.res)
+    ended = outcomes(options.out)
+    report(ended, seen, options.res)
+    report_geometry(ended, faces)
     for number in range(0, len(seen), SHEET**2):
         of = [one.picture for one in seen[number : number + SHEET**2]]
         sheet = images.contact_sheet([of[start : start + SHEET] for start in range(0, len(of), SHEET)])
