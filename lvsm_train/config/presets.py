@@ -10,7 +10,9 @@ _THESIS64 = TrainConfig(
     preset="thesis64",
     model=ModelConfig(kind="unidirectional", dim=256, layers=12, encoder_layers=6, prope=True, init="width_aware"),
     data=DataConfig((), res=64, inputs=4, targets=8, batch=64),
-    optim=OptimConfig(optimizer="muon", lr=2e-3, warmup=100, final_lr=0.05, spike_above=3.0, ema=0.999),
+    optim=OptimConfig(
+        optimizer="muon", lr=2e-3, warmup=100, final_lr=0.05, skip_above=0, skip_factor=5.0, spike_above=3.0, ema=0.999
+    ),
     loss=LossConfig(perceptual=1.0),
     steps=20_000,
     eval_every=1000,

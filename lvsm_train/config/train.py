@@ -63,6 +63,14 @@ class ModelConfig:
                 f"choose at most {self.layers - 1}"
             )
 
+    def check_pictures(self, hw: tuple[int, int]) -> None:
+        """Raise UserError if pictures of (height, width) `hw` do not divide into patches."""
+        if hw[0] % self.patch or hw[1] % self.patch:
+            said = f"pictures of {hw[1]}x{hw[0]} have no whole patches of {self.patch}"
+            raise UserError(
+                said, f"--res {max(1, round(hw[1] / self.patch)) * self.patch}, for example, or another --patch"
+            )
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -195,7 +203,9 @@ class OptimConfig:
     clip: float = 1.0
     """Largest norm of the gradient; larger ones are scaled down to it."""
     skip_above: float = 5.0
-    """Norms above make a step void. 0: none does."""
+    """A step whose gradient's norm is larger is skipped, as published. 0: none is."""
+    skip_factor: float = 0.0
+    """A step whose norm is so many times the median of those before is skipped, after --warmup. 0: none is."""
     spike_above: float = 0.0
     """A loss that is so many times its usual value for 20 steps takes training back to a checkpoint from before. 0: never."""
     ema: float = 0.0
@@ -205,6 +215,8 @@ class OptimConfig:
         """Raise UserError for values out of range."""
         if self.lr <= 0 or self.clip <= 0 or self.skip_above < 0 or self.warmup < 0 or self.weight_decay < 0:
             raise UserError("--lr and --clip must be positive, --skip-above, --warmup and --weight-decay 0 or more")
+        if self.skip_factor and not self.skip_factor > 1:
+            raise UserError(f"--skip-factor {self.skip_factor:g} would skip usual steps", "for example 5; 0: none is")
         if self.spike_above and self.spike_above <= 1:
             raise UserError(
                 f"--spike-above {self.spike_above} would call every loss a spike", "for example 3; 0: none is"
@@ -292,11 +304,12 @@ class TrainConfig:
         self.shared(self.world)
         if self.cycle and (len(self.data.data) > 1 or self.curriculum or self.data.samples_per_object > 1):
             raise UserError("--cycle takes one --data, and neither --curriculum nor --samples-per-object")
-        self.stages()
         try:
             self.model.check()
         except ValueError as error:
             raise UserError(str(error)) from None
+        for _, width in self.stages():
+            self.model.check_pictures((self.model.patch, width or self.model.patch))  # heights are known with the data
         self.data.check()
         self.loss.check()
         self.optim.check()
@@ -350,6 +363,10 @@ class TrainConfig:
         if stages and self.data.res is None:
             raise UserError("--curriculum ends with --res, which is not given", "--res 256, for example")
         return [*stages, (self.steps, self.data.res)]
+
+    def changes(self) -> set[int]:
+        """Steps at which pictures or loss change by schedule: what was usual before them is not usual after them."""
+        return {end for end, _ in self.stages()[:-1]} | {self.loss.perceptual_from}
 
     def as_json(self) -> dict[str, Any]:
         """All settings as JSON values."""

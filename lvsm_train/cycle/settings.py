@@ -31,11 +31,7 @@ def settings(cfg: TrainConfig, out: Path, res: tuple[int, ...], views: int, samp
             f"--views {data.held_views + data.inputs + data.targets}, or --data.inputs and --data.targets",
         )
     width = min(max(res), data.res or max(res))
-    if width % cfg.model.patch:
-        raise UserError(
-            f"pictures of {width} pixels have no whole patches of {cfg.model.patch}",
-            "--res a multiple, or --model.patch",
-        )
+    cfg.model.check_pictures((width, width))
     steps = max(1, math.ceil(samples / cfg.samples(cfg.world)))
     out.mkdir(parents=True, exist_ok=True)
     return dataclasses.replace(

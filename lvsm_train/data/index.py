@@ -242,6 +242,10 @@ def read_shard(path: Path) -> ShardIndex:
     c2w, k = _numbers(table["c2w"]).reshape(-1, 4, 4), _numbers(table["fxfycxcy"]).reshape(-1, 4)
     if len(c2w) != len(counted) or not (np.isfinite(c2w).all() and np.isfinite(k).all() and (k[:, :2] > 0).all()):
         raise UserError(f"{path} has cameras that are none", HINT)
+    try:
+        cameras.check_rigid(c2w)
+    except ValueError as error:
+        raise UserError(f"{path} has poses that are not rigid: {error}", HINT) from None
     hw = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], -1).astype(int)
     return ShardIndex(uids, views, chunk, c2w, k, hw, table["frame"].to_numpy() if has_frame else counted)
 

@@ -69,6 +69,7 @@ class EpochSource:
                 settings = dataclasses.replace(cfg.data, res=res)
                 opened = Data(settings, self.ranks.rank, self.ranks.world, self.device, cfg.accumulate)
                 with contextlib.closing(opened) as data:
+                    cfg.model.check_pictures(data.hw)
                     self.say(*data.notes, data.summary())
                     with contextlib.closing(data.batches(max(first, start))) as batches:
                         for step in range(max(first, start), end):

@@ -15,6 +15,8 @@ import torch
 from torch import distributed
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
+from pipeline.core.errors import UserError
+
 TRY = timedelta(seconds=3)  # timeout of a connection, before the port is looked up again
 
 
@@ -61,11 +63,11 @@ def process_group(minutes: float) -> Iterator[Ranks]:
         local = int(os.environ.get("LOCAL_RANK", "0"))
         yield Ranks(distributed.get_rank(), distributed.get_world_size(), local)
         return
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world, rank = _ranks_of_environment()
     if world == 1:
         yield Ranks()
         return
-    rank, timeout = int(os.environ["RANK"]), timedelta(minutes=minutes)
+    timeout = timedelta(minutes=minutes)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         distributed.init_process_group(
@@ -77,6 +79,25 @@ def process_group(minutes: float) -> Iterator[Ranks]:
         yield Ranks(rank, world, int(os.environ.get("LOCAL_RANK", "0")))
     finally:
         distributed.destroy_process_group()
+
+
+def _ranks_of_environment() -> tuple[int, int]:
+    """(WORLD_SIZE, RANK); (1, 0) where nothing is set. Says for whom this process waits unless torchrun started it, since both
+    may be left over. Raises UserError if a part is missing or no number."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world == "1":
+        return 1, 0
+    hint = "unset WORLD_SIZE and RANK to train alone; torchrun or --ranks start several"
+    for name in ("WORLD_SIZE", "RANK", "MASTER_PORT"):
+        if not os.environ.get(name, "").isdecimal():
+            raise UserError(f"WORLD_SIZE is {world}, and {name} is {os.environ.get(name, 'not set')}", hint)
+    if "MASTER_ADDR" not in os.environ:
+        raise UserError(f"WORLD_SIZE is {world}, and MASTER_ADDR is not set", hint)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        said = f"rank {os.environ['RANK']} of {world} waits at {where} for the others, as RANK and WORLD_SIZE say"
+        print(f"{said}; {hint}", file=sys.stderr, flush=True)
+    return int(world), int(os.environ["RANK"])
 
 
 def exit_now(status: int) -> NoReturn:

@@ -42,7 +42,7 @@ def assess(cfg: EvalConfig) -> Assessment:
     out = cfg.out or cfg.run / "eval" / f"{protocol}-{trained.step:08d}"
     device = next(trained.net.parameters()).device
     with contextlib.closing(Data(trained.data_config(cfg, batch=cfg.batch), device=device)) as data:
-        trained.check(data.hw)
+        trained.cfg.model.check_pictures(data.hw)
         with torch.no_grad(), autocast(trained.cfg.precision, device):
             found = _measured(cfg, trained, protocol, data, out)
             write_table(out / "objects.csv", found.rows())

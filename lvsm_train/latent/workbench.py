@@ -101,7 +101,7 @@ def open_bench(trained: Trained, data: Data, cfg: LatentConfig) -> Bench:
             f"{trained.run} is a run of a {trained.cfg.model.kind} model, which keeps no latents of a scene",
             "train one that does: lvsm-data train --kind encoder_decoder --latents 64 --data FOLDER --out runs/encdec",
         )
-    trained.check(data.hw)
+    trained.cfg.model.check_pictures(data.hw)
     token_numbers(cfg.tokens, trained.cfg.model.latents)
     samples = choose_samples(trained, data, cfg.objects, cfg.views)
     return Bench(trained, net, cfg, data, samples, gather(net, data, samples))

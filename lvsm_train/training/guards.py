@@ -11,9 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
+
+from pipeline.core.errors import UserError
 
 HUNG = 70  # exit status of a process that the watchdog ended
 BASELINE, RECENT = 200, 20  # steps: the losses of the last RECENT are compared with those of the BASELINE before them
+MAX_SKIPPED = 100  # steps in a row that may be skipped
 MAX_SPIKES = 3  # spikes that a run may go back for; needing more means the settings are wrong
 
 
@@ -87,6 +91,10 @@ class SpikeGuard:
             self.spikes += 1
         return spike
 
+    def forget(self) -> None:
+        """Start anew, where the loss changes by schedule."""
+        self.losses.clear()
+
     def state_dict(self) -> dict[str, float | list[float]]:
         """Losses and the number of spikes, for a checkpoint."""
         return {"losses": list(self.losses), "times": self.spikes}
@@ -96,3 +104,42 @@ class SpikeGuard:
         assert isinstance(state["losses"], list) and isinstance(state["times"], int)
         self.losses = deque(state["losses"], self.losses.maxlen)
         self.spikes = state["times"]
+
+
+class NormGuard:
+    """Finds gradient norms above `factor` times the median of the last BASELINE norms, and runs that skip every step.
+
+    Skipped norms count in the median too, so that a lasting change becomes usual.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.norms: deque[float] = deque(maxlen=BASELINE)
+        self.skipped = 0  # steps in a row
+
+    def is_outlier(self, norm: float) -> bool:
+        """True if a step's norm is too large. RECENT norms at least must be known."""
+        known = len(self.norms) >= RECENT
+        outlier = bool(self.factor) and known and not norm <= self.factor * statistics.median(self.norms)
+        if math.isfinite(norm):
+            self.norms.append(norm)
+        return outlier
+
+    def count(self, skipped: bool, reason: str) -> None:
+        """Count skipped steps in a row. Raises UserError at MAX_SKIPPED. reason: why the last one was skipped."""
+        self.skipped = self.skipped + 1 if skipped else 0
+        if self.skipped >= MAX_SKIPPED:
+            hint = "a lower --lr; --skip-above 0 skips no step for its norm"
+            raise UserError(f"the last {self.skipped} steps were all skipped, and nothing is learned: {reason}", hint)
+
+    def forget(self) -> None:
+        """Start anew, where the loss changes by schedule."""
+        self.norms.clear()
+
+    def state_dict(self) -> dict[str, int | list[float]]:
+        """Norms, and the number of skipped steps in a row, for a checkpoint."""
+        return {"norms": list(self.norms), "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.norms, self.skipped = deque(state["norms"], self.norms.maxlen), state["skipped"]

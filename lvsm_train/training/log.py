@@ -34,9 +34,12 @@ CURVE_EVERY = 10  # steps between two points of a curve
 
 
 class _Step(NamedTuple):
-    """error: mean squared. seconds: in all, `waited` of them for data. images, flops: of all ranks."""
+    """error: mean squared. norm: of the gradient; skipped: 1.0 if it updated nothing. seconds: in all, `waited` of them for
+    data. images, flops: of all ranks."""
 
     error: float
+    norm: float
+    skipped: float
     seconds: float
     waited: float
     images: int
@@ -104,7 +107,17 @@ class Log:
         now = time.monotonic()
         samples, pictures, flops = self._work(step_input.batches)
         spent = now - self.last
-        self.recent.append(_Step(values.get("mse", math.nan), spent, step_input.waited, pictures, flops))
+        self.recent.append(
+            _Step(
+                values.get("mse", math.nan),
+                values["grad_norm"],
+                values["void"],
+                spent,
+                step_input.waited,
+                pictures,
+                flops,
+            )
+        )
         times = {"waited_s": round(step_input.waited, 5), "seconds": round(spent, 5)}
         slots = {"slots": {str(slot): count for slot, count in step_input.slots.items()}} if step_input.slots else {}
         self._write({"step": done} | values | times | {"samples": samples} | slots)
@@ -147,9 +160,11 @@ class Log:
     def _summary(self, loss: float, rates: dict[str, float]) -> str:
         quality = f"PSNR {rates['psnr']:.2f} dB, " if "psnr" in rates else ""
         share = f"MFU {rates['mfu']:.0%}, " if "mfu" in rates else ""
+        skipped = sum(step.skipped for step in self.recent)
+        steps = f", {skipped:.0f} of the last {len(self.recent)} steps skipped" if skipped else ""
         return (
-            f"loss {loss:.4f}, {quality}{rates['steps_per_s']:.2f} steps/s, {rates['images_per_s']:.0f} images/s, {share}"
-            f"{rates['data_wait']:.0%} waiting for data"
+            f"loss {loss:.4f}, {quality}gradient {self.recent[-1].norm:.3g}{steps}, {rates['steps_per_s']:.2f} steps/s, "
+            f"{rates['images_per_s']:.0f} images/s, {share}{rates['data_wait']:.0%} waiting for data"
         )
 
     def evaluation(self, done: int, scores: Scores, picture: Path) -> None:

@@ -16,7 +16,7 @@ from lvsm_train.device.sharding import gather_full, shard, shard_like, should_sh
 from lvsm_train.evaluation.scores import Scores, finite
 from lvsm_train.models import lvsm
 from lvsm_train.models.lvsm import LVSM
-from lvsm_train.training.guards import MAX_SPIKES, RECENT, SpikeGuard
+from lvsm_train.training.guards import MAX_SPIKES, RECENT, NormGuard, SpikeGuard
 from lvsm_train.training.optim import Average, Optimizers, count
 from lvsm_train.weights import checkpoint
 from lvsm_train.weights.trained import start_weights
@@ -41,18 +41,26 @@ class State:
         self.optimizers = Optimizers(self.net, cfg.optim, cfg.steps)
         self.average = Average(self.net, cfg.optim.ema) if cfg.optim.ema else None
         self.spike_guard = SpikeGuard(cfg.optim.spike_above)
+        self.norm_guard = NormGuard(cfg.optim.skip_factor)
+        self.changes = cfg.changes()
         self.best: tuple[float, int] | None = None
         self.scores: Scores | None = None
         self.cursor: Cursor | None = None  # of a cycle, in the newest checkpoint
         self.stop_waiting: Callable[[], bool] = lambda: True  # for room on a full disk
 
     def step(self, progress: float, loss: float, norm: float) -> dict[str, float]:
-        """Update the weights, or skip the step if the loss is not finite. progress: in steps of the learning-rate schedule."""
-        if math.isfinite(loss):
+        """Update the weights, or skip the step if the loss is not finite or the gradient's norm far above the usual.
+
+        progress: in steps of the learning-rate schedule. Raises UserError if steps are skipped again and again.
+        """
+        outlier = progress >= self.cfg.optim.warmup and self.norm_guard.is_outlier(norm)
+        if math.isfinite(loss) and not outlier:
             facts = self.optimizers.step(progress, norm)
         else:
             self.optimizers.zero_grad()
             facts = {"grad_norm": norm, "lr": math.nan, "void": 1.0}
+        said = f"the gradient's norm is {norm:.3g}" if math.isfinite(loss) else f"the loss is {loss}"
+        self.norm_guard.count(bool(facts["void"]), said)
         if self.average:
             self.average.update(self.net)
         return facts
@@ -60,6 +68,10 @@ class State:
     def roll_back_on_spike(self, done: int, loss: float) -> str:
         """Restore weights and optimisers from before a loss spike; the data goes on. Returns a note for the user, "" if none.
         Raises UserError after more than MAX_SPIKES spikes."""
+        if done in self.changes:
+            self.spike_guard.forget()
+            self.norm_guard.forget()
+            return ""
         if not self.spike_guard.observe(loss):
             return ""
         said = f"step {done}: the loss is {self.cfg.optim.spike_above:g} times what it was"
@@ -120,6 +132,7 @@ class State:
             scores = dataclasses.asdict(self.scores) if self.scores else {}
             state = tensors | {
                 "spikes": self.spike_guard.state_dict(),
+                "norms": self.norm_guard.state_dict(),
                 "random": torch.get_rng_state(),
                 "best": list(self.best) if self.best else [],
                 "scores": scores,
@@ -140,7 +153,9 @@ class State:
         if found is None:
             return 0
         state, facts = found
-        before, now = facts["identity"], self.cfg.identity(self.ranks.world)
+        now = self.cfg.identity(self.ranks.world)
+        before = TrainConfig.from_json(facts["config"]).identity()  # settings that came later: their defaults
+        before["data"]["batch"] = facts["identity"]["data"]["batch"]
         if changed := _differences(before, now):
             hint = "use the same settings to go on, or another --out"
             if (size := before["data"]["batch"]) != now["data"]["batch"]:  # most often from another number of ranks
@@ -148,6 +163,8 @@ class State:
             raise UserError(f"{self.out} was trained with other settings: {'; '.join(changed)}", hint)
         self._restore(state)
         self.spike_guard.load_state_dict(state["spikes"])
+        if "norms" in state:  # not in checkpoints of earlier versions
+            self.norm_guard.load_state_dict(state["norms"])
         torch.set_rng_state(state["random"].cpu())
         self.best = (float(state["best"][0]), int(state["best"][1])) if state["best"] else None
         self.scores = Scores(**state["scores"]) if state["scores"] else None

@@ -54,6 +54,8 @@ def train_fn(cfg: TrainConfig) -> Result:
         device = device_of(cfg.device, ranks.local)
         state = State(cfg, device, ranks)
         done = start = state.resume()
+        if ranks.is_main:  # what was refused has written nothing
+            patiently(lambda: write_json(cfg.folder / "train.json", cfg.as_json()), cfg.folder)
         gradients = Gradients(cfg, state.net, device, ranks)
         stop, saved = 0.0, start
         with (
@@ -140,11 +142,9 @@ def _export(state: State, path: Path) -> None:
 
 @contextlib.contextmanager
 def _run_setup(cfg: TrainConfig, ranks: Ranks) -> Iterator[None]:
-    """Write train.json, seed torch, and use deterministic algorithms within the block if cfg says so. Full disk: UserError."""
+    """Make the folder, seed torch, and use deterministic algorithms within the block if cfg says so. Full disk: UserError."""
     if ranks.is_main:
         cfg.folder.mkdir(parents=True, exist_ok=True)
-        path = cfg.folder / "train.json"
-        patiently(lambda: write_json(path, cfg.as_json()), cfg.folder)
     torch.manual_seed(cfg.data.seed)
     before = torch.are_deterministic_algorithms_enabled()
     if cfg.deterministic:

@@ -7,8 +7,10 @@ the facts for people, and is written last: a checkpoint without its .json is unf
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
@@ -51,25 +53,26 @@ def save(
 
 
 def load(run: Path, step: int | None = None, device: str = "cpu") -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """(state, facts) of the checkpoint of `step`, by default the newest; None if the run has no checkpoint.
+    """(state, facts) of the checkpoint of `step`, by default the newest that can be read; None if the run has no checkpoint.
 
-    Raises UserError if the run has none of that step, or it cannot be read.
+    Says on stderr which newer ones cannot be read. Raises UserError if the run has none of that step, or none can be read.
     """
     steps = commits(run)
     if step is not None and step not in steps:
         has = ", ".join(map(str, steps)) or "none"
         raise UserError(f"{run} has no checkpoint of step {step}; it has {has}", "leave the step out for the newest")
-    if not steps:
-        return None
-    path = run / FOLDER / f"step-{steps[-1] if step is None else step:08d}.pt"
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        facts = json.loads(path.with_suffix(".json").read_text())
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}", "move it and its .json away; the one before is used then"
-        ) from None
-    return state, facts
+    left = steps if step is None else [step]
+    while left:
+        path = run / FOLDER / f"step-{left.pop():08d}.pt"
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+            return state, json.loads(path.with_suffix(".json").read_text())
+        except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+            said = f"{path} cannot be read: {' '.join(str(error).split())[:200]}"
+            if not left:
+                raise UserError(said, "move the folder of checkpoints away to begin anew") from None
+            print(f"{said}\nthe one before is used, of step {left[-1]}", file=sys.stderr)
+    return None
 
 
 def _commit(write: Callable[[IO[bytes]], Any], path: Path) -> None:

@@ -13,7 +13,7 @@ from lvsm_train.config.train import DataConfig, TrainConfig
 from lvsm_train.config.trained import EvalConfig, LatentConfig
 from lvsm_train.device.devices import device_of
 from lvsm_train.models import lvsm
-from lvsm_train.models.lvsm import HW, LVSM
+from lvsm_train.models.lvsm import LVSM
 from lvsm_train.weights import checkpoint
 from lvsm_train.weights.official import from_official
 from lvsm_train.weights.readers import read_torch
@@ -33,12 +33,6 @@ class Trained:
         """Data settings of the run, with the folders and the width of `cfg` if given, and no cache: few objects are read."""
         own = self.cfg.data
         return dataclasses.replace(own, data=cfg.data or own.data, res=cfg.res or own.res, cache="none", **more)
-
-    def check(self, hw: HW) -> None:
-        """Raise UserError if pictures of (height, width) `hw` do not divide into patches."""
-        patch = self.cfg.model.patch
-        if hw[0] % patch or hw[1] % patch:
-            raise UserError(f"pictures of {hw[1]}x{hw[0]} have no whole patches of {patch}", "--res chooses a width")
 
 
 def open_run(run: Path, step: int | None = None, device: str = "auto") -> Trained:

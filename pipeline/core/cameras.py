@@ -124,12 +124,11 @@ def rotation_of(quaternion: np.ndarray) -> np.ndarray:
     return np.stack([np.stack(row, -1) for row in rows], -2)
 
 
-def nearest_rigid(c2w: np.ndarray, tolerance: float = 1e-3) -> np.ndarray:
-    """c2w (V, 4, 4) with its rotations made orthonormal to float64. Raises ValueError where a pose is no rigid one.
+def check_rigid(c2w: np.ndarray, tolerance: float = 1e-3) -> None:
+    """Raise ValueError unless all c2w (V, 4, 4) are rigid: axes that are scaled, sheared or mirrored are not.
 
-    tolerance: how far an entry of R^T R may be off the identity. Scaled, sheared and mirrored axes are not rigid.
+    tolerance: how far an entry of R^T R may be off the identity.
     """
-    c2w = np.asarray(c2w, np.float64)
     if c2w.ndim != 3 or c2w.shape[1:] != (4, 4):
         raise ValueError(f"poses of shape {c2w.shape}")
     if not np.isfinite(c2w).all() or np.abs(c2w).max(initial=0) > 1e6:
@@ -143,6 +142,13 @@ def nearest_rigid(c2w: np.ndarray, tolerance: float = 1e-3) -> np.ndarray:
         raise ValueError("mirrored axes (a determinant of -1)")
     if (np.abs(c2w[:, 3] - [0, 0, 0, 1]) > 1e-6).any():
         raise ValueError("a last row that is not 0 0 0 1")
+
+
+def nearest_rigid(c2w: np.ndarray, tolerance: float = 1e-3) -> np.ndarray:
+    """c2w (V, 4, 4) with its rotations made orthonormal to float64. Raises ValueError like `check_rigid`."""
+    c2w = np.asarray(c2w, np.float64)
+    check_rigid(c2w, tolerance)
+    rotation = c2w[:, :3, :3]
     u, _, v = np.linalg.svd(rotation)
     rigid = c2w.copy()
     rigid[:, :3, :3] = u @ v

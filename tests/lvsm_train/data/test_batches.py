@@ -244,6 +244,15 @@ def test_what_is_no_picture_of_its_size_is_told(tmp_path: Path, content: bytes) 
         Data(config(tmp_path))
 
 
+@pytest.mark.parametrize("matrix", [np.diag([2.0, 2, 2, 1]), np.diag([1.0, 1, -1, 1])], ids=["scaled", "mirrored"])
+def test_poses_that_are_not_rigid_are_told(tmp_path: Path, matrix: np.ndarray) -> None:
+    bad = scene("bad", (24,))
+    bad.c2w[3] = bad.c2w[3] @ matrix
+    write(tmp_path, [scene("good", (24,)), bad])
+    with pytest.raises(UserError, match=r"train-000000.parquet has poses that are not rigid: .*axes"):
+        Data(config(tmp_path))
+
+
 def test_poses_that_are_no_numbers(tmp_path: Path) -> None:
     bad = scene("bad", (24,))
     bad.c2w[3, 1, 2] = np.nan

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -220,6 +221,19 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint of step 30; it has 20, 40"):
         checkpoint.load(tmp_path, 30)
     assert checkpoint.load(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.parametrize("part", ["pt", "json"])
+def test_before_a_checkpoint_that_is_cut_the_one_before_is_used(tmp_path: Path, capfd: Any, part: str) -> None:
+    for step in (5, 10):
+        path = checkpoint.save(tmp_path, step, {"x": torch.full((1000,), step)}, {}, keep=2).with_suffix(f".{part}")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    state, facts = checkpoint.load(tmp_path)  # type: ignore[misc]
+    assert facts["step"] == 5 and state["x"][0] == 5
+    said = capfd.readouterr().err
+    assert "step-00000010.pt cannot be read" in said and "the one before is used, of step 5" in said
+    with pytest.raises(UserError, match=r"step-00000010\.pt cannot be read"):
+        checkpoint.load(tmp_path, 10)
 
 
 def test_a_checkpoint_that_is_cut_is_named(tmp_path: Path) -> None:

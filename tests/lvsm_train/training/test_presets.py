@@ -1,0 +1,170 @@
+"""Every preset starts to learn, and runs that cannot learn, or must not go on, say so."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from lvsm_train.config.presets import PRESETS  # noqa: E402
+from lvsm_train.config.train import DataConfig, LossConfig, OptimConfig  # noqa: E402
+from lvsm_train.losses import vgg  # noqa: E402
+from lvsm_train.losses.vgg import CAFFE, Weights  # noqa: E402
+from lvsm_train.training import guards  # noqa: E402
+from lvsm_train.training.guards import NormGuard  # noqa: E402
+from lvsm_train.training.train import train_fn  # noqa: E402
+from pipeline.core.errors import UserError  # noqa: E402
+from tests.lvsm_train.losses.test_loss import random_convs  # noqa: E402
+from tests.lvsm_train.training.test_train import config, losses  # noqa: E402
+
+
+def steps_of(out: Path) -> list[dict[str, Any]]:
+    return [line for line in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if "loss" in line]
+
+
+@pytest.mark.parametrize(("preset", "scale"), [*((preset, 1.0) for preset in PRESETS), ("base", 50.0)])
+def test_every_preset_learns_from_its_first_steps_on(
+    preset: str, scale: float, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its recipe on a tiny model. Gradients of any size: the published limit of 5 stays with the published presets alone."""
+    monkeypatch.setattr(vgg, "load", lambda *_: Weights("vgg19", random_convs(), CAFFE, "random"))
+    known = PRESETS[preset]
+    model = dataclasses.replace(known.model, dim=32, head_dim=16, layers=4, encoder_layers=2, latents=8)
+    cfg = dataclasses.replace(
+        known,
+        model=model,
+        data=dataclasses.replace(
+            known.data, data=(data,), res=32, batch=2, inputs=2, targets=2, scenes=False, workers=0
+        ),
+        loss=dataclasses.replace(known.loss, mse=scale),
+        optim=dataclasses.replace(known.optim, warmup=4, lr=2e-3),
+        out=tmp_path,
+        steps=24,
+        eval_every=0,
+        device="cpu",
+        precision="fp32",
+        tensorboard=False,
+    )
+    train_fn(cfg.resolved())
+    lines = steps_of(tmp_path)
+    assert sum(line["void"] for line in lines) == 0
+    assert sum(line["loss"] for line in lines[-6:]) < 0.9 * sum(line["loss"] for line in lines[:6])
+
+
+def test_norms_are_compared_with_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "RECENT", 4)
+    guard = NormGuard(5.0)
+    assert not any(guard.is_outlier(norm) for norm in (400.0, 300.0, 410.0, 390.0))  # whatever is usual here
+    assert guard.is_outlier(2100.0) and guard.is_outlier(math.nan) and not guard.is_outlier(1900.0)
+    for _ in range(20):
+        guard.is_outlier(2100.0)
+    assert not guard.is_outlier(2100.0)  # what lasts becomes usual
+    again = NormGuard(5.0)
+    again.load_state_dict(guard.state_dict())
+    assert again.state_dict() == guard.state_dict()
+    guard.forget()
+    assert not guard.is_outlier(1e9)
+    assert not any(NormGuard(0.0).is_outlier(norm) for norm in (1.0,) * 9 + (1e9,))
+
+
+def test_a_run_that_skips_every_step_ends(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "MAX_SKIPPED", 5)
+    optim = OptimConfig(lr=2e-3, warmup=2, skip_above=1e-4)
+    with pytest.raises(UserError, match=r"the last 5 steps were all skipped.*norm is") as refused:
+        train_fn(config(data, tmp_path, optim=optim, eval_every=0))
+    assert "--skip-above 0" in refused.value.hint
+    assert len(steps_of(tmp_path)) == 4
+
+
+def test_a_term_that_sets_in_late_is_no_spike(data: Path, tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
+    for name, value in (("RECENT", 4), ("BASELINE", 12)):
+        monkeypatch.setattr(guards, name, value)
+    optim = OptimConfig(lr=1e-3, warmup=2, spike_above=1.5, skip_above=0, skip_factor=2.0)
+    loss = LossConfig(perceptual=0, ssim=20, perceptual_from=14)
+    train_fn(config(data, tmp_path, steps=28, optim=optim, loss=loss, eval_every=0))
+    told = dict(losses(tmp_path))
+    assert told[15] > 5 * told[14]
+    assert "times what it was" not in capfd.readouterr().err
+    assert sum(line["void"] for line in steps_of(tmp_path)[14:18]) == 0
+
+
+def test_a_refused_command_writes_nothing(data: Path, tmp_path: Path) -> None:
+    train_fn(config(data, tmp_path, steps=4, eval_every=0))
+    before = (tmp_path / "train.json").read_bytes()
+    with pytest.raises(UserError, match="was trained with other settings"):
+        train_fn(config(data, tmp_path, steps=4, eval_every=0, data=DataConfig((data,), inputs=3, targets=4, batch=2)))
+    assert (tmp_path / "train.json").read_bytes() == before
+
+
+def test_a_run_of_an_earlier_version_goes_on(data: Path, tmp_path: Path) -> None:
+    """Its checkpoint knows no norms, and its settings no --skip-factor."""
+    optim = OptimConfig(lr=1e-3, warmup=2)
+    train_fn(config(data, tmp_path, steps=8, checkpoint_every=4, optim=optim, eval_every=0))
+    for path in (tmp_path / "checkpoints").glob("step-00000008.*"):
+        path.unlink()
+    note = tmp_path / "checkpoints" / "step-00000004.json"
+    facts = json.loads(note.read_text())
+    for settings in (facts["identity"], facts["config"]):
+        del settings["optim"]["skip_factor"]
+    note.write_text(json.dumps(facts))
+    state = torch.load(note.with_suffix(".pt"), weights_only=True)
+    del state["norms"]
+    torch.save(state, note.with_suffix(".pt"))
+    assert train_fn(config(data, tmp_path, steps=8, checkpoint_every=4, optim=optim, eval_every=0)).finished
+    other = dataclasses.replace(optim, skip_factor=5.0)
+    with pytest.raises(UserError, match=r"skip-factor was 0\.0, now 5\.0"):
+        train_fn(config(data, tmp_path, steps=8, checkpoint_every=4, optim=other, eval_every=0))
+
+
+@pytest.mark.parametrize(("more", "hint"), [({"res": 36}, "--res 32"), ({"res": 12}, "--res 16")])
+def test_pictures_without_whole_patches_are_refused_at_once(
+    more: dict[str, Any], hint: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="have no whole patches of 8") as refused:
+        config(data, tmp_path, data=DataConfig((data,), inputs=3, targets=4, **more))
+    assert hint in refused.value.hint
+    stages = ("20:4",)
+    with pytest.raises(UserError, match="have no whole patches of 8"):
+        config(data, tmp_path, data=DataConfig((data,), inputs=3, targets=4, res=32), curriculum=stages)
+
+
+def test_stored_pictures_without_whole_patches_are_refused(data: Path, tmp_path: Path) -> None:
+    """Nothing says their width before they are read."""
+    cfg = config(data, tmp_path)
+    cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, patch=12))
+    with pytest.raises(UserError, match="32x32 have no whole patches of 12"):
+        train_fn(cfg)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, and RANK is not set"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE is two, and WORLD_SIZE is two"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_PORT": "1"}, "MASTER_ADDR is not set"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "1", "MASTER_PORT": "1", "MASTER_ADDR": "127.0.0.1"},
+            "rank 1 of 2 waits at 127.0.0.1:1",
+        ),
+    ],
+)
+def test_ranks_that_are_left_over_in_the_environment_are_named(environment: dict[str, str], said: str) -> None:
+    code = (
+        "import sys\nfrom lvsm_train.device.ranks import process_group\nfrom pipeline.core.errors import UserError\n"
+        "try:\n    with process_group(1 / 60): pass\n"
+        "except UserError as error:\n    print(error, error.hint, file=sys.stderr)\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, timeout=120
+    )
+    assert said in done.stderr and "unset WORLD_SIZE and RANK to train alone" in done.stderr
