@@ -51,7 +51,8 @@ class Gradients:
         if self.device.type == "cuda":
             dtype = dtype_of(self.cfg.precision, self.device)
             shapes = attentions(self.cfg.model, *counts, hw)
-            notes.append(tuning.use_attention(tuning.choose_attention(shapes, self.device, dtype)))
+            kernels = ("auto",) if self.cfg.deterministic else None  # a measurement may choose another one next time
+            notes.append(tuning.use_attention(tuning.choose_attention(shapes, self.device, dtype, kernels)))
         if not self.prepared:
             notes += self._start(training_flops(self.cfg.model, *counts, hw), hw)
         self.prepared.add(hw)

@@ -14,8 +14,9 @@ from torch import nn
 from lvsm_train.config.train import OptimConfig
 from lvsm_train.device.sharding import full, local, shard_like
 from lvsm_train.training.muon import Muon
+from pipeline.core.errors import UserError
 
-WITHIN_BLOCKS = re.compile(r"(^|\.)(attn|mlp)\.")
+WITHIN_BLOCKS = re.compile(r"(^|\.)(attn|mlp|scene_keys)\.")
 
 
 def lr_share(step: float, steps: int, warmup: int, final: float) -> float:
@@ -90,9 +91,14 @@ class Optimizers:
         return {str(i): optimizer.state_dict() for i, optimizer in enumerate(self.all)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state`, sharded like the weights. Raises ValueError if another number of optimisers wrote it."""
-        if len(state) != len(self.all):
-            raise ValueError(f"a state of {len(state)} optimisers for {len(self.all)}")
+        """Restore `state`, sharded like the weights. Raises UserError if optimisers of other weights wrote it."""
+        sizes = [[len(group["params"]) for group in optimizer.param_groups] for optimizer in self.all]
+        saved_sizes = [[len(group["params"]) for group in state[str(i)]["param_groups"]] for i in range(len(state))]
+        if sizes != saved_sizes:
+            raise UserError(
+                "the checkpoint is of an earlier version, whose optimisers shared the weights out in another way",
+                "--start-from this run, with another --out, takes its weights and begins a new schedule",
+            )
         for i, optimizer in enumerate(self.all):
             saved = state[str(i)]
             own = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)

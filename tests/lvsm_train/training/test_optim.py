@@ -17,6 +17,8 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+from lvsm_train.config.train import ModelConfig  # noqa: E402
+from lvsm_train.models import lvsm  # noqa: E402
 from lvsm_train.training.muon import Muon, batches, orthogonalized  # noqa: E402
 from lvsm_train.training.optim import Average, OptimConfig, Optimizers, lr_share  # noqa: E402
 from lvsm_train.weights import checkpoint  # noqa: E402
@@ -141,6 +143,23 @@ def test_orthogonalized_matrices_keep_their_singular_vectors(monkeypatch: pytest
 def test_muon_refuses_what_is_no_matrix() -> None:
     with pytest.raises(ValueError, match=r"not a weight of shape \(3,\)"):
         Muon([nn.Parameter(torch.zeros(3))], lr=0.1, weight_decay=0.0)
+
+
+def test_all_matrices_within_the_model_are_muons() -> None:
+    """Those that make keys and values of the scene too; none between hidden states and pixels or slots."""
+    cfg = ModelConfig(kind="unidirectional", dim=32, head_dim=16, layers=4, encoder_layers=2, init="width_aware")
+    net = lvsm.build(cfg, 0)
+    _, muon = Optimizers(net, OptimConfig(optimizer="muon"), steps=10).all
+    taken = {id(p) for group in muon.param_groups for p in group["params"]}
+    left = {name for name, p in net.named_parameters() if p.ndim == 2 and id(p) not in taken}
+    assert left == {"image_tokens.linear.weight", "ray_tokens.linear.weight", "head.linear.weight"}
+
+
+def test_a_state_of_other_groups_is_named() -> None:
+    states = [Optimizers(model(), OptimConfig(optimizer=name), steps=10) for name in ("adamw", "muon")]  # type: ignore[arg-type]
+    for one, other in (states, states[::-1]):
+        with pytest.raises(UserError, match="shared the weights out in another way"):
+            one.load_state_dict(other.state_dict())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
