@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from pipeline.core import images
 
 FPS = 12.0  # of films
 FILM_VIEWS = 4
+LEARNED = 0.2  # of the targets' variance: renders of a model that has learned anything explain more
 
 
 def explore(cfg: LatentConfig) -> Report:
@@ -74,14 +75,31 @@ def _facts(bench: Bench, lpips: Lpips | None) -> dict[str, Any]:
 
 
 def _render_objects(bench: Bench, report: Report, lpips: Lpips | None) -> None:
-    """Write inputs, targets and unedited renders of each object, and record how far renders are from targets."""
-    for number, subject in enumerate(bench.subjects, 1):
-        render = subject.render(bench.net)
+    """Write inputs, targets and unedited renders of each object, and record how far renders are from targets.
+
+    Adds a note where renders tell no more of the targets than their mean colours do.
+    """
+    renders = [subject.render(bench.net) for subject in bench.subjects]
+    for number, (subject, render) in enumerate(zip(bench.subjects, renders, strict=True), 1):
         name = f"object-{number}.png"
         rows = [("inputs", subject.inputs), ("targets", subject.target), ("rendered", render)]
         _write(report.out / name, grids.sheet(rows))
         to_target = change(render, subject.target, lpips)
         report.objects.append({"uid": subject.uid, "picture": name, "to_target": to_target})
+    share = explained(renders, [subject.target for subject in bench.subjects])
+    if share < LEARNED:
+        report.notes.append(
+            f"renders explain {max(0.0, share):.0%} of how the targets' pixels differ: this model has learned next to "
+            "nothing, and what is true by construction is true of any model; train longer before reading the rest"
+        )
+
+
+def explained(renders: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> float:
+    """Share of the targets' variance that renders explain: 1 if they are equal, 0 or less if the mean colour of each picture
+    would do as well. renders, targets: each (T, 3, H, W)."""
+    error = sum(float((render - target).square().mean()) for render, target in zip(renders, targets, strict=True))
+    variance = sum(float(target.var((-2, -1), correction=0).mean()) for target in targets)
+    return 1 - error / max(variance, 1e-12)
 
 
 def _studies(bench: Bench, report: Report) -> Iterator[Study]:

@@ -16,7 +16,7 @@ from lvsm_train.config.trained import OPERATIONS, LatentConfig  # noqa: E402
 from lvsm_train.data.batches import Data  # noqa: E402
 from lvsm_train.latent import grids, workbench  # noqa: E402
 from lvsm_train.latent.atlas import FINDINGS  # noqa: E402
-from lvsm_train.latent.explore import explore  # noqa: E402
+from lvsm_train.latent.explore import explained, explore  # noqa: E402
 from lvsm_train.latent.latent_page import Report  # noqa: E402
 from lvsm_train.latent.operations import EDITS, MIXTURES  # noqa: E402
 from lvsm_train.losses.metrics import Lpips  # noqa: E402
@@ -50,7 +50,11 @@ def report(run: Path) -> Report:
 
 
 def test_everything_that_is_told_of_is_there(report: Report, run: Path) -> None:
-    assert report.out == run / "latent" and not report.notes
+    assert report.out == run / "latent"
+    assert len(report.notes) == 1 and "this model has learned next to nothing" in report.notes[0]  # in its eight steps
+    assert (
+        report.notes[0] in report.lines() and "has learned next to nothing" in (report.out / "index.html").read_text()
+    )
     told = json.loads((report.out / "latent.json").read_text())
     assert [each["uid"] for each in told["objects"]] == ["ball-4", "ball-1"]
     assert told["facts"]["lpips"] is None and told["facts"]["latents"] == 6
@@ -110,6 +114,14 @@ def test_the_page_holds_all_and_asks_for_nothing(report: Report) -> None:
     assert any(line.startswith("true by construction: 15 of 15 hold") for line in report.lines())
 
 
+def test_what_a_model_has_learned_is_a_share_of_what_differs() -> None:
+    target = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    grey = target.mean((-2, -1), keepdim=True).expand_as(target)
+    for share in (0.0, 0.5, 1.0):
+        assert explained([grey.lerp(target, share)], [target]) == pytest.approx(1 - (1 - share) ** 2, abs=1e-5)
+    assert explained([torch.zeros_like(target)], [target]) < 0
+
+
 def test_frames_of_two_scenes_are_alike(run: Path) -> None:
     trained, cfg = open_run(run, device="cpu"), settings(run, objects=("ball-4", "ball-1"))
     loader = Data(trained.data_config(cfg))
@@ -130,7 +142,7 @@ def test_some_operations_on_one_object_and_chosen_tokens(run: Path, tmp_path: Pa
     report = explore(cfg)
     assert report.facts["tokens"] == [1, 3, 4]
     assert {study["name"] for study in report.studies} == {"values"}
-    assert report.notes == ["swap was left out: it needs two objects"]
+    assert "swap was left out: it needs two objects" in report.notes
     assert explore(cfg).as_json() == report.as_json()  # random numbers are the seed's
     other = explore(dataclasses.replace(cfg, only=("noise",), seed=1))
     assert other.as_json() != explore(dataclasses.replace(cfg, only=("noise",))).as_json()
@@ -167,7 +179,7 @@ def test_lpips_that_cannot_be_had_is_a_note(run: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Lpips, "load", refuse)
     cfg = settings(run, objects=("ball-4",), only=("reorder",), out=tmp_path, lpips=True)
-    assert explore(cfg).notes == ["LPIPS was not measured: pip cannot fetch it"]
+    assert explore(cfg).notes[0] == "LPIPS was not measured: pip cannot fetch it"
 
 
 def test_operations_are_all_known() -> None:
