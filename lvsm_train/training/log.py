@@ -27,9 +27,12 @@ from lvsm_train.models.lvsm import image_size
 from pipeline.core import images
 from pipeline.core.disk import append, patiently, replace_text
 from pipeline.core.errors import UserError
+from pipeline.core.text import duration, duration_words
 
 LINE_S = 10.0  # between lines, where stderr is no terminal
 WINDOW = 50  # steps that reported rates are means over
+FIRST = 5  # steps after which the time for all is known well enough
+SMOKE_TEST = 500  # steps: fewer show nothing of a model
 CURVE_EVERY = 10  # steps between two points of a curve
 
 
@@ -52,7 +55,7 @@ class Log:
     def __init__(self, cfg: TrainConfig, start: int, ranks: Ranks, device: torch.device) -> None:
         self.cfg, self.ranks = cfg, ranks
         self.stop_waiting: Callable[[], bool] = lambda: True  # for room on a full disk
-        self.peak = peak_flops(device)
+        self.peak, self.on_cpu, self.steps = peak_flops(device), device.type == "cpu", 0  # steps of this session
         self.console = Console(stderr=True)
         self.path = cfg.folder / "log.jsonl"
         self.recent: deque[_Step] = deque(maxlen=WINDOW)
@@ -129,7 +132,19 @@ class Log:
             self.bar.update(self.task, completed=done, description=self._summary(values["loss"], rates))
         elif now >= self.next_line:
             self.next_line = now + LINE_S
-            self.say(f"step {done}/{self.cfg.steps}: {self._summary(values['loss'], rates)}")
+            left = "" if self.cfg.cycle else f", {duration((self.cfg.steps - done) / rates['steps_per_s'])} left"
+            self.say(f"step {done}/{self.cfg.steps}: {self._summary(values['loss'], rates)}{left}")
+        self.steps += 1
+        if self.steps == FIRST and self.on_cpu and not self.cfg.cycle:
+            self._say_what_it_takes(done, rates["steps_per_s"])
+
+    def _say_what_it_takes(self, done: int, pace: float) -> None:
+        """Say how long training takes on this CPU, as soon as the first steps tell."""
+        left = self.cfg.steps - done
+        if left > 0:
+            self.say(f"on this CPU {left:,} steps take about {duration_words(left / pace)}")
+        if self.cfg.steps < SMOKE_TEST:
+            self.say(f"{self.cfg.steps} steps show that everything runs; pictures that one can look at take thousands")
 
     def _work(self, batches: list[Batch]) -> tuple[int, int, float]:
         """Samples, images and floating-point operations of a step, of all ranks."""

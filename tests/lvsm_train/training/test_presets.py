@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -168,3 +169,24 @@ def test_ranks_that_are_left_over_in_the_environment_are_named(environment: dict
         [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, timeout=120
     )
     assert said in done.stderr and "unset WORLD_SIZE and RANK to train alone" in done.stderr
+
+
+def test_a_cpu_run_says_early_what_it_takes(
+    data: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lvsm_train.training.log.LINE_S", 0.0)
+    train_fn(config(data, tmp_path, eval_every=0))
+    said = capfd.readouterr().err
+    assert re.search(r"on this CPU 7 steps take about [\d.]+ s\n", said)
+    assert "12 steps show that everything runs; pictures that one can look at take thousands" in said
+    lines = re.findall(r"step (\d+)/12: loss .*gradient [\d.e-]+, .*, (0:\d\d:\d\d) left\n", said)
+    assert len(lines) == 12 and lines[-1] == ("12", "0:00:00")
+
+
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+def test_threads_that_wait_sleep_unless_somebody_says_otherwise(own: str | None) -> None:
+    code = "import lvsm_train, os, sys; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    env |= {"OMP_WAIT_POLICY": own} if own else {}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False", own or "PASSIVE"]  # torch reads it when it is loaded
