@@ -1,10 +1,15 @@
-"""A file of any supported format -> the current scene of an empty Blender. One table, no cleverness."""
+"""A file of any supported format -> the current scene of an empty Blender. One table, and what is tried where it fails."""
 
 import json
 import os
 
+import blend_file
 import bpy
+import ply_header
 import procedural
+import second_reader
+
+GEOMETRY = {"MESH", "CURVE", "CURVES", "SURFACE", "META", "FONT", "VOLUME", "POINTCLOUD"}
 
 
 class Unusable(Exception):
@@ -20,40 +25,34 @@ def _procedural(filepath):
         procedural.build(json.load(recipe)["seed"])
 
 
-def _blend(filepath):
-    """Open the file with scripts off and link what its active scene would render into a new scene with default settings.
+def _fbx(path):
+    bpy.ops.wm.fbx_import(filepath=path, use_custom_props=False)
 
-    The file's own scene may have compositor trees, borders, overrides, Freestyle scripts.
+
+def _fbx_by_add_on(path):
+    """Read a binary FBX by the older importer, which reads some that the other refuses."""
+    bpy.ops.import_scene.fbx(filepath=path, use_custom_props=False)
+    return {"read_by": "import_scene.fbx"}
+
+
+def _usd(path):
+    """Read a USD. The collection of what its instances share, which is not rendered, leaves the scene.
+
+    Normalising moves all that stands in the scene, and would move such instances twice.
     """
-    bpy.ops.wm.open_mainfile(filepath=filepath, use_scripts=False, load_ui=False)
-    old = bpy.context.scene
-    renderable = {ob for ob in _rendered(bpy.context.view_layer.layer_collection) if not ob.hide_render}
-    new = bpy.data.scenes.new("render")
-    new.frame_set(old.frame_current)
-    for ob in sorted(renderable, key=lambda ob: ob.name):
-        new.collection.objects.link(ob)
-        _link_ancestors(new, ob)
-    bpy.context.window.scene = new
-    for scene in list(bpy.data.scenes):
-        if scene is not new:
-            bpy.data.scenes.remove(scene)
+    bpy.ops.wm.usd_import(filepath=path)
+    for layer in list(bpy.context.view_layer.layer_collection.children):
+        if layer.collection.hide_render:
+            bpy.context.scene.collection.children.unlink(layer.collection)
 
 
-def _rendered(layer_collection):
-    """Objects of a layer collection and of its children, except collections that are excluded or hidden from renders."""
-    if layer_collection.exclude or layer_collection.collection.hide_render:
-        return
-    yield from layer_collection.collection.objects
-    for child in layer_collection.children:
-        yield from _rendered(child)
-
-
-def _link_ancestors(scene, ob):
-    """Link the parents of `ob` too: a parent that is not rendered still moves its children."""
-    while ob.parent:
-        ob = ob.parent
-        if ob.name not in scene.collection.objects:
-            scene.collection.objects.link(ob)
+def _ply(path):
+    plain = ply_header.plain(path, os.getcwd())
+    bpy.ops.wm.ply_import(filepath=plain)
+    if plain == path:
+        return {}
+    os.remove(plain)
+    return {"mended": ["header"]}
 
 
 IMPORTERS = {
@@ -61,22 +60,64 @@ IMPORTERS = {
     "glb": lambda path: bpy.ops.import_scene.gltf(filepath=path, merge_vertices=False),
     "gltf": lambda path: bpy.ops.import_scene.gltf(filepath=path, merge_vertices=False),
     "obj": lambda path: bpy.ops.wm.obj_import(filepath=path),
-    "fbx": lambda path: bpy.ops.import_scene.fbx(filepath=path, use_custom_props=False),
+    "fbx": _fbx,
     "stl": lambda path: bpy.ops.wm.stl_import(filepath=path),
-    "ply": lambda path: bpy.ops.wm.ply_import(filepath=path),
-    "usd": lambda path: bpy.ops.wm.usd_import(filepath=path),
-    "usda": lambda path: bpy.ops.wm.usd_import(filepath=path),
-    "usdc": lambda path: bpy.ops.wm.usd_import(filepath=path),
-    "usdz": lambda path: bpy.ops.wm.usd_import(filepath=path),
+    "ply": _ply,
+    "usd": _usd,
+    "usda": _usd,
+    "usdc": _usd,
+    "usdz": _usd,
     "dae": lambda path: bpy.ops.wm.collada_import(filepath=path),
     "abc": lambda path: bpy.ops.wm.alembic_import(filepath=path, as_background_job=False),
-    "blend": _blend,
+    "blend": blend_file.open_file,
 }
 
 
-def load(path, file_format):
-    """Import `path` into the current scene. Raises Unusable("import_failed") with the end of the importer's error."""
-    try:
-        IMPORTERS[file_format](os.path.abspath(path))
-    except RuntimeError as error:  # how bpy.ops reports every failure of an operator, Python tracebacks included
-        raise Unusable("import_failed", str(error).strip()[-2000:]) from error
+def clear():
+    """Empty Blender. Keeps preferences and add-ons, which no file can touch; `read_factory_settings` takes 7 times as long."""
+    bpy.ops.wm.read_homefile(use_factory_startup=True, use_empty=True, load_ui=False)
+
+
+def load(path, file_format, crashed=-1, tell=print):
+    """Import `path` into the empty scene, by the first reader that finds a face; else by the last that takes it.
+
+    crashed: number of a reader that ended the process on this file; it is left out if there is another. tell: is called with
+    each reader's number before it starts. Returns facts of how the file was read: {"read_by": the reader, unless it is the
+    format's usual one, "mended": words for what was wrong}. Raises Unusable("import_failed") with the end of the first
+    reader's error.
+    """
+    readers = dict(enumerate(_readers(os.path.abspath(path), file_format)))
+    if len(readers) > 1:
+        readers.pop(crashed, None)
+    facts, failure = None, None
+    for number, reader in readers.items():
+        tell(number)
+        try:
+            facts = _facts(reader())
+        except (RuntimeError, OSError) as error:  # RuntimeError: any failure of an operator, Python tracebacks included
+            failure = failure or error
+        else:
+            if _has_faces():
+                break
+    if facts is None:
+        raise Unusable("import_failed", str(failure).strip()[-2000:]) from failure
+    return facts
+
+
+def _readers(path, file_format):
+    """Functions that read the file, in the order in which they are tried."""
+    readers = [lambda: IMPORTERS[file_format](path)]
+    if file_format == "fbx":
+        readers.append(lambda: (clear(), _fbx_by_add_on(path))[1])
+    if file_format in second_reader.FORMATS:
+        readers.append(lambda: second_reader.read(path, file_format, clear))
+    return readers
+
+
+def _facts(returned):
+    return returned if isinstance(returned, dict) else {}
+
+
+def _has_faces():
+    """True if an object has anything that may be rendered."""
+    return any(ob.type != "MESH" or ob.data.polygons for ob in bpy.data.objects if ob.type in GEOMETRY)

@@ -56,16 +56,19 @@ def rss_mb():
         return int(statm.read().split()[1]) * resource.getpagesize() / 1e6
 
 
-def load(job, timings):
+def load(job, timings, channel):
     """Empty Blender, import the job's file, repair and normalise it. Returns facts for the shard, and corners (K, 3) or None."""
     start = time.perf_counter()
-    # keeps preferences and add-ons, which no file can touch (`read_factory_settings` takes 7 times as long)
-    bpy.ops.wm.read_homefile(use_factory_startup=True, use_empty=True, load_ui=False)
+    importers.clear()
     timings["reset"] = time.perf_counter() - start
 
     start = time.perf_counter()
-    importers.load(job["path"], job["format"])
-    facts = repair.repair(job["format"]) | traits.traits()
+
+    def tell(number):
+        channel.send({"type": "reading", "reader": number})
+
+    read = importers.load(job["path"], job["format"], job["crashed"], tell)
+    facts = read | repair.repair(job["format"]) | traits.traits()
     traits.check(job.get("only", ()), facts)
     timings["import"] = time.perf_counter() - start
 
@@ -78,7 +81,7 @@ def load(job, timings):
 def render(job, channel):
     """Render one object: send its facts, then every view as soon as it is done."""
     timings = {}
-    facts, corners = load(job, timings)
+    facts, corners = load(job, timings, channel)
     device = engines.configure(job)
     channel.send({"type": "loaded", "facts": facts, "device": device, "timings": timings})
 

@@ -340,6 +340,45 @@ def scripted():
     save_blend("scripted")
 
 
+def families():
+    """Parents that are rendered and sort before or after their children; one in a collection that is excluded."""
+    for child, name in (("a", "child_first"), ("z", "child_last")):
+        reset()
+        parent = cube((0, 0, 0), 1.0, name="m")
+        cube((3, 0, 0), 1.0, name=child).parent = parent
+        save_blend(name)
+    reset()
+    parent = cube((9, 0, 0), 1.0, name="m")
+    cube((0, 0, 0), 1.0, name="a").parent = parent
+    left_out = bpy.data.collections.new("left out")
+    bpy.context.scene.collection.children.link(left_out)
+    left_out.objects.link(parent)
+    bpy.context.scene.collection.objects.unlink(parent)
+    bpy.context.view_layer.layer_collection.children[0].exclude = True
+    save_blend("parent_left_out")
+
+
+def modes():
+    """A large and a small cube, saved while the large one, or both, were worked on."""
+    for mode in ("EDIT", "SCULPT", "WEIGHT_PAINT"):
+        for how in ("one", "both", "hidden"):
+            reset()
+            cube((0, 0, 0), 0.5)
+            large = cube((0, 0, 0), 2.0)
+            if mode == "EDIT":
+                large.modifiers.new("smooth", "SUBSURF").subdivision_type = "SIMPLE"
+            if how == "both":
+                bpy.ops.object.select_all(action="SELECT")
+            bpy.ops.object.mode_set(mode=mode)
+            large.hide_set(how == "hidden")
+            save_blend(f"saved_in_{mode.lower()}_{how}")
+    reset()
+    bpy.ops.object.text_add()
+    bpy.context.object.data.extrude = 0.2
+    bpy.ops.object.mode_set(mode="EDIT")
+    save_blend("saved_in_edit_text")
+
+
 for make in (
     spheres,
     placements,
@@ -355,5 +394,7 @@ for make in (
     surfaces,
     unseen,
     scripted,
+    families,
+    modes,
 ):
     make()

@@ -285,7 +285,10 @@ fbx_with(
     "fbx_another_case", "escapes_folder", lambda place: parts.fbx_box(FileName=f"{place.outside}/SECRET.png".upper())
 )
 fbx_with("fbx_name_is_a_path", "escapes_folder", lambda place: parts.fbx_box(name=place.fill("UP/secret.png")))
-fbx_with("fbx_text", "escapes_folder", lambda place: f'; FBX 7.4.0\n Filename: "{place.outside}/secret.png"\n'.encode())
+fbx_with("fbx_text", "escapes_folder", lambda place: parts.fbx_text(picture=f"{place.outside}/secret.png").encode())
+fbx_with(
+    "fbx_text_upwards", "escapes_folder", lambda place: parts.fbx_text(picture=place.fill("UP/secret.png")).encode()
+)
 BOMB = [parts.array(zlib.compress(bytes(10**5)), 2**29)] * 2
 LIAR = parts.array(zlib.compress(bytes(10**8), 1), 10)
 DEEP = parts.node(b"N")

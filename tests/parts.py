@@ -101,6 +101,82 @@ def dae(picture: str, head: str = "", url: str = "#box") -> str:
 </visual_scene></library_visual_scenes><scene><instance_visual_scene url="#w"/></scene></COLLADA>"""
 
 
+def fbx_text(scale: float = 100.0, up: int = 2, picture: str = "") -> str:
+    """An FBX of text with a green box. scale: centimetres of its unit; up: number of the axis that points up, 1 or 2.
+
+    picture: a file whose colours its material shows instead.
+    """
+    points = ",".join(str(number) for corner in CORNERS for number in corner)
+    corners = ",".join(str(i if k < 3 else ~i) for quad in QUADS for k, i in enumerate(quad))
+    return f"""; FBX 7.3.0 project file
+FBXHeaderExtension:  {{
+    FBXHeaderVersion: 1003
+    FBXVersion: 7300
+}}
+GlobalSettings:  {{
+    Version: 1000
+    Properties70:  {{
+        P: "UpAxis", "int", "Integer", "",{up}
+        P: "UpAxisSign", "int", "Integer", "",1
+        P: "FrontAxis", "int", "Integer", "",{3 - up}
+        P: "FrontAxisSign", "int", "Integer", "",{3 - 2 * up}
+        P: "CoordAxis", "int", "Integer", "",0
+        P: "CoordAxisSign", "int", "Integer", "",1
+        P: "UnitScaleFactor", "double", "Number", "",{scale}
+    }}
+}}
+Objects:  {{
+    Geometry: 1, "Geometry::box", "Mesh" {{
+        Vertices: *24 {{
+            a: {points}
+        }}
+        PolygonVertexIndex: *24 {{
+            a: {corners}
+        }}
+        GeometryVersion: 124
+        LayerElementMaterial: 0 {{
+            Version: 101
+            Name: ""
+            MappingInformationType: "AllSame"
+            ReferenceInformationType: "IndexToDirect"
+            Materials: *1 {{
+                a: 0
+            }}
+        }}
+        Layer: 0 {{
+            Version: 100
+            LayerElement:  {{
+                Type: "LayerElementMaterial"
+                TypedIndex: 0
+            }}
+        }}
+    }}
+    Model: 2, "Model::box", "Mesh" {{
+        Version: 232
+    }}
+    Texture: 4, "Texture::paint", "" {{
+        Type: "TextureVideoClip"
+        Version: 202
+        FileName: "{picture}"
+        RelativeFilename: "{picture}"
+    }}
+    Material: 3, "Material::green", "" {{
+        Version: 102
+        ShadingModel: "lambert"
+        Properties70:  {{
+            P: "DiffuseColor", "Color", "", "A",0,0.6,0
+        }}
+    }}
+}}
+Connections:  {{
+    C: "OO",2,0
+    C: "OO",1,2
+    C: "OO",3,2
+    {'C: "OP",4,3, "DiffuseColor"' if picture else ""}
+}}
+"""
+
+
 def fbx(*nodes: bytes) -> bytes:
     """A binary FBX 7.4 of top-level nodes."""
     data = b"Kaydara FBX Binary  \0\x1a\0" + struct.pack("<I", 7400)

@@ -216,7 +216,7 @@ def _fbx(path: Path) -> Iterator[str]:
 
 
 def _fbx_as_text(read: headers.Read) -> Iterator[str]:
-    """Yield files of an FBX that is text, which Blender does not open, but users may convert."""
+    """Yield files of an FBX that is text."""
     for at in _hits(read, b"ilename:", b"ileName:"):
         if found := re.match(rb'[ \t]*"([^"\r\n]*)"', read(at + 8, LINE)):
             yield html.unescape(_text(found[1]))

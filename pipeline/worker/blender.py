@@ -6,6 +6,7 @@ import collections
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -29,6 +30,14 @@ WATCH_S = 0.2  # seconds between two looks at the process's memory
 LOG_LINES = 50
 FOLDERS = 256  # readable folders per process; beyond, the oldest are dropped
 NOWHERE = 1e10  # Cycles' depth where no surface is
+FAULTS = {-number for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)}
+# how C++ and Python say what ended them, how its fault handler does, and what anybody calls an error
+ERRORS = [
+    re.compile(r"\s*what\(\): +\S"),
+    re.compile(r"[\w.]*(?:Error|Exception|Interrupt|Exit)(?::|$)"),
+    re.compile(r"Fatal Python error: "),
+    re.compile(r"[^:]{0,40}\b(?:fatal|error|assert\w*)\b", re.I),
+]
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
 
@@ -92,6 +101,7 @@ class Blender:
         self._allowed_s = 0.0
         self._granted: dict[Path, tuple[int, int] | None] = {}
         self._watched = 0.0
+        self._crashed = ("", -1)  # file whose import has just ended the process, and the number of its reader
         self._reply_fd = -1
         self._unread = bytearray()
 
@@ -117,19 +127,26 @@ class Blender:
         job["root"] (default: the folder of job["path"]) is the folder that the object may read; a process that cannot read it
         is replaced. Raises Skip if Blender finds the object unusable; Skip("out_of_memory") above `limits.memory_gb`;
         Retry("blender_crash") if the process died; Retry("timeout") after `limits.timeout_s`. After a Retry or out_of_memory
-        the process is gone.
+        the process is gone. A job that comes again, at once, after its import ended the process by a fault is read by
+        another reader, where there is one (`blender_scripts/importers.py`).
         """
+        crashed = self._crashed[1] if self._crashed[0] == job["path"] else -1
+        self._crashed, reader = ("", -1), -1
         self._open_to(Path(os.path.realpath(job.get("root") or Path(job["path"]).parent)))
         self.start()
         self._allowed_s = self.limits.timeout_s
         deadline = time.monotonic() + self._allowed_s
         finished = False
+        self.log.clear()
         try:
-            self._send(job)
+            self._send(job | {"crashed": crashed})
             while True:
                 message = self._message(deadline)
                 kind = message.pop("type")
-                if kind == "loaded":
+                if kind == "reading":
+                    reader = message["reader"]
+                elif kind == "loaded":
+                    reader = -1
                     yield message
                 elif kind == "view":
                     passes, rectangle = self._passes(message, deadline), tuple(message["rectangle"])
@@ -143,6 +160,8 @@ class Blender:
                 raise Skip(message["reason"], message["detail"])
         finally:
             if not finished or self._worn_out():
+                if self.process and self.process.returncode in FAULTS:
+                    self._crashed = (job["path"], reader)
                 self.close()
 
     def close(self) -> None:
@@ -278,10 +297,20 @@ class Blender:
         how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit status {code}"
         if code == -signal.SIGKILL:
             how += " (not from us; the kernel, where the machine runs out of memory)"
-        return f"Blender ended with {how}\n{self._tail()}"
+            return f"Blender ended with {how}\n{self._tail()}"
+        said = [line for line in self.log if not line.startswith("Extension modules: ")]
+        return "\n".join([f"Blender ended with {how}", *said, *error_line(said)])
 
     def _tail(self) -> str:
         return "\n".join(self.log)
+
+
+def error_line(lines: list[str]) -> list[str]:
+    """[the line that says what ended the process], or [] if none does. lines: what it printed, a fault with its stack."""
+    for pattern in ERRORS:
+        if found := next((line for line in reversed(lines) if pattern.match(line)), None):
+            return [found.strip()]
+    return []
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

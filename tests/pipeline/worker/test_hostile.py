@@ -158,7 +158,7 @@ def test_hostile_files_end_with_their_reason(world: World, name: str) -> None:
 
 BEHIND = (  # every format whose importer follows names
     "gltf_picture_upwards gltf_buffer_upwards gltf_absolute gltf_picture_is_a_link obj_library_upwards mtl_absolute "
-    "usda_reference_upwards usda_payload_absolute usda_sublayer_upwards dae_file_url fbx_absolute "
+    "usda_reference_upwards usda_payload_absolute usda_sublayer_upwards dae_file_url fbx_text fbx_text_upwards "
     "blend_picture_outside blend_library_outside"
 ).split()
 
@@ -193,6 +193,21 @@ def wall(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.
 def test_blender_itself_cannot_open_what_is_outside(wall: Blender, world: World, name: str) -> None:
     """The open one does open it, which shows that these files are what they seem, and that somebody watches."""
     happened = straight_to_blender(wall, world, name)
+    assert bool(happened) == (wall.readable != [world.assets])
+    assert not world.watched.changed()
+    assert world.server.calls == 0
+
+
+@pytest.mark.parametrize("named", ["../../outside/secret.bin", "OUTSIDE/secret.bin"])
+def test_the_second_reader_is_within_the_wall(wall: Blender, world: World, named: str) -> None:
+    """Blender refuses the file, of an unknown version; assimp opens what it names, where it can."""
+    named = named.replace("OUTSIDE", str(world.outside))
+    text = parts.document(asset={"version": "2.0", "minVersion": "2.9"}, buffers=[{"uri": named, "byteLength": 232}])
+    folder = world.assets / "second_reader"
+    folder.mkdir(exist_ok=True)
+    (folder / "it.gltf").write_text(json.dumps(text))
+    world.cases["second_reader"] = hostile.Case("second_reader/it.gltf", "escapes_folder")
+    happened = straight_to_blender(wall, world, "second_reader")
     assert bool(happened) == (wall.readable != [world.assets])
     assert not world.watched.changed()
     assert world.server.calls == 0
