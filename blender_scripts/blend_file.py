@@ -25,6 +25,7 @@ def open_file(filepath):
     for scene in list(bpy.data.scenes):
         if scene is not new:
             bpy.data.scenes.remove(scene)
+    _part_instances(new)
     return {"mended": ["edit_mode"]} if edited else {}
 
 
@@ -38,6 +39,27 @@ def _leave_modes(scene):
             with contextlib.suppress(RuntimeError), bpy.context.temp_override(active_object=ob, object=ob):
                 bpy.ops.object.mode_set(mode="OBJECT")
     return edited
+
+
+def _part_instances(scene):
+    """Make objects of the instances that show objects which stand in the scene too.
+
+    Normalising moves what stands in the scene, and would move such instances twice.
+    """
+    here = set(scene.objects)
+    shared = [ob for ob in scene.objects if ob.instance_type == "COLLECTION" and here & _shown_by(ob)]
+    if shared:
+        with bpy.context.temp_override(selected_objects=shared, selected_editable_objects=shared):
+            bpy.ops.object.duplicates_make_real()
+
+
+def _shown_by(ob, above=()):
+    """Objects that an instance of a collection shows, and those that they show in turn."""
+    collection = ob.instance_collection
+    if collection is None or collection in above:
+        return set()
+    found = set(collection.all_objects)
+    return found.union(*(_shown_by(inner, (*above, collection)) for inner in found))
 
 
 def _rendered(layer_collection):

@@ -358,6 +358,21 @@ def families():
     save_blend("parent_left_out")
 
 
+def shared_instances():
+    """Instances, one in another, of a collection that is also shown itself."""
+    reset()
+    near = bpy.data.collections.new("near")
+    bpy.context.scene.collection.children.link(near)
+    near.objects.link(cube((0, 0, 0), 1.0))
+    bpy.context.scene.collection.objects.unlink(near.objects[0])
+    outer = bpy.data.collections.new("outer")
+    for name, shows, into in (("inner", near, outer), ("copy", outer, bpy.context.scene.collection)):
+        instance = bpy.data.objects.new(name, None)
+        instance.instance_type, instance.instance_collection, instance.location = "COLLECTION", shows, (3, 0, 0)
+        into.objects.link(instance)
+    save_blend("shared_instances")
+
+
 def modes():
     """A large and a small cube, saved while the large one, or both, were worked on."""
     for mode in ("EDIT", "SCULPT", "WEIGHT_PAINT"):
@@ -395,6 +410,7 @@ for make in (
     unseen,
     scripted,
     families,
+    shared_instances,
     modes,
 ):
     make()

@@ -51,6 +51,12 @@ def test_parents_are_there_once_and_shown_if_they_are_rendered(
     assert "mended" not in found
 
 
+def test_instances_of_what_is_shown_itself_too(assets: Path, render: Render) -> None:
+    found = meta(render(assets / "shared_instances.blend"))
+    assert found["instances"] == 2
+    np.testing.assert_allclose(found["raw_bounds"], [[-0.5, -0.5, -0.5], [6.5, 0.5, 0.5]], atol=1e-5)
+
+
 @pytest.mark.parametrize("how", ["one", "both", "hidden"])
 @pytest.mark.parametrize("mode", ["edit", "sculpt", "weight_paint"])
 def test_files_that_were_saved_in_the_midst_of_work(assets: Path, render: Render, mode: str, how: str) -> None:
