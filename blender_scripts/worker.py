@@ -68,7 +68,7 @@ def load(job, timings, channel):
         channel.send({"type": "reading", "reader": number})
 
     read = importers.load(job["path"], job["format"], job["crashed"], tell)
-    facts = read | repair.repair(job["format"]) | traits.traits()
+    facts = read | repair.repair(job["format"], job["path"]) | traits.traits()
     traits.check(job.get("only", ()), facts)
     timings["import"] = time.perf_counter() - start
 
