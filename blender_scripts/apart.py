@@ -8,27 +8,30 @@ two solids touch, stay as they are.
 import bpy
 import meshes
 import numpy as np
+import overlaps
 
 APART = 1e-4  # of the scene's size, per layer: 0.05 pixels of a picture of 512
-NEAR = 3e-6  # of the scene's size: planes closer than this are one
-PLANE = (
-    1.1347e-3,
-    1.7319e-5,
-)  # steps of normals and distances that hash planes, odd so that no usual number lies between two
+SHARE = 1e-3  # of all area: below, nobody sees what is black
 LAYERS = 8  # coincident surfaces that are told apart
-INSIDE = 1e-3  # of a triangle, from its edges
-SAMPLES = np.array([[0.6, 0.25, 0.15], [0.15, 0.6, 0.25], [0.25, 0.15, 0.6]])  # points of a triangle, on no diagonal
-CROWD = 64  # triangles of one plane: where there are more, one point of each is looked at, not three
-GRID = 512  # cells a side, at most, that sort a plane's triangles
-PAIRS = 2**22  # candidates looked at together
-LOOKS = 16  # points per pair of objects from which the outside is looked for
-SKEW = np.array([0.5377, 0.7236, 0.4327])  # no usual normal is at right angles to it
+POLYGONS = 500_000  # of a scene; where there are more, looking for coincident ones takes longer than a picture
+LOOKS = 256  # places, at most, from which the outside is looked for
+SLANTS = (
+    (0, 0),
+    (1, 0),
+    (-1, 0),
+    (0, 1),
+    (0, -1),
+    (3, 1),
+    (-3, -1),
+    (-1, 3),
+    (1, -3),
+)  # directions, from a surface's own
 
 
 def separate():
     """Move coincident faces of the scene's meshes apart. True if there were any that can be seen."""
     objects = meshes.rendered(instanced=False)
-    if not objects:
+    if not objects or sum(len(ob.data.polygons) for ob in objects) > POLYGONS:
         return False
     bpy.context.view_layer.update()
     parts = [_Part(ob) for ob in objects]
@@ -36,21 +39,33 @@ def separate():
     centre, size = boxes.mean(0), float(np.linalg.norm(np.ptp(boxes, 0)))
     if not 0 < size < np.inf:
         return False
-    polygons, planes = _sharing_a_plane(parts, centre, size)
-    if not len(polygons):
-        return False
-    triangles, owners, planes = _triangles(parts, polygons, planes)
-    over, under, points, normals = _covered((triangles - centre) / size, owners, planes)
-    if not len(over):
+    pairs, points, normals = _coincident(parts, centre, size)
+    areas = np.concatenate([part.areas() for part in parts])
+    if _moved_share(pairs, areas) < SHARE:
         return False
     starts = np.cumsum([0, *(part.count for part in parts)])
-    seen = _exposed(np.searchsorted(starts, [over, under], "right").T, points * size + centre, normals, size)
-    layers = _layers(over[seen], under[seen], np.concatenate([part.areas() for part in parts]))
+    pairs = pairs[_exposed(np.searchsorted(starts, pairs, "right"), points * size + centre, normals, size)]
+    if _moved_share(pairs, areas) < SHARE:
+        return False
+    layers = _layers(pairs, areas)
     for part, first in zip(parts, starts, strict=False):
         mine = layers[first : first + part.count]
         if mine.any():
             _move(part, mine, APART * size)
-    return bool(seen.any())
+    return True
+
+
+def _coincident(parts, centre, size):
+    """Coincident polygons (K, 2), counted through all parts, and where: points (K, 3), / size from the centre, and normals."""
+    normals = np.concatenate([part.normals() for part in parts])
+    points = np.concatenate([part.at(part.starts) for part in parts])
+    polygons, planes = overlaps.sharing_a_plane(normals, (points - centre) / size)
+    triangles, owners, planes = _triangles(parts, polygons, planes)
+    return overlaps.covered((triangles - centre) / size, owners, planes)
+
+
+def _moved_share(pairs, areas):
+    return areas[_layers(pairs, areas) > 0].sum() / max(areas.sum(), 1e-30)
 
 
 class _Part:
@@ -85,21 +100,6 @@ def _box(ob):
     return np.array(ob.bound_box) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
-def _sharing_a_plane(parts, centre, size):
-    """Numbers of the polygons, counted through all parts, that lie in the plane of another one, and numbers of their planes."""
-    normals = np.concatenate([part.normals() for part in parts])
-    first = np.concatenate([part.at(part.starts) for part in parts]) - centre
-    normals *= np.copysign(1, normals @ SKEW)[:, None]
-    distances = np.einsum("ij,ij->i", normals, first) / size
-    keys = np.rint(normals / PLANE[0]).astype(np.int64) @ (1 << np.array([42, 31, 20]))
-    keys += np.rint(distances / PLANE[1]).astype(np.int64)
-    order = np.argsort(keys)
-    keys = keys[order]
-    fresh = np.r_[True, keys[1:] != keys[:-1]]
-    shared = ~(fresh & np.r_[fresh[1:], True])
-    return order[shared], np.cumsum(fresh)[shared]
-
-
 def _triangles(parts, polygons, planes):
     """Points (T, 3, 3) in the world, polygons (T,) and planes (T,) of the triangles that make up the polygons given."""
     of_plane = np.full(sum(part.count for part in parts), -1)
@@ -124,115 +124,43 @@ def _triangles(parts, polygons, planes):
     return np.concatenate(points), owners, of_plane[owners]
 
 
-def _covered(triangles, owners, planes):
-    """Pairs of polygons (K,), (K,) of one plane where a point (K, 3) of the first lies inside the second; normals (K, 3)."""
-    normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
-    lengths = np.linalg.norm(normals, axis=1)
-    order = np.flatnonzero(lengths > 1e-12)
-    order = order[np.argsort(planes[order], kind="stable")]
-    triangles, owners, normals = triangles[order], owners[order], normals[order] / lengths[order, None]
-    _, firsts, planes, counts = np.unique(planes[order], return_index=True, return_inverse=True, return_counts=True)
-    if not len(order):
-        return owners, owners, triangles[:, 0], normals
-    # the two axes that a plane is seen along best
-    dropped = np.abs(normals[firsts]).argmax(1)[planes]
-    axes = np.stack([(dropped + 1) % 3, (dropped + 2) % 3], 1)
-    flat = np.take_along_axis(triangles, axes[:, None].repeat(3, 1), 2)
-    points = np.einsum("sk,tkd->tsd", SAMPLES, triangles)
-    spots = np.einsum("sk,tkd->tsd", SAMPLES, flat)
-    found = [np.empty((0, 2), np.int64)]
-    for sample, triangle in _candidates(flat, spots, planes, firsts, counts):
-        of = sample // len(SAMPLES)
-        apart = owners[of] != owners[triangle]
-        sample, of, triangle = sample[apart], of[apart], triangle[apart]
-        a, b, c = flat[triangle].swapaxes(0, 1)
-        spot = spots.reshape(-1, 2)[sample]
-        area = _cross(b - a, c - a)
-        weights = np.stack([_cross(b - a, spot - a), _cross(c - b, spot - b), _cross(a - c, spot - c)]) / area
-        away = np.einsum("ij,ij->i", normals[triangle], points.reshape(-1, 3)[sample] - triangles[triangle, 0])
-        inside = (weights.min(0) > INSIDE) & (np.abs(away) < NEAR)
-        found.append(np.stack([sample[inside], triangle[inside]], 1))
-    sample, triangle = np.concatenate(found).T
-    return owners[sample // len(SAMPLES)], owners[triangle], points.reshape(-1, 3)[sample], normals[triangle]
-
-
-def _cross(a, b):
-    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
-
-
-def _candidates(flat, spots, planes, firsts, counts):
-    """Yield (samples, triangles), numbers of points and of triangles of one plane that meet in a cell of the plane's grid."""
-    low = np.minimum.reduceat(flat.min(1), firsts)
-    extent = np.maximum.reduceat(flat.max(1), firsts) - low
-    sides = np.clip(np.ceil(np.sqrt(counts)), 1, GRID).astype(np.int64)
-    bases = np.cumsum(sides**2) - sides**2
-    per_unit = (sides[:, None] / np.maximum(extent, 1e-30))[planes][:, None]
-    most = (sides - 1)[planes][:, None, None]
-    cells = np.clip(((flat - low[planes][:, None]) * per_unit).astype(np.int64), 0, most)
-    first, last = cells.min(1), cells.max(1)
-    wide, high = (last - first + 1).T
-    triangles = np.repeat(np.arange(len(flat)), wide * high)
-    step = np.arange(len(triangles)) - np.repeat(np.cumsum(wide * high) - wide * high, wide * high)
-    column, row = first[triangles, 0] + step % wide[triangles], first[triangles, 1] + step // wide[triangles]
-    cell = bases[planes[triangles]] + row * sides[planes[triangles]] + column
-    order = np.argsort(cell, kind="stable")
-    cell, triangles = cell[order], triangles[order]
-    where = np.clip(((spots - low[planes][:, None]) * per_unit).astype(np.int64), 0, most)
-    where = (bases[planes][:, None] + where[..., 1] * sides[planes][:, None] + where[..., 0]).ravel()
-    begin, end = np.searchsorted(cell, where, "left"), np.searchsorted(cell, where, "right")
-    crowded = np.repeat(counts[planes] > CROWD, len(SAMPLES))
-    end = np.where(crowded & (np.arange(len(where)) % len(SAMPLES) > 0), begin, end)
-    total = np.cumsum(end - begin)
-    begun = 0
-    while begun < len(where):
-        done = max(begun + 1, int(np.searchsorted(total, (total[begun - 1] if begun else 0) + PAIRS, "right")))
-        some = np.arange(begun, done)
-        samples = np.repeat(some, (end - begin)[some])
-        step = np.arange(len(samples)) - np.repeat(
-            np.cumsum((end - begin)[some]) - (end - begin)[some], (end - begin)[some]
-        )
-        yield samples, triangles[begin[samples] + step]
-        begun = done
-
-
-def _exposed(pairs, points, normals, size):
-    """Of each row, whether its pair of objects (K, 2) coincides where something outside can see it: mask (K,).
+def _exposed(objects, points, normals, size):
+    """Which rows' pair of objects (K, 2) coincides where something outside can see it: mask (K,).
 
     points (K, 3), normals (K, 3): a place where they coincide, in the world. Some of each pair are tried.
     """
-    depsgraph, scene = bpy.context.evaluated_depsgraph_get(), bpy.context.scene
-    _, kinds = np.unique(np.sort(pairs, 1), axis=0, return_inverse=True)
+    depsgraph = bpy.context.evaluated_depsgraph_get()
+    _, kinds = np.unique(np.sort(objects, 1), axis=0, return_inverse=True)
     kinds = kinds.ravel()
     seen = np.zeros(kinds.max() + 1, bool)
+    looks = max(1, min(16, LOOKS // len(seen)))
     for kind in range(len(seen)):
         rows = np.flatnonzero(kinds == kind)
-        for row in rows[np.linspace(0, len(rows) - 1, min(LOOKS, len(rows))).astype(int)]:
-            if _sees_out(scene, depsgraph, points[row], normals[row], size):
-                seen[kind] = True
-                break
+        tried = rows[np.linspace(0, len(rows) - 1, min(looks, len(rows))).astype(int)]
+        seen[kind] = any(_sees_out(depsgraph, points[row], normals[row], size) for row in tried)
     return seen[kinds]
 
 
-def _sees_out(scene, depsgraph, point, normal, size):
+def _sees_out(depsgraph, point, normal, size):
     """Look from both sides of a surface into a few directions: True if one leads out of the scene."""
-    across = np.cross(normal, SKEW)
+    across = np.cross(normal, overlaps.SKEW)
     across /= np.linalg.norm(across)
     along = np.cross(normal, across)
     for side in (normal, -normal):
         origin = (point + side * size * APART).tolist()
-        for slant in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1), (3, 1), (-3, -1), (-1, 3), (1, -3)):
+        for slant in SLANTS:
             direction = side + slant[0] * across + slant[1] * along
-            if not scene.ray_cast(depsgraph, origin, direction.tolist())[0]:
+            if not bpy.context.scene.ray_cast(depsgraph, origin, direction.tolist())[0]:
                 return True
     return False
 
 
-def _layers(over, under, areas):
+def _layers(pairs, areas):
     """Layer of each polygon (P,): 0 stays; of two that coincide the clearly smaller one, else the later one lies higher."""
     layers = np.zeros(len(areas), np.int64)
-    first, second = np.minimum(over, under), np.maximum(over, under)
-    swapped = areas[second] > 1.5 * areas[first]
-    pairs = np.unique(np.where(swapped, (second, first), (first, second)).T, axis=0)
+    pairs = np.unique(np.sort(pairs, 1), axis=0)
+    swapped = areas[pairs[:, 1]] > 1.5 * areas[pairs[:, 0]]
+    pairs[swapped] = pairs[swapped, ::-1]
     for _ in range(LAYERS):
         before = layers.copy()
         np.maximum.at(layers, pairs[:, 1], before[pairs[:, 0]] + 1)

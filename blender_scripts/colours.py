@@ -11,6 +11,7 @@ LINKED = ("glb", "gltf", "blend", "procedural")
 NAME = "colours of the file"
 EVEN, BRIGHT = 0.02, 0.5  # a material without a colour of its own: its channels differ by no more, and none is darker
 WHITE = 0.999
+WITHOUT_RANGE = ("obj", "ply")  # formats that leave open what the largest number of a colour is
 BYTES = 1.5  # sRGB above is 0 to 255, not 0 to 1
 
 
@@ -21,7 +22,7 @@ def show(file_format, path):
     objects = meshes.rendered()
     if file_format in FROM_FILE and len(objects) == 1:
         FROM_FILE[file_format](objects[0].data, path)
-    rescaled = [_rescale(mesh) for mesh in dict.fromkeys(ob.data for ob in objects)]
+    rescaled = [_rescale(ob.data) for ob in objects if file_format in WITHOUT_RANGE]
     shown = {}
     for ob in objects:
         _show(ob, shown)

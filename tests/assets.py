@@ -329,6 +329,38 @@ def surfaces():
     save_blend("surfaces")
 
 
+def painted():
+    """Cubes with red corners, in the formats that Blender writes and whose importers link no colours to a material."""
+    for name in ("bare", "white"):
+        reset()
+        bpy.ops.mesh.primitive_cube_add(size=1)
+        mesh = bpy.context.object.data
+        if name == "white":
+            mesh.materials.append(material("white", (1, 1, 1)))
+        mesh.color_attributes.new("Col", "BYTE_COLOR", "CORNER").data.foreach_set("color", [1, 0, 0, 1] * 24)
+        bpy.ops.export_scene.fbx(filepath=str(OUT / f"painted_{name}.fbx"))
+    bpy.ops.wm.alembic_export(filepath=str(OUT / "painted.abc"), vcolors=True, as_background_job=False)
+
+
+def without_image():
+    """A cube whose colour, and one whose normals, a texture node without an image gives; one node is in a group."""
+    reset()
+    grouped = bpy.data.node_groups.new("inside", "ShaderNodeTree")
+    grouped.interface.new_socket("Color", in_out="OUTPUT", socket_type="NodeSocketColor")
+    grouped.links.new(
+        grouped.nodes.new("ShaderNodeTexImage").outputs[0], grouped.nodes.new("NodeGroupOutput").inputs[0]
+    )
+    tree = cube((-1, 0, 0)).data.materials[0].node_tree
+    group = tree.nodes.new("ShaderNodeGroup")
+    group.node_tree = grouped
+    tree.links.new(group.outputs[0], tree.nodes["Principled BSDF"].inputs["Base Color"])
+    tree = cube((1, 0, 0), color=(0.2, 0.2, 0.2)).data.materials[0].node_tree
+    normals = tree.nodes.new("ShaderNodeNormalMap")
+    tree.links.new(tree.nodes.new("ShaderNodeTexImage").outputs[0], normals.inputs["Color"])
+    tree.links.new(normals.outputs[0], tree.nodes["Principled BSDF"].inputs["Normal"])
+    save_blend("without_image")
+
+
 def scripted():
     """A .blend whose registered text writes a file when scripts may run."""
     reset()
@@ -408,6 +440,8 @@ for make in (
     by_hand,
     surfaces,
     unseen,
+    painted,
+    without_image,
     scripted,
     families,
     shared_instances,

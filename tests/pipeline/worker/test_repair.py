@@ -1,0 +1,374 @@
+"""Objects whose files, writers or readers made them invisible, grey, magenta or black are shown as their authors meant."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.core import images
+from pipeline.core.records import Outcome
+from tests.conftest import Render
+
+POINTS = np.array([(x, y, z) for x in (0, 2) for y in (0, 1.5) for z in (0, 1)], float)
+QUADS = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]  # outwards
+RED = (0.8, 0.05, 0.05)
+
+
+def triangles(quads: list[tuple[int, ...]], other: bool = False) -> list[tuple[int, ...]]:
+    """Two triangles a quad, along one diagonal or the other."""
+    return [corner for a, b, c, d in quads for corner in (((a, b, d), (b, c, d)) if other else ((a, b, c), (a, c, d)))]
+
+
+def flipped(faces: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return [face[::-1] for face in faces]
+
+
+def obj(path: Path, *parts: tuple[np.ndarray, list[tuple[int, ...]]], material: str = "Kd 0.8 0.05 0.05") -> Path:
+    """An OBJ file with one object per (points (N, 3 or 6), faces), and its material."""
+    lines, first = ["mtllib m.mtl"], 1
+    for number, (points, faces) in enumerate(parts):
+        lines += [f"o part{number}", "usemtl m", *("v " + " ".join(map(str, point)) for point in points)]
+        lines += ["f " + " ".join(str(first + corner) for corner in face) for face in faces]
+        first += len(points)
+    path.parent.mkdir(exist_ok=True)
+    (path.parent / "m.mtl").write_text(f"newmtl m\n{material}\n")
+    path.write_text("\n".join(lines))
+    return path
+
+
+def gltf(path: Path, materials: list[dict[str, Any]], parts: list[np.ndarray], **attributes: np.ndarray) -> Path:
+    """A glTF file with a mesh per part, points (3 T, 3) of loose triangles, each of the material of its number."""
+    blob, views, accessors, meshes = b"", [], [], []
+
+    def add(values: np.ndarray) -> int:
+        nonlocal blob
+        data = values.astype("<f4")
+        views.append({"buffer": 0, "byteOffset": len(blob), "byteLength": data.nbytes})
+        blob += data.tobytes()
+        ends = {"min": data.min(0).tolist(), "max": data.max(0).tolist()}
+        accessors.append(
+            {"bufferView": len(views) - 1, "componentType": 5126, "count": len(data), "type": "VEC3"} | ends
+        )
+        return len(accessors) - 1
+
+    for number, points in enumerate(parts):
+        named = {name: add(values) for name, values in ({"POSITION": points} | attributes).items()}
+        meshes.append({"primitives": [{"attributes": named, "material": number % len(materials)}]})
+    uri = "data:application/octet-stream;base64," + base64.b64encode(blob).decode()
+    content = {
+        "asset": {"version": "2.0"},
+        "scenes": [{"nodes": list(range(len(parts)))}],
+        "nodes": [{"mesh": number} for number in range(len(parts))],
+        "meshes": meshes,
+        "materials": materials,
+        "accessors": accessors,
+        "bufferViews": views,
+        "buffers": [{"byteLength": len(blob), "uri": uri}],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def shown(outcome: Outcome) -> np.ndarray:
+    """sRGB bytes (N, 3) of the object's own pixels, in all views."""
+    assert outcome.scene is not None, f"{outcome.reason}: {outcome.detail}"
+    views = outcome.scene.by_width[64]
+    pictures = np.stack([images.decode(jpeg) for jpeg in views.jpegs])
+    alphas = np.stack([images.decode(png) for png in views.layers["alpha"]]).reshape(pictures.shape[:3])
+    return pictures[alphas > 250]
+
+
+def mended(outcome: Outcome) -> list[str]:
+    assert outcome.scene is not None, f"{outcome.reason}: {outcome.detail}"
+    found: list[str] = outcome.scene.meta.get("mended", [])
+    return found
+
+
+def is_red(outcome: Outcome) -> bool:
+    red, green, blue = np.median(shown(outcome), axis=0)
+    return bool(red > 100 and max(green, blue) < 0.6 * red)
+
+
+BOX = POINTS, triangles(QUADS)
+COINCIDENT = {
+    "two objects": [BOX, (POINTS, triangles(QUADS, other=True))],
+    "quads and triangles": [(POINTS, QUADS), BOX],
+    "one mesh, other diagonals": [(POINTS, triangles(QUADS) + triangles(QUADS, other=True))],
+    "back to back": [BOX, (POINTS, flipped(triangles(QUADS, other=True)))],
+    "three times": [BOX, (POINTS, QUADS), (POINTS, triangles(QUADS, other=True))],
+    "a sticker": [BOX, (POINTS * (0.5, 0.5, 1) + (0.3, 0.2, 0), QUADS)],
+    "on the ground": [BOX, (POINTS[::2] * (4, 4, 1) - (3, 3, 0), [(0, 1, 3, 2)])],
+}
+
+
+@pytest.mark.parametrize("name", COINCIDENT)
+def test_surfaces_in_one_place_are_not_black(tmp_path: Path, render: Render, name: str) -> None:
+    outcome = render(obj(tmp_path / "twice.obj", *COINCIDENT[name]), views=8, alpha=True)
+    assert (shown(outcome).max(1) < 40).mean() < 0.002
+    assert is_red(outcome)
+    assert mended(outcome) == ["coincident_faces"]
+
+
+@pytest.mark.parametrize(
+    "parts", [[BOX], [BOX, (POINTS + np.array([2, 0, 0]), QUADS)], [BOX, (POINTS + np.array([0, 0, 1.001]), QUADS)]]
+)
+def test_surfaces_that_only_touch_stay_where_they_are(tmp_path: Path, render: Render, parts: list[Any]) -> None:
+    assert mended(render(obj(tmp_path / "once.obj", *parts), alpha=True)) == []
+
+
+@pytest.mark.parametrize("wound", ["outwards", "inwards"])
+@pytest.mark.parametrize("stored", ["along", "against"])
+def test_normals_against_their_faces_are_turned(tmp_path: Path, render: Render, wound: str, stored: str) -> None:
+    faces = np.array(triangles(QUADS if wound == "outwards" else flipped(QUADS)))
+    points = POINTS[faces]
+    normals = np.cross(points[:, 1] - points[:, 0], points[:, 2] - points[:, 0])
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True) * (1 if stored == "along" else -1)
+    material = {"pbrMetallicRoughness": {"baseColorFactor": [*RED, 1], "metallicFactor": 0}}
+    path = gltf(tmp_path / "n.gltf", [material], [points.reshape(-1, 3)], NORMAL=normals.repeat(3, 0))
+    outcome = render(path, alpha=True)
+    assert is_red(outcome)
+    assert mended(outcome) == ([] if stored == "along" else ["normals"])
+
+
+def translucent(alpha: float) -> dict[str, Any]:
+    return {
+        "alphaMode": "BLEND",
+        "pbrMetallicRoughness": {"baseColorFactor": [*RED, alpha], "metallicFactor": 0},
+    }
+
+
+def test_only_what_would_be_invisible_as_a_whole_is_shown_of_formats_that_are_clear(
+    tmp_path: Path, render: Render
+) -> None:
+    box = POINTS[np.array(triangles(QUADS))].reshape(-1, 3)
+    whole = render(gltf(tmp_path / "whole.gltf", [translucent(0)], [box]), alpha=True)
+    assert is_red(whole)
+    assert mended(whole) == ["alpha"]
+    shell = render(
+        gltf(tmp_path / "shell.gltf", [translucent(1), translucent(0)], [box, box * 2 - (1, 0.75, 0.5)]), alpha=True
+    )
+    assert mended(shell) == []
+    assert shell.scene is not None
+    assert shell.scene.meta["coverage"] < 0.6 * whole.scene.meta["coverage"]  # type: ignore[union-attr]
+
+
+def dae(path: Path, *effects: str, colours: str = "") -> Path:
+    """A Collada file with a red tetrahedron for each effect's transparency, side by side; `colours`: of its corners."""
+    head = '<COLLADA xmlns="http://www.collada.org/2005/11/COLLADASchema" version="1.4.1"><asset><up_axis>Z_UP</up_axis></asset>'
+    xyz = "".join(f'<param name="{axis}" type="float"/>' for axis in "XYZ")
+    kinds = {name: [] for name in ("effect", "material", "geometry", "node")}
+    for number, effect in enumerate(effects):
+        kinds["effect"].append(
+            f'<effect id="e{number}"><profile_COMMON><technique sid="t"><lambert><diffuse><color>'
+            f"0.8 0.05 0.05 1</color></diffuse>{effect}</lambert></technique></profile_COMMON></effect>"
+        )
+        kinds["material"].append(f'<material id="m{number}"><instance_effect url="#e{number}"/></material>')
+        kinds["geometry"].append(
+            f'<geometry id="g{number}"><mesh><source id="p{number}"><float_array id="a{number}" count="12">'
+            f"0 0 0 2 0 0 0 2 0 0 0 2</float_array><technique_common>"
+            f'<accessor source="#a{number}" count="4" stride="3">{xyz}</accessor></technique_common></source>'
+            f'<vertices id="v{number}"><input semantic="POSITION" source="#p{number}"/></vertices>'
+            f'<triangles count="4" material="s"><input semantic="VERTEX" source="#v{number}" offset="0"/>'
+            f"<p>0 2 1 0 1 3 0 3 2 1 2 3</p></triangles></mesh></geometry>"
+        )
+        kinds["node"].append(
+            f'<node id="n{number}"><translate>{3 * number} 0 0</translate><instance_geometry url="#g{number}">'
+            f'<bind_material><technique_common><instance_material symbol="s" target="#m{number}"/>'
+            f"</technique_common></bind_material></instance_geometry></node>"
+        )
+    libraries = (
+        f"<library_{name}s>{''.join(kinds[name])}</library_{name}s>".replace("geometrys", "geometries")
+        for name in ("effect", "material", "geometry")
+    )
+    scene = '<library_visual_scenes><visual_scene id="s">{}</visual_scene></library_visual_scenes>'
+    tail = '<scene><instance_visual_scene url="#s"/></scene></COLLADA>'
+    path.write_text(head + "".join(libraries) + scene.format("".join(kinds["node"])) + tail)
+    return path
+
+
+def transparency(color: str, amount: float | None, mode: str = "") -> str:
+    opaque = f' opaque="{mode}"' if mode else ""
+    share = "" if amount is None else f"<transparency><float>{amount}</float></transparency>"
+    return f"<transparent{opaque}><color>{color}</color></transparent>{share}"
+
+
+OPAQUE, INVISIBLE = transparency("1 1 1 1", 1, "A_ONE"), transparency("0 0 0 0", None, "A_ONE")
+SKETCHED = transparency("1 1 1 1", 0)
+# effects, and the share of the second part's light that comes through its own surface; mended or not
+COLLADA = {
+    "white times 0": ([SKETCHED, SKETCHED], 1, True),
+    "black times 0": ([transparency("0 0 0 1", 0)] * 2, 1, True),
+    "black is opaque where red, green and blue count": ([OPAQUE, transparency("0 0 0 1", 1, "RGB_ZERO")], 1, True),
+    "beside glass": ([transparency("1 1 1 1", 0.4), SKETCHED], 1, True),
+    "beside parts that say nothing": (["", SKETCHED], 1, True),
+    "beside an opaque part": ([OPAQUE, SKETCHED], 0, False),
+    "no alpha, on purpose": (["", INVISIBLE], 0, False),
+}
+
+
+@pytest.mark.parametrize("name", COLLADA)
+def test_colladas_ways_to_say_opaque(tmp_path: Path, render: Render, name: str) -> None:
+    effects, opacity, wrong = COLLADA[name]
+    outcome = render(dae(tmp_path / "parts.dae", *effects), alpha=True, views=8)
+    assert mended(outcome) == (["alpha"] if wrong else [])
+    one = render(dae(tmp_path / "one.dae", OPAQUE, INVISIBLE), alpha=True, views=8)
+    two = render(dae(tmp_path / "two.dae", OPAQUE, OPAQUE), alpha=True, views=8)
+    coverage = [each.scene.meta["coverage"] for each in (one, outcome, two)]  # type: ignore[union-attr]
+    if opacity:
+        assert coverage[1] > 0.5 * (coverage[0] + coverage[2])
+    else:
+        assert coverage[1] == pytest.approx(coverage[0], rel=0.1)
+
+
+def test_an_obj_without_opacity_is_shown_whole_and_its_painted_parts(tmp_path: Path, render: Render) -> None:
+    outcome = render(obj(tmp_path / "d.obj", BOX, material="Kd 0.8 0.05 0.05\nd 0"), alpha=True)
+    assert is_red(outcome)
+    assert mended(outcome) == ["alpha"]
+
+
+def ply(path: Path, columns: str, kind: str, most: float, of: str = "vertex", form: str = "ascii") -> Path:
+    """A PLY file of a red box: names of its colours, their kind, what they call full, and whether points or faces have them."""
+    names = columns.split()
+    rgb = [most if name[-1] in "da" or name == "r" else 0 for name in names]
+    rgb = [most if name in ("red", "diffuse_red", "r", "alpha") else 0 for name in names]
+    codes = {"uchar": "B", "ushort": "H", "int": "i", "float": "f", "double": "d"}
+    declared = "".join(f"property {kind} {name}\n" for name in names)
+    header = f"ply\nformat {form} 1.0\nelement vertex 8\nproperty float x\nproperty float y\nproperty float z\n"
+    header += declared if of == "vertex" else ""
+    header += "element face 6\nproperty list uchar int vertex_indices\n" + (declared if of == "face" else "")
+    header += "end_header\n"
+    body = b""
+    order = ">" if "big" in form else "<"
+    for points, numbers in [*((point, ()) for point in POINTS), *(((), (4, *quad)) for quad in QUADS)]:
+        own = rgb if of == ("vertex" if len(points) else "face") else []
+        if form == "ascii":
+            body += (" ".join(map(str, [*points, *numbers, *own])) + "\n").encode()
+        else:
+            layout = order + ("3f" if len(points) else "B4i") + codes[kind] * len(own)
+            body += struct.pack(layout, *points, *numbers, *own)
+    path.write_bytes(header.encode() + body)
+    return path
+
+
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
+@pytest.mark.parametrize(
+    ("columns", "kind", "most"),
+    [
+        ("red green blue", "uchar", 255),
+        ("diffuse_red diffuse_green diffuse_blue", "uchar", 255),
+        ("r g b", "float", 1),
+        ("red green blue alpha", "int", 255),
+        ("red green blue", "ushort", 65535),
+        ("red green blue", "float", 255),
+    ],
+)
+@pytest.mark.parametrize("of", ["vertex", "face"])
+def test_colours_of_ply(
+    tmp_path: Path, render: Render, columns: str, kind: str, most: float, of: str, form: str
+) -> None:
+    outcome = render(ply(tmp_path / "red.ply", columns, kind, most, of, form), views=1, alpha=True)
+    assert is_red(outcome)
+    assert outcome.scene is not None
+    assert outcome.scene.meta["vertex_colors"] is True
+
+
+def stl(path: Path, header: bytes, bits: list[int]) -> Path:
+    """A binary STL file of a box: 80 bytes of header, and the last two bytes of each of its twelve facets; one is there twice."""
+    faces = POINTS[np.array(triangles(QUADS))]
+    faces, bits = np.concatenate([faces[:1], faces]), [bits[0], *bits]
+    facets = b"".join(struct.pack("<12fH", 0, 0, 0, *face.ravel(), own) for face, own in zip(faces, bits, strict=True))
+    path.write_bytes(header.ljust(80) + struct.pack("<I", len(faces)) + facets)
+    return path
+
+
+MAGICS = b"COLOR=" + bytes([204, 10, 10, 255])
+STL = {
+    "magics, of the whole": (MAGICS, [0] * 12, True),
+    "magics, of the whole, said by facets": (MAGICS, [1 << 15 | 31 << 10] * 12, True),
+    "magics, of facets": (b"made by COLOR=\x00\x00\xff\xff", [31] * 12, True),
+    "viscam": (b"", [1 << 15 | 31 << 10] * 12, True),
+    "something else": (b"", [1234, 1 << 15 | 31 << 10] * 6, False),
+    "none": (b"", [0] * 12, False),
+}
+
+
+@pytest.mark.parametrize("name", STL)
+def test_colours_of_stl(tmp_path: Path, render: Render, name: str) -> None:
+    *file, coloured = STL[name]
+    outcome = render(stl(tmp_path / "box.stl", *file), alpha=True)
+    assert is_red(outcome) is coloured
+    assert outcome.scene is not None
+    assert outcome.scene.meta["vertex_colors"] is coloured
+
+
+def test_each_facet_of_an_stl_has_its_own_colour(tmp_path: Path, render: Render) -> None:
+    red, blue = 1 << 15 | 31 << 10, 1 << 15 | 31
+    path = stl(tmp_path / "box.stl", b"", [red if number % 4 < 2 else blue for number in range(12)])
+    pixels = shown(render(path, views=8, alpha=True)).astype(int)
+    for own, other in ((0, 2), (2, 0)):
+        assert 0.2 < (pixels[:, own] - pixels[:, other] > 60).mean() < 0.8
+
+
+@pytest.mark.parametrize("most", [1, 255])
+@pytest.mark.parametrize("material", ["", "Kd 1 1 1", "Kd 0.8 0.8 0.8"])
+def test_colours_of_obj(tmp_path: Path, render: Render, material: str, most: int) -> None:
+    points = np.hstack([POINTS, np.tile([most, 0, 0], (8, 1))])
+    outcome = render(obj(tmp_path / "red.obj", (points, QUADS), material=material), alpha=True)
+    assert is_red(outcome)
+    assert shown(outcome)[:, 0].mean() < 240  # not brighter than light
+    assert mended(outcome) == (["color_range"] if most > 1 else [])
+
+
+def test_a_material_with_a_colour_of_its_own_keeps_it(tmp_path: Path, render: Render) -> None:
+    points = np.hstack([POINTS, np.tile([0, 0, 1], (8, 1))])
+    outcome = render(obj(tmp_path / "red.obj", (points, QUADS)), alpha=True)
+    assert is_red(outcome)
+    assert outcome.scene is not None
+    assert outcome.scene.meta["vertex_colors"] is False
+
+
+@pytest.mark.parametrize("name", ["painted_bare.fbx", "painted_white.fbx", "painted.abc"])
+def test_colours_of_corners_are_shown(assets: Path, render: Render, name: str) -> None:
+    assert is_red(render(assets / name, alpha=True))
+
+
+@pytest.mark.parametrize(
+    ("values", "how"),
+    [("(0.8, 0, 0)", "constant"), ("(0.8, 0, 0)", "vertex"), ("(0.8, 0, 0)", "faceVarying")],
+)
+def test_colours_of_usd(tmp_path: Path, render: Render, values: str, how: str) -> None:
+    number = {"constant": 1, "vertex": 8, "faceVarying": 24}[how]
+    corners = [corner for quad in QUADS for corner in quad]
+    points = ", ".join(str(tuple(point)) for point in POINTS.tolist())
+    (tmp_path / "box.usda").write_text(f"""#usda 1.0
+def Mesh "box"
+{{
+    int[] faceVertexCounts = {[4] * 6}
+    int[] faceVertexIndices = {corners}
+    point3f[] points = [{points}]
+    color3f[] primvars:displayColor = [{", ".join([values] * number)}] ( interpolation = "{how}" )
+}}
+""")
+    assert is_red(render(tmp_path / "box.usda", alpha=True))
+
+
+def test_gltf_multiplies_colours_with_those_of_the_material(tmp_path: Path, render: Render) -> None:
+    box = POINTS[np.array(triangles(QUADS))].reshape(-1, 3)
+    yellow = {"pbrMetallicRoughness": {"baseColorFactor": [1, 1, 0, 1], "metallicFactor": 0}}
+    violet = np.tile([1, 0, 1], (len(box), 1))
+    assert is_red(render(gltf(tmp_path / "red.gltf", [yellow], [box], COLOR_0=violet), alpha=True))
+
+
+def test_texture_nodes_without_an_image_are_neutral(assets: Path, render: Render) -> None:
+    outcome = render(assets / "without_image.blend", views=4, alpha=True)
+    pixels = shown(outcome).astype(int)
+    assert np.ptp(pixels, axis=1).max() < 12  # grey, where Blender shows magenta
+    assert pixels.max(1).min() > 25  # and no normal that is bent away
+    assert outcome.scene is not None
+    assert outcome.scene.meta["missing_textures"] == 2
