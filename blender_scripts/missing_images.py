@@ -1,5 +1,7 @@
 """Puts neutral grey (for normal maps: flat) where a texture's image is missing, which Blender shows magenta."""
 
+import os
+
 import bpy
 
 NEUTRAL = (0.5, 0.5, 0.5, 1.0)
@@ -11,7 +13,7 @@ def fill():
     readers = [node for tree in _trees() for node in tree.nodes if node.type in ("TEX_IMAGE", "TEX_ENVIRONMENT")]
     missing = 0
     for image in bpy.data.images:
-        if image.source not in ("FILE", "TILED") or image.size[0]:  # reading the size tries to load the file
+        if not _is_missing(image):
             continue
         _make_even(image, any(node.image == image and _feeds_normals(node) for node in readers))
         missing += 1
@@ -28,6 +30,13 @@ def _trees():
     return [material.node_tree for material in bpy.data.materials if material.node_tree] + list(bpy.data.node_groups)
 
 
+def _is_missing(image):
+    if image.source in ("FILE", "TILED"):
+        return not image.size[0]  # reading the size tries to load the file
+    path = bpy.path.abspath(image.filepath, library=image.library)
+    return image.source in ("SEQUENCE", "MOVIE") and not image.packed_file and not os.path.exists(path)
+
+
 def _make_even(image, is_normal_map):
     image.source = "GENERATED"
     image.generated_width = image.generated_height = 4
@@ -35,13 +44,29 @@ def _make_even(image, is_normal_map):
 
 
 def _feeds_normals(node):
-    """Whether a normal map reads what a node gives, through other nodes of its tree or not."""
-    seen, todo = set(), [node]
+    """Whether a normal map reads what a node gives, through other nodes or not, inside and outside of groups."""
+    seen, todo = set(), list(node.outputs)
     while todo:
-        each = todo.pop()
-        if each.type == "NORMAL_MAP":
-            return True
-        if each not in seen:
-            seen.add(each)
-            todo += [link.to_node for socket in each.outputs for link in socket.links]
+        socket = todo.pop()
+        if socket in seen:
+            continue
+        seen.add(socket)
+        for link in socket.links:
+            if link.to_node.type == "NORMAL_MAP":
+                return True
+            todo += _goes_on(link)
     return False
+
+
+def _goes_on(link):
+    """Output sockets of which a link's value may come out, changed or not."""
+    node, name = link.to_node, link.to_socket.identifier
+    if node.type == "GROUP_OUTPUT":
+        users = (
+            each for tree in _trees() for each in tree.nodes if each.type == "GROUP" and each.node_tree == node.id_data
+        )
+        return [socket for user in users for socket in user.outputs if socket.identifier == name]
+    if node.type == "GROUP" and node.node_tree:
+        inside = (each for each in node.node_tree.nodes if each.type == "GROUP_INPUT")
+        return [socket for each in inside for socket in each.outputs if socket.identifier == name]
+    return list(node.outputs)

@@ -343,21 +343,28 @@ def painted():
 
 
 def without_image():
-    """A cube whose colour, and one whose normals, a texture node without an image gives; one node is in a group."""
+    """Cubes whose colours, and cubes whose normals, texture nodes without an image give, with the nodes in a group or not."""
     reset()
-    grouped = bpy.data.node_groups.new("inside", "ShaderNodeTree")
-    grouped.interface.new_socket("Color", in_out="OUTPUT", socket_type="NodeSocketColor")
-    grouped.links.new(
-        grouped.nodes.new("ShaderNodeTexImage").outputs[0], grouped.nodes.new("NodeGroupOutput").inputs[0]
-    )
-    tree = cube((-1, 0, 0)).data.materials[0].node_tree
-    group = tree.nodes.new("ShaderNodeGroup")
-    group.node_tree = grouped
-    tree.links.new(group.outputs[0], tree.nodes["Principled BSDF"].inputs["Base Color"])
-    tree = cube((1, 0, 0), color=(0.2, 0.2, 0.2)).data.materials[0].node_tree
-    normals = tree.nodes.new("ShaderNodeNormalMap")
-    tree.links.new(tree.nodes.new("ShaderNodeTexImage").outputs[0], normals.inputs["Color"])
-    tree.links.new(normals.outputs[0], tree.nodes["Principled BSDF"].inputs["Normal"])
+
+    def texture(tree, is_grouped):
+        if not is_grouped:
+            return tree.nodes.new("ShaderNodeTexImage").outputs[0]
+        inside = bpy.data.node_groups.new("inside", "ShaderNodeTree")
+        inside.interface.new_socket("Color", in_out="OUTPUT", socket_type="NodeSocketColor")
+        inside.links.new(texture(inside, False), inside.nodes.new("NodeGroupOutput").inputs[0])
+        node = tree.nodes.new("ShaderNodeGroup")
+        node.node_tree = inside
+        return node.outputs[0]
+
+    for number in range(4):
+        tree = cube((3 * number, 0, 0), color=(0.2, 0.2, 0.2)).data.materials[0].node_tree
+        shader, value = tree.nodes["Principled BSDF"], texture(tree, is_grouped=number % 2)
+        if number < 2:
+            tree.links.new(value, shader.inputs["Base Color"])
+        else:
+            normals = tree.nodes.new("ShaderNodeNormalMap")
+            tree.links.new(value, normals.inputs["Color"])
+            tree.links.new(normals.outputs[0], shader.inputs["Normal"])
     save_blend("without_image")
 
 
