@@ -29,12 +29,6 @@ def show(file_format, path):
     return any(rescaled)
 
 
-def are_shown():
-    """Whether a material reads colours of a mesh."""
-    trees = [material.node_tree for material in bpy.data.materials if material.node_tree]
-    return any(node.type == "VERTEX_COLOR" for tree in trees for node in tree.nodes)
-
-
 def _add_of_ply(mesh, path):
     found = file_colours.of_ply(path)
     if len(found.get("vertex", ())) == len(mesh.vertices):

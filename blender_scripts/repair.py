@@ -24,7 +24,6 @@ def repair(file_format, path):
         "normals": winding.agree(),
         "coincident_faces": apart.separate(),
     }
-    flags["vertex_colors"] = colours.are_shown()
     if any(mended.values()):
         flags["mended"] = sorted(name for name, was_wrong in mended.items() if was_wrong)
     return flags

@@ -28,7 +28,9 @@ LEFT_OPEN = confine.confine(sys.argv[2:], [os.getcwd(), os.environ.get("XDG_CACH
 import bpy  # noqa: E402
 import engines  # noqa: E402
 import importers  # noqa: E402
+import meshopt  # noqa: E402
 import normalize  # noqa: E402
+import relink  # noqa: E402
 import repair  # noqa: E402
 import traits  # noqa: E402
 
@@ -68,7 +70,10 @@ def load(job, timings, channel):
         channel.send({"type": "reading", "reader": number})
 
     read = importers.load(job["path"], job["format"], job["crashed"], tell)
+    relinked = relink.relink(job.get("pictures", {}))
     facts = read | repair.repair(job["format"], job["path"]) | traits.traits()
+    if relinked:
+        facts["mended"] = sorted([*facts.get("mended", []), "links"])
     traits.check(job.get("only", ()), facts)
     timings["import"] = time.perf_counter() - start
 
@@ -97,6 +102,7 @@ def render(job, channel):
 def main():
     """Greet the parent, then serve one job per line until standard input ends."""
     channel = Channel(int(sys.argv[1]))
+    meshopt.teach_importer()
     facts = {"blender": bpy.app.version_string, "devices": engines.devices()} | LEFT_OPEN
     channel.send({"type": "ready"} | facts)
     for line in sys.stdin:

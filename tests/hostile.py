@@ -147,7 +147,7 @@ def gltf(place: Place, **changes: Any) -> None:
     place.write("it.gltf", json.dumps(parts.document(**changes)))
 
 
-def gltf_names(folder: str, buffer: str = "box.bin", image: str = "paint.png") -> None:
+def gltf_names(folder: str, buffer: str = "box.bin", image: str = "paint.png", reason: str = "escapes_folder") -> None:
     """Registers a .gltf that names these files."""
 
     def make(place: Place) -> None:
@@ -155,7 +155,7 @@ def gltf_names(folder: str, buffer: str = "box.bin", image: str = "paint.png") -
         buffers = [{"uri": place.fill(buffer), "byteLength": len(parts.CUBE)}]
         gltf(place, buffers=buffers, images=[{"uri": place.fill(image)}])
 
-    case(f"{folder}/it.gltf", "escapes_folder")(make)
+    case(f"{folder}/it.gltf", reason)(make)
 
 
 gltf_names("gltf_buffer_upwards", buffer="UP/secret.bin")
@@ -167,7 +167,9 @@ gltf_names("gltf_absolute", image="OUTSIDE/secret.png")
 gltf_names("gltf_file_url", image="file://OUTSIDE/secret.png")
 gltf_names("gltf_http_buffer", buffer="URL/box.bin")
 gltf_names("gltf_http_picture", image="URL/paint.png")
-gltf_names("gltf_unc", image="\\\\server\\share\\paint.png")
+gltf_names("gltf_unc", image="\\\\server\\share\\paint.png", reason=RENDERED)  # found by its base name
+gltf_names("gltf_nowhere", image="../../nowhere/gone.png", reason=RENDERED)
+gltf_names("gltf_buffer_unc", buffer="\\\\server\\share\\box.bin")
 gltf_names("gltf_data_that_is_a_path", image="data:x/../UP/secret.png")
 gltf_names("gltf_nul", image="paint.png\0/../UP/secret.png")
 gltf_names("gltf_very_long", image="./" * 2000 + "UP/secret.png")

@@ -9,6 +9,7 @@ import posixpath
 import re
 import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from xml.parsers import expat
@@ -105,28 +106,49 @@ def _gltf(path: Path) -> Iterator[str]:
     return map(urllib.parse.unquote, gltf.uris(gltf.load(path)))
 
 
+@dataclass(frozen=True)
+class Span:
+    """A name of a picture in a Collada file, decoded, and the bytes [start, end) of the file that it stands in."""
+
+    name: str
+    start: int
+    end: int
+
+
 def _dae(path: Path) -> list[str]:
     """List pictures (init_from) and documents (url, source). Blender reads no Collada that expat does not read."""
-    found: list[str] = []
+    pictures, documents = collada(path)
+    return [*(span.name for span in pictures), *documents]
+
+
+def collada(path: Path) -> tuple[list[Span], list[str]]:
+    """(pictures, other documents) that a Collada file names. Raises Skip: broken_xml, xml_entities, too_complex; OSError."""
+    pictures: list[Span] = []
+    documents: list[str] = []
     inside: list[str] | None = None  # the text of an init_from
+    begins = 0
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         nonlocal inside
         if tag.rpartition(":")[2] in ("init_from", "ref"):
             inside = []
         named = [attributes[key].partition("#")[0] for key in ("url", "source", "ref") if key in attributes]
-        found.extend(urllib.parse.unquote(name[:LINE]) for name in named if name)
-        _limit(found, "names of files", MAX_HITS)
+        documents.extend(urllib.parse.unquote(name[:LINE]) for name in named if name)
+        _limit(documents, "names of files", MAX_HITS)
 
     def text(part: str) -> None:
+        nonlocal begins
         if inside is not None and sum(map(len, inside)) < LINE:
+            begins = begins if inside else parser.CurrentByteIndex
             inside.append(part)
 
     def end(tag: str) -> None:
         nonlocal inside
-        if inside is not None and tag.rpartition(":")[2] in ("init_from", "ref"):
-            found.append(urllib.parse.unquote("".join(inside).strip()))
-            _limit(found, "names of files", MAX_HITS)
+        if inside and tag.rpartition(":")[2] in ("init_from", "ref"):
+            name = urllib.parse.unquote("".join(inside).strip())
+            pictures.append(Span(name, begins, parser.CurrentByteIndex))
+            _limit(pictures, "names of files", MAX_HITS)
+        if tag.rpartition(":")[2] in ("init_from", "ref"):
             inside = None
 
     def doctype(*_: Any) -> None:
@@ -137,7 +159,7 @@ def _dae(path: Path) -> list[str]:
     parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = text, doctype
     with path.open("rb") as stream:
         _feed(parser, stream)
-    return found
+    return pictures, documents
 
 
 def _feed(parser: expat.XMLParserType, stream: BinaryIO) -> None:
@@ -157,6 +179,12 @@ def _feed(parser: expat.XMLParserType, stream: BinaryIO) -> None:
 
 
 def _obj(path: Path) -> Iterator[str]:
+    yield from libraries(path)
+    yield f"{path.stem}.mtl"
+
+
+def libraries(path: Path) -> Iterator[str]:
+    """Yield the MTL files that an OBJ names. Raises Skip("too_complex"); OSError."""
     with path.open("rb") as stream:
         read = headers.reader(stream)
         for at in _hits(read, b"mtllib"):
@@ -169,7 +197,6 @@ def _obj(path: Path) -> Iterator[str]:
             several = name.split()  # what the format says; Blender takes one name with blanks
             if len(several) > 1 and all(part.lower().endswith(b".mtl") for part in several):
                 yield from map(_text, several)
-    yield f"{path.stem}.mtl"
 
 
 def _unquoted(name: bytes) -> bytes:
@@ -181,12 +208,20 @@ def _mtl(path: Path) -> Iterator[str]:
         for number, line in enumerate(iter(lambda: stream.readline(LINE), b"")):
             if number > 10 * MAX_HITS:
                 raise Skip("too_complex", f"{path.name} has more than {number} lines")
-            word, _, name = line.strip(BLANK).replace(b"\t", b" ").partition(b" ")
-            if word.lower().startswith(MAPS):
-                name = name.strip(BLANK)
-                while option := OPTION.match(name):
-                    name = name[option.end() :].lstrip(BLANK)
-                yield _text(_unquoted(name))
+            if named := map_of(line):
+                yield named[1]
+
+
+def map_of(line: bytes) -> tuple[bytes, str] | None:
+    """(what stands before the name, the name) of a line of an MTL that names a picture; None for other lines."""
+    word, _, name = line.strip(BLANK).replace(b"\t", b" ").partition(b" ")
+    if not word.lower().startswith(MAPS):
+        return None
+    before, name = word + b" ", name.strip(BLANK)
+    while option := OPTION.match(name):
+        before += option[0] + b" "
+        name = name[option.end() :].lstrip(BLANK)
+    return before, _text(_unquoted(name))
 
 
 def _ply(path: Path) -> Iterator[str]:

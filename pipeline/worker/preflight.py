@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import stat
+import unicodedata
 import urllib.parse
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.core.errors import Skip
-from pipeline.formats import gltf, headers
-from pipeline.formats.references import SCHEME, WINDOWS, references, within_usdz
+from pipeline.formats import gltf, headers, references
+from pipeline.formats.references import SCHEME, WINDOWS, within_usdz
+from pipeline.upgrade import copies, gltf_old, gltf_plain
 
 FORMATS = frozenset("procedural glb gltf obj fbx stl ply usd usda usdc usdz dae abc blend".split())
 LFS_MAGIC = b"version https://git-lfs"
@@ -25,20 +30,53 @@ MAGIC = {  # first bytes, for formats that have them
     "abc": (b"Ogawa", b"\x89HDF"),
     "blend": (b"BLENDER", b"\x28\xb5\x2f\xfd", b"\x1f\x8b"),
 }
-FORGIVING = {"obj", "mtl", "fbx", "dae"}  # exporters leave the author's own paths in these, which lead nowhere here
+# exporters leave the author's own paths in these, which lead nowhere here; "picture": one that a gltf or usd names
+FORGIVING = {"obj", "mtl", "fbx", "dae", "picture"}
+USD = {"usd", "usda", "usdc", "usdz"}
+USD_LAYERS = (".usd", ".usda", ".usdc", ".usdz", ".abc", ".mtlx", ".sdf")  # of names whose content makes up the shape
+UNREADABLE = {"blend", "usd", "usdc", "usdz", "abc"}  # formats whose names of pictures only Blender can read
+PICTURES = tuple(".png .jpg .jpeg .tga .bmp .tif .tiff .webp .exr .hdr .gif .dds .psd .jp2".split())
+STAGED = "staged"  # folder of the worker's in which copies for Blender stand
+LOOKED = 20_000  # names of files that are looked at for one that is not where it is said to be
 LAYERS = {"usd", "usda", "usdc", "usdz", "dae"}  # formats whose files may refer to further files of a format in here
 MAX_FILES = 5000  # that one asset may refer to, directly or not
 MAX_PATH = 1023  # bytes; Blender truncates longer ones, and then opens another file
 
 
+@dataclass
+class Checked:
+    """A file that may go to Blender.
+
+    path: the file, or a copy of it that Blender understands. facts: what was missing or mended, for the shard: missing_materials
+    (number of MTL files that are nowhere), missing_textures, mended. pictures: base name in lower case -> files, the nearest
+    first, for pictures that the file names and that are not there.
+    """
+
+    path: Path
+    format: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, list[str]] = field(default_factory=dict)
+
+
 def check(path: Path, root: Path | None = None, max_polygons: int = 20_000_000) -> str:
-    """The file's format, by its suffix. root: folder that the asset may read, with all subfolders; default: its own folder.
+    """The file's format, by its suffix, if `prepare` finds nothing against it."""
+    return prepare(path, root, max_polygons).format
+
+
+def prepare(
+    path: Path, root: Path | None = None, max_polygons: int = 20_000_000, scratch: Path | None = None
+) -> Checked:
+    """Check a file, and make a copy that Blender understands where it needs one.
+
+    root: folder that the asset may read, with all subfolders; default: its own folder. scratch: folder of the worker, in which
+    "staged" is made anew; None: no copy is made.
 
     No picture is decoded, and no file outside of `root` is opened. Raises Skip:
-    unsupported_format, file_empty, lfs_pointer, html_page, wrong_magic, truncated;
+    unsupported_format, file_empty, lfs_pointer (the file, or a buffer that it needs), html_page, wrong_magic, truncated;
     not_a_file (the file, or one that it refers to, is no regular file within root);
-    escapes_folder (a reference leaves root, or is a URL; an exporter's leftover path that leads nowhere is accepted);
-    broken_gltf, unsupported_extension, broken_xml, xml_entities, broken_header, bad_archive;
+    escapes_folder (a reference leads to a file outside of root, or is a URL; a needed one that leaves root at all);
+    missing_file (a buffer that is needed);
+    broken_gltf, unsupported_version, unsupported_extension, broken_xml, xml_entities, broken_header, bad_archive;
     too_many_polygons, image_too_large, decompression_bomb, archive_bomb, too_complex (more than any model has);
     file_unreadable (with the system's reason).
     """
@@ -49,11 +87,11 @@ def check(path: Path, root: Path | None = None, max_polygons: int = 20_000_000) 
     _check_regular(path, Path(os.path.realpath(root)))
     try:
         _check_bytes(path, file_format)
-        if file_format != "procedural":
-            _check_content(path, file_format, root, max_polygons)
+        if file_format == "procedural":
+            return Checked(path, file_format)
+        return _Asset(path, file_format, Folder(root), scratch).checked(max_polygons)
     except OSError as error:
         raise Skip("file_unreadable", f"{path.name}: {error.strerror}") from None
-    return file_format
 
 
 def _check_regular(path: Path, root: Path) -> None:
@@ -89,47 +127,144 @@ def _check_bytes(path: Path, file_format: str) -> None:
         raise Skip("wrong_magic", f"{path.name} starts with {head[:8]!r}")
 
 
-def _check_content(path: Path, file_format: str, root: Path, max_polygons: int) -> None:
-    folder = Folder(root)
-    if file_format in ("glb", "gltf"):
-        document = gltf.load(path)
-        uris = {uri: urllib.parse.unquote(uri) for uri in gltf.uris(document)}
-        found = folder.follow(path, file_format, uris.values())
-        with path.open("rb") as stream:
-            sizes = {uri: found[name] for uri, name in uris.items() if name in found}
+class _Asset:
+    """One file and what it refers to: checked, and copied for Blender where that is needed."""
+
+    def __init__(self, path: Path, file_format: str, folder: Folder, scratch: Path | None) -> None:
+        self.path, self.format, self.folder, self.scratch = path, file_format, folder, scratch
+
+    def checked(self, max_polygons: int) -> Checked:
+        """Do all that `prepare` says."""
+        match self.format:
+            case "glb" | "gltf":
+                return self._gltf(max_polygons)
+            case "obj":
+                return self._obj()
+            case "dae":
+                return self._dae()
+        self.folder.follow(self.path, self.format, _named_by(self.path, self.format))
+        with self.path.open("rb") as stream:
+            read, size = headers.reader(stream), self.path.stat().st_size
+            match self.format:
+                case "stl":
+                    headers.check_stl(read(0, 512), size, max_polygons)
+                case "ply":
+                    headers.check_ply(read, size, max_polygons)
+                case "abc":
+                    headers.check_abc(read, size)
+                case "fbx":
+                    headers.check_fbx(read, size)
+        near = self.folder.near(self.path) if self.format in UNREADABLE else {}
+        return Checked(self.path, self.format, pictures=near | self.folder.moved())
+
+    def _gltf(self, max_polygons: int) -> Checked:
+        document = gltf.load(self.path)
+        if document.old:
+            document = replace(document, json=gltf_old.upgraded(document.json))
+        files: dict[str, Path] = {}
+        for key, kind in (("buffers", "gltf"), ("images", "picture")):
+            uris = {uri: urllib.parse.unquote(uri) for uri in gltf.uris(document, (key,))}
+            found = self.folder.follow(self.path, kind, uris.values())
+            files |= {uri: found[name] for uri, name in uris.items() if name in found}
+        self._need_buffers(document, files)
+        with self.path.open("rb") as stream:
+            sizes = {uri: file.stat().st_size for uri, file in files.items()}
             gltf.check(document, sizes, headers.reader(stream), max_polygons)
-        return
-    folder.follow(path, file_format, _named_by(path, file_format))
+        rewritten = gltf_plain.plain(document) or document.old or document.odd
+        gone = gltf_plain.leave_out(document, files)
+        relinked = not all(_opens(self.path, _plain(urllib.parse.unquote(uri)), file) for uri, file in files.items())
+        if not (rewritten or relinked or gone):
+            return Checked(self.path, self.format)
+        facts = {"missing_textures": gone} if gone else {}
+        mended = [word for word, did in (("gltf_1", document.old), ("links", relinked)) if did]
+        path = self.path
+        if self.scratch:
+            try:
+                if document.old:
+                    copies.finish_skins(document, path, files)
+                path = copies.gltf(document, path, files, copies.anew(self.scratch / STAGED))
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise Skip("broken_gltf", f"a skin is out of order ({type(error).__name__}: {error})") from None
+        return Checked(path, self.format, facts | ({"mended": mended} if mended else {}))
+
+    def _need_buffers(self, document: gltf.Document, files: dict[str, Path]) -> None:
+        """Raise Skip unless the buffers that bufferViews are in can be read."""
+        rows = document.rows("buffers")
+        for number in sorted(gltf.needed_buffers(document)):
+            uri = rows[number].get("uri") if 0 <= number < len(rows) else None
+            if not isinstance(uri, str) or gltf.is_embedded(uri):
+                continue
+            if uri not in files:
+                raise Skip(
+                    "missing_file",
+                    f"{_shown(uri)}, which holds geometry of {self.path.name}, is not there; fetch it too",
+                )
+            with files[uri].open("rb") as stream:
+                if stream.read(len(LFS_MAGIC)) == LFS_MAGIC:
+                    raise Skip(
+                        "lfs_pointer", f"{_shown(uri)} is a Git LFS pointer, not the geometry that it stands for"
+                    )
+
+    def _obj(self) -> Checked:
+        self.folder.follow(self.path, "obj", _named_by(self.path, "obj"))
+        named = dict.fromkeys(name for name in references.libraries(self.path) if name)
+        files = {name: found for name in named if (found := self.folder.find(name, self.path, "obj"))}
+        files = {name: found for name, found in files.items() if not _is_pointer(found)}
+        facts: dict[str, Any] = {}
+        if gone := len(named) - len(files):
+            facts["missing_materials"] = gone
+        if all(_opens(self.path, name, found) for name, found in files.items()):
+            return Checked(self.path, "obj", facts, self.folder.moved())
+        path = self.path
+        if self.scratch:
+            libraries = list(dict.fromkeys(files.values()))
+            path = copies.obj(path, libraries, self._picture, copies.anew(self.scratch / STAGED))
+        return Checked(path, "obj", facts | {"mended": ["links"]})
+
+    def _dae(self) -> Checked:
+        pictures, documents = references.collada(self.path)
+        self.folder.follow(self.path, "dae", _named_by(self.path, "dae"))
+        files = {span.name: found for span in pictures if (found := self._picture(span.name, self.path))}
+        if documents or all(_opens(self.path, name, found) for name, found in files.items()):
+            return Checked(self.path, "dae")
+        path = self.path
+        if self.scratch:
+            path = copies.dae(path, pictures, self._picture, copies.anew(self.scratch / STAGED))
+        return Checked(path, "dae", {"mended": ["links"]})
+
+    def _picture(self, name: str, source: Path) -> Path | None:
+        return self.folder.find(name, source, "picture")
+
+
+def _opens(source: Path, name: str, found: Path) -> bool:
+    """True if a reader that joins the folder of `source` and `name` opens the file that was found."""
+    return "\\" not in name and os.path.normpath(source.parent / name) == os.path.normpath(found)
+
+
+def _is_pointer(path: Path) -> bool:
     with path.open("rb") as stream:
-        read, size = headers.reader(stream), path.stat().st_size
-        match file_format:
-            case "stl":
-                headers.check_stl(read(0, 512), size, max_polygons)
-            case "ply":
-                headers.check_ply(read, size, max_polygons)
-            case "abc":
-                headers.check_abc(read, size)
-            case "fbx":
-                headers.check_fbx(read, size)
+        return stream.read(len(LFS_MAGIC)) == LFS_MAGIC
 
 
 def _named_by(path: Path, kind: str) -> list[str]:
     """Names of the files that `path` refers to; none for a usdz, whose files are members of it (`Folder._check_usdz`)."""
-    return [] if kind == "usdz" else references(path, kind)
+    return [] if kind == "usdz" else references.references(path, kind)
 
 
 class Folder:
-    """Resolves an asset's references; the asset may read the files below `root` only."""
+    """Resolves an asset's references; the asset may read the files below `root` only. found: (source, name, file) of each."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
+        self.found: list[tuple[Path, str, Path]] = []
+        self._near: dict[Path, dict[str, list[str]]] = {}
 
-    def follow(self, path: Path, kind: str, names: Iterable[str]) -> dict[str, int]:
+    def follow(self, path: Path, kind: str, names: Iterable[str]) -> dict[str, Path]:
         """Check all files that `path` refers to by `names`, and, recursively, the files that these refer to.
 
-        Returns name -> bytes for those of `names` that exist.
+        Returns name -> the file that was found for it, for those of `names` that have one.
         """
-        sizes: dict[str, int] = {}
+        files: dict[str, Path] = {}
         seen: set[Path] = {path}
         waiting = [(path, kind, names)]
         while waiting:
@@ -137,16 +272,79 @@ class Folder:
             if kind == "usdz":
                 self._check_usdz(source)
             for name in names:
-                for found in self._existing(name, source, kind):
+                of = "picture" if kind in USD and not name.lower().endswith(USD_LAYERS) else kind
+                for found in self._files(name, source, of):
                     if source == path:
-                        sizes[name] = found.stat().st_size
+                        files.setdefault(name, found)
                     if found not in seen:
                         seen.add(found)
-                        if next_kind := self._look(found, kind):
+                        if next_kind := self._look(found, of):
                             waiting.append((found, next_kind, _named_by(found, next_kind)))
             if len(seen) > MAX_FILES:
                 raise Skip("too_complex", f"{path.name} leads to more than {MAX_FILES} files")
-        return sizes
+        return files
+
+    def find(self, name: str, source: Path, kind: str) -> Path | None:
+        """Return the file that `name` in `source` means, None if there is none. Raises Skip: escapes_folder, not_a_file."""
+        return next(iter(self._files(name, source, kind)), None)
+
+    def _files(self, name: str, source: Path, kind: str) -> list[Path]:
+        """Files that Blender may open for `name`; if there is none, the nearest one with its base name."""
+        found = list(self._existing(name, source, kind))
+        near = None if found or kind in LAYERS - {"dae"} else self._nearest(name, source)
+        # geometry has to stand where it is said to, at most in another case
+        if near and (kind != "gltf" or near.parent == Path(os.path.realpath(source.parent))):
+            _check_regular(near, self.root)
+            found = [near]
+        self.found += [(source, name, path) for path in found[:1]]
+        return found
+
+    def _nearest(self, name: str, source: Path) -> Path | None:
+        """File with the base name of `name` in any case: in the nearest folder, then the most alike, then the first."""
+        parts = [part.casefold() for part in _plain(urllib.parse.unquote(name)).split("/")]
+        near = self._nearby(source).get(unicodedata.normalize("NFC", parts[-1]), [])
+        return Path(min(near, key=lambda path: -_alike(path.casefold().split("/"), parts))) if near else None
+
+    def moved(self) -> dict[str, list[str]]:
+        """Base name in lower case -> pictures that were found elsewhere than where the name leads."""
+        made: dict[str, list[str]] = {}
+        for source, name, path in self.found:
+            key = unicodedata.normalize("NFC", _plain(urllib.parse.unquote(name)).split("/")[-1].casefold())
+            if path.suffix.lower() in PICTURES and not _opens(source, name, path):
+                made[key] = sorted({*made.get(key, ()), os.path.abspath(path)})
+        return made
+
+    def near(self, source: Path) -> dict[str, list[str]]:
+        """Base name in lower case -> pictures of the folder nearest to that of `source` which has one."""
+        return {key: files for key, files in self._nearby(source).items() if key.endswith(PICTURES)}
+
+    def _nearby(self, source: Path) -> dict[str, list[str]]:
+        """Base name in lower case -> files below root, of the folder that is the fewest steps from that of `source`.
+
+        Links and hidden folders are left out, and what is beyond the first LOOKED names, level by level.
+        """
+        start = Path(os.path.realpath(source.parent))
+        start = start if start.is_relative_to(self.root) else self.root
+        if start not in self._near:
+            found: dict[str, list[str]] = {}
+            level, seen, looked = [str(start)], {str(start)}, 0
+            while level and looked < LOOKED:
+                here: dict[str, list[str]] = {}
+                following = []
+                for folder in sorted(level):
+                    files, folders = _listed(folder)
+                    looked += len(files) + len(folders)
+                    for name in files:
+                        key = unicodedata.normalize("NFC", name).casefold()
+                        here.setdefault(key, []).append(os.path.join(folder, name))
+                    above = [os.path.dirname(folder)] if folder != str(self.root) else []
+                    following += [os.path.join(folder, name) for name in folders] + above
+                for key, paths in here.items():
+                    found.setdefault(key, sorted(paths))
+                level = [folder for folder in dict.fromkeys(following) if folder not in seen]
+                seen.update(level)
+            self._near[start] = found
+        return self._near[start]
 
     def _look(self, found: Path, kind: str) -> str:
         """Check a file that one of format `kind` refers to. Returns its format if it may refer to files itself, else ""."""
@@ -215,6 +413,26 @@ class Folder:
         folders = (os.path.dirname(os.path.realpath(source)), os.path.abspath(source.parent))
         joined = {os.path.join(folder, text) for folder in folders}
         return joined | {os.path.normpath(target) for target in joined}
+
+
+def _listed(folder: str) -> tuple[list[str], list[str]]:
+    """(files, folders) in a folder, sorted, without links and hidden ones; nothing of one that has more than LOOKED."""
+    files, folders = [], []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in itertools.islice(entries, LOOKED + 1):
+            if not entry.path.isprintable() or len(os.fsencode(entry.path)) > MAX_PATH:
+                continue  # nothing that Blender could be told
+            if entry.is_file(follow_symlinks=False):
+                files.append(entry.name)
+            elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                folders.append(entry.name)
+    return ([], []) if len(files) + len(folders) > LOOKED else (sorted(files), sorted(folders))
+
+
+def _alike(one: list[str], other: list[str]) -> int:
+    """Number of parts at the end that two paths share."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _spellings(name: str, kind: str) -> list[str]:

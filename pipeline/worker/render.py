@@ -45,8 +45,8 @@ class Renderer:
         with timed(timings, "fetch"):
             path = bring(item)
             root = self._root_of(item, path)
-            file_format = preflight.check(path, root, self.cfg.scene.max_polygons)
-        return self._render(item, {"path": str(path), "root": str(root), "format": file_format}, timings)
+            checked = preflight.prepare(path, root, self.cfg.scene.max_polygons, self.scratch)
+        return self._render(item, checked, root, timings)
 
     def _root_of(self, item: Item, path: Path) -> Path:
         """Folder that the object may read: the source's `root`, else the user's input folder around it, else path.parent."""
@@ -54,11 +54,12 @@ class Renderer:
             return Path(root)
         return next((folder for folder in self.input if path.is_relative_to(folder)), path.parent)
 
-    def _render(self, item: Item, file: dict[str, str], timings: dict[str, float]) -> Scene:
+    def _render(self, item: Item, file: preflight.Checked, root: Path, timings: dict[str, float]) -> Scene:
         scene_cfg = self.cfg.scene
         c2w = poses(scene_cfg, item.uid)
         job = build_job(scene_cfg, item.uid, c2w, threads=self.cfg.threads)
-        job |= file | {"only": self.cfg.only}
+        job |= {"path": str(file.path), "root": str(root), "format": file.format, "pictures": file.pictures}
+        job["only"] = self.cfg.only
         behind, facts = background(scene_cfg, item.uid, job["lights"])
         gallery = Gallery(scene_cfg, c2w, behind)
         timings |= {"render": 0.0, "encode": 0.0}
@@ -70,7 +71,10 @@ class Renderer:
                 self._beat(item, len(gallery.stats))
                 timings["encode"] += time.perf_counter() - start
             else:
-                facts |= answer["facts"] | {"device": answer["device"], "blender": self.blender.hello["blender"]}
+                facts |= _joined(file.facts, answer["facts"]) | {
+                    "device": answer["device"],
+                    "blender": self.blender.hello["blender"],
+                }
                 timings |= answer["timings"]
         if len(gallery.stats) != scene_cfg.views:
             raise Retry("views_missing", f"{len(gallery.stats)} of {scene_cfg.views}")
@@ -83,6 +87,16 @@ class Renderer:
         if time.monotonic() - self.last_beat > HEARTBEAT_S:
             (self.scratch / HEARTBEAT).write_text(f"{views} {item.uid}")
             self.last_beat = time.monotonic()
+
+
+def _joined(before: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
+    """Facts of the look before and of Blender: numbers of what is missing add up, and so does what was mended."""
+    made = before | loaded
+    if "missing_textures" in before:
+        made["missing_textures"] = before["missing_textures"] + loaded.get("missing_textures", 0)
+    if mended := {*before.get("mended", ()), *loaded.get("mended", ())}:
+        made["mended"] = sorted(mended)
+    return made
 
 
 def _input_folder(cfg: RenderConfig) -> list[Path]:

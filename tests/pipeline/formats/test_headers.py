@@ -56,7 +56,7 @@ INSTANCED = {"EXT_mesh_gpu_instancing": {"attributes": {"TRANSLATION": 3}}}
         ({"buffers": [{"byteLength": len(parts.CUBE) + 3}]}, "glb"),  # padding
         ({"buffers": [{"byteLength": len(parts.CUBE) + 4}]}, "truncated"),
         ({"buffers": [{"byteLength": 400, "uri": "data:;base64,AAAA"}]}, "truncated"),
-        ({"buffers": [{"byteLength": 400, "uri": "missing.bin"}]}, "glb"),  # Blender says so
+        ({"buffers": [{"byteLength": 400, "uri": "missing.bin"}]}, "missing_file"),
         ({"nodes": [{"mesh": 0}] * 3}, "too_many_polygons"),
         ({"nodes": [{"mesh": 0}] * 2}, "glb"),
         ({"nodes": [{"mesh": [0]}, {"mesh": 7}, {"mesh": None}]}, "glb"),

@@ -64,6 +64,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
 SUFFIXES = sorted(preflight.FORMATS)
 REASONS = set(
     "unsupported_format file_empty lfs_pointer html_page wrong_magic truncated broken_gltf unsupported_extension not_a_file "
+    "unsupported_version missing_file "
     "escapes_folder broken_xml xml_entities broken_header bad_archive too_many_polygons image_too_large archive_bomb "
     "decompression_bomb too_complex".split()
 )
@@ -111,6 +112,13 @@ def test_good_files_pass(folder: Path, suffix: str) -> None:
         ("draco.glb", glb({"extensionsRequired": ["KHR_draco_mesh_compression"]})),
         ("used_only.glb", glb({"extensionsUsed": ["EXT_meshopt_compression"]})),
         ("padded.glb", glb() + b"after the end"),
+        ("meshopt.glb", glb({"extensionsRequired": ["EXT_meshopt_compression"]})),
+        ("basisu.gltf", b'{"extensionsRequired": ["KHR_texture_basisu"], "textures": [{"source": 0}]}'),
+        ("later.gltf", b'{"asset": {"version": "2.1"}}'),
+        ("anonymous.gltf", b"{}"),
+        ("old.gltf", b'{"asset": {"version": "1.0"}, "meshes": {}}'),
+        ("nul.gltf", GOOD["gltf"] + b"\0\0"),
+        ("wide.gltf", GOOD["gltf"].decode().encode("utf-16")),
     ],
 )
 def test_good_variants_pass(folder: Path, name: str, data: bytes) -> None:
@@ -130,15 +138,19 @@ def test_good_variants_pass(folder: Path, name: str, data: bytes) -> None:
         ("cut_json.glb", glb()[:-1], "truncated"),
         ("cut_bin.glb", GOOD["glb"][:-1], "truncated"),
         ("long_chunk.glb", glb()[:12] + struct.pack("<I", 10**6) + glb()[16:], "truncated"),
-        ("old.glb", glb(version=1), "unsupported_extension"),
+        ("old.glb", glb(version=1), "broken_gltf"),  # of version 1 another number stands for JSON
+        ("new.glb", glb(version=3), "unsupported_version"),
+        ("new.gltf", b'{"asset": {"version": "3.0"}}', "unsupported_version"),
+        ("older.gltf", b'{"asset": {"version": "0.8"}, "meshes": {}}', "unsupported_version"),
+        ("newer.gltf", b'{"asset": {"version": "2.1", "minVersion": "2.1"}}', "unsupported_version"),
         ("bin_first.glb", glb(kind=b"BIN\0"), "broken_gltf"),
         ("not_json.glb", glb(b"{asset}"), "broken_gltf"),
         ("list.glb", glb(b"[1, 2]"), "broken_gltf"),
         ("list.gltf", b"[]", "broken_gltf"),
         ("cut.gltf", GOOD["gltf"][:-1], "broken_gltf"),
         ("latin.gltf", b'{"asset": "\xff\xfe"}', "broken_gltf"),
-        ("meshopt.glb", glb({"extensionsRequired": ["EXT_meshopt_compression"]}), "unsupported_extension"),
-        ("basisu.gltf", b'{"extensionsRequired": ["A", "KHR_texture_basisu"]}', "unsupported_extension"),
+        ("vendor.glb", glb({"extensionsRequired": ["ACME_shape"]}), "unsupported_extension"),
+        ("basisu.gltf", b'{"extensionsRequired": ["KHR_texture_basisu"], "textures": [{}]}', "unsupported_extension"),
         ("short.stl", binary_stl()[:83], "truncated"),
         ("cut.stl", binary_stl()[:-1], "truncated"),
         ("cut_text.stl", b"solid it\n", "truncated"),
@@ -220,12 +232,14 @@ def write_gltf(tree: Path, uri: str) -> Path:
         ("wood%2Epng", "gltf", "gltf"),
         ("../../wood.png", "gltf", "escapes_folder"),
         (r"..\..\wood.png", "gltf", "escapes_folder"),
-        ("../missing.png", "gltf", "escapes_folder"),
+        ("../missing.png", "gltf", "gltf"),
         ("../../../wood.png", "escapes_folder", "escapes_folder"),
-        ("../../../missing.png", "escapes_folder", "escapes_folder"),
+        ("../../../missing.png", "gltf", "gltf"),
         ("../../../root/wood.png", "gltf", "escapes_folder"),
-        ("C:/wood.png", "escapes_folder", "escapes_folder"),
-        ("/nowhere/wood.png", "escapes_folder", "escapes_folder"),
+        ("C:/wood.png", "gltf", "gltf"),
+        (r"\\server\share\wood.png", "gltf", "gltf"),
+        ("/nowhere/wood.png", "gltf", "gltf"),
+        ("http://host/wood.png", "escapes_folder", "escapes_folder"),
         ("data:image/png;base64,AAAA", "gltf", "gltf"),
         ("\ud800.png", "gltf", "gltf"),
     ],
@@ -247,8 +261,9 @@ def test_links_are_followed_before_they_are_judged(tree: Path, tmp_path: Path) -
     assert judge(tree / "alias.gltf", tree) == "gltf"
     assert judge(tree / "alias.gltf", chair) == "not_a_file"  # what it names would be looked for beside the link
     (tmp_path / "far").symlink_to(chair)
-    for name in ("../wood.png", "../../wood.png"):  # from the link's folder, or from where it leads to
-        assert judge(tmp_path / "far" / write_gltf(tree, name).name, tree) == "escapes_folder"
+    # a picture outside, from the link's folder; one inside, from where it leads to
+    for name, end in (("../wood.png", "escapes_folder"), ("../../wood.png", "gltf")):
+        assert judge(tmp_path / "far" / write_gltf(tree, name).name, tree) == end
     (chair / "alias.gltf").symlink_to(tmp_path / "it.gltf")
     (tmp_path / "it.gltf").write_text("{}")
     assert judge(chair / "alias.gltf", tree) == "not_a_file"

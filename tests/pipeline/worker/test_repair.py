@@ -274,7 +274,7 @@ def test_colours_of_ply(
     outcome = render(ply(tmp_path / "red.ply", columns, kind, most, of, form), views=1, alpha=True)
     assert is_red(outcome)
     assert outcome.scene is not None
-    assert outcome.scene.meta["vertex_colors"] is True
+    assert outcome.scene.meta["has_vertex_colors"] is True
 
 
 def stl(path: Path, header: bytes, bits: list[int]) -> Path:
@@ -303,7 +303,7 @@ def test_colours_of_stl(tmp_path: Path, render: Render, name: str) -> None:
     outcome = render(stl(tmp_path / "box.stl", *file), alpha=True)
     assert is_red(outcome) is coloured
     assert outcome.scene is not None
-    assert outcome.scene.meta["vertex_colors"] is coloured
+    assert outcome.scene.meta["has_vertex_colors"] is coloured
 
 
 def test_each_facet_of_an_stl_has_its_own_colour(tmp_path: Path, render: Render) -> None:
@@ -329,7 +329,7 @@ def test_a_material_with_a_colour_of_its_own_keeps_it(tmp_path: Path, render: Re
     outcome = render(obj(tmp_path / "red.obj", (points, QUADS)), alpha=True)
     assert is_red(outcome)
     assert outcome.scene is not None
-    assert outcome.scene.meta["vertex_colors"] is False
+    assert outcome.scene.meta["has_vertex_colors"] is False
 
 
 @pytest.mark.parametrize("name", ["painted_bare.fbx", "painted_white.fbx", "painted.abc"])

@@ -1,0 +1,173 @@
+"""Copies for Blender of files that it would not understand or that name others by names of another machine.
+
+Each writer puts one file, or two, into a folder of the worker; what they name is named by absolute paths, which `preflight`
+has found below the folder that the object may read.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import struct
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import numpy as np
+
+from pipeline.formats.gltf import BIN_CHUNK, JSON_CHUNK, Document, data_uri_reader, is_embedded
+from pipeline.formats.headers import Read
+from pipeline.formats.references import Span, map_of
+
+LINE = 2**20  # bytes
+IDENTITY = np.eye(4).reshape(-1)
+
+
+def gltf(document: Document, source: Path, files: Mapping[str, Path], folder: Path) -> Path:
+    """Write a GLB 2.0 of `document` with the binary chunk of `source`. files: URI -> file; other URIs stay as they are."""
+    for row in (*document.rows("buffers"), *document.rows("images")):
+        uri = row.get("uri")
+        if isinstance(uri, str) and not is_embedded(uri):
+            found = files.get(uri)
+            row["uri"] = urllib.parse.quote(os.path.abspath(found) if found else os.path.basename(_plain(uri)))
+    target = folder / f"{source.stem}.glb"
+    text = json.dumps(document.json).encode()
+    text += b" " * (-len(text) % 4)
+    padding = -document.bin_size % 4
+    body = 8 + document.bin_size + padding if document.bin_size else 0
+    with target.open("xb") as sink:
+        sink.write(struct.pack("<4sIIII", b"glTF", 2, 20 + len(text) + body, len(text), JSON_CHUNK) + text)
+        if body:
+            sink.write(struct.pack("<II", document.bin_size + padding, BIN_CHUNK))
+            with source.open("rb") as stream:
+                stream.seek(document.bin_offset)
+                _copy(stream.read, sink.write, document.bin_size)
+            sink.write(bytes(padding))
+    return target
+
+
+def _plain(name: str) -> str:
+    return urllib.parse.unquote(name).replace("\\", "/")
+
+
+def _copy(read: Callable[[int], bytes], write: Callable[[bytes], object], size: int) -> None:
+    while size > 0 and (block := read(min(size, 2**20))):
+        write(block)
+        size -= len(block)
+
+
+def finish_skins(document: Document, source: Path, files: Mapping[str, Path]) -> None:
+    """Do what skins of glTF 1.0 need and JSON cannot say, in place, in buffers of their own.
+
+    Inverse bind matrices are multiplied by their `bindShapeMatrix`; numbers of joints that are floats become whole.
+    """
+    for skin in document.rows("skins"):
+        shape = np.array(skin.pop("bindShapeMatrix", IDENTITY), np.float64)
+        if shape.shape == (16,) and not np.array_equal(shape, IDENTITY):
+            inverse = np.tile(np.eye(4).reshape(1, 16), (len(skin["joints"]), 1))
+            if "inverseBindMatrices" in skin:
+                inverse = _floats(document, skin["inverseBindMatrices"], 16, source, files)
+            product = shape.reshape(4, 4) @ inverse.reshape(-1, 4, 4)  # columns are stored as rows
+            skin["inverseBindMatrices"] = _add(document, product.astype("<f4"), 5126, "MAT4")
+    for mesh in document.rows("meshes"):
+        for primitive in mesh["primitives"]:
+            attributes = primitive["attributes"]
+            for name in (name for name in attributes if name.startswith("JOINTS_")):
+                if document.rows("accessors")[attributes[name]]["componentType"] == 5126:
+                    joints = _floats(document, attributes[name], 4, source, files)
+                    attributes[name] = _add(document, joints.astype("<u2"), 5123, "VEC4")
+
+
+def _floats(document: Document, number: int, width: int, source: Path, files: Mapping[str, Path]) -> np.ndarray:
+    """(count, width) of an accessor of floats. Raises ValueError if there are fewer bytes."""
+    row = document.rows("accessors")[number]
+    view = document.rows("bufferViews")[row["bufferView"]]
+    stride = view.get("byteStride") or 4 * width
+    size = max(row["count"] - 1, 0) * stride + 4 * width
+    data = _bytes(document, view["buffer"], source, files)(view.get("byteOffset", 0) + row.get("byteOffset", 0), size)
+    if len(data) < size:
+        raise ValueError(f"accessor {number} has {len(data)} bytes, {size} are needed")
+    return np.ndarray((row["count"], width), "<f4", data, strides=(stride, 4)).astype(np.float64)
+
+
+def _add(document: Document, values: np.ndarray, component: int, kind: str) -> int:
+    """Add an accessor with a buffer of its own; returns its number."""
+    data = values.tobytes()
+    uri = "data:application/octet-stream;base64," + base64.b64encode(data).decode()
+    view = {"buffer": len(document.rows("buffers")), "byteLength": len(data)}
+    accessor = {"bufferView": len(document.rows("bufferViews")), "componentType": component}
+    accessor |= {"count": len(values), "type": kind}  # type: ignore[dict-item]
+    number = len(document.rows("accessors"))
+    for key, row in (
+        ("buffers", {"uri": uri, "byteLength": len(data)}),
+        ("bufferViews", view),
+        ("accessors", accessor),
+    ):
+        document.json.setdefault(key, []).append(row)
+    return number
+
+
+def _bytes(document: Document, number: int, source: Path, files: Mapping[str, Path]) -> Read:
+    """Make a function that reads a buffer of a glTF: one of a data URI, of a file, or of the binary chunk."""
+    uri = document.rows("buffers")[number].get("uri")
+    if isinstance(uri, str) and is_embedded(uri):
+        return data_uri_reader(uri)
+    path, first = (files.get(str(uri)), 0) if uri else (source, document.bin_offset)
+
+    def read(offset: int, size: int) -> bytes:
+        if path is None:
+            return b""
+        with path.open("rb") as stream:
+            stream.seek(first + offset)
+            return stream.read(size)
+
+    return read
+
+
+def obj(source: Path, libraries: Sequence[Path], find: Callable[[str, Path], Path | None], folder: Path) -> Path:
+    """Link to an OBJ, beside one MTL of its name, which Blender reads unasked: all `libraries`, with the pictures found."""
+    target = folder / source.name
+    target.symlink_to(os.path.realpath(source))
+    with target.with_suffix(".mtl").open("xb") as sink:
+        for library in libraries:
+            with library.open("rb") as stream:
+                for line in iter(lambda: stream.readline(LINE), b""):
+                    sink.write(_map_line(line, library, find))
+            sink.write(b"\n")
+    return target
+
+
+def _map_line(line: bytes, library: Path, find: Callable[[str, Path], Path | None]) -> bytes:
+    """Rewrite a line of an MTL that names a picture; every other line stays."""
+    named = map_of(line)
+    if named is None:
+        return line
+    found = find(named[1], library)
+    path = os.fsencode(os.path.abspath(found)) if found else os.path.basename(os.fsencode(named[1].replace("\\", "/")))
+    return named[0] + re.sub(rb"[\r\n]", b"", path) + b"\n"
+
+
+def dae(source: Path, spans: Sequence[Span], find: Callable[[str, Path], Path | None], folder: Path) -> Path:
+    """Write a Collada file whose pictures are named by where they were found."""
+    data = source.read_bytes()
+    target = folder / source.name
+    with target.open("xb") as sink:
+        at = 0
+        for span in spans:
+            found = find(span.name, source)
+            name = os.path.abspath(found) if found else os.path.basename(span.name.replace("\\", "/"))
+            sink.write(data[at : span.start] + escape(urllib.parse.quote(name)).encode())
+            at = span.end
+        sink.write(data[at:])
+    return target
+
+
+def anew(folder: Path) -> Path:
+    """Make the folder, or empty it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
