@@ -48,7 +48,7 @@ class Document:
 def load(path: Path) -> Document:
     """Read a .glb or .gltf, told apart by their first bytes.
 
-    Forgiven: a byte order mark, other encodings, NUL at the end, bytes after the end of a
+    Forgiven: a byte order mark, other encodings, NUL at the end, NaN (becomes 0), bytes after the end of a
     GLB, later minor versions and none at all. Raises Skip: truncated, unsupported_version, broken_gltf, too_complex; OSError.
     """
     with path.open("rb") as stream:
@@ -81,11 +81,17 @@ def _document(text: bytes, odd: bool = False) -> Document:
     values = sum(text.count(mark) for mark in (b",", b"{", b"["))
     if values > MAX_VALUES:
         raise Skip("too_complex", f"about {values} values of JSON, {MAX_VALUES} are taken")
+    constants: list[str] = []
+
+    def zero(name: str) -> int:  # for NaN and infinity, which JSON does not have
+        constants.append(name)
+        return 0
+
     plain = text if text[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in text[:4] else text.rstrip(b"\0")
     try:
         odd = odd or json.detect_encoding(plain) != "utf-8"
-        document: Any = json.loads(plain)
-        odd = odd or plain != text
+        document: Any = json.loads(plain, parse_constant=zero)
+        odd = odd or plain != text or bool(constants)
     except (ValueError, RecursionError) as error:
         raise Skip("broken_gltf", str(error)) from None
     if not isinstance(document, dict):

@@ -151,7 +151,7 @@ def check_stl(head: bytes, size: int, max_polygons: int) -> None:
 
     Raises Skip: truncated, too_many_polygons.
     """
-    if head.startswith(b"solid") and b"facet" in head:
+    if head.lstrip()[:5].lower() == b"solid" and b"facet" in head.lower():
         return
     if size < 84:
         raise Skip("truncated", f"{size} bytes are no STL")

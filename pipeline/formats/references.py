@@ -260,9 +260,15 @@ def _fbx_as_text(read: headers.Read) -> Iterator[str]:
 # ---- USD
 
 
+def is_usda(path: Path) -> bool:
+    """True for a USD of text. Raises OSError."""
+    with path.open("rb") as stream:
+        return stream.read(5) == b"#usda"
+
+
 def _usda(path: Path) -> Iterator[str]:
     with path.open("rb") as stream:
-        if stream.read(5) == b"#usda":
+        if is_usda(path):
             yield from _assets(headers.reader(stream))
 
 

@@ -166,6 +166,28 @@ def dae(source: Path, spans: Sequence[Span], find: Callable[[str, Path], Path | 
     return target
 
 
+def usda(source: Path, find: Callable[[str, Path], Path | None], folder: Path) -> Path:
+    """Write a USD of text whose pictures and layers are named by where they were found."""
+
+    def absolute(match: re.Match[bytes]) -> bytes:
+        found = find(os.fsdecode(match[1].strip()), source)
+        return (
+            b"@" + os.fsencode(os.path.abspath(found)) + b"@" if found and b"@" not in os.fsencode(found) else match[0]
+        )
+
+    target = folder / source.name
+    target.write_bytes(re.sub(rb"@([^@\n]{1,4096})@", absolute, source.read_bytes()))
+    return target
+
+
+def stl(source: Path, folder: Path) -> Path:
+    """Write an STL of text in lower case, which alone Blender reads."""
+    target = folder / source.name
+    with source.open("rb") as stream, target.open("xb") as sink:
+        _copy(lambda size: stream.read(size).lower(), sink.write, source.stat().st_size)
+    return target
+
+
 def anew(folder: Path) -> Path:
     """Make the folder, or empty it."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,7 @@ from pipeline.core.errors import Skip
 
 Json = dict[str, Any]
 BODIES = ("binary_glTF", "KHR_binary_glTF")  # ids of the buffer that stands in the .glb itself
+EMPTY = "data:,"  # in place of a file that is in the .glb
 KINDS = "buffers bufferViews accessors images samplers textures materials meshes skins nodes scenes animations".split()
 ATTRIBUTES = {"TEXCOORD": "TEXCOORD_0", "COLOR": "COLOR_0", "JOINT": "JOINTS_0", "WEIGHT": "WEIGHTS_0"}
 WIDTHS = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
@@ -88,7 +89,7 @@ class _Upgrade:
         return [self.numbers[kind][key] for key in dict.fromkeys(keys or []) if key in self.numbers[kind]]
 
     def buffer(self, key: str, row: Json) -> Json:
-        return _only(row, "byteLength") if key in BODIES else _only(row, "uri byteLength")
+        return _only(row, "byteLength") if key in BODIES or row.get("uri") == EMPTY else _only(row, "uri byteLength")
 
     def view(self, key: str, least: int, stride: int = 0) -> int:
         """Make a bufferView for one user; `least`: its bytes, where the old one does not say."""

@@ -142,12 +142,17 @@ class _Asset:
                 return self._obj()
             case "dae":
                 return self._dae()
+            case "usda" | "usd" if references.is_usda(self.path):
+                return self._usda()
         self.folder.follow(self.path, self.format, _named_by(self.path, self.format))
         with self.path.open("rb") as stream:
             read, size = headers.reader(stream), self.path.stat().st_size
             match self.format:
                 case "stl":
-                    headers.check_stl(read(0, 512), size, max_polygons)
+                    head = read(0, 512)
+                    headers.check_stl(head, size, max_polygons)
+                    if b"FACET" in head and self.scratch:
+                        return Checked(copies.stl(self.path, copies.anew(self.scratch / STAGED)), "stl")
                 case "ply":
                     headers.check_ply(read, size, max_polygons)
                 case "abc":
@@ -210,9 +215,11 @@ class _Asset:
         named = dict.fromkeys(name for name in references.libraries(self.path) if name)
         files = {name: found for name in named if (found := self.folder.find(name, self.path, "obj"))}
         files = {name: found for name, found in files.items() if not _is_pointer(found)}
-        facts: dict[str, Any] = {}
-        if gone := len(named) - len(files):
-            facts["missing_materials"] = gone
+        several = {
+            name for name in named if len(name.split()) > 1 and set(name.split()) <= set(named)
+        }  # a line of several
+        gone = len(named.keys() - several - files.keys())
+        facts: dict[str, Any] = {"missing_materials": gone} if gone else {}
         if all(_opens(self.path, name, found) for name, found in files.items()):
             return Checked(self.path, "obj", facts, self.folder.moved())
         path = self.path
@@ -231,6 +238,15 @@ class _Asset:
         if self.scratch:
             path = copies.dae(path, pictures, self._picture, copies.anew(self.scratch / STAGED))
         return Checked(path, "dae", {"mended": ["links"]})
+
+    def _usda(self) -> Checked:
+        files = self.folder.follow(self.path, "usda", _named_by(self.path, "usda"))
+        if not self.folder.moved():
+            return Checked(self.path, self.format)
+        path = self.path
+        if self.scratch:
+            path = copies.usda(path, lambda name, _: files.get(name), copies.anew(self.scratch / STAGED))
+        return Checked(path, self.format, {"mended": ["links"]})
 
     def _picture(self, name: str, source: Path) -> Path | None:
         return self.folder.find(name, source, "picture")
@@ -309,9 +325,10 @@ class Folder:
         """Base name in lower case -> pictures that were found elsewhere than where the name leads."""
         made: dict[str, list[str]] = {}
         for source, name, path in self.found:
-            key = unicodedata.normalize("NFC", _plain(urllib.parse.unquote(name)).split("/")[-1].casefold())
             if path.suffix.lower() in PICTURES and not _opens(source, name, path):
-                made[key] = sorted({*made.get(key, ()), os.path.abspath(path)})
+                for spelling in {name, urllib.parse.unquote(name)}:
+                    key = unicodedata.normalize("NFC", _plain(spelling).split("/")[-1].casefold())
+                    made[key] = sorted({*made.get(key, ()), os.path.abspath(path)})
         return made
 
     def near(self, source: Path) -> dict[str, list[str]]:
