@@ -108,11 +108,15 @@ def _gltf(path: Path) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Span:
-    """A name of a picture in a Collada file, decoded, and the bytes [start, end) of the file that it stands in."""
+    """A name in a Collada file, decoded, and the bytes [start, end) of the file that it stands in.
+
+    of_image: it is an image's, so a file; elsewhere an init_from may also be the id of an image.
+    """
 
     name: str
     start: int
     end: int
+    of_image: bool
 
 
 def _dae(path: Path) -> list[str]:
@@ -126,10 +130,11 @@ def collada(path: Path) -> tuple[list[Span], list[str]]:
     pictures: list[Span] = []
     documents: list[str] = []
     inside: list[str] | None = None  # the text of an init_from
-    begins = 0
+    begins, of_image = 0, False
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal inside
+        nonlocal inside, of_image
+        of_image = of_image or tag.rpartition(":")[2] == "image"
         if tag.rpartition(":")[2] in ("init_from", "ref"):
             inside = []
         named = [attributes[key].partition("#")[0] for key in ("url", "source", "ref") if key in attributes]
@@ -143,10 +148,11 @@ def collada(path: Path) -> tuple[list[Span], list[str]]:
             inside.append(part)
 
     def end(tag: str) -> None:
-        nonlocal inside
+        nonlocal inside, of_image
+        of_image = of_image and tag.rpartition(":")[2] != "image"
         if inside and tag.rpartition(":")[2] in ("init_from", "ref"):
             name = urllib.parse.unquote("".join(inside).strip())
-            pictures.append(Span(name, begins, parser.CurrentByteIndex))
+            pictures.append(Span(name, begins, parser.CurrentByteIndex, of_image))
             _limit(pictures, "names of files", MAX_HITS)
         if tag.rpartition(":")[2] in ("init_from", "ref"):
             inside = None

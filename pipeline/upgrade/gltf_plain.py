@@ -57,7 +57,7 @@ def _extensions(document: Document) -> bool:
     taken = [name for name in required if name in TAKEN]
     used = document.json.get("extensionsUsed", [])
     if taken == required and set(required) <= set(used):
-        return any(name in used for name in MESHOPT)
+        return False
     document.json["extensionsRequired"] = taken
     document.json["extensionsUsed"] = [*dict.fromkeys([*used, *required])]
     return True

@@ -34,10 +34,12 @@ MAGIC = {  # first bytes, for formats that have them
 FORGIVING = {"obj", "mtl", "fbx", "dae", "picture"}
 USD = {"usd", "usda", "usdc", "usdz"}
 USD_LAYERS = (".usd", ".usda", ".usdc", ".usdz", ".abc", ".mtlx", ".sdf")  # of names whose content makes up the shape
-UNREADABLE = {"blend", "usd", "usdc", "usdz", "abc"}  # formats whose names of pictures only Blender can read
 PICTURES = tuple(".png .jpg .jpeg .tga .bmp .tif .tiff .webp .exr .hdr .gif .dds .psd .jp2".split())
 STAGED = "staged"  # folder of the worker's in which copies for Blender stand
-LOOKED = 20_000  # names of files that are looked at for one that is not where it is said to be
+LOOKED, STEPS = (
+    20_000,
+    6,
+)  # names, and steps from folder to folder, that a search goes; beyond, a name means something else
 LAYERS = {"usd", "usda", "usdc", "usdz", "dae"}  # formats whose files may refer to further files of a format in here
 MAX_FILES = 5000  # that one asset may refer to, directly or not
 MAX_PATH = 1023  # bytes; Blender truncates longer ones, and then opens another file
@@ -159,7 +161,8 @@ class _Asset:
                     headers.check_abc(read, size)
                 case "fbx":
                     headers.check_fbx(read, size)
-        near = self.folder.near(self.path) if self.format in UNREADABLE else {}
+        # which pictures a .blend names, only Blender can read
+        near = self.folder.near(self.path) if self.format == "blend" else {}
         return Checked(self.path, self.format, pictures=near | self.folder.moved())
 
     def _gltf(self, max_polygons: int) -> Checked:
@@ -229,7 +232,8 @@ class _Asset:
         return Checked(path, "obj", facts | {"mended": ["links"]})
 
     def _dae(self) -> Checked:
-        pictures, documents = references.collada(self.path)
+        spans, documents = references.collada(self.path)
+        pictures = [span for span in spans if span.of_image]
         self.folder.follow(self.path, "dae", _named_by(self.path, "dae"))
         files = {span.name: found for span in pictures if (found := self._picture(span.name, self.path))}
         if documents or all(_opens(self.path, name, found) for name, found in files.items()):
@@ -338,14 +342,16 @@ class Folder:
     def _nearby(self, source: Path) -> dict[str, list[str]]:
         """Base name in lower case -> files below root, of the folder that is the fewest steps from that of `source`.
 
-        Links and hidden folders are left out, and what is beyond the first LOOKED names, level by level.
+        Links and hidden folders are left out, and what is beyond STEPS, or the first LOOKED names, level by level.
         """
         start = Path(os.path.realpath(source.parent))
         start = start if start.is_relative_to(self.root) else self.root
         if start not in self._near:
             found: dict[str, list[str]] = {}
             level, seen, looked = [str(start)], {str(start)}, 0
-            while level and looked < LOOKED:
+            for _ in range(STEPS + 1):
+                if looked >= LOOKED:
+                    break
                 here: dict[str, list[str]] = {}
                 following = []
                 for folder in sorted(level):

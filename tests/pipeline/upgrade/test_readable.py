@@ -426,7 +426,7 @@ float3 outputs:rgb
 }"""
 BOUND = 'def Mesh "box" (\n prepend apiSchemas = ["MaterialBindingAPI"]\n)\n{\nrel material:binding = </it/M>\n'
 EFFECT = """<library_effects><effect id="e"><profile_COMMON>
-<newparam sid="f"><surface type="2D"><init_from>p</init_from></surface></newparam>
+<newparam sid="f"><surface type="2D"><init_from>paint 1.png</init_from></surface></newparam>
 <newparam sid="s"><sampler2D><source>f</source></sampler2D></newparam>
 <technique sid="t"><lambert><diffuse><texture texture="s" texcoord="UV"/></diffuse></lambert></technique>
 </profile_COMMON></effect></library_effects><library_materials><material id="m"><instance_effect url="#e"/></material>
@@ -437,6 +437,7 @@ BINDING = """<instance_geometry url="#box"><bind_material><technique_common><ins
 
 def dae(name: str) -> str:
     text = parts.dae(name.replace("&", "&amp;")).replace("<library_geometries>", EFFECT, 1)
+    text = text.replace('<image id="p">', '<image id="paint 1.png">')  # an id is no file, whatever it looks like
     text = text.replace('<triangles count="12">', '<triangles count="12" material="m">')
     return text.replace('<instance_geometry url="#box"/>', BINDING)
 
