@@ -261,10 +261,10 @@ def by_hand():
     reset()
     bpy.ops.mesh.primitive_cube_add(size=2)
     save_glb("cube_of_side_2")
-    document = {"asset": {"version": "2.0"}, "extensionsRequired": ["EXT_meshopt_compression"]}
+    document = {"asset": {"version": "2.0"}, "extensionsRequired": ["ACME_unheard_of"]}
     text = json.dumps(document).encode().ljust(100)
     chunk = struct.pack("<II", len(text), 0x4E4F534A) + text
-    (OUT / "meshopt.glb").write_bytes(struct.pack("<III", 0x46546C67, 2, 12 + len(chunk)) + chunk)
+    (OUT / "unheard_of.glb").write_bytes(struct.pack("<III", 0x46546C67, 2, 12 + len(chunk)) + chunk)
 
 
 def surfaces():

@@ -173,7 +173,7 @@ def test_traits_are_facts_and_what_only_goes_by(
         ("nan.obj", "outlier_geometry"),
         ("empty_scene.obj", "empty"),
         ("degenerate.obj", "degenerate"),
-        ("meshopt.glb", "unsupported_extension"),
+        ("unheard_of.glb", "unsupported_extension"),
     ],
 )
 def test_unusable_files_end_with_a_reason(assets: Path, render: Render, name: str, reason: str) -> None:
