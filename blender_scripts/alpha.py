@@ -96,9 +96,11 @@ def _of_collada(path):
 
 def _section(text, kind):
     """Elements of a library of a Collada file; of one that is not well-formed, none."""
-    found = re.search(rb"<library_%ss\b[^>]*>.*?</library_%ss>" % (kind, kind), text, re.DOTALL)
+    start, end = text.find(b"<library_%ss" % kind), b"</library_%ss>" % kind
+    stop = text.find(end, start)
     with contextlib.suppress(ElementTree.ParseError):
-        return list(ElementTree.fromstring(found[0]).iter(kind.decode())) if found else []
+        if 0 <= start < stop:
+            return list(ElementTree.fromstring(text[start : stop + len(end)]).iter(kind.decode()))
     return []
 
 

@@ -127,14 +127,15 @@ def _triangles(parts, polygons, planes):
 def _exposed(objects, points, normals, size):
     """Which rows' pair of objects (K, 2) coincides where something outside can see it: mask (K,).
 
-    points (K, 3), normals (K, 3): a place where they coincide, in the world. Some of each pair are tried.
+    points (K, 3), normals (K, 3): a place where they coincide, in the world. Some of each pair are tried; of the pairs after
+    the first LOOKS none, and those count as seen.
     """
     depsgraph = bpy.context.evaluated_depsgraph_get()
     _, kinds = np.unique(np.sort(objects, 1), axis=0, return_inverse=True)
     kinds = kinds.ravel()
-    seen = np.zeros(kinds.max() + 1, bool)
+    seen = np.ones(kinds.max() + 1, bool)
     looks = max(1, min(16, LOOKS // len(seen)))
-    for kind in range(len(seen)):
+    for kind in range(min(LOOKS, len(seen))):
         rows = np.flatnonzero(kinds == kind)
         tried = rows[np.linspace(0, len(rows) - 1, min(looks, len(rows))).astype(int)]
         seen[kind] = any(_sees_out(depsgraph, points[row], normals[row], size) for row in tried)

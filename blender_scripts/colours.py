@@ -9,7 +9,7 @@ from alpha import surface_of
 # formats whose importers, or whose authors in Blender, link colours to materials themselves
 LINKED = ("glb", "gltf", "blend", "procedural")
 NAME = "colours of the file"
-EVEN, BRIGHT = 0.02, 0.5  # a material without a colour of its own: its channels differ by no more, and none is darker
+EVEN, BRIGHT = 0.02, 0.35  # a material without a colour of its own: its channels differ by no more, and none is darker
 WHITE = 0.999
 WITHOUT_RANGE = ("obj", "ply")  # formats that leave open what the largest number of a colour is
 BYTES = 1.5  # sRGB above is 0 to 255, not 0 to 1

@@ -148,6 +148,8 @@ def _row_by_row(data, place, order, count, properties, names):
         for name, kind, length in properties:
             if length:
                 (number,) = struct.unpack_from(order + np.dtype(length).char, data, place)
+                if number < 0:
+                    raise ValueError("a list of negative length")
                 place += np.dtype(length).itemsize + number * np.dtype(kind).itemsize
             else:
                 (values[name],) = struct.unpack_from(codes[name], data, place)

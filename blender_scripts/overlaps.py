@@ -2,7 +2,7 @@
 
 import numpy as np
 
-NEAR = 3e-6  # planes closer than this are one
+NEAR = 1e-6  # planes closer than this are one: Cycles tells those apart that are farther
 PLANE = (
     1.1347e-3,
     1.7319e-5,
