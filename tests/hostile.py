@@ -200,6 +200,66 @@ def _(place: Place) -> None:
     )
 
 
+# ---- older, compressed, moved
+
+
+def gltf_1(folder: str, reason: str, **changes: str) -> None:
+    """Registers a glTF 1.0 that names these files; its only mesh is a triangle."""
+
+    def make(place: Place) -> None:
+        names = {
+            key: {"uri": place.fill(uri)}
+            for key, uri in ({"buffers": "box.bin", "images": "paint.png"} | changes).items()
+        }
+        place.write("box.bin", parts.CUBE)
+        text = {
+            "asset": {"version": "1.0"},
+            "nodes": {"n": {"meshes": ["m"]}},
+            "meshes": {"m": {"primitives": [{"attributes": {"POSITION": "a"}}]}},
+            "accessors": {"a": {"bufferView": "v", "componentType": 5126, "count": 6, "type": "VEC3"}},
+            "bufferViews": {"v": {"buffer": "one"}},
+        }
+        place.write("it.gltf", json.dumps(text | {key: {"one": row} for key, row in names.items()}))
+
+    case(f"{folder}/it.gltf", reason)(make)
+
+
+gltf_1("gltf_1_is_read", RENDERED)
+gltf_1("gltf_1_buffer_upwards", "escapes_folder", buffers="UP/secret.bin")
+gltf_1("gltf_1_picture_upwards", "escapes_folder", images="UP/secret.png")
+
+
+def meshopt(folder: str, reason: str, **changes: Any) -> None:
+    """Registers a .glb whose positions are compressed, by what decodes to no box."""
+    packed = {"buffer": 0, "byteLength": 64, "byteStride": 12, "count": 8, "mode": "ATTRIBUTES"} | changes
+    views = parts.document()["bufferViews"]
+    views[0]["extensions"] = {"EXT_meshopt_compression": packed}
+    document = parts.document(buffers=parts.INSIDE, images=[], bufferViews=views)
+    content(f"{folder}/it.glb", reason, parts.glb(document | {"extensionsUsed": ["EXT_meshopt_compression"]}))
+
+
+meshopt("meshopt_garbage", "import_failed")
+meshopt("meshopt_of_no_kind", "import_failed", mode="NONE", filter=[])
+meshopt("meshopt_bomb", "decompression_bomb", count=2**31)
+meshopt("meshopt_of_no_buffer", "import_failed", buffer=9)
+
+
+@case("picture_near_is_no_file/it.gltf", RENDERED)
+def _(place: Place) -> None:
+    gltf(place, images=[{"uri": "C:/gone/paint.png"}])
+    for name in ("a", "b"):
+        (place.folder / name).mkdir()
+    os.mkfifo(place.folder / "a" / "paint.png")
+    (place.folder / "b" / "paint.png").symlink_to(place.outside / "secret.png")
+
+
+@case("library_found_leads_outside/it.obj", "escapes_folder")
+def _(place: Place) -> None:
+    place.write("it.obj", parts.obj("mtllib C:/gone/paint.mtl"))
+    (place.folder / "a").mkdir()
+    place.write("a/paint.mtl", place.fill("newmtl paint\nmap_Kd ../UP/secret.png\n"))
+
+
 def obj_with(folder: str, library: str = "mtllib paint.mtl", line: str = "") -> None:
     """Registers an .obj with a line that names its .mtl, and a line of that .mtl."""
 

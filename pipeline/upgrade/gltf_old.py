@@ -89,7 +89,8 @@ class _Upgrade:
         return [self.numbers[kind][key] for key in dict.fromkeys(keys or []) if key in self.numbers[kind]]
 
     def buffer(self, key: str, row: Json) -> Json:
-        return _only(row, "byteLength") if key in BODIES or row.get("uri") == EMPTY else _only(row, "uri byteLength")
+        inside = key in BODIES or row.get("uri") == EMPTY
+        return {"byteLength": row.get("byteLength", 0)} | ({} if inside else _only(row, "uri"))
 
     def view(self, key: str, least: int, stride: int = 0) -> int:
         """Make a bufferView for one user; `least`: its bytes, where the old one does not say."""

@@ -22,7 +22,7 @@ from pipeline.upgrade import copies, gltf_old, gltf_plain
 FORMATS = frozenset("procedural glb gltf obj fbx stl ply usd usda usdc usdz dae abc blend".split())
 LFS_MAGIC = b"version https://git-lfs"
 MAGIC = {  # first bytes, for formats that have them
-    "glb": (b"glTF",),
+    "glb": (b"glTF", b"{"),  # the latter is a .gltf by another name
     "usdz": (b"PK",),
     "usdc": (b"PXR-USDC",),
     "usda": (b"#usda",),
