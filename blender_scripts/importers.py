@@ -31,19 +31,27 @@ def _fbx(path):
 
 def _fbx_by_add_on(path):
     """Read a binary FBX by the older importer, which reads some that the other refuses."""
+    clear()
     bpy.ops.import_scene.fbx(filepath=path, use_custom_props=False)
     return {"read_by": "import_scene.fbx"}
 
 
-def _usd(path):
-    """Read a USD. The collection of what its instances share, which is not rendered, leaves the scene.
+def _usd(path, **options):
+    """Read a USD by options of the importer. The collection of what its instances share, which is not rendered, leaves the scene.
 
     Normalising moves all that stands in the scene, and would move such instances twice.
     """
-    bpy.ops.wm.usd_import(filepath=path)
+    bpy.ops.wm.usd_import(filepath=path, **options)
     for layer in list(bpy.context.view_layer.layer_collection.children):
         if layer.collection.hide_render:
             bpy.context.scene.collection.children.unlink(layer.collection)
+
+
+def _usd_shapes(path):
+    """Read a USD without the colours and attributes of its meshes, on some of which the importer crashes."""
+    clear()
+    _usd(path, read_mesh_colors=False, read_mesh_attributes=False, validate_meshes=True)
+    return {"mended": ["attributes"]}
 
 
 def _ply(path):
@@ -108,7 +116,9 @@ def _readers(path, file_format):
     """Functions that read the file, in the order in which they are tried."""
     readers = [lambda: IMPORTERS[file_format](path)]
     if file_format == "fbx":
-        readers.append(lambda: (clear(), _fbx_by_add_on(path))[1])
+        readers.append(lambda: _fbx_by_add_on(path))
+    if file_format.startswith("usd"):
+        readers.append(lambda: _usd_shapes(path))
     if file_format in second_reader.FORMATS:
         readers.append(lambda: second_reader.read(path, file_format, clear))
     return readers
