@@ -149,10 +149,13 @@ def _tiff(read: Read, order: str) -> tuple[int, int] | None:
 def check_stl(head: bytes, size: int, max_polygons: int) -> None:
     """Check a binary STL: 50 bytes for each declared triangle after a head of 84. A text STL starts with "solid".
 
-    Raises Skip: truncated, too_many_polygons.
+    Raises Skip: truncated, too_many_polygons, empty.
     """
-    if head.lstrip()[:5].lower() == b"solid" and b"facet" in head.lower():
+    text = head.lstrip().lower()
+    if text.startswith(b"solid") and b"facet" in text:
         return
+    if text.startswith(b"solid") and b"endsolid" in text:
+        raise Skip("empty", "a text STL without a facet")
     if size < 84:
         raise Skip("truncated", f"{size} bytes are no STL")
     (triangles,) = struct.unpack_from("<I", head, 80)

@@ -33,7 +33,8 @@ def gltf(document: Document, source: Path, files: Mapping[str, Path], folder: Pa
         uri = row.get("uri")
         if isinstance(uri, str) and not is_embedded(uri):
             found = files.get(uri)
-            row["uri"] = urllib.parse.quote(os.path.abspath(found) if found else os.path.basename(_plain(uri)))
+            name = os.path.abspath(found) if found else os.path.basename(_plain(uri))
+            row["uri"] = urllib.parse.quote(name, errors="replace")
     target = folder / f"{source.stem}.glb"
     text = json.dumps(document.json).encode()
     text += b" " * (-len(text) % 4)

@@ -214,28 +214,29 @@ class _Asset:
                     )
 
     def _obj(self) -> Checked:
-        self.folder.follow(self.path, "obj", _named_by(self.path, "obj"))
         named = dict.fromkeys(name for name in references.libraries(self.path) if name)
+        own = self.path.with_suffix(".mtl")  # read unasked
+        unasked = [own.name] if os.path.lexists(own) and own.name not in named else []
+        self.folder.follow(self.path, "obj", [*named, *unasked])
         files = {name: found for name in named if (found := self.folder.find(name, self.path, "obj"))}
         files = {name: found for name, found in files.items() if not _is_pointer(found)}
-        several = {
-            name for name in named if len(name.split()) > 1 and set(name.split()) <= set(named)
-        }  # a line of several
+        # of a line of several the whole counts, too, as a name with blanks
+        several = {name for name in named if len(name.split()) > 1 and set(name.split()) <= set(named)}
         gone = len(named.keys() - several - files.keys())
         facts: dict[str, Any] = {"missing_materials": gone} if gone else {}
         if all(_opens(self.path, name, found) for name, found in files.items()):
             return Checked(self.path, "obj", facts, self.folder.moved())
         path = self.path
         if self.scratch:
-            libraries = list(dict.fromkeys(files.values()))
+            libraries = list(dict.fromkeys([*files.values(), *([own] if unasked else [])]))
             path = copies.obj(path, libraries, self._picture, copies.anew(self.scratch / STAGED))
         return Checked(path, "obj", facts | {"mended": ["links"]})
 
     def _dae(self) -> Checked:
         spans, documents = references.collada(self.path)
         pictures = [span for span in spans if span.of_image]
-        self.folder.follow(self.path, "dae", _named_by(self.path, "dae"))
-        files = {span.name: found for span in pictures if (found := self._picture(span.name, self.path))}
+        self.folder.follow(self.path, "dae", [*documents, *(span.name for span in spans if not span.of_image)])
+        files = self.folder.follow(self.path, "picture", [span.name for span in pictures])
         if documents or all(_opens(self.path, name, found) for name, found in files.items()):
             return Checked(self.path, "dae")
         path = self.path
@@ -245,7 +246,7 @@ class _Asset:
 
     def _usda(self) -> Checked:
         files = self.folder.follow(self.path, "usda", _named_by(self.path, "usda"))
-        if not self.folder.moved():
+        if all(_opens(self.path, name, found) for name, found in files.items()):
             return Checked(self.path, self.format)
         path = self.path
         if self.scratch:
@@ -277,7 +278,7 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
         self.found: list[tuple[Path, str, Path]] = []
-        self._near: dict[Path, dict[str, list[str]]] = {}
+        self._near: dict[Path, Nearby] = {}
 
     def follow(self, path: Path, kind: str, names: Iterable[str]) -> dict[str, Path]:
         """Check all files that `path` refers to by `names`, and, recursively, the files that these refer to.
@@ -311,7 +312,7 @@ class Folder:
     def _files(self, name: str, source: Path, kind: str) -> list[Path]:
         """Files that Blender may open for `name`; if there is none, the nearest one with its base name."""
         found = list(self._existing(name, source, kind))
-        near = None if found or kind in LAYERS - {"dae"} else self._nearest(name, source)
+        near = None if found or kind in LAYERS else self._nearest(name, source)
         # geometry has to stand where it is said to, at most in another case
         if near and (kind != "gltf" or near.parent == Path(os.path.realpath(source.parent))):
             _check_regular(near, self.root)
@@ -322,7 +323,7 @@ class Folder:
     def _nearest(self, name: str, source: Path) -> Path | None:
         """File with the base name of `name` in any case: in the nearest folder, then the most alike, then the first."""
         parts = [part.casefold() for part in _plain(urllib.parse.unquote(name)).split("/")]
-        near = self._nearby(source).get(unicodedata.normalize("NFC", parts[-1]), [])
+        near = self._nearby(source).get(_base(urllib.parse.unquote(name)))
         return Path(min(near, key=lambda path: -_alike(path.casefold().split("/"), parts))) if near else None
 
     def moved(self) -> dict[str, list[str]]:
@@ -330,44 +331,18 @@ class Folder:
         made: dict[str, list[str]] = {}
         for source, name, path in self.found:
             if path.suffix.lower() in PICTURES and not _opens(source, name, path):
-                for spelling in {name, urllib.parse.unquote(name)}:
-                    key = unicodedata.normalize("NFC", _plain(spelling).split("/")[-1].casefold())
+                for key in {_base(name), _base(urllib.parse.unquote(name))}:
                     made[key] = sorted({*made.get(key, ()), os.path.abspath(path)})
         return made
 
     def near(self, source: Path) -> dict[str, list[str]]:
         """Base name in lower case -> pictures of the folder nearest to that of `source` which has one."""
-        return {key: files for key, files in self._nearby(source).items() if key.endswith(PICTURES)}
+        return {key: files for key, files in self._nearby(source).everything().items() if key.endswith(PICTURES)}
 
-    def _nearby(self, source: Path) -> dict[str, list[str]]:
-        """Base name in lower case -> files below root, of the folder that is the fewest steps from that of `source`.
-
-        Links and hidden folders are left out, and what is beyond STEPS, or the first LOOKED names, level by level.
-        """
+    def _nearby(self, source: Path) -> Nearby:
         start = Path(os.path.realpath(source.parent))
         start = start if start.is_relative_to(self.root) else self.root
-        if start not in self._near:
-            found: dict[str, list[str]] = {}
-            level, seen, looked = [str(start)], {str(start)}, 0
-            for _ in range(STEPS + 1):
-                if looked >= LOOKED:
-                    break
-                here: dict[str, list[str]] = {}
-                following = []
-                for folder in sorted(level):
-                    files, folders = _listed(folder)
-                    looked += len(files) + len(folders)
-                    for name in files:
-                        key = unicodedata.normalize("NFC", name).casefold()
-                        here.setdefault(key, []).append(os.path.join(folder, name))
-                    above = [os.path.dirname(folder)] if folder != str(self.root) else []
-                    following += [os.path.join(folder, name) for name in folders] + above
-                for key, paths in here.items():
-                    found.setdefault(key, sorted(paths))
-                level = [folder for folder in dict.fromkeys(following) if folder not in seen]
-                seen.update(level)
-            self._near[start] = found
-        return self._near[start]
+        return self._near.setdefault(start, Nearby(str(start), str(self.root)))
 
     def _look(self, found: Path, kind: str) -> str:
         """Check a file that one of format `kind` refers to. Returns its format if it may refer to files itself, else ""."""
@@ -438,6 +413,49 @@ class Folder:
         return joined | {os.path.normpath(target) for target in joined}
 
 
+class Nearby:
+    """Files below a root by base name: of each name those in the folder that is the fewest steps from a start.
+
+    Links and hidden folders are left out, and what is beyond STEPS, or the first LOOKED names, step by step.
+    """
+
+    def __init__(self, start: str, root: str) -> None:
+        self.root, self.found = root, dict[str, list[str]]()
+        self.level, self.seen, self.looked, self.steps = [start], {start}, 0, 0
+
+    def get(self, base: str) -> list[str]:
+        """Sorted files of that base name, [] if there is none. Looks no farther than it has to."""
+        while base not in self.found and self._step():
+            pass
+        return self.found.get(base, [])
+
+    def everything(self) -> dict[str, list[str]]:
+        """Base name -> sorted files."""
+        while self._step():
+            pass
+        return self.found
+
+    def _step(self) -> bool:
+        """Look into the folders that are one step farther. False if the search is at its end."""
+        if not self.level or self.looked >= LOOKED or self.steps > STEPS:
+            return False
+        here: dict[str, list[str]] = {}
+        following = []
+        for folder in sorted(self.level):
+            files, folders = _listed(folder)
+            self.looked += len(files) + len(folders)
+            for name in files:
+                here.setdefault(_base(name), []).append(os.path.join(folder, name))
+            above = [os.path.dirname(folder)] if folder != self.root else []
+            following += [os.path.join(folder, name) for name in folders] + above
+        for key, paths in here.items():
+            self.found.setdefault(key, sorted(paths))
+        self.level = [folder for folder in dict.fromkeys(following) if folder not in self.seen]
+        self.seen.update(self.level)
+        self.steps += 1
+        return True
+
+
 def _listed(folder: str) -> tuple[list[str], list[str]]:
     """(files, folders) in a folder, sorted, without links and hidden ones; nothing of one that has more than LOOKED."""
     files, folders = [], []
@@ -465,6 +483,11 @@ def _spellings(name: str, kind: str) -> list[str]:
         bare = name.replace('"', "")
         found += [bare, bare.replace("_", " "), os.path.basename(_plain(bare))]
     return list(dict.fromkeys(spelling for spelling in found if spelling))
+
+
+def _base(name: str) -> str:
+    """Last part of a path, by which it is looked for: in lower case, its accents as one letter each."""
+    return unicodedata.normalize("NFC", _plain(name).split("/")[-1].casefold())
 
 
 def _plain(name: str) -> str:

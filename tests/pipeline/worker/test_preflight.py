@@ -64,7 +64,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
 SUFFIXES = sorted(preflight.FORMATS)
 REASONS = set(
     "unsupported_format file_empty lfs_pointer html_page wrong_magic truncated broken_gltf unsupported_extension not_a_file "
-    "unsupported_version missing_file "
+    "unsupported_version missing_file empty "
     "escapes_folder broken_xml xml_entities broken_header bad_archive too_many_polygons image_too_large archive_bomb "
     "decompression_bomb too_complex".split()
 )
@@ -103,6 +103,9 @@ def test_good_files_pass(folder: Path, suffix: str) -> None:
         ("empty_mesh.stl", binary_stl(0)),
         ("binary_named_solid.stl", b"solid" + binary_stl(3)[5:]),
         ("padded.stl", binary_stl(3) + b"trailing"),
+        ("capitals.stl", TEXT_STL.upper()),
+        ("text.glb", GOOD["gltf"]),
+        ("binary.gltf", GOOD["glb"]),
         ("hdf5.abc", b"\x89HDF\r\n\x1a\n" + bytes(20)),
         ("zstd.blend", b"\x28\xb5\x2f\xfd" + bytes(20)),
         ("gzip.blend", b"\x1f\x8b\x08" + bytes(20)),
@@ -154,6 +157,7 @@ def test_good_variants_pass(folder: Path, name: str, data: bytes) -> None:
         ("short.stl", binary_stl()[:83], "truncated"),
         ("cut.stl", binary_stl()[:-1], "truncated"),
         ("cut_text.stl", b"solid it\n", "truncated"),
+        ("no_facet.stl", b"solid it\nendsolid it\n", "empty"),
     ],
 )
 def test_each_reason(folder: Path, name: str, data: bytes, reason: str) -> None:
