@@ -71,9 +71,11 @@ def load(job, timings, channel):
 
     read = importers.load(job["path"], job["format"], job["crashed"], tell)
     relinked = relink.relink(job.get("pictures", {}))
-    facts = read | repair.repair(job["format"], job["path"]) | traits.traits()
-    if relinked:
-        facts["mended"] = sorted([*facts.get("mended", []), "links"])
+    repaired = repair.repair(job["format"], job["path"])
+    facts = read | repaired | traits.traits()
+    mended = {*read.get("mended", ()), *repaired.get("mended", ()), *(("links",) if relinked else ())}
+    if mended:
+        facts["mended"] = sorted(mended)
     traits.check(job.get("only", ()), facts)
     timings["import"] = time.perf_counter() - start
 
