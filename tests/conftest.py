@@ -109,7 +109,7 @@ def render(blender: Blender, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             cfg = RenderConfig(source="local", input=path.parent, allow_blend=True, out=out, scene=scene)
             workers[scene] = worker = make_worker(cfg.resolved())
             assert isinstance(worker.maker, Renderer)
-            worker.maker.blender = blender
+            worker.maker.blender, worker.maker.scratch = blender, blender.scratch  # a folder that this Blender may read
         return workers[scene](Item(uid=uid or path.name, source="local", url=str(path)))
 
     yield run
