@@ -71,11 +71,8 @@ def load(job, timings, channel):
 
     read = importers.load(job["path"], job["format"], job["crashed"], tell)
     relinked = relink.relink(job.get("pictures", {}))
-    repaired = repair.repair(job["format"], job["path"])
-    facts = read | repaired | traits.traits()
-    mended = {*read.get("mended", ()), *repaired.get("mended", ()), *(("links",) if relinked else ())}
-    if mended:
-        facts["mended"] = sorted(mended)
+    facts = joined(read, repair.repair(job["format"], job["path"]), {"mended": ["links"]} if relinked else {})
+    facts |= traits.traits()
     traits.check(job.get("only", ()), facts)
     timings["import"] = time.perf_counter() - start
 
@@ -83,6 +80,13 @@ def load(job, timings, channel):
     measured, corners = normalize.normalize(job["normalize"], job["limits"])
     timings["normalize"] = time.perf_counter() - start
     return facts | measured, corners
+
+
+def joined(*parts):
+    """Facts of all parts; the words of what each has mended add up, and are left out if there are none."""
+    facts = {name: value for part in parts for name, value in part.items()}
+    words = {word for part in parts for word in part.get("mended", ())}
+    return facts | ({"mended": sorted(words)} if words else {})
 
 
 def render(job, channel):

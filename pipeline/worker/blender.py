@@ -160,7 +160,7 @@ class Blender:
                 raise Skip(message["reason"], message["detail"])
         finally:
             if not finished or self._worn_out():
-                if self.process and self.process.returncode in FAULTS:
+                if crashed < 0 and self.process and self.process.returncode in FAULTS:
                     self._crashed = (job["path"], reader)
                 self.close()
 
