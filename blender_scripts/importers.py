@@ -86,7 +86,7 @@ def clear():
     bpy.ops.wm.read_homefile(use_factory_startup=True, use_empty=True, load_ui=False)
 
 
-def load(path, file_format, crashed=-1, tell=print):
+def load(path, file_format, crashed=-1, tell=lambda number: None):
     """Import `path` into the empty scene, by the first reader that finds a face; else by the last that takes it.
 
     crashed: number of a reader that ended the process on this file; it is left out if there is another. tell: is called with
