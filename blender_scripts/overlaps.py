@@ -48,9 +48,9 @@ def covered(triangles, owners, planes):
     edges, origins = _inverse_edges(flat), flat[:, 0]
     found = [np.empty((0, 2), np.int64)]
     for spot, triangle in _meetings(flat, spots, looked_at // 3, planes, firsts, counts):
-        away = spots[spot] - origins[triangle]
-        weights = np.einsum("nij,nj->ni", edges[triangle], away)
-        inside = (weights.min(1) > INSIDE) & (weights.sum(1) < 1 - INSIDE)
+        (a, b, c, d), (x, y) = edges[triangle].T, (spots[spot] - origins[triangle]).T
+        first, second = a * x + b * y, c * x + d * y
+        inside = (first > INSIDE) & (second > INSIDE) & (first + second < 1 - INSIDE)
         found.append(np.stack([looked_at[spot[inside]], triangle[inside]], 1))
     sample, triangle = np.concatenate(found).T
     points = np.einsum("nk,nkd->nd", SAMPLES[sample % 3], triangles[sample // 3])
@@ -67,11 +67,11 @@ def _flattened(triangles, axes):
 
 
 def _inverse_edges(flat):
-    """Matrices (T, 2, 2) that give a point's shares of both edges from a triangle's first corner; 0 for those without area."""
+    """Matrices (T, 4) that give a point's shares of both edges from a triangle's first corner; 0 for those without area."""
     (a, b), (c, d) = (flat[:, 1:] - flat[:, :1]).transpose(2, 1, 0)
     areas = a * d - b * c
     inverse = np.divide(1, areas, out=np.zeros_like(areas), where=areas != 0)
-    return np.stack([d, -b, -c, a], 1).reshape(-1, 2, 2) * inverse[:, None, None]
+    return np.stack([d, -b, -c, a], 1) * inverse[:, None]
 
 
 def _meetings(flat, spots, owners, planes, firsts, counts):
@@ -79,11 +79,12 @@ def _meetings(flat, spots, owners, planes, firsts, counts):
 
     owners (S,): the triangles of the spots (S, 2). planes (T,), sorted; firsts, counts: of each plane's triangles.
     """
-    low = np.minimum.reduceat(flat.min(1), firsts)
-    extent = np.maximum(np.maximum.reduceat(flat.max(1), firsts) - low, 1e-30)
+    ends = [reduce(reduce(flat[:, 0], flat[:, 1]), flat[:, 2]) for reduce in (np.minimum, np.maximum)]
+    low = np.minimum.reduceat(ends[0], firsts)
+    extent = np.maximum(np.maximum.reduceat(ends[1], firsts) - low, 1e-30)
     sides = np.clip(np.ceil(np.sqrt(counts)), 1, GRID).astype(np.int64)
     while True:
-        first, last = (_cells(ends, planes, low, extent, sides) for ends in (flat.min(1), flat.max(1)))
+        first, last = (_cells(points, planes, low, extent, sides) for points in ends)
         wide, high = (last - first + 1).T
         if (wide * high).sum() <= ENTRIES or sides.max() == 1:
             break
