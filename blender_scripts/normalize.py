@@ -20,6 +20,7 @@ from outline import Outline
 MEASURED = {"MESH", "POINTCLOUD", "CURVES", "VOLUME"}
 TOLERANCE = 1e-3
 FLAT = 1e-6  # width over length of what has no area; float32 coordinates hardly tell it from 0
+THIN = 1e-4  # width over the length of a usual face of what nobody sees
 LATER = (0.25, 0.5, 0.75, 1.0)  # shares of an animation at which something may be visible that its start does not show
 CHUNK = 2**20  # points that are transformed at once
 
@@ -202,7 +203,10 @@ def _visible_points(ob):
 
 
 def _has_area(corners):
-    """Mask (F,) of faces that are wider than FLAT of their length. corners: K arrays (3, F), one for each corner of a face."""
+    """Mask (F,) of faces that are wider than FLAT of their length, or than THIN of a usual face's: those can be seen.
+
+    corners: K arrays (3, F), one for each corner of a face.
+    """
     if len(corners) < 3:
         return np.zeros(corners[0].shape[1], bool)
     if len(corners) == 4:  # half the cross product of the diagonals is the area too, and spares one
@@ -214,8 +218,10 @@ def _has_area(corners):
     for (x, y, z), (u, v, w) in sides:
         area += (y * w - z * v, z * u - x * w, x * v - y * u)
         longest = np.maximum(longest, np.maximum(x * x + y * y + z * z, u * u + v * v + w * w))
+    squared = np.square(area).sum(0)  # of twice the area: width times length
+    usual = np.partition(longest, (len(longest) - 1) // 2)[(len(longest) - 1) // 2]
     # what is not finite stays, and is judged with the bounds
-    return ~(np.square(area).sum(0) <= np.square(FLAT * longest))
+    return ~((squared <= np.square(FLAT * longest)) & (squared <= longest * usual * THIN**2))
 
 
 def _is_clear(ob, count):
