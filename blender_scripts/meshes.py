@@ -6,7 +6,7 @@ import numpy as np
 
 def rendered(instanced=True):
     """Mesh objects of the view layer that are rendered; with `instanced`, also those of collections that it has instances of."""
-    objects = dict.fromkeys(bpy.context.view_layer.objects)
+    objects = dict.fromkeys(filter(None, bpy.context.view_layer.objects))  # None stands for what was removed a moment ago
     for ob in list(objects) if instanced else ():
         if ob.instance_type == "COLLECTION" and ob.instance_collection:
             objects |= dict.fromkeys(ob.instance_collection.all_objects)
