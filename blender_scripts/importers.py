@@ -45,6 +45,7 @@ def _usd(path, **options):
     for layer in list(bpy.context.view_layer.layer_collection.children):
         if layer.collection.hide_render:
             bpy.context.scene.collection.children.unlink(layer.collection)
+    bpy.context.view_layer.update()  # what left the scene leaves its list of objects
 
 
 def _usd_shapes(path):

@@ -6,7 +6,9 @@ import numpy as np
 
 def rendered(instanced=True):
     """Mesh objects of the view layer that are rendered; with `instanced`, also those of collections that it has instances of."""
-    objects = dict.fromkeys(filter(None, bpy.context.view_layer.objects))  # None stands for what was removed a moment ago
+    objects = dict.fromkeys(
+        filter(None, bpy.context.view_layer.objects)
+    )  # None stands for what was removed a moment ago
     for ob in list(objects) if instanced else ():
         if ob.instance_type == "COLLECTION" and ob.instance_collection:
             objects |= dict.fromkeys(ob.instance_collection.all_objects)

@@ -221,7 +221,8 @@ def _has_area(corners):
     squared = np.square(area).sum(0)  # of twice the area: width times length
     usual = np.partition(longest, (len(longest) - 1) // 2)[(len(longest) - 1) // 2]
     # what is not finite stays, and is judged with the bounds
-    return ~((squared <= np.square(FLAT * longest)) & (squared <= longest * usual * THIN**2))
+    flat = (squared <= np.square(FLAT * longest)) & (squared <= longest * usual * THIN**2)
+    return ~flat | ~np.isfinite(squared)
 
 
 def _is_clear(ob, count):

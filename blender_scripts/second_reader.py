@@ -110,9 +110,14 @@ def _material(found, folder):
 
 
 def _picture(name, folder):
-    """Image of a file that a stranger names: below `folder`, by its path or its last part. Without pixels if there is none."""
-    parts = [part for part in urllib.parse.unquote(name).replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    places = [os.path.join(folder, *parts), os.path.join(folder, *parts[-1:])]
+    """Image of a file that a stranger names: below `folder`, by its path or its last part. Without pixels if there is none.
+
+    A whole path is the parent's, which has found the file below the folder that the object may read, and refuses others.
+    """
+    plain = urllib.parse.unquote(name).removeprefix("file://").replace("\\", "/")
+    parts = [part for part in plain.split("/") if part not in ("", ".", "..")]
+    whole = [plain] if os.path.isabs(plain) else []
+    places = [*whole, os.path.join(folder, *parts), os.path.join(folder, *parts[-1:])]
     try:
         return bpy.data.images.load(next((place for place in places if os.path.isfile(place)), places[-1]))
     except RuntimeError:  # no such file, or no picture
