@@ -179,7 +179,9 @@ class _SmallReads(io.RawIOBase):
             return self.stream.read(size)
         chain = self.block and self.block.decompressor
         if chain and chain.chain and not getattr(_inner(chain.chain[0]), "needs_input", True):  # some cannot say
-            return b""
+            size = (
+                1  # not 0: what is left may not suffice for another byte, and py7zr gives up where neither side moves
+            )
         return self.stream.read(min(size, READ_BYTES) if size >= 0 else READ_BYTES)
 
     def seek(self, offset: int, whence: int = 0) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import lzma
 import os
 import re
@@ -15,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import py7zr
 import pytest
@@ -167,6 +169,18 @@ def test_small_members_of_a_7z_do_not_pile_up(tmp_path: Path, kind: int, monkeyp
         assert data == packed[1000 * i : 1000 * i + 1000]
         assert taken[0] < 1000 * i + 3 * seven_zip.READ_BYTES
     assert taken[0] >= 1_000_000
+
+
+def test_a_decompressor_that_needs_no_input_gets_a_byte_all_the_same() -> None:
+    """What it still has may not make another byte; py7zr calls an archive broken where nothing is read and nothing comes."""
+    kept = SimpleNamespace(needs_input=False)
+    stream = seven_zip._SmallReads(io.BytesIO(bytes(10 * seven_zip.READ_BYTES)))
+    stream.blocks = {0: SimpleNamespace(decompressor=SimpleNamespace(chain=[kept]))}
+    stream.seek(0)
+    assert len(stream.read(1000)) == len(stream.read()) == 1
+    kept.needs_input = True
+    assert len(stream.read(1000)) == 1000
+    assert len(stream.read()) == seven_zip.READ_BYTES
 
 
 # ---- names
