@@ -68,7 +68,7 @@ def _comes_from(socket, kind):
 
 
 def _is_painted(material):
-    """Whether a texture gives the base colour: nobody paints what nobody shall see."""
+    """True if a texture gives the base colour: nobody paints what nobody shall see."""
     node = surface_of(material)
     return node is not None and node.type == "BSDF_PRINCIPLED" and node.inputs["Base Color"].is_linked
 

@@ -102,7 +102,7 @@ def _has_material(ob):
 
 
 def _says_nothing(attribute):
-    """Whether all is white, or black as colours are that were never set."""
+    """True if all is white, or black as colours are that were never set."""
     colours = meshes.read(attribute.data, "color", 4)[:, :3]
     return not len(colours) or colours.min() > WHITE or colours.max() <= 0
 

@@ -6,9 +6,8 @@ import numpy as np
 
 def rendered(instanced=True):
     """Mesh objects of the view layer that are rendered; with `instanced`, also those of collections that it has instances of."""
-    objects = dict.fromkeys(
-        filter(None, bpy.context.view_layer.objects)
-    )  # None stands for what was removed a moment ago
+    # None stands for what was removed a moment ago
+    objects = dict.fromkeys(filter(None, bpy.context.view_layer.objects))
     for ob in list(objects) if instanced else ():
         if ob.instance_type == "COLLECTION" and ob.instance_collection:
             objects |= dict.fromkeys(ob.instance_collection.all_objects)
@@ -27,7 +26,7 @@ def read(collection, name, width=1, kind=np.float32):
 
 
 def points(mesh):
-    """Places of the vertices (N, 3) float32."""
+    """Places of the vertices (N, 3) float32, in one copy, unlike those of `mesh.vertices`."""
     return read(mesh.attributes["position"].data, "vector", 3)
 
 

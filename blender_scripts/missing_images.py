@@ -44,7 +44,7 @@ def _make_even(image, is_normal_map):
 
 
 def _feeds_normals(node):
-    """Whether a normal map reads what a node gives, through other nodes or not, inside and outside of groups."""
+    """True if a normal map reads what a node gives, through other nodes or not, inside and outside of groups."""
     seen, todo = set(), list(node.outputs)
     while todo:
         socket = todo.pop()

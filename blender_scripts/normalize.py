@@ -10,6 +10,7 @@ import itertools
 
 import bpy
 import engines
+import meshes
 import numpy as np
 import surfaces
 from importers import Unusable
@@ -181,14 +182,8 @@ def _visible_points(ob):
     count = len(mesh.polygons)
     if not count:
         return np.empty((0, 3))
-    points = np.empty(len(mesh.vertices) * 3, np.float32)
-    mesh.attributes["position"].data.foreach_get("vector", points)  # one copy, unlike vertices.co
-    points = points.reshape(-1, 3)
-    corners = np.empty(len(mesh.loops), np.int32)
-    mesh.attributes[".corner_vert"].data.foreach_get("value", corners)
-    starts = np.empty(count, np.int32)
-    mesh.polygons.foreach_get("loop_start", starts)
-    sizes = np.diff(starts, append=len(corners))
+    points, corners = meshes.points(mesh), meshes.corners(mesh)
+    starts, sizes = meshes.starts_and_lengths(mesh)
     seen = ~_is_clear(ob, count)
     axes = np.ascontiguousarray(points.T)
     for size in np.flatnonzero(np.bincount(sizes)):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import stat
-import unicodedata
 import urllib.parse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,6 +16,7 @@ from pipeline.core.errors import Skip
 from pipeline.formats import gltf, headers, references
 from pipeline.formats.references import SCHEME, WINDOWS, within_usdz
 from pipeline.upgrade import copies, gltf_old, gltf_plain
+from pipeline.upgrade.nearby import MAX_PATH, Nearby, alike, base_name, slashed
 
 FORMATS = frozenset("procedural glb gltf obj fbx stl ply usd usda usdc usdz dae abc blend".split())
 LFS_MAGIC = b"version https://git-lfs"
@@ -36,13 +35,8 @@ USD = {"usd", "usda", "usdc", "usdz"}
 USD_LAYERS = (".usd", ".usda", ".usdc", ".usdz", ".abc", ".mtlx", ".sdf")  # of names whose content makes up the shape
 PICTURES = tuple(".png .jpg .jpeg .tga .bmp .tif .tiff .webp .exr .hdr .gif .dds .psd .jp2".split())
 STAGED = "staged"  # folder of the worker's in which copies for Blender stand
-LOOKED, STEPS = (
-    20_000,
-    6,
-)  # names, and steps from folder to folder, that a search goes; beyond, a name means something else
 LAYERS = {"usd", "usda", "usdc", "usdz", "dae"}  # formats whose files may refer to further files of a format in here
 MAX_FILES = 5000  # that one asset may refer to, directly or not
-MAX_PATH = 1023  # bytes; Blender truncates longer ones, and then opens another file
 
 
 @dataclass
@@ -180,7 +174,7 @@ class _Asset:
             gltf.check(document, sizes, headers.reader(stream), max_polygons)
         rewritten = gltf_plain.plain(document) or document.old or document.odd
         gone = gltf_plain.leave_out(document, files)
-        relinked = not all(_opens(self.path, _plain(urllib.parse.unquote(uri)), file) for uri, file in files.items())
+        relinked = not all(_opens(self.path, slashed(urllib.parse.unquote(uri)), file) for uri, file in files.items())
         if not (rewritten or relinked or gone):
             return Checked(self.path, self.format)
         facts = {"missing_textures": gone} if gone else {}
@@ -207,11 +201,8 @@ class _Asset:
                     "missing_file",
                     f"{_shown(uri)}, which holds geometry of {self.path.name}, is not there; fetch it too",
                 )
-            with files[uri].open("rb") as stream:
-                if stream.read(len(LFS_MAGIC)) == LFS_MAGIC:
-                    raise Skip(
-                        "lfs_pointer", f"{_shown(uri)} is a Git LFS pointer, not the geometry that it stands for"
-                    )
+            if _is_pointer(files[uri]):
+                raise Skip("lfs_pointer", f"{_shown(uri)} is a Git LFS pointer, not the geometry that it stands for")
 
     def _obj(self) -> Checked:
         named = dict.fromkeys(name for name in references.libraries(self.path) if name)
@@ -322,16 +313,16 @@ class Folder:
 
     def _nearest(self, name: str, source: Path) -> Path | None:
         """File with the base name of `name` in any case: in the nearest folder, then the most alike, then the first."""
-        parts = [part.casefold() for part in _plain(urllib.parse.unquote(name)).split("/")]
-        near = self._nearby(source).get(_base(urllib.parse.unquote(name)))
-        return Path(min(near, key=lambda path: -_alike(path.casefold().split("/"), parts))) if near else None
+        parts = [part.casefold() for part in slashed(urllib.parse.unquote(name)).split("/")]
+        near = self._nearby(source).get(base_name(urllib.parse.unquote(name)))
+        return Path(min(near, key=lambda path: -alike(path.casefold().split("/"), parts))) if near else None
 
     def moved(self) -> dict[str, list[str]]:
         """Base name in lower case -> pictures that were found elsewhere than where the name leads."""
         made: dict[str, list[str]] = {}
         for source, name, path in self.found:
             if path.suffix.lower() in PICTURES and not _opens(source, name, path):
-                for key in {_base(name), _base(urllib.parse.unquote(name))}:
+                for key in {base_name(name), base_name(urllib.parse.unquote(name))}:
                     made[key] = sorted({*made.get(key, ()), os.path.abspath(path)})
         return made
 
@@ -359,7 +350,7 @@ class Folder:
     def _check_usdz(self, path: Path) -> None:
         """Check that references of the layers inside stay inside, and check the pictures inside like those of other formats."""
         for member, name in within_usdz(path):
-            parts = _plain(name).split("/")
+            parts = slashed(name).split("/")
             depth = member.count("/")
             for part in parts:
                 depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
@@ -380,7 +371,7 @@ class Folder:
 
     def _resolve(self, name: str, source: Path, kind: str) -> Iterator[Path]:
         forgiving = kind in FORGIVING
-        text = _plain(name)
+        text = slashed(name)
         upwards = ".." in text.split("/")
         if forgiving and text.lower().startswith("file:"):
             text = re.sub("^file:(//[^/]*(?=/))?(/(?=[a-z]:))?", "", text, flags=re.I)
@@ -413,85 +404,13 @@ class Folder:
         return joined | {os.path.normpath(target) for target in joined}
 
 
-class Nearby:
-    """Files below a root by base name: of each name those in the folder that is the fewest steps from a start.
-
-    Links and hidden folders are left out, and what is beyond STEPS, or the first LOOKED names, step by step.
-    """
-
-    def __init__(self, start: str, root: str) -> None:
-        self.root, self.found = root, dict[str, list[str]]()
-        self.level, self.seen, self.looked, self.steps = [start], {start}, 0, 0
-
-    def get(self, base: str) -> list[str]:
-        """Sorted files of that base name, [] if there is none. Looks no farther than it has to."""
-        while base not in self.found and self._step():
-            pass
-        return self.found.get(base, [])
-
-    def everything(self) -> dict[str, list[str]]:
-        """Base name -> sorted files."""
-        while self._step():
-            pass
-        return self.found
-
-    def _step(self) -> bool:
-        """Look into the folders that are one step farther. False if the search is at its end."""
-        if not self.level or self.looked >= LOOKED or self.steps > STEPS:
-            return False
-        here: dict[str, list[str]] = {}
-        following = []
-        for folder in sorted(self.level):
-            files, folders = _listed(folder)
-            self.looked += len(files) + len(folders)
-            for name in files:
-                here.setdefault(_base(name), []).append(os.path.join(folder, name))
-            above = [os.path.dirname(folder)] if folder != self.root else []
-            following += [os.path.join(folder, name) for name in folders] + above
-        for key, paths in here.items():
-            self.found.setdefault(key, sorted(paths))
-        self.level = [folder for folder in dict.fromkeys(following) if folder not in self.seen]
-        self.seen.update(self.level)
-        self.steps += 1
-        return True
-
-
-def _listed(folder: str) -> tuple[list[str], list[str]]:
-    """(files, folders) in a folder, sorted, without links and hidden ones; nothing of one that has more than LOOKED."""
-    files, folders = [], []
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in itertools.islice(entries, LOOKED + 1):
-            if not entry.path.isprintable() or len(os.fsencode(entry.path)) > MAX_PATH:
-                continue  # nothing that Blender could be told
-            if entry.is_file(follow_symlinks=False):
-                files.append(entry.name)
-            elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-                folders.append(entry.name)
-    return ([], []) if len(files) + len(folders) > LOOKED else (sorted(files), sorted(folders))
-
-
-def _alike(one: list[str], other: list[str]) -> int:
-    """Number of parts at the end that two paths share."""
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
 def _spellings(name: str, kind: str) -> list[str]:
     """Ways to read a name: as it is, URL-decoded, and, for FORGIVING formats, variants that Blender tries for a missing file."""
     found = [name, urllib.parse.unquote(name)]
     if kind in FORGIVING:
         bare = name.replace('"', "")
-        found += [bare, bare.replace("_", " "), os.path.basename(_plain(bare))]
+        found += [bare, bare.replace("_", " "), os.path.basename(slashed(bare))]
     return list(dict.fromkeys(spelling for spelling in found if spelling))
-
-
-def _base(name: str) -> str:
-    """Last part of a path, by which it is looked for: in lower case, its accents as one letter each."""
-    return unicodedata.normalize("NFC", _plain(name).split("/")[-1].casefold())
-
-
-def _plain(name: str) -> str:
-    return name.replace("\\", "/").strip()
 
 
 def _exists(target: str, kind: str) -> bool:

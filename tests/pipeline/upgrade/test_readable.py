@@ -97,6 +97,7 @@ MATTE = {"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}, "metallicFac
 
 def old(**changes: Any) -> dict[str, Any]:
     """The box as glTF 1.0, with a shader; vertex colours are there and not used."""
+    points = {"bufferView": "v", "byteOffset": 0, "byteStride": 12, "componentType": 5126, "count": 8, "type": "VEC3"}
     made: dict[str, Any] = {
         "asset": {"version": "1.0"},
         "scene": "s",
@@ -125,14 +126,7 @@ def old(**changes: Any) -> dict[str, Any]:
             "w": {"buffer": "b", "byteOffset": 160},  # its length was not asked for
         },
         "accessors": {
-            "p": {
-                "bufferView": "v",
-                "byteOffset": 0,
-                "byteStride": 12,
-                "componentType": 5126,
-                "count": 8,
-                "type": "VEC3",
-            },
+            "p": points,
             "t": {
                 "bufferView": "v",
                 "byteOffset": 96,
@@ -141,14 +135,7 @@ def old(**changes: Any) -> dict[str, Any]:
                 "count": 8,
                 "type": "VEC2",
             },
-            "c": {
-                "bufferView": "v",
-                "byteOffset": 0,
-                "byteStride": 12,
-                "componentType": 5126,
-                "count": 8,
-                "type": "VEC3",
-            },
+            "c": dict(points),
             "i": {"bufferView": "w", "byteOffset": 0, "componentType": 5123, "count": 36, "type": "SCALAR"},
         },
     }
