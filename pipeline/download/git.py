@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 from pipeline.core.disk import bytes_below
 from pipeline.core.errors import Retry, Skip
+from pipeline.core.paths import below
 from pipeline.core.records import Fetched, Item
 from pipeline.download.fetch import CONNECT_S, Fetcher, Passing, check_status, sha256_of
 from pipeline.formats.references import companions
@@ -130,7 +131,7 @@ class _Repository:
         shutil.rmtree(beside, ignore_errors=True)
         for each in self._belongs_to(real):
             self._resolve_pointer(each)
-            target = beside / (path if each == real else each)
+            target = below(beside, path if each == real else each)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.work / each, target)
         shutil.rmtree(folder / TREE, ignore_errors=True)

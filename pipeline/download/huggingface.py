@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote
 
 from pipeline.core.disk import replacing
 from pipeline.core.errors import Retry, Skip, UserError
+from pipeline.core.paths import below
 from pipeline.download.fetch import CONNECT_S, Fetcher, Passing, Wanted, failure_of
 
 HOME = "https://huggingface.co"  # in manifests, whichever mirror is asked
@@ -106,10 +107,13 @@ def facts(net: Fetcher, repo: str, paths: Sequence[str]) -> dict[str, tuple[int,
 
 
 def get(net: Fetcher, repo: str, path: str, to: Path, wanted: Wanted) -> Path:
-    """Bring a dataset repository's file to `to`; unverified if from HF's cache. Raises as Fetcher.get, and Retry("offline")."""
+    """Bring a dataset repository's file to `to`; unverified if from HF's cache. Raises as Fetcher.get, Retry("offline"), and
+    Skip("escapes_folder").
+    """
     import huggingface_hub
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
+    below(Path(), path)  # the library looks for it in folders of its own
     cached = huggingface_hub.try_to_load_from_cache(repo, path, repo_type="dataset")
     if isinstance(cached, str):
         blob = Path(cached).resolve()  # which a cache entry links to, named without suffix

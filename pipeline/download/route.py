@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.core.disk import bytes_below
 from pipeline.core.errors import Retry, Skip, UserError
+from pipeline.core.paths import below, own_folder
 from pipeline.core.records import Fetched, Item
 from pipeline.download import git, huggingface
 from pipeline.download.fetch import Fetcher, Wanted, sha256_of
@@ -64,13 +65,18 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
         kept = net.limits.cache / KEPT_CHECKOUTS
 
         def place(item: Item) -> Path:
-            return kept / item.uid
+            return own_folder(kept, item.uid)
 
     missing = []
     for item in items:
         parts = github_parts(item.url)
         assert parts is not None
-        if found := _at_hand(item, parts, place(item), net):
+        try:
+            found = _at_hand(item, parts, place(item), net)
+        except Skip as failure:
+            yield item, failure
+            continue
+        if found:
             yield item, found
         else:
             missing.append((item, parts[2]))
@@ -82,14 +88,15 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
 def _at_hand(item: Item, parts: tuple[str, str, str], folder: Path, net: Fetcher) -> Path | None:
     """Path of a repository's file on this machine: in `folder` from an earlier session, or as the objaverse package saves
     repositories, as "files", "zip" or "tar", the last two unpacked into `folder`, with the files it names. None if not found.
+    Raises Skip("escapes_folder").
     """
     organization, name, path = parts
-    if (file := folder / git.TREE / path).is_file():
+    if (file := below(folder / git.TREE, path)).is_file():
         return file
     if not (net.limits.cache and item.sha256):  # only the SHA-256 tells which commit is saved there
         return None
-    saved = net.limits.cache / "github" / "repos" / organization
-    if (file := saved / name / path).is_file() and _matches(file, item.sha256):
+    saved = below(net.limits.cache / "github" / "repos", organization)
+    if (file := below(saved, f"{name}/{path}")).is_file() and _matches(file, item.sha256):
         return file
     for suffix, prefix in ((".zip", ""), (".tar", f"{name}/")):  # objaverse puts a top folder into tar archives only
         archive = saved / f"{name}{suffix}"
@@ -129,7 +136,7 @@ def root_of(item: Item, file: Path) -> Path:
 def _one(item: Item, folder_of: Callable[[Item], Path], net: Fetcher) -> Path:
     if "://" not in item.url:
         return _local(item)
-    cached = net.limits.cache / cached_at(item) if net.limits.cache else None
+    cached = below(net.limits.cache, cached_at(item)) if net.limits.cache else None
     if cached and cached.is_file() and _matches(cached, item.sha256):
         return cached
     to = cached if cached and net.limits.keep else folder_of(item) / f"object.{file_type(item) or 'unknown'}"

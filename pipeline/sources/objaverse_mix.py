@@ -22,6 +22,7 @@ from pipeline.config.views import ImportConfig
 from pipeline.core import cameras
 from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip, UserError
+from pipeline.core.paths import below
 from pipeline.core.records import Fetched, Item, Posed, item_rng
 from pipeline.download import huggingface
 from pipeline.download.fetch import Fetcher, Wanted
@@ -144,7 +145,7 @@ class _Archives:
     def _fetch(self, item: Item, folder_of: Callable[[Item], Path], net: Fetcher) -> None:
         address = huggingface.parse(item.url)
         assert address is not None
-        cached = net.limits.cache / "objaverse-mix" / address[1] if net.limits.cache else None
+        cached = below(net.limits.cache / "objaverse-mix", address[1]) if net.limits.cache else None
         self.url, self.owner, self.path = item.url, "", cached
         if cached and cached.is_file():
             return
@@ -152,7 +153,7 @@ class _Archives:
             self.owner = (
                 item.url
             )  # as if an item: the archive of an earlier session is found and accounted for like one
-            self.path = folder_of(Item(self.owner, item.source)) / Path(address[1]).name
+            self.path = below(folder_of(Item(self.owner, item.source)), Path(address[1]).name)
         assert self.path is not None
         if not self.path.is_file():
             got = huggingface.get(net, *address, self.path, Wanted(item.url))

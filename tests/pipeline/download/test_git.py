@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import Item
-from pipeline.download import fetch, git
+from pipeline.download import fetch, git, route
 from pipeline.download.fetch import Fetcher, FetchLimits
 from tests import trees
 from tests.hub import Hub
@@ -203,3 +204,49 @@ def test_a_hostile_repository_runs_nothing_and_writes_nothing_outside(remote: Re
     got = remote.get(commit, "a.glb")["a.glb"]
     assert isinstance(got, Path) and got.read_bytes() == b"this"
     assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "uid", ["../victim", "../../root/victim", "VICTIM", "a/../../victim", "..", ".", "", "x\0y", "-x" * 200]
+)
+def test_no_uid_leads_out_of_the_cache(remote: Remote, tmp_path: Path, uid: str) -> None:
+    victim = tmp_path / "victim"
+    (victim / git.TREE).mkdir(parents=True)
+    (victim / git.TREE / "mine.txt").write_text("mine")
+    uid = str(victim) if uid == "VICTIM" else uid
+    commit = remote.commit({"a.glb": b"this"})
+    cache = tmp_path / "cache"
+    remote.net.limits = dataclasses.replace(remote.net.limits, keep=True, cache=cache)
+    item = Item(uid, "github", url=f"https://github.com/acme/models/blob/{commit}/a.glb")
+    for _ in range(2):  # fetched, then found
+        [(_, got)] = route.fetch_many([item], lambda item: remote.net.disk_budget.folder_of(item.uid), remote.net)
+        assert isinstance(got, Path) and got.read_bytes() == b"this"
+        kept = cache / route.KEPT_CHECKOUTS
+        assert got.relative_to(kept).parts[1:] == (git.TREE, "a.glb")
+        assert {path.name for path in cache.iterdir()} == {"github"} and len(list(kept.iterdir())) == 1
+    assert [path.name for path in victim.rglob("*")] == [git.TREE, "mine.txt"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://github.com/acme/models/blob/COMMIT/../../../../../secret.glb",
+        "https://github.com/acme/models/blob/COMMIT//etc/passwd",
+        "https://github.com/../../blob/COMMIT/secret.glb",
+        "https://huggingface.co/datasets/allenai/objaverse/resolve/main/../../secret.glb",
+        "https://huggingface.co/datasets/allenai/objaverse/resolve/main/%2e%2e/%2e%2e/secret.glb",
+        "https://huggingface.co/datasets/a/b/resolve/main//etc/passwd",
+        "https://huggingface.co/datasets/a/b/resolve/main/x%00y.glb",
+    ],
+)
+@pytest.mark.parametrize("keep", [True, False])
+def test_no_address_leads_to_files_of_this_machine(remote: Remote, tmp_path: Path, address: str, keep: bool) -> None:
+    commit = remote.commit({"a.glb": b"this"})
+    (tmp_path / "secret.glb").write_bytes(b"secret")
+    cache = tmp_path / "cache"
+    (cache / "github/repos/acme/models").mkdir(parents=True)
+    remote.net.limits = dataclasses.replace(remote.net.limits, keep=keep, cache=cache)
+    item = Item("x", "github", url=address.replace("COMMIT", commit), sha256=trees.sha256(b"secret"))
+    [(_, got)] = route.fetch_many([item], lambda item: remote.net.disk_budget.folder_of(item.uid), remote.net)
+    assert isinstance(got, Skip) and got.reason in ("escapes_folder", "missing"), got
+    assert (tmp_path / "secret.glb").read_bytes() == b"secret"

@@ -1,0 +1,32 @@
+"""Paths made of strings that strangers wrote (uids, addresses, names in lists): nothing leaves the folder that it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from pipeline.core.errors import Skip
+
+PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+
+
+def below(folder: Path, name: str) -> Path:
+    """Path `folder`/`name` of a relative name, which may have slashes. Looks at no disk: links are not followed.
+
+    Raises Skip("escapes_folder") for a name that is empty, absolute, or has a NUL, a part "..", or a part that no file system
+    takes (over 255 bytes).
+    """
+    parts = name.split("/")
+    if "\0" in name or set(parts) <= {"", "."} or name.startswith("/") or ".." in parts:
+        raise Skip("escapes_folder", f"{name[:80]!r} is no path below a folder")
+    if max(len(part.encode(errors="surrogatepass")) for part in parts) > 255:
+        raise Skip("escapes_folder", f"{name[:80]!r}... is longer than a file name can be")
+    return folder / name
+
+
+def own_folder(folder: Path, owner: str) -> Path:
+    """Path of a folder for `owner` alone, directly in `folder`: its name if plain, else a hash of it."""
+    if PLAIN.fullmatch(owner):
+        return folder / owner
+    return folder / hashlib.blake2b(owner.encode(errors="surrogatepass"), digest_size=16).hexdigest()
