@@ -108,6 +108,8 @@ class DataConfig:
     """Entries in a row that are of one object: fewer reads where the disk is slow, less variety in a batch."""
     cache: Literal["auto", "memory", "device", "none"] = "auto"
     """Where decoded pictures are kept: host memory (auto: where they fit), the GPU's memory, or nowhere (read at each use)."""
+    check_images: bool = False
+    """Compare each picture's bytes with their checksum in the shard as they are read: what is damaged may decode all the same."""
     workers: int | None = None
     """Threads that read and decode. Default: the cores that this rank has, less one; 0: none, batches are made when asked for."""
     prefetch: int = 2
@@ -395,7 +397,7 @@ class TrainConfig:
         How a step is divided among ranks and batches is free as long as it has equally many samples.
         """
         settings = self.as_json()
-        free = ("data", "cache", "workers", "prefetch")
+        free = ("data", "cache", "check_images", "workers", "prefetch")
         data = {name: value for name, value in settings["data"].items() if name not in free}
         data["batch"] = self.samples(ranks)
         kept = ["model", "loss", "optim", "precision", "curriculum", "start_from"] + ["steps"] * (not self.cycle)

@@ -129,7 +129,7 @@ class Data:
             self.device = torch.device("cuda", torch.cuda.current_device())
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = max(1, len(os.sched_getaffinity(0)) // ranks_here)
-        self.index = read_index(cfg.data, cfg.res, cores, split)
+        self.index = read_index(cfg.data, cfg.res, cores, split, cfg.check_images)
         self.planner = samples.Planner(cfg, self.index)
         self.notes = self.planner.notes + not_white(self.index.paths)
         needed = len(self.index.c2w) * 3 * self.index.hw[0] * self.index.hw[1]

@@ -8,6 +8,7 @@ are small and many, a hundred times what decoding eight views takes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -34,7 +35,7 @@ from pipeline.core import cameras, images
 from pipeline.core.errors import UserError
 from pipeline.core.records import video_of
 from pipeline.storage.copies import at_hand
-from pipeline.storage.shards import INTRINSICS, METADATA_KEY, find_shards
+from pipeline.storage.shards import IMAGE_SHA, INTRINSICS, METADATA_KEY, find_shards, image_sha, open_shard, uid_of
 
 END_OF_IMAGE = b"\xff\xd9"
 OPEN_FILES = 256  # kept open; further ones are opened for each read
@@ -50,7 +51,8 @@ class Index:
     uids: (N,). path: (N,) number of its file in `paths`. group: (N,) its row group there. chunk: (N, 2) offset and length of its
     JPEGs' column chunk; length 0 if only pyarrow can read that. first: (N + 1,) its first view in the arrays below. val: (N,)
     True if for validation. stored_hw: (N, 2) size of its stored images. Per view: c2w: (M, 4, 4), fxfycxcy: (M, 4) for images
-    of size hw, float32. frame: (M,) its frame in the clip, else its number within the object.
+    of size hw, float32. frame: (M,) its frame in the clip, else its number within the object. sha: (M,) uint64 checksum of its
+    JPEG to compare, 0 where there is none.
     """
 
     uids: list[str]
@@ -64,6 +66,7 @@ class Index:
     c2w: np.ndarray
     fxfycxcy: np.ndarray
     frame: np.ndarray
+    sha: np.ndarray
     hw: tuple[int, int]
 
     def views(self, number: int) -> int:
@@ -101,6 +104,9 @@ class Index:
 
     def decode(self, number: int, view: int, jpeg: memoryview, planes: np.ndarray) -> None:
         """Decode a view of an object into planes (3, H, W) uint8, contiguous. Raises UserError if broken or of another size."""
+        if (sha := int(self.sha[self.first[number] + view])) and image_sha(jpeg) != sha:
+            said = f"the bytes of view {view} of {self.uids[number]} are not those that were written"
+            raise UserError(f"{self.paths[self.path[number]]}: {said}", HINT)
         stored = tuple(self.stored_hw[number].tolist())
         rgb = _decode(jpeg)
         if rgb is None or rgb.shape[:2] != stored:
@@ -161,14 +167,18 @@ class ShardIndex:
     fxfycxcy: np.ndarray
     hw: np.ndarray
     frame: np.ndarray
+    sha: np.ndarray
 
 
-def read_index(folders: Sequence[Path], res: int | None, workers: int, split: str = "") -> Index:
+def read_index(
+    folders: Sequence[Path], res: int | None, workers: int, split: str = "", check_images: bool = False
+) -> Index:
     """Index of run folders, or folders of one resolution, for images `res` pixels wide.
 
     res: None is the largest width that all folders can give. Of each folder the smallest sufficient width is read. split: train
-    or val for shards of that split alone. Folders at a network address are copied first. Raises UserError: no shards, a larger
-    width than stored, broken files, images of different shapes, an object in both training and validation shards.
+    or val for shards of that split alone. check_images: with the checksums of pictures, for those who decode. Folders at a
+    network address are copied first. Raises UserError: no shards, a larger width than stored, broken files, images of different
+    shapes, an object in both training and validation shards.
     """
     if not folders:
         raise UserError("no data to train on", "--data RUN, a folder that lvsm-data made")
@@ -181,7 +191,8 @@ def read_index(folders: Sequence[Path], res: int | None, workers: int, split: st
         if not enough:
             raise UserError(f"{folder} has pictures of {max(by_width)} pixels at most, --res asks for {width}")
         paths += [path for path in by_width[min(enough)] if path.stem.startswith(split)]
-    files = list(_in_threads(read_shard, paths, workers, "reading cameras" if len(paths) > 16 else ""))
+    read = functools.partial(read_shard, check_images=check_images)
+    files = list(_in_threads(read, paths, workers, "reading cameras" if len(paths) > 16 else ""))
     return merge(paths, files, width)
 
 
@@ -191,9 +202,9 @@ def merge(paths: Sequence[Path], files: Sequence[ShardIndex], width: int) -> Ind
     path = np.repeat(np.arange(len(files)), [len(file.uids) for file in files])
     val = np.array([one.stem.startswith("val-") for one in paths])[path]
     _check_unique(uids, val)
-    views, chunk, c2w, fxfycxcy, hw, frame = (
+    views, chunk, c2w, fxfycxcy, hw, frame, sha = (
         np.concatenate([getattr(file, name) for file in files])
-        for name in ("views", "chunk", "c2w", "fxfycxcy", "hw", "frame")
+        for name in ("views", "chunk", "c2w", "fxfycxcy", "hw", "frame", "sha")
     )
     first = np.concatenate([[0], np.cumsum(views)])
     heights = np.round(hw[:, 0] * width / hw[:, 1]).astype(int)
@@ -209,7 +220,7 @@ def merge(paths: Sequence[Path], files: Sequence[ShardIndex], width: int) -> Ind
         same = (hw == size).all(1)
         fxfycxcy[same] = cameras.resize_intrinsics(fxfycxcy[same].astype(np.float64), tuple(size.tolist()), new_hw)
     group = np.concatenate([np.arange(len(file.uids)) for file in files])
-    return Index(uids, list(paths), path, group, chunk, first, val, hw[first[:-1]], c2w, fxfycxcy, frame, new_hw)
+    return Index(uids, list(paths), path, group, chunk, first, val, hw[first[:-1]], c2w, fxfycxcy, frame, sha, new_hw)
 
 
 def _check_unique(uids: list[str], val: np.ndarray) -> None:
@@ -220,9 +231,9 @@ def _check_unique(uids: list[str], val: np.ndarray) -> None:
         )
 
 
-def read_shard(path: Path) -> ShardIndex:
-    """Read all but the images of one shard. Raises UserError for a broken file."""
-    with _reading(path), pq.ParquetFile(path) as file:
+def read_shard(path: Path, check_images: bool = False) -> ShardIndex:
+    """Read all but the images of one shard. check_images: with their checksums. Raises UserError for a broken file."""
+    with _reading(path), open_shard(path) as file:
         if METADATA_KEY not in (file.schema_arrow.metadata or {}):
             raise UserError(f"{path} was not written by lvsm-data")
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
@@ -233,9 +244,9 @@ def read_shard(path: Path) -> ShardIndex:
                 "train on pictures that were rendered without --projection ortho",
             )
         pictures = names.index("image.bytes")
-        has_frame = "frame" in names
-        table = file.read(["height", "width", "c2w", "fxfycxcy", *["frame"] * has_frame], use_threads=False)
-        uids = [_uid(file, number) for number in range(len(groups))]
+        optional = [name for name in ("frame", *[IMAGE_SHA] * check_images) if name in names]
+        table = file.read(["height", "width", "c2w", "fxfycxcy", *optional], use_threads=False)
+        uids = [uid_of(file, number) for number in range(len(groups))]
     views = np.array([group.num_rows for group in groups])
     chunk = np.array([_chunk(group.column(pictures)) for group in groups])
     counted = np.concatenate([np.arange(count) for count in views])
@@ -247,14 +258,9 @@ def read_shard(path: Path) -> ShardIndex:
     except ValueError as error:
         raise UserError(f"{path} has poses that are not rigid: {error}", HINT) from None
     hw = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], -1).astype(int)
-    return ShardIndex(uids, views, chunk, c2w, k, hw, table["frame"].to_numpy() if has_frame else counted)
-
-
-def _uid(file: pq.ParquetFile, group: int) -> str:
-    statistics = file.metadata.row_group(group).column(0).statistics  # of `uid`, equal in all rows
-    if statistics is not None and statistics.has_min_max and isinstance(statistics.min, str):
-        return str(statistics.min)
-    return str(file.read_row_group(group, ["uid"])["uid"][0].as_py())
+    frame = table["frame"].to_numpy() if "frame" in optional else counted
+    sha = table[IMAGE_SHA].to_numpy() if IMAGE_SHA in optional else np.zeros(len(c2w), np.uint64)
+    return ShardIndex(uids, views, chunk, c2w, k, hw, frame, sha)
 
 
 def licenses(index: Index) -> dict[str, int]:

@@ -202,7 +202,7 @@ class Stream:
         for slot in slots:
             if slot not in self.files:
                 path = folder / f"{shard_name('train', slot)}.parquet"
-                self.files[slot] = path, read_shard(path)
+                self.files[slot] = path, read_shard(path, self.cfg.data.check_images)
         held = sorted(self.files)
         paths, files = [self.files[slot][0] for slot in held], [self.files[slot][1] for slot in held]
         index: Index = merge(paths, files, width)

@@ -19,7 +19,7 @@ from pipeline.core import images
 from pipeline.core.errors import UserError
 from pipeline.core.records import video_of
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import PNGS, Rows, facts_of, find_shards, read_objects, row_keys, schema
+from pipeline.storage.shards import PNGS, Rows, facts_of, find_shards, image_sha, open_shard, rows_of, schema, uid_of
 
 RIGID_TOLERANCE = 1e-4  # of R^T R and det R, in float32
 
@@ -112,16 +112,10 @@ def _check_file(path: Path, width: int, report: Report) -> list[tuple[str, Place
             return found
         if facts["width"] != width:
             report.problems.append(f"{path.name}: says width {facts['width']}, stands in {width}")
-        for (uids, views), rows in zip(row_keys(path), read_objects(path), strict=True):
-            problems = check_object(rows, width)
-            if len(uids) > 1:
-                problems.append(f"its row group holds {len(uids)} objects")
-            if views != list(range(len(views))):
-                problems.append(f"its views are {views[:8]}..., not 0, 1, 2, ...")
-            report.problems += [f"{path.name}: {rows.uid}: {problem}" for problem in problems]
-            report.views += len(rows.jpegs)
-            poses = hashlib.sha256(rows.c2w.tobytes()).digest()
-            found.append((rows.uid, Place(path.stem, len(views), poses, rows.license, rows.meta.get("video", ""))))
+        with open_shard(path) as file:
+            for group in range(file.num_row_groups):
+                if place := _check_group(file, group, path, width, report):
+                    found.append(place)
     except (UserError, pa.ArrowException, OSError, ValueError) as error:
         report.problems.append(f"{path.name}: {error}")
     if not found:
@@ -129,10 +123,35 @@ def _check_file(path: Path, width: int, report: Report) -> list[tuple[str, Place
     return found
 
 
+def _check_group(file: pq.ParquetFile, group: int, path: Path, width: int, report: Report) -> tuple[str, Place] | None:
+    """Check one object of a shard file: problems go into the report; None if it cannot be read."""
+    uid = f"object {group}"
+    try:
+        uid = uid_of(file, group)
+        table = file.read_row_group(group)
+        rows = rows_of(table)
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        report.problems.append(f"{path.name}: {uid}: cannot be read: {error}")
+        return None
+    problems = check_object(rows, width)
+    uids, views = set(table["uid"].to_pylist()), table["view"].to_pylist()
+    if len(uids) > 1:
+        problems.append(f"its row group holds {len(uids)} objects")
+    if views != list(range(len(views))):
+        problems.append(f"its views are {views[:8]}..., not 0, 1, 2, ...")
+    report.problems += [f"{path.name}: {rows.uid}: {problem}" for problem in problems]
+    report.views += len(rows.jpegs)
+    poses = hashlib.sha256(rows.c2w.tobytes()).digest()
+    return rows.uid, Place(path.stem, len(views), poses, rows.license, rows.meta.get("video", ""))
+
+
 def check_object(rows: Rows, width: int) -> list[str]:
     """Problems of one object as read back, one line each; empty if there are none."""
     with ThreadPoolExecutor() as pool:
         problems = list(filter(None, pool.map(lambda jpeg: _check_picture(jpeg, (*rows.hw, 3)), rows.jpegs)))
+    damaged = [view for view, sha in enumerate(rows.shas or ()) if image_sha(rows.jpegs[view] or b"") != sha]
+    if damaged:
+        problems.append(f"bytes of views {damaged[:8]} are not those that were written (image_sha)")
     if rows.hw[1] != width:
         problems.append(f"width {rows.hw[1]} among {width}")
     if not (np.isfinite(rows.c2w).all() and np.isfinite(rows.intrinsics).all()):

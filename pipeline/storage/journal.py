@@ -28,8 +28,23 @@ def read(path: Path) -> list[pa.RecordBatch]:
     return mend(path)[0]
 
 
+def schema_of(path: Path) -> pa.Schema | None:
+    """Schema of a journal's record batches; None if not even that is whole."""
+    messages, _ = _messages(path)
+    return pa.ipc.read_schema(messages[0]) if messages else None
+
+
 def mend(path: Path) -> tuple[list[pa.RecordBatch], int]:
     """Whole record batches of a journal, and the byte offset after the last whole record, where the file can be truncated."""
+    messages, end = _messages(path)
+    if not messages:
+        return [], 0
+    of = pa.ipc.read_schema(messages[0])
+    return [pa.ipc.read_record_batch(message, of) for message in messages[1:]], end
+
+
+def _messages(path: Path) -> tuple[list[pa.Buffer], int]:
+    """Whole Arrow messages of a journal, the schema first, and the offset of their end."""
     data = pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
     messages: list[pa.Buffer] = []
     start = 0
@@ -42,7 +57,4 @@ def mend(path: Path) -> tuple[list[pa.RecordBatch], int]:
             break
         messages.append(message)
         start += RECORD.size + length
-    if not messages:
-        return [], 0
-    of = pa.ipc.read_schema(messages[0])
-    return [pa.ipc.read_record_batch(message, of) for message in messages[1:]], start
+    return messages, start

@@ -33,13 +33,14 @@ INTRINSICS = {
 }  # a column of its own each: no reader takes one for the other
 LAYERS = ("alpha", "depth", "normals", "albedo", "roughness", "metallic")
 NUMBERS = ("frame", "asked_us", "time_us")  # int64 columns of views that are video frames
+IMAGE_SHA = "image_sha"  # uint64 column of checksums, which shards of earlier versions lack
 SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
 ENTRY_COLUMNS = ("uid", "source", "license", "sha256")  # fields of an Item that are columns
 METADATA_KEY = b"lvsm_data"
 
 
 def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
-    """Arrow schema of a shard. optional: which of LAYERS and NUMBERS it has; sxsycxcy stands in place of fxfycxcy.
+    """Arrow schema of a shard. optional: which of LAYERS, NUMBERS and IMAGE_SHA it has; sxsycxcy stands in place of fxfycxcy.
 
     The Hugging Face metadata makes `image` a picture for `datasets` and the hub's viewer.
     """
@@ -47,6 +48,7 @@ def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
         "uid": pa.string(),
         "view": pa.int32(),
         "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        **({IMAGE_SHA: pa.uint64()} if IMAGE_SHA in optional else {}),
         "c2w": pa.list_(pa.float32(), 16),
         intrinsics_column(optional): pa.list_(pa.float32(), 4),
         "height": pa.int32(),
@@ -57,6 +59,11 @@ def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
     }
     features = {name: _feature(kind) for name, kind in columns.items()}
     return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def image_sha(image: bytes | memoryview) -> int:
+    """First 8 bytes of the SHA-256 of an image file's bytes, as a little-endian number."""
+    return int.from_bytes(hashlib.sha256(image).digest()[:8], "little")
 
 
 def intrinsics_column(names: Iterable[str]) -> str:
@@ -185,9 +192,23 @@ def facts_of(path: Path) -> dict[str, Any]:
     return facts
 
 
+def open_shard(path: Path) -> pq.ParquetFile:
+    """Open a shard file for reading; damaged pages raise OSError (those of earlier versions have no checksums). Close it."""
+    return pq.ParquetFile(path, page_checksum_verification=True)
+
+
+def uid_of(file: pq.ParquetFile, group: int) -> str:
+    """Uid of the object in a row group of a shard, from the footer if it is there."""
+    statistics = file.metadata.row_group(group).column(0).statistics  # of `uid`, equal in all rows
+    if statistics is not None and statistics.has_min_max and isinstance(statistics.min, str):
+        return str(statistics.min)
+    return str(file.read_row_group(group, ["uid"])["uid"][0].as_py())
+
+
 def uids_of(path: Path) -> list[str]:
-    """Uids of the objects of a shard file, in order; reads that column alone."""
-    return [table["uid"][0].as_py() for table in _row_groups(path, ["uid"])]
+    """Uids of the objects of a shard file, in order."""
+    with open_shard(path) as file:
+        return [uid_of(file, group) for group in range(file.num_row_groups)]
 
 
 def files_of(out: Path, widths: Iterable[int], name: str) -> list[Path]:
@@ -217,17 +238,12 @@ def shard_on_disk(out: Path, widths: Sequence[int], name: str) -> Shard:
     return Shard(name, tuple(entries.values()), sum(path.stat().st_size for path in paths))
 
 
-def row_keys(path: Path) -> Iterator[tuple[set[str], list[int]]]:
-    """Per row group of a shard file: its uids (one, in a sound file) and its view numbers, in order."""
-    for table in _row_groups(path, ["uid", "view"]):
-        yield set(table["uid"].to_pylist()), table["view"].to_pylist()
-
-
 @dataclass(frozen=True)
 class Rows:
     """One object as read back: c2w (V, 4, 4), intrinsics (V, 4) of a projection that INTRINSICS names, V JPEG files.
 
-    numbers: (V,) each, where the shard has them.
+    shas: (V,) what `image_sha` should give of each, None if the shard has no such column. numbers: (V,) each, where the shard
+    has them.
     """
 
     uid: str
@@ -240,30 +256,36 @@ class Rows:
     license: str
     layers: dict[str, list[bytes]]
     numbers: dict[str, np.ndarray]
+    shas: list[int] | None = None
 
 
 def read_objects(path: Path) -> Iterator[Rows]:
     """Yield the objects of one shard file, one row group at a time."""
-    for table in _row_groups(path):
-        first = {name: table[name][0].as_py() for name in ("uid", "height", "width", "meta", "license")}
-        column = intrinsics_column(table.column_names)
-        yield Rows(
-            uid=first["uid"],
-            jpegs=pc.struct_field(table["image"], "bytes").to_pylist(),
-            c2w=_numbers(table["c2w"]).reshape(-1, 4, 4),
-            intrinsics=_numbers(table[column]).reshape(-1, 4),
-            projection=next(kind for kind, name in INTRINSICS.items() if name == column),
-            hw=(first["height"], first["width"]),
-            meta=json.loads(first["meta"]),
-            license=first["license"],
-            layers={name: table[name].to_pylist() for name in LAYERS if name in table.column_names},
-            numbers={name: table[name].to_numpy() for name in NUMBERS if name in table.column_names},
-        )
+    yield from map(rows_of, _row_groups(path))
+
+
+def rows_of(table: pa.Table) -> Rows:
+    """Convert the rows of one object, with all columns of a shard."""
+    first = {name: table[name][0].as_py() for name in ("uid", "height", "width", "meta", "license")}
+    column = intrinsics_column(table.column_names)
+    return Rows(
+        uid=first["uid"],
+        jpegs=pc.struct_field(table["image"], "bytes").to_pylist(),
+        c2w=_numbers(table["c2w"]).reshape(-1, 4, 4),
+        intrinsics=_numbers(table[column]).reshape(-1, 4),
+        projection=next(kind for kind, name in INTRINSICS.items() if name == column),
+        hw=(first["height"], first["width"]),
+        meta=json.loads(first["meta"]),
+        license=first["license"],
+        layers={name: table[name].to_pylist() for name in LAYERS if name in table.column_names},
+        numbers={name: table[name].to_numpy() for name in NUMBERS if name in table.column_names},
+        shas=table[IMAGE_SHA].to_pylist() if IMAGE_SHA in table.column_names else None,
+    )
 
 
 def _row_groups(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """Yield the row groups of a shard file, one per object. columns: those to read; None: all."""
-    with pq.ParquetFile(path) as file:
+    with open_shard(path) as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns)
 

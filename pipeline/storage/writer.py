@@ -27,6 +27,7 @@ from pipeline.storage.shards import (
     CONVENTION,
     ENTRY_COLUMNS,
     FORMAT_VERSION,
+    IMAGE_SHA,
     INTRINSICS,
     LAYERS,
     METADATA_KEY,
@@ -35,10 +36,12 @@ from pipeline.storage.shards import (
     Entry,
     Shard,
     entries_of,
+    image_sha,
     intrinsics_column,
     is_web,
     schema,
     shard_name,
+    shard_paths,
 )
 
 FSYNC_BYTES = 16_000_000  # bytes that a power cut may lose; a killed process loses none
@@ -75,7 +78,7 @@ class ShardWriter:
     ) -> None:
         self.out = out
         self.widths = widths
-        self.schema = schema(optional)
+        self.schema = schema(optional if _lacks_checksums(out, widths) else (*optional, IMAGE_SHA))
         self.pack = Packer(self.schema, metadata["config_hash"])
         self.metadata = metadata
         self.target_bytes = target_bytes
@@ -185,6 +188,7 @@ class ShardWriter:
                 use_dictionary=False,  # zstd alone packs a group's repeated values smaller than a dictionary page does
                 column_encoding={"c2w.list.element": "BYTE_STREAM_SPLIT"},
                 write_statistics=["uid"],
+                write_page_checksum=True,
             ) as writer,
         ):
             for start in range(0, len(batches), TOGETHER):
@@ -205,6 +209,14 @@ def _compressible(objects: list[pa.RecordBatch], widths: int) -> list[str]:
     enough = SMALL * widths * len(objects)
     names = [name for name in objects[0].schema.names if name not in PNGS]  # compressed already
     return [leaves.get(name, name) for name in names if sum(one.column(name).nbytes for one in objects) >= enough]
+
+
+def _lacks_checksums(out: Path, widths: Sequence[int]) -> bool:
+    """True for a run that an earlier version began without the column of checksums: all of a run's shards have equal columns."""
+    shard = next((path for width in widths for path in shard_paths(out / str(width))), None)
+    journal = next((out / "journal").glob("*.arrow"), None)
+    found = pq.read_schema(shard) if shard else journals.schema_of(journal) if journal else None
+    return found is not None and IMAGE_SHA not in found.names
 
 
 @dataclass(frozen=True)
@@ -245,6 +257,8 @@ def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
         count = len(views.jpegs)
         columns["view"] += range(count)
         columns["image"] += [{"bytes": jpeg, "path": None} for jpeg in views.jpegs]
+        if IMAGE_SHA in columns:
+            columns[IMAGE_SHA] += map(image_sha, views.jpegs)
         columns["c2w"] += list(poses)
         columns[intrinsics_column(columns)] += list(views.intrinsics)
         columns["height"] += [views.hw[0]] * count

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from lvsm_train.data import batches, parquet_pages, view_sampling  # noqa: E402
-from lvsm_train.data.batches import Data  # noqa: E402
+from lvsm_train.data.batches import Data, DataConfig  # noqa: E402
 from lvsm_train.data.index import Index, memory_free, read_index  # noqa: E402
 from pipeline.core import cameras, images  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
@@ -348,3 +348,25 @@ def test_a_picture_of_several_pages(tmp_path: Path) -> None:
     chunk = index.paths[0].read_bytes()[offset : offset + length]
     assert [bytes(one) for one in parquet_pages.byte_strings(chunk, 14)] == pictures
     assert length > 1_500_000  # a page ends at 1 MiB
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_other_bytes_than_were_written_are_told_if_asked(tmp_path: Path, cache: str) -> None:
+    one = scene("one", (24,))
+    path = write(tmp_path, [one]) / "24/train-000000.parquet"
+    mine = one.by_width[24].jpegs[5]
+    at = path.read_bytes().index(mine)
+    damaged = bytearray(path.read_bytes())
+    scan = mine.index(b"\xff\xda") + 20  # behind the header of the pixels
+    damaged[at + scan] ^= 16
+    path.write_bytes(bytes(damaged))
+    assert images.decode(bytes(damaged[at : at + len(mine)])).shape == (24, 24, 3)
+    plain = config(tmp_path, cache=cache, batch=1, inputs=7, targets=6)
+
+    def gather(cfg: DataConfig) -> None:
+        opened = Data(cfg)
+        opened.gather(opened.planner.named(["one"], 7, 6))
+
+    gather(plain)
+    with pytest.raises(UserError, match="the bytes of view 5 of one are not those that were written"):
+        gather(dataclasses.replace(plain, check_images=True))

@@ -159,6 +159,21 @@ def flipped_data(run: Run) -> None:
     run.path().write_bytes(bytes(data))
 
 
+def flipped_pose(run: Run) -> None:
+    path = run.path()
+    place = (
+        pq.read_metadata(path).row_group(1).column(pq.read_schema(path).names.index("c2w") + 1)
+    )  # image is two columns
+    data = bytearray(path.read_bytes())
+    data[place.data_page_offset + place.total_compressed_size - 1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def other_pixels(run: Run) -> None:
+    """A JPEG that decodes, of the right size, which is not the one that was written."""
+    run.rewrite(lambda rows: rows[3]["image"].update(bytes=rows[2]["image"]["bytes"]))
+
+
 def wrong_column(run: Run) -> None:
     table = pq.read_table(run.path())
     pq.write_table(table.drop_columns(["sha256"]), run.path())
@@ -337,7 +352,9 @@ def ledger_claims_a_journal_that_is_gone(run: Run) -> None:
 DAMAGE: dict[Callable[[Run], None], str] = {
     truncated: r"^train-000001\.parquet: ",
     emptied: r"^train-000001\.parquet: ",
-    flipped_data: r"^train-000000\.parquet: b: an image ",
+    flipped_data: r"^train-000000\.parquet: b: cannot be read: .*checksum",
+    flipped_pose: r"^train-000000\.parquet: b: cannot be read: .*checksum",
+    other_pixels: r"^train-000000\.parquet: b: bytes of views \[1\] are not those that were written",
     wrong_column: r"^train-000000\.parquet: columns differ",
     wrong_type: r"^train-000000\.parquet: columns differ",
     somebody_elses: r"^train-000001\.parquet: .*not written by",

@@ -26,7 +26,7 @@ from pipeline.core import cameras
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome, Scene, Views
 from pipeline.storage import journal as journals
-from pipeline.storage import shards
+from pipeline.storage import shards, writer
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import Entry, Shard, read_objects, shard_on_disk, split_of
 from pipeline.storage.writer import Packer, ShardWriter
@@ -296,12 +296,12 @@ def test_splits_are_open_beside_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "sizes", "poses", "limit"), [(512, (20_000, 30_000), 0, 0.02), (64, (1400, 1600), 64, 0.042)]
+    ("width", "sizes", "poses", "limit"), [(512, (20_000, 30_000), 0, 0.02), (64, (1400, 1600), 64 + 8, 0.046)]
 )
 def test_the_container_costs_little(
     tmp_path: Path, width: int, sizes: tuple[int, int], poses: int, limit: float
 ) -> None:
-    """Beyond the pictures (and, where they are small, the 64 bytes of a pose). The first shard that is full: 16 objects."""
+    """Beyond the pictures (and, where they are small, the 72 bytes of a pose and a checksum). The first full shard: 16 objects."""
     scenes = [scene(f"o{i}", (width,), 32, sizes=sizes) for i in range(16)]
     shard = write(tmp_path, scenes).close("train")
     assert shard is not None
@@ -677,3 +677,36 @@ def test_reading_a_ledger_that_is_not_there_is_a_user_error(tmp_path: Path) -> N
     with pytest.raises(UserError, match="holds no run"):
         Ledger(tmp_path / "ledger.sqlite", readonly=True)
     assert not list(tmp_path.iterdir())
+
+
+# ---- checksums
+
+
+def without_checksums(out: Path, scenes: list[Scene], close: bool) -> None:
+    """A run as an earlier version leaves it: a shard, or an open journal, without the column."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "_lacks_checksums", lambda out, widths: True)
+        begun = write(out, scenes)
+    if close:
+        begun.close("train")
+    else:
+        begun.leave()
+
+
+def test_checksums_are_of_the_bytes(written: tuple[Path, list[Scene]]) -> None:
+    frame = pd.read_parquet(written[0] / "32" / "train-000000.parquet")
+    expected = [hashlib.sha256(image["bytes"]).digest()[:8] for image in frame["image"]]
+    assert [int(number).to_bytes(8, "little") for number in frame["image_sha"]] == expected
+
+
+@pytest.mark.parametrize("close", [True, False], ids=["closed", "open"])
+def test_a_run_keeps_the_columns_that_it_began_with(tmp_path: Path, close: bool) -> None:
+    first, second = scene("first"), scene("second")
+    without_checksums(tmp_path, [first], close)
+    later = ShardWriter(tmp_path, WIDTHS, (), FACTS, 1e12)
+    later.reopen()
+    later.add(second, "train", 1)
+    later.close("train")
+    found = [rows for path in sorted((tmp_path / "16").glob("*.parquet")) for rows in read_objects(path)]
+    assert [(rows.uid, rows.shas) for rows in found] == [("first", None), ("second", None)]
+    assert [rows.jpegs for rows in found] == [one.by_width[16].jpegs for one in (first, second)]
