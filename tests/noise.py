@@ -35,11 +35,13 @@ def scene(
     return Scene(Item(uid, "local"), cameras.sample("shell", rng, views), by_width, meta, numbers)
 
 
-def write(out: Path, scenes: list[Scene], split: str = "train", shards: int = 1) -> Path:
+def write(
+    out: Path, scenes: list[Scene], split: str = "train", shards: int = 1, facts: dict[str, Any] | None = None
+) -> Path:
     """So many shards of one split, of objects in this order."""
     out.mkdir(parents=True, exist_ok=True)
     optional = tuple(scenes[0].numbers)
-    writer = ShardWriter(out, tuple(scenes[0].by_width), optional, FACTS, 1e12)
+    writer = ShardWriter(out, tuple(scenes[0].by_width), optional, FACTS | (facts or {}), 1e12)
     for number, some in enumerate(np.array_split(np.arange(len(scenes)), shards)):
         for one in some:
             writer.add(scenes[one], split, number)

@@ -97,7 +97,8 @@ class DataConfig:
     rotate: bool = True
     """Turn the world of each sample about z by a random angle (objects only)."""
     scenes: bool = False
-    """Clips: their poses are normalised, and the inputs enclose a window of frames."""
+    """Take captures without frame numbers for clips too: inputs enclose a window of views, and poses are normalised. Clips and
+    rendered objects follow their own rules with and without it."""
     gap_min: int = 25
     """Of clips: the least number of frames between the first and the last input."""
     gap_max: int = 192

@@ -230,10 +230,11 @@ class Data:
         views = np.array([sample.inputs + sample.targets for sample in some])
         rows = views + index.first[[sample.number for sample in some]][:, None]
         c2w = index.c2w[rows]
-        if self.cfg.scenes:
-            c2w = np.stack([view_sampling.normalise_poses(cameras) for cameras in c2w])
-        elif any(sample.angle for sample in some):
+        if any(sample.angle for sample in some):
             c2w = view_sampling.rotate_z(c2w, np.array([sample.angle for sample in some]))
+        for place, sample in enumerate(some):
+            if sample.is_scene:
+                c2w[place] = view_sampling.normalise_poses(c2w[place])
         row, pose, k = (self._pinned(torch.from_numpy(each)) for each in (rows, c2w, index.fxfycxcy[rows]))
         if cached and self.cached == "device":
             return _Pending(some, row, pose, k, None, [])

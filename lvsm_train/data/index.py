@@ -35,7 +35,16 @@ from pipeline.core import cameras, images
 from pipeline.core.errors import UserError
 from pipeline.core.records import video_of
 from pipeline.storage.copies import at_hand
-from pipeline.storage.shards import IMAGE_SHA, INTRINSICS, METADATA_KEY, find_shards, image_sha, open_shard, uid_of
+from pipeline.storage.shards import (
+    IMAGE_SHA,
+    INTRINSICS,
+    METADATA_KEY,
+    find_shards,
+    image_sha,
+    open_shard,
+    subject_of,
+    uid_of,
+)
 
 END_OF_IMAGE = b"\xff\xd9"
 OPEN_FILES = 256  # kept open; further ones are opened for each read
@@ -48,15 +57,16 @@ HINT = "`lvsm-data verify` says what is broken; a shard that is moved away is le
 class Index:
     """N objects of some shards, with M views in all. Per object:
 
-    uids: (N,). path: (N,) number of its file in `paths`. group: (N,) its row group there. chunk: (N, 2) offset and length of its
-    JPEGs' column chunk; length 0 if only pyarrow can read that. first: (N + 1,) its first view in the arrays below. val: (N,)
-    True if for validation. stored_hw: (N, 2) size of its stored images. Per view: c2w: (M, 4, 4), fxfycxcy: (M, 4) for images
-    of size hw, float32. frame: (M,) its frame in the clip, else its number within the object. sha: (M,) uint64 checksum of its
-    JPEG to compare, 0 where there is none.
+    uids: (N,). path: (N,) number of its file among the P `paths`, each of which shows "clips", "objects" or "" (`subjects`).
+    group: (N,) its row group there. chunk: (N, 2) offset and length of its JPEGs' column chunk; length 0 if only pyarrow can
+    read that. first: (N + 1,) its first view in the arrays below. val: (N,) True if for validation. stored_hw: (N, 2) size of
+    its stored images. Per view: c2w: (M, 4, 4), fxfycxcy: (M, 4) for images of size hw, float32. frame: (M,) its frame in the
+    clip, else its number within the object. sha: (M,) uint64 checksum of its JPEG to compare, 0 where there is none.
     """
 
     uids: list[str]
     paths: list[Path]
+    subjects: list[str]
     path: np.ndarray
     group: np.ndarray
     chunk: np.ndarray
@@ -80,7 +90,8 @@ class Index:
     def videos(self) -> list[str]:
         """Name of each object's video, or its uid if it is no clip (N,): training and validation must not share one."""
         names = list(self.uids)
-        for which, path in enumerate(self.paths):
+        for which in [number for number, subject in enumerate(self.subjects) if subject == "clips"]:
+            path = self.paths[which]
             numbers = np.flatnonzero(self.path == which)
             with _reading(path), pq.ParquetFile(path) as file:
                 for number in numbers:
@@ -160,6 +171,7 @@ class Files:
 class ShardIndex:
     """An Index's part from one shard file. views: (n,) number of views per object. hw: (m, 2) stored size of each view."""
 
+    subject: str
     uids: list[str]
     views: np.ndarray
     chunk: np.ndarray
@@ -220,7 +232,10 @@ def merge(paths: Sequence[Path], files: Sequence[ShardIndex], width: int) -> Ind
         same = (hw == size).all(1)
         fxfycxcy[same] = cameras.resize_intrinsics(fxfycxcy[same].astype(np.float64), tuple(size.tolist()), new_hw)
     group = np.concatenate([np.arange(len(file.uids)) for file in files])
-    return Index(uids, list(paths), path, group, chunk, first, val, hw[first[:-1]], c2w, fxfycxcy, frame, sha, new_hw)
+    subjects = [file.subject for file in files]
+    return Index(
+        uids, list(paths), subjects, path, group, chunk, first, val, hw[first[:-1]], c2w, fxfycxcy, frame, sha, new_hw
+    )
 
 
 def _check_unique(uids: list[str], val: np.ndarray) -> None:
@@ -244,6 +259,7 @@ def read_shard(path: Path, check_images: bool = False) -> ShardIndex:
                 "train on pictures that were rendered without --projection ortho",
             )
         pictures = names.index("image.bytes")
+        subject = subject_of(json.loads(file.schema_arrow.metadata[METADATA_KEY]), file.schema_arrow.names)
         optional = [name for name in ("frame", *[IMAGE_SHA] * check_images) if name in names]
         table = file.read(["height", "width", "c2w", "fxfycxcy", *optional], use_threads=False)
         uids = [uid_of(file, number) for number in range(len(groups))]
@@ -260,7 +276,7 @@ def read_shard(path: Path, check_images: bool = False) -> ShardIndex:
     hw = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], -1).astype(int)
     frame = table["frame"].to_numpy() if "frame" in optional else counted
     sha = table[IMAGE_SHA].to_numpy() if IMAGE_SHA in optional else np.zeros(len(c2w), np.uint64)
-    return ShardIndex(uids, views, chunk, c2w, k, hw, frame, sha)
+    return ShardIndex(subject, uids, views, chunk, c2w, k, hw, frame, sha)
 
 
 def licenses(index: Index) -> dict[str, int]:

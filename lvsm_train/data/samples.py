@@ -18,33 +18,40 @@ from pipeline.core.records import item_rng
 from pipeline.formats.trajectories import Example
 from pipeline.storage.shards import split_of
 
+KINDS = {True: "clips", False: "objects"}  # by `is_scene`
 HELD_PERCENT = 5.0  # of the objects are for validation, without val-*.parquet files
 
 
 @dataclass(frozen=True)
 class Sample:
-    """number: of the object in the index. inputs, targets: its views. angle: rotation of the world about z, in radians."""
+    """number: of the object in the index. inputs, targets: its views. angle: rotation of the world about z, in radians.
+    is_scene: its poses are to be normalised.
+    """
 
     uid: str
     number: int
     inputs: tuple[int, ...]
     targets: tuple[int, ...]
     angle: float = 0.0
+    is_scene: bool = False
 
 
 class Planner:
     """Chooses samples: for training by the seed, for evaluation independently of it.
 
-    train, val: index numbers of training and of held-out objects. notes: for the user. choose: hold out some of the objects
-    if no shard is for validation.
+    train, val: index numbers of training and of held-out objects. is_scene: (N,) True for those that follow the rule of scenes
+    (a window of frames, normalised poses, no rotation): clips, whatever the settings are, and with cfg.scenes all but what is
+    known to be an object. notes: for the user. choose: hold out some of the objects if no shard is for validation.
     """
 
     def __init__(self, cfg: DataConfig, index: Index, choose: bool = True) -> None:
         self.cfg, self.index = cfg, index
-        self.notes: list[str] = []
+        rule = [subject == "clips" or (cfg.scenes and subject != "objects") for subject in index.subjects]
+        self.is_scene = np.array(rule, bool)[index.path]
+        self.notes = _kinds(cfg, self.is_scene)
         held = index.val.copy()
         if choose and not held.any():
-            names = index.videos() if cfg.scenes else index.uids
+            names = index.videos()
             held[:] = [split_of(name, HELD_PERCENT) == "val" for name in names]
             if not held.any() and len(set(names)) > 1:
                 held[:] = np.array(names) == min(names, key=_hash)
@@ -52,13 +59,20 @@ class Planner:
         train = np.flatnonzero(~held)
         able = np.array([self._fits(number, cfg.inputs + cfg.targets) for number in train], bool)
         if not able.all():
-            lack = "no window of --gap-min to --gap-max frames with enough views" if cfg.scenes else "too few views"
-            self.notes.append(f"{(~able).sum()} of {len(able)} do not train: {lack}")
+            lacks = ("too few views", "no window of --gap-min to --gap-max frames with enough views")
+            for is_scene, lack in enumerate(lacks):
+                if out := int((~able & (self.is_scene[train] == is_scene)).sum()):
+                    self.notes.append(f"{out} of {len(able)} do not train: {lack}")
         self.val, self.train = np.flatnonzero(held), train[able]
+
+    def kinds(self) -> dict[str, int]:
+        """Number of clips and of objects."""
+        scenes = int(self.is_scene.sum())
+        return {KINDS[True]: scenes, KINDS[False]: len(self.is_scene) - scenes}
 
     def _fits(self, number: int, views: int) -> bool:
         """True if an object has enough views to train on, or a clip a window with enough of them."""
-        if self.cfg.scenes:
+        if self.is_scene[number]:
             return view_sampling.clip_fits(np.sort(self.index.frame[self.index.of(number)]), views, self.cfg.gap)
         return self.index.views(number) - self.cfg.held_views >= views
 
@@ -87,7 +101,7 @@ class Planner:
     def _entry(self, position: int, number: int, inputs: int, targets: int) -> Sample:
         cfg = self.cfg
         rng = item_rng(cfg.seed, str(position), "views")
-        if cfg.scenes:
+        if self.is_scene[number]:
             return self._clip(number, rng, inputs, targets, cfg.target_among_inputs)
         turn = item_rng(cfg.seed, str(position), "turn")  # a second generator, so that --no-rotate changes no views
         angle = float(turn.uniform(0, 2 * np.pi)) if cfg.rotate else 0.0
@@ -102,21 +116,29 @@ class Planner:
         return self._sample(number, order[shown], order[target])
 
     def _sample(self, number: int, inputs: np.ndarray, targets: np.ndarray, angle: float = 0.0) -> Sample:
-        return Sample(self.index.uids[number], number, tuple(inputs.tolist()), tuple(targets.tolist()), angle)
+        views = tuple(inputs.tolist()), tuple(targets.tolist())
+        return Sample(self.index.uids[number], number, *views, angle, bool(self.is_scene[number]))
 
     def evaluation(
-        self, which: Literal["val", "held", "all"] = "val", inputs: int = 4, targets: int = 10, count: int | None = None
+        self,
+        which: Literal["val", "held", "all"] = "val",
+        inputs: int = 4,
+        targets: int = 10,
+        count: int | None = None,
+        scenes: bool | None = None,
     ) -> list[Sample]:
         """Fixed samples for evaluation, independent of the seed and of how a model is trained.
 
         which: "val" takes held-out objects, "all" any; "held" takes training objects, with their held_views as targets.
-        count: at most so many objects, chosen by a hash of their uid. Inputs are farthest points from a first view, which the
+        count: at most so many objects, chosen by a hash of their uid. scenes: of those with this `is_scene` alone, None: of all.
+        Inputs are farthest points from a first view, which the
         uid seeds, as it does the targets (fewer where an object has no more) and a clip's window. Objects with too few views
         are left out. Raises UserError for "held" without held_views.
         """
         if which == "held" and not self.cfg.held_views:
             raise UserError("no views of training objects are held out", "--held-views 4")
         numbers = {"val": self.val, "held": self.train, "all": np.arange(len(self.index.uids))}[which].tolist()
+        numbers = [number for number in numbers if scenes is None or self.is_scene[number] == scenes]
         numbers.sort(key=lambda number: _hash(self.index.uids[number]))
         found = (self._fixed(number, inputs, targets, which == "held") for number in numbers)
         return list(itertools.islice((sample for sample in found if sample), count))
@@ -140,7 +162,7 @@ class Planner:
     def _fixed(self, number: int, inputs: int, targets: int, held: bool = False) -> Sample | None:
         """Sample of an object for evaluation; None: too few views. held: targets are its held_views, and inputs others."""
         own, rng = self.index.of(number), item_rng(0, self.index.uids[number], "evaluation")
-        if self.cfg.scenes:
+        if self.is_scene[number]:
             return self._clip(number, rng, inputs, targets, False) if self._fits(number, inputs + targets) else None
         views = np.arange(self.index.views(number))
         seen, unseen = (views[: -self.cfg.held_views], views[-self.cfg.held_views :]) if held else (views, views)
@@ -152,8 +174,27 @@ class Planner:
         return self._sample(number, shown, target) if len(target) else None
 
 
-def index_samples(index: Mapping[str, Example], shards: Index) -> list[Sample]:
+def _kinds(cfg: DataConfig, is_scene: np.ndarray) -> list[str]:
+    """Notes where the data are of another kind than the settings are for. Raises UserError for settings that they exclude."""
+    scenes = int(is_scene.sum())
+    if scenes and cfg.least_inputs < 2:
+        raise UserError(f"{scenes} of {len(is_scene)} are clips, which need two inputs", "--inputs 2")
+    if scenes and (cfg.farthest_inputs or cfg.held_views):
+        said = f"{scenes} of {len(is_scene)} are clips, and --farthest-inputs and --held-views are for objects"
+        raise UserError(said, "leave them out, or train on folders of objects alone")
+    if scenes and not cfg.scenes:
+        rule = "inputs enclose a window of --gap-min to --gap-max frames, poses are normalised, and no world is turned"
+        return [f"{scenes} of {len(is_scene)} are clips, these settings are for objects; of clips {rule}"]
+    if cfg.scenes and (objects := len(is_scene) - scenes):
+        rule = "views are drawn from all of them, and poses are not normalised"
+        return [f"{objects} of {len(is_scene)} are objects, these settings are for clips; of objects {rule}"]
+    return []
+
+
+def index_samples(index: Mapping[str, Example], shards: Index, is_scene: np.ndarray) -> list[Sample]:
     """Samples of an evaluation index, for those of its clips that the shards have with all frames it names.
+
+    is_scene: (N,) as of Planner.
 
     Raises UserError if there are none.
     """
@@ -167,7 +208,7 @@ def index_samples(index: Mapping[str, Example], shards: Index) -> list[Sample]:
             inputs, targets = (
                 tuple(view_of[frame] for frame in frames) for frames in (example.context, example.target)
             )
-            found.append(Sample(key, number, inputs, targets))
+            found.append(Sample(key, number, inputs, targets, is_scene=bool(is_scene[number])))
     if not found:
         raise UserError("the shards have none of the clips of the evaluation index with the frames that it names")
     return found

@@ -15,7 +15,7 @@ import torch
 from lvsm_train.config.trained import EvalConfig, Split
 from lvsm_train.data.batches import Batch, Data, not_white
 from lvsm_train.data.index import read_index
-from lvsm_train.data.samples import Planner, Sample
+from lvsm_train.data.samples import KINDS, Planner, Sample
 from lvsm_train.device.devices import autocast
 from lvsm_train.evaluation import eval_page, flight, protocols, scores
 from lvsm_train.evaluation.assessment import Assessment, Control, write_table
@@ -38,11 +38,11 @@ def assess(cfg: EvalConfig) -> Assessment:
     checkpoint, a protocol that does not suit the data, no objects with enough views, broken shards.
     """
     trained = open_run(cfg.run, cfg.step, cfg.device)
-    protocol = protocols.choose(cfg.protocol, cfg.index, trained.cfg.data.scenes)
-    out = cfg.out or cfg.run / "eval" / f"{protocol}-{trained.step:08d}"
     device = next(trained.net.parameters()).device
     with contextlib.closing(Data(trained.data_config(cfg, batch=cfg.batch), device=device)) as data:
         trained.cfg.model.check_pictures(data.hw)
+        protocol = protocols.choose(cfg.protocol, cfg.index, data.planner.is_scene)
+        out = cfg.out or cfg.run / "eval" / f"{protocol}-{trained.step:08d}"
         with torch.no_grad(), autocast(trained.cfg.precision, device):
             found = _measured(cfg, trained, protocol, data, out)
             write_table(out / "objects.csv", found.rows())
@@ -65,6 +65,7 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
                 "the model was trained on all of these objects", "--split all measures on them all the same"
             )
     samples = samples[: cfg.objects]
+    notes += _other_kinds(trained, samples)
     lpips, more = load_lpips(cfg.lpips, cfg.lpips_weights, data.device)
     notes += more
     timed = Timed(trained.net)
@@ -90,6 +91,15 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
     if cfg.controls:
         made = _with_controls(made, trained, data, split)
     return _with_films(made, cfg, trained, data)
+
+
+def _other_kinds(trained: Trained, samples: Sequence[Sample]) -> list[str]:
+    """A note if some of these samples are of a kind that the model was not trained on, as its card says; else []."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no card, or one of an earlier version
+        known = json.loads((trained.run / "card.json").read_text())["data"]["kinds"]
+        strange = {KINDS[sample.is_scene] for sample in samples if not known[KINDS[sample.is_scene]]}
+        return [f"the model was not trained on {kind}: its scores on them say little" for kind in sorted(strange)]
+    return []
 
 
 def _split(cfg: EvalConfig, trained: Trained) -> tuple[Split, set[str]]:
@@ -179,9 +189,10 @@ def _with_films(made: Assessment, cfg: EvalConfig, trained: Trained, data: Data)
     for number, uid in enumerate(wanted, 1):
         batch = data.gather([sample_of[uid]])
         c2w, k = batch.c2w[0].cpu().numpy(), batch.fxfycxcy[0].cpu().numpy()
-        route = flight.between if data.cfg.scenes else flight.orbit
+        is_scene = sample_of[uid].is_scene
+        route = flight.between if is_scene else flight.orbit
         frames = list(flight.render_frames(trained.net, batch, *route(c2w, k, cfg.frames)))
-        if data.cfg.scenes:
+        if is_scene:
             frames += frames[-2:0:-1]  # and back to the first camera, since players loop films
         films[uid] = write_film(made.out / f"film-{number}.mp4", frames, FPS)
     return dataclasses.replace(made, films=films)

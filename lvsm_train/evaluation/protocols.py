@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lvsm_train.config.trained import Split
-from lvsm_train.data.samples import Planner, Sample, index_samples
+from lvsm_train.data.samples import KINDS, Planner, Sample, index_samples
 from pipeline.core.errors import UserError
 from pipeline.formats.trajectories import evaluation_index
 
@@ -36,18 +38,18 @@ PROTOCOLS = {
 }
 
 
-def choose(name: str | None, index: Path | None, scenes: bool) -> str:
-    """Name of the protocol: `name`, else the one that suits the data. scenes: True if the data are clips.
+def choose(name: str | None, index: Path | None, is_scene: np.ndarray) -> str:
+    """Name of the protocol: `name`, else the one that suits most objects. is_scene: (N,) as of Planner.
 
     Raises UserError for a protocol of clips on objects or of objects on clips, and for an index that is missing or not needed.
     """
-    chosen = name or ("index" if index else "clips" if scenes else "gslrm-objects")
+    chosen = name or ("index" if index else "clips" if is_scene.mean() > 0.5 else "gslrm-objects")
     protocol = PROTOCOLS[chosen]
-    if protocol.scenes is not None and protocol.scenes != scenes:
-        kind, other = ("clips", "objects") if protocol.scenes else ("objects", "clips")
-        suits = ", ".join(one for one, entry in PROTOCOLS.items() if entry.scenes in (None, scenes))
+    if protocol.scenes is not None and protocol.scenes not in is_scene:
+        suits = ", ".join(one for one, entry in PROTOCOLS.items() if entry.scenes != protocol.scenes)
         raise UserError(
-            f"--protocol {chosen} is for {kind}; this model was trained on {other}", f"for these there are {suits}"
+            f"--protocol {chosen} is for {KINDS[protocol.scenes]}; these are {KINDS[not protocol.scenes]}",
+            f"for these there are {suits}",
         )
     if protocol.indexed and index is None:
         raise UserError(
@@ -68,7 +70,7 @@ def plan(name: str, planner: Planner, split: Split = "val", index: Path | None =
     if protocol.indexed:
         assert index is not None
         return _indexed(protocol, index, planner)
-    made = planner.evaluation(split, protocol.inputs, protocol.targets)
+    made = planner.evaluation(split, protocol.inputs, protocol.targets, scenes=protocol.scenes)
     if not made:
         known = len(planner.val) if split == "val" else len(planner.index.uids)
         lack = "a window of --gap-min to --gap-max frames" if protocol.scenes else "other views to ask for"
@@ -80,7 +82,7 @@ def plan(name: str, planner: Planner, split: Split = "val", index: Path | None =
 
 
 def _indexed(protocol: Protocol, index: Path, planner: Planner) -> list[Sample]:
-    made = index_samples(evaluation_index(index), planner.index)
+    made = index_samples(evaluation_index(index), planner.index, planner.is_scene)
     for one in made:
         has = len(one.inputs), len(one.targets)
         if protocol.inputs and has != (protocol.inputs, protocol.targets):

@@ -55,7 +55,7 @@ def influences(bench: Bench) -> Finding:
     table = Table(["object", "strongest", "median", "weakest", "tokens for half of the sum"], rows)
     pictures = {"influence": _maps(bench, bench.subjects[0])}
     blocks: list[Table | Plot] = [table]
-    if not bench.data.cfg.scenes:
+    if not bench.samples[0].is_scene:
         around, plot = _around(bench, bench.subjects[0])
         pictures["influence-cameras"] = around
         blocks.append(plot)

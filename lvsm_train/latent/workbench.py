@@ -134,7 +134,8 @@ def pca_samples(bench: Bench) -> list[Sample]:
 
 
 def _aligned(trained: Trained, data: Data, samples: list[Sample]) -> list[Sample]:
-    return align_first_cameras(data, samples) if trained.cfg.model.prope and not trained.cfg.data.scenes else samples
+    is_scene = any(sample.is_scene for sample in samples)
+    return align_first_cameras(data, samples) if trained.cfg.model.prope and not is_scene else samples
 
 
 def token_numbers(ranges: Sequence[str], count: int) -> list[int]:

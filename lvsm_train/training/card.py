@@ -59,6 +59,7 @@ def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict
             "folders": [str(path) for path in cfg.data.data],
             "trained_on": trained_on,
             "held_out": len(data.planner.val),
+            "kinds": data.planner.kinds(),
             "views": len(data.index.c2w),
             "size": list(data.hw),
             "licenses": licenses,

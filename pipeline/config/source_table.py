@@ -14,7 +14,8 @@ class Source:
 
     input: None if the source takes no --input, "" if --input may be left out, else the hint where --input is missing.
     flags: fields of Listing that belong to this source alone. fetched: the list has licenses, and the files come from the
-    web (a posed source says so by `remote`). endless: there is no list to choose from by name, score or license.
+    web (a posed source says so by `remote`). endless: there is no list to choose from by name, score or license. objects: its
+    poses are those of objects in a common frame, not of scenes whose world has an origin and a scale of its own.
     """
 
     kind: Literal["object", "posed", "video"]
@@ -23,17 +24,20 @@ class Source:
     flags: tuple[str, ...] = ()
     fetched: bool = False
     endless: bool = False
+    objects: bool = False
 
 
 SOURCES = {  # in the order of --help
-    "procedural": Source("object", "pipeline.sources.procedural", endless=True),
-    "local": Source("object", "pipeline.sources.local", input="--input FOLDER or --input MANIFEST.csv"),
-    "objaverse": Source("object", "pipeline.sources.objaverse", flags=("lvis",), fetched=True),
-    "objaverse-xl": Source("object", "pipeline.sources.objaverse_xl", flags=("xl_sources",), fetched=True),
-    "manifest": Source("object", "pipeline.sources.manifest", flags=("manifest",), fetched=True),
-    "objaverse-mix": Source("posed", "pipeline.sources.objaverse_mix", input=""),
-    "gobjaverse": Source("posed", "pipeline.sources.gobjaverse", input=""),
-    "zero123": Source("posed", "pipeline.sources.zero123", input=FOLDER),
+    "procedural": Source("object", "pipeline.sources.procedural", endless=True, objects=True),
+    "local": Source("object", "pipeline.sources.local", input="--input FOLDER or --input MANIFEST.csv", objects=True),
+    "objaverse": Source("object", "pipeline.sources.objaverse", flags=("lvis",), fetched=True, objects=True),
+    "objaverse-xl": Source(
+        "object", "pipeline.sources.objaverse_xl", flags=("xl_sources",), fetched=True, objects=True
+    ),
+    "manifest": Source("object", "pipeline.sources.manifest", flags=("manifest",), fetched=True, objects=True),
+    "objaverse-mix": Source("posed", "pipeline.sources.objaverse_mix", input="", objects=True),
+    "gobjaverse": Source("posed", "pipeline.sources.gobjaverse", input="", objects=True),
+    "zero123": Source("posed", "pipeline.sources.zero123", input=FOLDER, objects=True),
     "pixelsplat": Source("posed", "pipeline.sources.pixelsplat", input=FOLDER),
     "nerfstudio": Source("posed", "pipeline.sources.nerfstudio", input=FOLDER),
     "colmap": Source("posed", "pipeline.sources.colmap", input=FOLDER),

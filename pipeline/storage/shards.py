@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.config.source_table import SOURCES
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, ledger_facts
 
@@ -190,6 +191,12 @@ def facts_of(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} was not written by lvsm-data")
     facts: dict[str, Any] = json.loads(metadata[METADATA_KEY])
     return facts
+
+
+def subject_of(facts: dict[str, Any], columns: Iterable[str]) -> str:
+    """What a shard shows: "clips" (frames of videos), "objects", or "" where it does not tell. facts: as of `facts_of`."""
+    source = SOURCES.get(facts.get("source", ""))
+    return "clips" if "frame" in columns else "objects" if source and source.objects else ""
 
 
 def open_shard(path: Path) -> pq.ParquetFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,12 +195,48 @@ def test_batches_of_clips(clips: Path) -> None:
     assert other.planner.evaluation("val", 2, 3) == made
 
 
+def test_clips_and_objects_follow_their_own_rules(clips: Path, tmp_path: Path) -> None:
+    """Whatever the settings are for, and in one batch; each kind as it would be trained alone."""
+    many = [scene(f"object{number}", (16,), 30, height=0.75) for number in range(12)]
+    objects = write(tmp_path, many, facts={"source": "local"})
+    seen: dict[str, set[str]] = {"clips": set(), "objects": set()}
+    for scenes in (False, True):
+        opened = Data(config(clips, objects, scenes=scenes, gap_min=20, gap_max=50))
+        assert opened.planner.kinds() == {"clips": 13, "objects": 12}
+        assert opened.notes[0].startswith("12 of 25 are objects" if scenes else "13 of 25 are clips"), opened.notes
+        for step in range(12):
+            plan, batch = opened.planner.training(step, 0, 1), next(opened.batches(step))
+            for place, sample in enumerate(plan):
+                made = list(views_of(batch, sample, place))
+                raw = opened.index.c2w[opened.index.of(sample.number)][[view for view, *_ in made]]
+                kind = "objects" if sample.uid.startswith("object") else "clips"
+                seen[kind].add(sample.uid)
+                if kind == "clips":
+                    expected = view_sampling.normalise_poses(raw)
+                    frame = opened.index.frame[opened.index.of(sample.number)]
+                    shown, asked = frame[list(sample.inputs)], frame[list(sample.targets)]
+                    assert shown[0] < asked.min() and asked.max() < shown[1] and 20 <= shown[1] - shown[0] <= 50
+                else:
+                    assert sample.angle
+                    expected = view_sampling.rotate_z(raw[None], np.array([sample.angle]))[0]
+                np.testing.assert_array_equal([c2w for _, _, c2w, _ in made], expected)
+    assert min(map(len, seen.values())) > 8
+    for kind, of in (("objects", False), ("clips", True)):
+        assert {sample.is_scene for sample in opened.planner.evaluation("all", 2, 3, scenes=of)} == {of}, kind
+
+
+@pytest.mark.parametrize("setting", [{"inputs": 1}, {"farthest_inputs": True}, {"held_views": 2}])
+def test_settings_that_clips_cannot_have_are_refused(clips: Path, setting: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="13 of 13 are clips"):
+        Data(config(clips, **setting))
+
+
 def test_clips_of_a_video_stay_on_one_side(clips: Path) -> None:
-    opened = Data(config(clips, scenes=True, gap_min=20, gap_max=50))
+    opened = Data(config(clips, gap_min=20, gap_max=50))
     uids = opened.index.uids
     held = {uids[number].split(".")[0] for number in opened.planner.val}
     assert held and not held & {uids[number].split(".")[0] for number in opened.planner.train}
-    assert "no val-*.parquet" in opened.notes[0]
+    assert any("no val-*.parquet" in note for note in opened.notes)
 
 
 def test_samples_of_an_evaluation_index(clips: Path, tmp_path: Path) -> None:
@@ -211,7 +248,7 @@ def test_samples_of_an_evaluation_index(clips: Path, tmp_path: Path) -> None:
     }
     (tmp_path / "index.json").write_text(json.dumps(entries))
     opened = Data(config(clips, scenes=True))
-    made = samples.index_samples(evaluation_index(tmp_path / "index.json"), opened.index)
+    made = samples.index_samples(evaluation_index(tmp_path / "index.json"), opened.index, opened.planner.is_scene)
     assert [(sample.uid, sample.inputs, sample.targets) for sample in made] == [
         ("video000000.a", (0, 25), (3, 2, 13)),
         ("video000000.b", (0, 17), (1,)),
@@ -221,7 +258,7 @@ def test_samples_of_an_evaluation_index(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="equally many"):
         opened.gather(made)
     with pytest.raises(UserError, match="none of the clips"):
-        samples.index_samples({"no": Example((0,), (1,))}, opened.index)
+        samples.index_samples({"no": Example((0,), (1,))}, opened.index, opened.planner.is_scene)
 
 
 # ---- who trains, who does not

@@ -187,7 +187,7 @@ def test_lpips_that_cannot_be_had_is_said_in_a_line(run: Path, tmp_path: Path, m
         ({"run": Path("/nowhere")}, "/nowhere is no folder"),
         ({"data": (Path("/nowhere"),)}, "/nowhere is no folder"),
         ({"step": 3}, "has no checkpoint of step 3; it has 7"),
-        ({"protocol": "re10k"}, "is for clips; this model was trained on objects"),
+        ({"protocol": "re10k"}, "is for clips; these are objects"),
         ({"protocol": "index", "index": Path("/nowhere.json")}, "is no evaluation index"),
         ({"device": "quantum"}, "--device quantum"),
         ({"res": 20}, "20x20 have no whole patches of 8"),

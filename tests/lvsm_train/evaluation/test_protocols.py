@@ -100,16 +100,20 @@ def test_an_index_says_which_frames(clips: Path, tmp_path: Path) -> None:
 
 def test_what_suits_the_data() -> None:
     index = Path("index.json")
-    assert [protocols.choose(None, None, scenes) for scenes in (False, True)] == ["gslrm-objects", "clips"]
-    assert protocols.choose(None, index, True) == protocols.choose("index", index, False) == "index"
-    for name, file, scenes, error in (
-        ("re10k", index, False, "--protocol re10k is for clips; this model was trained on objects"),
-        ("gslrm-objects", None, True, "--protocol gslrm-objects is for objects; this model was trained on clips"),
-        ("re10k", None, True, "--protocol re10k needs --index"),
-        ("clips", index, True, "has no use for --index"),
+    objects, both, clips = (np.array(kinds) for kinds in ([False, False], [False, True, True], [True]))
+    suits = {"objects": "gslrm-objects", "both": "clips", "clips": "clips"}
+    for name, kinds in {"objects": objects, "both": both, "clips": clips}.items():
+        assert protocols.choose(None, None, kinds) == suits[name]
+        assert protocols.choose(None, index, kinds) == protocols.choose("index", index, kinds) == "index"
+    assert protocols.choose("gslrm-objects", None, both) == "gslrm-objects"
+    for name, file, kinds, error in (
+        ("re10k", index, objects, "--protocol re10k is for clips; these are objects"),
+        ("gslrm-objects", None, clips, "--protocol gslrm-objects is for objects; these are clips"),
+        ("re10k", None, clips, "--protocol re10k needs --index"),
+        ("clips", index, clips, "has no use for --index"),
     ):
         with pytest.raises(UserError, match=error):
-            protocols.choose(name, file, scenes)
+            protocols.choose(name, file, kinds)
 
 
 def test_nothing_to_measure_on(clips: Path, tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ def test_splits_are_open_beside_each_other(tmp_path: Path) -> None:
 def test_the_container_costs_little(
     tmp_path: Path, width: int, sizes: tuple[int, int], poses: int, limit: float
 ) -> None:
-    """Beyond the pictures (and, where they are small, the 72 bytes of a pose and a checksum). The first full shard: 16 objects."""
+    """Beyond the pictures (and, where they are small, the 72 bytes of a pose and a checksum). The first shard: 16 objects."""
     scenes = [scene(f"o{i}", (width,), 32, sizes=sizes) for i in range(16)]
     shard = write(tmp_path, scenes).close("train")
     assert shard is not None
