@@ -202,7 +202,10 @@ class OptimConfig:
     warmup: int = 3000
     """Steps in which the learning rate rises from 0."""
     final_lr: float = 0.0
-    """Learning rate at the end of the cosine, as a share of its peak."""
+    """Learning rate at the end, as a share of its peak."""
+    cooldown: int = 0
+    """Steps at the end in which the learning rate falls linearly, from its peak or from where a run that goes on has it. 0: it
+    follows a cosine all along."""
     clip: float = 1.0
     """Largest norm of the gradient; larger ones are scaled down to it."""
     skip_above: float = 5.0
@@ -216,8 +219,15 @@ class OptimConfig:
 
     def check(self) -> None:
         """Raise UserError for values out of range."""
-        if self.lr <= 0 or self.clip <= 0 or self.skip_above < 0 or self.warmup < 0 or self.weight_decay < 0:
-            raise UserError("--lr and --clip must be positive, --skip-above, --warmup and --weight-decay 0 or more")
+        if (
+            self.lr <= 0
+            or self.clip <= 0
+            or min(self.skip_above, self.warmup, self.cooldown) < 0
+            or self.weight_decay < 0
+        ):
+            raise UserError(
+                "--lr and --clip must be positive, --skip-above, --warmup, --cooldown and --weight-decay 0 or more"
+            )
         if self.skip_factor and not self.skip_factor > 1:
             raise UserError(f"--skip-factor {self.skip_factor:g} would skip usual steps", "for example 5; 0: none is")
         if self.spike_above and self.spike_above <= 1:
@@ -241,7 +251,7 @@ class TrainConfig:
     out: Path | None = None
     """Folder of the run. Default: runs/PRESET. The same command on the same folder goes on where it stopped."""
     steps: int = 1000
-    """Optimiser steps in all."""
+    """Optimiser steps in all. More of them prolong a run."""
     global_batch: int = 0
     """Samples per step, of however many ranks: --accumulate and a --batch that is no larger follow. 0: as these two say."""
     accumulate: int = 1
@@ -316,6 +326,11 @@ class TrainConfig:
         self.data.check()
         self.loss.check()
         self.optim.check()
+        if self.optim.cooldown and self.optim.warmup + self.optim.cooldown > self.steps:
+            said = (
+                f"--warmup {self.optim.warmup} and --cooldown {self.optim.cooldown} are more than --steps {self.steps}"
+            )
+            raise UserError(said, "more steps, or a shorter cooldown")
         if self.export_official and (self.model.prope or self.model.kind == "unidirectional"):
             raise UserError(
                 "--export-official: the official code has no such model", "--kind decoder_only --no-prope, for example"
@@ -395,13 +410,16 @@ class TrainConfig:
     def identity(self, ranks: int = 1) -> dict[str, Any]:
         """Settings that determine the weights, and so must not change when a run goes on in its folder.
 
-        How a step is divided among ranks and batches is free as long as it has equally many samples.
+        How a step is divided among ranks and batches is free as long as it has equally many samples. --steps and --cooldown may
+        change as `training.schedule.prolonged` says; in a cycle they are its driver's.
         """
         settings = self.as_json()
         free = ("data", "cache", "check_images", "workers", "prefetch")
         data = {name: value for name, value in settings["data"].items() if name not in free}
         data["batch"] = self.samples(ranks)
-        kept = ["model", "loss", "optim", "precision", "curriculum", "start_from"] + ["steps"] * (not self.cycle)
+        if not self.cycle:
+            del settings["optim"]["cooldown"]
+        kept = ("model", "loss", "optim", "precision", "curriculum", "start_from")
         return {name: settings[name] for name in kept} | {"data": data}
 
 

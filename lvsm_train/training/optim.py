@@ -1,4 +1,4 @@
-"""Optimisers, the learning-rate schedule, skipped steps, and the exponential moving average of the weights."""
+"""Optimisers, skipped steps, and the exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -14,20 +14,10 @@ from torch import nn
 from lvsm_train.config.train import OptimConfig
 from lvsm_train.device.sharding import full, local, shard_like
 from lvsm_train.training.muon import Muon
+from lvsm_train.training.schedule import Schedule
 from pipeline.core.errors import UserError
 
 WITHIN_BLOCKS = re.compile(r"(^|\.)(attn|mlp|scene_keys)\.")
-
-
-def lr_share(step: float, steps: int, warmup: int, final: float) -> float:
-    """Learning rate at `step` (from 0, may be fractional) of `steps`, as a share of its peak: linear warmup, then half a cosine.
-
-    With final=0 equal to transformers' `get_cosine_schedule_with_warmup`, whose first step has a rate of 0.
-    """
-    if step < warmup:
-        return step / max(1, warmup)
-    done = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Optimizers:
@@ -35,7 +25,7 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, cfg: OptimConfig, steps: int) -> None:
         self.cfg = cfg
-        self.steps = steps
+        self.schedule = Schedule(steps, cfg.warmup, cfg.final_lr, cfg.cooldown)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         matrices = [parameter for name, parameter in model.named_parameters() if _is_block_matrix(name, parameter)]
         chosen = {id(parameter) for parameter in matrices} if cfg.optimizer == "muon" else set()
@@ -61,7 +51,7 @@ class Optimizers:
         number: position in the schedule. norm: what `norm` gave. Non-finite gradient entries count as 0, as published.
         Returns grad_norm (before clipping), lr, and void: 1.0 if the step was skipped.
         """
-        lr = self.cfg.lr * lr_share(number, self.steps, self.cfg.warmup, self.cfg.final_lr)
+        lr = self.cfg.lr * self.schedule.share(number)
         norm = float(self.norm()) if norm is None else norm
         if not math.isfinite(norm):
             for gradient in self._gradients():

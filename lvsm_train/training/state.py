@@ -18,6 +18,7 @@ from lvsm_train.models import lvsm
 from lvsm_train.models.lvsm import LVSM
 from lvsm_train.training.guards import MAX_SPIKES, RECENT, NormGuard, SpikeGuard
 from lvsm_train.training.optim import Average, Optimizers, count
+from lvsm_train.training.schedule import prolonged, schedule_of
 from lvsm_train.weights import checkpoint
 from lvsm_train.weights.trained import start_weights
 from pipeline.core.errors import UserError
@@ -46,6 +47,7 @@ class State:
         self.best: tuple[float, int] | None = None
         self.scores: Scores | None = None
         self.cursor: Cursor | None = None  # of a cycle, in the newest checkpoint
+        self.note = ""  # for the user, where `resume` found settings that changed
         self.stop_waiting: Callable[[], bool] = lambda: True  # for room on a full disk
 
     def step(self, progress: float, loss: float, norm: float) -> dict[str, float]:
@@ -134,6 +136,7 @@ class State:
                 "spikes": self.spike_guard.state_dict(),
                 "norms": self.norm_guard.state_dict(),
                 "random": torch.get_rng_state(),
+                "stable": self.optimizers.schedule.stable,
                 "best": list(self.best) if self.best else [],
                 "scores": scores,
             }
@@ -154,13 +157,17 @@ class State:
             return 0
         state, facts = found
         now = self.cfg.identity(self.ranks.world)
-        before = TrainConfig.from_json(facts["config"]).identity()  # settings that came later: their defaults
+        earlier = TrainConfig.from_json(facts["config"])
+        before = earlier.identity()  # settings that came later: their defaults
         before["data"]["batch"] = facts["identity"]["data"]["batch"]
         if changed := _differences(before, now):
             hint = "use the same settings to go on, or another --out"
             if (size := before["data"]["batch"]) != now["data"]["batch"]:  # most often from another number of ranks
                 hint += f"; --global-batch {size} has as many samples per step with any number of ranks"
             raise UserError(f"{self.out} was trained with other settings: {'; '.join(changed)}", hint)
+        done, scheduled = int(facts["step"]), schedule_of(earlier, state.get("stable", 1.0))
+        if not self.cfg.cycle:
+            self.optimizers.schedule, self.note = prolonged(scheduled, self.cfg, done)
         self._restore(state)
         self.spike_guard.load_state_dict(state["spikes"])
         if "norms" in state:  # not in checkpoints of earlier versions
@@ -169,7 +176,7 @@ class State:
         self.best = (float(state["best"][0]), int(state["best"][1])) if state["best"] else None
         self.scores = Scores(**state["scores"]) if state["scores"] else None
         self.cursor = Cursor.from_json(facts["cursor"]) if facts.get("cursor") else None
-        return int(facts["step"])
+        return done
 
     def _load(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Contents and facts of a checkpoint. To be sharded, tensors stay on the CPU: all of them may not fit the device."""

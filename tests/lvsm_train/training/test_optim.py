@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from lvsm_train.config.train import ModelConfig  # noqa: E402
+from lvsm_train.config.train import ModelConfig, TrainConfig  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
 from lvsm_train.training.muon import Muon, batches, orthogonalized  # noqa: E402
-from lvsm_train.training.optim import Average, OptimConfig, Optimizers, lr_share  # noqa: E402
+from lvsm_train.training.optim import Average, OptimConfig, Optimizers  # noqa: E402
+from lvsm_train.training.schedule import Schedule, prolonged  # noqa: E402
 from lvsm_train.weights import checkpoint  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from pipeline.storage.train_run import commits  # noqa: E402
@@ -57,13 +60,39 @@ def backward(net: nn.Module, seed: int, scale: float = 1.0) -> float:
 
 
 def test_the_schedule_is_a_line_and_half_a_cosine() -> None:
-    shares = [lr_share(step, 20, 3, 0.0) for step in range(21)]
+    shares = [Schedule(20, 3, 0.0).share(step) for step in range(21)]
     assert shares[:4] == [0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1]
     assert shares[20] == pytest.approx(0)
     for step in range(3, 20):  # as the published recipe's library has it
         assert shares[step] == pytest.approx(max(0.0, 0.5 * (1 + math.cos(math.pi * (step - 3) / 17))))
-    assert lr_share(20, 20, 3, 0.05) == pytest.approx(0.05)
-    assert lr_share(0, 10, 0, 0.0) == 1
+    assert Schedule(20, 3, 0.05).share(20) == pytest.approx(0.05)
+    assert Schedule(10, 0, 0.0).share(0) == 1
+
+
+def test_a_cooldown_is_a_line_from_a_constant() -> None:
+    shares = [Schedule(20, 3, 0.1, cooldown=5).share(step) for step in range(22)]
+    assert shares[:4] == [0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1] and set(shares[3:16]) == {1}
+    assert shares[15:] == pytest.approx([1, 0.82, 0.64, 0.46, 0.28, 0.1, 0.1])
+
+
+@given(st.integers(1, 200), st.integers(0, 200), st.integers(0, 300), st.integers(0, 300), st.floats(0, 1))
+def test_a_run_that_goes_on_keeps_its_past(steps: int, done: int, more: int, cooldown: int, final: float) -> None:
+    """Whatever is asked for is refused, or changes no rate of the steps so far; a cooldown begins at the rate that it finds."""
+    before = Schedule(steps, 10, final)
+    done = min(done, steps)
+    assume(not cooldown or 10 + cooldown <= more)  # as TrainConfig.resolved asks for
+    cfg = TrainConfig(steps=more, optim=OptimConfig(warmup=10, final_lr=final, cooldown=cooldown))
+    if (more < steps and not cooldown) or (cooldown and more - cooldown < done):
+        with pytest.raises(UserError):
+            prolonged(before, cfg, done)
+        return
+    now, said = prolonged(before, cfg, done)
+    assert bool(said) == (now != before)
+    if cooldown:
+        assert now.falls_at >= done and now.share(more) == pytest.approx(min(final, now.stable))
+        assert now.share(max(done, 10)) == pytest.approx(before.share(max(done, 10))) or done == more
+    again, silent = prolonged(now, cfg, done)
+    assert (again, silent) == (now, "")
 
 
 def test_adamw_decays_matrices_and_no_norms() -> None:
@@ -125,11 +154,11 @@ def test_orthogonalized_matrices_keep_their_singular_vectors(monkeypatch: pytest
     """All singular values come near 1, of tall and of wide matrices; a batch holds what fits."""
     matrices = torch.randn(5, 24, 10, generator=torch.Generator().manual_seed(0))
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
-    for given in (matrices, matrices.mT):
-        result = orthogonalized(given)
+    for some in (matrices, matrices.mT):
+        result = orthogonalized(some)
         values = torch.linalg.svdvals(result)
         assert float(values.min()) > 0.6 and float(values.max()) < 1.3
-        result = result if given is matrices else result.mT
+        result = result if some is matrices else result.mT
         inner = u.mT @ result @ vh.mT  # diagonal, if vectors are kept
         assert float((inner - torch.diag_embed(inner.diagonal(dim1=1, dim2=2))).abs().max()) < 1e-4
     weights = [nn.Parameter(matrix.clone()) for matrix in matrices]

@@ -162,6 +162,33 @@ def test_other_settings_need_another_folder(data: Path, tmp_path: Path) -> None:
         train_fn(other)
 
 
+def test_a_run_is_prolonged_and_cooled_down(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+
+    def rates() -> list[float]:
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        return [line["lr"] for line in lines if "lr" in line]
+
+    optim = OptimConfig(lr=1e-3, warmup=2, final_lr=0.1)
+    train_fn(config(data, out, steps=6, eval_every=0, checkpoint_every=3, optim=optim))
+    capsys.readouterr()
+    longer = config(data, out, steps=9, eval_every=0, checkpoint_every=3, optim=optim)
+    assert train_fn(longer).step == 9
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "6 steps are done, of 6 before and of 9 now: the learning rate is at 0.45 of its peak instead of 0.1" in said
+    ), said
+    before = rates()
+    cooled = config(data, out, steps=13, eval_every=0, optim=dataclasses.replace(optim, cooldown=4))
+    assert train_fn(cooled).step == 13
+    assert "falls from step 9 on" in " ".join(capsys.readouterr().err.split())
+    assert rates()[:9] == before and rates()[9:] == pytest.approx([0.1e-3] * 4)  # the cosine had come down to 10 %
+    assert train_fn(cooled).step == 13 and len(rates()) == 13  # nothing is left to do
+    for steps, cooldown, error in ((12, 0, "steps can only grow"), (14, 3, r"begins at step 11, and 13 are done")):
+        with pytest.raises(UserError, match=error):
+            train_fn(config(data, out, steps=steps, eval_every=0, optim=dataclasses.replace(optim, cooldown=cooldown)))
+
+
 @pytest.mark.parametrize(
     ("more", "error"),
     [
@@ -169,6 +196,7 @@ def test_other_settings_need_another_folder(data: Path, tmp_path: Path) -> None:
         ({"data": DataConfig((Path("/nowhere"),))}, "is no folder"),
         ({"model": ModelConfig(dim=60)}, "no multiple of head_dim"),
         ({"steps": 0}, "--steps 0 is too small"),
+        ({"optim": OptimConfig(warmup=8, cooldown=5)}, "--warmup 8 and --cooldown 5 are more than --steps 12"),
         ({"optim": OptimConfig(lr=-1)}, "--lr"),
     ],
 )
