@@ -244,17 +244,22 @@ def manifest(cfg: Annotated[ManifestConfig, tyro.conf.OmitArgPrefixes]) -> int:
 
 
 def status(run: tyro.conf.Positional[Path], /, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
-    """Show how a run stands: running or finished, delivered, failed by reason, rates, workers.
+    """Show how a run stands: running or finished, delivered, failed by reason, rates, workers; of training: steps, scores.
 
     Example: lvsm-data status data/try
 
     Args:
-        run: Folder of the run (its --out), or its address.
+        run: Folder of a run or of a training run (its --out), or a run's address.
         as_json: Print JSON for machines.
     """
+    from pipeline.report import training
     from pipeline.report.status import read_status, status_text
     from pipeline.storage.copies import at_hand
 
+    if training.is_training(run):
+        found = training.status(run)
+        print(json.dumps(found, indent=2) if as_json else training.status_text(found))
+        return 0
     found = read_status(at_hand(run))
     print(json.dumps(found, indent=2) if as_json else status_text(found))
     return 0
@@ -263,17 +268,21 @@ def status(run: tyro.conf.Positional[Path], /, as_json: Annotated[bool, tyro.con
 def verify(folder: tyro.conf.Positional[Path], /) -> int:
     """Check every shard: schema, decodable JPEGs, rigid poses, no object twice, agreement with the ledger.
 
+    Of a training run: checkpoints by their checksums, the log for gaps and doubles, pictures.
+
     Exit status 0: all is well; 1: it is not.
 
     Example: lvsm-data verify data/try
 
     Args:
-        folder: Folder of a run, or of one resolution's shards; or the address of a run, all of which is copied to this machine.
+        folder: Folder of a run, of a training run, or of one resolution's shards; or the address of a run, all of which is copied
+            to this machine.
     """
+    from pipeline.report import training
     from pipeline.report.verify import verify as check
     from pipeline.storage.copies import at_hand
 
-    report = check(at_hand(folder, shards=None))
+    report = training.verify(folder) if training.is_training(folder) else check(at_hand(folder, shards=None))
     for problem in report.problems:
         print(f"problem: {problem}")
     print(report.line())
@@ -281,22 +290,38 @@ def verify(folder: tyro.conf.Positional[Path], /) -> int:
 
 
 def view(
-    folder: tyro.conf.Positional[Path], /, out: Path | None = None, objects: int = 64, png: Path | None = None
+    folders: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    out: Path | None = None,
+    objects: int = 64,
+    png: Path | None = None,
 ) -> int:
     """Write a self-contained HTML page: contact sheets, cameras in 3D, failures by reason, throughput.
+
+    Of training runs, up to four: curves, scores beside the baselines, pictures over time, and settings that differ.
 
     Example: lvsm-data view data/try
 
     Args:
-        folder: Folder of a run, or its address.
+        folders: Folder of a run, or its address; or folders of training runs.
         out: The page. Default: FOLDER/index.html.
         objects: How many objects the contact sheet shows.
         png: Write a picture instead of a page: a row of views per object.
     """
+    from pipeline.report import training
     from pipeline.report.page import write_page, write_sheet
     from pipeline.storage.copies import at_hand
 
-    folder = at_hand(folder, shards=1)
+    if not folders:
+        raise UserError("view needs a folder", "lvsm-data view RUN, the --out of a run")
+    if all(map(training.is_training, folders)):
+        if png is not None:
+            raise UserError("--png is for runs with shards", f"{folders[0] / 'strips'} has the pictures of training")
+        print(f"page: {training.write_training_page(folders, out or folders[0] / 'index.html')}")
+        return 0
+    if len(folders) > 1:
+        raise UserError(f"view shows one run at a time, not {len(folders)}", "several training runs can be compared")
+    folder = at_hand(folders[0], shards=1)
     if png is not None:
         print(f"picture: {write_sheet(folder, png, objects)}")
         return 0

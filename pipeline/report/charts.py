@@ -16,6 +16,7 @@ USUAL = 20  # silences up to so many times the median are usual
 UNITS = (("s", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0))
 BINS, PER_BIN = 60, 4  # most bins, and least mean number of objects per bin
 POINTS = 300  # most points drawn of a line
+SMOOTH, MOST_SMOOTH = 25, 500  # values are averaged over 1/SMOOTH of all steps, and over so many steps at most
 TOP, GAP = 30, 44  # top of the first panel, gap between two panels, in SVG units
 LEAST = 15  # least distance between the names of two lines, in SVG units
 MARKS = 9  # most numbers that a plot's x axis can show
@@ -105,12 +106,14 @@ class Frame:
 
 @dataclass(frozen=True)
 class Plot:
-    """Lines for a page of findings. series: a line's name -> its points (x, y), x ascending; four lines at most."""
+    """Lines for a page of findings. series: a line's name -> its points (x, y), x ascending; four lines at most. dots: mark each
+    point."""
 
     series: Mapping[str, Sequence[Point]]
     x_label: str
     y_label: str
     caption: str = ""
+    dots: bool = True
 
 
 def throughput(timeline: list[Event]) -> Any:
@@ -153,10 +156,20 @@ def svg(plot: Plot) -> Any:
         raise ValueError(f"a plot of {len(plot.series)} lines and {len(points)} points")
     xs = sorted({x for x, _ in points})
     looks = zip(("good", "other", "third", "fourth"), plot.series.items(), strict=False)
-    lines = [Line(name, line, look, dots=True, tip="{:g}: {:.2f}") for look, (name, line) in looks]
+    lines = [Line(name, line, look, dots=plot.dots, tip="{:g}: {:.2f}") for look, (name, line) in looks]
     marks = xs if len(xs) <= MARKS else [x for x in _scale(xs, about=5) if xs[0] <= x <= xs[-1]]
     label, frame = f"{plot.y_label} over {plot.x_label}", Frame(620, 52, 112, inset=10, names=True)
     return _draw([Panel(plot.y_label, lines, tall=220, about=5)], (xs[0], xs[-1]), plot.x_label, label, marks, frame)
+
+
+def smooth(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[float], int]:
+    """(steps, means over the last steps, number of steps in a mean) of (step, value); values that are not finite are left out."""
+    pairs = np.array([(step, value) for step, value in points if np.isfinite(value)]).reshape(-1, 2)
+    width = int(np.clip(len(pairs) // SMOOTH, 1, MOST_SMOOTH))
+    sums = np.concatenate([[0.0], np.cumsum(pairs[:, 1])])
+    ends = np.unique(np.linspace(1, len(pairs), min(len(pairs), POINTS)).round().astype(int)) if len(pairs) else []
+    means = [float((sums[end] - sums[max(0, end - width)]) / min(width, end)) for end in ends]
+    return [float(pairs[end - 1, 0]) for end in ends], means, width
 
 
 def unit_of(seconds: float) -> tuple[str, float]:

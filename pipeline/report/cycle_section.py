@@ -5,14 +5,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from pipeline.core import images
 from pipeline.core.text import duration, duration_words, size
@@ -20,19 +17,15 @@ from pipeline.cycle import disk_log
 from pipeline.cycle.disk_log import Note
 from pipeline.cycle.protocol import TRAIN
 from pipeline.cycle.snapshot import Snapshot, Throughput, rate, take_snapshot, who_waits
-from pipeline.report.charts import Line, Panel, panels, unit_of
+from pipeline.report.charts import Line, Panel, panels, smooth, unit_of
 from pipeline.report.markup import render
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.train_run import TrainingLog
+from pipeline.storage.train_run import SETTINGS, TrainingLog, strips
 
-SMOOTH = 25  # losses are averaged over 1/SMOOTH of all steps
-MOST_SMOOTH = 500  # most steps that a loss is averaged over
-POINTS = 400  # most points of the loss curve
 STEEP = 8  # losses that span more than this factor get a logarithmic axis
 LOW = 4  # the budget is drawn if at least 1/LOW of it was used
 STRIP_WIDTH, STRIP_BYTES, STRIP_QUALITY = 1400, 600_000, 88  # a strip within these is embedded unchanged
 FLAG = re.compile(r"(--[a-z.-]*[a-z])")  # options in a command
-STRIP = re.compile(r"step-(\d+)\.png")
 STRIP_TARGETS = 3  # most targets shown of each object
 
 
@@ -136,7 +129,7 @@ def _shards(now: Snapshot) -> list[tuple[str, str, int]]:
 def _training(log: TrainingLog) -> Any:
     """Markup of loss, and of PSNR at held-out objects, over steps; "" while there is nothing to draw."""
     some = []
-    steps, losses, width = _smooth(log.curve)
+    steps, losses, width = smooth([(step, loss) for step, loss, *_ in log.curve])
     if len(steps) > 1:
         steep = min(losses) > 0 and max(losses) > STEEP * min(losses)
         title = f"loss, mean of {width:,} steps" if width > 1 else "loss"
@@ -151,16 +144,6 @@ def _training(log: TrainingLog) -> Any:
             lines.append(Line("nearest view, which needs no model", looks["nearest"], "other", dots=True))
         some.append(Panel("PSNR (dB)", lines))
     return panels(some, float(max(log.step, 1)), "steps") if some else ""
-
-
-def _smooth(curve: Sequence[tuple[int, float, float, float, int]]) -> tuple[list[float], list[float], int]:
-    """(steps, mean losses over the last steps, number of steps in a mean); losses that are not finite are left out."""
-    pairs = np.array([(step, loss) for step, loss, *_ in curve if math.isfinite(loss)]).reshape(-1, 2)
-    width = int(np.clip(len(pairs) // SMOOTH, 1, MOST_SMOOTH))
-    sums = np.concatenate([[0.0], np.cumsum(pairs[:, 1])])
-    ends = np.unique(np.linspace(1, len(pairs), min(len(pairs), POINTS)).round().astype(int)) if len(pairs) else []
-    means = [float((sums[end] - sums[max(0, end - width)]) / min(width, end)) for end in ends]
-    return [float(pairs[end - 1, 0]) for end in ends], means, width
 
 
 def _disk(notes: Sequence[Note]) -> tuple[Any, str]:
@@ -207,9 +190,7 @@ def _disk(notes: Sequence[Note]) -> tuple[Any, str]:
 
 def _strip(run: Path) -> dict[str, Any] | None:
     """Step, data URI, inputs and targets of the newest strip that is whole: the trainer may be writing one. None without any."""
-    found = {
-        int(match[1]): path for path in (run / TRAIN / "strips").glob("*.png") if (match := STRIP.fullmatch(path.name))
-    }
+    found = strips(run / TRAIN)
     for step in sorted(found, reverse=True):
         with contextlib.suppress(OSError):
             return {"step": step, "source": _embedded(found[step].read_bytes())} | _views(run)
@@ -219,7 +200,7 @@ def _strip(run: Path) -> dict[str, Any] | None:
 def _views(run: Path) -> dict[str, int]:
     """Inputs and targets of a row of the strip, from the trainer's settings; 0 if they cannot be read."""
     try:
-        settings = json.loads((run / TRAIN / "train.json").read_text())
+        settings = json.loads((run / TRAIN / SETTINGS).read_text())
         return {"inputs": int(settings["data"]["inputs"]), "targets": min(STRIP_TARGETS, int(settings["eval_targets"]))}
     except (OSError, ValueError, KeyError, TypeError):
         return {"inputs": 0, "targets": 0}

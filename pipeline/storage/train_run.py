@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 LOG = "log.jsonl"
+SETTINGS = "train.json"
+STRIP = re.compile(r"step-(\d+)\.png")
+LATELY = 50  # steps that the pace is taken from
 
 
 @dataclass
@@ -17,12 +20,15 @@ class TrainingLog:
     """Lines of a training log so far, and their sums; `read` goes on from there.
 
     curve: (step, loss, seconds, waited seconds, samples) of each step. evaluations: (step, scores) of held-out objects.
-    slots: shard number -> samples of that shard, in a cycle.
+    norms: (step, norm of the gradient). skipped: steps that updated nothing. slots: shard number -> samples of that shard, in a
+    cycle.
     """
 
     folder: Path
     curve: list[tuple[int, float, float, float, int]] = field(default_factory=list)
     evaluations: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    norms: list[tuple[int, float]] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
     slots: dict[int, int] = field(default_factory=dict)
     samples: int = 0
     seconds: float = 0.0
@@ -55,6 +61,10 @@ class TrainingLog:
             return
         loss = entry["loss"] if entry["loss"] is not None else float("nan")
         self.curve.append((step, loss, entry["seconds"], entry["waited_s"], entry["samples"]))
+        if isinstance(norm := entry.get("grad_norm"), int | float):
+            self.norms.append((step, norm))
+        if entry.get("void"):
+            self.skipped.append(step)
         self.samples += entry["samples"]
         self.seconds += entry["seconds"]
         self.waited += entry["waited_s"]
@@ -73,6 +83,18 @@ class TrainingLog:
         _, _, seconds, waited, samples = self.curve[0]
         busy = self.seconds - self.waited - (seconds - waited)
         return (self.samples - samples) / busy if busy > 0 else None
+
+    @property
+    def steps_per_s(self) -> float | None:
+        """Steps per second of the last LATELY steps; None before the second step, as the first includes startup."""
+        lately = self.curve[1:][-LATELY:]
+        spent = sum(seconds for _, _, seconds, _, _ in lately)
+        return len(lately) / spent if spent > 0 else None
+
+
+def strips(run: Path) -> dict[int, Path]:
+    """Step -> picture of held-out objects after it, of a training run."""
+    return {int(match[1]): path for path in (run / "strips").glob("*.png") if (match := STRIP.fullmatch(path.name))}
 
 
 CHECKPOINTS = "checkpoints"

@@ -27,6 +27,7 @@ from lvsm_train.weights.trained import open_run  # noqa: E402
 from pipeline.core import cameras, images  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from pipeline.core.records import Item, Scene, Views  # noqa: E402
+from pipeline.report import training  # noqa: E402
 from pipeline.storage.train_run import commits  # noqa: E402
 from pipeline.storage.writer import ShardWriter  # noqa: E402
 
@@ -110,6 +111,8 @@ def test_it_learns_and_says_so(data: Path, tmp_path: Path) -> None:
     assert np.mean([loss for _, loss in told[-10:]]) < 0.5 * np.mean([loss for _, loss in told[:10]])
     assert images.size_of((tmp_path / "run" / "strips" / "step-00000120.png").read_bytes())[1] > 300
     assert json.loads((tmp_path / "run" / "train.json").read_text())["steps"] == 120
+    assert training.verify(tmp_path / "run").problems == []
+    assert training.status(tmp_path / "run")["held_out_objects"]["psnr"] == pytest.approx(result.scores.psnr)
 
 
 def test_a_run_that_was_cut_goes_on_bit_by_bit(data: Path, tmp_path: Path) -> None:

@@ -405,12 +405,11 @@ def test_an_axis_holds_all_values_between_few_round_numbers(
 
 @given(st.lists(st.floats(0.001, 10), min_size=1, max_size=1200))
 def test_a_smooth_loss_stays_within_its_bounds(losses: list[float]) -> None:
-    curve = [(step, loss, 0.1, 0.0, 8) for step, loss in enumerate(losses, 1)]
-    steps, means, width = cycle_section._smooth(curve)
+    steps, means, width = charts.smooth(list(enumerate(losses, 1)))
     assert min(losses) - 1e-6 <= min(means) and max(means) <= max(losses) + 1e-6
-    assert steps == sorted(set(steps)) and steps[-1] == len(losses) and len(steps) <= cycle_section.POINTS
+    assert steps == sorted(set(steps)) and steps[-1] == len(losses) and len(steps) <= charts.POINTS
     assert means[-1] == pytest.approx(np.mean(losses[-width:]))
-    with_nan = cycle_section._smooth([*curve, (len(losses) + 1, math.nan, 0.1, 0.0, 8)])
+    with_nan = charts.smooth([*enumerate(losses, 1), (len(losses) + 1, math.nan)])
     assert with_nan == (steps, means, width)
 
 
