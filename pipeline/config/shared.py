@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import psutil
 import tyro
 
 from pipeline.config.source_table import SOURCES, ObjectSource
@@ -219,6 +218,8 @@ WORKER_MEMORY = 1.5e9  # bytes: peak of a Blender process with ordinary objects,
 def default_workers(threads: int) -> int:
     """Number of workers: one per `threads` cores, fewer if free memory does not suffice."""
     cores = len(os.sched_getaffinity(0))
+    import psutil  # here, since those who read shards need none
+
     by_memory = int(psutil.virtual_memory().available / WORKER_MEMORY)
     return max(1, min(cores // threads, by_memory))
 

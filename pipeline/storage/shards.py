@@ -153,7 +153,12 @@ def number_of(name: str) -> int:
 
 def shard_paths(folder: Path) -> list[Path]:
     """Complete shards of one resolution's folder, sorted."""
-    return sorted(path for path in folder.glob("*.parquet") if SHARD_NAME.match(path.stem))
+    return sorted(path for path in folder.glob("*.parquet") if is_shard(path.name))
+
+
+def is_shard(name: str) -> bool:
+    """True for the file name of a complete shard."""
+    return name.endswith(".parquet") and bool(SHARD_NAME.match(name.removesuffix(".parquet")))
 
 
 def complete_shards(out: Path, widths: Sequence[int]) -> set[str]:
@@ -184,11 +189,17 @@ def find_shards(folder: Path) -> dict[int, list[Path]]:
 def facts_of(path: Path) -> dict[str, Any]:
     """Run-level facts of a shard file. Raises UserError if the file is unreadable or was not written by lvsm-data."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        of = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet: {error}") from None
+    return facts_in(of, str(path))
+
+
+def facts_in(of: pa.Schema, name: str) -> dict[str, Any]:
+    """Run-level facts in the schema of a shard file. Raises UserError, which names `name`, if lvsm-data did not write it."""
+    metadata = of.metadata or {}
     if METADATA_KEY not in metadata:
-        raise UserError(f"{path} was not written by lvsm-data")
+        raise UserError(f"{name} was not written by lvsm-data")
     facts: dict[str, Any] = json.loads(metadata[METADATA_KEY])
     return facts
 
@@ -199,9 +210,12 @@ def subject_of(facts: dict[str, Any], columns: Iterable[str]) -> str:
     return "clips" if "frame" in columns else "objects" if source and source.objects else ""
 
 
-def open_shard(path: Path) -> pq.ParquetFile:
-    """Open a shard file for reading; damaged pages raise OSError (those of earlier versions have no checksums). Close it."""
-    return pq.ParquetFile(path, page_checksum_verification=True)
+def open_shard(file: Path | Any, check: bool = True) -> pq.ParquetFile:
+    """Open a shard for reading: a path, or what `Store.open` returns. To be closed.
+
+    check: reading damaged pages raises OSError; shards of earlier versions have no checksums of pages.
+    """
+    return pq.ParquetFile(file, page_checksum_verification=check)
 
 
 def uid_of(file: pq.ParquetFile, group: int) -> str:

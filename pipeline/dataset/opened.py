@@ -1,0 +1,217 @@
+"""A run's shards as a Python collection: `pipeline.open(folder)[uid]`. Needs neither torch nor OpenCV."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.shared import address_of
+from pipeline.core import images
+from pipeline.core.errors import UserError
+from pipeline.core.records import item_rng
+from pipeline.storage.object_store import Store
+from pipeline.storage.shards import Rows, facts_in, find_shards, is_shard, open_shard, rows_of, uid_of
+
+OPEN_FILES = 16  # shards that each thread keeps open: their footers take longer to read than an object does
+FOOTERS_AT_ONCE = 16  # shards of an object store whose footers are read at the same time
+
+
+@dataclass(frozen=True)
+class Object(Rows):
+    """One object of a run: V posed views. Pictures are decoded when they are asked for."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """All views, (V, H, W, 3) uint8 sRGB."""
+        return self.some_images(range(len(self.jpegs)))
+
+    def some_images(self, views: Iterable[int]) -> np.ndarray:
+        """Views of these numbers, N of them: (N, H, W, 3) uint8 sRGB."""
+        return np.stack([images.decode(self.jpegs[view]) for view in views])
+
+    @property
+    def fxfycxcy(self) -> np.ndarray:
+        """Intrinsics (V, 4) float32 in pixels of the pictures. Raises AttributeError for orthographic views (`sxsycxcy`)."""
+        return self._intrinsics("perspective", "fxfycxcy", "sxsycxcy")
+
+    @property
+    def sxsycxcy(self) -> np.ndarray:
+        """Scales and centres (V, 4) float32 of orthographic views, in pixels (per world unit). AttributeError for others."""
+        return self._intrinsics("ortho", "sxsycxcy", "fxfycxcy")
+
+    def _intrinsics(self, projection: str, name: str, other: str) -> np.ndarray:
+        if self.projection != projection:
+            raise AttributeError(f"{self.uid} has {other}, no {name}: its views are {self.projection}")
+        return self.intrinsics
+
+    def layer(self, name: str) -> np.ndarray:
+        """A companion of all views: depth (V, H, W) and normals (V, H, W, 3) float32; albedo (V, H, W, 3), alpha, roughness and
+        metallic (V, H, W) uint8. docs/shard_format.md has the units. Raises KeyError for one that the run does not have."""
+        if name not in self.layers:
+            raise KeyError(f"{self.uid} has no {name}; it has {', '.join(self.layers) or 'no layers'}")
+        if name in ("depth", "normals"):
+            shape = (len(self.jpegs), *self.hw, *((3,) if name == "normals" else ()))
+            return np.frombuffer(b"".join(self.layers[name]), "<f4").reshape(shape)
+        return np.stack([images.decode(png) for png in self.layers[name]])
+
+
+class Dataset(Sequence[Object]):
+    """Objects of a run, by number or uid, each read from its shard when it is asked for.
+
+    Threads and processes may share it: each has its own open files, and none travel to another process. uids: in order of the
+    shards. facts: of the run (settings, seed, conventions). width: of the pictures, in pixels.
+    """
+
+    def __init__(self, run: Path | str, res: int | None = None, split: str | None = None, check: bool = False) -> None:
+        """Read the footers of all shards. run: a folder of a run or of one resolution, or an address such as s3://BUCKET/RUN.
+
+        res: width of the pictures; may be left out where there is one alone. split: "train" or "val" for these objects alone.
+        check: compare what is read with its checksums, which takes as long again where pictures are small.
+        Raises UserError: no shards, no such resolution, a shard that cannot be read.
+        """
+        if split not in (None, "train", "val"):
+            raise UserError(f"there is no split {split!r}", "train, val, or None for both")
+        path, self.check = Path(run), check
+        self.address = address_of(path)
+        self._store = Store(self.address) if self.address else None
+        self.width, names = self._shards(path, res)
+        self.shards = [name for name in names if split is None or name.rpartition("/")[2].startswith(split)]
+        self._here = _Here()
+        with ThreadPoolExecutor(FOOTERS_AT_ONCE if self.address else 1) as pool:
+            footers = list(pool.map(self._footer, self.shards))
+        self.facts = footers[0][0] if footers else {}
+        self.uids = [uid for _, uids in footers for uid in uids]
+        counts = [len(uids) for _, uids in footers]
+        self._first = np.cumsum([0, *counts])
+        self._number = {uid: number for number, uid in enumerate(self.uids)}
+
+    def _shards(self, path: Path, res: int | None) -> tuple[int, list[str]]:
+        """(width, paths or names in the store) of the shards of one resolution."""
+        if self._store is None:
+            found = {width: [str(one) for one in paths] for width, paths in find_shards(path).items() if paths}
+        else:
+            widths = sorted(int(name) for name in self._store.folders() if name.isdecimal())
+            found = {width: self._names(str(width)) for width in widths}
+        if not found:
+            raise UserError(f"{path} holds no finished shard", "give the --out of a run")
+        if res is None and len(found) > 1:
+            there = ", ".join(map(str, found))
+            raise UserError(f"{path} has pictures of {there} pixels", f"choose one, as in open(..., res={min(found)})")
+        width = res or next(iter(found))
+        if width not in found:
+            raise UserError(f"{path} has no pictures of {width} pixels", f"it has {', '.join(map(str, found))}")
+        return width, found[width]
+
+    def _names(self, folder: str) -> list[str]:
+        assert self._store is not None
+        return [f"{folder}/{name}" for name in sorted(self._store.names(folder)) if is_shard(name)]
+
+    def _footer(self, shard: str) -> tuple[dict[str, Any], list[str]]:
+        try:
+            file = self._file(shard)
+            return facts_in(file.schema_arrow, shard), [uid_of(file, group) for group in range(file.num_row_groups)]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{shard} cannot be read: {error}", "`lvsm-data verify` says what is broken") from None
+
+    def _file(self, shard: str) -> Any:
+        """The calling thread's open file of a shard."""
+        files = self._here.files()
+        if shard not in files:
+            while len(files) >= OPEN_FILES:
+                files.popitem(last=False)[1].close()
+            files[shard] = open_shard(self._store.open(shard) if self._store else Path(shard), self.check)
+        files.move_to_end(shard)
+        return files[shard]
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    def __contains__(self, uid: object) -> bool:
+        return uid in self._number
+
+    def __iter__(self) -> Iterator[Object]:
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, which: int | str) -> Object:  # type: ignore[override]
+        """Object of a number or a uid. Raises IndexError, KeyError; UserError if its shard is damaged."""
+        shard, group = self._place(which)
+        try:
+            return Object(**vars(rows_of(self._file(shard).read_row_group(group, use_threads=False))))
+        except OSError as error:
+            raise UserError(
+                f"{shard}: {which} cannot be read: {error}", "`lvsm-data verify` says what is broken"
+            ) from None
+
+    def _place(self, which: int | str) -> tuple[str, int]:
+        """(shard, row group) of an object."""
+        if isinstance(which, str):
+            if which not in self._number:
+                raise KeyError(f"{which} is not among {len(self):,} objects, the first of which is {self.uids[:1]}")
+            which = self._number[which]
+        number = range(len(self))[which]  # negative numbers count from the end
+        shard = int(np.searchsorted(self._first, number, side="right")) - 1
+        return self.shards[shard], number - int(self._first[shard])
+
+    def views(self, count: int, seed: int = 0, layers: Sequence[str] = ()) -> Views:
+        """Samples of `count` random views of each object, as dicts of arrays: what a DataLoader of PyTorch takes."""
+        return Views(self, count, seed, tuple(layers))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_here": None, "_store": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._here, self._store = _Here(), Store(self.address) if self.address else None
+
+
+class _Here:
+    """Open files of the calling thread in the calling process: a file that was open before a fork is left to the parent."""
+
+    def __init__(self) -> None:
+        self.own = threading.local()
+
+    def files(self) -> OrderedDict[str, Any]:
+        """Open files by name, the one used last at the end."""
+        if getattr(self.own, "process", None) != os.getpid():
+            self.own.process, self.own.kept = os.getpid(), OrderedDict()
+        files: OrderedDict[str, Any] = self.own.kept
+        return files
+
+
+@dataclass(frozen=True)
+class Views:
+    """Random views of a data set's objects, a map-style data set for torch.utils.data.DataLoader.
+
+    Which views an object shows depends on seed and uid alone: take another seed in each epoch. Objects with fewer than `count`
+    views show some of them more than once.
+    """
+
+    data: Dataset
+    count: int
+    seed: int = 0
+    layers: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Sample of an object: image (count, H, W, 3) uint8, c2w (count, 4, 4), fxfycxcy (count, 4), uid, and the layers."""
+        one = self.data[number]
+        have = len(one.jpegs)
+        order = item_rng(self.seed, one.uid, "views").permutation(have)
+        views = np.resize(order, self.count)
+        sample = {
+            "uid": one.uid,
+            "image": one.some_images(views),
+            "c2w": one.c2w[views],
+            "fxfycxcy": one.fxfycxcy[views],
+        }
+        return sample | {name: one.layer(name)[views] for name in self.layers}
