@@ -28,7 +28,7 @@ def train(cfg: TrainConfig, stop: int, folder: Path) -> None:
     """A run, perhaps not to its end."""
     step, before, die = 0, State.step, folder / "die"
 
-    def counted(self: State, *given: Any) -> dict[str, float]:
+    def counted(self: State, *given: Any) -> Any:
         nonlocal step
         step += 1
         if os.environ["RANK"] == "1":

@@ -94,11 +94,9 @@ def _enough(closed: threading.Event) -> Iterator[bool]:
 
 
 def step(state: State, gradients: Gradients, batches: list[Batch], number: int) -> None:
-    """Take one training step, with the single host sync that `train_fn` has."""
+    """Take one training step, and wait for it."""
     gradients.prepare(batches[0])
-    terms = gradients(batches, number)
-    *_, loss, norm = torch.stack([terms["loss"], state.optimizers.norm()]).tolist()
-    state.step(number, loss, norm)
+    state.step(number, number, gradients(batches, number)["loss"])[1].tolist()
 
 
 def _save(state: State) -> None:

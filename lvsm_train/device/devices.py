@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -43,3 +44,27 @@ def now(device: torch.device) -> float:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
+
+
+def on_device(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """Copy numbers to the device and type of `like`, without waiting for the device."""
+    host = torch.tensor(values, dtype=like.dtype)
+    return host.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else host
+
+
+class Numbers:
+    """Numbers on their way to the host, which go when the device has made them, while the host goes on."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.host, self.there = values, None
+        if values.device.type == "cuda":
+            self.host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self.host.copy_(values, non_blocking=True)
+            self.there = torch.cuda.Event()
+            self.there.record()
+
+    def read(self) -> list[float]:
+        """Wait for the numbers, and return them."""
+        if self.there:
+            self.there.synchronize()
+        return [float(value) for value in self.host.tolist()]

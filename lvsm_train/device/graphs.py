@@ -1,4 +1,4 @@
-"""A training step as CUDA graphs: recorded once, launched by one call. For models so small that Python limits the GPU."""
+"""Parts of a training step as CUDA graphs: recorded once, launched by one call, since Python launches kernels slowly."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Recorded:
     def __init__(self, module: nn.Module, work: Work) -> None:
         self.work = work
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.grads = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
         self.recordings: dict[Hashable, _Recording] = {}
         self.on_gpu = self.parameters[0].is_cuda
         self.pool = torch.cuda.graph_pool_handle() if self.on_gpu else None  # shared: graphs never run at the same time
@@ -88,3 +88,53 @@ class Recorded:
             ) from None
         torch._foreach_copy_(self.grads, before)
         return _Recording(inputs, outputs, graph.replay)
+
+
+class Settled:
+    """`work()`, which reads and writes static memory and returns a tensor, replayed as a CUDA graph once that memory stays.
+
+    memory: returns addresses that may change; where they are others than at the last call, or after `forget`, work runs as it
+    is, WARM_UP times before the next recording. So it does always where work cannot be recorded; `says` tells why. record:
+    False never to record, as on other devices.
+    """
+
+    def __init__(self, work: Callable[[], Tensor], memory: Callable[[], Hashable], record: bool) -> None:
+        self.work, self.memory, self.record = work, memory, record
+        self.says = ""
+        self.forget()
+
+    def forget(self) -> None:
+        """Record anew: work has other memory."""
+        self.place: Hashable = None
+        self.seen = 0
+        self.replay: Callable[[], Tensor] | None = None
+
+    def __call__(self) -> Tensor:
+        if not self.record:
+            return self.work()
+        if (place := self.memory()) != self.place:
+            self.forget()
+            self.place = place
+        self.seen += 1
+        if self.replay is None and self.seen > WARM_UP:
+            self.replay = self._recorded()
+        return self.replay() if self.replay else self.work()
+
+    def _recorded(self) -> Callable[[], Tensor] | None:
+        """Function that launches the recorded work, without having run it; None if it cannot be recorded."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                made = self.work()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.record = False
+            self.says = f"the optimiser cannot be recorded as a CUDA graph: {str(error).splitlines()[0]}"
+            return None
+
+        def replay() -> Tensor:
+            graph.replay()
+            return made.clone()  # the next replay overwrites
+
+        return replay

@@ -13,6 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pipeline.core.errors import UserError
 
 HUNG = 70  # exit status of a process that the watchdog ended
@@ -109,21 +112,32 @@ class SpikeGuard:
 class NormGuard:
     """Finds gradient norms above `factor` times the median of the last BASELINE norms, and runs that skip every step.
 
-    Skipped norms count in the median too, so that a lasting change becomes usual.
+    Skipped norms count in the median too, so that a lasting change becomes usual. Norms lie on a device and are judged there,
+    without a host sync.
     """
 
-    def __init__(self, factor: float) -> None:
+    def __init__(self, factor: float, device: torch.device | str = "cpu") -> None:
         self.factor = factor
-        self.norms: deque[float] = deque(maxlen=BASELINE)
+        self.norms = torch.full((BASELINE,), math.inf, dtype=torch.float64, device=device)  # a ring
+        self.known = torch.zeros(1, dtype=torch.int64, device=device)  # norms so far
         self.skipped = 0  # steps in a row
 
-    def is_outlier(self, norm: float) -> bool:
-        """True if a step's norm is too large. RECENT norms at least must be known."""
-        known = len(self.norms) >= RECENT
-        outlier = bool(self.factor) and known and not norm <= self.factor * statistics.median(self.norms)
-        if math.isfinite(norm):
-            self.norms.append(norm)
-        return outlier
+    def is_outlier(self, norm: Tensor, guarded: Tensor | bool = True) -> Tensor:
+        """True, as a scalar tensor, if a step's norm is too large, of which RECENT at least must be known.
+
+        guarded: False (or 0.0) to neither judge nor remember it.
+        """
+        norm = norm.double()
+        watched = guarded.bool() if isinstance(guarded, Tensor) else torch.full_like(norm, guarded, dtype=torch.bool)
+        count = self.known.clamp(max=len(self.norms))
+        middle = torch.cat([(count - 1).clamp(min=0) // 2, count // 2]).clamp(max=len(self.norms) - 1)
+        median = self.norms.sort().values.gather(0, middle).mean()
+        outlier = watched & (count >= RECENT).squeeze() & ~(norm <= self.factor * median)
+        kept = watched & torch.isfinite(norm)
+        place = self.known % len(self.norms)
+        self.norms.scatter_(0, place, torch.where(kept, norm, self.norms.gather(0, place)))
+        self.known.add_(kept)
+        return outlier if self.factor else torch.zeros_like(outlier)
 
     def count(self, skipped: bool, reason: str) -> None:
         """Count skipped steps in a row. Raises UserError at MAX_SKIPPED. reason: why the last one was skipped."""
@@ -134,12 +148,19 @@ class NormGuard:
 
     def forget(self) -> None:
         """Start anew, where the loss changes by schedule."""
-        self.norms.clear()
+        self.norms.fill_(math.inf)
+        self.known.zero_()
 
     def state_dict(self) -> dict[str, int | list[float]]:
-        """Norms, and the number of skipped steps in a row, for a checkpoint."""
-        return {"norms": list(self.norms), "skipped": self.skipped}
+        """Norms from the oldest on, and the number of skipped steps in a row, for a checkpoint."""
+        known = int(self.known)
+        norms = self.norms.roll(-known if known > len(self.norms) else 0).tolist()[:known]
+        return {"norms": norms, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        self.norms, self.skipped = deque(state["norms"], self.norms.maxlen), state["skipped"]
+        self.forget()
+        norms = state["norms"][-len(self.norms) :]
+        self.norms[: len(norms)] = torch.tensor(norms, dtype=torch.float64)
+        self.known.fill_(len(norms))
+        self.skipped = state["skipped"]

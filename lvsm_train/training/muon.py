@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lvsm_train.device.foreach import add_, lerp_
 from lvsm_train.device.sharding import full, local, shard_like
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic; Jordan's, as in torch.optim.Muon
@@ -22,7 +23,12 @@ class Muon(torch.optim.Optimizer):
 
     The same rule and state as torch.optim.Muon; matrices of one shape are orthogonalised as one batch, which takes 20 kernels
     in place of 20 for each matrix. matrices: each of shape [rows, columns]. Raises ValueError for other shapes.
+
+    found_inf: None, or a scalar on the device that is 1.0 where the next step is to change nothing, as torch's fused optimisers
+    have it; the learning rate may then be a scalar on the device too.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
@@ -44,18 +50,20 @@ class Muon(torch.optim.Optimizer):
                 if "momentum_buffer" not in self.state[weight]:
                     self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
             momenta = [local(self.state[weight]["momentum_buffer"]) for weight in weights]
-            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            # a skipped step leaves momenta and weights: its share and its rate are 0
+            keep = 1.0 if self.found_inf is None else 1 - self.found_inf
+            rate = group["lr"] * keep
+            lerp_(momenta, gradients, (1 - group["momentum"]) * keep)
             torch._foreach_lerp_(
                 gradients, momenta, group["momentum"]
             )  # Nesterov's look ahead; gradients are not used again
-            torch._foreach_mul_([local(weight) for weight in weights], 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_([local(weight) for weight in weights], 1 - rate * group["weight_decay"])
             for batch in batches(weights):
                 directions = orthogonalized(
                     torch.stack([full(weight.grad) for weight in batch if weight.grad is not None])
                 )
                 shards = [local(shard_like(way, weight)) for way, weight in zip(directions, batch, strict=True)]
-                rate = group["lr"] * 0.2 * math.sqrt(max(batch[0].shape))
-                torch._foreach_add_([local(weight) for weight in batch], shards, alpha=-rate)
+                add_([local(weight) for weight in batch], shards, -(rate * 0.2 * math.sqrt(max(batch[0].shape))))
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lvsm_train.config.train import TrainConfig
+from lvsm_train.device.graphs import Settled
 from lvsm_train.device.ranks import Ranks
 from lvsm_train.device.sharding import gather_full, shard, shard_like, should_shard
 from lvsm_train.evaluation.scores import Scores, finite
@@ -39,40 +40,55 @@ class State:
             shard(self.net, device)
         else:
             self.net.to(device)
-        self.optimizers = Optimizers(self.net, cfg.optim, cfg.steps)
-        self.average = Average(self.net, cfg.optim.ema) if cfg.optim.ema else None
+        self.norm_guard = NormGuard(cfg.optim.skip_factor, device)
+        # sharded weights are put together step by step; what is decided on the way is read
+        unattended = False if self.sharded else None
+        self.optimizers = Optimizers(self.net, cfg.optim, cfg.steps, self.norm_guard, unattended=unattended)
+        if self.optimizers.unattended and ranks.world == 1:
+            self.optimizers.bind_gradients()
+        self.average = Average(self.net, cfg.optim.ema, self.optimizers.unattended) if cfg.optim.ema else None
+        record = self.optimizers.unattended and device.type == "cuda" and cfg.compile != "no"
+        self.move = Settled(self._move, self.optimizers.memory, record)
         self.spike_guard = SpikeGuard(cfg.optim.spike_above)
-        self.norm_guard = NormGuard(cfg.optim.skip_factor)
         self.changes = cfg.changes()
+        self.loss = torch.zeros((), device=device)
         self.best: tuple[float, int] | None = None
         self.scores: Scores | None = None
         self.cursor: Cursor | None = None  # of a cycle, in the newest checkpoint
         self.note = ""  # for the user, where `resume` found settings that changed
         self.stop_waiting: Callable[[], bool] = lambda: True  # for room on a full disk
 
-    def step(self, progress: float, loss: float, norm: float) -> dict[str, float]:
-        """Update the weights, or skip the step if the loss is not finite or the gradient's norm far above the usual.
+    def step(self, number: int, progress: float, loss: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Update the weights and their mean, or skip the step. Returns the learning rate, and on the device the gradient's
+        norm and 1.0 if the step was skipped (2,).
 
-        progress: in steps of the learning-rate schedule. Raises UserError if steps are skipped again and again.
+        number: of the step, from 0. progress: in steps of the learning-rate schedule. loss: mean over ranks, on the device.
         """
-        outlier = progress >= self.cfg.optim.warmup and self.norm_guard.is_outlier(norm)
-        if math.isfinite(loss) and not outlier:
-            facts = self.optimizers.step(progress, norm)
-        else:
-            self.optimizers.zero_grad()
-            facts = {"grad_norm": norm, "lr": math.nan, "void": 1.0}
-        said = f"the gradient's norm is {norm:.3g}" if math.isfinite(loss) else f"the loss is {loss}"
-        self.norm_guard.count(bool(facts["void"]), said)
+        if number in self.changes:
+            self.norm_guard.forget()
+        lr = self.optimizers.plan(progress)
         if self.average:
-            self.average.update(self.net)
-        return facts
+            self.average.plan()
+        self.loss.copy_(loss)
+        return lr, self.move()
+
+    def _move(self) -> torch.Tensor:
+        moved = self.optimizers.move(self.loss)
+        if self.average:
+            self.average.move(self.net)
+        return torch.stack([moved.norm, moved.void.double()])
+
+    def count_skipped(self, values: dict[str, float]) -> None:
+        """Count skipped steps in a row by what a step said. Raises UserError where too many are."""
+        finite = math.isfinite(values["loss"])
+        said = f"the gradient's norm is {values['grad_norm']:.3g}" if finite else f"the loss is {values['loss']}"
+        self.norm_guard.count(bool(values["void"]), said)
 
     def roll_back_on_spike(self, done: int, loss: float) -> str:
         """Restore weights and optimisers from before a loss spike; the data goes on. Returns a note for the user, "" if none.
         Raises UserError after more than MAX_SPIKES spikes."""
         if done in self.changes:
             self.spike_guard.forget()
-            self.norm_guard.forget()
             return ""
         if not self.spike_guard.observe(loss):
             return ""
@@ -186,6 +202,7 @@ class State:
         own = self.net.state_dict()
         self.net.load_state_dict({name: shard_like(value, own[name]) for name, value in state["model"].items()})
         self.optimizers.load_state_dict(state["optimizers"])
+        self.move.forget()
         if self.average:
             self.average.load_state_dict(state["average"])
 

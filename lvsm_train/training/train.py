@@ -6,16 +6,18 @@ import contextlib
 import dataclasses
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.data.batches import Data
-from lvsm_train.data.step_inputs import EpochSource, RankBarrier, StepSource, Stream
-from lvsm_train.device.devices import autocast, device_of
+from lvsm_train.data.step_inputs import EpochSource, RankBarrier, StepInput, StepSource, Stream
+from lvsm_train.device.devices import Numbers, autocast, device_of, on_device
 from lvsm_train.device.ranks import Ranks, process_group
 from lvsm_train.evaluation.scores import Scores, measure, render_of, strip
 from lvsm_train.training.card import write_card
@@ -57,7 +59,7 @@ def train_fn(cfg: TrainConfig) -> Result:
         if ranks.is_main:  # what was refused has written nothing
             patiently(lambda: write_json(cfg.folder / "train.json", cfg.as_json()), cfg.folder)
         gradients = Gradients(cfg, state.net, device, ranks)
-        stop, saved = 0.0, start
+        stop, saved = False, start
         with (
             Log(cfg, start, ranks, device) as log,
             Watchdog(cfg.hang_minutes) as dog,
@@ -78,23 +80,20 @@ def train_fn(cfg: TrainConfig) -> Result:
             source: StepSource = EpochSource(cfg, ranks, device, log.say)
             if cfg.cycle:
                 source = Stream(cfg, ranks, device, log.say, state.cursor or Cursor(), barrier.poll)
+            behind = Behind(state, log, ranks)
             with contextlib.closing(source.steps(start)) as steps:
                 for step_input in barrier.steps(steps) if cfg.cycle else steps:
                     log.say(*gradients.prepare(step_input.batches[0]))
-                    own = gradients(step_input.batches, step_input.step)
-                    wishes = [float(bool(stopped)), float(source.urgent(state.cursor))]
-                    shared = ranks.all_reduce_mean(torch.stack([*own.values(), *own["loss"].new_tensor(wishes)]))
-                    # the only host sync of a step
-                    *means, stop, urgent, norm = torch.cat([shared, state.optimizers.norm()[None]]).tolist()
-                    terms = dict(zip(own, means, strict=True))
-                    facts = state.step(step_input.progress, terms["loss"], norm)
+                    terms = gradients(step_input.batches, step_input.step)
                     done = step_input.step + 1
-                    log.step(done, terms | facts, step_input)
-                    log.say(state.roll_back_on_spike(done, terms["loss"]))
-                    if cfg.eval_every and (done % cfg.eval_every == 0 or step_input.last):
+                    looks = bool(cfg.eval_every) and (done % cfg.eval_every == 0 or step_input.last)
+                    saves = done % cfg.checkpoint_every == 0 or step_input.last
+                    wishes = bool(stopped), source.urgent(state.cursor)
+                    stop, urgent = behind.step(terms, step_input, wishes, looks or saves)
+                    if looks:
                         dog.reset()
                         _evaluate(state, step_input.data, done, cfg, log)
-                    if done % cfg.checkpoint_every == 0 or step_input.last or stop or urgent:
+                    if saves or stop or urgent:
                         dog.reset()
                         state.save(done, step_input.cursor)
                         saved = done
@@ -104,12 +103,72 @@ def train_fn(cfg: TrainConfig) -> Result:
                     dog.reset()
                     if stop:
                         break
+            behind.catch_up()
             if saved < done:  # stopped while waiting for data
                 state.save(done, step_input.cursor)
         finished = not (stop or stopped or barrier.stopped) or (start < done and step_input.last)
         if finished and cfg.export_official:
             _export(state, cfg.export_official)
         return Result(cfg.folder, done, finished, state.scores, ranks.is_main)
+
+
+class _Launched(NamedTuple):
+    """A step that the device may still be at. values: what the host knew; numbers: means by `names`, then wishes, norm, void."""
+
+    step_input: StepInput
+    names: list[str]
+    values: dict[str, float]
+    numbers: Numbers
+
+
+class Behind:
+    """Steps whose numbers the host has not read yet.
+
+    On a GPU one may be: the device then has its next step before it ends this one, and never waits for the host. What follows
+    from a step's numbers (log, spikes, an end after too many skipped ones) comes one step later there.
+    """
+
+    def __init__(self, state: State, log: Log, ranks: Ranks) -> None:
+        self.state, self.log, self.ranks = state, log, ranks
+        # ranks of a cycle have to know at once whether one of them wants a checkpoint: no step follows where they wait
+        at_once = state.cfg.cycle and ranks.world > 1
+        self.most = 1 if state.optimizers.unattended and not at_once else 0
+        self.launched: deque[_Launched] = deque()
+        self.wishes = False, False
+
+    def step(
+        self, terms: dict[str, torch.Tensor], step_input: StepInput, wishes: tuple[bool, bool], due: bool
+    ) -> tuple[bool, bool]:
+        """Update the weights by the gradients that gave `terms`, and report what is known by now.
+
+        wishes: (stop, a checkpoint) of this rank; returned are those of all ranks. due: the host needs all numbers now.
+        """
+        shared = torch.stack([*terms.values()])
+        if self.ranks.world > 1:
+            shared = self.ranks.all_reduce_mean(torch.cat([shared, on_device(wishes, shared)]))
+        lr, moved = self.state.step(step_input.step, step_input.progress, shared[list(terms).index("loss")])
+        numbers = Numbers(torch.cat([shared.double(), moved]))
+        self.launched.append(_Launched(step_input, list(terms), {"lr": lr}, numbers))
+        if self.ranks.world == 1:
+            self.wishes = wishes
+        self.catch_up(self.most)
+        if due or any(self.wishes):
+            self.catch_up()
+        return self.wishes
+
+    def catch_up(self, most: int = 0) -> None:
+        """Report all steps but the last `most`. Raises UserError where too many were skipped, or losses spike again."""
+        while len(self.launched) > most:
+            step_input, names, known, numbers = self.launched.popleft()
+            *means, norm, void = numbers.read()
+            if self.ranks.world > 1:
+                *means, stop, save = means
+                self.wishes = stop > 0, save > 0
+            values = dict(zip(names, means, strict=True)) | {"grad_norm": norm, "void": void} | known
+            self.state.count_skipped(values)
+            self.log.step(step_input.step + 1, values, step_input)
+            self.log.say(self.state.move.says, self.state.roll_back_on_spike(step_input.step + 1, values["loss"]))
+            self.state.move.says = ""
 
 
 def _evaluate(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
 import os
+import random
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -62,19 +65,31 @@ def test_every_preset_learns_from_its_first_steps_on(
 
 
 def test_norms_are_compared_with_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule written out in Python beside it, over more norms than are remembered, through a checkpoint and a new start."""
     monkeypatch.setattr(guards, "RECENT", 4)
-    guard = NormGuard(5.0)
-    assert not any(guard.is_outlier(norm) for norm in (400.0, 300.0, 410.0, 390.0))  # whatever is usual here
-    assert guard.is_outlier(2100.0) and guard.is_outlier(math.nan) and not guard.is_outlier(1900.0)
-    for _ in range(20):
-        guard.is_outlier(2100.0)
-    assert not guard.is_outlier(2100.0)  # what lasts becomes usual
-    again = NormGuard(5.0)
-    again.load_state_dict(guard.state_dict())
-    assert again.state_dict() == guard.state_dict()
+    monkeypatch.setattr(guards, "BASELINE", 9)
+
+    def ask(guard: NormGuard, norm: float, guarded: bool = True) -> bool:
+        return bool(guard.is_outlier(torch.tensor(norm), guarded))
+
+    guard, known, rng = NormGuard(2.0), collections.deque(maxlen=9), random.Random(0)  # type: ignore[var-annotated]
+    found = []
+    for step in range(60):
+        norm = math.nan if step % 13 == 9 else rng.lognormvariate(0, 1)
+        norm = float(torch.tensor(norm))
+        found.append(ask(guard, norm))
+        assert found[-1] == (len(known) >= 4 and not norm <= 2.0 * statistics.median(known))
+        known += [norm] * math.isfinite(norm)
+        assert not ask(guard, 1e9, guarded=False)  # neither judged nor remembered
+        assert guard.state_dict()["norms"] == list(known)
+        again = NormGuard(2.0)
+        again.load_state_dict(guard.state_dict())
+        assert again.state_dict() == guard.state_dict()
+        guard = again if step % 7 == 0 else guard
+    assert 5 < sum(found) < 40
     guard.forget()
-    assert not guard.is_outlier(1e9)
-    assert not any(NormGuard(0.0).is_outlier(norm) for norm in (1.0,) * 9 + (1e9,))
+    assert not ask(guard, 1e9)
+    assert not any(ask(NormGuard(0.0), norm) for norm in (1.0,) * 9 + (1e9,))
 
 
 def test_a_run_that_skips_every_step_ends(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
