@@ -34,7 +34,10 @@ Rays = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Eye:
-    """Where a camera is and how it is turned: unit vectors in the world. k: fx fy cx cy; bent: k1 k2 p1 p2 k3 k4 k5 k6."""
+    """Where a camera is and how it is turned: unit vectors in the world. k: fx fy cx cy.
+
+    bent: k1 k2 p1 p2 k3 k4 k5 k6 of OpenCV's model, or four for its fisheye model: k1 k2 k3 k4.
+    """
 
     position: np.ndarray
     right: np.ndarray
@@ -47,7 +50,7 @@ class Eye:
     def rays(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Pixels from the picture's upper left corner -> directions."""
         fx, fy, cx, cy = self.k
-        x, y = straightened((u - cx) / fx, (v - cy) / fy, self.bent)
+        x, y = (unfished if len(self.bent) == 4 else straightened)((u - cx) / fx, (v - cy) / fy, self.bent)
         return x[..., None] * self.right - y[..., None] * self.up - self.back
 
 
@@ -72,6 +75,15 @@ def straightened(xd: np.ndarray, yd: np.ndarray, bent: Sequence[float]) -> tuple
         det = j11 * j22 - j12 * j21
         x, y = x - (j22 * (a - xd) - j12 * (b - yd)) / det, y - (j11 * (b - yd) - j21 * (a - xd)) / det
     return x, y
+
+
+def unfished(xd: np.ndarray, yd: np.ndarray, bent: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Inverts theta (1 + k1 theta^2 + k2 theta^4 + k3 theta^6 + k4 theta^8) by a table, then tan theta is the radius."""
+    theta = np.linspace(0, 1.5, 200_001)
+    table = theta * (1 + sum(k * theta ** (2 * i + 2) for i, k in enumerate(bent)))
+    r = np.hypot(xd, yd)
+    factor = np.tan(np.interp(r, table, theta)) / np.maximum(r, 1e-12)
+    return xd * factor, yd * factor
 
 
 def eye(

@@ -98,13 +98,15 @@ def nerfstudio(folder: Path, eyes: Sequence[Eye], per_frame: bool = False, folde
         frame = {"file_path": f"images/frame_{i:05d}.png", "transform_matrix": opengl_c2w(one)}
         frames.append(frame | (camera_of(one) if per_frame else {}))
     text = {} if per_frame else first
-    (folder / "transforms.json").write_text(json.dumps(text | {"camera_model": "OPENCV", "frames": frames}))
+    model = "OPENCV_FISHEYE" if len(eyes[0].bent) == 4 else "OPENCV"
+    (folder / "transforms.json").write_text(json.dumps(text | {"camera_model": model, "frames": frames}))
     return folder
 
 
 def camera_of(one: Eye) -> dict[str, float]:
     names = ("fl_x", "fl_y", "cx", "cy")
-    bent = dict(zip(("k1", "k2", "p1", "p2", "k3"), one.bent, strict=False))
+    named = ("k1", "k2", "k3", "k4") if len(one.bent) == 4 else ("k1", "k2", "p1", "p2", "k3")
+    bent = dict(zip(named, one.bent, strict=False))
     return dict(zip(names, one.k, strict=True)) | bent | {"w": one.hw[1], "h": one.hw[0]}
 
 
@@ -127,7 +129,11 @@ COLMAP_MODELS = {  # name -> number, parameters of an Eye
     "SIMPLE_RADIAL": (2, lambda k, b: (k[0], k[2], k[3], b[0])),
     "RADIAL": (3, lambda k, b: (k[0], k[2], k[3], b[0], b[1])),
     "OPENCV": (4, lambda k, b: (*k, *b[:4])),
+    "OPENCV_FISHEYE": (5, lambda k, b: (*k, *b)),
     "FULL_OPENCV": (6, lambda k, b: (*k, *b)),
+    "SIMPLE_RADIAL_FISHEYE": (8, lambda k, b: (k[0], k[2], k[3], b[0])),
+    "RADIAL_FISHEYE": (9, lambda k, b: (k[0], k[2], k[3], b[0], b[1])),
+    "THIN_PRISM_FISHEYE": (10, lambda k, b: (*k, b[0], b[1], 0.0, 0.0, b[2], b[3], 0.0, 0.0)),
 }
 
 

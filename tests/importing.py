@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,12 +17,14 @@ import numpy as np
 from PIL import Image
 
 from pipeline import sources
+from pipeline.config.source_table import CAPTURES
 from pipeline.config.views import ImportConfig, PosedConfig
 from pipeline.core.budget import DiskBudget
+from pipeline.core.cameras import Lens
 from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import Item, Scene
 from pipeline.download.fetch import Fetcher, FetchLimits
-from pipeline.sources import colmap, gobjaverse, nerfstudio, objaverse_mix, pixelsplat, zero123
+from pipeline.sources import captures, gobjaverse, objaverse_mix, pixelsplat, zero123
 from pipeline.worker.posed import to_scene
 from tests.balls import balls_in, expected
 
@@ -31,9 +33,14 @@ SOURCES: dict[str, ModuleType] = {
     "gobjaverse": gobjaverse,
     "objaverse-mix": objaverse_mix,
     "pixelsplat": pixelsplat,
-    "nerfstudio": nerfstudio,
-    "colmap": colmap,
+    **dict.fromkeys(CAPTURES, captures),
 }
+
+
+def opencv(bent: Sequence[float]) -> Lens:
+    """Lens of OpenCV's k1 k2 p1 p2 k3 k4 k5 k6."""
+    k1, k2, p1, p2, k3, k4, k5, k6 = map(float, bent)
+    return Lens(radial=(k1, k2, k3, 0.0), denominator=(k4, k5, k6), tangential=(p1, p2))
 
 
 def config(source: str, given: Path | None, cache: Path, **scene: Any) -> ImportConfig:

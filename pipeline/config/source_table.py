@@ -27,6 +27,10 @@ class Source:
     objects: bool = False
 
 
+CAPTURES = {  # sources of captures on this machine -> their modules in pipeline/poses
+    "nerfstudio": "transforms",
+    "colmap": "colmap",
+}
 SOURCES = {  # in the order of --help
     "procedural": Source("object", "pipeline.sources.procedural", endless=True, objects=True),
     "local": Source("object", "pipeline.sources.local", input="--input FOLDER or --input MANIFEST.csv", objects=True),
@@ -39,8 +43,7 @@ SOURCES = {  # in the order of --help
     "gobjaverse": Source("posed", "pipeline.sources.gobjaverse", input="", objects=True),
     "zero123": Source("posed", "pipeline.sources.zero123", input=FOLDER, objects=True),
     "pixelsplat": Source("posed", "pipeline.sources.pixelsplat", input=FOLDER),
-    "nerfstudio": Source("posed", "pipeline.sources.nerfstudio", input=FOLDER),
-    "colmap": Source("posed", "pipeline.sources.colmap", input=FOLDER),
+    **{name: Source("posed", "pipeline.sources.captures", input=FOLDER) for name in CAPTURES},
     "realestate10k": Source("video", "pipeline.sources.realestate10k", fetched=True),
     "acid": Source("video", "pipeline.sources.realestate10k", fetched=True),
 }

@@ -74,6 +74,8 @@ class ImportConfig(Fetching, Running):
     """What the pictures and their cameras look like. docs/sources.md."""
     input: Path | None = None
     """A folder, or an archive (.zip, .tar, .tar.gz, .7z). Default for objaverse-mix and gobjaverse: fetched, bit by bit."""
+    follow_links: bool = True
+    """Take pictures of captures that links lead to, also out of their folder. Archives never hold links."""
     scene: Annotated[PosedConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=PosedConfig)
     verify_cameras: bool = True
     """Check on the first scenes that poses and pictures fit (silhouettes, epipolar lines), and refuse where they do not."""

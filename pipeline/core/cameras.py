@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +22,82 @@ SENSOR_WIDTH_MM = 36.0
 ORTHO_MARGIN = (
     1.015  # width of an orthographic picture over the diameter of the bounding sphere: half a pixel a side at 64
 )
+
+
+@dataclass(frozen=True)
+class Lens:
+    """Lens of a camera: where light that a pinhole would show at a place of the plane at depth 1 comes instead.
+
+    bend: of the radius r: "none", "theta" (fisheyes, r -> atan r), "fov" (r -> atan(2 r tan(omega / 2)) / omega). Polynomials of
+    the bent radius follow: radial (k1 k2 k3, and a fourth that OpenCV lacks) over denominator (OpenCV's k4 k5 k6), tangential
+    (p1 p2), prism (factors of r^2 in x and y). crop: radius of the part of the picture that shows something, as a share of its
+    width, around its middle; 0: all of it.
+    """
+
+    bend: Literal["none", "theta", "fov"] = "none"
+    radial: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    denominator: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    tangential: tuple[float, float] = (0.0, 0.0)
+    prism: tuple[float, float] = (0.0, 0.0)
+    omega: float = 0.0
+    crop: float = 0.0
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """All coefficients in one row."""
+        return (*self.radial, *self.denominator, *self.tangential, *self.prism, self.omega, self.crop)
+
+    @property
+    def is_pinhole(self) -> bool:
+        """True if the lens bends nothing."""
+        return self.bend == "none" and not any(self.numbers)
+
+    def distort(self, points: np.ndarray) -> np.ndarray:
+        """Places (..., 2) of a pinhole on the plane at depth 1 -> places (..., 2) of this lens."""
+        if self.bend == "none":
+            return self._shift(points)
+        r = np.linalg.norm(points, axis=-1, keepdims=True)
+        if self.bend == "theta":
+            bent = np.arctan(r)
+        else:
+            bent = np.arctan(2 * r * np.tan(self.omega / 2)) / self.omega
+            middle = 2 * np.tan(self.omega / 2) / self.omega
+        factor = np.where(r > 1e-9, bent / np.maximum(r, 1e-9), 1.0 if self.bend == "theta" else middle)
+        return self._shift(points * factor)
+
+    def straighten(self, places: np.ndarray) -> np.ndarray:
+        """Invert `distort` by Newton's method: (N, 2) -> (N, 2), nan where no light of a pinhole comes from."""
+        at, step = np.array(places, np.float64), 1e-6
+        with np.errstate(all="ignore"):
+            for _ in range(12):
+                here = self._shift(at)
+                along_x, along_y = ((self._shift(at + change) - here) / step for change in np.eye(2) * step)
+                det = along_x[..., 0] * along_y[..., 1] - along_x[..., 1] * along_y[..., 0]
+                off = here - places
+                dx = (along_y[..., 1] * off[..., 0] - along_y[..., 0] * off[..., 1]) / det
+                dy = (along_x[..., 0] * off[..., 1] - along_x[..., 1] * off[..., 0]) / det
+                at = at - np.stack([dx, dy], -1)
+            at[~(np.abs(self._shift(at) - places).max(-1) < 1e-6)] = np.nan
+            if self.bend == "none":
+                return at
+            r = np.linalg.norm(at, axis=-1, keepdims=True)
+            angle = r if self.bend == "theta" else r * self.omega
+            plane = np.tan(angle) / (1 if self.bend == "theta" else 2 * np.tan(self.omega / 2))
+            straight = at * np.where(r > 1e-9, plane / np.maximum(r, 1e-9), 1.0)
+            return np.where(angle < 1.5, straight, np.nan)
+
+    def _shift(self, points: np.ndarray) -> np.ndarray:
+        """Polynomials of the model at bent places (..., 2)."""
+        (k1, k2, k3, k4), (d1, d2, d3), (p1, p2) = self.radial, self.denominator, self.tangential
+        x, y = np.moveaxis(points, -1, 0)
+        r2 = x * x + y * y
+        radial = (1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))) / (1 + r2 * (d1 + r2 * (d2 + r2 * d3)))
+        bent_x = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x) + self.prism[0] * r2
+        bent_y = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y + self.prism[1] * r2
+        return np.stack([bent_x, bent_y], -1)
+
+
+PINHOLE = Lens()
 
 
 def look_at(position: np.ndarray, target: np.ndarray | tuple[float, ...] = (0.0, 0.0, 0.0)) -> np.ndarray:

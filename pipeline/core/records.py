@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
+from pipeline.core.cameras import Lens
 from pipeline.core.errors import Retry, Skip
 
 # Of a scene's facts, those that the ledger keeps too.
@@ -46,15 +47,15 @@ class Item:
 class Posed:
     """Views that were rendered or photographed elsewhere, with their cameras: loaded by a source of kind "posed".
 
-    images: V encoded files (PNG, JPEG, WebP), with or without alpha (straight). c2w: (V, 4, 4) as in Scene.
-    fxfycxcy: (V, 4) pixels of the images as they are encoded; pixel centres at +0.5. distortion: None for a pinhole, or
-    (V, 8) of OpenCV's k1 k2 p1 p2 k3 k4 k5 k6. meta: facts about the object (JSON-able).
+    images: V encoded files (PNG, JPEG, WebP, TIFF, AVIF), with or without alpha (straight). c2w: (V, 4, 4) as in Scene.
+    fxfycxcy: (V, 4) pixels of the images as they are encoded; pixel centres at +0.5. lenses: V of them, or () for pinholes.
+    meta: facts about the object (JSON-able).
     """
 
     images: list[bytes]
     c2w: np.ndarray
     fxfycxcy: np.ndarray
-    distortion: np.ndarray | None = None
+    lenses: Sequence[Lens] = ()
     meta: dict[str, Any] = field(default_factory=dict)
 
 

@@ -34,7 +34,8 @@ def load(name: str) -> ModuleType:
 
 def others(name: str) -> str:
     """Flags that choose each other source of this kind than `name`, in one line."""
-    return " | ".join(load(other).HOWTO for other in names(SOURCES[name].kind) if other != name)
+    howtos = (load(other).HOWTO for other in names(SOURCES[name].kind) if other != name)
+    return " | ".join(dict.fromkeys(howtos))
 
 
 def is_remote(cfg: Any) -> bool:

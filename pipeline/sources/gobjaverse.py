@@ -21,6 +21,7 @@ from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import Fetched, Item, Posed, item_rng
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
+from pipeline.poses import capture
 from pipeline.sources import objaverse, posed_views, selection
 
 SAYS = "G-Objaverse renderings"
@@ -178,7 +179,7 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     pictures, poses_found, fxfycxcy = [], [], []
     for view in chosen:
         data = files.read(f"{view}.png")
-        facts = posed_views.json_object(files.read(f"{view}.json"), f"{view}.json")
+        facts = capture.json_object(files.read(f"{view}.json"), f"{view}.json")
         pictures.append(data)
         poses_found.append(_c2w(facts, view))
         fxfycxcy.append(_fxfycxcy(facts, posed_views.hw_of(data, f"{view}.png"), view))
@@ -209,9 +210,9 @@ def _c2w(facts: dict[str, Any], view: str) -> np.ndarray:
 
 
 def _fxfycxcy(facts: dict[str, Any], hw: tuple[int, int], view: str) -> list[float]:
-    fov_x = posed_views.number(facts, "x_fov")
-    fov_y = posed_views.number(facts, "y_fov")
+    fov_x = capture.number(facts, "x_fov")
+    fov_y = capture.number(facts, "y_fov")
     if fov_x is None:
         raise Skip("bad_cameras", f"{view}.json has no x_fov")
-    fx = posed_views.focal(hw[1], fov_x)
-    return [fx, fx if fov_y is None else posed_views.focal(hw[0], fov_y), hw[1] / 2, hw[0] / 2]
+    fx = capture.focal(hw[1], fov_x)
+    return [fx, fx if fov_y is None else capture.focal(hw[0], fov_y), hw[1] / 2, hw[0] / 2]

@@ -25,6 +25,7 @@ from pipeline.core.records import Clip, Fetched, Item, item_rng, video_of
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import archives, bundles, trajectories
 from pipeline.formats.trajectories import Trajectory
+from pipeline.poses import capture
 from pipeline.sources import posed_views
 from pipeline.video import cut
 from pipeline.video.ytdlp import VideoFetcher
@@ -122,7 +123,7 @@ def load(item: Item, path: Path, cfg: ClipConfig) -> Clip:
     """Read one clip's cameras and frame times. Raises Skip: bad_cameras, unsupported_camera, no_images."""
     trajectory = trajectories.parse((path.parent / CAMERAS).read_bytes(), f"{item.uid}.txt")
     frame = _frames(item, trajectory)
-    c2w = posed_views.inverted(trajectory.w2c[frame])
+    c2w = capture.inverted(trajectory.w2c[frame])
     meta = {"video": item.url, "split": item.extra["split"], "views_found": len(trajectory.times_us)}
     return Clip(path, frame, trajectory.times_us[frame], c2w, trajectory.fxfycxcy[frame], meta)
 

@@ -17,6 +17,7 @@ from pipeline.core import cameras
 from pipeline.core.records import Fetched, Item, Posed
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
+from pipeline.poses import capture
 from pipeline.sources import posed_views
 
 SAYS = "Zero123 renderings of Objaverse"
@@ -78,11 +79,11 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     names = files.names()
     views = posed_views.paired(names, ".npy", f"{path.name} {'has poses alone' if names else 'is empty'}")
     chosen = [views[i] for i in cameras.spread(len(views), cfg.scene.views)]
-    w2c_gl = posed_views.matrices([posed_views.npy(files.read(f"{view}.npy"), f"{view}.npy") for view in chosen])
+    w2c_gl = capture.matrices([capture.npy(files.read(f"{view}.npy"), f"{view}.npy") for view in chosen])
     pictures = [files.read(f"{view}.png") for view in chosen]
     fxfycxcy = []
     for view, data in zip(chosen, pictures, strict=True):
         height, width = posed_views.hw_of(data, f"{view}.png")
         fxfycxcy.append([FOCAL * width, FOCAL * width, width / 2, height / 2])
-    c2w = cameras.from_opengl(posed_views.inverted(w2c_gl))
+    c2w = cameras.from_opengl(capture.inverted(w2c_gl))
     return Posed(pictures, c2w, np.array(fxfycxcy), meta={"views_found": len(views)})

@@ -57,15 +57,13 @@ def _features(posed: Posed, view: int) -> _Picture:
     points, descriptors = cv2.SIFT_create(FEATURES).detectAndCompute(grey, covered)  # type: ignore[attr-defined]
     fx, fy, cx, cy = posed.fxfycxcy[view] * np.array([hw[1] / straight.shape[1], hw[0] / straight.shape[0]] * 2)
     places = np.array([point.pt for point in points], np.float64).reshape(-1, 2) + 0.5
-    if posed.distortion is not None and len(places):
-        k = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
-        coefficients = np.asarray(posed.distortion[view], np.float64)
-        places = np.asarray(cv2.undistortPoints(places[:, None], k, coefficients), np.float64)[:, 0]
-    else:
-        places = (places - [cx, cy]) / [fx, fy]
+    places = (places - [cx, cy]) / [fx, fy]
+    if posed.lenses and not posed.lenses[view].is_pinhole:
+        places = posed.lenses[view].straighten(places)
     found = np.zeros((0, 128), np.float32) if descriptors is None else descriptors
     focal = float(np.sqrt(fx * fy)) * FEATURE_SIDE / max(hw)  # so that thresholds are relative to the picture's size
-    return _Picture(places, found, focal, np.asarray(posed.c2w[view], np.float64))
+    shown = np.isfinite(places).all(-1)
+    return _Picture(places[shown], found[shown], focal, np.asarray(posed.c2w[view], np.float64))
 
 
 def explained(posed: Posed) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ composited on white, so that a pixel is exactly (255, 255, 255) where nothing co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from pipeline import sources
 from pipeline.config.clip import ClipConfig
 from pipeline.config.views import ImportConfig, PosedConfig
 from pipeline.core import cameras, images
+from pipeline.core.cameras import Lens
 from pipeline.core.errors import Skip
 from pipeline.core.records import Item, Posed, Scene, Views, timed
 from pipeline.worker import quality, silhouettes
 
-COEFFICIENTS = 8  # OpenCV's k1 k2 p1 p2 k3 k4 k5 k6
 GRID = 65  # points along each side of the picture at which a distortion is tested
-ZOOMS = (0.25, 4.0)  # least and greatest factor by which undistorting may change the focal length
+# least and greatest factor by which undistorting may change the focal length; a fisheye's middle keeps at least its scale
+ZOOMS = {"none": (0.25, 4.0), "fov": (1.0, 4.0), "theta": (1.0, 4.0)}
 FLAT_LEVELS = 8  # of 255: a picture with less contrast counts as blank
 
 
@@ -64,7 +65,7 @@ def to_scene(item: Item, posed: Posed, cfg: PosedConfig) -> Scene:
     """
     if not posed.images:
         raise Skip("no_images")
-    c2w, fxfycxcy, distortion = _checked(posed)
+    c2w, fxfycxcy, lenses = _checked(posed)
     chosen = cameras.spread(len(posed.images), cfg.views)
     album = _Album(cfg)
     for view in chosen:
@@ -72,26 +73,26 @@ def to_scene(item: Item, posed: Posed, cfg: PosedConfig) -> Scene:
             straight = images.decode_straight(posed.images[view])
         except OSError as error:
             raise Skip("broken_image", f"view {view}: {error}") from None
-        album.add(int(view), straight, fxfycxcy[view], None if distortion is None else distortion[view])
+        album.add(int(view), straight, fxfycxcy[view], lenses[view])
     meta = dict(posed.meta) | {"views_found": posed.meta.get("views_found", len(posed.images))}
     return Scene(item, c2w[chosen].astype(np.float32), album.views(), meta | album.facts())
 
 
-def _checked(posed: Posed) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """c2w (V, 4, 4), fxfycxcy (V, 4), distortion (V, 8), None if all 0; float64. Raises Skip: bad_cameras, bad_distortion."""
+def _checked(posed: Posed) -> tuple[np.ndarray, np.ndarray, Sequence[Lens]]:
+    """c2w (V, 4, 4) and fxfycxcy (V, 4) in float64, and V lenses. Raises Skip: bad_cameras, bad_distortion."""
     count = len(posed.images)
     fxfycxcy = np.asarray(posed.fxfycxcy, np.float64)
-    distortion = None if posed.distortion is None else np.asarray(posed.distortion, np.float64)
+    lenses = posed.lenses or [cameras.PINHOLE] * count
     c2w = rigid(posed.c2w)
-    if len(c2w) != count or fxfycxcy.shape != (count, 4):
-        raise Skip("bad_cameras", f"{len(c2w)} poses and {len(fxfycxcy)} intrinsics for {count} images")
+    if len(c2w) != count or fxfycxcy.shape != (count, 4) or len(lenses) != count:
+        raise Skip(
+            "bad_cameras", f"{len(c2w)} poses, {len(fxfycxcy)} intrinsics and {len(lenses)} lenses for {count} images"
+        )
     if not np.isfinite(fxfycxcy).all() or (fxfycxcy[:, :2] <= 0).any():
         raise Skip("bad_cameras", "a focal length that is no positive number")
-    if distortion is not None and distortion.shape != (count, COEFFICIENTS):
-        raise Skip("bad_cameras", f"distortion of shape {distortion.shape}")
-    if distortion is not None and not np.isfinite(distortion).all():
+    if not all(np.isfinite(lens.numbers).all() for lens in lenses):
         raise Skip("bad_distortion", "coefficients that are no numbers")
-    return c2w, fxfycxcy, distortion if distortion is not None and distortion.any() else None
+    return c2w, fxfycxcy, lenses
 
 
 def rigid(c2w: np.ndarray) -> np.ndarray:
@@ -118,15 +119,15 @@ class _Album:
         self.maps: dict[tuple[Any, ...], _Undistorted] = {}
         self.transparent = False
 
-    def add(self, view: int, straight: np.ndarray, fxfycxcy: np.ndarray, distortion: np.ndarray | None) -> None:
-        """Add a decoded picture (H, W, 3 or 4) with its intrinsics (4,) and distortion (8,). Raises Skip, see `to_scene`."""
+    def add(self, view: int, straight: np.ndarray, fxfycxcy: np.ndarray, lens: Lens) -> None:
+        """Add a decoded picture (H, W, 3 or 4) with its intrinsics (4,) and lens. Raises Skip, see `to_scene`."""
         height, width = straight.shape[:2]
         check_intrinsics(view, fxfycxcy, (height, width))
         self.sizes.add((height, width))
         self.transparent |= straight.shape[2] == 4
         square = self.cfg.crop == "square"
-        if distortion is not None and distortion.any():
-            rgba, fxfycxcy = self._undistort(images.premultiplied(straight), fxfycxcy, distortion)
+        if not lens.is_pinhole:
+            rgba, fxfycxcy = self._undistort(images.premultiplied(straight), fxfycxcy, lens)
             rgba, fxfycxcy = crop_square(rgba, fxfycxcy) if square else (rgba, fxfycxcy)
         else:
             straight, fxfycxcy = crop_square(straight, fxfycxcy) if square else (straight, fxfycxcy)
@@ -156,16 +157,14 @@ class _Album:
             some = rgb[::3, ::3]
             self.contrast.append(max(int(np.ptp(some[..., channel])) for channel in range(3)))
 
-    def _undistort(
-        self, rgba: np.ndarray, fxfycxcy: np.ndarray, distortion: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _undistort(self, rgba: np.ndarray, fxfycxcy: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.ndarray]:
         import cv2
 
-        key = (rgba.shape[:2], tuple(fxfycxcy), tuple(distortion))
+        key = (rgba.shape[:2], tuple(fxfycxcy), lens)
         if key not in self.maps:
             if len(self.maps) > 3:  # each view may have its own camera: keeping all maps would fill the memory
                 self.maps.clear()
-            self.maps[key] = undistortion(rgba.shape[:2], fxfycxcy, distortion)
+            self.maps[key] = undistortion(rgba.shape[:2], fxfycxcy, lens)
         made = self.maps[key]
         self.zooms.add(round(float(made.fxfycxcy[0] / fxfycxcy[0]), 4))
         return cv2.remap(rgba, made.map_x, made.map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), made.fxfycxcy
@@ -215,52 +214,44 @@ def crop_square(pixels: np.ndarray, fxfycxcy: np.ndarray) -> tuple[np.ndarray, n
     return pixels[top : top + side, left : left + side], np.asarray(fxfycxcy) - [0, 0, left, top]
 
 
-def distort(points: np.ndarray, distortion: np.ndarray) -> np.ndarray:
-    """Normalised points (..., 2) of a pinhole -> distorted ones (..., 2), by OpenCV's model of 8 coefficients."""
-    k1, k2, p1, p2, k3, k4, k5, k6 = distortion
-    x, y = np.moveaxis(points, -1, 0)
-    r2 = x * x + y * y
-    radial = (1 + r2 * (k1 + r2 * (k2 + r2 * k3))) / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)))
-    bent_x = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
-    bent_y = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
-    return np.stack([bent_x, bent_y], -1)
-
-
-def undistortion(hw: tuple[int, ...], fxfycxcy: np.ndarray, distortion: np.ndarray) -> _Undistorted:
-    """Maps from a picture of size hw with distortion (8,) to a pinhole's picture of equal size and principal point.
+def undistortion(hw: tuple[int, ...], fxfycxcy: np.ndarray, lens: Lens) -> _Undistorted:
+    """Maps from a picture of size hw through a lens to a pinhole's picture of equal size and principal point.
 
     The focal lengths are scaled by the least factor at which every pixel's light comes from inside the old picture.
     Raises Skip("bad_distortion") if the model folds over itself or no factor within ZOOMS suffices.
     """
-    low, high = ZOOMS
-    if not _covered(high, hw, fxfycxcy, distortion):
-        raise Skip("bad_distortion", f"no part of the picture is undistorted by {np.round(distortion, 4).tolist()}")
-    if _covered(low, hw, fxfycxcy, distortion):
-        raise Skip(
-            "bad_distortion", f"{np.round(distortion, 4).tolist()} would make the picture {1 / low:.0f} times as wide"
-        )
+    low, high = ZOOMS[lens.bend]
+    what = f"{lens.bend} {np.round(lens.numbers, 4).tolist()}"
+    if not _covered(high, hw, fxfycxcy, lens):
+        raise Skip("bad_distortion", f"no part of the picture is undistorted by {what}")
+    if _covered(low, hw, fxfycxcy, lens):
+        if lens.bend == "none":
+            raise Skip("bad_distortion", f"{what} would make the picture {1 / low:.0f} times as wide")
+        high = low
     while high - low > 1e-5:
         middle = (low + high) / 2
-        low, high = (low, middle) if _covered(middle, hw, fxfycxcy, distortion) else (middle, high)
+        low, high = (low, middle) if _covered(middle, hw, fxfycxcy, lens) else (middle, high)
     fx, fy, cx, cy = fxfycxcy
     new = np.array([fx * high, fy * high, cx, cy])
     y, x = np.mgrid[: hw[0], : hw[1]] + 0.5
-    there = distort(np.stack([(x - cx) / new[0], (y - cy) / new[1]], -1), distortion)
+    there = lens.distort(np.stack([(x - cx) / new[0], (y - cy) / new[1]], -1))
     map_x, map_y = fx * there[..., 0] + cx - 0.5, fy * there[..., 1] + cy - 0.5  # OpenCV: first pixel centre at 0
     return _Undistorted(map_x.astype(np.float32), map_y.astype(np.float32), new)
 
 
-def _covered(zoom: float, hw: tuple[int, ...], fxfycxcy: np.ndarray, distortion: np.ndarray) -> bool:
+def _covered(zoom: float, hw: tuple[int, ...], fxfycxcy: np.ndarray, lens: Lens) -> bool:
     """True if at this zoom every pixel's light comes from inside the old picture, and the map folds nowhere."""
     fx, fy, cx, cy = fxfycxcy
     height, width = hw
     y, x = np.meshgrid(np.linspace(0.5, height - 0.5, GRID), np.linspace(0.5, width - 0.5, GRID), indexing="ij")
-    there = distort(np.stack([(x - cx) / (zoom * fx), (y - cy) / (zoom * fy)], -1), distortion)
+    there = lens.distort(np.stack([(x - cx) / (zoom * fx), (y - cy) / (zoom * fy)], -1))
     u, v = fx * there[..., 0] + cx, fy * there[..., 1] + cy
     if not (
         np.isfinite(there).all()
         and min(u.min() - 0.5, v.min() - 0.5, width - 0.5 - u.max(), height - 0.5 - v.max()) >= 0
     ):
+        return False
+    if lens.crop and np.hypot(u - width / 2, v - height / 2).max() > lens.crop * width:
         return False
     along_x, along_y = np.diff(there[:-1], axis=1), np.diff(there[:, :-1], axis=0)
     turned = along_x[..., 0] * along_y[..., 1] - along_x[..., 1] * along_y[..., 0]

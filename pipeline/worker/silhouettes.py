@@ -274,7 +274,7 @@ def _turned(shapes: Silhouettes, now: MixCameras, mix: MixCameras) -> Silhouette
 
 def silhouettes(posed: Posed) -> Silhouettes | None:
     """Silhouettes of up to SILHOUETTE_VIEWS views; None if pictures are opaque, distorted, or fewer than 3. Raises OSError."""
-    if posed.distortion is not None and np.any(posed.distortion):
+    if not all(lens.is_pinhole for lens in posed.lenses):
         return None
     alphas, chosen, scales, solid = [], [], [], SOLID
     for view in cameras.spread(len(posed.images), SILHOUETTE_VIEWS):

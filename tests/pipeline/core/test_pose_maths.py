@@ -11,9 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core import cameras
+from pipeline.core.cameras import Lens
 from pipeline.core.errors import Skip
 from pipeline.worker import posed
 from tests import balls
+from tests.importing import opencv
 from tests.pipeline.worker.test_posed import pixels, saved, scene_of, views
 
 quick = settings(deadline=None, max_examples=60)
@@ -36,7 +38,7 @@ BENT = {
 def test_undistortion_against_opencv(kind: str) -> None:
     """Our map takes each new pixel to the place that cv2.projectPoints says; and cv2's own model of a lens is ours."""
     k, bent = lens(BENT[kind])
-    made = posed.undistortion((270, 300), k, bent)
+    made = posed.undistortion((270, 300), k, opencv(bent))
     assert made.fxfycxcy[2:].tolist() == k[2:].tolist()
     assert made.fxfycxcy[0] / k[0] == pytest.approx(made.fxfycxcy[1] / k[1])
     y, x = np.mgrid[:270, :300] + 0.5
@@ -52,14 +54,61 @@ def test_undistortion_against_opencv(kind: str) -> None:
     assert min(edges) < 0.05  # and no more is lost than has to be
 
 
+FISHEYES = {
+    "equidistant": (0.0, 0.0, 0.0, 0.0),
+    "calibrated": (-0.021, 0.011, -0.009, 0.002),
+    "strong": (0.08, -0.02, 0.004, 0.0),
+}
+
+
+@pytest.mark.parametrize("kind", FISHEYES)
+def test_fisheyes_against_opencv(kind: str) -> None:
+    """Where cv2.fisheye sends the rays of the new picture's pixels, and back; nothing of it lies outside of the old picture."""
+    k, bent = np.array([160.0, 158, 148, 140]), np.array(FISHEYES[kind])
+    lens = Lens("theta", radial=tuple(FISHEYES[kind]))
+    made = posed.undistortion((270, 300), k, lens)
+    assert made.fxfycxcy[0] >= k[0] - 1e-9
+    y, x = np.mgrid[:270, :300] + 0.5
+    plane = np.stack([(x - made.fxfycxcy[2]) / made.fxfycxcy[0], (y - made.fxfycxcy[3]) / made.fxfycxcy[1]], -1)
+    matrix = np.array([[k[0], 0, k[2]], [0, k[1], k[3]], [0, 0, 1]])
+    there = cv2.fisheye.distortPoints(plane.reshape(1, -1, 2), matrix, bent).reshape(270, 300, 2)
+    np.testing.assert_allclose(np.stack([made.map_x, made.map_y], -1), there - 0.5, atol=2e-3)
+    assert min(made.map_x.min(), made.map_y.min(), 299 - made.map_x.max(), 269 - made.map_y.max()) >= -1e-3
+
+
+@pytest.mark.parametrize(
+    "lens",
+    [
+        opencv((-0.21, 0.06, 0.0021, -0.0013, 0.01, 0.02, -0.01, 0.003)),
+        Lens("theta", (-0.02, 0.01, 0.002, 0.001), tangential=(0.002, -0.001), prism=(0.003, 0.001)),
+        Lens("fov", omega=0.9),
+        Lens(radial=(0.1, 0.02, 0.01, 0.005)),
+    ],
+    ids=["rational", "thin prism", "fov", "fourth"],
+)
+def test_what_a_lens_bends_it_straightens(lens: Lens) -> None:
+    y, x = np.mgrid[-0.8:0.8:31j, -0.8:0.8:31j]
+    points = np.stack([x, y], -1).reshape(-1, 2)
+    bent = lens.distort(points)
+    assert np.abs(bent - points).max() > 0.01
+    np.testing.assert_allclose(lens.straighten(bent), points, atol=1e-5)
+
+
+def test_beside_the_pinholes_half_space_nothing_is_straight() -> None:
+    """A fisheye sees rays that no plane in front of it meets, and those of 86 degrees or more are left out."""
+    there = np.array([[0.3, 0.2], [1.55, 0.0], [2.0, 1.0]])
+    straight = Lens("theta").straighten(there)
+    assert np.isfinite(straight[0]).all() and np.isnan(straight[1:]).all()
+
+
 def test_no_border_is_in_an_undistorted_picture() -> None:
     k, bent = lens(BENT["pincushion"])
     picture = np.full((270, 300, 3), 90, np.uint8)
     picture[100:150, 100:150] = 200
-    scene = scene_of(replace(views(saved(picture), k=tuple(k)), distortion=bent[None]), res=(64, 256), quality=100)
+    scene = scene_of(replace(views(saved(picture), k=tuple(k)), lenses=[opencv(bent)]), res=(64, 256), quality=100)
     assert pixels(scene, 256).min() > 80
     assert scene.meta["undistorted_zoom"][0] > 1
-    assert scene_of(replace(views(saved(picture)), distortion=np.zeros((1, 8)))).meta.get("undistorted_zoom") is None
+    assert scene_of(replace(views(saved(picture)), lenses=[opencv([0.0] * 8)])).meta.get("undistorted_zoom") is None
 
 
 @pytest.mark.parametrize(
@@ -70,7 +119,7 @@ def test_lenses_that_are_none(bent: tuple[float, ...]) -> None:
     """Either refused, or so little is left of the picture that it is too small, or it is right."""
     k, distortion = lens(bent)
     try:
-        made = posed.undistortion((270, 300), k, distortion)
+        made = posed.undistortion((270, 300), k, opencv(distortion))
     except Skip as end:
         reason = end.reason
     else:
@@ -85,7 +134,7 @@ def test_lenses_that_are_none(bent: tuple[float, ...]) -> None:
 def test_any_lens_is_refused_or_holds(bent: list[float]) -> None:
     k, distortion = lens(tuple(bent), (60, 80))
     try:
-        made = posed.undistortion((60, 80), k, distortion)
+        made = posed.undistortion((60, 80), k, opencv(distortion))
     except Skip as end:
         assume(end.reason == "bad_distortion")
         return

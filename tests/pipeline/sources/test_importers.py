@@ -18,6 +18,7 @@ from tests.importing import config, imported, only, seven_zipped, tarred, under,
 
 LIMITS = {64: 0.06, 512: 0.03}  # pixels
 PHOTO = (540, 600)
+FISH = (-0.02, 0.012, -0.004, 0.001)
 BARREL = (-0.21, 0.06, 0.0021, -0.0013, 0.0, 0.0, 0.0, 0.0)
 PINCUSHION = (0.17, 0.03, -0.0011, 0.0017, 0.01, 0.0, 0.0, 0.0)
 RATIONAL = (0.3, -0.05, 0.001, 0.001, 0.01, 0.42, -0.02, 0.005)
@@ -47,6 +48,15 @@ def pixelsplat(at: Path) -> Path:
     return at
 
 
+def six(at: Path) -> Path:
+    """nerfstudio's distortion_params in place of single names: k1 k2 k3 k4 p1 p2."""
+    folder = foreign.nerfstudio(at / "scene", balls.walk(3, PHOTO, BARREL))
+    facts = foreign.read_json(folder / "transforms.json")
+    k1, k2, p1, p2, k3 = (facts.pop(name) for name in ("k1", "k2", "p1", "p2", "k3"))
+    write_json(folder / "transforms.json", facts | {"distortion_params": [k1, k2, k3, 0.0, p1, p2]})
+    return at
+
+
 def studio(bent: tuple[float, ...] = (0.0,) * 8, **options: bool) -> Callable[[Path], Path]:
     return lambda at: foreign.nerfstudio(at / "scene", balls.walk(3, PHOTO, bent), **options).parent
 
@@ -67,11 +77,15 @@ CASES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "nerfstudio": ("nerfstudio", studio()),
     "nerfstudio per frame": ("nerfstudio", studio(per_frame=True)),
     "nerfstudio barrel": ("nerfstudio", studio(BARREL)),
+    "nerfstudio distortion_params": ("nerfstudio", six),
+    "nerfstudio fisheye": ("nerfstudio", studio(FISH)),
     "nerf synthetic": ("nerfstudio", square_pixels),
     "colmap text": ("colmap", colmap("PINHOLE", False)),
     "colmap binary": ("colmap", colmap("PINHOLE", True)),
     "colmap OPENCV": ("colmap", colmap("OPENCV", True, BARREL)),
     "colmap FULL_OPENCV pincushion": ("colmap", colmap("FULL_OPENCV", False, PINCUSHION)),
+    "colmap OPENCV_FISHEYE": ("colmap", colmap("OPENCV_FISHEYE", True, FISH)),
+    "colmap THIN_PRISM_FISHEYE": ("colmap", colmap("THIN_PRISM_FISHEYE", False, FISH)),
     "colmap FULL_OPENCV rational": ("colmap", colmap("FULL_OPENCV", True, RATIONAL)),
 }
 
@@ -208,7 +222,14 @@ def test_dl3dv_pictures_are_smaller_than_their_file_says(tmp_path: Path) -> None
 @pytest.mark.parametrize("at", ["sparse/0", "sparse", "."])
 @pytest.mark.parametrize("model", foreign.COLMAP_MODELS)
 def test_colmap_models(tmp_path: Path, model: str, at: str) -> None:
-    bent = {"SIMPLE_RADIAL": (-0.1, *[0.0] * 7), "RADIAL": (-0.1, 0.02, *[0.0] * 6)}.get(model, (0.0,) * 8)
+    bent = {
+        "SIMPLE_RADIAL": (-0.1, *[0.0] * 7),
+        "RADIAL": (-0.1, 0.02, *[0.0] * 6),
+        "OPENCV_FISHEYE": FISH,
+        "THIN_PRISM_FISHEYE": FISH,
+        "SIMPLE_RADIAL_FISHEYE": (-0.03, 0.0, 0.0, 0.0),
+        "RADIAL_FISHEYE": (-0.03, 0.01, 0.0, 0.0),
+    }.get(model, (0.0,) * 8)
     eyes = [
         replace(one, k=(one.k[0], one.k[0] if model[0] in "SR" else one.k[1], *one.k[2:]))
         for one in balls.walk(3, (90, 120), bent)

@@ -19,6 +19,7 @@ from pipeline.core import cameras, images
 from pipeline.core.errors import Skip
 from pipeline.core.records import Item, Posed, Scene
 from pipeline.worker import posed
+from tests.importing import opencv
 
 ITEM = Item("one", "zero123")
 quick = settings(deadline=None, max_examples=60)
@@ -285,8 +286,8 @@ REFUSED: dict[str, tuple[Posed, str]] = {
     "endless focal": (spoilt(fxfycxcy=K * [1e4, 1, 1, 1]), "bad_cameras"),
     "no number": (spoilt(fxfycxcy=K * np.nan), "bad_cameras"),
     "principal point": (spoilt(fxfycxcy=K * [1, 1, 9, 1]), "bad_cameras"),
-    "distortion shape": (spoilt(distortion=np.zeros((2, 5))), "bad_cameras"),
-    "distortion nan": (spoilt(distortion=np.full((2, 8), np.nan)), "bad_distortion"),
+    "too few lenses": (spoilt(lenses=(cameras.PINHOLE,)), "bad_cameras"),
+    "distortion nan": (spoilt(lenses=(cameras.PINHOLE, opencv([float("nan")] * 8))), "bad_distortion"),
     "white": (views(*[saved(np.full((96, 128, 3), 255, np.uint8))] * 3), "blank"),
     "black": (views(*[saved(np.zeros((96, 128, 3), np.uint8))] * 3), "black"),
     "empty": (views(*[saved(np.zeros((96, 128, 4), np.uint8))] * 3), "all_background"),

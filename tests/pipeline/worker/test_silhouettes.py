@@ -16,6 +16,7 @@ from pipeline.worker import epipolar, silhouettes
 from pipeline.worker.silhouettes import Verdict, check, judge
 from tests import balls
 from tests.balls import Eye
+from tests.importing import opencv
 
 MIRROR = np.diag([-1.0, 1, 1, 1])
 
@@ -42,8 +43,8 @@ def room(bent: tuple[float, ...] = (0.0,) * 8) -> Posed:
     """Seven photographs in a textured room."""
     eyes = balls.walk(7, (216, 240), bent, 0.2)
     files = [balls.photo(picture) for picture in balls.pictures(eyes, in_room=True)]
-    distortion = np.tile(np.array(bent), (7, 1)) if any(bent) else None
-    return Posed(files, np.stack([c2w_of(one) for one in eyes]), np.array([one.k for one in eyes]), distortion)
+    lenses = (opencv(bent),) * 7 if any(bent) else ()
+    return Posed(files, np.stack([c2w_of(one) for one in eyes]), np.array([one.k for one in eyes]), lenses)
 
 
 def lifted(posed: Posed, degrees: float) -> Posed:
@@ -177,7 +178,7 @@ def test_how_much_noise_is_told() -> None:
 
 def test_a_distortion_that_is_forgotten_shows() -> None:
     bent = room((-0.2, 0.05, 0.002, -0.001, 0, 0, 0, 0))
-    forgotten = check(replace(bent, distortion=None)).lines
+    forgotten = check(replace(bent, lenses=())).lines
     right = check(bent).lines
     assert right is not None and forgotten is not None and forgotten < right
 

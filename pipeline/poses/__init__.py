@@ -1,0 +1,1 @@
+"""Formats of captures with cameras: one module each, which holds its axes and pixel conventions."""

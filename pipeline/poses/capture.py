@@ -1,0 +1,125 @@
+"""Capture: views of one scene as a camera file lists them, before any picture is read."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.core import cameras
+from pipeline.core.cameras import Lens
+from pipeline.core.errors import Skip
+
+MAX_JSON = 64_000_000  # bytes
+ROLES = ("train", "val", "test")
+COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
+
+CameraOf = Callable[[tuple[int, int]], tuple[np.ndarray, Lens]]
+
+
+@dataclass(frozen=True)
+class View:
+    """View of a capture. name: of its picture, as the camera file says it; picture: its file, None if that is missing.
+
+    c2w (3 or 4, 4) with OpenCV axes. camera: (height, width) of the picture -> fxfycxcy (4,) in its pixels, and the lens; raises
+    Skip. role: one of ROLES, or "" where the capture has none.
+    """
+
+    name: str
+    picture: Path | None
+    c2w: np.ndarray
+    camera: CameraOf
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Views of one scene, and facts about it (JSON-able)."""
+
+    views: list[View]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def inverted(w2c: np.ndarray) -> np.ndarray:
+    """Invert w2c (V, 3 or 4, 4) -> c2w (V, 4, 4), keeping the axis convention. Raises Skip("bad_cameras")."""
+    try:
+        return np.asarray(np.linalg.inv(cameras.homogeneous(np.asarray(w2c)[:, :3])))
+    except (np.linalg.LinAlgError, ValueError) as error:
+        raise Skip("bad_cameras", f"poses that cannot be inverted: {error}") from None
+
+
+def matrices(values: Sequence[Any]) -> np.ndarray:
+    """Convert V matrices from JSON, 3x4 or 4x4 each -> (V, 4, 4) float64. Raises Skip("bad_cameras")."""
+    try:
+        rows = [np.asarray(value, np.float64) for value in values]
+        if wrong := [row.shape for row in rows if row.shape not in ((3, 4), (4, 4))]:
+            raise ValueError(f"a pose of shape {wrong[0]}")
+        return np.stack([row if len(row) == 4 else cameras.homogeneous(row) for row in rows])
+    except (ValueError, TypeError) as error:
+        raise Skip("bad_cameras", str(error)) from None
+
+
+def npy(data: bytes, name: str) -> np.ndarray:
+    """Read a .npy file as float64, never pickled objects. Raises Skip("bad_cameras")."""
+    try:
+        return np.asarray(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False), np.float64)
+    except (ValueError, TypeError, EOFError, OSError, SyntaxError, MemoryError, OverflowError) as error:
+        raise Skip("bad_cameras", f"{name}: {error}") from None
+
+
+def json_value(data: bytes, name: str) -> Any:
+    """Parse JSON, also with comments and a byte order mark, as tools for captures do. Raises Skip("bad_cameras")."""
+    if len(data) > MAX_JSON:
+        raise Skip("bad_cameras", f"{name} is {len(data)} bytes long")
+    try:
+        text = data.decode("utf-8-sig") if data[:2] not in (b"\xff\xfe", b"\xfe\xff") else data.decode("utf-16")
+        try:
+            return json.loads(text)
+        except ValueError:
+            return json.loads(COMMENT.sub(lambda found: found[1] or " ", text))
+    except (ValueError, RecursionError) as error:
+        raise Skip("bad_cameras", f"{name} is not JSON: {error}") from None
+
+
+def json_object(data: bytes, name: str) -> dict[str, Any]:
+    """Parse a JSON file that holds an object. Raises Skip("bad_cameras")."""
+    value = json_value(data, name)
+    if not isinstance(value, dict):
+        raise Skip("bad_cameras", f"{name} holds no JSON object")
+    return value
+
+
+def number(record: Mapping[str, Any], name: str) -> float | None:
+    """Get a finite number from a JSON object, None if absent. Raises Skip("bad_cameras")."""
+    value = record.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise Skip("bad_cameras", f"{name} is {str(value)[:40]!r}, not a number")
+    return float(value)
+
+
+def focal(size: float, fov: float) -> float:
+    """Focal length in pixels of a side of `size` pixels seen under `fov` radians. Raises Skip("bad_cameras")."""
+    if not 0 < fov < math.pi:
+        raise Skip("bad_cameras", f"a field of view of {fov:g} radians")
+    return size / 2 / math.tan(fov / 2)
+
+
+def fitted(fxfycxcy: np.ndarray, stated_hw: tuple[float, float], hw: tuple[int, int], name: str) -> np.ndarray:
+    """Scale intrinsics (4,) from the stated size to the picture's size hw, which differs for smaller copies.
+
+    Raises Skip("bad_cameras") if the aspect ratios differ by more than rounding.
+    """
+    sy, sx = hw[0] / stated_hw[0], hw[1] / stated_hw[1]
+    if abs(sx - sy) > sx * (1.5 / min(hw) + 0.002):
+        stated = f"{stated_hw[1]:g}x{stated_hw[0]:g}"
+        raise Skip("bad_cameras", f"{name} is {hw[1]}x{hw[0]} pixels, its camera says {stated}")
+    return np.asarray(fxfycxcy, np.float64) * [sx, sy, sx, sy]

@@ -1,0 +1,225 @@
+"""COLMAP models, .bin and .txt (colmap.github.io/format.html), and where their pictures are.
+
+Points, rigs and frames are not read.
+
+A project may hold several models (sparse/0, sparse/1, dense/0/sparse, ...), each with its own folder of pictures; the one with
+most pictures that are there is taken. Poses stay in the model's own world, which has no unit and no up: world-to-camera, a
+Hamilton quaternion, real part first, and a translation, with OpenCV axes. Pixels are counted as ours, the centre of the first
+one at (0.5, 0.5).
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.core.cameras import Lens, rotation_of
+from pipeline.core.errors import Skip
+from pipeline.poses import lenses
+from pipeline.poses.capture import Capture, View, fitted, inverted
+from pipeline.poses.lenses import PARAMETERS
+from pipeline.poses.pictures import SMALLER, Finder
+
+NUMBERS = dict(  # in .bin files -> name
+    enumerate(
+        "SIMPLE_PINHOLE PINHOLE SIMPLE_RADIAL RADIAL OPENCV OPENCV_FISHEYE FULL_OPENCV FOV SIMPLE_RADIAL_FISHEYE "
+        "RADIAL_FISHEYE THIN_PRISM_FISHEYE".split()
+    )
+)
+CAMERA = struct.Struct("<iiQQ")
+IMAGE = struct.Struct("<I7dI")
+POINT2D = 24  # bytes
+MOST = 1_000_000  # cameras or images; more are damage
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera. hw: size of its pictures. parameters: in the order that PARAMETERS gives."""
+
+    model: str
+    hw: tuple[int, int]
+    parameters: tuple[float, ...]
+
+    def numbers(self) -> tuple[np.ndarray, Lens]:
+        """Return fxfycxcy (4,) and the lens. Raises Skip: unsupported_camera, bad_cameras."""
+        if self.model not in PARAMETERS:
+            lenses.lens(self.model, {})  # raises
+        names = PARAMETERS[self.model]
+        if len(names) != len(self.parameters) or not np.isfinite(self.parameters).all() or min(self.hw) < 1:
+            raise Skip("bad_cameras", f"{self.model} of {self.hw} with parameters {self.parameters[:4]}...")
+        values = dict(zip(names, self.parameters, strict=True))
+        values |= {"fx": values["f"], "fy": values["f"]} if "f" in values else {}
+        return np.array([values[name] for name in ("fx", "fy", "cx", "cy")]), lenses.lens(self.model, values)
+
+    def at(self, hw: tuple[int, int], name: str) -> tuple[np.ndarray, Lens]:
+        """`numbers` for a picture of size hw that `name` names: smaller copies of the pictures are taken too."""
+        k, lens = self.numbers()
+        return fitted(k, self.hw, hw, name), lens
+
+
+@dataclass(frozen=True)
+class Registered:
+    """An image with a pose: quaternion (4,) and translation (3,) of w2c. camera: the number of its Camera."""
+
+    name: str
+    quaternion: np.ndarray
+    translation: np.ndarray
+    camera: int
+
+
+SAYS = "COLMAP models with their images"
+FOLDERS = ("images", *SMALLER)
+
+
+def is_scene(folder: Path) -> bool:
+    """True if the folder is a project with a model, or a model itself."""
+    return any(True for _ in _projects(folder))
+
+
+def read(folder: Path, finder: Finder, only: str = "") -> Capture:
+    """Read the project in a folder. Raises Skip: no_cameras, no_images (none registered), bad_cameras, escapes_folder."""
+    best: list[View] | None = None
+    failure: Skip | None = None
+    for model, places in _projects(folder):
+        try:
+            views = _views(model, places, finder.within(*places))
+        except Skip as error:
+            failure = failure or error
+            continue
+        if best is None or _rank(views) > _rank(best):
+            best = views
+    if best is None:
+        raise failure or Skip("no_cameras", f"no COLMAP model in {folder}")
+    return Capture(best)
+
+
+def _projects(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield (model, folders in which its pictures may be) of a project, as COLMAP, nerfstudio and 3DGS lay them out."""
+    layouts: list[tuple[Path, Path, tuple[str, ...]]] = [
+        (folder, folder, FOLDERS),
+        (folder / "colmap", folder, FOLDERS),
+        (folder / "dense", folder / "dense", FOLDERS),
+    ]
+    layouts += [(one, one, FOLDERS) for one in sorted((folder / "dense").glob("[0-9]*"))]
+    layouts += [(folder / "distorted", folder, ("input",))]
+    for above, pictures, names in layouts:
+        for model in (*sorted((above / "sparse").glob("[0-9]*"), key=_by_number), above / "sparse"):
+            if is_model(model):
+                yield model, _places(pictures, names)
+    if is_model(folder):
+        around = (folder, folder.absolute().parent, folder.absolute().parent.parent)
+        yield folder, next((_places(one, FOLDERS) for one in around if _places(one, FOLDERS) != [one]), [folder])
+
+
+def _by_number(folder: Path) -> tuple[int, str]:
+    return (int(folder.name) if folder.name.isdecimal() else 1 << 30), folder.name
+
+
+def _places(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Those of the named folders that exist; the folder itself if there is none."""
+    return [folder / name for name in names if (folder / name).is_dir()] or [folder]
+
+
+def _rank(views: list[View]) -> tuple[int, int]:
+    return sum(view.picture is not None for view in views), len(views)
+
+
+def _views(model: Path, places: list[Path], finder: Finder) -> list[View]:
+    cameras, registered = read_model(model)
+    if not registered:
+        raise Skip("no_images", "the model has no registered image")
+    quaternions = np.stack([image.quaternion for image in registered])
+    if not (np.isfinite(quaternions).all() and (np.linalg.norm(quaternions, axis=-1) > 1e-6).all()):
+        raise Skip("bad_cameras", "a rotation that is no quaternion")
+    translations = np.stack([image.translation for image in registered])
+    c2w = inverted(np.concatenate([rotation_of(quaternions), translations[..., None]], -1))
+    views = []
+    for image, pose in zip(registered, c2w, strict=True):
+        if image.camera not in cameras:
+            raise Skip("bad_cameras", f"{image.name} has camera {image.camera}, which the model lacks")
+        found = (finder.find(image.name, place) for place in places)
+        picture = next((file for file in found if file is not None), None)
+        views.append(View(image.name, picture, pose, functools.partial(cameras[image.camera].at, name=image.name)))
+    return views
+
+
+def is_model(folder: Path) -> bool:
+    """True if the folder holds cameras and images of a model."""
+    return any((folder / f"cameras{end}").is_file() and (folder / f"images{end}").is_file() for end in (".bin", ".txt"))
+
+
+def read_model(folder: Path) -> tuple[dict[int, Camera], list[Registered]]:
+    """Read a model: cameras by number, images sorted by name. Raises Skip: no_cameras, bad_cameras, unsupported_camera."""
+    binary = (folder / "cameras.bin").is_file() and (folder / "images.bin").is_file()
+    try:
+        if binary:
+            cameras = _cameras_bin((folder / "cameras.bin").read_bytes())
+            images = list(_images_bin((folder / "images.bin").read_bytes()))
+        else:
+            cameras = dict(_cameras_txt((folder / "cameras.txt").read_text(encoding="utf-8-sig")))
+            images = list(_images_txt((folder / "images.txt").read_text(encoding="utf-8-sig")))
+    except FileNotFoundError as error:
+        raise Skip("no_cameras", f"no model in {folder}: {error.filename}") from None
+    except (struct.error, ValueError, IndexError, OSError) as error:
+        raise Skip("bad_cameras", f"{folder.name} cannot be read: {error}") from None
+    return cameras, sorted(images, key=lambda image: image.name)
+
+
+def _count(data: bytes) -> int:
+    (count,) = struct.unpack_from("<Q", data)
+    if count > MOST:
+        raise ValueError(f"{count} entries")
+    return int(count)
+
+
+def _cameras_bin(data: bytes) -> dict[int, Camera]:
+    cameras, at = {}, 8
+    for _ in range(_count(data)):
+        number, model, width, height = CAMERA.unpack_from(data, at)
+        if model not in NUMBERS:
+            lenses.lens(f"model {model}", {})  # raises: how long its parameters are is not known
+        name = NUMBERS[model]
+        count = len(PARAMETERS[name])
+        cameras[number] = Camera(name, (height, width), struct.unpack_from(f"<{count}d", data, at + CAMERA.size))
+        at += CAMERA.size + 8 * count
+    return cameras
+
+
+def _images_bin(data: bytes) -> Iterator[Registered]:
+    at = 8
+    for _ in range(_count(data)):
+        _, *pose, camera = IMAGE.unpack_from(data, at)
+        end = data.index(b"\0", at + IMAGE.size)
+        name = data[at + IMAGE.size : end].decode()
+        (points,) = struct.unpack_from("<Q", data, end + 1)
+        at = end + 9 + POINT2D * points
+        if at > len(data):
+            raise ValueError("cut off")
+        yield Registered(name, np.array(pose[:4]), np.array(pose[4:]), camera)
+
+
+def _cameras_txt(text: str) -> Iterator[tuple[int, Camera]]:
+    for line in text.splitlines():
+        if line.strip() and not line.startswith("#"):
+            number, model, width, height, *parameters = line.split()
+            yield int(number), Camera(model, (int(height), int(width)), tuple(map(float, parameters)))
+
+
+def _images_txt(text: str) -> Iterator[Registered]:
+    """Parse two lines per image; the second, of points, may be empty."""
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    while lines and not lines[0].strip():
+        lines.pop(0)
+    for line in lines[::2]:
+        if not line.strip():
+            continue
+        fields = line.split(maxsplit=9)  # names may have spaces
+        if len(fields) != 10:
+            raise ValueError(f"images.txt: {line[:60]!r}")
+        numbers = np.array(fields[1:8], np.float64)
+        yield Registered(fields[9].strip(), numbers[:4], numbers[4:], int(fields[8]))

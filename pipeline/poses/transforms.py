@@ -1,0 +1,154 @@
+"""transforms.json of nerfstudio, instant-ngp and DL3DV, and transforms_train, _val, _test.json of NeRF's Blender scenes.
+
+Poses are camera-to-world with OpenGL axes (+x right, +y up, -z forward). They stay in the world that the file speaks of:
+`applied_transform` says how that came about and is only noted, since undoing it would move all cameras alike.
+Intrinsics are for pictures of w x h; where the pictures are smaller (images_4 of DL3DV), they are scaled with them. Names that
+speak of a camera's geometry are honoured, or the camera is refused: nothing of it is passed over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.core import cameras
+from pipeline.core.cameras import Lens
+from pipeline.core.errors import Skip
+from pipeline.formats import bundles
+from pipeline.poses import lenses
+from pipeline.poses.capture import Capture, View, fitted, focal, json_object, matrices, number
+from pipeline.poses.pictures import Finder
+
+SAYS = "transforms.json"
+FILES = ("transforms.json", "transforms_train.json", "transforms_val.json", "transforms_test.json")
+COEFFICIENTS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "sx1", "sy1", "omega")
+PARAMS = ("k1", "k2", "k3", "k4", "p1", "p2")  # of distortion_params, in nerfstudio's order
+READ = {"is_fisheye", "fisheye_crop_radius", "distortion_params", "camera_model", *COEFFICIENTS}
+GEOMETRY = re.compile(  # names of what changes where a point is seen
+    r"[kps]\d+|s[xy]\d+|omega|xi|skew|rolling.?shutter.*|f?theta.*|camera_?type|projection.*|lens.*"
+    r"|.*(?:fish.?eye|distort|equirect|lat_?long|ortho|panoram|spherical|omnidir|cylindr|stereo|vr_?180).*",
+    re.IGNORECASE,
+)
+PLAIN = ("perspective", "pinhole", "none", "")  # values that say: nothing out of the ordinary
+NGP_MODELS = {
+    "": "OPENCV",
+    "PERSPECTIVE": "OPENCV",
+    "FISHEYE": "OPENCV_FISHEYE",
+}  # other names for a model of PARAMETERS
+
+
+def is_scene(folder: Path) -> bool:
+    """True if the folder holds one of FILES."""
+    return any((folder / name).is_file() for name in FILES)
+
+
+def read(folder: Path, finder: Finder, only: str = "") -> Capture:
+    """Read the capture in a folder. only: the one of FILES to read. Raises Skip: no_cameras, no_images, bad_cameras, ..."""
+    names = [only] if only else [name for name in FILES if (folder / name).is_file()]
+    if not names:
+        raise Skip("no_cameras", f"no transforms.json in {folder}")
+    frames: list[dict[str, Any]] = []
+    meta: dict[str, Any] = {}
+    for name in names[:1] if names[0] == FILES[0] else names:
+        shared = json_object(bundles.read_file(folder / name), name)
+        listed = shared.pop("frames", None)
+        if not isinstance(listed, list) or not all(isinstance(frame, dict) for frame in listed):
+            raise Skip("no_cameras", f"{name} has no list of frames")
+        frames += [shared | frame for frame in listed]
+        if "applied_transform" in shared:
+            meta["applied_transform"] = matrices([shared["applied_transform"]])[0].tolist()
+    if not frames:
+        raise Skip("no_images", f"{names[0]} lists no frame")
+    return Capture([_view(frame, folder, finder) for frame in _unique(frames)], meta)
+
+
+def _unique(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop frames whose picture came before. Raises Skip("bad_cameras") for a frame without file_path."""
+    for frame in frames:
+        if not isinstance(frame.get("file_path"), str) or not frame["file_path"]:
+            raise Skip("bad_cameras", "a frame without file_path")
+    return list({frame["file_path"]: frame for frame in frames}.values())
+
+
+def _view(frame: dict[str, Any], folder: Path, finder: Finder) -> View:
+    name = frame["file_path"]
+    c2w = cameras.from_opengl(matrices([frame.get("transform_matrix")])[0])
+    return View(name, finder.copy(name, folder), c2w, functools.partial(_camera, frame))
+
+
+def _camera(frame: Mapping[str, Any], hw: tuple[int, int]) -> tuple[np.ndarray, Lens]:
+    """Intrinsics of a frame: fxfycxcy (4,) in pixels of a picture of size hw, and its lens."""
+    values = {name: number(frame, name) for name in ("w", "h", "cx", "cy")}
+    if "w" in frame and min(values["w"] or 0, values["h"] or 0) < 1:
+        raise Skip("bad_cameras", f"pictures of {values['w']}x{values['h']} pixels")
+    width, height = values["w"] or float(hw[1]), values["h"] or float(hw[0])
+    fx, fy = _focal(frame, "x", width), _focal(frame, "y", height)
+    fx, fy = fy if fx is None else fx, fx if fy is None else fy  # square pixels where one is not said
+    if fx is None or fy is None:
+        raise Skip("no_cameras", "neither fl_x nor camera_angle_x nor x_fov")
+    cx, cy = values["cx"], values["cy"]
+    made = [fx, fy, width / 2 if cx is None else cx, height / 2 if cy is None else cy]
+    return fitted(np.array(made), (height, width), hw, Path(frame["file_path"]).name), _lens(frame, width)
+
+
+def _focal(frame: Mapping[str, Any], axis: str, size: float) -> float | None:
+    """Focal length along an axis in pixels, None if not stated. Raises Skip("bad_cameras"), also where readers would disagree.
+
+    instant-ngp takes x_fov (degrees) first; nerfstudio knows fl_x alone; both take fl_x before camera_angle_x (radians).
+    """
+    fov, pixels, angle = (number(frame, name) for name in (f"{axis}_fov", f"fl_{axis}", f"camera_angle_{axis}"))
+    by_fov = None if fov is None else focal(size, math.radians(fov))
+    if by_fov and pixels and abs(by_fov / pixels - 1) > 0.01:
+        raise Skip("bad_cameras", f"{axis}_fov {fov:g} means {by_fov:.5g} pixels, fl_{axis} says {pixels:g}")
+    if pixels is not None:
+        return pixels
+    return by_fov if by_fov or angle is None else focal(size, angle)
+
+
+def _lens(frame: Mapping[str, Any], width: float) -> Lens:
+    """Lens of a frame. Raises Skip: bad_cameras, unsupported_camera (what is said of the camera is not honoured here)."""
+    for name, value in frame.items():
+        if name not in READ and GEOMETRY.fullmatch(name) and _says_something(value):
+            raise Skip("unsupported_camera", f"{name} is {str(value)[:40]}: undistort the pictures first")
+    stated = frame.get("camera_model", "")
+    model = str(stated or "").upper()
+    model = NGP_MODELS.get(model, model)
+    if model not in lenses.PARAMETERS:
+        return lenses.lens(str(stated), {})  # raises
+    values = {name: value for name in COEFFICIENTS if (value := number(frame, name))}
+    params = frame.get("distortion_params")
+    if params is not None and _says_something(params):
+        values = _params(params)
+    if frame.get("is_fisheye") and lenses.BENDS[model] == "none":
+        model = "OPENCV_FISHEYE"
+    # simple models of COLMAP come with the names of larger ones where nerfstudio has converted them
+    known = {"k1", "k2", "k3", "p1", "p2", *lenses.PARAMETERS[model]} | (
+        {"k4"} if params or "FISHEYE" in model else set()
+    )
+    if foreign := sorted(values.keys() - known):
+        raise Skip("unsupported_camera", f"{foreign[0]} {values[foreign[0]]:g} with {stated or model}: undistort first")
+    lens = lenses.lens(model, values)
+    crop = number(frame, "fisheye_crop_radius") or 0.0
+    return dataclasses.replace(lens, crop=crop / width) if crop > 0 else lens
+
+
+def _params(params: Any) -> dict[str, float]:
+    if not isinstance(params, list) or len(params) != len(PARAMS):
+        raise Skip("unsupported_camera", f"distortion_params {str(params)[:40]}; {', '.join(PARAMS)} are needed")
+    named = dict(zip(PARAMS, params, strict=True))
+    return {name: value for name in PARAMS if (value := number(named, name))}
+
+
+def _says_something(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip().lower() not in PLAIN
+    if isinstance(value, list):
+        return any(_says_something(one) for one in value)
+    return bool(value)
