@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SITE := $(VENV)/lib/python3.11/site-packages
 PINNED := pyproject.toml requirements.lock
+# readers of exports, for the tests: without the forty packages that they would bring, and out of the way of ours
+JUDGES := nerfstudio==1.1.5 jaxtyping==0.3.11 wadler-lindig==0.1.8
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -78,6 +80,7 @@ $(VENV)/.train: $(PINNED)
 
 $(VENV)/.test: $(PINNED)
 	@$(call install,run test,.[train$(,)test])
+	@rm -rf $(VENV)/judges && $(BIN)/pip install -q --no-deps --target $(VENV)/judges $(JUDGES)
 	@touch $(VENV)/.run $(VENV)/.train $@
 
 , := ,

@@ -20,6 +20,7 @@ from lvsm_train.config.train import TrainConfig
 from lvsm_train.config.trained import EvalConfig, LatentConfig
 from pipeline.config.clip import ClipConfig
 from pipeline.config.cycle import CycleConfig, PlanConfig, Shares, divide
+from pipeline.config.export import ExportConfig
 from pipeline.config.manifest import ManifestConfig
 from pipeline.config.render import RenderConfig
 from pipeline.config.run import RunConfig
@@ -329,6 +330,18 @@ def view(
     return 0
 
 
+def export_run(cfg: Annotated[ExportConfig, tyro.conf.OmitArgPrefixes]) -> int:
+    """Write a run's views in the format of another tool, with the bytes of the pictures as they are where it takes JPEG.
+
+    Example: lvsm-data export data/try --to nerfstudio --out exports/try
+
+    """
+    from pipeline.export.exporter import export
+
+    print(*export(cfg.resolved()).lines(), sep="\n")
+    return 0
+
+
 def licenses(
     run: tyro.conf.Positional[Path],
     /,
@@ -389,6 +402,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "status": status,
     "verify": verify,
     "view": view,
+    "export": export_run,
     "licenses": licenses,
     "doctor": doctor,
 }

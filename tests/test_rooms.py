@@ -18,13 +18,13 @@ SCRIPTS = sorted((ROOT / "blender_scripts").rglob("*.py"))
 
 LAYOUT = {
     "pipeline": (
-        "core formats poses upgrade config storage dataset download video sources worker cluster run cycle plan report "
+        "core formats poses upgrade config storage dataset export download video sources worker cluster run cycle plan report "
         "system doctor cli"
     ).split(),
     "lvsm_train": "config models device weights losses data media evaluation training cycle latent".split(),
 }
 ROOF = ("cli", "doctor", "system")  # of pipeline: no room, and nobody imports them but each other
-SHELVES = ("sources", "latent")  # plug-ins side by side: more of them than a room may have modules
+SHELVES = ("poses", "sources", "latent")  # plug-ins side by side: more of them than a room may have modules
 DOORS = {  # dependency -> the only modules of pipeline that may know it
     "ray": {"cluster.executors", "cluster.prometheus"},
     "sqlite3": {"storage.ledger"},

@@ -182,6 +182,11 @@ def from_opengl(c2w_gl: np.ndarray) -> np.ndarray:
     return np.asarray(np.asarray(c2w_gl, np.float64) @ FLIP_YZ)
 
 
+def to_opengl(c2w: np.ndarray) -> np.ndarray:
+    """c2w (..., 4, 4) with OpenCV axes -> c2w of the same camera with OpenGL/Blender axes. Inverse of `from_opengl`."""
+    return np.asarray(np.asarray(c2w, np.float64) @ FLIP_YZ)
+
+
 def homogeneous(rows: np.ndarray) -> np.ndarray:
     """(..., 3, 4) -> (..., 4, 4) float64 with the row 0 0 0 1."""
     rows = np.asarray(rows, np.float64)
@@ -199,6 +204,21 @@ def rotation_of(quaternion: np.ndarray) -> np.ndarray:
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ]
     return np.stack([np.stack(row, -1) for row in rows], -2)
+
+
+def quaternion_of(rotation: np.ndarray) -> np.ndarray:
+    """Rotation matrices (..., 3, 3) -> unit Hamilton quaternions (..., 4), real part first and not negative.
+
+    The eigenvector of the largest eigenvalue of a symmetric matrix (Bar-Itzhack 2000), which has no special cases.
+    """
+    r = np.asarray(rotation, np.float64)
+    k = np.empty((*r.shape[:-2], 4, 4))
+    k[..., 0, 0] = np.trace(r, axis1=-2, axis2=-1)
+    k[..., 1:, 1:] = r + np.swapaxes(r, -1, -2) - k[..., 0, 0, None, None] * np.eye(3)
+    for axis, (row, column) in enumerate(((2, 1), (0, 2), (1, 0)), 1):
+        k[..., 0, axis] = k[..., axis, 0] = r[..., row, column] - r[..., column, row]
+    q = np.linalg.eigh(k / 3)[1][..., -1]
+    return np.asarray(np.where(q[..., :1] < 0, -q, q))
 
 
 def check_rigid(c2w: np.ndarray, tolerance: float = 1e-3) -> None:

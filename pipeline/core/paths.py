@@ -25,6 +25,15 @@ def below(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def file_stem(name: str) -> str:
+    """Name for files and folders that shows which `name` it is: letters, digits, - and _ alone, with a hash where it differs."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60]
+    if plain == name:
+        return name
+    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=4).hexdigest()
+    return f"{plain or 'object'}-{digest}"
+
+
 def own_folder(folder: Path, owner: str) -> Path:
     """Path of a folder for `owner` alone, directly in `folder`: its name if plain, else a hash of it."""
     if PLAIN.fullmatch(owner):

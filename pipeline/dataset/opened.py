@@ -160,6 +160,10 @@ class Dataset(Sequence[Object]):
         shard = int(np.searchsorted(self._first, number, side="right")) - 1
         return self.shards[shard], number - int(self._first[shard])
 
+    def number(self, uid: str) -> int:
+        """Number of an object. Raises KeyError."""
+        return self._number[uid]
+
     def views(self, count: int, seed: int = 0, layers: Sequence[str] = ()) -> Views:
         """Samples of `count` random views of each object, as dicts of arrays: what a DataLoader of PyTorch takes."""
         return Views(self, count, seed, tuple(layers))

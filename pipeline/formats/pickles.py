@@ -1,4 +1,4 @@
-"""Files of `torch.save`, read without torch and without running anything: tensors become NumPy views of the mapped file.
+"""Files of `torch.save`, read and written without torch, and without running anything: tensors are NumPy arrays.
 
 A file is a zip archive with a pickle (<name>/data.pkl) beside the bytes of each storage (<name>/data/<key>, not compressed),
 or, before torch 1.6, a row of pickles with the storages behind them. See torch/serialization.py. Of all that a pickle may
@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.core.disk import replacing
 from pipeline.core.errors import Skip
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: its mark, and how long its name and extra field are
@@ -198,3 +199,55 @@ class _Scan(_Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
         return _Call(lambda *arguments: None) if isinstance(found, _Call) and module == "torch._utils" else found
+
+
+# ---- writing
+
+
+def write(path: Path, value: Any) -> None:
+    """Write a value for `torch.load(path, weights_only=True)`: lists, dicts, strings, whole numbers, and arrays as tensors.
+
+    Raises TypeError for other values, and for arrays of a kind that DTYPES lacks.
+    """
+    storages: list[np.ndarray] = []
+    text = b"\x80\x02" + _pickled(value, storages) + b"."
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        archive.writestr("archive/data.pkl", text)
+        archive.writestr("archive/byteorder", "little")
+        for key, storage in enumerate(storages):
+            archive.writestr(f"archive/data/{key}", storage.tobytes())
+        archive.writestr("archive/version", "3\n")
+
+
+def _pickled(value: Any, storages: list[np.ndarray]) -> bytes:
+    """Opcodes of pickle's protocol 2 that build a value; arrays are appended to `storages`."""
+    if isinstance(value, str):
+        data = value.encode()
+        return b"X" + struct.pack("<I", len(data)) + data
+    if isinstance(value, bool) or not isinstance(value, int | list | tuple | dict | np.ndarray):
+        raise TypeError(f"a {type(value).__name__} has no place in a file of tensors")
+    if isinstance(value, int):
+        return b"J" + struct.pack("<i", value)
+    if isinstance(value, np.ndarray):
+        return _pickled_tensor(value, storages)
+    if isinstance(value, dict):
+        pairs = b"".join(_pickled(key, storages) + _pickled(each, storages) for key, each in value.items())
+        return b"}(" + pairs + b"u"
+    items = b"".join(_pickled(each, storages) for each in value)
+    return b"](" + items + b"e" if isinstance(value, list) else b"(" + items + b"t"
+
+
+def _pickled_tensor(array: np.ndarray, storages: list[np.ndarray]) -> bytes:
+    name = next((name for name, kind in DTYPES.items() if np.dtype(kind) == array.dtype), None)
+    if name is None:
+        raise TypeError(f"an array of {array.dtype} has no place in a file of tensors")
+    whole = np.ascontiguousarray(array)
+    stride = tuple(step // whole.itemsize for step in whole.strides)
+    said = [
+        _pickled(each, storages) for each in ("storage", str(len(storages)), "cpu", whole.size, whole.shape, stride)
+    ]
+    storages.append(whole)
+    kind, key, device, count, size, steps = said
+    storage = b"(" + kind + f"ctorch\n{name}\n".encode() + key + device + count + b"tQ"
+    hooks = b"ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"J\0\0\0\0" + size + steps + b"\x89" + hooks + b"tR"

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.core.cameras import Lens, rotation_of
+from pipeline.core.cameras import Lens, quaternion_of, rotation_of
 from pipeline.core.errors import Skip
 from pipeline.poses import lenses
 from pipeline.poses.capture import Capture, View, fitted, inverted
 from pipeline.poses.lenses import PARAMETERS
 from pipeline.poses.pictures import SMALLER, Finder
+from pipeline.poses.shots import Folders, Shots, Writer, write_pictures
 
 NUMBERS = dict(  # in .bin files -> name
     enumerate(
@@ -223,3 +224,41 @@ def _images_txt(text: str) -> Iterator[Registered]:
             raise ValueError(f"images.txt: {line[:60]!r}")
         numbers = np.array(fields[1:8], np.float64)
         yield Registered(fields[9].strip(), numbers[:4], numbers[4:], int(fields[8]))
+
+
+# ---- writing
+
+
+def writer(root: Path) -> Writer:
+    """Writer of COLMAP projects: NAME/sparse/0 and NAME/images, as COLMAP, gsplat and 3DGS read them."""
+    return Folders(root, _write)
+
+
+def _write(shots: Shots, folder: Path) -> None:
+    """Write one PINHOLE camera for each set of intrinsics that differs; points from depth, none without."""
+    names = write_pictures(shots, folder / "images")
+    model = folder / "sparse" / "0"
+    model.mkdir(parents=True)
+    distinct, camera_of = np.unique(shots.fxfycxcy.astype(np.float64), axis=0, return_inverse=True)
+    pinhole = next(number for number, name in NUMBERS.items() if name == "PINHOLE")
+    records = [
+        CAMERA.pack(number, pinhole, shots.hw[1], shots.hw[0]) + struct.pack("<4d", *k)
+        for number, k in enumerate(distinct, 1)
+    ]
+    (model / "cameras.bin").write_bytes(struct.pack("<Q", len(records)) + b"".join(records))
+    w2c = shots.w2c()
+    quaternions = quaternion_of(w2c[:, :3, :3])
+    records = [
+        IMAGE.pack(number, *q, *pose[:3, 3], int(camera) + 1) + name.encode() + b"\0" + struct.pack("<Q", 0)
+        for number, (name, q, pose, camera) in enumerate(
+            zip(names, quaternions, w2c, np.ravel(camera_of), strict=True), 1
+        )
+    ]
+    (model / "images.bin").write_bytes(struct.pack("<Q", len(records)) + b"".join(records))
+    points, colours = shots.points()
+    rows = np.empty(
+        len(points), [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("track", "<u8")]
+    )
+    rows["id"], rows["xyz"], rows["rgb"] = np.arange(1, len(points) + 1), points, colours
+    rows["error"], rows["track"] = 0, 0
+    (model / "points3D.bin").write_bytes(struct.pack("<Q", len(points)) + rows.tobytes())

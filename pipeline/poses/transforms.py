@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -23,8 +24,9 @@ from pipeline.core.cameras import Lens
 from pipeline.core.errors import Skip
 from pipeline.formats import bundles
 from pipeline.poses import lenses
-from pipeline.poses.capture import Capture, View, fitted, focal, json_object, matrices, number
+from pipeline.poses.capture import ROLES, Capture, View, fitted, focal, json_object, matrices, number
 from pipeline.poses.pictures import Finder
+from pipeline.poses.shots import Folders, Shots, Writer, write_pictures, write_ply
 
 SAYS = "transforms.json"
 FILES = ("transforms.json", "transforms_train.json", "transforms_val.json", "transforms_test.json")
@@ -152,3 +154,80 @@ def _says_something(value: Any) -> bool:
     if isinstance(value, list):
         return any(_says_something(one) for one in value)
     return bool(value)
+
+
+# ---- writing
+
+
+def nerfstudio(root: Path) -> Writer:
+    """Writer of nerfstudio's layout: NAME/transforms.json and NAME/images."""
+    return Folders(
+        root,
+        _write_nerfstudio,
+        "ns-train ... --data FOLDER/NAME nerfstudio-data --orientation-method none --center-method none "
+        "--auto-scale-poses False keeps the poses as they are",
+    )
+
+
+def instant_ngp(root: Path) -> Writer:
+    """Writer of instant-ngp's layout, which scales poses by 0.33 and moves them by 0.5 itself."""
+    return Folders(root, _write_instant_ngp)
+
+
+def nerf_synthetic(root: Path) -> Writer:
+    """Writer of the layout of NeRF's synthetic scenes: NAME/transforms_{train,val,test}.json, and PNGs with alpha."""
+    said = "readers with fixed bounds (near 2, far 6) want cameras at a distance of 4: set yours, or scale the poses"
+    return Folders(root, _write_nerf_synthetic, said)
+
+
+def _write_nerfstudio(shots: Shots, folder: Path) -> None:
+    names = [f"images/{name}" for name in write_pictures(shots, folder / "images")]
+    points, colours = shots.points()
+    about = {"camera_model": "OPENCV", "orientation_override": "none"}
+    if len(points):
+        write_ply(folder / "points.ply", points, colours)
+        about["ply_file_path"] = "points.ply"
+    splits = {f"{role}_filenames": [names[view] for view in shots.with_role(role)] for role in ROLES}
+    _write_json(folder, about | {key: kept for key, kept in splits.items() if kept} | _frames(shots, names))
+
+
+def _write_instant_ngp(shots: Shots, folder: Path) -> None:
+    names = [f"images/{name}" for name in write_pictures(shots, folder / "images")]
+    bound = (
+        {"aabb_scale": 1} if shots.radius else {"aabb_scale": 16}
+    )  # a box of one unit holds 3 units of the poses' world
+    _write_json(folder, bound | _frames(shots, names))
+
+
+def _write_nerf_synthetic(shots: Shots, folder: Path) -> None:
+    k = shots.one_camera("NeRF's synthetic layout")
+    shots = shots.split()
+    pngs = [shots.rgba(view) for view in range(len(shots))]
+    c2w_gl = cameras.to_opengl(shots.c2w.astype(np.float64))
+    angle = 2 * math.atan(shots.hw[1] / 2 / k[0])
+    held = shots.with_role("test")
+    for role in ROLES:
+        (folder / role).mkdir(parents=True)
+        frames = []
+        for place, view in enumerate(shots.with_role(role) or held):  # readers fail where one of the three is empty
+            (folder / role / f"r_{place}.png").write_bytes(pngs[view])
+            frames.append({"file_path": f"./{role}/r_{place}", "transform_matrix": c2w_gl[view].tolist()})
+        text = json.dumps({"camera_angle_x": angle, "frames": frames}, indent=1)
+        (folder / f"transforms_{role}.json").write_text(text)
+
+
+def _frames(shots: Shots, names: list[str]) -> dict[str, Any]:
+    """Intrinsics, at the top where all views share them, and frames."""
+    c2w_gl = cameras.to_opengl(shots.c2w.astype(np.float64))
+    size = {"w": shots.hw[1], "h": shots.hw[0]}
+    each = [dict(zip(("fl_x", "fl_y", "cx", "cy"), map(float, k), strict=True)) for k in shots.fxfycxcy]
+    shared = all(one == each[0] for one in each)
+    frames = [
+        {"file_path": name, "transform_matrix": pose.tolist()} | ({} if shared else own | size)
+        for name, pose, own in zip(names, c2w_gl, each, strict=True)
+    ]
+    return (each[0] | size if shared else {}) | {"frames": frames}
+
+
+def _write_json(folder: Path, content: dict[str, Any]) -> None:
+    (folder / "transforms.json").write_text(json.dumps(content, indent=1))

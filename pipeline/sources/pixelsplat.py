@@ -21,7 +21,7 @@ from pipeline.core.errors import Skip, UserError
 from pipeline.core.records import Item, Posed, item_rng
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles, pickles
-from pipeline.poses import capture
+from pipeline.poses import pixelsplat
 from pipeline.sources import posed_views
 
 SAYS = "RealEstate10K, ACID or DL3DV in pixelSplat's chunks"
@@ -97,8 +97,7 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     hws = np.array(
         [posed_views.hw_of(data, f"frame {view}") for view, data in zip(chosen, files, strict=True)], np.float64
     )
-    fxfycxcy = rows[chosen, :4] * hws[:, [1, 0, 1, 0]]
-    c2w = capture.inverted(rows[chosen, 6:].reshape(-1, 3, 4))
+    c2w, fxfycxcy = pixelsplat.cameras_of(rows[chosen], hws)
     meta = {"views_found": len(pictures), "split": item.extra.get("split", "")}
     if isinstance(clip.get("url"), str):
         meta["video"] = clip["url"]

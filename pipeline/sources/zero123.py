@@ -1,7 +1,6 @@
 """Zero-1-to-3's renderings of Objaverse (Liu et al., arXiv 2303.11328), views_release: 12 views of 772,870 objects.
 
-<any folder>/<Objaverse uid>/NNN.png (512x512 RGBA) and NNN.npy: a 3x4 world-to-camera matrix with Blender's axes (+x right,
-+y up, -z forward) of a world with z up. The lens is 35 mm on a 32 mm sensor, so the focal length is exactly 35/32 widths.
+<any folder>/<Objaverse uid>/NNN.png (512x512 RGBA) and NNN.npy; pipeline/poses/zero123.py has the cameras.
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ from pipeline.core import cameras
 from pipeline.core.records import Fetched, Item, Posed
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
-from pipeline.poses import capture
+from pipeline.poses import capture, zero123
 from pipeline.sources import posed_views
 
 SAYS = "Zero123 renderings of Objaverse"
 HOWTO = "--source zero123 --input FOLDER (or .zip, .tar, .tar.gz)"
 FILE = re.compile(r"(?:.*/)?([^/]+)/(\d{3}\.(?:png|npy))")
 UID = re.compile(r"[0-9a-f]{32}")
-FOCAL = 35 / 32  # of the width
 BATCH = 64  # scenes of an archive per call of fetch_many; the next call goes on in the archive
 remote, root_of = posed_views.is_staged, posed_views.root_of
 
@@ -81,9 +79,6 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     chosen = [views[i] for i in cameras.spread(len(views), cfg.scene.views)]
     w2c_gl = capture.matrices([capture.npy(files.read(f"{view}.npy"), f"{view}.npy") for view in chosen])
     pictures = [files.read(f"{view}.png") for view in chosen]
-    fxfycxcy = []
-    for view, data in zip(chosen, pictures, strict=True):
-        height, width = posed_views.hw_of(data, f"{view}.png")
-        fxfycxcy.append([FOCAL * width, FOCAL * width, width / 2, height / 2])
-    c2w = cameras.from_opengl(capture.inverted(w2c_gl))
-    return Posed(pictures, c2w, np.array(fxfycxcy), meta={"views_found": len(views)})
+    hws = [posed_views.hw_of(data, f"{view}.png") for view, data in zip(chosen, pictures, strict=True)]
+    fxfycxcy = np.array([zero123.intrinsics(hw) for hw in hws])
+    return Posed(pictures, zero123.from_w2c_gl(w2c_gl), fxfycxcy, meta={"views_found": len(views)})

@@ -187,3 +187,26 @@ def test_a_circle_goes_round_as_it_says() -> None:
     np.testing.assert_allclose(cameras.circle(12, 30.0, 2.0, clockwise=True)[1:], c2w[:0:-1], atol=1e-12)
     np.testing.assert_allclose(cameras.circle(12, 30.0, 2.0, azimuth_deg=30.0)[:-1], c2w[1:], atol=1e-12)
     np.testing.assert_allclose(c2w, cameras.sample("sphere12", np.random.default_rng(0), 12), atol=1e-6)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4))
+@quick
+def test_quaternions_there_and_back(numbers: list[float]) -> None:
+    q = np.array(numbers)
+    assume(np.linalg.norm(q) > 1e-3)
+    rotation = cameras.rotation_of(q)
+    found = cameras.quaternion_of(rotation)
+    assert np.linalg.norm(found) == pytest.approx(1) and found[0] >= 0
+    np.testing.assert_allclose(cameras.rotation_of(found), rotation, atol=1e-7)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_quaternions_of_half_turns(axis: int) -> None:
+    half = np.diag([1.0 if place == axis else -1.0 for place in range(3)])
+    many = cameras.quaternion_of(np.stack([half, np.eye(3)]))
+    np.testing.assert_allclose(cameras.rotation_of(many), [half, np.eye(3)], atol=1e-12)
+
+
+def test_opengl_axes_there_and_back() -> None:
+    c2w = cameras.look_at(np.array([1.0, 2, 3]))
+    np.testing.assert_array_equal(cameras.from_opengl(cameras.to_opengl(c2w)), c2w)

@@ -1,0 +1,147 @@
+"""Objects of a run -> shots -> the writer of a format."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from pipeline.config.export import FORMATS, ExportConfig
+from pipeline.core.errors import Skip, UserError
+from pipeline.core.paths import file_stem
+from pipeline.dataset.opened import Dataset, Object
+from pipeline.poses.capture import ROLES
+from pipeline.poses.shots import Shots, Writer
+
+UIDS = "uids.json"  # in the folder: names of scenes -> uids
+RADIUS = {"sphere": 0.5, "box": 3**0.5 / 2}  # of the sphere that holds an object, by --normalize
+WHITE = (255, 255, 255)
+
+
+@dataclass
+class Exported:
+    """Result of an export. objects, views: written. refused: reason's detail -> objects. notes: for the user."""
+
+    out: Path
+    objects: int = 0
+    views: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Lines for the user."""
+        refused = [f"{count} objects are left out: {detail}" for detail, count in self.refused.most_common()]
+        return [f"{self.objects:,} objects, {self.views:,} views: {self.out}", *refused, *self.notes]
+
+
+def export(cfg: ExportConfig) -> Exported:
+    """Write the views of a run in a format of FORMATS. cfg: resolved. Objects that the format cannot hold are counted.
+
+    Raises UserError: nothing to read, unknown uids or views, no object that the format can hold (and leaves no folder then).
+    """
+    assert cfg.out is not None
+    data = Dataset(cfg.run, cfg.res)
+    numbers = _numbers(cfg, data)
+    roles = _split_indices(cfg)
+    writer = make_writer(cfg.to, cfg.out)
+    made, names = Exported(cfg.out), dict[str, str]()
+    console = Console(stderr=True)
+    for number in track(numbers, "exporting", console=console, transient=True, disable=not sys.stderr.isatty()):
+        one = data[number]
+        shots = _shots(one, data.facts, *_views(cfg, one, roles))
+        try:
+            if shots.name in names:
+                raise Skip("not_expressible", "their names become those of other objects as files")
+            writer.add(shots)
+        except Skip as failure:
+            made.refused[failure.detail] += 1
+            continue
+        made.objects, made.views = made.objects + 1, made.views + len(shots)
+        names[shots.name] = shots.uid
+    if not made.objects:
+        shutil.rmtree(cfg.out, ignore_errors=True)  # what a writer has begun in a folder that was not there
+        raise UserError(
+            f"--to {cfg.to}: {'; '.join(made.refused) or 'there is no object'}", "another format may hold it"
+        )
+    made.notes += writer.close()
+    (cfg.out / UIDS).write_text(json.dumps(names, indent=0))
+    return made
+
+
+def make_writer(name: str, out: Path) -> Writer:
+    """Writer of a format, which writes into the folder `out`."""
+    module, _, maker = FORMATS[name].partition(":")
+    writer: Writer = getattr(importlib.import_module(module), maker)(out)
+    return writer
+
+
+def _numbers(cfg: ExportConfig, data: Dataset) -> list[int]:
+    """Numbers of the objects to export."""
+    if unknown := [uid for uid in cfg.uid if uid not in data]:
+        some = ", ".join(data.uids[:3])
+        raise UserError(f"{cfg.run} has no object {unknown[0]}", f"there are {len(data):,}: {some}, ...")
+    numbers = [data.number(uid) for uid in cfg.uid] if cfg.uid else list(range(len(data)))
+    return numbers[: cfg.n]
+
+
+def _split_indices(cfg: ExportConfig) -> dict[str, Any]:
+    """Content of --split-indices, {} without. Raises UserError."""
+    if cfg.split_indices is None:
+        return {}
+    try:
+        found = json.loads(cfg.split_indices.read_text())
+        if not isinstance(found, dict) or not found:
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{cfg.split_indices} cannot be read: {error}", '{"train": [0, 2], "test": [1]}') from None
+    return found
+
+
+def _views(cfg: ExportConfig, one: Object, splits: dict[str, Any]) -> tuple[list[int], list[str]]:
+    """(views, roles) of an object. Raises UserError for views that it does not have, or that stand in two splits."""
+    count = len(one.jpegs)
+    if not splits:
+        views = list(range(0, count, cfg.every))
+        views += [count - 1] if cfg.keep_ends and views[-1] != count - 1 else []
+        return views, [""] * len(views)
+    own = splits if splits.keys() <= set(ROLES) else splits.get(one.uid)
+    said = f"{cfg.split_indices}: {one.uid}"
+    if not isinstance(own, dict) or not own or not own.keys() <= set(ROLES):
+        raise UserError(f"{said} has no views of {', '.join(ROLES)} there", "--uid leaves other objects out")
+    role_of: dict[int, str] = {}
+    for role, views in own.items():
+        for view in views if isinstance(views, list) else [views]:
+            if not isinstance(view, int) or isinstance(view, bool) or not 0 <= view < count:
+                raise UserError(f"{said} has no view {view}", f"it has views 0 to {count - 1}")
+            if view in role_of:
+                raise UserError(f"{said}: view {view} is in {role_of[view]} and in {role}", "a view has one role")
+            role_of[view] = role
+    return sorted(role_of), [role_of[view] for view in sorted(role_of)]
+
+
+def _shots(one: Object, facts: dict[str, Any], views: list[int], roles: list[str]) -> Shots:
+    settings = facts.get("settings") or {}
+    background = one.meta.get("background", WHITE)
+    if one.projection != "perspective":
+        raise UserError(f"{one.uid} has orthographic views, which no format here can hold", "export a run of pinholes")
+    return Shots(
+        name=file_stem(one.uid),
+        uid=one.uid,
+        jpegs=[one.jpegs[view] for view in views],
+        c2w=one.c2w[views],
+        fxfycxcy=one.fxfycxcy[views],
+        hw=one.hw,
+        roles=roles,
+        alpha=[one.layers["alpha"][view] for view in views] if "alpha" in one.layers else None,
+        background=background if isinstance(background, list | tuple) else None,
+        depth=one.layer("depth")[views] if "depth" in one.layers else None,
+        radius=RADIUS.get(str(settings.get("normalize"))),
+    )

@@ -1,0 +1,170 @@
+"""Shots: posed views of one scene on their way into another tool's format."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.core import cameras, images
+from pipeline.core.errors import Skip
+from pipeline.core.records import item_rng
+
+POINTS = 20_000  # most points that are unprojected from depth
+EVERY = 8  # one of so many views is for tests, where a format needs a split and none is asked for
+SAME_PX = 1e-3  # pixels by which intrinsics may differ and still count as one camera's
+
+
+@dataclass(frozen=True)
+class Shots:
+    """V views of one scene. name: of files and folders, without dots and slashes; uid: as the run has it.
+
+    jpegs: V files. c2w (V, 4, 4), OpenCV axes. fxfycxcy (V, 4) in pixels, the centre of the first at (0.5, 0.5). hw: size of all.
+    alpha: V PNGs, None without. background: what the JPEGs were put on, sRGB levels (3,), None if it is not one colour.
+    depth (V, H, W) along the camera's axis, infinite where nothing is; None without. radius: of a sphere around the origin that
+    holds the scene, None if not known. roles: V of train, val, test; "" where nobody has asked for a split.
+    """
+
+    name: str
+    uid: str
+    jpegs: Sequence[bytes]
+    c2w: np.ndarray
+    fxfycxcy: np.ndarray
+    hw: tuple[int, int]
+    roles: Sequence[str]
+    alpha: Sequence[bytes] | None = None
+    background: Sequence[int] | None = (255, 255, 255)
+    depth: np.ndarray | None = None
+    radius: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.jpegs)
+
+    def split(self) -> Shots:
+        """Copy in which each view has a role: every EVERY-th is for tests where none has one, the last one of a few."""
+        if any(self.roles):
+            return self
+        step = min(EVERY, len(self))
+        roles = ["test" if place % step == step - 1 and len(self) > 1 else "train" for place in range(len(self))]
+        return dataclasses.replace(self, roles=roles)
+
+    def with_role(self, role: str) -> list[int]:
+        """Numbers of the views that have a role."""
+        return [view for view, own in enumerate(self.roles) if own == role]
+
+    def one_camera(self, what: str) -> np.ndarray:
+        """Return the intrinsics (4,) that all views share, square pixels and the centre in the middle included.
+
+        Raises Skip("not_expressible"), which says that `what` has no place for anything else.
+        """
+        k = self.fxfycxcy[0]
+        if np.abs(self.fxfycxcy - k).max() > SAME_PX:
+            raise Skip("not_expressible", f"{what} has one camera for all views, and intrinsics differ")
+        if abs(k[0] - k[1]) > SAME_PX:
+            raise Skip("not_expressible", f"{what} has one focal length, and fx is {k[0]:.5g}, fy {k[1]:.5g}")
+        if np.abs(k[2:] - [self.hw[1] / 2, self.hw[0] / 2]).max() > SAME_PX:
+            raise Skip("not_expressible", f"{what} has its centre in the middle, not at {k[2]:.5g}, {k[3]:.5g}")
+        return np.asarray(k, np.float64)
+
+    def rgba(self, view: int) -> bytes:
+        """PNG of a view with straight alpha: what the background added is taken away again, in linear light.
+
+        Opaque where the run has no alpha. Raises Skip("not_expressible") for a background of many colours.
+        """
+        rgb = images.decode(self.jpegs[view])
+        if self.alpha is None:
+            return images.encode_png(np.dstack([rgb, np.full(self.hw, 255, np.uint8)]))
+        if self.background is None:
+            raise Skip("not_expressible", "the background is no single colour and cannot be taken away again")
+        coverage = images.decode(self.alpha[view])
+        share = coverage[..., None] / np.float32(255)
+        behind = images.linear(np.array(self.background, np.uint8))
+        straight = (images.linear(rgb) - (1 - share) * behind) / np.maximum(share, 1 / 255)
+        return images.encode_png(np.dstack([images.srgb8(np.clip(straight, 0, 1)), coverage]))
+
+    def near_far(self) -> tuple[np.ndarray, np.ndarray]:
+        """Nearest and farthest depth (V,), (V,) along the axis of each view, from depth or the sphere around the scene.
+
+        Raises Skip("not_expressible") if neither is known.
+        """
+        if self.depth is not None:
+            seen = np.where(np.isfinite(self.depth), self.depth, np.nan).reshape(len(self), -1)
+            if np.isfinite(seen).any(1).all():
+                return np.nanmin(seen, 1), np.nanmax(seen, 1)
+        if self.radius is None:
+            raise Skip("not_expressible", "near and far are needed, and the run has neither depth nor a known size")
+        middle = -np.einsum("vi,vi->v", self.c2w[:, :3, 2], self.c2w[:, :3, 3])  # of the origin, along the axis
+        return np.maximum(middle - self.radius, 1e-3), middle + self.radius
+
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        """Points (P, 3) of the surfaces and their colours (P, 3) uint8, from depth; none without depth."""
+        if self.depth is None:
+            return np.empty((0, 3)), np.empty((0, 3), np.uint8)
+        view, row, column = np.nonzero(np.isfinite(self.depth))
+        chosen = np.sort(item_rng(0, self.uid, "points").permutation(len(view))[:POINTS])
+        view, row, column = view[chosen], row[chosen], column[chosen]
+        z = self.depth[view, row, column].astype(np.float64)
+        k = self.fxfycxcy[view].astype(np.float64)
+        local = np.stack([(column + 0.5 - k[:, 2]) / k[:, 0] * z, (row + 0.5 - k[:, 3]) / k[:, 1] * z, z], -1)
+        world = np.einsum("pij,pj->pi", self.c2w[view, :3, :3].astype(np.float64), local) + self.c2w[view, :3, 3]
+        colours = np.empty((len(view), 3), np.uint8)
+        for number in np.unique(view):
+            own = view == number
+            colours[own] = images.decode(self.jpegs[number])[row[own], column[own]]
+        return world, colours
+
+    def w2c(self) -> np.ndarray:
+        """World-to-camera (V, 4, 4) float64, OpenCV axes."""
+        return cameras.w2c(self.c2w.astype(np.float64))
+
+
+class Writer(Protocol):
+    """What an export makes of scenes: called once for each, then closed."""
+
+    def add(self, shots: Shots) -> None:
+        """Write one scene. Raises Skip("not_expressible") if the format has no place for it, with nothing written."""
+
+    def close(self) -> list[str]:
+        """Write what is about all scenes. Returns lines for the user."""
+
+
+class Folders:
+    """Writer for formats with a folder for each scene. write: (shots, folder of the scene) -> None; notes: for the user."""
+
+    def __init__(self, root: Path, write: Callable[[Shots, Path], None], *notes: str) -> None:
+        self.root, self.write, self.notes = root, write, notes
+
+    def add(self, shots: Shots) -> None:
+        """Write a scene into ROOT/NAME."""
+        self.write(shots, self.root / shots.name)
+
+    def close(self) -> list[str]:
+        """Return the notes."""
+        return list(self.notes)
+
+
+def write_pictures(shots: Shots, folder: Path, pattern: str = "{:05d}.jpg") -> list[str]:
+    """Write the JPEGs of all views, byte by byte, into a folder. Returns their names."""
+    folder.mkdir(parents=True)
+    names = [pattern.format(view) for view in range(len(shots))]
+    for name, jpeg in zip(names, shots.jpegs, strict=True):
+        (folder / name).write_bytes(jpeg)
+    return names
+
+
+def write_ply(path: Path, points: np.ndarray, colours: np.ndarray) -> None:
+    """Write points (P, 3) with colours (P, 3) uint8 as binary PLY."""
+    kinds = [*((axis, "<f4") for axis in "xyz"), *((name, "u1") for name in ("red", "green", "blue"))]
+    rows = np.empty(len(points), kinds)
+    for place, axis in enumerate("xyz"):
+        rows[axis] = points[:, place]
+    for place, name in enumerate(("red", "green", "blue")):
+        rows[name] = colours[:, place]
+    names = {"<f4": "float", "u1": "uchar"}
+    head = [f"property {names[kind]} {name}" for name, kind in kinds]
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}", *head, "end_header", ""]
+    path.write_bytes("\n".join(lines).encode() + rows.tobytes())

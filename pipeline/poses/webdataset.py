@@ -1,0 +1,60 @@
+"""WebDataset (github.com/webdataset/webdataset): tar files in which files with one stem are a sample.
+
+A sample is a view: KEY.jpg as stored, and KEY.json with uid, view, c2w (4x4, OpenCV axes), fxfycxcy, height and width. Keys hold
+no dots, since a stem ends at the first.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import defaultdict
+from pathlib import Path
+
+from pipeline.poses.shots import Shots
+
+SHARD_BYTES = 200_000_000
+
+
+class Writer:
+    """Writer of SPLIT-NNNNNN.tar, a new one after SHARD_BYTES; views without a role are for training."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.open: dict[str, tarfile.TarFile] = {}
+        self.counts: defaultdict[str, int] = defaultdict(int)
+
+    def add(self, shots: Shots) -> None:
+        """Write the views of one scene."""
+        for view, jpeg in enumerate(shots.jpegs):
+            facts = {
+                "uid": shots.uid,
+                "view": view,
+                "c2w": shots.c2w[view].tolist(),
+                "fxfycxcy": shots.fxfycxcy[view].tolist(),
+                "height": shots.hw[0],
+                "width": shots.hw[1],
+            }
+            tar = self._tar(shots.roles[view] or "train")
+            for suffix, data in (("jpg", jpeg), ("json", json.dumps(facts).encode())):
+                member = tarfile.TarInfo(f"{shots.name}_{view:04d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+    def _tar(self, split: str) -> tarfile.TarFile:
+        if split in self.open and self.open[split].offset > SHARD_BYTES:
+            self.open.pop(split).close()
+        if split not in self.open:
+            path = self.root / f"{split}-{self.counts[split]:06d}.tar"
+            self.open[split] = tarfile.open(path, "w")  # noqa: SIM115 - `close` does
+            self.counts[split] += 1
+        return self.open[split]
+
+    def close(self) -> list[str]:
+        """Finish the tar files, and tell how to open them."""
+        while self.open:
+            self.open.popitem()[1].close()
+        ranges = [f"{split}-{{000000..{count - 1:06d}}}.tar" for split, count in sorted(self.counts.items())]
+        return [f'webdataset.WebDataset("{self.root}/{name}").decode("rgb")' for name in ranges]
