@@ -22,7 +22,7 @@ def read(path, file_format, clear):
     """
     meshes, materials = _parse(path)
     clear()
-    built = [_material(material, os.path.dirname(path)) for material in materials]
+    built = [_material(material, os.path.dirname(path), file_format) for material in materials]
     for mesh in meshes:
         data = _mesh(mesh, file_format)
         if file_format != "ply":  # without materials: colours of its vertices are shown
@@ -89,10 +89,11 @@ def _turned(vectors, file_format):
     return np.stack([x, -z, y], -1)
 
 
-def _material(found, folder):
+def _material(found, folder, file_format):
     """Blender's material of one of assimp's: colour, part transparency, and the picture of the colour.
 
-    An opacity of 0 is opaque: Collada's files mean different things by it.
+    An opacity of 0 is opaque: Collada's files mean different things by it. Pictures of Collada that are not there were
+    counted before, and are left out, as Blender's importer does.
     """
     material = bpy.data.materials.new(str(found.get("NAME", "material")))
     material.use_nodes = True
@@ -103,9 +104,13 @@ def _material(found, folder):
     shader.inputs["Alpha"].default_value = found.get("OPACITY") or 1.0
     names = next((names for kind, names in sorted(found.get("TEXTURES", {}).items()) if kind == 1 and names), [])
     if names and not names[0].startswith("*"):  # a star: within the file
-        picture = nodes.new("ShaderNodeTexImage")
-        picture.image = _picture(names[0], folder)
-        links.new(picture.outputs["Color"], shader.inputs["Base Color"])
+        image = _picture(names[0], folder)
+        if image.size[0] or file_format != "dae":
+            picture = nodes.new("ShaderNodeTexImage")
+            picture.image = image
+            links.new(picture.outputs["Color"], shader.inputs["Base Color"])
+        else:
+            bpy.data.images.remove(image)
     return material
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 RENDERED = ""  # in place of a reason: what was to do harm does nothing, and the rest of the object is shown
-BLENDS = {  # FOLDER/it.blend
-    "blend_runs_scripts": RENDERED,
-    "blend_picture_outside": RENDERED,
-    "blend_library_outside": "empty",
+PICTURE_GONE, MTL_GONE, FOUND = {"missing_textures": 1}, {"missing_materials": 1}, {"mended": ["links"]}
+BLENDS: dict[str, tuple[str, dict[str, Any]]] = {  # FOLDER/it.blend
+    "blend_runs_scripts": (RENDERED, {}),
+    "blend_picture_outside": (RENDERED, PICTURE_GONE),
+    "blend_library_outside": ("empty", {}),
 }
 
 
@@ -28,6 +29,7 @@ class Case:
 
     path: str
     reason: str
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # of what is rendered: what is said to be missing
 
     @property
     def name(self) -> str:
@@ -113,6 +115,7 @@ def write(assets: Path, outside: Path, url: str) -> list[Case]:
     outside.mkdir()
     (outside / "secret.png").write_bytes(parts.png(8, 8, (255, 0, 255)))
     (outside / "secret.bin").write_bytes(parts.CUBE)
+    (outside / "secret.usdz").write_bytes(parts.archive(("secret.png", (outside / "secret.png").read_bytes())))
     (outside / "secret.mtl").write_text("newmtl paint\nKd 1 0 1\n")
     (outside / "secret.usda").write_text(parts.usda())
     (outside / "secret.dae").write_text(parts.dae("secret.png"))
@@ -121,14 +124,14 @@ def write(assets: Path, outside: Path, url: str) -> list[Case]:
         make(Place(assets / case.name, outside, url))
     blender = [sys.executable, "-I", __file__, assets, outside]
     subprocess.run(blender, check=True, capture_output=True, timeout=300, cwd=assets)
-    return [*(case for case, _ in CASES), *(Case(f"{name}/it.blend", reason) for name, reason in BLENDS.items())]
+    return [*(case for case, _ in CASES), *(Case(f"{name}/it.blend", *end) for name, end in BLENDS.items())]
 
 
-def case(path: str, reason: str) -> Callable[[Make], Make]:
+def case(path: str, reason: str, facts: dict[str, Any] | None = None) -> Callable[[Make], Make]:
     """Registers what writes FOLDER/file, and how that has to end."""
 
     def register(make: Make) -> Make:
-        CASES.append((Case(path, reason), make))
+        CASES.append((Case(path, reason, facts or {}), make))
         return make
 
     return register
@@ -147,7 +150,13 @@ def gltf(place: Place, **changes: Any) -> None:
     place.write("it.gltf", json.dumps(parts.document(**changes)))
 
 
-def gltf_names(folder: str, buffer: str = "box.bin", image: str = "paint.png", reason: str = "escapes_folder") -> None:
+def gltf_names(
+    folder: str,
+    buffer: str = "box.bin",
+    image: str = "paint.png",
+    reason: str = RENDERED,
+    facts: dict[str, Any] | None = None,
+) -> None:
     """Registers a .gltf that names these files."""
 
     def make(place: Place) -> None:
@@ -155,45 +164,54 @@ def gltf_names(folder: str, buffer: str = "box.bin", image: str = "paint.png", r
         buffers = [{"uri": place.fill(buffer), "byteLength": len(parts.CUBE)}]
         gltf(place, buffers=buffers, images=[{"uri": place.fill(image)}])
 
-    case(f"{folder}/it.gltf", reason)(make)
+    case(f"{folder}/it.gltf", reason, PICTURE_GONE if facts is None else facts)(make)
 
 
-gltf_names("gltf_buffer_upwards", buffer="UP/secret.bin")
+gltf_names("gltf_buffer_upwards", buffer="UP/secret.bin", reason="escapes_folder")
 gltf_names("gltf_picture_upwards", image="UP/secret.png")
 gltf_names("gltf_percent", image="%2e%2e/%2E%2E/outside/secret.png")
 gltf_names("gltf_percent_twice", image="%252e%252e/%252e%252e/outside/secret.png")
 gltf_names("gltf_backslash", image="..\\..\\outside\\secret.png")
 gltf_names("gltf_absolute", image="OUTSIDE/secret.png")
 gltf_names("gltf_file_url", image="file://OUTSIDE/secret.png")
-gltf_names("gltf_http_buffer", buffer="URL/box.bin")
-gltf_names("gltf_http_picture", image="URL/paint.png")
-gltf_names("gltf_unc", image="\\\\server\\share\\paint.png", reason=RENDERED)  # found by its base name
-gltf_names("gltf_nowhere", image="../../nowhere/gone.png", reason=RENDERED)
-gltf_names("gltf_buffer_unc", buffer="\\\\server\\share\\box.bin")
+gltf_names("gltf_http_buffer", buffer="URL/box.bin", reason="escapes_folder")
+gltf_names("gltf_http_picture", image="URL/gone.png")
+gltf_names("gltf_http_picture_here", image="URL/paint.png", facts=FOUND)  # by its base name
+gltf_names("gltf_unc", image="\\\\server\\share\\paint.png", facts=FOUND)
+gltf_names("gltf_unc_upwards", image="\\\\..\\..\\outside\\secret.png")
+gltf_names("gltf_nowhere", image="../../nowhere/gone.png")
+gltf_names("gltf_buffer_unc", buffer="\\\\server\\share\\box.bin", reason="escapes_folder")
 gltf_names("gltf_data_that_is_a_path", image="data:x/../UP/secret.png")
 gltf_names("gltf_nul", image="paint.png\0/../UP/secret.png")
 gltf_names("gltf_very_long", image="./" * 2000 + "UP/secret.png")
 
 
-@case("gltf_picture_is_a_link/it.gltf", "escapes_folder")
+@case("gltf_picture_is_a_link/it.gltf", RENDERED, PICTURE_GONE)
 def _(place: Place) -> None:
     gltf(place)
     (place.folder / "paint.png").symlink_to(place.outside / "secret.png")
 
 
-@case("gltf_folder_is_a_link/it.gltf", "escapes_folder")
+@case("gltf_folder_is_a_link/it.gltf", RENDERED, PICTURE_GONE)
 def _(place: Place) -> None:
     gltf(place, images=[{"uri": "pictures/secret.png"}])
     (place.folder / "pictures").symlink_to(place.outside)
 
 
-@case("gltf_picture_is_a_pipe/it.gltf", "not_a_file")
+@case("gltf_picture_is_a_pipe/it.gltf", RENDERED, PICTURE_GONE)
 def _(place: Place) -> None:
     gltf(place)
     os.mkfifo(place.folder / "paint.png")
 
 
-@case("glb_picture_upwards/it.glb", "escapes_folder")
+@case("gltf_buffer_is_a_link/it.gltf", "escapes_folder")
+def _(place: Place) -> None:
+    gltf(place)
+    (place.folder / "box.bin").unlink()
+    (place.folder / "box.bin").symlink_to(place.outside / "secret.bin")
+
+
+@case("glb_picture_upwards/it.glb", RENDERED, PICTURE_GONE)
 def _(place: Place) -> None:
     place.write(
         "it.glb", parts.glb(parts.document(buffers=parts.INSIDE, images=[{"uri": place.fill("UP/secret.png")}]))
@@ -215,18 +233,20 @@ def gltf_1(folder: str, reason: str, **changes: str) -> None:
         text = {
             "asset": {"version": "1.0"},
             "nodes": {"n": {"meshes": ["m"]}},
-            "meshes": {"m": {"primitives": [{"attributes": {"POSITION": "a"}}]}},
+            "meshes": {"m": {"primitives": [{"attributes": {"POSITION": "a"}, "material": "m"}]}},
+            "materials": {"m": {"values": {"diffuse": "t"}}},
+            "textures": {"t": {"source": "one"}},
             "accessors": {"a": {"bufferView": "v", "componentType": 5126, "count": 6, "type": "VEC3"}},
             "bufferViews": {"v": {"buffer": "one"}},
         }
         place.write("it.gltf", json.dumps(text | {key: {"one": row} for key, row in names.items()}))
 
-    case(f"{folder}/it.gltf", reason)(make)
+    case(f"{folder}/it.gltf", reason, {"mended": ["gltf_1"]} | PICTURE_GONE)(make)
 
 
 gltf_1("gltf_1_is_read", RENDERED)
 gltf_1("gltf_1_buffer_upwards", "escapes_folder", buffers="UP/secret.bin")
-gltf_1("gltf_1_picture_upwards", "escapes_folder", images="UP/secret.png")
+gltf_1("gltf_1_picture_upwards", RENDERED, images="UP/secret.png")
 
 
 def meshopt(folder: str, reason: str, **changes: Any) -> None:
@@ -244,7 +264,7 @@ meshopt("meshopt_bomb", "decompression_bomb", count=2**31)
 meshopt("meshopt_of_no_buffer", "import_failed", buffer=9)
 
 
-@case("picture_near_is_no_file/it.gltf", RENDERED)
+@case("picture_near_is_no_file/it.gltf", RENDERED, PICTURE_GONE)
 def _(place: Place) -> None:
     gltf(place, images=[{"uri": "C:/gone/paint.png"}])
     for name in ("a", "b"):
@@ -253,34 +273,44 @@ def _(place: Place) -> None:
     (place.folder / "b" / "paint.png").symlink_to(place.outside / "secret.png")
 
 
-@case("library_found_leads_outside/it.obj", "escapes_folder")
+@case("library_found_leads_outside/it.obj", RENDERED, FOUND | PICTURE_GONE)
 def _(place: Place) -> None:
     place.write("it.obj", parts.obj("mtllib C:/gone/paint.mtl"))
     (place.folder / "a").mkdir()
     place.write("a/paint.mtl", place.fill("newmtl paint\nmap_Kd ../UP/secret.png\n"))
 
 
-def obj_with(folder: str, library: str = "mtllib paint.mtl", line: str = "") -> None:
+@case("library_by_absolute_path/it.obj", RENDERED, PICTURE_GONE)
+def _(place: Place) -> None:
+    """A copy of the OBJ must not name the library itself, either."""
+    place.write("it.obj", parts.obj(f"mtllib {place.folder}/paint.mtl"))
+    place.write("paint.mtl", place.fill("newmtl paint\nmap_Kd UP/secret.png\n"))
+
+
+def obj_with(
+    folder: str, library: str = "mtllib paint.mtl", line: str = "", facts: dict[str, Any] = PICTURE_GONE
+) -> None:
     """Registers an .obj with a line that names its .mtl, and a line of that .mtl."""
 
     def make(place: Place) -> None:
         place.write("it.obj", parts.obj(place.fill(library)))
         place.write("paint.mtl", f"newmtl paint\n{place.fill(line)}\n")
 
-    case(f"{folder}/it.obj", "escapes_folder")(make)
+    case(f"{folder}/it.obj", RENDERED, facts)(make)
 
 
-obj_with("obj_library_upwards", "mtllib UP/secret.mtl")
-obj_with("obj_library_on_the_next_line", "  mtllib \\\n UP/secret.mtl")
-obj_with("obj_second_library", "mtllib paint.mtl UP/secret.mtl")
+obj_with("obj_library_upwards", "mtllib UP/secret.mtl", facts=MTL_GONE)
+obj_with("obj_library_on_the_next_line", "  mtllib \\\n UP/secret.mtl", facts=MTL_GONE)
+obj_with("obj_second_library", "mtllib paint.mtl UP/secret.mtl", facts=MTL_GONE)
 obj_with("mtl_absolute", line="map_Kd OUTSIDE/secret.png")
 obj_with("mtl_upwards", line="map_Kd -s 1 1 1 -clamp on UP/secret.png")
 obj_with("mtl_backslash", line="bump -bm 0.5 ..\\..\\outside\\secret.png")
-obj_with("mtl_quotes", line='refl ."./."./outside/secret.png')
+obj_with("mtl_quotes", line='map_Kd ."./."./outside/secret.png')
 obj_with("mtl_file_url", line="map_d file://OUTSIDE/secret.png")
+obj_with("mtl_blanks", line=f"map_Kd{' ' * 5000}UP/secret.png")
 
 
-@case("obj_own_mtl_is_a_link/it.obj", "escapes_folder")
+@case("obj_own_mtl_is_a_link/it.obj", RENDERED, MTL_GONE)
 def _(place: Place) -> None:
     place.write("it.obj", parts.obj(""))
     (place.folder / "it.mtl").symlink_to(place.outside / "secret.mtl")
@@ -300,12 +330,42 @@ usda_with("usda_reference_upwards", "references = @UP/secret.usda@")
 usda_with("usda_payload_absolute", "payload = @OUTSIDE/secret.usda@")
 usda_with("usda_sublayer_upwards", layer="subLayers = [@./beside.usda@, @@@UP/secret.usda@@@]")
 usda_with("usda_beside_goes_upwards", "references = @beside.usda@")
-usda_with("usda_http_picture", extra="asset inputs:file = @URL/paint.png@")
 usda_with("usda_expression", 'references = @`"${UP}/secret.usda"`@')
+
+
+def usda_paint(folder: str, picture: str) -> None:
+    """Registers a .usda that shows a picture, and one that shows it by a reference."""
+
+    def make(place: Place) -> None:
+        place.write("it.usda", place.fill(parts.painted_usda(picture)))
+
+    def through(place: Place) -> None:
+        place.write("it.usda", parts.usda("references = @beside.usda@").replace('def Mesh "box"', 'over "box"'))
+        place.write("beside.usda", place.fill(parts.painted_usda(picture)))
+
+    case(f"{folder}/it.usda", RENDERED, PICTURE_GONE)(make)
+    case(f"{folder}_beside/it.usda", RENDERED, PICTURE_GONE)(through)
+
+
+usda_paint("usda_http_picture", "URL/paint.png")
+usda_paint("usda_picture_upwards", "UP/secret.png")
+usda_paint("usda_picture_absolute", "OUTSIDE/secret.png")
+usda_paint("usda_picture_in_an_archive", "UP/secret.usdz[secret.png]")
 
 
 def usdz(folder: str, reason: str, *members: tuple[str, bytes], packing: int = zipfile.ZIP_STORED) -> None:
     content(f"{folder}/it.usdz", reason, parts.archive(*members, packing=packing))
+
+
+def usdz_paint(folder: str, picture: str) -> None:
+    def make(place: Place) -> None:
+        place.write("it.usdz", parts.archive(("it.usda", place.fill(parts.painted_usda(picture)).encode())))
+
+    case(f"{folder}/it.usdz", RENDERED, PICTURE_GONE)(make)
+
+
+usdz_paint("usdz_picture_upwards", "UP/secret.png")
+usdz_paint("usdz_picture_absolute", "OUTSIDE/secret.png")
 
 
 LAYER = parts.usda().encode()
@@ -314,7 +374,7 @@ usdz("usdz_absolute", "bad_archive", ("it.usda", LAYER), ("/outside/written", b"
 usdz("usdz_compressed", "bad_archive", ("it.usda", LAYER), packing=zipfile.ZIP_DEFLATED)
 usdz("usdz_bomb", "archive_bomb", ("zeros.png", bytes(10**7)), ("it.usda", LAYER), packing=zipfile.ZIP_DEFLATED)
 usdz("usdz_inner_upwards", "escapes_folder", ("it.usda", parts.usda("references = @../outside/secret.usda@").encode()))
-usdz("usdz_inner_absolute", "escapes_folder", ("it.usda", parts.usda(extra="asset a = @/outside/secret.png@").encode()))
+usdz("usdz_inner_absolute", "escapes_folder", ("it.usda", parts.usda("payload = @/outside/secret.usda@").encode()))
 usdz(
     "usdz_large_picture", "image_too_large", ("it.usda", LAYER), ("0/a.png", parts.png(60000, 60000, (0, 0, 0), False))
 )
@@ -326,8 +386,17 @@ def dae_with(folder: str, reason: str, picture: str = "paint.png", head: str = "
 
 
 LAUGHS = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10}">' for i in range(1, 10))
-dae_with("dae_file_url", "escapes_folder", "file://OUTSIDE/secret.png")
-dae_with("dae_upwards", "escapes_folder", "&#46;&#x2e;/%2e./outside/secret.png")
+
+
+def dae_paint(folder: str, picture: str) -> None:
+    case(f"{folder}/it.dae", RENDERED, PICTURE_GONE)(
+        lambda place: place.write("it.dae", place.fill(parts.painted_dae(picture)))
+    )
+
+
+dae_paint("dae_file_url", "file://OUTSIDE/secret.png")
+dae_paint("dae_upwards", "&#46;&#x2e;/%2e./outside/secret.png")
+dae_paint("dae_http_picture", "URL/paint.png")
 dae_with("dae_other_document", "escapes_folder", url="UP/secret.dae#box")
 dae_with("dae_http_document", "escapes_folder", url="URL/box.dae#box")
 dae_with("dae_laughs", "xml_entities", "&e9;", f'<!DOCTYPE COLLADA [<!ENTITY e0 "ha">{LAUGHS}]>')
@@ -341,16 +410,16 @@ def fbx_with(folder: str, reason: str, make: Callable[[Place], bytes]) -> None:
     case(f"{folder}/it.fbx", reason)(lambda place: place.write("it.fbx", make(place)))
 
 
-fbx_with("fbx_absolute", "escapes_folder", lambda place: parts.fbx_box(Filename=f"{place.outside}/secret.png"))
-fbx_with("fbx_upwards", "escapes_folder", lambda place: parts.fbx_box(RelativeFilename="..\\..\\outside\\secret.png"))
-fbx_with(
-    "fbx_another_case", "escapes_folder", lambda place: parts.fbx_box(FileName=f"{place.outside}/SECRET.png".upper())
-)
-fbx_with("fbx_name_is_a_path", "escapes_folder", lambda place: parts.fbx_box(name=place.fill("UP/secret.png")))
-fbx_with("fbx_text", "escapes_folder", lambda place: parts.fbx_text(picture=f"{place.outside}/secret.png").encode())
-fbx_with(
-    "fbx_text_upwards", "escapes_folder", lambda place: parts.fbx_text(picture=place.fill("UP/secret.png")).encode()
-)
+def fbx_paint(folder: str, make: Callable[[Place], bytes]) -> None:
+    case(f"{folder}/it.fbx", RENDERED, PICTURE_GONE)(lambda place: place.write("it.fbx", make(place)))
+
+
+fbx_paint("fbx_absolute", lambda place: parts.fbx_box(Filename=f"{place.outside}/secret.png"))
+fbx_paint("fbx_upwards", lambda place: parts.fbx_box(RelativeFilename="..\\..\\outside\\secret.png"))
+fbx_paint("fbx_another_case", lambda place: parts.fbx_box(FileName=f"{place.outside}/SECRET.png".upper()))
+fbx_paint("fbx_name_is_a_path", lambda place: parts.fbx_box(name=place.fill("UP/secret.png")))
+fbx_paint("fbx_text", lambda place: parts.fbx_text(picture=f"{place.outside}/secret.png").encode())
+fbx_paint("fbx_text_upwards", lambda place: parts.fbx_text(picture=place.fill("UP/secret.png")).encode())
 BOMB = [parts.array(zlib.compress(bytes(10**5)), 2**29)] * 2
 LIAR = parts.array(zlib.compress(bytes(10**8), 1), 10)
 DEEP = parts.node(b"N")

@@ -73,6 +73,30 @@ def obj(library: str) -> str:
     return f"{library}\n{vertices}usemtl paint\n{faces}"
 
 
+USD_PAINT = """def Material "M"
+{
+token outputs:surface.connect = </it/M/S.outputs:surface>
+def Shader "S"
+{
+uniform token info:id = "UsdPreviewSurface"
+color3f inputs:diffuseColor.connect = </it/M/T.outputs:rgb>
+token outputs:surface
+}
+def Shader "T"
+{
+uniform token info:id = "UsdUVTexture"
+asset inputs:file = @NAME@
+float3 outputs:rgb
+}
+}"""
+USD_BOUND = 'def Mesh "box" (\n prepend apiSchemas = ["MaterialBindingAPI"]\n)\n{\nrel material:binding = </it/M>\n'
+
+
+def painted_usda(picture: str) -> str:
+    """A box whose material shows a picture."""
+    return usda(extra=USD_PAINT.replace("NAME", picture)).replace('def Mesh "box" { ', USD_BOUND)
+
+
 def usda(metadata: str = "", extra: str = "", layer: str = "") -> str:
     """A box; metadata: of its parent prim; layer: of the file."""
     points = ", ".join(f"({x}, {y}, {z})" for x, y, z in CORNERS)
@@ -99,6 +123,24 @@ def dae(picture: str, head: str = "", url: str = "#box") -> str:
 <triangles count="12"><input semantic="VERTEX" source="#v" offset="0"/><p>{corners}</p></triangles></mesh></geometry>
 </library_geometries><library_visual_scenes><visual_scene id="w"><node id="n"><instance_geometry url="{url}"/></node>
 </visual_scene></library_visual_scenes><scene><instance_visual_scene url="#w"/></scene></COLLADA>"""
+
+
+EFFECT = """<library_effects><effect id="e"><profile_COMMON>
+<newparam sid="f"><surface type="2D"><init_from>paint 1.png</init_from></surface></newparam>
+<newparam sid="s"><sampler2D><source>f</source></sampler2D></newparam>
+<technique sid="t"><lambert><diffuse><texture texture="s" texcoord="UV"/></diffuse></lambert></technique>
+</profile_COMMON></effect></library_effects><library_materials><material id="m"><instance_effect url="#e"/></material>
+</library_materials><library_geometries>"""
+BINDING = """<instance_geometry url="#box"><bind_material><technique_common><instance_material symbol="m" target="#m"/>
+</technique_common></bind_material></instance_geometry>"""
+
+
+def painted_dae(picture: str) -> str:
+    """A box whose material shows a picture."""
+    made = dae(picture).replace("<library_geometries>", EFFECT, 1)
+    made = made.replace('<image id="p">', '<image id="paint 1.png">')  # an id is no file, whatever it looks like
+    made = made.replace('<triangles count="12">', '<triangles count="12" material="m">')
+    return made.replace('<instance_geometry url="#box"/>', BINDING)
 
 
 def fbx_text(scale: float = 100.0, up: int = 2, picture: str = "") -> str:
@@ -218,7 +260,7 @@ def text(value: str | bytes) -> bytes:
 
 
 def fbx_box(name: str = "paint", **names: str) -> bytes:
-    """A box, and a Video node that names files: RelativeFilename, Filename or FileName."""
+    """A box, a Video node, and the box's texture, which name files: RelativeFilename, Filename or FileName."""
     corners = [i if k < 3 else ~i for quad in QUADS for k, i in enumerate(quad)]  # the last of a face is inverted
     numbers = [number for corner in CORNERS for number in corner]
     mesh = [
@@ -234,8 +276,15 @@ def fbx_box(name: str = "paint", **names: str) -> bytes:
             [node(b"Version", [b"I" + struct.pack("<i", 232)])],
         ),
         node(b"Video", [long(3), text(name.encode() + b"\0\1Video"), text("Clip")], files),
+        node(b"Texture", [long(4), text(b"map\0\1Texture"), text("")], files),
+        node(
+            b"Material",
+            [long(5), text(b"paint\0\1Material"), text("")],
+            [node(b"ShadingModel", [text("lambert")]), node(b"Properties70")],
+        ),
     ]
-    links = [node(b"C", [text("OO"), long(1), long(2)]), node(b"C", [text("OO"), long(2), long(0)])]
+    links = [node(b"C", [text("OO"), long(child), long(to)]) for child, to in ((1, 2), (2, 0), (3, 4), (5, 2))]
+    links.append(node(b"C", [text("OP"), long(4), long(5), text("DiffuseColor")]))
     settings = node(b"GlobalSettings", [], [node(b"Properties70", [], [node(b"P", [text("")] * 4)])])
     return fbx(settings, node(b"Objects", [], objects), node(b"Connections", [], links))
 

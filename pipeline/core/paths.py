@@ -39,3 +39,13 @@ def own_folder(folder: Path, owner: str) -> Path:
     if PLAIN.fullmatch(owner):
         return folder / owner
     return folder / hashlib.blake2b(owner.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def leaf(name: str) -> str:
+    """File name that leads nowhere but into the folder that it is joined to: the last part of a path, with either slash.
+
+    At most 60 characters; what no file's name needs and a reader could take for more is "_" ("missing" if nothing is left).
+    """
+    last = name.replace("\\", "/").rstrip("/ ").rpartition("/")[2]
+    kept = "".join(letter if letter.isprintable() and letter not in "`@[]" else "_" for letter in last)[-60:]
+    return kept if kept.strip(". ") else "missing"

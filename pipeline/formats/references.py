@@ -23,7 +23,7 @@ LINE = 4096  # bytes; no system opens a longer name, so a longer one may be cut 
 BLANK = bytes(range(33))  # Blender's readers of text skip all of these
 MAPS = (b"map_", b"bump", b"disp", b"decal", b"refl", b"norm")
 OPTION = re.compile(
-    rb"-[a-z]+((\s+[-+]?[0-9.]+(e[-+]?\d+)?){1,3}|\s+(on|off|[rgbmlz]|sphere|cube_\w{1,8}))(?=\s)", re.I
+    rb"-[a-z]+((\s+[-+]?[0-9.]+(e[-+]?\d+)?){1,3}|\s+(on|off|[rgbmlz]|sphere|cube_\w{1,8}))(?=\s)[\0- ]*", re.I
 )
 WINDOWS = re.compile(r"[A-Za-z]:")
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -108,15 +108,15 @@ def _gltf(path: Path) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Span:
-    """A name in a Collada file, decoded, and the bytes [start, end) of the file that it stands in.
+    """A name in a file, decoded, and the bytes [start, end) of the file that it stands in.
 
-    of_image: it is an image's, so a file; elsewhere an init_from may also be the id of an image.
+    of_image: of Collada: it is an image's, so a file; elsewhere an init_from may also be the id of an image.
     """
 
     name: str
     start: int
     end: int
-    of_image: bool
+    of_image: bool = True
 
 
 def _dae(path: Path) -> list[str]:
@@ -193,10 +193,7 @@ def libraries(path: Path) -> Iterator[str]:
     """Yield the MTL files that an OBJ names. Raises Skip("too_complex"); OSError."""
     with path.open("rb") as stream:
         read = headers.reader(stream)
-        for at in _hits(read, b"mtllib"):
-            before = read(max(0, at - LINE), min(at, LINE)).rpartition(b"\n")[2]
-            if before.strip(BLANK):
-                continue  # within a comment or a name
+        for at in library_words(read):
             line = re.split(rb"(?<!\\)\n", read(at + 6, LINE).replace(b"\r\n", b"\n"), maxsplit=1)[0]
             name = _unquoted(line.replace(b"\\\n", b"  ").strip(BLANK))
             yield _text(name)
@@ -205,13 +202,21 @@ def libraries(path: Path) -> Iterator[str]:
                 yield from map(_text, several)
 
 
+def library_words(read: headers.Read) -> Iterator[int]:
+    """Yield the offsets of the word "mtllib" at which a line of an OBJ names MTL files. Raises Skip("too_complex")."""
+    for at in _hits(read, b"mtllib"):
+        before = read(max(0, at - LINE), min(at, LINE)).rpartition(b"\n")[2]
+        if not before.strip(BLANK):  # else within a comment or a name
+            yield at
+
+
 def _unquoted(name: bytes) -> bytes:
     return name[1:-1] if len(name) > 2 and name[:1] == name[-1:] == b'"' else name
 
 
 def _mtl(path: Path) -> Iterator[str]:
     with path.open("rb") as stream:
-        for number, line in enumerate(iter(lambda: stream.readline(LINE), b"")):
+        for number, line in enumerate(iter(lambda: stream.readline(CHUNK), b"")):
             if number > 10 * MAX_HITS:
                 raise Skip("too_complex", f"{path.name} has more than {number} lines")
             if named := map_of(line):
@@ -223,11 +228,10 @@ def map_of(line: bytes) -> tuple[bytes, str] | None:
     word, _, name = line.strip(BLANK).replace(b"\t", b" ").partition(b" ")
     if not word.lower().startswith(MAPS):
         return None
-    before, name = word + b" ", name.strip(BLANK)
-    while option := OPTION.match(name):
-        before += option[0] + b" "
-        name = name[option.end() :].lstrip(BLANK)
-    return before, _text(_unquoted(name))
+    name, at = name.strip(BLANK), 0
+    while option := OPTION.match(name, at):
+        at = option.end()
+    return word + b" " + name[:at], _text(_unquoted(name[at:]))
 
 
 def _ply(path: Path) -> Iterator[str]:
@@ -240,27 +244,36 @@ def _ply(path: Path) -> Iterator[str]:
 # ---- FBX
 
 
-def _fbx(path: Path) -> Iterator[str]:
-    """Yield files of Texture and Video nodes; if one names none, Blender takes the node's name: one like a path counts."""
+def is_fbx_text(path: Path) -> bool:
+    """True for an FBX of text. Raises OSError."""
+    with path.open("rb") as stream:
+        return stream.read(len(headers.FBX_MAGIC)) != headers.FBX_MAGIC
+
+
+def fbx(path: Path) -> Iterator[Span]:
+    """Yield files of Texture and Video nodes; if one names none, Blender takes the node's name: one like a path counts.
+
+    Raises Skip("too_complex"); OSError.
+    """
     with path.open("rb") as stream:
         read = headers.reader(stream)
-        if read(0, len(headers.FBX_MAGIC)) != headers.FBX_MAGIC:
+        if is_fbx_text(path):
             yield from _fbx_as_text(read)
         for found in headers.fbx_properties(read, path.stat().st_size):
             value = read(found.offset, min(found.size, LINE)) if found.kind == b"S" else b""
             if found.node in (b"RelativeFilename", b"Filename", b"FileName"):
-                yield _text(value.rstrip(b"\0"))
+                yield Span(_text(value.rstrip(b"\0")), found.offset, found.offset + found.size)
             elif found.node in (b"Texture", b"Video") and b"\0\1" in value:
                 name = value.partition(b"\0\1")[0]
                 if b"/" in name or b"\\" in name:
-                    yield _text(name)
+                    yield Span(_text(name), found.offset, found.offset + len(name))
 
 
-def _fbx_as_text(read: headers.Read) -> Iterator[str]:
+def _fbx_as_text(read: headers.Read) -> Iterator[Span]:
     """Yield files of an FBX that is text."""
     for at in _hits(read, b"ilename:", b"ileName:"):
         if found := re.match(rb'[ \t]*"([^"\r\n]*)"', read(at + 8, LINE)):
-            yield html.unescape(_text(found[1]))
+            yield Span(html.unescape(_text(found[1])), at + 8 + found.start(1), at + 8 + found.end(1))
 
 
 # ---- USD
@@ -272,19 +285,26 @@ def is_usda(path: Path) -> bool:
         return stream.read(5) == b"#usda"
 
 
-def _usda(path: Path) -> Iterator[str]:
+def usda(path: Path) -> Iterator[Span]:
+    """Yield what a USD of text names; nothing for other USD. Raises Skip("too_complex"); OSError."""
     with path.open("rb") as stream:
         if is_usda(path):
             yield from _assets(headers.reader(stream))
 
 
-def _assets(read: headers.Read) -> Iterator[str]:
-    """Yield all text between two @ of a line: some is no reference, but no reference is missed."""
+def _assets(read: headers.Read, before: int = 0) -> Iterator[Span]:
+    """Yield all text between two @ of a line: some is no reference, but no reference is missed.
+
+    before: bytes of the file before the first that `read` reads.
+    """
     marks = _hits(read, b"@")
     for start, end in itertools.pairwise(marks):
-        name = read(start + 1, min(end - start - 1, LINE))
-        if b"\n" not in name:
-            yield _text(name.partition(b":SDF_FORMAT_ARGS:")[0].strip(BLANK))
+        text = read(start + 1, min(end - start - 1, LINE))
+        if b"\n" not in text:
+            name = text.partition(b":SDF_FORMAT_ARGS:")[0]
+            first = before + start + 1 + len(name) - len(name.lstrip(BLANK))
+            name = name.strip(BLANK)
+            yield Span(_text(name), first, before + end if len(text) == LINE else first + len(name))
 
 
 def _usdz(path: Path) -> Iterator[str]:
@@ -292,7 +312,7 @@ def _usdz(path: Path) -> Iterator[str]:
         yield from (member.name for member in headers.usdz_members(headers.reader(stream), path.stat().st_size))
 
 
-def within_usdz(path: Path) -> Iterator[tuple[str, str]]:
+def within_usdz(path: Path) -> Iterator[tuple[str, Span]]:
     """Yield (member, name) for every file that a text layer in a usdz names, relative to the member.
 
     Raises Skip: bad_archive, archive_bomb, too_complex; OSError.
@@ -301,7 +321,12 @@ def within_usdz(path: Path) -> Iterator[tuple[str, str]]:
         read = headers.reader(stream)
         for member in headers.usdz_members(read, path.stat().st_size):
             if read(member.offset, 5) == b"#usda":
-                yield from ((member.name, name) for name in _assets(headers.part(read, member.offset, member.size)))
+                layer = headers.part(read, member.offset, member.size)
+                yield from ((member.name, span) for span in _assets(layer, member.offset))
+
+
+def _names(spans: Callable[[Path], Iterable[Span]]) -> Callable[[Path], Iterable[str]]:
+    return lambda path: (span.name for span in spans(path))
 
 
 FINDERS: dict[str, Callable[[Path], Iterable[str]]] = {
@@ -311,8 +336,8 @@ FINDERS: dict[str, Callable[[Path], Iterable[str]]] = {
     "obj": _obj,
     "mtl": _mtl,
     "ply": _ply,
-    "fbx": _fbx,
-    "usd": _usda,
-    "usda": _usda,
+    "fbx": _names(fbx),
+    "usd": _names(usda),
+    "usda": _names(usda),
     "usdz": _usdz,
 }

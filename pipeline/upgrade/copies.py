@@ -1,7 +1,7 @@
 """Copies for Blender of files that it would not understand or that name others by names of another machine.
 
-Each writer puts one file, or two, into a folder of the worker; what they name is named by absolute paths, which `preflight`
-has found below the folder that the object may read.
+Each writer puts one file, or two, into a folder of the worker; what they name is named by absolute paths, which
+`upgrade.folder` has found below the folder that the object may read, or by a name that leads nowhere (`core.paths.leaf`).
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import re
 import shutil
 import struct
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import numpy as np
 
+from pipeline.core.paths import leaf
+from pipeline.formats import references
 from pipeline.formats.gltf import BIN_CHUNK, JSON_CHUNK, Document, data_uri_reader, is_embedded
-from pipeline.formats.headers import Read
-from pipeline.formats.references import Span, map_of
+from pipeline.formats.headers import Read, reader
+from pipeline.formats.references import library_words, map_of
+from pipeline.upgrade.folder import Folder, outer
 
 LINE = 2**20  # bytes
 IDENTITY = np.eye(4).reshape(-1)
@@ -33,7 +35,7 @@ def gltf(document: Document, source: Path, files: Mapping[str, Path], folder: Pa
         uri = row.get("uri")
         if isinstance(uri, str) and not is_embedded(uri):
             found = files.get(uri)
-            name = os.path.abspath(found) if found else os.path.basename(_plain(uri))
+            name = os.path.abspath(found) if found else leaf(urllib.parse.unquote(uri))
             row["uri"] = urllib.parse.quote(name, errors="replace")
     target = folder / f"{source.stem}.glb"
     text = json.dumps(document.json).encode()
@@ -49,10 +51,6 @@ def gltf(document: Document, source: Path, files: Mapping[str, Path], folder: Pa
                 _copy(stream.read, sink.write, document.bin_size)
             sink.write(bytes(padding))
     return target
-
-
-def _plain(name: str) -> str:
-    return urllib.parse.unquote(name).replace("\\", "/")
 
 
 def _copy(read: Callable[[int], bytes], write: Callable[[bytes], object], size: int) -> None:
@@ -130,9 +128,10 @@ def _bytes(document: Document, number: int, source: Path, files: Mapping[str, Pa
 
 
 def obj(source: Path, libraries: Sequence[Path], find: Callable[[str, Path], Path | None], folder: Path) -> Path:
-    """Link to an OBJ, beside one MTL of its name, which Blender reads unasked: all `libraries`, with the pictures found."""
-    target = folder / source.name
-    target.symlink_to(os.path.realpath(source))
+    """Write an OBJ that names no MTL, beside one of its name, which Blender reads unasked: all `libraries`, pictures found."""
+    with source.open("rb") as stream:
+        comments = [(at, at + 1, b"#") for at in library_words(reader(stream))]
+    target = rewritten(source, comments, folder)
     with target.with_suffix(".mtl").open("xb") as sink:
         for library in libraries:
             with library.open("rb") as stream:
@@ -148,37 +147,52 @@ def _map_line(line: bytes, library: Path, find: Callable[[str, Path], Path | Non
     if named is None:
         return line
     found = find(named[1], library)
-    path = os.fsencode(os.path.abspath(found)) if found else os.path.basename(os.fsencode(named[1].replace("\\", "/")))
-    return named[0] + re.sub(rb"[\r\n]", b"", path) + b"\n"
+    path = os.path.abspath(found) if found else leaf(named[1])
+    return named[0] + re.sub(rb"[\r\n]", b"", os.fsencode(path)) + b"\n"
 
 
-def dae(source: Path, spans: Sequence[Span], find: Callable[[str, Path], Path | None], folder: Path) -> Path:
-    """Write a Collada file whose pictures are named by where they were found."""
-    data = source.read_bytes()
-    target = folder / source.name
-    with target.open("xb") as sink:
-        at = 0
-        for span in spans:
-            found = find(span.name, source)
-            name = os.path.abspath(found) if found else os.path.basename(span.name.replace("\\", "/"))
-            sink.write(data[at : span.start] + escape(urllib.parse.quote(name)).encode())
-            at = span.end
-        sink.write(data[at:])
+def rewritten(source: Path, changes: Iterable[tuple[int, int, bytes]], folder: Path, name: str = "") -> Path:
+    """Copy of a file in which other bytes stand for some of its own. changes: (start, end, new), ascending, none overlapping."""
+    target = folder / (name or source.name)
+    with source.open("rb") as stream, target.open("xb") as sink:
+        for start, end, new in changes:
+            _copy(stream.read, sink.write, start - stream.tell())
+            sink.write(new)
+            stream.seek(end)
+        shutil.copyfileobj(stream, sink)
     return target
 
 
-def usda(source: Path, find: Callable[[str, Path], Path | None], folder: Path) -> Path:
-    """Write a USD of text whose pictures and layers are named by where they were found."""
+def usda(layers: Sequence[Path], names: Folder, folder: Path) -> Path:
+    """Write USD of text that name each other, and other files by where they stand. Returns the copy of the first.
 
-    def absolute(match: re.Match[bytes]) -> bytes:
-        found = find(os.fsdecode(match[1].strip()), source)
-        return (
-            b"@" + os.fsencode(os.path.abspath(found)) + b"@" if found and b"@" not in os.fsencode(found) else match[0]
-        )
+    names: has followed what stands in them. What leads nowhere stays, without steps upwards.
+    """
+    targets = {layer: folder / f"{number}-{leaf(layer.name)}" for number, layer in enumerate(layers)}
+    files = {(layer, name): path for layer, name, path in names.found}
 
-    target = folder / source.name
-    target.write_bytes(re.sub(rb"@([^@\n]{1,4096})@", absolute, source.read_bytes()))
-    return target
+    def new(layer: Path, name: str) -> str:
+        if path := files.get((layer, name)):
+            return os.path.abspath(targets.get(path, path)) + name[len(outer(name)) :]
+        return leaf(name) if (layer, name) in names.refused else inwards(name)
+
+    for layer, target in targets.items():
+        spans = [(span, os.fsencode(new(layer, span.name))) for span in references.usda(layer)]
+        rewritten(layer, [(span.start, span.end, to) for span, to in spans if b"@" not in to], folder, target.name)
+    return targets[layers[0]]
+
+
+def inwards(name: str) -> str:
+    """A path without steps upwards, which would lead elsewhere from the folder of a copy."""
+    return re.sub(r"(?<![^/\\])\.\.(?![^/\\])", "._", name)
+
+
+def padded(name: bytes, size: int) -> bytes:
+    """Relative path of exactly `size` bytes, for a file that has no room for more: with "./" before it; cut at its start."""
+    missing = size - len(name)
+    if missing <= 0:
+        return name[-missing:]
+    return (b"_" if missing == 1 else b"./" * (missing // 2) + b"/" * (missing % 2)) + name
 
 
 def stl(source: Path, folder: Path) -> Path:

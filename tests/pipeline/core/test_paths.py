@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import Skip
-from pipeline.core.paths import below, own_folder
+from pipeline.core.paths import below, leaf, own_folder
 
 ROOT = Path("/run/folder")
 NAMES = st.one_of(
@@ -38,6 +38,26 @@ def test_an_owner_has_one_folder_directly_below(owner: str) -> None:
 @given(NAMES, NAMES)
 def test_two_owners_share_no_folder(one: str, other: str) -> None:
     assert (own_folder(ROOT, one) == own_folder(ROOT, other)) == (one == other)
+
+
+@given(st.text(max_size=200))
+@example("..")
+@example("a/../..\\..")
+@example("\ud800\0/`@[")
+def test_a_leaf_leads_nowhere_else(name: str) -> None:
+    made = leaf(name)
+    assert Path(os.path.normpath(ROOT / made)).parent == ROOT
+    assert len(made.encode()) <= 255 and made.isprintable()
+    assert not set(made) & set("/\\`@[]")
+
+
+def test_leaves_keep_the_base_name() -> None:
+    assert [leaf(name) for name in ("a/b.png", r"C:\x\é f.png", "b.png", "/")] == [
+        "b.png",
+        "é f.png",
+        "b.png",
+        "missing",
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.glb", "glbs/000-001/x y.glb", "a/./b", "...", "..a/b..", "~root/x"])

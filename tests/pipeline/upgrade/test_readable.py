@@ -395,38 +395,6 @@ NAMES = {
     "elsewhere": "../old/place/paint.png",
     "share": r"\\server\tex\paint.png",
 }
-MATERIAL = """def Material "M"
-{
-token outputs:surface.connect = </it/M/S.outputs:surface>
-def Shader "S"
-{
-uniform token info:id = "UsdPreviewSurface"
-color3f inputs:diffuseColor.connect = </it/M/T.outputs:rgb>
-token outputs:surface
-}
-def Shader "T"
-{
-uniform token info:id = "UsdUVTexture"
-asset inputs:file = @NAME@
-float3 outputs:rgb
-}
-}"""
-BOUND = 'def Mesh "box" (\n prepend apiSchemas = ["MaterialBindingAPI"]\n)\n{\nrel material:binding = </it/M>\n'
-EFFECT = """<library_effects><effect id="e"><profile_COMMON>
-<newparam sid="f"><surface type="2D"><init_from>paint 1.png</init_from></surface></newparam>
-<newparam sid="s"><sampler2D><source>f</source></sampler2D></newparam>
-<technique sid="t"><lambert><diffuse><texture texture="s" texcoord="UV"/></diffuse></lambert></technique>
-</profile_COMMON></effect></library_effects><library_materials><material id="m"><instance_effect url="#e"/></material>
-</library_materials><library_geometries>"""
-BINDING = """<instance_geometry url="#box"><bind_material><technique_common><instance_material symbol="m" target="#m"/>
-</technique_common></bind_material></instance_geometry>"""
-
-
-def dae(name: str) -> str:
-    text = parts.dae(name.replace("&", "&amp;")).replace("<library_geometries>", EFFECT, 1)
-    text = text.replace('<image id="p">', '<image id="paint 1.png">')  # an id is no file, whatever it looks like
-    text = text.replace('<triangles count="12">', '<triangles count="12" material="m">')
-    return text.replace('<instance_geometry url="#box"/>', BINDING)
 
 
 def named_by(folder: Path, suffix: str, name: str) -> Path:
@@ -446,10 +414,9 @@ def named_by(folder: Path, suffix: str, name: str) -> Path:
             path.write_text(parts.obj("mtllib it.mtl"))
             (models / "it.mtl").write_text(f"newmtl paint\nKd 1 1 1\nmap_Kd -s 1 1 1 {name}\n")
         case "usda":
-            text = parts.usda(extra=MATERIAL.replace("NAME", name)).replace('def Mesh "box" { ', BOUND)
-            path.write_text(text)
+            path.write_text(parts.painted_usda(name))
         case "dae":
-            path.write_text(dae(name))
+            path.write_text(parts.painted_dae(name.replace("&", "&amp;")))
     return path
 
 
@@ -467,10 +434,13 @@ def test_no_picture_outside_of_the_root_is_taken(render: Render, tmp_path: Path,
     (tmp_path / "Wood.png").write_bytes(parts.png(8, 8, RED))  # beside the root
     (path.parent / "Wood.png").symlink_to(tmp_path / "Wood.png")
     outcome = render(path, path.parent)
-    if outcome.reason:
-        assert outcome.reason == "escapes_folder"
-    else:
-        assert not is_red(outcome)
+    assert not is_red(outcome)
+    assert facts(outcome) == {"missing_textures": 1}
+    (path.parent / "deep").mkdir()
+    (path.parent / "deep" / "WOOD.png").write_bytes(parts.png(8, 8, RED))
+    outcome = render(path, path.parent)
+    assert is_red(outcome)  # a file below the root of that name is another
+    assert facts(outcome) == {"mended": ["links"]}
 
 
 BINARIES = """

@@ -16,6 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import Skip
+from pipeline.formats import references
+from pipeline.upgrade import folder as folders
 from pipeline.worker import preflight
 from tests import parts
 from tests.conftest import put_anew
@@ -204,12 +206,24 @@ def test_odd_json_ends_in_a_format_or_a_reason(folder: Path, text: bytes) -> Non
 # ---- what an object may read
 
 
+COPY = "a copy"  # that names nothing outside of the folder
+
+
 def judge(path: Path, root: Path | None = None) -> str:
-    """`look`, for a file that exists already."""
+    """`look`, for a file that exists already; COPY in place of its format if Blender is not to see what it names."""
+    staging = path.parent / "staging"
     try:
-        return preflight.check(path, root)
+        checked = preflight.prepare(path, root, scratch=staging)
     except Skip as skip:
         return skip.reason if skip.detail else "no words"
+    if checked.path == path:
+        return checked.format
+    inside = Path(os.path.realpath(root or path.parent))
+    for copy in sorted(checked.path.parent.iterdir()):
+        for name in references.references(copy):
+            found = Path(os.path.realpath(copy.parent / os.path.normpath(name.replace("\\", "/"))))
+            assert not found.exists() or found.is_relative_to(inside), f"{copy.name} names {name}"
+    return COPY
 
 
 @pytest.fixture
@@ -234,16 +248,17 @@ def write_gltf(tree: Path, uri: str) -> Path:
         ("./wood.png", "gltf", "gltf"),
         ("missing.png", "gltf", "gltf"),
         ("wood%2Epng", "gltf", "gltf"),
-        ("../../wood.png", "gltf", "escapes_folder"),
-        (r"..\..\wood.png", "gltf", "escapes_folder"),
+        ("../../wood.png", "gltf", COPY),
+        (r"..\..\wood.png", "gltf", COPY),
         ("../missing.png", "gltf", "gltf"),
-        ("../../../wood.png", "escapes_folder", "escapes_folder"),
+        ("../../../wood.png", COPY, COPY),
         ("../../../missing.png", "gltf", "gltf"),
-        ("../../../root/wood.png", "gltf", "escapes_folder"),
-        ("C:/wood.png", "gltf", "gltf"),
-        (r"\\server\share\wood.png", "gltf", "gltf"),
-        ("/nowhere/wood.png", "gltf", "gltf"),
-        ("http://host/wood.png", "escapes_folder", "escapes_folder"),
+        ("../../../root/wood.png", "gltf", COPY),
+        ("C:/wood.png", COPY, COPY),  # found by its base name
+        (r"\\server\share\wood.png", COPY, COPY),
+        ("/nowhere/wood.png", COPY, COPY),
+        ("C:/other.png", "gltf", "gltf"),
+        ("http://host/wood.png", COPY, COPY),
         ("data:image/png;base64,AAAA", "gltf", "gltf"),
         ("\ud800.png", "gltf", "gltf"),
     ],
@@ -253,20 +268,28 @@ def test_a_gltf_reads_below_its_root_alone(tree: Path, uri: str, with_root: str,
     assert (judge(path, tree), judge(path)) == (with_root, alone)
 
 
+def test_a_picture_that_may_not_be_read_is_missing(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_gltf(tree, "wood.png")
+    (path.parent / "wood.png").write_bytes(parts.png(60000, 60000, (0, 0, 0), honest=False))
+    assert judge(path) == "image_too_large"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert judge(path) == "gltf"
+
+
 def test_links_are_followed_before_they_are_judged(tree: Path, tmp_path: Path) -> None:
     chair = tree / "models" / "chair"
     path = write_gltf(tree, "link.png")
     (chair / "link.png").symlink_to(tree / "wood.png")
-    assert (judge(path, tree), judge(path)) == ("gltf", "escapes_folder")
+    assert (judge(path, tree), judge(path)) == ("gltf", COPY)
     (tmp_path / "way_in").symlink_to(tree)
     assert judge(tmp_path / "way_in" / "models" / "chair" / "it.gltf", tmp_path / "way_in") == "gltf"
     assert judge(tmp_path / "way_in" / "models" / "chair" / "it.gltf", tree) == "gltf"
     (tree / "alias.gltf").symlink_to(path)
-    assert judge(tree / "alias.gltf", tree) == "gltf"
+    assert judge(tree / "alias.gltf", tree) == COPY  # it names what lies beside the file that it leads to
     assert judge(tree / "alias.gltf", chair) == "not_a_file"  # what it names would be looked for beside the link
     (tmp_path / "far").symlink_to(chair)
     # a picture outside, from the link's folder; one inside, from where it leads to
-    for name, end in (("../wood.png", "escapes_folder"), ("../../wood.png", "gltf")):
+    for name, end in (("../wood.png", COPY), ("../../wood.png", "gltf")):
         assert judge(tmp_path / "far" / write_gltf(tree, name).name, tree) == end
     (chair / "alias.gltf").symlink_to(tmp_path / "it.gltf")
     (tmp_path / "it.gltf").write_text("{}")
@@ -280,22 +303,22 @@ def test_links_are_followed_before_they_are_judged(tree: Path, tmp_path: Path) -
     ("line", "reason"),
     [
         ("map_Kd wood.png", "obj"),
-        ("map_Kd OUTSIDE/wood.png", "escapes_folder"),
+        ("map_Kd OUTSIDE/wood.png", COPY),
         ("map_Kd OUTSIDE/missing.png", "obj"),
         ("map_Kd ROOT/wood.png", "obj"),  # an absolute path into the object's own folders
-        ("map_Kd file://OUTSIDE/wood.png", "escapes_folder"),
+        ("map_Kd file://OUTSIDE/wood.png", COPY),
         ("map_Kd file:///C:/wood.png", "obj"),
-        ("map_Kd http://host/wood.png", "escapes_folder"),
+        ("map_Kd http://host/wood.png", COPY),
         ("map_Kd wood: the second.png", "obj"),
         (r"map_Kd C:\textures\wood.png", "obj"),
-        (r"map_Kd C:\..\..\..\..\wood.png", "escapes_folder"),
-        (r"map_Kd ..\..\..\wood.png", "escapes_folder"),
+        (r"map_Kd C:\..\..\..\..\wood.png", COPY),
+        (r"map_Kd ..\..\..\wood.png", COPY),
         (r"map_Kd ..\..\..\missing.png", "obj"),
         (r"map_Kd \\server\share\wood.png", "obj"),
-        (r"map_Kd \\..\wood.png", "escapes_folder"),
-        ("map_Kd -blendu on -s 2 2 2 ../../../wood.png", "escapes_folder"),
-        ('map_Kd ../../."./wood.png', "escapes_folder"),
-        ("map_Kd " + "a/" * 600 + "wood.png", "escapes_folder"),
+        (r"map_Kd \\..\wood.png", COPY),
+        ("map_Kd -blendu on -s 2 2 2 ../../../wood.png", COPY),
+        ('map_Kd ../../."./wood.png', COPY),
+        ("map_Kd " + "a/" * 600 + "wood.png", COPY),
         ("Kd 1 1 1", "obj"),
     ],
 )
@@ -312,10 +335,10 @@ def test_an_fbx_that_would_search_a_folder_outside(tree: Path) -> None:
     for name, reason in (
         ("nowhere.png", "fbx"),
         ("../../nowhere.png", "fbx"),
-        ("../../../nowhere.png", "escapes_folder"),
+        ("../../../nowhere.png", COPY),
         ("../../../no_folder/nowhere.png", "fbx"),
-        (f"{tree.parent}/nowhere.png", "escapes_folder"),
-        (f"{tree.parent}/nowhere.png".upper(), "escapes_folder"),
+        (f"{tree.parent}/nowhere.png", COPY),
+        (f"{tree.parent}/nowhere.png".upper(), COPY),
         ("/Users/bob/nowhere.png", "fbx"),
     ):
         path.write_bytes(parts.fbx_box(Filename=name))
@@ -333,16 +356,16 @@ def test_names_are_followed_from_file_to_file(tree: Path) -> None:
     assert judge(chair / "a.usda", tree) == "usda"
     (chair / "it.obj").write_text("mtllib paint.txt\n")
     (chair / "paint.txt").write_text("map_Kd ../../../wood.png")
-    assert judge(chair / "it.obj", tree) == "escapes_folder"
+    assert judge(chair / "it.obj", tree) == COPY
 
 
 def test_an_asset_of_very_many_files(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "MAX_FILES", 20)
+    monkeypatch.setattr(folders, "MAX_FILES", 20)
     for index in range(20):
         (tree / f"{index}.png").touch()
     for count, reason in ((19, "gltf"), (20, "too_complex")):
         uris = [{"uri": f"{index}.png"} for index in range(count)]
-        (tree / "it.gltf").write_text(json.dumps({"images": uris}))
+        (tree / "it.gltf").write_text(json.dumps({"asset": {"version": "2.0"}, "images": uris}))
         assert judge(tree / "it.gltf") == reason
 
 

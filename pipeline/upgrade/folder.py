@@ -1,0 +1,283 @@
+"""Resolves the names in an asset's files: to files below the folder that it may read, or to nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import re
+import stat
+import urllib.parse
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from pipeline.core.errors import Skip
+from pipeline.formats import headers, references
+from pipeline.formats.references import SCHEME, WINDOWS, Span, within_usdz
+from pipeline.upgrade.nearby import MAX_PATH, Nearby, alike, base_name, slashed
+
+# exporters leave the author's own paths in these, which lead nowhere here; "picture": one that a gltf, dae or usd names
+FORGIVING = {"obj", "mtl", "fbx", "dae", "picture"}
+OPTIONAL = FORGIVING - {"dae"}  # without these an object is shown all the same
+USD = {"usd", "usda", "usdc", "usdz"}
+USD_LAYERS = (".usd", ".usda", ".usdc", ".usdz", ".abc", ".mtlx", ".sdf")  # of names whose content makes up the shape
+PICTURES = tuple(".png .jpg .jpeg .tga .bmp .tif .tiff .webp .exr .hdr .gif .dds .psd .jp2".split())
+LAYERS = USD | {"dae"}  # formats whose files may refer to further files of a format in here
+MAX_FILES = 5000  # that one asset may refer to, directly or not
+
+
+class Folder:
+    """Resolves an asset's references; the asset may read the files below `root` only.
+
+    found: (source, name, file) of each. refused: (source, name) -> why, of what is optional and leads out of root, or to no
+    file: it counts as missing, and no reader may come to see the name.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(os.path.realpath(root))
+        self.found: list[tuple[Path, str, Path]] = []
+        self.refused: dict[tuple[Path, str], Skip] = {}
+        self._near: dict[Path, Nearby] = {}
+
+    def follow(self, path: Path, kind: str, names: Iterable[str]) -> dict[str, Path]:
+        """Check all files that `path` refers to by `names`, and, recursively, the files that these refer to.
+
+        Returns name -> the file that was found for it, for those of `names` that have one. Raises Skip: escapes_folder,
+        not_a_file (of what is not optional), too_complex, and what a look into the files finds; OSError.
+        """
+        files: dict[str, Path] = {}
+        seen: set[Path] = {path}
+        waiting = [(path, kind, names)]
+        while waiting:
+            source, kind, names = waiting.pop()
+            if kind == "usdz":
+                self.check_usdz(source)
+            for name in names:
+                of = "picture" if kind in USD and not _is_layer(name) else kind
+                for found in self._files(name, source, of):
+                    if source == path:
+                        files.setdefault(name, found)
+                    if found not in seen:
+                        seen.add(found)
+                        if next_kind := self._look(found, of):
+                            waiting.append((found, next_kind, named_by(found, next_kind)))
+            if len(seen) > MAX_FILES:
+                raise Skip("too_complex", f"{path.name} leads to more than {MAX_FILES} files")
+        return files
+
+    def find(self, name: str, source: Path, kind: str) -> Path | None:
+        """Return the file that `name` in `source` means, None if there is none. Raises Skip: escapes_folder, not_a_file."""
+        return next(iter(self._files(name, source, kind)), None)
+
+    def check_refused(self, rewritten: Collection[Path]) -> None:
+        """Raise Skip if a name that no reader may see stands in another file than those that are rewritten."""
+        for (source, _), why in self.refused.items():
+            if source not in rewritten:
+                raise why
+
+    def _files(self, name: str, source: Path, kind: str) -> list[Path]:
+        """Files that Blender may open for `name`; if there is none, the nearest one with its base name."""
+        place = outer(name)
+        try:
+            found = list(self._existing(place, source, kind))
+        except Skip as why:
+            if kind not in OPTIONAL:
+                raise
+            self.refused[source, name] = why
+            found = []
+        near = None if found or kind in LAYERS else self._nearest(place, source)
+        # geometry has to stand where it is said to, at most in another case
+        if near and (kind != "gltf" or near.parent == Path(os.path.realpath(source.parent))):
+            check_regular(near, self.root)
+            found = [near]
+        if kind in OPTIONAL:
+            found = [path for path in found if os.access(path, os.R_OK)]
+        self.found += [(source, name, path) for path in found[:1]]
+        return found
+
+    def _nearest(self, name: str, source: Path) -> Path | None:
+        """File with the base name of `name` in any case: in the nearest folder, then the most alike, then the first."""
+        parts = [part.casefold() for part in slashed(urllib.parse.unquote(name)).split("/")]
+        near = self._nearby(source).get(base_name(urllib.parse.unquote(name)))
+        return Path(min(near, key=lambda path: -alike(path.casefold().split("/"), parts))) if near else None
+
+    def moved(self, to: Path | None = None) -> dict[str, list[str]]:
+        """Base name in lower case -> pictures that were found elsewhere than where the name leads.
+
+        to: a copy of the files that name them, which stands elsewhere.
+        """
+        made: dict[str, list[str]] = {}
+        for source, name, path in self.found:
+            if path.suffix.lower() in PICTURES and not opens(to or source, name, path):
+                for key in {base_name(name), base_name(urllib.parse.unquote(name))}:
+                    made[key] = sorted({*made.get(key, ()), os.path.abspath(path)})
+        return made
+
+    def near(self, source: Path) -> dict[str, list[str]]:
+        """Base name in lower case -> pictures of the folder nearest to that of `source` which has one."""
+        return {key: files for key, files in self._nearby(source).everything().items() if key.endswith(PICTURES)}
+
+    def _nearby(self, source: Path) -> Nearby:
+        start = Path(os.path.realpath(source.parent))
+        start = start if start.is_relative_to(self.root) else self.root
+        return self._near.setdefault(start, Nearby(str(start), str(self.root)))
+
+    def _look(self, found: Path, kind: str) -> str:
+        """Check a file that one of format `kind` refers to. Returns its format if it may refer to files itself, else ""."""
+        if kind == "obj":
+            return "mtl"
+        with found.open("rb") as stream:
+            read = headers.reader(stream)
+            headers.check_picture(read, shown(found.name), found.suffix)
+            if kind == "dae" and read(0, 512).lstrip().startswith(b"<"):
+                return "dae"
+        suffix = found.suffix.lower().lstrip(".")
+        return suffix if suffix in LAYERS else ""
+
+    def check_usdz(self, path: Path) -> list[tuple[Span, str]]:
+        """Check that layers inside name layers inside, and check the pictures inside like those of other formats.
+
+        Returns the names of pictures that lead out of the archive, in the order of the file, each with the relative path of the
+        member that has its base name, else "". They are `refused`.
+        """
+        with path.open("rb") as stream:
+            read = headers.reader(stream)
+            members = list(headers.usdz_members(read, path.stat().st_size))
+            for found in members:
+                headers.check_picture(headers.part(read, found.offset, found.size), shown(found.name))
+        inside = {base_name(member.name): member.name for member in reversed(members)}
+        leave = []
+        for member, span in within_usdz(path):
+            if _leaves(member, span.name):
+                why = Skip("escapes_folder", f"{shown(span.name)}, named by {shown(member)}")
+                if _is_layer(span.name):
+                    raise why
+                self.refused[path, span.name] = why
+                near = inside.get(base_name(span.name))
+                leave.append((span, posixpath.relpath(near, posixpath.dirname(member) or ".") if near else ""))
+        return leave
+
+    def _existing(self, name: str, source: Path, kind: str) -> Iterator[Path]:
+        """Existing files in root that Blender may open for `name`. Raises Skip: escapes_folder, not_a_file."""
+        with contextlib.suppress(UnicodeEncodeError):  # a lone surrogate is in no file's name
+            if len(os.fsencode(source.parent / name)) > MAX_PATH or "\0" in name:
+                raise Skip("escapes_folder", f"{shown(name)}, which is no path, or one of more than {MAX_PATH} bytes")
+            for spelling in _spellings(name, kind):
+                yield from self._resolve(spelling, source, kind)
+
+    def _resolve(self, name: str, source: Path, kind: str) -> Iterator[Path]:
+        forgiving = kind in FORGIVING
+        text = slashed(name)
+        upwards = ".." in text.split("/")
+        if forgiving and text.lower().startswith("file:"):
+            text = re.sub("^file:(//[^/]*(?=/))?(/(?=[a-z]:))?", "", text, flags=re.I)
+        if (SCHEME.match(text) and (not forgiving or "://" in text)) or text.startswith("`"):
+            raise Skip("escapes_folder", f"{shown(name)}, a URL or an expression")
+        if WINDOWS.match(text) and not upwards:
+            if forgiving:  # a Windows path leads nowhere here
+                return
+            raise Skip("escapes_folder", f"{shown(name)}, an absolute path")
+        if text.startswith("/") and not forgiving:
+            raise Skip("escapes_folder", f"{shown(name)}, an absolute path")
+        if text.startswith("//") and upwards:  # to Blender // means relative to the .blend, and there is none
+            raise Skip("escapes_folder", shown(name))
+        for target in self._targets(text, source):
+            real = Path(os.path.realpath(target))
+            if not real.is_relative_to(self.root):
+                if forgiving and not _exists(target, kind):
+                    continue
+                raise Skip("escapes_folder", f"{shown(name)} leads to {shown(str(real))}, outside of {self.root}")
+            if os.path.exists(real) and not os.path.isdir(real):
+                check_regular(Path(target), self.root)
+                yield Path(target)
+
+    def _targets(self, text: str, source: Path) -> list[str]:
+        """Absolute paths that `text` may mean: readers differ in whether links are resolved before "..", and in the base.
+
+        The first is what a reader does that knows nothing of links.
+        """
+        if text.startswith("/"):
+            text = text.replace("//", "/")
+        folders = (os.path.abspath(source.parent), os.path.dirname(os.path.realpath(source)))
+        joined = [os.path.join(folder, text) for folder in folders]
+        return list(dict.fromkeys([*joined, *map(os.path.normpath, joined)]))
+
+
+def outer(name: str) -> str:
+    """File that a name of USD leads to: of one within an archive, `a.usdz[b.png]`, the archive."""
+    return re.sub(r"(\.usdz)\[.*", r"\1", name, flags=re.I | re.S)
+
+
+def _is_layer(name: str) -> bool:
+    """True for a name of USD that may stand for a part of the shape, as expressions may."""
+    return name.startswith("`") or name.lower().rstrip("]").endswith(USD_LAYERS)
+
+
+def named_by(path: Path, kind: str) -> list[str]:
+    """Names of the files that `path` refers to; none for a usdz, whose files are members of it (`Folder.check_usdz`)."""
+    return [] if kind == "usdz" else references.references(path, kind)
+
+
+def opens(source: Path, name: str, found: Path) -> bool:
+    """True if a reader that joins the folder of `source` and `name` opens the file that was found."""
+    return "\\" not in name and os.path.normpath(source.parent / name) == os.path.normpath(found)
+
+
+def check_regular(path: Path, root: Path) -> None:
+    """Raise Skip unless `path` is a regular file in `root`. Opens nothing: a pipe would block for ever, a device never end."""
+    try:
+        real = Path(os.path.realpath(path))
+        mode = real.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise Skip("not_a_file", f"{shown(str(path))}: {error}") from None
+    if not stat.S_ISREG(mode):
+        raise Skip("not_a_file", f"{shown(path.name)} is a {_kind(mode)}")
+    if not real.is_relative_to(root) or not Path(os.path.realpath(path.parent)).is_relative_to(root):
+        raise Skip(
+            "not_a_file", f"{shown(path.name)} is a link to {shown(str(real))}, outside of {root}; copy it there"
+        )
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device"}
+    return kinds.get(stat.S_IFMT(mode), "device")
+
+
+def _leaves(member: str, name: str) -> bool:
+    """True for a name in a member of an archive that leads out of the archive."""
+    parts = slashed(name).split("/")
+    if parts[0] == "" or SCHEME.match(name) or WINDOWS.match(name) or name.startswith("`"):
+        return True
+    depth = member.count("/")
+    for part in parts:
+        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
+        if depth < 0:
+            return True
+    return False
+
+
+def _spellings(name: str, kind: str) -> list[str]:
+    """Ways to read a name: as it is, URL-decoded, and, for FORGIVING formats, variants that Blender tries for a missing file."""
+    found = [name, urllib.parse.unquote(name)]
+    if kind in FORGIVING:
+        bare = name.replace('"', "")
+        found += [bare, bare.replace("_", " "), os.path.basename(slashed(bare))]
+    return list(dict.fromkeys(spelling for spelling in found if spelling))
+
+
+def _exists(target: str, kind: str) -> bool:
+    """True if `target` exists; for FBX, if its folder does, in any case: Blender's FBX reader searches that folder."""
+    if kind != "fbx":
+        return os.path.lexists(target)
+    place = "/"
+    for part in Path(target).parts[1:-1]:
+        if not os.path.isdir(os.path.join(place, part)):
+            with contextlib.suppress(OSError):
+                part = next((other for other in os.listdir(place) if other.lower() == part.lower()), part)
+        place = os.path.join(place, part)
+    return os.path.isdir(place)
+
+
+def shown(name: str) -> str:
+    """A name from a file, fit for a ledger: quoted, at most 200 characters, no lone surrogates."""
+    return repr(name[:200].encode("utf-8", "replace").decode())
