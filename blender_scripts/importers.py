@@ -87,15 +87,15 @@ def clear():
     bpy.ops.wm.read_homefile(use_factory_startup=True, use_empty=True, load_ui=False)
 
 
-def load(path, file_format, crashed=-1, tell=lambda number: None):
+def load(path, file_format, crashed=-1, tell=lambda number: None, whole_tree=False):
     """Import `path` into the empty scene, by the first reader that finds a face; else by the last that takes it.
 
     crashed: number of a reader that ended the process on this file; it is left out if there is another. tell: is called with
-    each reader's number before it starts. Returns facts of how the file was read: {"read_by": the reader, unless it is the
-    format's usual one, "mended": words for what was wrong}. Raises Unusable("import_failed") with the end of the first
-    reader's error.
+    each reader's number before it starts. whole_tree: of a USD: each prim becomes an object of its name. Returns facts of how
+    the file was read: {"read_by": the reader, unless it is the format's usual one, "mended": words for what was wrong}. Raises
+    Unusable("import_failed") with the end of the first reader's error.
     """
-    readers = dict(enumerate(_readers(os.path.abspath(path), file_format)))
+    readers = dict(enumerate(_readers(os.path.abspath(path), file_format, whole_tree)))
     if len(readers) > 1:
         readers.pop(crashed, None)
     facts, failure = None, None
@@ -113,9 +113,11 @@ def load(path, file_format, crashed=-1, tell=lambda number: None):
     return facts
 
 
-def _readers(path, file_format):
+def _readers(path, file_format, whole_tree):
     """Functions that read the file, in the order in which they are tried."""
     readers = [lambda: IMPORTERS[file_format](path)]
+    if whole_tree:
+        readers = [lambda: _usd(path, merge_parent_xform=False, support_scene_instancing=False)]
     if file_format == "fbx":
         readers.append(lambda: _fbx_by_add_on(path))
     if file_format.startswith("usd"):

@@ -69,9 +69,12 @@ def load(job, timings, channel):
     def tell(number):
         channel.send({"type": "reading", "reader": number})
 
-    read = importers.load(job["path"], job["format"], job["crashed"], tell)
+    handed_down = job.get("colours", {})
+    read = importers.load(job["path"], job["format"], job["crashed"], tell, whole_tree=bool(handed_down))
     relinked = relink.relink(job.get("pictures", {}))
-    facts = joined(read, repair.repair(job["format"], job["path"]), {"mended": ["links"]} if relinked else {})
+    facts = joined(
+        read, repair.repair(job["format"], job["path"], handed_down), {"mended": ["links"]} if relinked else {}
+    )
     facts |= traits.traits()
     traits.check(job.get("only", ()), facts)
     timings["import"] = time.perf_counter() - start

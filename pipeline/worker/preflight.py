@@ -15,7 +15,7 @@ from pipeline.core.errors import Skip
 from pipeline.core.paths import leaf
 from pipeline.formats import gltf, headers, references
 from pipeline.formats.references import Span
-from pipeline.upgrade import copies, gltf_old, gltf_plain
+from pipeline.upgrade import copies, gltf_old, gltf_plain, usd_colours
 from pipeline.upgrade.folder import Folder, check_regular, opens, outer, shown
 from pipeline.upgrade.nearby import slashed
 
@@ -39,13 +39,15 @@ class Checked:
 
     path: the file, or a copy of it that Blender understands. facts: what was missing or mended, for the shard: missing_materials
     (number of MTL files that are nowhere), missing_textures, mended. pictures: base name in lower case -> files, the nearest
-    first, for pictures that the file names and that are not there.
+    first, for pictures that the file names and that are not there. colours: of prims of a USD, by their paths, which hand them
+    down to meshes below.
     """
 
     path: Path
     format: str
     facts: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, list[str]] = field(default_factory=dict)
+    colours: dict[str, list[float]] = field(default_factory=dict)
 
 
 def check(path: Path, root: Path | None = None, max_polygons: int = 20_000_000) -> str:
@@ -226,14 +228,15 @@ class _Asset:
         files = self.folder.follow(self.path, "usda", references.references(self.path))
         layers = {path for _, _, path in self.folder.found if references.is_usda(path)} - {self.path}
         self.folder.check_refused([self.path, *layers])
+        colours = usd_colours.handed_down(self.path, {(layer, name): to for layer, name, to in self.folder.found})
         relinked = not all(opens(self.path, outer(name), found) for name, found in files.items())
         if not (relinked or self.folder.refused):
-            return Checked(self.path, self.format)
+            return Checked(self.path, self.format, colours=colours)
         path = self.path
         if self.scratch:
             within = sorted(layers) if any(source in layers for source, _ in self.folder.refused) else []
             path = copies.usda([path, *within], self.folder, copies.anew(self.scratch / STAGED))
-        return Checked(path, self.format, {"mended": ["links"]} if relinked else {})
+        return Checked(path, self.format, {"mended": ["links"]} if relinked else {}, colours=colours)
 
     def _usdz(self) -> Checked:
         inside = dict(self.folder.check_usdz(self.path))

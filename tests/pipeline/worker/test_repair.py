@@ -372,6 +372,35 @@ def Mesh "box"
     assert is_red(render(tmp_path / "box.usda", alpha=True))
 
 
+HANDED_DOWN = {
+    "parent": 'def Xform "top" {{\n{red}\ndef Xform "deep" {{\n{box}\n}}\n}}',
+    "nearest": 'def Xform "top" {{\n{blue}\ndef Xform "deep" {{\n{red}\n{box}\n}}\n}}',
+    "reference": 'def "top" (\n references = @beside.usda@\n) {{\n{red}\n}}',
+    "within a reference": 'def "top" (\n payload = @painted.usda@</sub>\n) {{\n}}',
+    "class": 'class "_red" {{\n{red}\n}}\ndef Xform "top" (\n inherits = </_red>\n) {{\n{box}\n}}',
+    "instances": 'def Xform "top" {{\n{red}\ndef "a" (\n instanceable = true\n references = @beside.usda@\n) {{\n}}\n}}',
+    "variant": 'def Xform "top" (\n variants = {{\n string of = "a"\n}}\n prepend variantSets = "of"\n) {{\n{box}\n'
+    'variantSet "of" = {{\n"b" {{\n{blue}\n}}\n"a" {{\n{red}\n}}\n}}\n}}',
+}
+
+
+@pytest.mark.parametrize("name", HANDED_DOWN)
+def test_colours_that_a_prim_of_usd_hands_down(tmp_path: Path, render: Render, name: str) -> None:
+    corners = [corner for quad in QUADS for corner in quad]
+    points = ", ".join(str(tuple(point)) for point in POINTS.tolist())
+    box = f'def Mesh "box" {{\nint[] faceVertexCounts = {[4] * 6}\nint[] faceVertexIndices = {corners}\n'
+    box += f"point3f[] points = [{points}]\n}}"
+    red, blue = (
+        f'color3f[] primvars:displayColor = [{colour}] (\n interpolation = "constant"\n)'
+        for colour in ("(0.8, 0, 0)", "(0, 0, 0.8)")
+    )
+    head = '#usda 1.0\n(\n defaultPrim = "sub"\n)\n'
+    (tmp_path / "beside.usda").write_text(f'{head}def Xform "sub" {{\n{box}\n}}\n')
+    (tmp_path / "painted.usda").write_text(f'{head}def Xform "sub" {{\n{red}\ndef Xform "mid" {{\n{box}\n}}\n}}\n')
+    (tmp_path / "it.usda").write_text(f"#usda 1.0\n{HANDED_DOWN[name].format(red=red, blue=blue, box=box)}\n")
+    assert is_red(render(tmp_path / "it.usda", alpha=True))
+
+
 def test_gltf_multiplies_colours_with_those_of_the_material(tmp_path: Path, render: Render) -> None:
     box = POINTS[np.array(triangles(QUADS))].reshape(-1, 3)
     yellow = {"pbrMetallicRoughness": {"baseColorFactor": [1, 1, 0, 1], "metallicFactor": 0}}
