@@ -9,11 +9,15 @@ import bpy
 import meshes
 import numpy as np
 import overlaps
+from mathutils import Matrix
 
 APART = 1e-4  # of the scene's size, per layer: 0.05 pixels of a picture of 512
 SHARE = 1e-3  # of all area: below, nobody sees what is black
 LAYERS = 8  # coincident surfaces that are told apart
-POLYGONS = 500_000  # of a scene; where there are more, looking for coincident ones takes longer than a picture
+POLYGONS = 5_000_000  # of a scene: 4 s; where there are more, nothing is looked for
+IN_A_PLANE = 500_000  # polygons in planes of others that are looked at: 12 s at most; where there are more, the largest
+PARTS = 10_000  # objects of a scene, those of its instances counted
+NESTED = 8  # instances within instances that are looked into
 LOOKS = 256  # places, at most, from which the outside is looked for
 SLANTS = (
     (0, 0),
@@ -29,39 +33,107 @@ SLANTS = (
 
 
 def separate():
-    """Move coincident faces of the scene's meshes apart. True if there were any that can be seen."""
-    objects = meshes.rendered(instanced=False)
-    if not objects or sum(len(ob.data.polygons) for ob in objects) > POLYGONS:
-        return False
+    """Move coincident faces of the scene's meshes apart.
+
+    Returns (True if there were any that can be seen, True if all faces were looked at). Instances of collections become objects
+    if one of them has to be moved.
+    """
     bpy.context.view_layer.update()
-    parts = [_Part(ob) for ob in objects]
-    boxes = np.concatenate([_box(ob) for ob in objects])
+    objects, instances = meshes.rendered(instanced=False), _instances()
+    count = sum(len(ob.data.polygons) for ob in objects)
+    more = sum(len(ob.data.polygons) for ob, _ in instances)
+    if count > POLYGONS or (not objects and not instances):
+        return False, count <= POLYGONS
+    fits = count + more <= POLYGONS and len(objects) + len(instances) <= PARTS
+    parts = [_Part(ob, ob.matrix_world) for ob in objects]
+    parts += [_Part(ob, matrix) for ob, matrix in instances] if fits else []
+    if not parts:
+        return False, False
+    moved, all_looked_at = _separate(parts, len(objects))
+    if moved is None:
+        _make_real()
+        return separate()
+    return moved, all_looked_at and fits
+
+
+def _separate(parts, movable):
+    """Do what `separate` does for parts; moved is None if other ones than the first `movable`, instances, would have to move."""
+    boxes = np.concatenate([part.box() for part in parts])
     centre, size = boxes.mean(0), float(np.linalg.norm(np.ptp(boxes, 0)))
     if not 0 < size < np.inf:
-        return False
-    pairs, points, normals = _coincident(parts, centre, size)
+        return False, True
     areas = np.concatenate([part.areas() for part in parts])
+    pairs, points, normals, all_looked_at = _coincident(parts, centre, size, areas)
     if _moved_share(pairs, areas) < SHARE:
-        return False
+        return False, all_looked_at
     starts = np.cumsum([0, *(part.count for part in parts)])
     pairs = pairs[_exposed(np.searchsorted(starts, pairs, "right"), points * size + centre, normals, size)]
     if _moved_share(pairs, areas) < SHARE:
-        return False
+        return False, all_looked_at
     layers = _layers(pairs, areas)
+    if layers[starts[movable] :].any():
+        return None, all_looked_at
     for part, first in zip(parts, starts, strict=False):
         mine = layers[first : first + part.count]
         if mine.any():
             _move(part, mine, APART * size)
-    return True
+    return True, all_looked_at
 
 
-def _coincident(parts, centre, size):
-    """Coincident polygons (K, 2), counted through all parts, and where: points (K, 3), / size from the centre, and normals."""
+def _instances():
+    """(mesh object, matrix in the world) of what the scene's instances of collections show, PARTS + 1 at most."""
+    found = []
+    waiting = [(ob, ob.matrix_world) for ob in filter(None, bpy.context.view_layer.objects) if not ob.hide_render]
+    for _ in range(NESTED):
+        inner = []
+        for ob, matrix in waiting:
+            collection = ob.instance_collection if ob.instance_type == "COLLECTION" else None
+            if collection is None or len(found) > PARTS:
+                continue
+            base = matrix @ Matrix.Translation(-collection.instance_offset)
+            shown = [(each, base @ each.matrix_world) for each in collection.all_objects if not each.hide_render]
+            found += [(each, place) for each, place in shown if each.type == "MESH" and each.data.polygons]
+            inner += [pair for pair in shown if pair[0].instance_type == "COLLECTION"]
+        waiting = inner
+    return found
+
+
+def _make_real():
+    """Make objects of the scene's instances of collections."""
+    shared = [
+        ob for ob in bpy.context.view_layer.objects if ob.instance_type == "COLLECTION" and ob.instance_collection
+    ]
+    with bpy.context.temp_override(selected_objects=shared, selected_editable_objects=shared):
+        bpy.ops.object.duplicates_make_real()
+    for ob in shared:
+        ob.instance_type = "NONE"
+
+
+def _coincident(parts, centre, size, areas):
+    """Coincident polygons (K, 2), counted through all parts, and where: points (K, 3), / size from the centre, and normals.
+
+    Last comes True if all polygons were looked at.
+    """
     normals = np.concatenate([part.normals() for part in parts])
     points = np.concatenate([part.at(part.starts) for part in parts])
     polygons, planes = overlaps.sharing_a_plane(normals, (points - centre) / size)
+    fits = len(polygons) <= IN_A_PLANE
+    if not fits:
+        kept = _largest(planes, areas[polygons])
+        polygons, planes = polygons[kept], planes[kept]
     triangles, owners, planes = _triangles(parts, polygons, planes)
-    return overlaps.covered((triangles - centre) / size, owners, planes)
+    return *overlaps.covered((triangles - centre) / size, owners, planes), fits
+
+
+def _largest(planes, areas):
+    """Mask (K,) of IN_A_PLANE polygons in the planes (K,) whose polygons have the largest mean area (K,), whole planes first."""
+    _, planes, counts = np.unique(planes, return_inverse=True, return_counts=True)
+    order = np.argsort(-np.bincount(planes, areas) / counts, kind="stable")
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    kept = np.zeros(len(planes), bool)
+    kept[np.argsort(rank[planes], kind="stable")[:IN_A_PLANE]] = True
+    return kept
 
 
 def _moved_share(pairs, areas):
@@ -71,10 +143,10 @@ def _moved_share(pairs, areas):
 class _Part:
     """A mesh object as arrays: local points (N, 3), corners (C,) and, of each polygon, its first corner and its length (P,)."""
 
-    def __init__(self, ob):
+    def __init__(self, ob, matrix):
         self.ob, mesh = ob, ob.data
         self.count = len(mesh.polygons)
-        self.matrix = np.array(ob.matrix_world)
+        self.matrix = np.array(matrix)
         self.points, self.corners = meshes.points(mesh), meshes.corners(mesh)
         self.starts, self.lengths = meshes.starts_and_lengths(mesh)
 
@@ -89,15 +161,13 @@ class _Part:
         normals = meshes.normals(self.ob.data) @ cofactors.T
         return normals / np.maximum(np.sqrt(np.einsum("ij,ij->i", normals, normals)), 1e-30)[:, None]
 
+    def box(self):
+        """Corners (8, 3) of the box around it in the world."""
+        return np.array(self.ob.bound_box) @ self.matrix[:3, :3].T + self.matrix[:3, 3]
+
     def areas(self):
         """Areas (P,) in the object's own units times its mean scale."""
         return meshes.read(self.ob.data.polygons, "area") * abs(np.linalg.det(self.matrix[:3, :3])) ** (2 / 3)
-
-
-def _box(ob):
-    """Corners (8, 3) of an object's box in the world."""
-    matrix = np.array(ob.matrix_world)
-    return np.array(ob.bound_box) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def _triangles(parts, polygons, planes):

@@ -12,8 +12,9 @@ def repair(file_format, path, handed_down):
     """Hide imported lights and mend what files, writers and readers get wrong. Returns the flags that go into the shard.
 
     mended: what was wrong and is not any more, sorted; left out if nothing was. alpha: invisible by mistake. color_range:
-    colours 0 to 255 taken for 0 to 1. coincident_faces: moved apart. normals: against their faces. handed_down: path of a USD's
-    prim -> the colour of meshes below it that have none.
+    colours 0 to 255 taken for 0 to 1. coincident_faces: moved apart. normals: against their faces. unchecked: what was not
+    looked for everywhere, since the scene is too large. handed_down: path of a USD's prim -> the colour of meshes below it that
+    have none.
     """
     if file_format == "procedural":  # our own, which is as it is meant
         return {"missing_textures": 0}
@@ -25,8 +26,10 @@ def repair(file_format, path, handed_down):
         "alpha": alpha.mend(file_format, path),
         "color_range": colours.show(file_format, path, handed_down),
         "normals": winding.agree(),
-        "coincident_faces": apart.separate(),
     }
+    mended["coincident_faces"], all_looked_at = apart.separate()
     if any(mended.values()):
         flags["mended"] = sorted(name for name, was_wrong in mended.items() if was_wrong)
+    if not all_looked_at:
+        flags["unchecked"] = ["coincident_faces"]
     return flags

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -80,3 +83,38 @@ def test_a_small_face_on_a_large_one_is_found(overlaps: ModuleType) -> None:
     pairs = found(overlaps, turned(np.concatenate([sheet(1), sheet(1) * 0.1 + (0.2, 0.1, 0)])))
     assert {2, 3} <= set(pairs[:, 0])
     assert set(pairs[:, 1]) <= {0, 1}
+
+
+LARGE = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import bpy, apart
+
+def scene(*sizes):
+    bpy.ops.wm.read_homefile(use_factory_startup=True, use_empty=True)
+    for size in sizes:
+        for _ in range(2):  # in one place
+            bpy.ops.mesh.primitive_cube_add(size=size, location=(3 * size, 0, 0))
+
+said = []
+for polygons, in_a_plane in ((24, 24), (24, 12), (23, 24)):
+    apart.POLYGONS, apart.IN_A_PLANE = polygons, in_a_plane
+    scene(1, 2)
+    before = [[tuple(v.co) for v in ob.data.vertices] for ob in bpy.context.scene.objects]
+    ends = apart.separate()
+    after = [[tuple(v.co) for v in ob.data.vertices] for ob in bpy.context.scene.objects]
+    said.append([*ends, [one != other for one, other in zip(before, after)]])
+print("SAID", json.dumps(said))
+"""
+
+
+def test_of_very_many_faces_the_largest_are_moved() -> None:
+    made = subprocess.run(
+        [sys.executable, "-Ic", LARGE, SCRIPT.parent], check=True, capture_output=True, text=True, timeout=120
+    )
+    said = json.loads(made.stdout.rpartition("SAID")[2])
+    assert said == [
+        [True, True, [False, True, False, True]],
+        [True, False, [False, False, False, True]],
+        [False, False, [False] * 4],
+    ]

@@ -415,3 +415,32 @@ def test_texture_nodes_without_an_image_are_neutral(assets: Path, render: Render
     assert pixels.max(1).min() > 25  # and no normal that is bent away
     assert outcome.scene is not None
     assert outcome.scene.meta["missing_textures"] == 4
+
+
+def twice_in_usd(folder: Path, at: tuple[float, float, float]) -> Path:
+    """Two instances of one box, the second moved."""
+    corners = [corner for quad in QUADS for corner in quad]
+    points = ", ".join(str(tuple(point)) for point in POINTS.tolist())
+    one = (
+        'def "NAME" (\n instanceable = true\n references = </box>\n) {\ndouble3 xformOp:translate = AT\n'
+        'uniform token[] xformOpOrder = ["xformOp:translate"]\n}\n'
+    )
+    box = (
+        'class Xform "box" {\ndef Mesh "mesh" {\n'
+        f"int[] faceVertexCounts = {[4] * 6}\nint[] faceVertexIndices = {corners}\npoint3f[] points = [{points}]\n"
+        "color3f[] primvars:displayColor = [(0.8, 0, 0)]\n}\n}\n"
+    )
+    places = "".join(one.replace("NAME", name).replace("AT", str(to)) for name, to in (("a", (0, 0, 0)), ("b", at)))
+    path = folder / "twice.usda"
+    path.write_text(f'#usda 1.0\n(\n upAxis = "Z"\n)\n{box}{places}')
+    return path
+
+
+@pytest.mark.parametrize(("at", "is_mended"), [((0, 0, 0), True), ((0.5, 0, 0), True), ((4, 0, 0), False)])
+def test_instances_in_one_place_are_not_black(
+    tmp_path: Path, render: Render, at: tuple[float, float, float], is_mended: bool
+) -> None:
+    outcome = render(twice_in_usd(tmp_path, at), alpha=True, views=8)
+    assert mended(outcome) == (["coincident_faces"] if is_mended else [])
+    assert (shown(outcome).max(1) < 40).mean() < 0.002
+    assert is_red(outcome)
