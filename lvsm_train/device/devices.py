@@ -34,6 +34,11 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """True for GPUs with units for bfloat16."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Context manager in which blocks compute in `dtype_of(precision, device)`."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype_of(precision, device) == torch.bfloat16)

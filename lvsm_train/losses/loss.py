@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lvsm_train.config.train import LossConfig
+from lvsm_train.device.devices import has_bfloat16
 from lvsm_train.losses import vgg
 from lvsm_train.losses.metrics import Lpips, check_images, ssim
 from lvsm_train.losses.vgg import CACHE, Features, Weights
@@ -48,23 +49,34 @@ class Loss(nn.Module):
     """loss(render, target, step) -> (scalar, terms): the weighted sum to minimise; its terms by name, unweighted and detached.
 
     render, target: (N, 3, H, W) in [0, 1]. Gradients flow to the render only. Always float32, also under autocast, except
-    networks with `vgg_bf16`; on a GPU networks follow torch.backends.cudnn.allow_tf32. Terms of weight 0, and perceptual, ssim
-    and lpips before step `perceptual_from`, are neither computed nor returned. Weights of networks are loaded at construction,
-    so that a run cannot fail later at `perceptual_from`; UserError if they cannot be obtained.
+    networks with `vgg_bf16` (None: on GPUs with units for it); on a GPU networks follow torch.backends.cudnn.allow_tf32. Terms
+    of weight 0, and perceptual, ssim and lpips before step `perceptual_from`, are neither computed nor returned. Weights of
+    networks are loaded at construction, so that a run cannot fail later at `perceptual_from`; UserError if unobtainable.
 
     Nothing is learned or stored: `state_dict()` and `parameters()` are empty, also of a module that contains this one.
     """
 
-    def __init__(self, cfg: LossConfig, cache: Path = CACHE) -> None:
+    def __init__(self, cfg: LossConfig, cache: Path = CACHE, device: torch.device | str = "cpu") -> None:
         super().__init__()
         cfg.check()
         self.cfg = cfg
-        self.perceptual = Perceptual(vgg.load(cfg.vgg, cache), cfg.vgg_bf16) if cfg.perceptual else None
-        self.lpips = Lpips.load("vgg16", cfg.lpips_weights, cache, cfg.vgg_bf16) if cfg.lpips else None
+        bf16 = has_bfloat16(torch.device(device)) if cfg.vgg_bf16 is None else cfg.vgg_bf16
+        self.perceptual = Perceptual(vgg.load(cfg.vgg, cache), bf16) if cfg.perceptual else None
+        self.lpips = Lpips.load("vgg16", cfg.lpips_weights, cache, bf16) if cfg.lpips else None
+        self.networks = [part for part in (self.perceptual, self.lpips) if part is not None]
+        self.to(device)
 
     def says(self) -> list[str]:
         """Log lines, one per network: origin and file of its weights, since losses of different weights do not compare."""
-        return [part.says for part in (self.perceptual, self.lpips) if part is not None]
+        rough = ", in bfloat16"
+        return [part.says + rough * (part.features.dtype == torch.bfloat16) for part in self.networks]
+
+    def flops(self, images: int, hw: tuple[int, int], step: int) -> float:
+        """Floating-point operations of the networks for so many renders of (height, width) hw: forward for render and target,
+        and back to the render's pixels."""
+        if step < self.cfg.perceptual_from:
+            return 0.0
+        return 3.0 * images * sum(part.features.flops(hw) for part in self.networks)
 
     def forward(
         self, render: torch.Tensor, target: torch.Tensor, step: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Gradients:
 
     def __init__(self, cfg: TrainConfig, net: LVSM, device: torch.device, ranks: Ranks) -> None:
         self.cfg, self.net, self.device, self.ranks = cfg, net, device, ranks
-        self.loss = Loss(cfg.loss).to(device)
+        self.loss = Loss(cfg.loss, device=device)
         self.model: torch.nn.Module = net
         self.recorded: Recorded | None = None
         self.prepared: set[HW] = set()
@@ -59,14 +60,8 @@ class Gradients:
         return notes
 
     def _start(self, flops: float, hw: HW) -> list[str]:
-        """Set up recomputation, then compilation, then DDP: each has to know the ones before."""
+        """Set up compilation and recomputation, then DDP, which has to know both."""
         cfg, data, notes = self.cfg, self.cfg.data, []
-        count = self._blocks_to_recompute(hw) if cfg.recompute is None else cfg.recompute
-        self.net.set_recompute(count)
-        if count:
-            notes.append(
-                f"{min(count, cfg.model.layers)} of {cfg.model.layers} blocks are computed again in the backward pass"
-            )
         fixed = data.least_inputs == data.inputs and data.least_targets == data.targets
         recordable = fixed and self.ranks.world == 1
         mode = tuning.compile_mode(self.device, flops, recordable) if cfg.compile == "auto" else cfg.compile
@@ -75,8 +70,13 @@ class Gradients:
                 "--compile graphs records one step and plays it again: it needs one rank, and steps of one shape",
                 "--compile blocks",
             )
+        count = self._compile(hw, mode != "no", fixed)
+        self.net.set_recompute(count)
+        if count:
+            notes.append(
+                f"{min(count, cfg.model.layers)} of {cfg.model.layers} blocks are computed again in the backward pass"
+            )
         if mode != "no":
-            tuning.compile_blocks(self.net, fixed)
             notes.append(
                 "blocks are compiled with the first steps" + (", which become CUDA graphs" * (mode == "graphs"))
             )
@@ -87,11 +87,24 @@ class Gradients:
             self.model = DistributedDataParallel(self.net, device_ids=on, gradient_as_bucket_view=True)
         return notes
 
-    def _blocks_to_recompute(self, hw: HW) -> int:
-        """Smallest number of recomputed blocks that fits the memory budget at the curriculum's largest image size."""
-        budget = activations.budget(self.net, self.device)
-        if budget is None:
-            return 0
+    def _compile(self, hw: HW, wanted: bool, fixed: bool) -> int:
+        """Compile blocks if wanted. Returns the smallest number of recomputed blocks that fits the memory budget at the
+        curriculum's largest image size, or what --recompute says. Compiled blocks are measured only where others do not fit."""
+        budget = None if self.cfg.recompute is not None else activations.budget(self.net, self.device)
+        forward, batch = self._forward_of_zeros(hw), self.cfg.data.batch
+        saved = None if budget is None else activations.estimate_saved(self.net, forward, batch)
+        if wanted:
+            tuning.compile_blocks(self.net, fixed)
+        if budget is None or saved is None:
+            return self.cfg.recompute or 0
+        count = activations.blocks_to_recompute(saved, budget)
+        if count and wanted and not is_sharded(self.net):
+            saved = activations.correct_for_compiled(saved, self.net, forward, batch)
+            count = activations.blocks_to_recompute(saved, budget)
+        return count
+
+    def _forward_of_zeros(self, hw: HW) -> Callable[[int], Tensor]:
+        """Function from a number of samples to the loss of such a batch of zeros, at the largest image size."""
         data = self.cfg.data
         width = data.res or hw[1]
 
@@ -103,7 +116,7 @@ class Gradients:
 
             return self._loss(True, *views(data.inputs), *views(data.targets))[0]
 
-        return activations.blocks_to_recompute(activations.estimate_saved(self.net, forward, data.batch), budget)
+        return forward
 
     def __call__(self, batches: list[Batch], step: int) -> Terms:
         """Return this rank's mean loss and loss terms, on the device. Raises UserError when memory is full."""
@@ -120,7 +133,7 @@ class Gradients:
                 ) from None
             for name, term in terms.items():
                 sums[name] = sums[name] + term if name in sums else term
-        return {name: term / len(batches) for name, term in sums.items()}
+        return {name: term / len(batches) for name, term in sums.items()} if len(batches) > 1 else sums
 
     def _reduction(self, last: bool) -> Any:
         """Context of a backward pass: DDP all-reduces at a step's last batch only; FSDP at each, or gradients would be whole."""

@@ -18,12 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from lvsm_train.config.train import TrainConfig
-from lvsm_train.data.batches import Batch
 from lvsm_train.data.step_inputs import StepInput
 from lvsm_train.device.flops import peak_flops, training_flops
 from lvsm_train.device.ranks import Ranks
 from lvsm_train.evaluation.scores import Scores, finite
-from lvsm_train.models.lvsm import image_size
+from lvsm_train.models.lvsm import HW, image_size
 from pipeline.core import images
 from pipeline.core.disk import append, patiently, replace_text
 from pipeline.core.errors import UserError
@@ -38,7 +37,7 @@ CURVE_EVERY = 10  # steps between two points of a curve
 
 class _Step(NamedTuple):
     """error: mean squared. norm: of the gradient; skipped: 1.0 if it updated nothing. seconds: in all, `waited` of them for
-    data. images, flops: of all ranks."""
+    data. images, flops (of the model), loss_flops (of the loss's networks): of all ranks."""
 
     error: float
     norm: float
@@ -47,6 +46,7 @@ class _Step(NamedTuple):
     waited: float
     images: int
     flops: float
+    loss_flops: float
 
 
 class Log:
@@ -55,6 +55,7 @@ class Log:
     def __init__(self, cfg: TrainConfig, start: int, ranks: Ranks, device: torch.device) -> None:
         self.cfg, self.ranks = cfg, ranks
         self.stop_waiting: Callable[[], bool] = lambda: True  # for room on a full disk
+        self.loss_flops: Callable[[int, HW, int], float] = lambda images, hw, step: 0.0  # as Loss.flops
         self.peak, self.on_cpu, self.steps = peak_flops(device), device.type == "cpu", 0  # steps of this session
         self.console = Console(stderr=True)
         self.path = cfg.folder / "log.jsonl"
@@ -108,7 +109,7 @@ class Log:
         if not self.ranks.is_main:
             return
         now = time.monotonic()
-        samples, pictures, flops = self._work(step_input.batches)
+        samples, pictures, flops, loss_flops = self._work(step_input)
         spent = now - self.last
         self.recent.append(
             _Step(
@@ -119,6 +120,7 @@ class Log:
                 step_input.waited,
                 pictures,
                 flops,
+                loss_flops,
             )
         )
         times = {"waited_s": round(step_input.waited, 5), "seconds": round(spent, 5)}
@@ -146,16 +148,18 @@ class Log:
         if self.cfg.steps < SMOKE_TEST:
             self.say(f"{self.cfg.steps} steps show that everything runs; pictures that one can look at take thousands")
 
-    def _work(self, batches: list[Batch]) -> tuple[int, int, float]:
-        """Samples, images and floating-point operations of a step, of all ranks."""
+    def _work(self, step_input: StepInput) -> tuple[int, int, float, float]:
+        """Samples, images, and floating-point operations of model and loss in a step, of all ranks."""
         samples = pictures = 0
-        flops = 0.0
-        for batch in batches:
+        flops = loss_flops = 0.0
+        for batch in step_input.batches:
             count, inputs, targets = *batch.image.shape[:2], batch.target_image.shape[1]
+            hw = image_size(batch.image)
             samples, pictures = samples + count, pictures + count * (inputs + targets)
-            flops += training_flops(self.cfg.model, count, inputs, targets, image_size(batch.image))
+            flops += training_flops(self.cfg.model, count, inputs, targets, hw)
+            loss_flops += self.loss_flops(count * targets, hw, step_input.step)
         world = self.ranks.world
-        return samples * world, pictures * world, flops * world
+        return samples * world, pictures * world, flops * world, loss_flops * world
 
     def _rates(self) -> dict[str, float]:
         """Throughput, share of time spent waiting for data, PSNR (dB) and MFU over the last WINDOW steps."""
@@ -169,12 +173,15 @@ class Log:
         if error > 0:
             rates["psnr"] = -10 * math.log10(error)
         if self.peak:
-            rates["mfu"] = sum(step.flops for step in self.recent) / total / self.peak / self.ranks.world
+            for name in ("mfu", "mfu_loss"):
+                work = sum(step.flops if name == "mfu" else step.loss_flops for step in self.recent)
+                rates[name] = work / total / self.peak / self.ranks.world
         return rates
 
     def _summary(self, loss: float, rates: dict[str, float]) -> str:
         quality = f"PSNR {rates['psnr']:.2f} dB, " if "psnr" in rates else ""
-        share = f"MFU {rates['mfu']:.0%}, " if "mfu" in rates else ""
+        beside = f" + {rates['mfu_loss']:.0%} of the loss" if rates.get("mfu_loss") else ""
+        share = f"MFU {rates['mfu']:.0%}{beside}, " if "mfu" in rates else ""
         skipped = sum(step.skipped for step in self.recent)
         steps = f", {skipped:.0f} of the last {len(self.recent)} steps skipped" if skipped else ""
         return (

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lvsm_train.device.devices import has_bfloat16
 from lvsm_train.device.foreach import add_, lerp_
 from lvsm_train.device.sharding import full, local, shard_like
 
@@ -72,8 +73,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     Newton-Schulz iterations (kellerjordan.github.io/posts/muon) in bfloat16 on GPUs that count in it, else in float32: CPUs
     without bfloat16 instructions need 40 times as long for its products.
     """
-    in_bfloat16 = matrices.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    x = matrices.to(torch.bfloat16 if in_bfloat16 else torch.float32)
+    x = matrices.to(torch.bfloat16 if has_bfloat16(matrices.device) else torch.float32)
     is_tall = x.shape[-2] > x.shape[-1]
     if is_tall:
         x = x.mT

@@ -172,16 +172,19 @@ class State:
         if found is None:
             return 0
         state, facts = found
+        saved = TrainConfig.from_json(facts["config"])
+        if self.cfg.loss.vgg_bf16 is None:  # left to the device: runs of earlier versions stay as they were
+            loss = dataclasses.replace(self.cfg.loss, vgg_bf16=saved.loss.vgg_bf16)
+            self.cfg = dataclasses.replace(self.cfg, loss=loss)
         now = self.cfg.identity(self.ranks.world)
-        earlier = TrainConfig.from_json(facts["config"])
-        before = earlier.identity()  # settings that came later: their defaults
+        before = saved.identity()  # settings that came later: their defaults
         before["data"]["batch"] = facts["identity"]["data"]["batch"]
         if changed := _differences(before, now):
             hint = "use the same settings to go on, or another --out"
             if (size := before["data"]["batch"]) != now["data"]["batch"]:  # most often from another number of ranks
                 hint += f"; --global-batch {size} has as many samples per step with any number of ranks"
             raise UserError(f"{self.out} was trained with other settings: {'; '.join(changed)}", hint)
-        done, scheduled = int(facts["step"]), schedule_of(earlier, state.get("stable", 1.0))
+        done, scheduled = int(facts["step"]), schedule_of(saved, state.get("stable", 1.0))
         if not self.cfg.cycle:
             self.optimizers.schedule, self.note = prolonged(scheduled, self.cfg, done)
         self._restore(state)

@@ -56,6 +56,7 @@ def train_fn(cfg: TrainConfig) -> Result:
         device = device_of(cfg.device, ranks.local)
         state = State(cfg, device, ranks)
         done = start = state.resume()
+        cfg = state.cfg
         if ranks.is_main:  # what was refused has written nothing
             patiently(lambda: write_json(cfg.folder / "train.json", cfg.as_json()), cfg.folder)
         gradients = Gradients(cfg, state.net, device, ranks)
@@ -76,6 +77,7 @@ def train_fn(cfg: TrainConfig) -> Result:
                 return bool(stopped)
 
             state.stop_waiting = log.stop_waiting = stop_waiting
+            log.loss_flops = gradients.loss.flops
             barrier = RankBarrier(ranks, device, stop_waiting)
             source: StepSource = EpochSource(cfg, ranks, device, log.say)
             if cfg.cycle:
@@ -177,7 +179,14 @@ def _evaluate(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -
     if not samples:
         log.say(f"step {step}: no held-out object has {cfg.data.inputs} views and one more: nothing is measured")
         return
-    with state.evaluation_net() as net, torch.no_grad(), autocast(cfg.precision, state.device):
+    with (
+        state.evaluation_net() as net,
+        torch.no_grad(),
+        autocast(cfg.precision, state.device),
+        torch.compiler.set_stance(
+            "force_eager"
+        ),  # to compile for the shapes of evaluation takes longer than evaluation
+    ):
         if not state.ranks.is_main:
             return
         render = render_of(net)

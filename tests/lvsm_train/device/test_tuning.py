@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,13 +18,16 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from lvsm_train.config.presets import PRESETS  # noqa: E402
+from lvsm_train.config.train import DataConfig  # noqa: E402
 from lvsm_train.device import activations, tuning  # noqa: E402
 from lvsm_train.device.activations import Saved, blocks_to_recompute  # noqa: E402
 from lvsm_train.device.flops import attentions, training_flops  # noqa: E402
 from lvsm_train.device.graphs import Recorded  # noqa: E402
 from lvsm_train.models import blocks  # noqa: E402
 from lvsm_train.models.lvsm import BY_KIND, LVSM  # noqa: E402
+from lvsm_train.training import train  # noqa: E402
 from tests.lvsm_train.models.test_lvsm import cameras, gradients, largest, posed, tiny  # noqa: E402
+from tests.lvsm_train.training.test_engine import short  # noqa: E402
 
 DYNAMO = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # which it looks at
 KIND = pytest.mark.parametrize("kind", list(BY_KIND))
@@ -129,6 +134,48 @@ def test_small_steps_are_recorded_and_large_ones_compiled() -> None:
     assert way("thesis64", 32, 4, 8, 64) == "graphs"
     assert way("thesis64", 32, 4, 8, 64, fixed=False) == "blocks"
     assert way("official-dec", 8, 2, 6, 256) == "blocks"
+
+
+@DYNAMO
+def test_evaluation_compiles_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose looks have other numbers of objects and targets than its steps, and a last batch that is smaller."""
+    compile_blocks = functools.partial(tuning.compile_blocks, backend="aot_eager")
+    monkeypatch.setattr(tuning, "compile_blocks", compile_blocks)
+    traced: list[int] = []
+    step = train.Behind.step
+
+    def counting(self: object, *given: object) -> object:
+        traced.append(counters["stats"]["unique_graphs"])
+        return step(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train.Behind, "step", counting)
+    views = DataConfig((data,), inputs=2, targets=2, batch=3, workers=0)
+    cfg = short(data, tmp_path, data=views, compile="blocks", steps=6, eval_every=2, eval_targets=5)
+    result = train.train_fn(cfg)
+    assert result.scores is not None and result.scores.targets == 10
+    assert traced[0] > 0 and len(set(traced)) == 1 and len(traced) == 6
+
+
+@DYNAMO
+def test_compiled_blocks_keep_less_which_is_measured() -> None:
+    model = tiny("unidirectional", prope=True, dim=64, head_dim=32)
+
+    def forward(samples: int) -> Tensor:
+        image: Tensor = model(*given(samples, 3, 2))
+        return image
+
+    before = activations.estimate_saved(model, forward, 4)
+    tuning.compile_blocks(model, fixed=True, backend="aot_eager")
+    model.set_recompute(1)
+    after = activations.correct_for_compiled(before, model, forward, 4)
+    assert [block.recompute for block in model.every_block()] == [True, False, False, False]
+    model.set_recompute(0)
+    assert sum(after.blocks) + after.rest == pytest.approx(
+        activations._total_saved(model, lambda: forward(4)), rel=0.02
+    )
+    assert 0.3 < sum(after.blocks) / sum(before.blocks) < 0.95 and after.rest == before.rest
+    tight = 0.6 * (sum(before.blocks) + before.rest)
+    assert blocks_to_recompute(after, tight) < blocks_to_recompute(before, tight)
 
 
 # Recorded steps

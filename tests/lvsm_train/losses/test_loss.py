@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from lvsm_train.losses import vgg  # noqa: E402
 from lvsm_train.losses.loss import TAPS, Loss, LossConfig, Perceptual  # noqa: E402
@@ -159,6 +160,30 @@ def test_autocast_changes_nothing_and_bf16_little(convs: vgg.Convs, monkeypatch:
     assert half.dtype == torch.float32 and rounded["mse"] == terms["mse"] and rounded["ssim"] == terms["ssim"]
     torch.testing.assert_close(rounded["perceptual"], terms["perceptual"], rtol=0.01, atol=0)
     assert rounded["perceptual"] != terms["perceptual"]
+
+
+def test_networks_are_rough_on_gpus_unless_somebody_says_otherwise(
+    convs: vgg.Convs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vgg, "load", lambda *_: Weights("vgg19", convs, CAFFE, "random"))
+    for on_gpu in (False, True):
+        monkeypatch.setattr("lvsm_train.losses.loss.has_bfloat16", lambda device, on_gpu=on_gpu: on_gpu)
+        for said in (None, False, True):
+            loss = Loss(LossConfig(vgg_bf16=said))
+            assert loss.perceptual is not None
+            rough = on_gpu if said is None else said
+            assert (loss.perceptual.features.dtype == torch.bfloat16) is rough
+            assert loss.says()[0].endswith("bfloat16") is rough
+
+
+def test_operations_are_those_that_pytorch_counts(convs: vgg.Convs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vgg, "load", lambda *_: Weights("vgg19", convs, CAFFE, "random"))
+    loss = Loss(LossConfig(perceptual_from=5))
+    render, target = torch.rand(2, 3, 40, 24, requires_grad=True), torch.rand(2, 3, 40, 24)
+    with FlopCounterMode(display=False) as counted:
+        loss(render, target, 5)[0].backward()
+    assert counted.get_total_flops() == loss.flops(2, (40, 24), 5) and loss.flops(2, (40, 24), 4) == 0
+    assert Loss(LossConfig()).flops(512, (64, 64), 0) == pytest.approx(4.66e12, rel=0.01)  # of thesis64
 
 
 def test_without_networks_no_weights_are_looked_for(tmp_path: Path) -> None:

@@ -186,6 +186,24 @@ def test_ranks_that_are_left_over_in_the_environment_are_named(environment: dict
     assert said in done.stderr and "unset WORLD_SIZE and RANK to train alone" in done.stderr
 
 
+def test_the_loss_is_counted_beside_the_model(data: Path, tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
+    """And a run that began when networks were float32 unless asked otherwise stays so, where now the device decides."""
+    monkeypatch.setattr(vgg, "load", lambda *_: Weights("vgg19", random_convs(), CAFFE, "random"))
+    monkeypatch.setattr("lvsm_train.training.log.peak_flops", lambda device: 1e12)
+    monkeypatch.setattr("lvsm_train.training.log.LINE_S", 0.0)
+    views = DataConfig((data,), inputs=2, targets=2, batch=2, workers=0)
+    short = {"data": views, "eval_every": 0, "checkpoint_every": 2, "tensorboard": False}
+    train_fn(config(data, tmp_path, loss=LossConfig(perceptual=1, vgg_bf16=False), steps=2, **short))
+    said = capfd.readouterr().err
+    assert re.search(r"MFU \d+% \+ \d+% of the loss, ", said) and "bfloat16" not in said
+    for path in (tmp_path / "checkpoints").iterdir():  # as if it had more steps to go
+        path.write_text(path.read_text().replace('"steps": 2', '"steps": 3')) if path.suffix == ".json" else None
+    monkeypatch.setattr("lvsm_train.losses.loss.has_bfloat16", lambda device: True)
+    train_fn(config(data, tmp_path, loss=LossConfig(perceptual=1), steps=3, **short))
+    assert "bfloat16" not in capfd.readouterr().err
+    assert json.loads((tmp_path / "train.json").read_text())["loss"]["vgg_bf16"] is False
+
+
 def test_a_cpu_run_says_early_what_it_takes(
     data: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
