@@ -8,7 +8,6 @@ are small and many, a hundred times what decoding eight views takes.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import os
@@ -23,7 +22,6 @@ from typing import TypeVar
 import cv2
 import numpy as np
 import psutil
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -31,26 +29,18 @@ from rich.console import Console
 from rich.progress import track
 
 from lvsm_train.data import parquet_pages
+from lvsm_train.data.kept import read_kept
+from lvsm_train.data.shard_index import HINT, ShardIndex, reading
 from pipeline.core import cameras, images
 from pipeline.core.errors import UserError
 from pipeline.core.records import video_of
 from pipeline.storage.copies import at_hand
-from pipeline.storage.shards import (
-    IMAGE_SHA,
-    INTRINSICS,
-    METADATA_KEY,
-    find_shards,
-    image_sha,
-    open_shard,
-    subject_of,
-    uid_of,
-)
+from pipeline.storage.shards import find_shards, image_sha
 
 END_OF_IMAGE = b"\xff\xd9"
 OPEN_FILES = 256  # kept open; further ones are opened for each read
 Given = TypeVar("Given")
 Made = TypeVar("Made")
-HINT = "`lvsm-data verify` says what is broken; a shard that is moved away is left out"
 
 
 @dataclass(frozen=True)
@@ -61,7 +51,8 @@ class Index:
     group: (N,) its row group there. chunk: (N, 2) offset and length of its JPEGs' column chunk; length 0 if only pyarrow can
     read that. first: (N + 1,) its first view in the arrays below. val: (N,) True if for validation. stored_hw: (N, 2) size of
     its stored images. Per view: c2w: (M, 4, 4), fxfycxcy: (M, 4) for images of size hw, float32. frame: (M,) its frame in the
-    clip, else its number within the object. sha: (M,) uint64 checksum of its JPEG to compare, 0 where there is none.
+    clip, else its number within the object. sha: (M,) uint64 checksum of its JPEG, 0 where there is none; (0,) if they are not
+    to be compared. licenses: number of objects per license, most frequent first.
     """
 
     uids: list[str]
@@ -78,6 +69,7 @@ class Index:
     frame: np.ndarray
     sha: np.ndarray
     hw: tuple[int, int]
+    licenses: dict[str, int]
 
     def views(self, number: int) -> int:
         """Number of views of an object."""
@@ -93,7 +85,7 @@ class Index:
         for which in [number for number, subject in enumerate(self.subjects) if subject == "clips"]:
             path = self.paths[which]
             numbers = np.flatnonzero(self.path == which)
-            with _reading(path), pq.ParquetFile(path) as file:
+            with reading(path), pq.ParquetFile(path) as file:
                 for number in numbers:
                     meta = file.read_row_group(int(self.group[number]), ["meta"])["meta"][0].as_py()
                     video = json.loads(meta).get("video")
@@ -104,7 +96,7 @@ class Index:
         """JPEGs of an object's views. Raises UserError if they cannot be read."""
         path = self.paths[self.path[number]]
         offset, length = self.chunk[number].tolist()
-        with _reading(path):
+        with reading(path):
             if length:
                 data = files.read(path, length, offset)
                 with contextlib.suppress(ValueError):
@@ -115,7 +107,8 @@ class Index:
 
     def decode(self, number: int, view: int, jpeg: memoryview, planes: np.ndarray) -> None:
         """Decode a view of an object into planes (3, H, W) uint8, contiguous. Raises UserError if broken or of another size."""
-        if (sha := int(self.sha[self.first[number] + view])) and image_sha(jpeg) != sha:
+        sha = int(self.sha[self.first[number] + view]) if len(self.sha) else 0
+        if sha and image_sha(jpeg) != sha:
             said = f"the bytes of view {view} of {self.uids[number]} are not those that were written"
             raise UserError(f"{self.paths[self.path[number]]}: {said}", HINT)
         stored = tuple(self.stored_hw[number].tolist())
@@ -167,21 +160,6 @@ class Files:
 # ---- reading the index
 
 
-@dataclass(frozen=True)
-class ShardIndex:
-    """An Index's part from one shard file. views: (n,) number of views per object. hw: (m, 2) stored size of each view."""
-
-    subject: str
-    uids: list[str]
-    views: np.ndarray
-    chunk: np.ndarray
-    c2w: np.ndarray
-    fxfycxcy: np.ndarray
-    hw: np.ndarray
-    frame: np.ndarray
-    sha: np.ndarray
-
-
 def read_index(
     folders: Sequence[Path], res: int | None, workers: int, split: str = "", check_images: bool = False
 ) -> Index:
@@ -203,12 +181,11 @@ def read_index(
         if not enough:
             raise UserError(f"{folder} has pictures of {max(by_width)} pixels at most, --res asks for {width}")
         paths += [path for path in by_width[min(enough)] if path.stem.startswith(split)]
-    read = functools.partial(read_shard, check_images=check_images)
-    files = list(_in_threads(read, paths, workers, "reading cameras" if len(paths) > 16 else ""))
-    return merge(paths, files, width)
+    files = list(_in_threads(read_kept, paths, workers, "reading cameras" if len(paths) > 16 else ""))
+    return merge(paths, files, width, check_images)
 
 
-def merge(paths: Sequence[Path], files: Sequence[ShardIndex], width: int) -> Index:
+def merge(paths: Sequence[Path], files: Sequence[ShardIndex], width: int, check_images: bool = False) -> Index:
     """Index of some shard files, for images of that width. Raises UserError like `read_index`."""
     uids = [uid for file in files for uid in file.uids]
     path = np.repeat(np.arange(len(files)), [len(file.uids) for file in files])
@@ -228,13 +205,31 @@ def merge(paths: Sequence[Path], files: Sequence[ShardIndex], width: int) -> Ind
             "a batch needs one shape; lvsm-data clip --height-crop gives clips one",
         )
     new_hw = (int(heights[0]), width)
-    for size in np.unique(hw, axis=0):
-        same = (hw == size).all(1)
+    alike = bool((hw == hw[0]).all())  # to sort the sizes of all views takes longer than all the rest
+    for size in hw[:1] if alike else np.unique(hw, axis=0):
+        same = slice(None) if alike else (hw == size).all(1)
         fxfycxcy[same] = cameras.resize_intrinsics(fxfycxcy[same].astype(np.float64), tuple(size.tolist()), new_hw)
     group = np.concatenate([np.arange(len(file.uids)) for file in files])
     subjects = [file.subject for file in files]
+    licenses = Counter[str]()
+    for file in files:
+        licenses.update(file.licenses)
     return Index(
-        uids, list(paths), subjects, path, group, chunk, first, val, hw[first[:-1]], c2w, fxfycxcy, frame, sha, new_hw
+        uids=uids,
+        paths=list(paths),
+        subjects=subjects,
+        path=path,
+        group=group,
+        chunk=chunk,
+        first=first,
+        val=val,
+        stored_hw=hw[first[:-1]],
+        c2w=c2w,
+        fxfycxcy=fxfycxcy,
+        frame=frame,
+        sha=sha if check_images else sha[:0],
+        hw=new_hw,
+        licenses=dict(licenses.most_common()),
     )
 
 
@@ -244,69 +239,6 @@ def _check_unique(uids: list[str], val: np.ndarray) -> None:
             f"{len(both)} objects are in train-*.parquet and in val-*.parquet, for example {min(both)}",
             "runs to be trained on together need the same --val-percent",
         )
-
-
-def read_shard(path: Path, check_images: bool = False) -> ShardIndex:
-    """Read all but the images of one shard. check_images: with their checksums. Raises UserError for a broken file."""
-    with _reading(path), open_shard(path) as file:
-        if METADATA_KEY not in (file.schema_arrow.metadata or {}):
-            raise UserError(f"{path} was not written by lvsm-data")
-        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-        names = [groups[0].column(i).path_in_schema for i in range(groups[0].num_columns)] if groups else []
-        if any(name.startswith(INTRINSICS["ortho"]) for name in names):
-            raise UserError(
-                f"{path} holds orthographic views, and LVSM's rays are those of pinholes",
-                "train on pictures that were rendered without --projection ortho",
-            )
-        pictures = names.index("image.bytes")
-        subject = subject_of(json.loads(file.schema_arrow.metadata[METADATA_KEY]), file.schema_arrow.names)
-        optional = [name for name in ("frame", *[IMAGE_SHA] * check_images) if name in names]
-        table = file.read(["height", "width", "c2w", "fxfycxcy", *optional], use_threads=False)
-        uids = [uid_of(file, number) for number in range(len(groups))]
-    views = np.array([group.num_rows for group in groups])
-    chunk = np.array([_chunk(group.column(pictures)) for group in groups])
-    counted = np.concatenate([np.arange(count) for count in views])
-    c2w, k = _numbers(table["c2w"]).reshape(-1, 4, 4), _numbers(table["fxfycxcy"]).reshape(-1, 4)
-    if len(c2w) != len(counted) or not (np.isfinite(c2w).all() and np.isfinite(k).all() and (k[:, :2] > 0).all()):
-        raise UserError(f"{path} has cameras that are none", HINT)
-    try:
-        cameras.check_rigid(c2w)
-    except ValueError as error:
-        raise UserError(f"{path} has poses that are not rigid: {error}", HINT) from None
-    hw = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], -1).astype(int)
-    frame = table["frame"].to_numpy() if "frame" in optional else counted
-    sha = table[IMAGE_SHA].to_numpy() if IMAGE_SHA in optional else np.zeros(len(c2w), np.uint64)
-    return ShardIndex(subject, uids, views, chunk, c2w, k, hw, frame, sha)
-
-
-def licenses(index: Index) -> dict[str, int]:
-    """Number of objects per license, most frequent first."""
-    counted: Counter[str] = Counter()
-    for path in index.paths:
-        with _reading(path), pq.ParquetFile(path) as file:
-            rows = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
-            column = file.read(["license"], use_threads=False)["license"]
-            counted.update(column.take(np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(int)).to_pylist())
-    return dict(counted.most_common())
-
-
-def _chunk(column: pq.ColumnChunkMetaData) -> tuple[int, int]:
-    """Offset and length of a column chunk that `parquet_pages` can read, else zeros."""
-    plain = column.compression == "UNCOMPRESSED" and set(column.encodings) <= {"PLAIN", "RLE"}
-    return (column.data_page_offset, column.total_compressed_size) if plain else (0, 0)
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    return np.array(column.combine_chunks().flatten(), np.float32)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn what a missing or broken file raises into a UserError that names the file."""
-    try:
-        yield
-    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, IndexError) as error:
-        raise UserError(f"{path} cannot be read: {error}", HINT) from None
 
 
 # ---- everything in memory

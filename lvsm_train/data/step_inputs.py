@@ -18,9 +18,10 @@ import torch
 
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.data.batches import END, Batch, Data, End, Plan, not_white
-from lvsm_train.data.index import Index, ShardIndex, merge, read_shard
+from lvsm_train.data.index import Index, merge
 from lvsm_train.data.rounds import Rounds, StepEntries
 from lvsm_train.data.samples import Planner, Sample
+from lvsm_train.data.shard_index import ShardIndex, read_shard
 from lvsm_train.device.ranks import Ranks
 from pipeline.core.disk import patiently
 from pipeline.cycle.protocol import Cursor, Waiting, Window
@@ -202,10 +203,10 @@ class Stream:
         for slot in slots:
             if slot not in self.files:
                 path = folder / f"{shard_name('train', slot)}.parquet"
-                self.files[slot] = path, read_shard(path, self.cfg.data.check_images)
+                self.files[slot] = path, read_shard(path)
         held = sorted(self.files)
         paths, files = [self.files[slot][0] for slot in held], [self.files[slot][1] for slot in held]
-        index: Index = merge(paths, files, width)
+        index: Index = merge(paths, files, width, self.cfg.data.check_images)
         counts = np.cumsum([0, *(len(file.uids) for file in files)])
         self.first = dict(zip(held, counts.tolist(), strict=False))
         self.planner = Planner(self.cfg.data, index, choose=False)

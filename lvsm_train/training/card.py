@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from lvsm_train.config.train import TrainConfig
-from lvsm_train.data import index
 from lvsm_train.data.batches import Data
 from lvsm_train.evaluation.scores import Scores, finite
 from lvsm_train.models import lvsm
@@ -42,7 +41,7 @@ def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict
     if cfg.cycle:
         licenses, trained_on, passes = _of_cycle(cfg)
     else:
-        licenses, trained_on, passes = index.licenses(data.index), len(data.planner.train), data.epochs(step)
+        licenses, trained_on, passes = data.index.licenses, len(data.planner.train), data.epochs(step)
     built_on = ["model", *(["prope"] * cfg.model.prope)]
     built_on += [name for name in (cfg.model.kind, cfg.optim.optimizer) if name in PAPERS]
     with torch.device("meta"):

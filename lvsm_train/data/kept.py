@@ -1,0 +1,91 @@
+"""Cameras of shards, kept below ~/.cache/lvsm-data/cameras: a second reading takes a twentieth of the first.
+
+A shard never changes once it has its name. What is kept belongs to its path, size, time and last bytes, which are its footer's
+end; any other file is read anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from lvsm_train.data.shard_index import ShardIndex, read_shard
+from pipeline.core.disk import replacing
+
+CACHE = Path("~/.cache/lvsm-data/cameras")
+LEAST_BYTES = 4_000_000  # smaller shards are read as quickly
+TAIL = 65_536  # bytes of a shard that are compared
+FORGOTTEN_S = 30 * 86_400.0  # after which what nobody reads is deleted
+FORM = b"2"  # of what is kept
+
+
+def read_kept(path: Path) -> ShardIndex:
+    """Read all but the images of one shard, or what an earlier reading kept. Raises UserError for a broken file.
+
+    A cache (CACHE) that cannot be read or written only costs time.
+    """
+    with contextlib.suppress(OSError):
+        if path.stat().st_size >= LEAST_BYTES:
+            return _read(path, CACHE.expanduser() / f"{_key(path)}.npz")
+    return read_shard(path)
+
+
+def _read(path: Path, place: Path) -> ShardIndex:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        found = _load(place)
+        os.utime(place)
+        return found
+    read = read_shard(path)
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _save(place, read)
+        _forget(place.parent)
+    return read
+
+
+def _key(path: Path) -> str:
+    found = path.stat()
+    with path.open("rb") as file:
+        file.seek(-min(TAIL, found.st_size), os.SEEK_END)
+        tail = file.read()
+    facts = json.dumps([str(path.resolve()), found.st_size, found.st_mtime_ns]).encode()
+    return hashlib.sha256(FORM + facts + tail).hexdigest()
+
+
+def _save(place: Path, read: ShardIndex) -> None:
+    arrays = {each.name: getattr(read, each.name) for each in dataclasses.fields(read)}
+    words = {name: arrays.pop(name) for name in ("subject", "uids", "licenses")}
+    words["licenses"] = list(words["licenses"].items())
+    arrays["words"] = np.frombuffer(json.dumps(words).encode(), np.uint8)
+    with (
+        replacing(place, place.with_name(f"{place.name}.{os.getpid()}-{threading.get_ident()}.tmp")) as temporary,
+        temporary.open("wb") as file,
+    ):
+        np.savez(file, **arrays)
+
+
+def _load(place: Path) -> ShardIndex:
+    with place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    words = json.loads(found.pop("words").tobytes())
+    return ShardIndex(**found, **(words | {"licenses": dict(words["licenses"])}))
+
+
+@functools.cache  # once
+def _forget(folder: Path) -> None:
+    """Delete what nobody has read for FORGOTTEN_S."""
+    now = time.time()
+    for each in folder.glob("*.npz"):
+        with contextlib.suppress(OSError):
+            if each.stat().st_mtime < now - FORGOTTEN_S:
+                each.unlink()
