@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two pips must not work on one environment
-.PHONY: help python311 setup setup-train setup-test demo test lint format types campaigns bench bench-check lock clean pil
+.PHONY: help python311 setup setup-train setup-test demo test lint format types campaigns bench bench-check gpu-check lock clean pil
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -53,6 +53,9 @@ bench-check: setup-test  ## Has rendering become slower or noisier? Two minutes,
 
 bench: setup-test  ## Run the benchmarks
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+gpu-check:  ## Is the trainer right and quick on this GPU? Eight minutes, gpu-check.json; without a GPU a tiny version
+	@python=$(BIN)/python; test -x "$$python" || python=python3; "$$python" benchmarks/gpu_check.py $(ARGS)
 
 # torch moves by hand alone: edit its line in requirements.lock, then `make lock`. What torch pins itself stays out.
 lock:  ## Renew requirements.lock from the ranges in pyproject.toml

@@ -12,8 +12,12 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
-import PIL
-from PIL import Image, ImageFile
+
+try:
+    import PIL
+    from PIL import Image, ImageFile
+except ModuleNotFoundError:  # a machine that only trains: OpenCV, which training has, encodes and decodes there
+    PIL = None  # type: ignore[assignment]
 
 MAX_PIXELS = 50_000_000  # of a picture from elsewhere, checked against its header before decoding
 
@@ -130,6 +134,8 @@ def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
 
     Huffman tables fitted to the image save a fifth of the bytes at 64 pixels (the standard tables alone take 420).
     """
+    if PIL is None:
+        return _by_opencv(".jpg", rgb, JPEG_QUALITY=quality, JPEG_OPTIMIZE=1, JPEG_SAMPLING_FACTOR=0x111111)
     image = Image.fromarray(rgb)
     try:
         return _jpeg(image, quality)
@@ -156,6 +162,8 @@ def _larger_blocks(size: int) -> Iterator[None]:
 
 def encode_png(pixels: np.ndarray, level: int = 6) -> bytes:
     """Bytes (H, W) or (H, W, 3) -> a lossless 8-bit PNG. level: zlib's, from 1, fast, to 9, small."""
+    if PIL is None:
+        return _by_opencv(".png", pixels, PNG_COMPRESSION=level)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", compress_level=level)
     return stream.getvalue()
@@ -163,11 +171,32 @@ def encode_png(pixels: np.ndarray, level: int = 6) -> bytes:
 
 def decode(data: bytes) -> np.ndarray:
     """An image file -> bytes (H, W, 3) or (H, W). Raises OSError where it is broken or truncated."""
+    if PIL is None:
+        return _pixels_by_opencv(data)
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image)
     except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL raises these too on broken files
         raise OSError(str(error)) from error
+
+
+def _by_opencv(kind: str, pixels: np.ndarray, **flags: int) -> bytes:
+    """File of (H, W) or (H, W, 3). flags: IMWRITE_ of OpenCV."""
+    import cv2
+
+    swapped = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    listed = [number for name, value in flags.items() for number in (getattr(cv2, f"IMWRITE_{name}"), value)]
+    return cv2.imencode(kind, swapped, listed)[1].tobytes()
+
+
+def _pixels_by_opencv(data: bytes) -> np.ndarray:
+    import cv2
+
+    cut = data[:2] == b"\xff\xd8" and data[-2:] != b"\xff\xd9"  # OpenCV fills a cut JPEG with grey
+    pixels = None if cut or not data else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise OSError("no picture, or a broken one")
+    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def size_of(data: bytes) -> tuple[int, int]:

@@ -10,6 +10,6 @@ import pytest
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of ten objects of coloured balls, two of them held out."""
-    from tests.lvsm_train.training.test_train import balls
+    from benchmarks._balls import balls
 
     return balls(tmp_path_factory.mktemp("balls"), 10)

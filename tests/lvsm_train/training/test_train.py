@@ -24,52 +24,10 @@ from lvsm_train.evaluation.scores import baselines, measure  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
 from lvsm_train.weights import checkpoint  # noqa: E402
 from lvsm_train.weights.trained import open_run  # noqa: E402
-from pipeline.core import cameras, images  # noqa: E402
+from pipeline.core import images  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
-from pipeline.core.records import Item, Scene, Views  # noqa: E402
 from pipeline.report import training  # noqa: E402
 from pipeline.storage.train_run import commits  # noqa: E402
-from pipeline.storage.writer import ShardWriter  # noqa: E402
-
-HW = (32, 32)
-
-
-def balls(folder: Path, objects: int, views: int = 12, **facts: Any) -> Path:
-    """Shards of coloured balls on white, drawn exactly: `objects` of them, a fifth of these held out. facts: metadata."""
-    writer = ShardWriter(folder, (32,), (), {"config_hash": "0"} | facts, 1e9)
-    k = cameras.intrinsics(50.0, HW)
-    rays = np.stack(np.meshgrid(np.arange(32) + 0.5, np.arange(32) + 0.5), -1)
-    local = np.concatenate([(rays - k[2:]) / k[:2], np.ones((*HW, 1))], -1)
-    local /= np.linalg.norm(local, axis=-1, keepdims=True)
-    for number in range(objects):
-        rng = np.random.default_rng(number)
-        u, v, w = rng.random((views, 3)).T
-        c2w = cameras.look_at(cameras._sphere(u, v, 2.05 + 0.5 * w)).astype(np.float32)
-        centres, radii, colours = (
-            rng.uniform(-0.25, 0.25, (3, 3)),
-            rng.uniform(0.12, 0.25, 3),
-            rng.uniform(0, 0.9, (3, 3)),
-        )
-        jpegs = []
-        for pose in c2w:
-            origin, direction = pose[:3, 3], local @ pose[:3, :3].T
-            picture, nearest = np.ones((*HW, 3)), np.full(HW, np.inf)
-            for centre, radius, colour in zip(centres, radii, colours, strict=True):
-                b = direction @ (origin - centre)
-                root = b * b - ((origin - centre) @ (origin - centre) - radius**2)
-                depth = np.where(root > 0, -b - np.sqrt(np.maximum(root, 0)), np.inf)
-                hit = depth < nearest
-                normal = (origin + depth[..., None] * direction - centre) / radius
-                shade = 0.6 + 0.4 * np.nan_to_num(normal[..., 2:], posinf=0, neginf=0)
-                picture, nearest = np.where(hit[..., None], colour * shade, picture), np.minimum(depth, nearest)
-            jpegs.append(images.encode_jpeg(np.round(picture * 255).astype(np.uint8), 95))
-        scene = Scene(
-            Item(f"ball-{number}", "test"), c2w, {32: Views(jpegs, np.tile(k, (views, 1)).astype(np.float32), HW)}, {}
-        )
-        writer.add(scene, "val" if number % 5 == 4 else "train", 0)
-    writer.close("train")
-    writer.close("val")
-    return folder
 
 
 def config(folder: Path, out: Path, **more: Any) -> TrainConfig:

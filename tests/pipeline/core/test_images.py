@@ -206,6 +206,21 @@ def test_png_is_lossless(hw: tuple[int, int], seed: int) -> None:
     assert data == images.encode_png(gray)
 
 
+def test_without_pil_opencv_does_what_training_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    grey, jpeg = noise()[..., 0], images.encode_jpeg(smooth(), 90)
+    expected = images.decode(jpeg)
+    monkeypatch.setattr(images, "PIL", None)
+    for pixels in (noise(), grey):
+        assert np.array_equal(images.decode(images.encode_png(pixels, 1)), pixels)
+    assert np.array_equal(images.decode(jpeg), expected)
+    own = images.encode_jpeg(smooth(), 90)
+    assert np.abs(images.decode(own).astype(int) - expected).max() <= 3 and len(own) < 1.1 * len(jpeg)
+    assert next(payload for marker, payload in segments(own) if marker == 0xC0)[7::3] == b"\x11\x11\x11"
+    for broken in (jpeg[:-9], b"", b"no picture"):
+        with pytest.raises(OSError, match="no picture"):
+            images.decode(broken)
+
+
 def test_a_truncated_jpeg_is_an_oserror_wherever_it_ends() -> None:
     jpeg = images.encode_jpeg(smooth(24, 24), 95)
     for length in range(len(jpeg)):
