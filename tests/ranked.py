@@ -1,7 +1,7 @@
 """Work of ranks in tests/lvsm_train/device/test_ranks.py: `python -m tests.ranked FOLDER`, whose file `work` is a pickled list.
 
-An entry: train or memory, the step in which the second rank gets a SIGTERM, and settings. In its fifth step the second rank
-kills itself if there is a file `die`, which it deletes.
+An entry: train, unattended or memory, the step in which the second rank gets a SIGTERM, and settings. In its fifth step the
+second rank kills itself if there is a file `die`, which it deletes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from lvsm_train.config.train import TrainConfig
 from lvsm_train.device import activations, sharding
 from lvsm_train.device.ranks import exit_now, process_group
 from lvsm_train.models import lvsm
+from lvsm_train.training import state
+from lvsm_train.training.optim import Optimizers
 from lvsm_train.training.state import State
 from lvsm_train.training.train import train_fn
 
@@ -44,6 +46,13 @@ def train(cfg: TrainConfig, stop: int, folder: Path) -> None:
     State.step = before  # type: ignore[method-assign]
 
 
+def unattended(cfg: TrainConfig, stop: int, folder: Path) -> None:
+    """A run that decides on the device and reads numbers a step later, as on GPUs."""
+    state.Optimizers = lambda *given, **_: Optimizers(*given, unattended=True)  # type: ignore[misc,assignment]
+    train(cfg, stop, folder)
+    state.Optimizers = Optimizers  # type: ignore[misc]
+
+
 def memory(cfg: TrainConfig, stop: int, folder: Path) -> None:
     """Write the bytes of saved activations, before and after sharding, into a file `memory`."""
     net = lvsm.build(cfg.model, 0)
@@ -63,7 +72,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     with process_group(5):
         for name, stop, cfg in pickle.loads((folder / "work").read_bytes()):
-            {"train": train, "memory": memory}[name](cfg, stop, folder)
+            {"train": train, "unattended": unattended, "memory": memory}[name](cfg, stop, folder)
     exit_now(0)
 
 

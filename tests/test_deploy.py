@@ -506,7 +506,7 @@ def test_slurm_trains_with_flags_that_torchrun_has(slurm: dict[str, str], monkey
 @pytest.mark.campaign
 def test_slurm_trains_on_two_nodes(slurm: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from tests.lvsm_train.training.test_train import balls
+    from benchmarks._balls import balls
 
     data, out = balls(tmp_path / "balls", 10), tmp_path / "out"
     tiny = "--res 32 --kind unidirectional --dim 32 --head-dim 16 --layers 2 --encoder-layers 1 --inputs 2 --targets 2 --batch 2"

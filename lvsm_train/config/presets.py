@@ -26,6 +26,14 @@ _OFFICIAL = TrainConfig(
     eval_every=2000,
     checkpoint_every=2000,
 )
+_OFFICIAL_ENCDEC = replace(_OFFICIAL.model, kind="encoder_decoder", encoder_layers=12, latents=3072)
+_OFFICIAL_OBJECTS = replace(
+    _OFFICIAL,
+    preset="official-dec-objects",
+    data=replace(_OFFICIAL.data, inputs=4, targets=8, scenes=False, target_among_inputs=False),
+    loss=LossConfig(perceptual=1.0),
+)
+PUBLISHED_BATCH = 512  # samples of a step, of 64 GPUs
 PRESETS: dict[str, TrainConfig] = {
     "small": TrainConfig(
         preset="small",
@@ -47,9 +55,19 @@ PRESETS: dict[str, TrainConfig] = {
         checkpoint_every=2000,
     ),
     "official-dec": _OFFICIAL,
-    "official-encdec": replace(
-        _OFFICIAL,
-        preset="official-encdec",
-        model=replace(_OFFICIAL.model, kind="encoder_decoder", encoder_layers=12, latents=3072),
-    ),
+    "official-encdec": replace(_OFFICIAL, preset="official-encdec", model=_OFFICIAL_ENCDEC),
+    "official-dec-objects": _OFFICIAL_OBJECTS,
+    "official-encdec-objects": replace(_OFFICIAL_OBJECTS, preset="official-encdec-objects", model=_OFFICIAL_ENCDEC),
 }
+
+
+def batch_note(cfg: TrainConfig, ranks: int) -> str:
+    """Warning that steps of a published preset are smaller than the published ones, "" if they are not."""
+    size = cfg.samples(ranks)
+    if not cfg.preset.startswith("official") or size >= PUBLISHED_BATCH:
+        return ""
+    share = f"1/{PUBLISHED_BATCH // size}" if PUBLISHED_BATCH % size == 0 else f"{size / PUBLISHED_BATCH:.1%}"
+    return (
+        f"a step has {size} samples, {share} of the published {PUBLISHED_BATCH}, and the learning rate is made for these: "
+        f"--global-batch {PUBLISHED_BATCH} has as many, in batches one after the other"
+    )

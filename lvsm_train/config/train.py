@@ -15,7 +15,15 @@ from pipeline.config.shared import absolute, address_of
 from pipeline.core.errors import UserError
 
 KINDS = ("decoder_only", "encoder_decoder", "unidirectional")
-Preset = Literal["thesis64", "small", "base", "official-dec", "official-encdec"]
+Preset = Literal[
+    "thesis64",
+    "small",
+    "base",
+    "official-dec",
+    "official-encdec",
+    "official-dec-objects",
+    "official-encdec-objects",
+]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lvsm_train.device.sharding import local, sharded_modules
 from lvsm_train.models.lvsm import LVSM
 
 SHARE = 0.9  # of the free memory, since the allocator cannot use all of it
-FIRST_STEP_BYTES = 12  # that a first optimiser step allocates per weight: its gradient and AdamW's two moments
+GRADIENT_BYTES, MOMENTS_BYTES = 4, 8  # per weight, which a first step allocates: gradient and AdamW's two moments
 
 
 class Saved(NamedTuple):
@@ -150,4 +150,8 @@ def budget(net: LVSM, device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return SHARE * free - FIRST_STEP_BYTES * sum(local(parameter).numel() for parameter in net.parameters())
+    first_step = sum(
+        local(parameter).numel() * (MOMENTS_BYTES + GRADIENT_BYTES * (parameter.grad is None))
+        for parameter in net.parameters()
+    )
+    return SHARE * free - first_step

@@ -119,6 +119,7 @@ class NormGuard:
     def __init__(self, factor: float, device: torch.device | str = "cpu") -> None:
         self.factor = factor
         self.norms = torch.full((BASELINE,), math.inf, dtype=torch.float64, device=device)  # a ring
+        self.places = torch.arange(BASELINE, device=device)
         self.known = torch.zeros(1, dtype=torch.int64, device=device)  # norms so far
         self.skipped = 0  # steps in a row
 
@@ -135,7 +136,7 @@ class NormGuard:
         outlier = watched & (count >= RECENT).squeeze() & ~(norm <= self.factor * median)
         kept = watched & torch.isfinite(norm)
         place = self.known % len(self.norms)
-        self.norms.scatter_(0, place, torch.where(kept, norm, self.norms.gather(0, place)))
+        self.norms.copy_(torch.where(kept & (self.places == place), norm, self.norms))
         self.known.add_(kept)
         return outlier if self.factor else torch.zeros_like(outlier)
 

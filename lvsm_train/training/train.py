@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from lvsm_train.config.presets import batch_note
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.data.batches import Data
 from lvsm_train.data.step_inputs import EpochSource, RankBarrier, StepInput, StepSource, Stream
@@ -68,6 +69,7 @@ def train_fn(cfg: TrainConfig) -> Result:
         ):
             log.say(
                 state.note,
+                batch_note(cfg, ranks.world),
                 *gradients.loss.says(),
                 f"{cfg.model.kind}, {count(state.net.parameters()) / 1e6:.1f} million weights, on {device}",
             )

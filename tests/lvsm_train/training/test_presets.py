@@ -19,7 +19,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lvsm_train.config.presets import PRESETS  # noqa: E402
+from lvsm_train.config.presets import PRESETS, batch_note  # noqa: E402
 from lvsm_train.config.train import DataConfig, LossConfig, OptimConfig  # noqa: E402
 from lvsm_train.losses import vgg  # noqa: E402
 from lvsm_train.losses.vgg import CAFFE, Weights  # noqa: E402
@@ -202,6 +202,18 @@ def test_the_loss_is_counted_beside_the_model(data: Path, tmp_path: Path, capfd:
     train_fn(config(data, tmp_path, loss=LossConfig(perceptual=1), steps=3, **short))
     assert "bfloat16" not in capfd.readouterr().err
     assert json.loads((tmp_path / "train.json").read_text())["loss"]["vgg_bf16"] is False
+
+
+def test_published_presets_say_how_small_their_steps_are(data: Path, tmp_path: Path, capfd: Any) -> None:
+    for name, known in PRESETS.items():
+        note = batch_note(known, 1)
+        assert bool(note) is name.startswith("official") and ("1/64 of the published 512" in note) is bool(note)
+        assert not batch_note(dataclasses.replace(known, global_batch=512), 1) and not batch_note(known, 64)
+    objects = PRESETS["official-encdec-objects"]
+    assert (objects.data.inputs, objects.data.targets, objects.loss.perceptual) == (4, 8, 1.0)
+    assert not objects.data.scenes and objects.model == PRESETS["official-encdec"].model
+    train_fn(config(data, tmp_path, preset="official-dec-objects", steps=2, eval_every=0))
+    assert "--global-batch 512 has as many" in capfd.readouterr().err
 
 
 def test_a_cpu_run_says_early_what_it_takes(
