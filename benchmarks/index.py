@@ -39,7 +39,7 @@ PER_SHARD = 1000
 class Options:
     """What to measure."""
 
-    objects: int = 1_000_000
+    objects: int = 100_000
     """Objects, a multiple of 1,000."""
     views: int = 32
     """Views of each."""
