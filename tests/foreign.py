@@ -89,11 +89,13 @@ def opengl_c2w(one: Eye) -> list[list[float]]:
     return rows
 
 
-def nerfstudio(folder: Path, eyes: Sequence[Eye], per_frame: bool = False, folders: str = "images") -> Path:
+def nerfstudio(
+    folder: Path, eyes: Sequence[Eye], per_frame: bool = False, folders: str = "images", in_room: bool = False
+) -> Path:
     """transforms.json with fl_x ...; images as PNG."""
     (folder / folders).mkdir(parents=True)
     frames, first = [], camera_of(eyes[0])
-    for i, (one, picture) in enumerate(zip(eyes, pictures(eyes), strict=True)):
+    for i, (one, picture) in enumerate(zip(eyes, pictures(eyes, in_room), strict=True)):
         (folder / folders / f"frame_{i:05d}.png").write_bytes(photo(picture, "PNG"))
         frame = {"file_path": f"images/frame_{i:05d}.png", "transform_matrix": opengl_c2w(one)}
         frames.append(frame | (camera_of(one) if per_frame else {}))

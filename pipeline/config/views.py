@@ -78,7 +78,10 @@ class ImportConfig(Fetching, Running):
     """Take pictures of captures that links lead to, also out of their folder. Archives never hold links."""
     scene: Annotated[PosedConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=PosedConfig)
     verify_cameras: bool = True
-    """Check on the first scenes that poses and pictures fit (silhouettes, epipolar lines), and refuse where they do not."""
+    """Check that poses and pictures of each scene fit (silhouettes, epipolar lines): scenes that do not are left out, as
+    cameras_do_not_fit, and a run whose first scenes do not ends."""
+    verify_percent: float = 100.0
+    """Share of the scenes to check, chosen by a hash of the uid. The first ones always are."""
     uids: Path | None = None
     """Only the scenes that this text file names, one per line or CSV field."""
     cache: Path = Path("~/.objaverse")
@@ -96,6 +99,8 @@ class ImportConfig(Fetching, Running):
             path = getattr(self, name)
             if path is not None and not path.exists():
                 raise UserError(f"--{name} {path} does not exist")
+        if not 0 <= self.verify_percent <= 100:
+            raise UserError(f"--verify-percent {self.verify_percent:g} is no share", "0 to 100")
         scene = self.scene.resolved()
         placed = self.placed(Path("data") / folder_name(self.source, scene.res))
         paths: dict[str, Any] = {"input": absolute(self.input), "uids": absolute(self.uids)}

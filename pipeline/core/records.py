@@ -20,6 +20,7 @@ from pipeline.core.errors import Retry, Skip
 # Of a scene's facts, those that the ledger keeps too.
 LEDGER_FACTS = (
     *("coverage", "visible", "black", "contrast"),
+    *("cameras_fit", "views_missing"),
     *("textured", "has_vertex_colors", "animated", "missing_textures", "missing_materials", "mended", "read_by"),
 )
 HEARTBEAT = "heartbeat"  # a file in a worker's scratch folder: the number of views rendered so far, and the uid

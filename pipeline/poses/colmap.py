@@ -75,6 +75,8 @@ class Registered:
 
 SAYS = "COLMAP models with their images"
 FOLDERS = ("images", *SMALLER)
+MODELS = ("sparse", "colmap_sparse", "colmap_text")  # folders that hold a model, or models by number
+UNDISTORTED = ("dense", "mvs", "colmap_dense")  # folders with a model and pictures of their own
 
 
 def is_scene(folder: Path) -> bool:
@@ -100,18 +102,18 @@ def read(folder: Path, finder: Finder, only: str = "") -> Capture:
 
 
 def _projects(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield (model, folders in which its pictures may be) of a project, as COLMAP, nerfstudio and 3DGS lay them out."""
+    """Yield (model, folders of its pictures) of a project, as COLMAP, nerfstudio, 3DGS and colmap2nerf lay it out."""
+    inner = [folder / name for name in UNDISTORTED] + sorted((folder / "dense").glob("[0-9]*"))
     layouts: list[tuple[Path, Path, tuple[str, ...]]] = [
         (folder, folder, FOLDERS),
         (folder / "colmap", folder, FOLDERS),
-        (folder / "dense", folder / "dense", FOLDERS),
     ]
-    layouts += [(one, one, FOLDERS) for one in sorted((folder / "dense").glob("[0-9]*"))]
-    layouts += [(folder / "distorted", folder, ("input",))]
+    layouts += [(one, one, FOLDERS) for one in inner] + [(folder / "distorted", folder, ("input",))]
     for above, pictures, names in layouts:
-        for model in (*sorted((above / "sparse").glob("[0-9]*"), key=_by_number), above / "sparse"):
-            if is_model(model):
-                yield model, _places(pictures, names)
+        for sparse in (above / name for name in MODELS):
+            for model in (*sorted(sparse.glob("[0-9]*"), key=_by_number), sparse):
+                if is_model(model):
+                    yield model, _places(pictures, names)
     if is_model(folder):
         around = (folder, folder.absolute().parent, folder.absolute().parent.parent)
         yield folder, next((_places(one, FOLDERS) for one in around if _places(one, FOLDERS) != [one]), [folder])

@@ -208,7 +208,7 @@ class ArrivalOrder(Policy):
 
     def lines(self) -> list[str]:
         """Lines for the user: objects passed over, and how the cameras fit."""
-        return self.selection.lines() + ([self.vetting.conclusion] if self.vetting.conclusion else [])
+        return self.selection.lines() + self.vetting.lines()
 
 
 def recover(cfg: RunConfig, ledger: Ledger, writer: ShardWriter, sink: Sink) -> tuple[dict[str, int], list[str]]:

@@ -1,4 +1,4 @@
-"""Verification that the cameras of an import fit its pictures, on the first scenes, before a shard is written."""
+"""Verification that the cameras of an import fit its pictures: of the first scenes before a shard is written, then of each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from pipeline.core.records import Item, Outcome
 from pipeline.worker import silhouettes
 from pipeline.worker.silhouettes import TO_CHECK, VERDICT_KEY, Verdict
 
-SCENES = 8  # to verify; fewer if --n is smaller
+SCENES = 8  # to verify before anything is written; fewer if --n is smaller
 SUGGEST_FROM = 4  # scenes on which other cameras are tried
+REASON = "cameras_do_not_fit"
 
 
 class Vetting:
-    """Holds back the first outcomes of an import until `need` scenes have been verified, or no more come.
+    """Turns scenes whose cameras do not fit into failures. Holds back the first outcomes of an import until `need` scenes have
+    been verified, or no more come; a run whose first scenes do not fit ends.
 
     verified: True if an earlier session has. Then, and in other runs, `need` is 0, and no outcome is held back.
     """
@@ -29,7 +31,8 @@ class Vetting:
         self.marked = 0
         self.held: list[Outcome] = []
         self.verdicts: list[Verdict] = []
-        self.conclusion = ""
+        self.unchecked = 0
+        self.decided = not self.need
 
     @property
     def scenes(self) -> int:
@@ -38,27 +41,40 @@ class Vetting:
 
     def mark(self, item: Item) -> Item:
         """Mark the item for verification, if more scenes are needed; else return the item unchanged."""
-        if self.conclusion or self.marked >= self.need:
+        if self.decided or self.marked >= self.need:
             return item
         self.marked += 1
         return dataclasses.replace(item, extra=item.extra | {TO_CHECK: True})
 
     def take(self, outcome: Outcome) -> list[Outcome]:
-        """Outcomes that may be recorded now, with `outcome` or without. Raises UserError where the cameras do not fit."""
-        if self.conclusion or not self.need:
-            return [outcome]
-        self.held.append(outcome)
-        if TO_CHECK in outcome.item.extra:
-            if outcome.scene is None:
-                self.marked -= 1  # a failed object gives no verdict: mark another one
-            else:
-                self.verdicts.append(Verdict(**outcome.scene.meta.pop(VERDICT_KEY)))
+        """Outcomes that may be recorded now, with `outcome` or without. Raises UserError where the first cameras do not fit."""
+        judged = self._judged(outcome)
+        if self.decided:
+            return [judged]
+        self.held.append(judged)
+        if TO_CHECK in outcome.item.extra and outcome.scene is None:
+            self.marked -= 1  # a failed object gives no verdict: mark another one
         return self.conclude() if len(self.verdicts) >= self.need else []
+
+    def _judged(self, outcome: Outcome) -> Outcome:
+        """Take an outcome's verdict; a scene whose cameras do not fit becomes a failure."""
+        found = outcome.scene.meta.pop(VERDICT_KEY, None) if outcome.scene is not None else None
+        if found is None:
+            self.unchecked += outcome.scene is not None
+            return outcome
+        verdict = Verdict(**found)
+        self.verdicts.append(verdict)
+        if verdict.says != "does_not_fit":
+            return outcome
+        detail = (
+            f"{verdict}; right poses, axes and focal lengths are needed, --no-verify-cameras takes them as they are"
+        )
+        return dataclasses.replace(outcome, scene=None, reason=REASON, detail=detail)
 
     def conclude(self) -> list[Outcome]:
         """Decide by the verdicts so far; returns the outcomes held back. Raises UserError where the cameras do not fit."""
         held, self.held = self.held, []
-        if not self.verdicts or self.conclusion:
+        if not self.verdicts or self.decided:
             return held
         fit, figures = silhouettes.judge(self.verdicts)
         assumed = getattr(sources.load(self.cfg.source), "CAMERAS_ASSUMED", False)
@@ -66,14 +82,32 @@ class Vetting:
             hint = self._suggestion(held) if assumed else ""
             hint = hint or "--no-verify-cameras takes the cameras as they are; docs/sources.md says what is compared"
             raise UserError(f"the cameras of {self.cfg.source} do not fit its pictures: {figures}", hint)
-        self.conclusion = f"cameras {'fit' if fit == 'fits' else 'may fit, the pictures cannot tell'}: {figures}"
+        self.decided = True
         return held
+
+    def lines(self) -> list[str]:
+        """Verdict over all scenes of this session, in one line; none if no scene was checked."""
+        if not self.verdicts or not self.decided:
+            return []
+        counts = {
+            says: sum(verdict.says == says for verdict in self.verdicts)
+            for says in ("fits", "does_not_fit", "undecided")
+        }
+        parts = [f"{counts['fits']} scenes fit", f"{counts['undecided']} cannot be told by their pictures"]
+        parts += [f"{counts['does_not_fit']} do not and were left out ({REASON})"] if counts["does_not_fit"] else []
+        parts += [f"{self.unchecked} were not looked at"] if self.unchecked else []
+        _, figures = silhouettes.judge(self.verdicts)
+        medians = figures.partition("; ")[2]
+        head = "cameras fit" if counts["fits"] == len(self.verdicts) and not self.unchecked else "cameras"
+        return [f"{head}: {', '.join(parts)}{'; ' + medians if medians else ''}"]
 
     def _suggestion(self, held: list[Outcome]) -> str:
         """Describe the turntable that fits best the files of the scenes held back; "" if there is none."""
         assert isinstance(self.cfg, ImportConfig)
         source = sources.load(self.cfg.source)
-        seen = [outcome.item for outcome in held if outcome.scene is not None][:SUGGEST_FROM]
+        seen = [outcome.item for outcome in held if outcome.scene is not None or outcome.reason == REASON][
+            :SUGGEST_FROM
+        ]
         scenes = [source.load(item, Path(item.extra.get("path", item.url)), self.cfg) for item in seen]
         found = silhouettes.best_turntable(scenes, self.cfg.scene.mix)
         return str(found) if found else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ FEATURES = 1200  # most per view
 NEAR_LINE = 3.0  # pixels of FEATURE_SIDE between a feature and its epipolar line
 LEAST_MATCHES = 20  # of a pair of views, consistent with one fundamental matrix
 LEAST_SHIFT = 8.0  # median pixels between matched features; a smaller motion proves nothing
+SCALES = (0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.4, 1.6)  # focal lengths that are tried in place of the stated one
 ENOUGH = 400  # matches after which no further set of views is tried
 
 
@@ -32,6 +33,10 @@ class _Picture:
     descriptors: np.ndarray
     focal: float
     c2w: np.ndarray
+
+    def zoomed(self, scale: float) -> _Picture:
+        """Picture of a camera whose focal length is `scale` times as long; places (N, 2) of its matches are divided by it."""
+        return replace(self, focal=self.focal * scale)
 
 
 def _pictures(posed: Posed) -> Iterator[list[_Picture]]:
@@ -66,23 +71,43 @@ def _features(posed: Posed, view: int) -> _Picture:
     return _Picture(places[shown], found[shown], focal, np.asarray(posed.c2w[view], np.float64))
 
 
-def explained(posed: Posed) -> tuple[int, int, int]:
-    """Counts (matches that the poses explain, random pairings that the poses explain, matches consistent with any geometry).
+@dataclass(frozen=True)
+class Lines:
+    """Counts of matches that some geometry explains, of those that the poses explain (good), and of random pairings that they do.
 
-    Raises OSError for a picture that cannot be read.
+    apart: median distance in pixels of FEATURE_SIDE between matches and their lines, infinite for what is behind a camera; None
+    without matches. scale: factor of all focal lengths among SCALES that makes it least; apart_scaled: that least distance.
     """
-    good = random = matches = 0
+
+    matches: int = 0
+    good: int = 0
+    random: int = 0
+    apart: float | None = None
+    scale: float = 1.0
+    apart_scaled: float | None = None
+
+
+def explained(posed: Posed) -> Lines:
+    """Compare matches of several views with the poses. Raises OSError for a picture that cannot be read."""
+    random, found, apart = 0, [], np.zeros(0)
     for pictures in _pictures(posed):
         for i, one in enumerate(pictures):
             for other in pictures[i + 1 :]:
                 a, b = _sound_matches(one, other)
                 if len(a) >= LEAST_MATCHES:
-                    matches += len(a)
-                    good += int(_explained(one, other, a, b).sum())
-                    random += int(_explained(one, other, a, np.roll(b, len(b) // 2, 0)).sum())
-        if matches >= ENOUGH:
+                    found.append((one, other, a, b))
+                    apart = np.append(apart, _apart(one, other, a, b))
+                    random += int((_apart(one, other, a, np.roll(b, len(b) // 2, 0)) < NEAR_LINE).sum())
+        if len(apart) >= ENOUGH:
             break
-    return good, random, matches
+    if not found:
+        return Lines()
+    medians = {1.0: float(np.median(apart))}
+    for scale in SCALES:
+        scaled = [_apart(one.zoomed(scale), other.zoomed(scale), a / scale, b / scale) for one, other, a, b in found]
+        medians[scale] = float(np.median(np.concatenate(scaled)))
+    best = min(medians, key=lambda scale: medians[scale])
+    return Lines(len(apart), int((apart < NEAR_LINE).sum()), random, medians[1.0], best, medians[best])
 
 
 def _sound_matches(one: _Picture, other: _Picture) -> tuple[np.ndarray, np.ndarray]:
@@ -116,13 +141,13 @@ def _unique(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return a[first], b[first]
 
 
-def _explained(one: _Picture, other: _Picture, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Mask (M,) of matches within NEAR_LINE of each other's epipolar lines and in front of both cameras."""
+def _apart(one: _Picture, other: _Picture, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pixels (M,) of FEATURE_SIDE between matches and each other's epipolar lines; infinite for what is behind a camera."""
     between = cameras.w2c(other.c2w) @ one.c2w  # from one camera to the other
     rotation, shift = between[:3, :3], between[:3, 3]
     length = np.linalg.norm(shift)
     if length < 1e-9:
-        return np.zeros(len(a), bool)
+        return np.full(len(a), np.inf)
     x, y, z = shift / length
     essential = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ rotation
     ray_a, ray_b = np.c_[a, np.ones(len(a))], np.c_[b, np.ones(len(b))]
@@ -135,5 +160,4 @@ def _explained(one: _Picture, other: _Picture, a: np.ndarray, b: np.ndarray) -> 
         squared = (normal**2).sum(-1)
         depth_a = (np.cross(ray_b, np.broadcast_to(shift, ray_b.shape)) * normal).sum(-1) / squared
         depth_b = (np.cross(turned, np.broadcast_to(shift, turned.shape)) * normal).sum(-1) / squared
-    near = np.nan_to_num(apart, nan=np.inf) < NEAR_LINE
-    return near & (depth_a > 0) & (depth_b > 0)
+    return np.where((depth_a > 0) & (depth_b > 0), np.nan_to_num(apart, nan=np.inf), np.inf)

@@ -19,7 +19,7 @@ from pipeline.config.views import ImportConfig, PosedConfig
 from pipeline.core import cameras, images
 from pipeline.core.cameras import Lens
 from pipeline.core.errors import Skip
-from pipeline.core.records import Item, Posed, Scene, Views, timed
+from pipeline.core.records import Item, Posed, Scene, Views, item_rng, timed
 from pipeline.worker import quality, silhouettes
 
 GRID = 65  # points along each side of the picture at which a distortion is tested
@@ -35,14 +35,23 @@ class Importer:
         self.cfg, self.encode, self.source = cfg, encode, sources.load(cfg.source)
 
     def make(self, item: Item, bring: Callable[[Item], Path], timings: dict[str, float]) -> Scene:
-        """Load the item's images and encode them, see `Maker`. An item that is marked for it also gets a camera verdict."""
+        """Load the item's images and encode them, see `Maker`. Scenes to verify also get a camera verdict."""
         with timed(timings, "fetch"):
             loaded = self.source.load(item, bring(item), self.cfg)
         with timed(timings, "encode"):
             scene = self.encode(item, loaded)
-        if item.extra.get(silhouettes.TO_CHECK):
-            scene.meta[silhouettes.VERDICT_KEY] = asdict(silhouettes.check(loaded))
+        if item.extra.get(silhouettes.TO_CHECK) or self._verifies(item):
+            with timed(timings, "verify"):
+                verdict = silhouettes.check(loaded)
+            scene.meta[silhouettes.VERDICT_KEY] = asdict(verdict)
+            scene.meta["cameras_fit"] = verdict.score
         return scene
+
+    def _verifies(self, item: Item) -> bool:
+        """True if the scene's cameras are to be checked: a share of the items, chosen by the uid."""
+        if not isinstance(self.cfg, ImportConfig) or not self.cfg.verify_cameras:
+            return False
+        return item_rng(0, item.uid, "verify").random() * 100 < self.cfg.verify_percent
 
     def close(self) -> None:
         """Nothing runs between two items."""

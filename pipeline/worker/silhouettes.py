@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,9 +34,11 @@ Says = Literal["fits", "does_not_fit", "undecided"]
 
 
 # Thresholds between the values of right and of wrong cameras; docs/sources.md has the measurements.
-HULL_FITS, HULL_WRONG = 0.992, 0.988
+HULL_FITS, HULL_WRONG = 0.997, 0.988
+HULL_FITS_COARSE = 0.992  # in place of HULL_FITS for pictures smaller than SIDE
 CONTROL = 0.95  # where wrong cameras fill the silhouettes more than this, silhouettes cannot confirm the right ones
-LINES_FIT, LINES_WRONG = 0.75, 0.40
+APART_FITS, APART_WRONG = 0.8, 2.5  # median pixels of 512 between matches and their lines
+FOCAL_GAIN = 0.6  # another focal length that brings matches this much nearer to their lines is the right one
 MATCHES = 40  # least number that decides
 
 TO_CHECK = "vet"  # key in Item.extra: a worker is to check the cameras of this item
@@ -47,7 +49,9 @@ VERDICT_KEY = "_cameras_fit"  # key in Scene.meta of that worker's Verdict, for 
 class Verdict:
     """hull: mean share of a silhouette that the hull fills, None without silhouettes. control: `hull` with the silhouettes
     permuted among cameras; if that is as high, the object is too symmetric to tell. longest_side: of the hull's box,
-    world units. lines: share of the matches that the poses explain. chance: `lines` of random pairings. matches: number.
+    world units. lines: share of the matches within 3 pixels (of 512) of their lines. chance: `lines` of random pairings.
+    matches: number. apart: their median distance. focal: factor by which longer focal lengths would fit the matches better.
+    coarse: True if pictures are smaller than SIDE.
     """
 
     says: Says
@@ -57,44 +61,64 @@ class Verdict:
     lines: float | None = None
     chance: float | None = None
     matches: int = 0
+    apart: float | None = None
+    focal: float = 1.0
+    coarse: bool = False
 
     def __str__(self) -> str:
         parts = [] if self.hull is None else [f"silhouettes filled {self.hull:.1%} (control {self.control or 0:.1%})"]
-        if self.lines is not None:
+        if self.lines is not None and self.apart is not None:
             parts.append(
-                f"matches on their epipolar lines {self.lines:.0%} of {self.matches} (chance {self.chance or 0:.0%})"
+                f"matches on their epipolar lines {self.lines:.0%} of {self.matches} (chance {self.chance or 0:.0%}), "
+                f"median distance {self.apart:.2g} px of {epipolar.FEATURE_SIDE}"
             )
+        parts += [f"focal lengths {self.focal:g} times as long fit better"] if self.focal != 1 else []
         return f"{self.says}: {', '.join(parts) or 'neither silhouettes nor enough matches'}"
+
+    @property
+    def score(self) -> dict[str, Any]:
+        """Verdict and figures as far as there are any, JSON-able."""
+        names = ("hull", "lines", "apart") if self.matches else ("hull",)
+        figures = {name: getattr(self, name) for name in names}
+        kept = {name: round(value, 4) for name, value in figures.items() if value is not None and np.isfinite(value)}
+        return {"says": self.says, **kept, **({"matches": self.matches} if self.matches else {})}
 
 
 def check(posed: Posed) -> Verdict:
     """Test the cameras of one scene. Never raises for its content: unreadable pictures make the verdict "undecided"."""
     try:
         shapes = silhouettes(posed)
-        good, random, matches = epipolar.explained(posed)
+        lines = epipolar.explained(posed)
     except OSError:
         return Verdict("undecided")
     verdict = Verdict("undecided")
     if shapes is not None:
         hull, side = shapes.filled()
-        verdict = replace(verdict, hull=hull, control=shapes.shuffled().filled()[0], longest_side=side)
-    if matches:
-        verdict = replace(verdict, lines=good / matches, chance=random / matches, matches=matches)
+        verdict = replace(
+            verdict, hull=hull, control=shapes.shuffled().filled()[0], longest_side=side, coarse=shapes.solid == WHOLLY
+        )
+    if lines.apart is not None and lines.apart_scaled is not None:
+        n = lines.matches
+        focal = lines.scale if lines.apart_scaled < FOCAL_GAIN * lines.apart else 1.0
+        verdict = replace(
+            verdict, lines=lines.good / n, chance=lines.random / n, matches=n, apart=lines.apart, focal=focal
+        )
     return replace(verdict, says=_says(verdict))
 
 
 def _says(verdict: Verdict) -> Says:
+    """Verdict by the figures: both tests must agree where both can tell, and silhouettes that might be fuller confirm nothing."""
     votes: set[Says] = set()
-    if verdict.lines is not None and verdict.matches >= MATCHES:
-        if verdict.lines >= LINES_FIT:
-            votes.add("fits")
-        elif verdict.lines <= LINES_WRONG:
+    if verdict.apart is not None and verdict.matches >= MATCHES:
+        if verdict.apart >= APART_WRONG or verdict.focal != 1:
             votes.add("does_not_fit")
+        elif verdict.apart <= APART_FITS:
+            votes.add("fits")
     if verdict.hull is not None and verdict.control is not None:
         if verdict.hull <= HULL_WRONG:
             votes.add("does_not_fit")
-        elif verdict.hull >= HULL_FITS and verdict.control <= CONTROL:
-            votes.add("fits")
+        elif verdict.control <= CONTROL:
+            votes.add("fits" if verdict.hull >= (HULL_FITS_COARSE if verdict.coarse else HULL_FITS) else "undecided")
     return votes.pop() if len(votes) == 1 else "undecided"
 
 

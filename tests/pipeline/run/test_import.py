@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tarfile
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.storage.ledger import Ledger
 from tests import balls, foreign, trees
 from tests.conftest import lvsm_data_here
 from tests.hub import Hub
@@ -116,6 +118,45 @@ def test_folders_and_what_is_wrong_in_some(world: World, source: str) -> None:
     assert "delivered 2 + failed 1 (broken_image 1)" in said
     assert Counter(shards(world)[64]) == Counter({"a": 3, "b": 3})
     assert "ok: " in world.run("verify", "out")
+
+
+def in_a_room(folder: Path, wrong: bool) -> None:
+    """Seven photographs in a textured room; wrong: with each other's poses."""
+    eyes = balls.walk(7, (216, 240), step=0.2)
+    foreign.nerfstudio(folder, eyes, in_room=True)
+    if wrong:
+        facts = foreign.read_json(folder / "transforms.json")
+        poses = [frame["transform_matrix"] for frame in facts["frames"]]
+        for i, frame in enumerate(facts["frames"]):
+            frame["transform_matrix"] = poses[(3 * i + 1) % 7]
+        (folder / "transforms.json").write_text(json.dumps(facts))
+
+
+@pytest.mark.parametrize("n", [3, 9])
+def test_scenes_whose_cameras_do_not_fit_are_left_out_by_themselves(world: World, n: int) -> None:
+    """Among the first scenes, before anything is written, and later."""
+    for i in range(n + n // 3):
+        in_a_room(world.folder / "in" / f"{i:02d}", wrong=i % 4 == 3)
+    said = run(world, "--source", "nerfstudio", "--input", "in", "--n", n + 1, "--res", 64, expect=3)
+    assert f"delivered {n} + failed {n // 3} (cameras_do_not_fit {n // 3})" in said
+    assert f"cameras: {n} scenes fit, 0 cannot be told by their pictures, {n // 3} do not and were left out" in said
+    assert set(shards(world)[64]) == {f"{i:02d}" for i in range(n + n // 3) if i % 4 != 3}
+    with Ledger(world.folder / "out/ledger.sqlite", readonly=True) as ledger:
+        rows = dict(ledger.db.execute("SELECT uid, facts FROM item WHERE state = 'delivered'"))
+        (detail,) = ledger.db.execute("SELECT detail FROM item WHERE uid = '03'").fetchone()
+    assert json.loads(rows["00"])["cameras_fit"]["says"] == "fits"
+    assert "median distance" in detail and "--no-verify-cameras" in detail
+    meta = json.loads(pq.read_table(next((world.folder / "out/64").glob("train*")))["meta"][0].as_py())
+    assert meta["cameras_fit"]["apart"] < 0.8 and not [name for name in meta if name.startswith("_")]
+    assert "ok: " in world.run("verify", "out")
+    if n == 3:
+        shutil.rmtree(world.folder / "out")
+        few = ("--n", 4, "--verify-percent", 0)
+        said = run(world, "--source", "nerfstudio", "--input", "in", *few, "--res", 64, expect=3)
+        assert "(cameras_do_not_fit 1)" in said  # the first ones always are looked at
+        shutil.rmtree(world.folder / "out")
+        said = run(world, "--source", "nerfstudio", "--input", "in", "--n", 4, "--res", 64, "--no-verify-cameras")
+        assert "delivered 4" in said and "cameras" not in said
 
 
 @pytest.mark.parametrize(
