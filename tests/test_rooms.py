@@ -30,7 +30,7 @@ DOORS = {  # dependency -> the only modules of pipeline that may know it
     "sqlite3": {"storage.ledger"},
     "PIL": {"core.images"},
     "cv2": {"core.images", "worker.posed", "worker.epipolar", "worker.clips"},
-    "av": {"video.cut"},
+    "av": {"video.cut", "core.images"},
     "yt_dlp": {"video.ytdlp", "video.js_runtime"},
     "py7zr": {"formats.seven_zip"},
     "jinja2": {"report.markup"},

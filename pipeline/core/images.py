@@ -1,4 +1,4 @@
-"""Pixels: linear light to sRGB bytes, resizing by area, JPEG, PNG and WebP. The only module that imports PIL."""
+"""Pixels: linear light to sRGB bytes, resizing by area, JPEG, PNG, WebP, TIFF and AVIF. The only module that imports PIL."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ try:
 except ModuleNotFoundError:  # a machine that only trains: OpenCV, which training has, encodes and decodes there
     PIL = None  # type: ignore[assignment]
 
+TIFF = (b"II*\0", b"MM\0*")  # first bytes of the two byte orders
 MAX_PIXELS = 50_000_000  # of a picture from elsewhere, checked against its header before decoding
 
 
@@ -203,12 +204,14 @@ def size_of(data: bytes) -> tuple[int, int]:
     """(height, width) of an image file as its header says, without decoding. Raises OSError where it is no picture."""
     if _is_webp(data):
         return _webp_size(data)
+    if _is_avif(data):
+        return _avif_size(data)
     with _opened(data) as image:
         return image.height, image.width
 
 
 def decode_straight(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A PNG, JPEG or WebP file -> sRGB bytes (H, W, 3), or (H, W, 4) with straight alpha where the file has transparency.
+    """A PNG, JPEG, WebP, TIFF or AVIF -> sRGB bytes (H, W, 3), or (H, W, 4) with straight alpha where it has transparency.
 
     Pixels are those of the file: orientation tags and colour profiles are ignored, as everything that computes poses
     ignores them. Raises OSError where the file is broken, claims more than `max_pixels`, or is no colour picture
@@ -219,6 +222,10 @@ def decode_straight(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise OSError(f"{width}x{height} pixels are more than {max_pixels / 1e6:.0f} million")
     if _is_webp(data):
         return _decode_webp(data)
+    if _is_avif(data):
+        return _decode_avif(data)
+    if data[:4] in TIFF:
+        return _decode_tiff(data)
     try:
         with _opened(data) as image:
             if image.mode in ("F", "I") or image.mode.startswith("I;"):
@@ -231,11 +238,12 @@ def decode_straight(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """Open a PNG or JPEG; any other format raises OSError: fewer parsers, fewer surprises."""
+    """Open a PNG, a JPEG or the header of a TIFF; any other format raises OSError: fewer parsers, fewer surprises."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of tags that are cut off; the pixels are what counts
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF"))
     except (
         SyntaxError,
         ValueError,
@@ -275,6 +283,51 @@ def _decode_webp(data: bytes) -> np.ndarray:
     if pixels is None or pixels.ndim != 3 or pixels.shape[:2] != _webp_size(data):
         raise OSError("a broken WebP file")
     return np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
+
+
+def _decode_tiff(data: bytes) -> np.ndarray:
+    """TIFF file of 8 or 16 bits -> sRGB bytes (H, W, 3 or 4), by OpenCV, which bundles libtiff; a PIL build may lack it."""
+    import cv2
+
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype not in (np.uint8, np.uint16) or pixels.shape[:2] != size_of(data):
+        raise OSError("a broken TIFF file, or one whose pixels are no colours")
+    if pixels.ndim == 2 or pixels.shape[2] not in (3, 4):
+        if pixels.dtype == np.uint16 or pixels.ndim != 2:
+            raise OSError(f"a TIFF of {pixels.dtype} and shape {pixels.shape}: its pixels are no colours")
+        pixels = np.repeat(pixels[..., None], 3, -1)
+    levels = pixels if pixels.dtype == np.uint8 else np.round(pixels / 257).astype(np.uint8)
+    return np.ascontiguousarray(levels[..., [2, 1, 0, 3][: pixels.shape[2]]])
+
+
+def _is_avif(data: bytes) -> bool:
+    return data[4:12] in (b"ftypavif", b"ftypavis")
+
+
+def _avif_size(data: bytes) -> tuple[int, int]:
+    """(height, width) from the `ispe` property of an AVIF file. Raises OSError for one of several parts: tiles, transparency."""
+    head = data[: max(data.find(b"mdat"), 0)]
+    at = head.find(b"ispe")
+    if at < 0 or len(head) < at + 16:
+        raise OSError("a broken AVIF header")
+    if b"auxC" in head or b"grid" in head:
+        raise OSError("an AVIF of tiles or with transparency; convert it to PNG")
+    width, height = struct.unpack_from(">II", head, at + 8)
+    return height, width
+
+
+def _decode_avif(data: bytes) -> np.ndarray:
+    """AVIF file -> sRGB bytes (H, W, 3), by PyAV, which bundles dav1d."""
+    import av
+
+    try:
+        with av.open(io.BytesIO(data), "r") as file:
+            pixels = next(file.decode(video=0)).to_ndarray(format="rgb24")
+    except (av.error.FFmpegError, StopIteration, IndexError, ValueError) as error:
+        raise OSError(f"a broken AVIF file: {error}") from error
+    if pixels.shape[:2] != _avif_size(data):
+        raise OSError("a broken AVIF file: its picture has another size")
+    return np.ascontiguousarray(pixels)
 
 
 def premultiplied(straight: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -241,6 +242,144 @@ def test_colmap_models(tmp_path: Path, model: str, at: str) -> None:
     if at == "sparse/0":
         given = tmp_path / "in" / at
         np.testing.assert_array_equal(only(imported("colmap", given, tmp_path)).c2w, scene.c2w)
+
+
+# ---- captures as people have them
+
+
+Change = Callable[[Path, dict[str, Any]], None]  # changes a scene's folder, and what its transforms.json holds
+
+
+def renamed(change: Callable[[str], str]) -> Change:
+    def apply(folder: Path, facts: dict[str, Any]) -> None:
+        for frame in facts["frames"]:
+            frame["file_path"] = change(frame["file_path"])
+
+    return apply
+
+
+def linked(folder: Path, facts: dict[str, Any]) -> None:
+    (folder / "images").rename(folder.parent.parent / "elsewhere")
+    (folder / "images").symlink_to(folder.parent.parent / "elsewhere")
+
+
+def upper(folder: Path, facts: dict[str, Any]) -> None:
+    for path in (folder / "images").iterdir():
+        path.rename(path.with_suffix(".PNG"))
+
+
+def degrees(folder: Path, facts: dict[str, Any]) -> None:
+    fx, fy = facts.pop("fl_x"), facts.pop("fl_y")
+    facts |= {"x_fov": 2 * np.degrees(np.arctan(60 / fx)), "y_fov": 2 * np.degrees(np.arctan(45 / fy))}
+
+
+def radians(folder: Path, facts: dict[str, Any]) -> None:
+    fx, fy = facts.pop("fl_x"), facts.pop("fl_y")
+    facts |= {"camera_angle_x": 2 * np.arctan(60 / fx), "camera_angle_y": 2 * np.arctan(45 / fy)}
+
+
+EVERYDAY: dict[str, Change] = {
+    "as it should be": lambda folder, facts: None,
+    "images/ is a link": linked,
+    "absolute": lambda folder, facts: renamed(lambda name: str(folder.absolute() / name))(folder, facts),
+    "absolute of another machine": renamed(lambda name: f"/home/jane/captures/flower/{name}"),
+    "absolute of another system": renamed(lambda name: "C:\\Users\\jane\\flower\\" + name.replace("/", "\\")),
+    "backslashes": renamed(lambda name: ".\\" + name.replace("/", "\\")),
+    "dots": renamed(lambda name: f"./images/../{name}"),
+    "without a suffix": renamed(lambda name: name.removesuffix(".png")),
+    "in another case": upper,
+    "without a suffix and in another case": lambda folder, facts: (
+        upper(folder, facts),
+        renamed(lambda name: name.removesuffix(".png").upper().replace("IMAGES", "images"))(folder, facts),
+    )[0],
+    "x_fov": degrees,
+    "camera_angle": radians,
+}
+TEXTS: dict[str, Callable[[str], bytes]] = {
+    "plain": str.encode,
+    "byte order mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "comments": lambda text: (
+        b'// instant-ngp allows "these"\n/* and { these */' + text.replace("{", "{ // so\n", 1).encode()
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EVERYDAY)
+def test_everyday_captures(tmp_path: Path, case: str) -> None:
+    folder = foreign.nerfstudio(tmp_path / "in" / "scene", balls.walk(3, (90, 120)))
+    facts = foreign.read_json(folder / "transforms.json")
+    EVERYDAY[case](folder, facts)
+    write_json(folder / "transforms.json", facts)
+    scene = only(imported("nerfstudio", tmp_path / "in", tmp_path))
+    assert importing.errors(scene, 64).max() < 0.06
+    assert scene.meta["views_found"] == 3 and "views_missing" not in scene.meta
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_everyday_json(tmp_path: Path, case: str) -> None:
+    folder = foreign.nerfstudio(tmp_path / "in", balls.walk(3, (90, 120)))
+    path = folder / "transforms.json"
+    path.write_bytes(TEXTS[case](path.read_text()))
+    for given in (folder, path):  # the file may be given in place of its folder
+        scene = only(imported("nerfstudio", given, tmp_path))
+        assert scene.item.uid == "in" and importing.errors(scene, 64).max() < 0.06
+
+
+def test_frames_whose_pictures_are_missing_are_left_out(tmp_path: Path) -> None:
+    folder = foreign.nerfstudio(tmp_path / "in", balls.walk(4, (90, 120)))
+    (folder / "images/frame_00001.png").unlink()
+    scene = only(imported("nerfstudio", folder, tmp_path))
+    assert (scene.meta["views_found"], scene.meta["views_missing"], len(scene.c2w)) == (3, 1, 3)
+    assert importing.errors(scene, 64).max() < 0.06
+    (folder / "images/frame_00002.png").unlink()
+    assert len(only(imported("nerfstudio", folder, tmp_path)).c2w) == 2
+    (folder / "images/frame_00003.png").unlink()
+    (end,) = imported("nerfstudio", folder, tmp_path).values()
+    assert isinstance(end, Skip) and end.reason == "image_missing" and "3 of 4 pictures" in end.detail
+
+
+@pytest.mark.parametrize(
+    ("model", "pictures"),
+    [
+        ("dense/0/sparse", "dense/0/images"),
+        ("dense/sparse", "dense/images"),
+        ("colmap/sparse/0", "images"),
+        ("colmap_sparse/0", "images"),
+        ("distorted/sparse/0", "input"),
+        ("sparse/0", "images_2"),
+    ],
+)
+def test_colmap_projects(tmp_path: Path, model: str, pictures: str) -> None:
+    folder = foreign.colmap(tmp_path / "in", balls.walk(3, (90, 120)), "PINHOLE", True, model)
+    if pictures != "images":
+        (folder / pictures).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "images").rename(folder / pictures)
+    scene = only(imported("colmap", tmp_path / "in", tmp_path))
+    assert scene.item.uid == "in" and importing.errors(scene, 64).max() < 0.08
+
+
+def test_of_several_colmap_models_the_one_with_most_pictures_is_taken(tmp_path: Path) -> None:
+    eyes = balls.walk(6, (90, 120), step=0.3)
+    for name, part in (("a", eyes[:2]), ("b", eyes), ("c", eyes[:4])):
+        foreign.colmap(tmp_path / name, part, "PINHOLE", True)
+    (tmp_path / "in" / "sparse").mkdir(parents=True)
+    (tmp_path / "b" / "images").rename(tmp_path / "in" / "images")
+    for number, name in enumerate("abc"):
+        (tmp_path / name / "sparse/0").rename(tmp_path / "in" / "sparse" / str(number))
+    foreign.colmap(tmp_path / "in" / "dense" / "0", eyes[:3], "PINHOLE", False, "sparse")
+    scene = only(imported("colmap", tmp_path / "in", tmp_path))
+    assert len(scene.c2w) == 6 and importing.errors(scene, 64).max() < 0.08
+    (tmp_path / "in" / "images").rename(tmp_path / "away")  # the undistorted project is whole, the others are not
+    assert len(only(imported("colmap", tmp_path / "in", tmp_path)).c2w) == 3
+
+
+def test_colmap_text_with_a_byte_order_mark(tmp_path: Path) -> None:
+    folder = foreign.colmap(tmp_path / "in", balls.walk(3, (90, 120)), "PINHOLE", False)
+    for name in ("cameras", "images"):
+        path = folder / f"sparse/0/{name}.txt"
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert importing.errors(only(imported("colmap", folder, tmp_path)), 64).max() < 0.08
 
 
 def test_pixelsplat_with_two_splits_and_without_an_index(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -109,6 +110,47 @@ def webp(pixels: np.ndarray) -> bytes:
         pixels[..., ::-1] if pixels.shape[2] == 3 else pixels[..., [2, 1, 0, 3]],
         [cv2.IMWRITE_WEBP_QUALITY, 101],
     )[1].tobytes()
+
+
+def tiff(pixels: np.ndarray) -> bytes:
+    order = [2, 1, 0, 3][: pixels.shape[2]] if pixels.ndim == 3 else None
+    return cv2.imencode(".tiff", pixels[..., order] if order else pixels)[1].tobytes()
+
+
+def avif(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="avif") as file:
+        track = file.add_stream("libsvtav1", rate=1, options={"crf": "5"})
+        track.height, track.width = pixels.shape[:2]
+        track.pix_fmt = "yuv420p"
+        file.mux([*track.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")), *track.encode()])
+    return stream.getvalue()
+
+
+def test_tiff_and_avif() -> None:
+    rgb, rgba = noise(66, 70), noise(66, 70, 4)
+    grey = rgb[..., 0].copy()
+    for data, right in [
+        (tiff(rgb), rgb),
+        (tiff(rgba), rgba),
+        (tiff(grey), np.repeat(grey[..., None], 3, -1)),
+        (tiff(rgb.astype(np.uint16) * 257), rgb),
+        (saved(rgb, "TIFF"), rgb),
+    ]:
+        assert images.size_of(data) == (66, 70)
+        np.testing.assert_array_equal(images.decode_straight(data), right)
+    flat = np.zeros((64, 96, 3), np.uint8)
+    flat[:, :48], flat[:, 48:], flat[:20] = [200, 30, 30], [20, 90, 220], [40, 200, 60]
+    data = avif(flat)
+    assert images.size_of(data) == (64, 96)
+    decoded = images.decode_straight(data).astype(int)
+    for row, column in ((5, 5), (40, 20), (40, 80)):
+        assert np.abs(decoded[row, column] - flat[row, column]).max() < 6
+    broken = [data[:300], data[:60], data.replace(b"pixi", b"auxC"), data.replace(b"\0\0\0\x60", b"\0\0\0\x61")]
+    broken += [tiff(rgb)[:500], tiff(rgb.astype(np.float32)), tiff(grey.astype(np.uint16) * 257)]
+    for bad in broken:
+        with pytest.raises(OSError):
+            images.decode_straight(bad)
 
 
 def test_every_kind_of_picture() -> None:
