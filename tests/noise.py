@@ -13,7 +13,7 @@ import torch
 from lvsm_train.data.batches import TENSORS, Batch, Data, DataConfig, Sample
 from pipeline.core import cameras, images
 from pipeline.core.records import Item, Scene, Views, item_rng
-from pipeline.storage.shards import NUMBERS
+from pipeline.storage.shards import NUMBERS, ROLE
 from pipeline.storage.writer import ShardWriter
 
 FACTS = {"config_hash": "0123456789abcdef", "seed": 7}
@@ -40,7 +40,7 @@ def write(
 ) -> Path:
     """So many shards of one split, of objects in this order."""
     out.mkdir(parents=True, exist_ok=True)
-    optional = tuple(scenes[0].numbers)
+    optional = (*scenes[0].numbers, *(ROLE,) * bool(scenes[0].roles))
     writer = ShardWriter(out, tuple(scenes[0].by_width), optional, FACTS | (facts or {}), 1e12)
     for number, some in enumerate(np.array_split(np.arange(len(scenes)), shards)):
         for one in some:

@@ -51,8 +51,9 @@ class Index:
     group: (N,) its row group there. chunk: (N, 2) offset and length of its JPEGs' column chunk; length 0 if only pyarrow can
     read that. first: (N + 1,) its first view in the arrays below. val: (N,) True if for validation. stored_hw: (N, 2) size of
     its stored images. Per view: c2w: (M, 4, 4), fxfycxcy: (M, 4) for images of size hw, float32. frame: (M,) its frame in the
-    clip, else its number within the object. sha: (M,) uint64 checksum of its JPEG, 0 where there is none; (0,) if they are not
-    to be compared. licenses: number of objects per license, most frequent first.
+    clip, else its number within the object. trains: (M,) False for views that their set keeps for validation or tests. sha: (M,)
+    uint64 checksum of its JPEG, 0 where there is none; (0,) if they are not to be compared. licenses: number of objects per
+    license, most frequent first.
     """
 
     uids: list[str]
@@ -67,6 +68,7 @@ class Index:
     c2w: np.ndarray
     fxfycxcy: np.ndarray
     frame: np.ndarray
+    trains: np.ndarray
     sha: np.ndarray
     hw: tuple[int, int]
     licenses: dict[str, int]
@@ -191,9 +193,9 @@ def merge(paths: Sequence[Path], files: Sequence[ShardIndex], width: int, check_
     path = np.repeat(np.arange(len(files)), [len(file.uids) for file in files])
     val = np.array([one.stem.startswith("val-") for one in paths])[path]
     _check_unique(uids, val)
-    views, chunk, c2w, fxfycxcy, hw, frame, sha = (
+    views, chunk, c2w, fxfycxcy, hw, frame, trains, sha = (
         np.concatenate([getattr(file, name) for file in files])
-        for name in ("views", "chunk", "c2w", "fxfycxcy", "hw", "frame", "sha")
+        for name in ("views", "chunk", "c2w", "fxfycxcy", "hw", "frame", "trains", "sha")
     )
     first = np.concatenate([[0], np.cumsum(views)])
     heights = np.round(hw[:, 0] * width / hw[:, 1]).astype(int)
@@ -227,6 +229,7 @@ def merge(paths: Sequence[Path], files: Sequence[ShardIndex], width: int, check_
         c2w=c2w,
         fxfycxcy=fxfycxcy,
         frame=frame,
+        trains=trains,
         sha=sha if check_images else sha[:0],
         hw=new_hw,
         licenses=dict(licenses.most_common()),

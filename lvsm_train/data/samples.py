@@ -72,9 +72,14 @@ class Planner:
 
     def _fits(self, number: int, views: int) -> bool:
         """True if an object has enough views to train on, or a clip a window with enough of them."""
+        able = self._able(number)
         if self.is_scene[number]:
-            return view_sampling.clip_fits(np.sort(self.index.frame[self.index.of(number)]), views, self.cfg.gap)
-        return self.index.views(number) - self.cfg.held_views >= views
+            return view_sampling.clip_fits(np.sort(self.index.frame[self.index.of(number)][able]), views, self.cfg.gap)
+        return len(able) - self.cfg.held_views >= views
+
+    def _able(self, number: int) -> np.ndarray:
+        """Views of an object that may train, ascending: all but those that their set keeps for validation or tests."""
+        return np.flatnonzero(self.index.trains[self.index.of(number)])
 
     def training(self, step: int, part: int, parts: int) -> list[Sample]:
         """Samples of part `part` of a step, which all ranks cut into `parts`; their union does not depend on `parts`.
@@ -101,17 +106,23 @@ class Planner:
     def _entry(self, position: int, number: int, inputs: int, targets: int) -> Sample:
         cfg = self.cfg
         rng = item_rng(cfg.seed, str(position), "views")
+        able = self._able(number)
         if self.is_scene[number]:
-            return self._clip(number, rng, inputs, targets, cfg.target_among_inputs)
+            return self._clip(number, able, rng, inputs, targets, cfg.target_among_inputs)
         turn = item_rng(cfg.seed, str(position), "turn")  # a second generator, so that --no-rotate changes no views
         angle = float(turn.uniform(0, 2 * np.pi)) if cfg.rotate else 0.0
-        centres = self.index.c2w[self.index.of(number)][: self.index.views(number) - cfg.held_views, :3, 3]
-        views = view_sampling.object_views(rng, centres, inputs, targets, cfg.farthest_inputs, cfg.target_among_inputs)
-        return self._sample(number, *views, angle)
+        able = able[: len(able) - cfg.held_views]
+        centres = self.index.c2w[self.index.of(number)][able, :3, 3]
+        shown, target = view_sampling.object_views(
+            rng, centres, inputs, targets, cfg.farthest_inputs, cfg.target_among_inputs
+        )
+        return self._sample(number, able[shown], able[target], angle)
 
-    def _clip(self, number: int, rng: np.random.Generator, inputs: int, targets: int, among: bool) -> Sample:
+    def _clip(
+        self, number: int, able: np.ndarray, rng: np.random.Generator, inputs: int, targets: int, among: bool
+    ) -> Sample:
         frame = self.index.frame[self.index.of(number)]
-        order = np.argsort(frame, kind="stable")
+        order = able[np.argsort(frame[able], kind="stable")]
         shown, target = view_sampling.clip_views(rng, frame[order], inputs, targets, self.cfg.gap, among)
         return self._sample(number, order[shown], order[target])
 
@@ -163,8 +174,9 @@ class Planner:
         """Sample of an object for evaluation; None: too few views. held: targets are its held_views, and inputs others."""
         own, rng = self.index.of(number), item_rng(0, self.index.uids[number], "evaluation")
         if self.is_scene[number]:
-            return self._clip(number, rng, inputs, targets, False) if self._fits(number, inputs + targets) else None
-        views = np.arange(self.index.views(number))
+            fits = self._fits(number, inputs + targets)
+            return self._clip(number, self._able(number), rng, inputs, targets, False) if fits else None
+        views = self._able(number) if held else np.arange(self.index.views(number))
         seen, unseen = (views[: -self.cfg.held_views], views[-self.cfg.held_views :]) if held else (views, views)
         if len(seen) < inputs:
             return None

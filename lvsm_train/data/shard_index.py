@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core import cameras
 from pipeline.core.errors import UserError
-from pipeline.storage.shards import IMAGE_SHA, INTRINSICS, facts_in, open_shard, subject_of, uid_of
+from pipeline.storage.shards import IMAGE_SHA, INTRINSICS, ROLE, facts_in, open_shard, subject_of, uid_of
 
 HINT = "`lvsm-data verify` says what is broken; a shard that is moved away is left out"
 
@@ -32,6 +32,7 @@ class ShardIndex:
     fxfycxcy: np.ndarray
     hw: np.ndarray
     frame: np.ndarray
+    trains: np.ndarray
     sha: np.ndarray
     licenses: dict[str, int]
 
@@ -49,7 +50,7 @@ def read_shard(path: Path) -> ShardIndex:
             )
         pictures = names.index("image.bytes")
         subject = subject_of(facts, names)
-        optional = [name for name in ("frame", IMAGE_SHA) if name in names]
+        optional = [name for name in ("frame", ROLE, IMAGE_SHA) if name in names]
         table = file.read(["height", "width", "c2w", "fxfycxcy", "license", *optional], use_threads=False)
         uids = [uid_of(file, number) for number in range(len(groups))]
     views = np.array([group.num_rows for group in groups])
@@ -65,8 +66,10 @@ def read_shard(path: Path) -> ShardIndex:
         raise UserError(f"{path} has poses that are not rigid: {error}", HINT) from None
     hw = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], -1).astype(int)
     frame = table["frame"].to_numpy() if "frame" in optional else counted
+    roles = table[ROLE].to_numpy() if ROLE in optional else np.full(len(counted), "")
+    trains = ~np.isin(roles.astype(str), ("val", "test"))
     sha = table[IMAGE_SHA].to_numpy() if IMAGE_SHA in optional else np.zeros(len(c2w), np.uint64)
-    return ShardIndex(subject, uids, views, chunk, c2w, k, hw, frame, sha, dict(licenses))
+    return ShardIndex(subject, uids, views, chunk, c2w, k, hw, frame, trains, sha, dict(licenses))
 
 
 def _chunk(column: pq.ColumnChunkMetaData) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pipeline.config.shared import Fetching, Running, absolute, config_hash, folder_name, plain
+from pipeline.config.shared import Fetching, Granting, Running, absolute, config_hash, folder_name, plain
 from pipeline.config.source_table import VideoSource
 from pipeline.config.views import PictureConfig
 from pipeline.core.errors import UserError
@@ -42,7 +42,7 @@ class ClipScene(PictureConfig):
 
 
 @dataclass(frozen=True)
-class ClipConfig(Fetching, Running):
+class ClipConfig(Granting, Fetching, Running):
     """A run over videos: frames at the times of known poses become the same shards."""
 
     source: VideoSource = "realestate10k"
@@ -92,7 +92,7 @@ class ClipConfig(Fetching, Running):
         names = ("cameras", "eval_index", "uids", "videos", "cookies", "cache")
         paths: dict[str, Any] = {name: absolute(getattr(self, name)) for name in names}
         placed = self.placed(Path("data") / folder_name(self.source, scene.res))
-        return dataclasses.replace(self, scene=scene, **placed, **paths)
+        return dataclasses.replace(self, scene=scene, **placed, **paths, **self.granted())
 
     def identity(self) -> dict[str, Any]:
         """JSON values by flag that must not change for a run to go on in its folder; written to run.json."""
@@ -100,4 +100,4 @@ class ClipConfig(Fetching, Running):
         listing = {"source": self.source, "cameras": str(self.cameras)}
         listing |= {name: str(getattr(self, name)) for name in named if getattr(self, name)}
         run = {"val_percent": self.val_percent, "config_hash": config_hash(self.scene)}
-        return listing | run | plain(self.scene)
+        return listing | self.grant_identity() | run | plain(self.scene)

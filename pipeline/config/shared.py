@@ -14,7 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from pipeline.config.source_table import SOURCES, ObjectSource
+from pipeline.core import licenses
 from pipeline.core.errors import UserError
+from pipeline.core.records import Item
 
 XlSource = Literal["github", "sketchfab", "smithsonian", "thingiverse"]
 LicenseFamily = Literal[
@@ -22,6 +24,7 @@ LicenseFamily = Literal[
 ]
 MIRROR = re.compile(r"(\w+://.*)=(\w+://.*)")  # URLs may contain "=" too; the separator is the one before a scheme
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")
+CREDITS = ("author", "title", "page")
 DESKS = Path("~/.cache/lvsm-data/runs")
 
 
@@ -132,6 +135,53 @@ class Fetching:
     def mirrors(self) -> tuple[tuple[str, str], ...]:
         """Pairs (from, to) of --mirror."""
         return tuple((match[1], match[2]) for rule in self.mirror if (match := MIRROR.fullmatch(rule)))
+
+
+@dataclass(frozen=True)
+class Granting:
+    """Terms of pictures that say none themselves. Mixed into the configs of verbs that take existing pictures."""
+
+    license: str | None = None
+    """License of what states none, for example CC-BY-4.0 or "CC0" for your own photographs. docs/sources.md."""
+    credit: tuple[str, ...] = ()
+    """Whom to name for it: an author, or author=..., title=..., page=..."""
+
+    def granted(self) -> dict[str, Any]:
+        """Return the fields with `license` as shards store it. UserError for a license that is not understood."""
+        credited(self.credit)
+        if self.license is None:
+            return {}
+        if licenses.family(self.license) == licenses.UNKNOWN:
+            hint = 'your own pictures: --license CC-BY-4.0 --credit "Your Name", or --license CC0-1.0; docs/sources.md'
+            raise UserError(f"--license {self.license} is not understood", hint)
+        return {"license": licenses.normalise(self.license)}
+
+    def grant(self, item: Item) -> Item:
+        """Item with this license and credit where its source states none."""
+        name = self.license if self.license and item.license == licenses.UNKNOWN else item.license
+        return dataclasses.replace(item, license=name, credit=credited(self.credit) | item.credit)
+
+    def grant_identity(self) -> dict[str, Any]:
+        """JSON values of the flags that were given."""
+        return {name: value for name in ("license", "credit") if (value := plain_value(getattr(self, name)))}
+
+
+def plain_value(value: Any) -> Any:
+    """Value as JSON reads it back: tuples become lists."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def credited(credit: tuple[str, ...]) -> dict[str, str]:
+    """--credit as an Item holds it. UserError for a name that is none of CREDITS."""
+    found: dict[str, str] = {}
+    for one in credit:
+        name, mark, value = one.partition("=")
+        if mark and name.strip().lower() not in CREDITS:
+            raise UserError(
+                f"--credit {one} names no {' or '.join(CREDITS)}", '--credit author="Your Name" page=https://...'
+            )
+        found[name.strip().lower() if mark else "author"] = (value if mark else one).strip()
+    return {name: value for name, value in found.items() if value}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ class Source:
     input: None if the source takes no --input, "" if --input may be left out, else the hint where --input is missing.
     flags: fields of Listing that belong to this source alone. fetched: the list has licenses, and the files come from the
     web (a posed source says so by `remote`). endless: there is no list to choose from by name, score or license. objects: its
-    poses are those of objects in a common frame, not of scenes whose world has an origin and a scale of its own.
+    poses are those of objects in a common frame, not of scenes whose world has an origin and a scale of its own. roles: its sets
+    may split the views of a scene (train, val, test).
     """
 
     kind: Literal["object", "posed", "video"]
@@ -25,12 +26,14 @@ class Source:
     fetched: bool = False
     endless: bool = False
     objects: bool = False
+    roles: bool = False
 
 
 CAPTURES = {  # sources of captures on this machine -> their modules in pipeline/poses
     "nerfstudio": "transforms",
     "colmap": "colmap",
 }
+WITH_ROLES = ("nerfstudio",)
 SOURCES = {  # in the order of --help
     "procedural": Source("object", "pipeline.sources.procedural", endless=True, objects=True),
     "local": Source("object", "pipeline.sources.local", input="--input FOLDER or --input MANIFEST.csv", objects=True),
@@ -43,7 +46,7 @@ SOURCES = {  # in the order of --help
     "gobjaverse": Source("posed", "pipeline.sources.gobjaverse", input="", objects=True),
     "zero123": Source("posed", "pipeline.sources.zero123", input=FOLDER, objects=True),
     "pixelsplat": Source("posed", "pipeline.sources.pixelsplat", input=FOLDER),
-    **{name: Source("posed", "pipeline.sources.captures", input=FOLDER) for name in CAPTURES},
+    **{name: Source("posed", "pipeline.sources.captures", input=FOLDER, roles=name in WITH_ROLES) for name in CAPTURES},
     "realestate10k": Source("video", "pipeline.sources.realestate10k", fetched=True),
     "acid": Source("video", "pipeline.sources.realestate10k", fetched=True),
 }

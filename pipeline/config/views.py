@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 import tyro
 
-from pipeline.config.shared import Fetching, Running, absolute, config_hash, folder_name, plain
+from pipeline.config.shared import Fetching, Granting, Running, absolute, config_hash, folder_name, plain
 from pipeline.config.source_table import SOURCES, PosedSource
 from pipeline.core.errors import UserError
 
@@ -67,7 +67,7 @@ class PosedConfig(PictureConfig):
 
 
 @dataclass(frozen=True)
-class ImportConfig(Fetching, Running):
+class ImportConfig(Granting, Fetching, Running):
     """A run of the importer: views that exist already become the same shards."""
 
     source: PosedSource = "nerfstudio"
@@ -105,11 +105,11 @@ class ImportConfig(Fetching, Running):
         placed = self.placed(Path("data") / folder_name(self.source, scene.res))
         paths: dict[str, Any] = {"input": absolute(self.input), "uids": absolute(self.uids)}
         cache = self.cache.expanduser().absolute()
-        return dataclasses.replace(self, scene=scene, cache=cache, **placed, **paths)
+        return dataclasses.replace(self, scene=scene, cache=cache, **placed, **paths, **self.granted())
 
     def identity(self) -> dict[str, Any]:
         """JSON values by flag that must not change for a run to go on in its folder; written to run.json."""
         listing = {"source": self.source, "input": str(self.input) if self.input else None}
         listing |= {"uids": str(self.uids)} if self.uids else {}
         run = {"val_percent": self.val_percent, "config_hash": config_hash(self.scene)}
-        return listing | run | plain(self.scene)
+        return listing | self.grant_identity() | run | plain(self.scene)

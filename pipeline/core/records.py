@@ -50,13 +50,14 @@ class Posed:
 
     images: V encoded files (PNG, JPEG, WebP, TIFF, AVIF), with or without alpha (straight). c2w: (V, 4, 4) as in Scene.
     fxfycxcy: (V, 4) pixels of the images as they are encoded; pixel centres at +0.5. lenses: V of them, or () for pinholes.
-    meta: facts about the object (JSON-able).
+    roles: V of them ("train", "val", "test"), or () where the set has no split of its views. meta: facts (JSON-able).
     """
 
     images: list[bytes]
     c2w: np.ndarray
     fxfycxcy: np.ndarray
     lenses: Sequence[Lens] = ()
+    roles: Sequence[str] = ()
     meta: dict[str, Any] = field(default_factory=dict)
 
 
@@ -99,7 +100,7 @@ class Scene:
 
     c2w: (V, 4, 4) float32 camera-to-world, OpenCV axes (+x right, +y down, +z forward), world z up.
     by_width: image width in pixels -> Views. meta: facts about the object (JSON-able), the same for all its views.
-    numbers: name -> (V,) int64, further facts about each view (see docs/shard_format.md).
+    numbers: name -> (V,) int64, further facts about each view (see docs/shard_format.md). roles: as in Posed.
     """
 
     item: Item
@@ -107,6 +108,7 @@ class Scene:
     by_width: dict[int, Views]
     meta: dict[str, Any]
     numbers: dict[str, np.ndarray] = field(default_factory=dict)
+    roles: Sequence[str] = ()
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -103,6 +103,8 @@ def read(folder: Path, finder: Finder, only: str = "") -> Capture:
 
 def _projects(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     """Yield (model, folders of its pictures) of a project, as COLMAP, nerfstudio, 3DGS and colmap2nerf lay it out."""
+    if folder.absolute().name in MODELS and not is_model(folder):
+        folder = folder.absolute().parent
     inner = [folder / name for name in UNDISTORTED] + sorted((folder / "dense").glob("[0-9]*"))
     layouts: list[tuple[Path, Path, tuple[str, ...]]] = [
         (folder, folder, FOLDERS),

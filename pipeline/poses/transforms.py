@@ -38,6 +38,7 @@ GEOMETRY = re.compile(  # names of what changes where a point is seen
     r"|.*(?:fish.?eye|distort|equirect|lat_?long|ortho|panoram|spherical|omnidir|cylindr|stereo|vr_?180).*",
     re.IGNORECASE,
 )
+ROLE = "_role"  # key that `read` adds to frames
 PLAIN = ("perspective", "pinhole", "none", "")  # values that say: nothing out of the ordinary
 NGP_MODELS = {
     "": "OPENCV",
@@ -60,15 +61,49 @@ def read(folder: Path, finder: Finder, only: str = "") -> Capture:
     meta: dict[str, Any] = {}
     for name in names[:1] if names[0] == FILES[0] else names:
         shared = json_object(bundles.read_file(folder / name), name)
-        listed = shared.pop("frames", None)
-        if not isinstance(listed, list) or not all(isinstance(frame, dict) for frame in listed):
-            raise Skip("no_cameras", f"{name} has no list of frames")
-        frames += [shared | frame for frame in listed]
+        split = name.removesuffix(".json").removeprefix("transforms").strip("_")
+        for key, role in (("frames", split), ("test_frames", "test")):  # the latter: ScanNet++
+            listed = shared.pop(key, [] if key != "frames" else None)
+            if not isinstance(listed, list) or not all(isinstance(frame, dict) for frame in listed):
+                raise Skip("no_cameras", f"{name} has no list of {key}")
+            frames += [shared | frame | {ROLE: role} for frame in listed]
+        _name_roles(frames, shared)
         if "applied_transform" in shared:
             meta["applied_transform"] = matrices([shared["applied_transform"]])[0].tolist()
     if not frames:
         raise Skip("no_images", f"{names[0]} lists no frame")
-    return Capture([_view(frame, folder, finder) for frame in _unique(frames)], meta)
+    frames = _unique(frames)
+    poses = matrices([frame.get("transform_matrix") for frame in frames])
+    if (scale := _common_scale(poses)) != 1:
+        poses[:, :3, :3] /= scale  # rays keep their directions
+        meta["rotation_scale"] = round(scale, 6)
+    views = [
+        View(
+            name := frame["file_path"], finder.copy(name, folder), pose, functools.partial(_camera, frame), frame[ROLE]
+        )
+        for frame, pose in zip(frames, cameras.from_opengl(poses), strict=True)
+    ]
+    return Capture(views, meta)
+
+
+def _name_roles(frames: list[dict[str, Any]], shared: Mapping[str, Any]) -> None:
+    """Set the roles that nerfstudio's train_filenames, val_filenames and test_filenames name."""
+    for role in ROLES:
+        named = shared.get(f"{role}_filenames")
+        if isinstance(named, list):
+            of = {str(name).removeprefix("./") for name in named}
+            for frame in frames:
+                if str(frame.get("file_path")).removeprefix("./") in of:
+                    frame[ROLE] = role
+
+
+def _common_scale(poses: np.ndarray) -> float:
+    """Factor by which the axes of all poses (V, 4, 4) are longer than 1; 1 where they differ, or hardly are."""
+    lengths = np.linalg.norm(poses[:, :3, :3], axis=1)
+    if not np.isfinite(lengths).all() or lengths.min() <= 0 or np.ptp(lengths) > 1e-3 * lengths.min():
+        return 1.0
+    scale = float(np.median(lengths))
+    return scale if abs(scale - 1) > 1e-3 else 1.0
 
 
 def _unique(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -77,12 +112,6 @@ def _unique(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not isinstance(frame.get("file_path"), str) or not frame["file_path"]:
             raise Skip("bad_cameras", "a frame without file_path")
     return list({frame["file_path"]: frame for frame in frames}.values())
-
-
-def _view(frame: dict[str, Any], folder: Path, finder: Finder) -> View:
-    name = frame["file_path"]
-    c2w = cameras.from_opengl(matrices([frame.get("transform_matrix")])[0])
-    return View(name, finder.copy(name, folder), c2w, functools.partial(_camera, frame))
 
 
 def _camera(frame: Mapping[str, Any], hw: tuple[int, int]) -> tuple[np.ndarray, Lens]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipeline.config.source_table import SOURCES
 from pipeline.core.disk import replacing
 from pipeline.core.errors import UserError
 from pipeline.core.licenses import FAMILIES, UNKNOWN, Facts, details, family, normalise, tally
@@ -27,6 +28,12 @@ from pipeline.storage.shards import is_web
 COLUMNS = ("uid", "source", "title", "author", "license", "license_url", "page", "url", "sha256", "shard")
 SHOWN = 30  # most licenses listed by name; a source may have thousands of texts of its own
 SHOWN_IN_LINE = 4
+CHANGES = {  # what was done to the originals, by the kind of their source
+    "object": "3D files were centred, scaled to one size, lit anew and rendered to images.",
+    "posed": "Pictures that existed already, with their cameras, were freed of lens distortion, put on white where they were "
+    "transparent, cropped, made smaller and encoded as JPEG; nothing was rendered.",
+    "video": "Frames were taken out of videos, cropped, made smaller and encoded as JPEG; nothing was rendered.",
+}
 FORMULA = tuple("=+-@＝＋－＠")  # what makes a spreadsheet compute a cell
 HUB = set(  # license ids of the Hugging Face Hub that our license names can map to
     "afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 cc cc-by-2.0 "
@@ -235,18 +242,33 @@ def card(found: Account, folder: Path | None = None) -> str:
             *_front_matter(found, table),
             "## Licenses and attribution",
             "",
-            f"The images show {found.total:,} objects. Each keeps the license that its source states; it holds for the images "
-            "too, and stands in the `license` column of every row.",
+            f"The images show {found.total:,} {_nouns(found)}. Each keeps the license that its source states; it holds for the "
+            "images too, and stands in the `license` column of every row.",
             "",
             *("| license | objects | what it asks |", "|---|---|---|", *rows, ""),
             *("| source | objects |", "|---|---|", *(f"| {_md(k)} | {v:,} |" for k, v in found.sources.items()), ""),
             *(*said, ""),
             f"{whom} Keep it with the images wherever they go.",
             "",
-            "Changes to the originals: 3D files were centred, scaled to one size, lit anew and rendered to images. "
-            "Their authors do not endorse this.",
+            f"Changes to the originals: {' '.join(CHANGES[kind] for kind in _kinds(found))} Their authors do not endorse this.",
             "",
         ]
+    )
+
+
+def _kinds(found: Account) -> list[str]:
+    """Kinds of source that the set came from, in the order of CHANGES; sources that are not recorded were rendered."""
+    kinds = {SOURCES[name].kind if name in SOURCES else "object" for name in found.sources}
+    return [kind for kind in CHANGES if kind in kinds]
+
+
+def _nouns(found: Account) -> str:
+    """Noun for what the set holds."""
+    kinds = _kinds(found)
+    return (
+        {"object": "objects", "posed": "scenes", "video": "clips"}[kinds[0]]
+        if len(kinds) == 1
+        else "objects and scenes"
     )
 
 

@@ -19,7 +19,7 @@ from pipeline.cluster import executors
 from pipeline.cluster.nodes import Share
 from pipeline.config.clip import ClipConfig
 from pipeline.config.run import RunConfig
-from pipeline.config.shared import default_workers
+from pipeline.config.shared import Granting, default_workers
 from pipeline.core import licenses
 from pipeline.core.disk import is_full
 from pipeline.core.errors import UserError
@@ -134,7 +134,7 @@ class Intake:
         def listing(ended: Container[str] | None) -> Iterator[Item]:
             known = {"ended": ended} if ended is not None and getattr(source, "LEAVES_OUT", False) else {}
             items: Iterator[Item] = source.items(cfg, cfg.scene.seed, net, **known)
-            return items
+            return map(cfg.grant, items) if isinstance(cfg, Granting) else items
 
         try:
             drawn = draw(listing)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from pipeline.config.clip import ClipConfig
 from pipeline.config.run import RunConfig
+from pipeline.config.source_table import SOURCES
 from pipeline.core.records import Item, Outcome
 from pipeline.run.vetting import Vetting
 from pipeline.sources.selection import Selection
@@ -20,6 +21,7 @@ from pipeline.storage.shards import (
     INTRINSICS,
     LAYERS,
     NUMBERS,
+    ROLE,
     Shard,
     complete_shards,
     number_of,
@@ -39,6 +41,7 @@ def writer_of(cfg: RunConfig) -> ShardWriter:
     assert cfg.out is not None
     optional = tuple(name for name in LAYERS if getattr(cfg.scene, name, False))
     optional += NUMBERS if isinstance(cfg, ClipConfig) else ()
+    optional += (ROLE,) if SOURCES[cfg.source].roles else ()
     optional += (INTRINSICS[getattr(cfg.scene, "projection", "perspective")],)
     return ShardWriter(cfg.out, cfg.scene.res, optional, run_facts(cfg), cfg.shard_mb * 1e6)
 

@@ -59,4 +59,5 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     made = [view.camera(posed_views.hw_of(data, view.name)) for view, data in zip(chosen, pictures, strict=True)]
     fxfycxcy, lenses = zip(*made, strict=True)
     meta = capture.meta | {"views_found": len(there)} | ({"views_missing": len(missing)} if missing else {})
-    return Posed(pictures, np.stack([view.c2w for view in chosen]), np.stack(fxfycxcy), lenses, meta)
+    roles = [view.role for view in chosen] if any(view.role for view in chosen) else []
+    return Posed(pictures, np.stack([view.c2w for view in chosen]), np.stack(fxfycxcy), lenses, roles, meta)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from pipeline.core.records import Fetched, Item
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import archives, bundles
 from pipeline.formats.bundles import SceneOf
+
+# names that say nothing: folders inside of a capture, and numbers of models
+NAMELESS = re.compile(r"\d{1,3}|sparse|dense|colmap|colmap_\w+|distorted|images|input|data|mvs")
 
 
 def is_staged(cfg: ImportConfig) -> bool:
@@ -40,9 +44,13 @@ def input_of(cfg: ImportConfig) -> Path:
 
 
 def uid_of(folder: Path, root: Path) -> str:
-    """Path of a scene's folder relative to the input; the input's name if the input itself is the scene."""
-    relative = folder.relative_to(root).as_posix()
-    return folder.absolute().name if relative == "." else relative
+    """Path of a scene's folder relative to the input; if the input itself is the scene, its name and of what is above it as
+    much as says which scene it is: flower/sparse/0 is flower.
+    """
+    if folder != root:
+        return folder.relative_to(root).as_posix()
+    named = (one.name for one in (folder.absolute(), *folder.absolute().parents))
+    return next((name for name in named if name and not NAMELESS.fullmatch(name)), folder.absolute().name or "scene")
 
 
 def paired(names: Sequence[str], suffix: str, no_image: str) -> list[str]:

@@ -33,6 +33,7 @@ INTRINSICS = {
     "ortho": "sxsycxcy",
 }  # a column of its own each: no reader takes one for the other
 LAYERS = ("alpha", "depth", "normals", "albedo", "roughness", "metallic")
+ROLE = "role"  # string column of views that their set splits: "train", "val" or "test", "" for others
 NUMBERS = ("frame", "asked_us", "time_us")  # int64 columns of views that are video frames
 IMAGE_SHA = "image_sha"  # uint64 column of checksums, which shards of earlier versions lack
 SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
@@ -41,7 +42,8 @@ METADATA_KEY = b"lvsm_data"
 
 
 def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
-    """Arrow schema of a shard. optional: which of LAYERS, NUMBERS and IMAGE_SHA it has; sxsycxcy stands in place of fxfycxcy.
+    """Arrow schema of a shard. optional: which of LAYERS, NUMBERS, ROLE and IMAGE_SHA it has; sxsycxcy stands in place of
+    fxfycxcy.
 
     The Hugging Face metadata makes `image` a picture for `datasets` and the hub's viewer.
     """
@@ -57,6 +59,7 @@ def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
         **dict.fromkeys(("source", "license", "sha256", "config_hash", "meta"), pa.string()),
         **{name: pa.binary() for name in LAYERS if name in optional},
         **{name: pa.int64() for name in NUMBERS if name in optional},
+        **{name: pa.string() for name in (ROLE,) if name in optional},
     }
     features = {name: _feature(kind) for name, kind in columns.items()}
     return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})

@@ -33,6 +33,7 @@ from pipeline.storage.shards import (
     METADATA_KEY,
     NUMBERS,
     PNGS,
+    ROLE,
     Entry,
     Shard,
     entries_of,
@@ -78,7 +79,9 @@ class ShardWriter:
     ) -> None:
         self.out = out
         self.widths = widths
-        self.schema = schema(optional if _lacks_checksums(out, widths) else (*optional, IMAGE_SHA))
+        begun, later = _begun_with(out, widths), (IMAGE_SHA, ROLE)
+        names = (*optional, IMAGE_SHA)
+        self.schema = schema(tuple(name for name in names if begun is None or name in begun or name not in later))
         self.pack = Packer(self.schema, metadata["config_hash"])
         self.metadata = metadata
         self.target_bytes = target_bytes
@@ -145,7 +148,7 @@ class ShardWriter:
         order: uids in the order in which the shard shall hold them (default: as appended). May be called again after an OSError.
         """
         path = self.out / "journal" / f"{name}.arrow"
-        batches = journals.read(path)
+        batches = [self._completed(batch) for batch in journals.read(path)]
         if order:
             place = {uid: number for number, uid in enumerate(order)}
             batches.sort(key=lambda batch: place[batch.column("uid")[0].as_py()])
@@ -158,6 +161,18 @@ class ShardWriter:
             journal.sink.close()
         path.unlink()
         return Shard(name, entries, file_bytes) if batches else None
+
+    def _completed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Record batch with all columns of the schema: one of an earlier version lacks those that came later, and gets nulls."""
+        if batch.schema.names == self.schema.names:
+            return batch
+        nulls = {
+            field.name: pa.nulls(len(batch), field.type)
+            for field in self.schema
+            if field.name not in batch.schema.names
+        }
+        columns = [nulls[name] if name in nulls else batch.column(name) for name in self.schema.names]
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def leave(self) -> None:
         """Close open journals as they are, for a session that will `reopen` them."""
@@ -211,12 +226,12 @@ def _compressible(objects: list[pa.RecordBatch], widths: int) -> list[str]:
     return [leaves.get(name, name) for name in names if sum(one.column(name).nbytes for one in objects) >= enough]
 
 
-def _lacks_checksums(out: Path, widths: Sequence[int]) -> bool:
-    """True for a run that an earlier version began without the column of checksums: all of a run's shards have equal columns."""
+def _begun_with(out: Path, widths: Sequence[int]) -> list[str] | None:
+    """Columns that a run has, perhaps of an earlier version: all of its shards have equal ones. None for a new run."""
     shard = next((path for width in widths for path in shard_paths(out / str(width))), None)
     journal = next((out / "journal").glob("*.arrow"), None)
     found = pq.read_schema(shard) if shard else journals.schema_of(journal) if journal else None
-    return found is not None and IMAGE_SHA not in found.names
+    return None if found is None else list(found.names)
 
 
 @dataclass(frozen=True)
@@ -269,6 +284,8 @@ def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
         for name in NUMBERS:
             if name in columns:
                 columns[name] += scene.numbers[name].tolist()
+        if ROLE in columns:
+            columns[ROLE] += scene.roles or [""] * count
     rows = len(columns["view"])
     item = scene.item
     known = {"credit": item.credit, "url": item.url if is_web(item.url) else ""}  # local paths stay private

@@ -67,9 +67,10 @@ def to_scene(item: Item, clip: Clip, cfg: ClipScene, threads: int = 1) -> Scene:
 
 
 def _named(item: Item, about: dict[str, str]) -> Item:
-    """The item with the title, author and license that the video's page states."""
+    """The item with the title, author and license that the video's page states; its own license where the page states none."""
     credit = item.credit | {name: about[name] for name in ("title", "author") if name in about}
-    return dataclasses.replace(item, credit=credit, license=licenses.normalise(about.get("license")))
+    stated = licenses.normalise(about.get("license"))
+    return dataclasses.replace(item, credit=credit, license=item.license if stated == licenses.UNKNOWN else stated)
 
 
 def nearest(times: np.ndarray, asked: np.ndarray) -> np.ndarray:

@@ -38,6 +38,8 @@ class Importer:
         """Load the item's images and encode them, see `Maker`. Scenes to verify also get a camera verdict."""
         with timed(timings, "fetch"):
             loaded = self.source.load(item, bring(item), self.cfg)
+        if isinstance(loaded, Posed) and len(loaded.images) == 1 and self.cfg.scene.views != 1:
+            raise Skip("single_view", "one view, and a model learns from two or more; --views 1 takes it")
         with timed(timings, "encode"):
             scene = self.encode(item, loaded)
         if item.extra.get(silhouettes.TO_CHECK) or self._verifies(item):
@@ -84,7 +86,8 @@ def to_scene(item: Item, posed: Posed, cfg: PosedConfig) -> Scene:
             raise Skip("broken_image", f"view {view}: {error}") from None
         album.add(int(view), straight, fxfycxcy[view], lenses[view])
     meta = dict(posed.meta) | {"views_found": posed.meta.get("views_found", len(posed.images))}
-    return Scene(item, c2w[chosen].astype(np.float32), album.views(), meta | album.facts())
+    roles = [posed.roles[view] for view in chosen] if posed.roles else ()
+    return Scene(item, c2w[chosen].astype(np.float32), album.views(), meta | album.facts(), roles=roles)
 
 
 def _checked(posed: Posed) -> tuple[np.ndarray, np.ndarray, Sequence[Lens]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,23 @@ def test_views_of_objects(seed: int, inputs: int, targets: int, more: int, farth
     assert (len(shown), len(asked)) == (len(set(shown)), len(set(asked))) == (inputs, targets)
     assert {*shown, *asked} <= set(range(len(centres)))
     assert among or not set(shown) & set(asked)
+
+
+def test_views_kept_for_tests_never_train(tmp_path: Path) -> None:
+    """Nor those for validation; other objects' views all do, and shards without roles go beside."""
+    split = [("train", "val", "test", "train", "")[view % 5] for view in range(VIEWS)]
+    write(tmp_path / "split", [replace(scene(f"split-{i}"), roles=split) for i in range(6)])
+    write(tmp_path / "whole", [scene(f"whole-{i}") for i in range(6)])
+    opened = Data(config(tmp_path / "split", tmp_path / "whole", cache="none", held_views=2))
+    plans = [sample for step in range(60) for sample in opened.planner.training(step, 0, 1)]
+    may = [view for view in range(VIEWS) if split[view] in ("train", "")]
+    seen: dict[str, set[int]] = {"split": set(), "whole": set()}
+    for sample in plans:
+        seen[sample.uid[:5]] |= {*sample.inputs, *sample.targets}
+    assert seen == {"split": set(may[:-2]), "whole": set(range(VIEWS - 2))}
+    held = [sample for sample in opened.planner.evaluation("held", 3, 2) if sample.uid.startswith("split")]
+    assert held and all(set(sample.targets) == set(may[-2:]) for sample in held)
+    opened.close()
 
 
 def test_targets_may_be_inputs_where_asked_for(run: Path) -> None:

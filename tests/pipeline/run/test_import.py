@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.storage import journal
 from pipeline.storage.ledger import Ledger
 from tests import balls, foreign, trees
 from tests.conftest import lvsm_data_here
@@ -157,6 +158,58 @@ def test_scenes_whose_cameras_do_not_fit_are_left_out_by_themselves(world: World
         shutil.rmtree(world.folder / "out")
         said = run(world, "--source", "nerfstudio", "--input", "in", "--n", 4, "--res", 64, "--no-verify-cameras")
         assert "delivered 4" in said and "cameras" not in said
+
+
+def test_terms_of_ones_own_pictures(world: World) -> None:
+    """License and credit stand in the rows, the account allows what they allow, and the card says what was done."""
+    in_a_room(world.folder / "in/garden", wrong=False)
+    own = ("--source", "nerfstudio", "--input", "in", "--n", 1, "--res", 64, "--license", "cc by 4.0")
+    said = run(world, *own, "--credit", "Jane Doe", "page=https://example.org/garden")
+    assert "CC-BY-4.0" in said
+    row = pq.read_table(next((world.folder / "out/64").glob("*.parquet"))).to_pylist()[0]
+    assert row["license"] == "CC-BY-4.0" and row["role"] == ""
+    assert json.loads(row["meta"])["credit"] == {"author": "Jane Doe", "page": "https://example.org/garden"}
+    listed = world.run("licenses", "out", "--attribution", "credits.csv", "--card", "card.md")
+    assert "passing on: allowed by every license" in listed and "nothing is allowed" not in listed
+    assert "Jane Doe" in (world.folder / "credits.csv").read_text()
+    card = (world.folder / "card.md").read_text()
+    assert "1 scenes" in card and "nothing was rendered" in card and "lit anew" not in card
+    assert "license: cc-by-4.0" in card
+    assert "license was CC-BY-4.0, now CC0-1.0" in run(world, *own[:-1], "CC0", expect=2)
+    assert "is not understood" in run(world, *own[:-1], "mine", expect=2)
+    assert "names no author" in run(world, *own, "--credit", "writer=Jane", expect=2)
+
+
+def test_a_single_view_teaches_nothing(world: World) -> None:
+    foreign.nerfstudio(world.folder / "in/one", balls.walk(3, (80, 96))[:1])
+    one = ("--source", "nerfstudio", "--input", "in", "--n", 1, "--res", 64)
+    assert "single_view 1" in run(world, *one, expect=3)
+    shutil.rmtree(world.folder / "out")
+    assert "delivered 1" in run(world, *one, "--views", 1)
+
+
+def test_a_journal_of_a_version_without_roles_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        foreign.nerfstudio(world.folder / "in" / name, balls.walk(3, (80, 96)))
+    here = ("--source", "nerfstudio", "--input", "in", "--res", 64)
+    run(world, *here, "--n", 1)
+    (shard,) = (world.folder / "out/64").glob("train*")
+    before = pq.read_table(shard)
+    of = before.schema.remove(before.schema.get_field_index("role")).remove_metadata()
+    sink = (world.folder / "out/journal" / f"{shard.stem}.arrow").open("wb", buffering=0)
+    journal.append(sink, of.serialize())
+    for batch in before.drop_columns("role").replace_schema_metadata().to_batches():
+        journal.append(sink, batch.serialize())
+    sink.close()
+    shard.unlink()
+    run(world, *here, "--n", 2)
+    tables = [pq.read_table(path) for path in (world.folder / "out/64").glob("*.parquet")]
+    assert sorted({(row["uid"], row["role"]) for table in tables for row in table.to_pylist()}, key=str)[0][1] in (
+        None,
+        "",
+    )
+    assert sorted({row["uid"] for table in tables for row in table.to_pylist()}) == ["a", "b"]
+    assert "ok: " in world.run("verify", "out")
 
 
 @pytest.mark.parametrize(

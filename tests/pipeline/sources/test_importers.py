@@ -382,6 +382,51 @@ def test_colmap_text_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert importing.errors(only(imported("colmap", folder, tmp_path)), 64).max() < 0.08
 
 
+def test_the_splits_of_nerf_synthetic_are_roles(tmp_path: Path) -> None:
+    foreign.nerf_synthetic(tmp_path / "in", balls.circle(12, 1.1, 96, 20.0)[:6])
+    scene = only(imported("nerfstudio", tmp_path / "in", tmp_path))
+    assert list(scene.roles) == ["train"] * 3 + ["test"] * 3
+    assert list(only(imported("nerfstudio", tmp_path / "in", tmp_path, views=2)).roles) == ["train", "test"]
+    one = only(imported("nerfstudio", tmp_path / "in" / "transforms_test.json", tmp_path))
+    assert list(one.roles) == ["test"] * 3
+
+
+def test_other_ways_to_name_splits_are_roles_too(tmp_path: Path) -> None:
+    """nerfstudio's lists of names, and ScanNet++'s frames of tests."""
+    folder = foreign.nerfstudio(tmp_path / "in", balls.walk(4, (90, 120)))
+    facts = foreign.read_json(folder / "transforms.json")
+    assert not only(imported("nerfstudio", folder, tmp_path)).roles
+    names = [frame["file_path"] for frame in facts["frames"]]
+    write_json(folder / "transforms.json", facts | {"train_filenames": names[:2], "val_filenames": [f"./{names[3]}"]})
+    assert list(only(imported("nerfstudio", folder, tmp_path)).roles) == ["train", "train", "", "val"]
+    write_json(folder / "transforms.json", facts | {"frames": facts["frames"][:3], "test_frames": facts["frames"][3:]})
+    assert list(only(imported("nerfstudio", folder, tmp_path)).roles) == ["", "", "", "test"]
+
+
+@pytest.mark.parametrize("scale", [0.33, 4.0])
+def test_axes_that_are_all_longer_by_one_factor_are_made_unit(tmp_path: Path, scale: float) -> None:
+    folder = foreign.nerfstudio(tmp_path / "in", balls.walk(3, (90, 120)))
+    facts = foreign.read_json(folder / "transforms.json")
+    for frame in facts["frames"]:
+        frame["transform_matrix"] = (np.array(frame["transform_matrix"]) * [scale, scale, scale, 1]).tolist()
+    write_json(folder / "transforms.json", facts)
+    scene = only(imported("nerfstudio", folder, tmp_path))
+    assert importing.errors(scene, 64).max() < 0.06 and scene.meta["rotation_scale"] == pytest.approx(scale)
+
+
+def test_a_model_given_as_input_has_the_name_of_its_project(tmp_path: Path) -> None:
+    folder = foreign.colmap(tmp_path / "flower", balls.walk(3, (90, 120)), "PINHOLE", True)
+    (tmp_path / "0").mkdir()
+    foreign.nerfstudio(tmp_path / "0" / "007", balls.walk(3, (90, 120)))
+    for source, given, uid in (
+        ("colmap", folder / "sparse/0", "flower"),
+        ("colmap", folder / "sparse", "flower"),
+        ("nerfstudio", tmp_path / "0" / "007", tmp_path.name),
+        ("nerfstudio", tmp_path / "0", "007"),
+    ):
+        assert only(imported(source, given, tmp_path)).item.uid == uid
+
+
 def test_pixelsplat_with_two_splits_and_without_an_index(tmp_path: Path) -> None:
     for split, keys in (("train", "ab"), ("test", "bc")):
         (tmp_path / "in" / split).mkdir(parents=True)

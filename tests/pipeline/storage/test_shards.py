@@ -685,7 +685,7 @@ def test_reading_a_ledger_that_is_not_there_is_a_user_error(tmp_path: Path) -> N
 def without_checksums(out: Path, scenes: list[Scene], close: bool) -> None:
     """A run as an earlier version leaves it: a shard, or an open journal, without the column."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "_lacks_checksums", lambda out, widths: True)
+        patch.setattr(writer, "_begun_with", lambda out, widths: [])
         begun = write(out, scenes)
     if close:
         begun.close("train")
