@@ -24,6 +24,7 @@ from pipeline.config.export import ExportConfig
 from pipeline.config.manifest import ManifestConfig
 from pipeline.config.render import RenderConfig
 from pipeline.config.run import RunConfig
+from pipeline.config.source_table import AUTO
 from pipeline.config.views import ImportConfig
 from pipeline.core.errors import FEWER_THAN_ASKED, UserError
 from pipeline.core.text import shown
@@ -46,6 +47,12 @@ def import_views(cfg: Annotated[ImportConfig, tyro.conf.OmitArgPrefixes]) -> int
 
     Example: lvsm-data import --source nerfstudio --input captures/ --n 10 --res 64 512
     """
+    if cfg.source == AUTO and cfg.input is not None:
+        from pipeline.sources.captures import recognised
+
+        source, says = recognised(cfg.input)
+        print(says)
+        cfg = dataclasses.replace(cfg, source=source)
     return _run(cfg.resolved())
 
 

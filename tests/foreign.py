@@ -5,6 +5,7 @@ Where a format allows it, fx != fy and the principal point is off the centre.
 
 from __future__ import annotations
 
+import gzip
 import json
 import struct
 from collections.abc import Sequence
@@ -122,6 +123,83 @@ def nerf_synthetic(folder: Path, eyes: Sequence[Eye]) -> Path:
             frames.append({"file_path": f"./{split}/r_{i}", "rotation": 0.01, "transform_matrix": opengl_c2w(one)})
         angle = 2 * np.arctan(eyes[0].hw[1] / 2 / eyes[0].k[0])
         (folder / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": angle, "frames": frames}))
+    return folder
+
+
+def llff(folder: Path, eyes: Sequence[Eye], images: str = "images") -> Path:
+    """poses_bounds.npy: down, right, backwards, centre, (height, width, focal) as columns, then two depths; images beside."""
+    (folder / images).mkdir(parents=True)
+    rows = []
+    for i, (one, picture) in enumerate(zip(eyes, pictures(eyes), strict=True)):
+        (folder / images / f"IMG_{i:03d}.png").write_bytes(photo(picture, "PNG"))
+        hwf = np.array([*one.hw, one.k[0]])
+        matrix = np.stack([-one.up, one.right, one.back, one.position, hwf], -1)
+        rows.append([*matrix.flatten(), 0.5, 4.0])
+    (folder / "poses_bounds.npy").write_bytes(npy(np.array(rows)))
+    return folder
+
+
+def neus(folder: Path, eyes: Sequence[Eye], name: str = "cameras_sphere.npz") -> Path:
+    """world_mat_i = K [R|t], whose pixels count from the centre of the first; scale_mat_i; image/000.png ..."""
+    (folder / "image").mkdir(parents=True)
+    matrices = {}
+    for i, (one, picture) in enumerate(zip(eyes, pictures(eyes), strict=True)):
+        (folder / "image" / f"{i:03d}.png").write_bytes(photo(picture, "PNG"))
+        fx, fy, cx, cy = one.k
+        k = np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])
+        world = np.eye(4, dtype=np.float32)
+        world[:3] = (2.5 if i % 2 else 1.0) * k @ opencv_w2c(one)  # a projection means the same times any factor
+        matrices |= {f"world_mat_{i}": world, f"scale_mat_{i}": np.diag([0.9, 0.9, 0.9, 1]).astype(np.float32)}
+    np.savez(folder / name, **matrices)
+    return folder
+
+
+def co3d(folder: Path, eyes: Sequence[Eye], kind: str = "ndc_isotropic") -> Path:
+    """CATEGORY/frame_annotations.jgz and CATEGORY/SEQUENCE/images: PyTorch3D's row vectors, left, up, forward, and NDC."""
+    (folder / "images").mkdir(parents=True)
+    frames = []
+    for i, (one, picture) in enumerate(zip(eyes, pictures(eyes), strict=True)):
+        name = f"{folder.parent.name}/{folder.name}/images/frame{i + 1:06d}.jpg"
+        (folder.parent.parent / name).write_bytes(photo(picture))
+        rotation = np.stack([-one.right, one.up, -one.back], -1)
+        height, width = one.hw
+        unit = np.array([width, height]) / 2 if kind == "ndc_norm_image_bounds" else np.full(2, min(one.hw) / 2)
+        focal, point = np.array(one.k[:2]) / unit, (np.array([width, height]) / 2 - np.array(one.k[2:])) / unit
+        seen = {"R": rotation.tolist(), "T": (-one.position @ rotation).tolist(), "intrinsics_format": kind}
+        seen |= {"focal_length": focal.tolist(), "principal_point": point.tolist()}
+        frame = {"sequence_name": folder.name, "frame_number": i, "image": {"path": name, "size": [height, width]}}
+        frames.append(frame | {"viewpoint": seen, "meta": {"frame_type": "test_known" if i == 2 else "train_known"}})
+    frames.append(frames[0] | {"sequence_name": "another"})
+    (folder.parent / "frame_annotations.jgz").write_bytes(gzip.compress(json.dumps(frames).encode()))
+    return folder
+
+
+def lvsm(folder: Path, eyes: Sequence[Eye]) -> Path:
+    """SPLIT/images/KEY and SPLIT/metadata/KEY.json, whose paths are those of another machine."""
+    (folder / "images" / "5aca87f95a9412c6").mkdir(parents=True)
+    (folder / "metadata").mkdir()
+    frames = []
+    for i, (one, picture) in enumerate(zip(eyes, pictures(eyes), strict=True)):
+        (folder / "images" / "5aca87f95a9412c6" / f"{i:05d}.png").write_bytes(photo(picture, "PNG"))
+        w2c = [*opencv_w2c(one).tolist(), [0, 0, 0, 1]]
+        path = f"/mnt/data/re10k/test/images/5aca87f95a9412c6/{i:05d}.png"
+        frames.append({"image_path": path, "fxfycxcy": list(map(float, one.k)), "w2c": w2c})
+    facts = {"scene_name": "5aca87f95a9412c6", "frames": frames}
+    (folder / "metadata" / "5aca87f95a9412c6.json").write_text(json.dumps(facts))
+    return folder
+
+
+def timed_frames(folder: Path, eyes: Sequence[Eye], cameras: Path) -> Path:
+    """Pictures named by microseconds, and their camera file."""
+    folder.mkdir(parents=True)
+    lines = ["https://www.youtube.com/watch?v=0"]
+    for i, (one, picture) in enumerate(zip(eyes, pictures(eyes), strict=True)):
+        time, (height, width), (fx, fy, cx, cy) = 52_553_000 + 33_366 * i, one.hw, one.k
+        (folder / f"{time}.png").write_bytes(photo(picture, "PNG"))
+        numbers = [fx / width, fy / height, cx / width, cy / height, 0, 0, *opencv_w2c(one).flatten()]
+        lines.append(" ".join([str(time), *(repr(float(number)) for number in numbers)]))
+    cameras.parent.mkdir(parents=True, exist_ok=True)
+    cameras.write_text("\n".join(lines) + "\n")
     return folder
 
 

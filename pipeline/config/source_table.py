@@ -29,11 +29,20 @@ class Source:
     roles: bool = False
 
 
-CAPTURES = {  # sources of captures on this machine -> their modules in pipeline/poses
+# sources of captures on this machine -> their modules in pipeline/poses, in the order in which folders are recognised
+CAPTURES = {
+    "nerf-synthetic": "transforms",
+    "d-nerf": "transforms",
     "nerfstudio": "transforms",
+    "instant-ngp": "transforms",
     "colmap": "colmap",
+    "neus": "neus",
+    "llff": "llff",
+    "co3d": "co3d",
+    "re10k-frames": "realestate",
 }
-WITH_ROLES = ("nerfstudio",)
+WITH_ROLES = ("nerf-synthetic", "d-nerf", "nerfstudio", "instant-ngp", "co3d")
+AUTO = "auto"  # in place of a posed source: what the input looks like
 SOURCES = {  # in the order of --help
     "procedural": Source("object", "pipeline.sources.procedural", endless=True, objects=True),
     "local": Source("object", "pipeline.sources.local", input="--input FOLDER or --input MANIFEST.csv", objects=True),
@@ -62,4 +71,5 @@ if TYPE_CHECKING:
     PosedSource = str
     VideoSource = str
 else:  # types of the flags, made from the table
-    ObjectSource, PosedSource, VideoSource = (Literal[names(kind)] for kind in ("object", "posed", "video"))
+    ObjectSource, VideoSource = (Literal[names(kind)] for kind in ("object", "video"))
+    PosedSource = Literal[(AUTO, *names("posed"))]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import tyro
 
 from pipeline.config.shared import Fetching, Granting, Running, absolute, config_hash, folder_name, plain
-from pipeline.config.source_table import SOURCES, PosedSource
+from pipeline.config.source_table import AUTO, SOURCES, PosedSource, names
 from pipeline.core.errors import UserError
 
 
@@ -70,8 +70,8 @@ class PosedConfig(PictureConfig):
 class ImportConfig(Granting, Fetching, Running):
     """A run of the importer: views that exist already become the same shards."""
 
-    source: PosedSource = "nerfstudio"
-    """What the pictures and their cameras look like. docs/sources.md."""
+    source: PosedSource = AUTO
+    """What the pictures and their cameras look like; auto: recognised in the folder that --input names. docs/sources.md."""
     input: Path | None = None
     """A folder, or an archive (.zip, .tar, .tar.gz, .7z). Default for objaverse-mix and gobjaverse: fetched, bit by bit."""
     follow_links: bool = True
@@ -93,6 +93,10 @@ class ImportConfig(Granting, Fetching, Running):
         """Fill in defaults. UserError where flags contradict each other."""
         self.check_running()
         self.check_fetching()
+        if self.source == AUTO:
+            raise UserError(
+                "import needs --input or --source", f"--input FOLDER, or --source {' | '.join(names('posed'))}"
+            )
         if self.input is None and (hint := SOURCES[self.source].input):
             raise UserError(f"--source {self.source} needs --input", hint)
         for name in ("input", "uids"):

@@ -103,9 +103,14 @@ def folders(root: Path, is_scene: Callable[[Path], bool], seed: int, depth: int 
     if is_scene(root):
         yield root
     elif depth:
-        inner = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-        for i in item_rng(seed, root.name, "order").permutation(len(inner)):
-            yield from folders(root / inner[i], is_scene, seed, depth - 1)
+        children = inner(root)
+        for i in item_rng(seed, root.name, "order").permutation(len(children)):
+            yield from folders(children[i], is_scene, seed, depth - 1)
+
+
+def inner(folder: Path) -> list[Path]:
+    """Folders in a folder, sorted by name, but for hidden ones."""
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
 def never_empty(items: Iterator[Item], what: str, hint: str) -> Iterator[Item]:

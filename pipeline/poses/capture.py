@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.core import cameras
-from pipeline.core.cameras import Lens
+from pipeline.core.cameras import PINHOLE, Lens
 from pipeline.core.errors import Skip
 
 MAX_JSON = 64_000_000  # bytes
+MOST_OFF_CENTRE = 0.45  # of half the picture; pictures of half or twice the size are farther off
 ROLES = ("train", "val", "test")
 COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
 
@@ -29,7 +30,7 @@ class View:
     """View of a capture. name: of its picture, as the camera file says it; picture: its file, None if that is missing.
 
     c2w (3 or 4, 4) with OpenCV axes. camera: (height, width) of the picture -> fxfycxcy (4,) in its pixels, and the lens; raises
-    Skip. role: one of ROLES, or "" where the capture has none.
+    Skip. role: one of ROLES, or "" where the capture has none. time: of a scene that moves, in the units of its file.
     """
 
     name: str
@@ -37,6 +38,7 @@ class View:
     c2w: np.ndarray
     camera: CameraOf
     role: str = ""
+    time: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,17 @@ def json_object(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
+def json_lists(data: bytes, name: str) -> list[dict[str, Any]]:
+    """Parse a JSON file that holds a list of objects, of any length. Raises Skip("bad_cameras")."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Skip("bad_cameras", f"{name} is not JSON: {error}") from None
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise Skip("bad_cameras", f"{name} holds no list of objects")
+    return value
+
+
 def number(record: Mapping[str, Any], name: str) -> float | None:
     """Get a finite number from a JSON object, None if absent. Raises Skip("bad_cameras")."""
     value = record.get(name)
@@ -123,3 +136,14 @@ def fitted(fxfycxcy: np.ndarray, stated_hw: tuple[float, float], hw: tuple[int, 
         stated = f"{stated_hw[1]:g}x{stated_hw[0]:g}"
         raise Skip("bad_cameras", f"{name} is {hw[1]}x{hw[0]} pixels, its camera says {stated}")
     return np.asarray(fxfycxcy, np.float64) * [sx, sy, sx, sy]
+
+
+def unsized(fxfycxcy: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, Lens]:
+    """Intrinsics of a format that says no picture size, as they are. Raises Skip("bad_cameras") if they are of another size."""
+    off = np.abs(np.asarray(fxfycxcy)[2:] / [hw[1] / 2, hw[0] / 2] - 1)
+    if not (off < MOST_OFF_CENTRE).all():
+        cx, cy = fxfycxcy[2:]
+        raise Skip(
+            "bad_cameras", f"a principal point of {cx:.4g}, {cy:.4g} for {hw[1]}x{hw[0]} pixels: of another size"
+        )
+    return np.asarray(fxfycxcy, np.float64), PINHOLE

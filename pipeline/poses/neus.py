@@ -1,24 +1,113 @@
-"""NeuS's and IDR's cameras_sphere.npz (arXiv 2106.10689, 2003.09852): for picture i, world_mat_i and scale_mat_i, 4x4 float32.
+"""NeuS, IDR and their DTU scenes: cameras_sphere.npz or cameras.npz beside image/, a matrix per picture in the order of names.
 
-world_mat = [K [R | t]; 0 0 0 1] of world-to-camera with OpenCV axes; scale_mat maps the unit sphere to the sphere that holds the
-object. Their readers shoot rays through whole numbers, so that (0, 0) is the centre of the first pixel: half a pixel from ours.
+world_mat_i takes the world to pixels (K [R|t], OpenCV axes), counted from the centre of the first pixel: half a pixel is added.
+scale_mat_i takes the unit sphere to the object; poses stay in the world that it leads to.
 """
 
 from __future__ import annotations
 
+import functools
+import io
+import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.core import images
+from pipeline.core.cameras import homogeneous
 from pipeline.core.errors import Skip
+from pipeline.formats import bundles
+from pipeline.poses.capture import Capture, View, npy, unsized
+from pipeline.poses.pictures import Finder, pictures_in
 from pipeline.poses.shots import Folders, Shots, Writer
 
-HALF_PIXEL = 0.5
+SAYS = "cameras_sphere.npz or cameras.npz of NeuS and IDR with its images"
+FILES = ("cameras_sphere.npz", "cameras.npz")
+FOLDERS = ("image", "images", "rgb")
+MATRIX = re.compile(r"world_mat_(\d+)")
+HALF_PIXEL = 0.5  # from the centre of the first pixel to its corner
+MOST_SKEW = 0.5  # pixels; more is a camera that fxfycxcy does not hold
+MOST = 100_000  # matrices
+MAX_MATRIX = 4096  # bytes of a .npy of 16 numbers, with its head
+
+
+def is_scene(folder: Path) -> bool:
+    """True if the folder holds one of FILES."""
+    return any((folder / name).is_file() for name in FILES)
+
+
+def read(folder: Path, finder: Finder, only: str = "") -> Capture:
+    """Read the capture in a folder. Raises Skip: no_cameras, no_images, count_mismatch, bad_cameras, unsupported_camera."""
+    name = only or next((name for name in FILES if (folder / name).is_file()), "")
+    if not name:
+        raise Skip("no_cameras", f"no {FILES[0]} in {folder}")
+    matrices = _matrices(folder / name)
+    place = next((one for one in FOLDERS if pictures_in(folder / one)), None)
+    if place is None:
+        raise Skip("no_images", f"no pictures in {FOLDERS[0]}/ beside {name}")
+    found = pictures_in(folder / place)
+    views = []
+    for picture, matrix in zip(found, _matched(found, matrices, name), strict=True):
+        k, pose = decomposed(matrix)
+        file = finder.find(f"{place}/{picture}", folder)
+        views.append(View(f"{place}/{picture}", file, pose, functools.partial(unsized, k)))
+    return Capture(views)
+
+
+def _matched(names: list[str], matrices: dict[int, np.ndarray], file: str) -> list[np.ndarray]:
+    """Matrix of each picture: by order where there are as many, else by the number that is its name."""
+    if len(names) == len(matrices):
+        return [matrices[number] for number in sorted(matrices)]
+    numbers = [int(stem) if (stem := Path(name).stem).isdecimal() else -1 for name in names]
+    if not set(numbers) <= matrices.keys():
+        raise Skip("count_mismatch", f"{len(matrices)} matrices in {file} and {len(names)} pictures")
+    return [matrices[number] for number in numbers]
+
+
+def _matrices(path: Path) -> dict[int, np.ndarray]:
+    """Read number -> world_mat (3, 4). Raises Skip("bad_cameras")."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(bundles.read_file(path))) as archive:
+            members = {
+                int(match[1]): member
+                for member in archive.infolist()
+                if (match := MATRIX.fullmatch(member.filename.removesuffix(".npy")))
+            }
+            if not members or len(members) > MOST or max(one.file_size for one in members.values()) > MAX_MATRIX:
+                raise Skip("bad_cameras", f"{path.name} holds {len(members)} matrices world_mat_N")
+            found = {number: npy(archive.read(member), member.filename) for number, member in members.items()}
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
+        raise Skip("bad_cameras", f"{path.name}: {error}") from None
+    if wrong := [one.shape for one in found.values() if one.shape not in ((4, 4), (3, 4))]:
+        raise Skip("bad_cameras", f"{path.name}: a matrix of shape {wrong[0]}")
+    return {number: matrix[:3] for number, matrix in found.items()}
+
+
+def decomposed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """World to pixels (3, 4), any factor -> fxfycxcy (4,) with pixel centres at +0.5, c2w (4, 4). Raises Skip."""
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:, :3])) < 1e-12:
+        raise Skip("bad_cameras", "a projection that cannot be inverted")
+    # K R by the QR decomposition of the rows from the last to the first
+    q, r = np.linalg.qr(matrix[::-1, :3].T)
+    k, rotation = r.T[::-1, ::-1], q.T[::-1]
+    signs = np.sign(np.diag(k))
+    k, rotation = k * signs, signs[:, None] * rotation
+    if np.linalg.det(rotation) < 0:  # the matrix had a negative factor
+        rotation = -rotation
+    k = k / k[2, 2]
+    if abs(k[0, 1]) > MOST_SKEW:
+        raise Skip("unsupported_camera", f"a skew of {k[0, 1]:.3g} pixels")
+    centre = -np.linalg.solve(matrix[:, :3], matrix[:, 3])
+    c2w = homogeneous(np.c_[rotation.T, centre])
+    return np.array([k[0, 0], k[1, 1], k[0, 2] + HALF_PIXEL, k[1, 2] + HALF_PIXEL]), c2w
+
+
+# ---- writing
 
 
 def world_mats(w2c: np.ndarray, fxfycxcy: np.ndarray) -> np.ndarray:
-    """Convert w2c (V, 4, 4) and fxfycxcy (V, 4), pixel centres at +0.5 -> world_mat (V, 4, 4)."""
+    """Convert w2c (V, 4, 4) and fxfycxcy (V, 4), pixel centres at +0.5 -> world_mat (V, 4, 4). See `decomposed`."""
     k = np.tile(np.eye(4), (len(w2c), 1, 1))
     k[:, 0, 0], k[:, 1, 1] = fxfycxcy[:, 0], fxfycxcy[:, 1]
     k[:, 0, 2], k[:, 1, 2] = fxfycxcy[:, 2] - HALF_PIXEL, fxfycxcy[:, 3] - HALF_PIXEL
@@ -44,4 +133,4 @@ def _write(shots: Shots, folder: Path) -> None:
     scale = np.diag([shots.radius] * 3 + [1.0]).astype(np.float32)
     world = world_mats(shots.w2c(), shots.fxfycxcy.astype(np.float64)).astype(np.float32)
     arrays = {f"world_mat_{view}": matrix for view, matrix in enumerate(world)}
-    np.savez(folder / "cameras_sphere.npz", **arrays, **{f"scale_mat_{view}": scale for view in range(len(world))})
+    np.savez(folder / FILES[0], **arrays, **{f"scale_mat_{view}": scale for view in range(len(world))})

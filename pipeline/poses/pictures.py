@@ -12,6 +12,13 @@ SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif")
 SMALLER = ("images_2", "images_4", "images_8")  # folders of copies that are smaller by this factor
 
 
+def pictures_in(folder: Path) -> list[str]:
+    """Names of the pictures in a folder, sorted; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(name for name in os.listdir(folder) if Path(name).suffix.lower() in SUFFIXES[1:] and name[0] != ".")
+
+
 class Finder:
     """Finds what a camera file names. roots: folders that files must stay in, after links are followed unless follow_links."""
 

@@ -77,13 +77,13 @@ def read(folder: Path, finder: Finder, only: str = "") -> Capture:
     if (scale := _common_scale(poses)) != 1:
         poses[:, :3, :3] /= scale  # rays keep their directions
         meta["rotation_scale"] = round(scale, 6)
-    views = [
-        View(
-            name := frame["file_path"], finder.copy(name, folder), pose, functools.partial(_camera, frame), frame[ROLE]
-        )
-        for frame, pose in zip(frames, cameras.from_opengl(poses), strict=True)
-    ]
+    views = [_view(frame, pose, folder, finder) for frame, pose in zip(frames, cameras.from_opengl(poses), strict=True)]
     return Capture(views, meta)
+
+
+def _view(frame: dict[str, Any], pose: np.ndarray, folder: Path, finder: Finder) -> View:
+    name, camera = frame["file_path"], functools.partial(_camera, frame)
+    return View(name, finder.copy(name, folder), pose, camera, frame[ROLE], number(frame, "time"))
 
 
 def _name_roles(frames: list[dict[str, Any]], shared: Mapping[str, Any]) -> None:

@@ -3,30 +3,86 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import itertools
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from pipeline.config.source_table import CAPTURES
+from pipeline.config.source_table import CAPTURES, names
 from pipeline.config.views import ImportConfig
 from pipeline.core import cameras
-from pipeline.core.errors import Skip
+from pipeline.core.errors import Skip, UserError
 from pipeline.core.records import Item, Posed
+from pipeline.core.text import shown
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
+from pipeline.poses import transforms
+from pipeline.poses.capture import json_object
 from pipeline.poses.pictures import Finder
 from pipeline.sources import posed_views
 
 SAYS = "captures"
 HOWTO = f"--source {'|'.join(CAPTURES)} --input FOLDER"
+SPLIT = "transforms_train.json"
+LOOKED_AT, FEW_FILES = 200, 2000  # folders of a level and files of a folder that are looked at to recognise them
+LOOKS = {  # other posed sources -> patterns of files that one folder of theirs holds
+    "zero123": (r"\d{3}\.png", r"\d{3}\.npy"),
+    "gobjaverse": (r"campos_512_v4",),
+    "pixelsplat": (r".+\.torch",),
+}
 LEAST_SHARE = 0.5  # of a capture's views whose pictures must be there
 
 
 def reader(source: str) -> ModuleType:
     """Module of pipeline/poses that reads the captures of a source."""
     return importlib.import_module(f"pipeline.poses.{CAPTURES[source]}")
+
+
+def recognised(given: Path) -> tuple[str, str]:
+    """Return (source, what to say of it) for the captures at a path: a folder, or a file that belongs to one.
+
+    Folders are looked at from above, a level at a time; the first that is a capture of any kind decides. Raises UserError where
+    there is none.
+    """
+    if not given.exists():
+        raise UserError(f"--input {given} does not exist")
+    level = [given.parent if given.is_file() else given]
+    for _ in range(bundles.DEPTH + 1):
+        for folder in level[:LOOKED_AT]:
+            kinds = list(dict.fromkeys(_kinds(folder)))
+            if kinds:
+                others = f" (also like {', '.join(kinds[1:])}: --source takes one of these)" if kinds[1:] else ""
+                return kinds[0], f"{shown(folder)} looks like {kinds[0]}{others}"
+        level = [child for folder in level[:LOOKED_AT] for child in bundles.inner(folder)]
+    hint = f"--source {' | '.join(names('posed'))}; docs/sources.md shows what belongs into each"
+    raise UserError(f"{given} looks like no capture that is known", hint)
+
+
+def _kinds(folder: Path) -> Iterator[str]:
+    """Names of the sources whose scenes a folder looks like, the most telling first."""
+    if (folder / SPLIT).is_file():
+        yield "d-nerf" if _moves(folder / SPLIT) else "nerf-synthetic"
+    elif transforms.is_scene(folder):
+        yield "nerfstudio"
+    for name, module in CAPTURES.items():
+        if module != "transforms" and reader(name).is_scene(folder):
+            yield name
+    files = {path.name for path in itertools.islice(folder.iterdir(), FEW_FILES)}
+    for name, patterns in LOOKS.items():
+        if all(any(re.fullmatch(pattern, file) for file in files) for pattern in patterns):
+            yield name
+
+
+def _moves(path: Path) -> bool:
+    """True if a file of frames says times for them."""
+    try:
+        frames = json_object(bundles.read_file(path), path.name).get("frames")
+    except Skip:
+        return False
+    return isinstance(frames, list) and any(isinstance(frame, dict) and "time" in frame for frame in frames[:1])
 
 
 def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
@@ -36,7 +92,9 @@ def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[
     if root.is_file():
         root = root.parent
     folders = bundles.folders(root, form.is_scene, seed)
-    found = (Item(posed_views.uid_of(folder, root), cfg.source, url=str(folder)) for folder in folders)
+    name: Callable[[Path], str] | None = getattr(form, "name_of", None)
+    uids = ((name(folder) if name else posed_views.uid_of(folder, root), folder) for folder in folders)
+    found = (Item(uid, cfg.source, url=str(folder)) for uid, folder in uids)
     hint = f"--source {cfg.source} --input FOLDER; docs/sources.md shows what belongs into it"
     return bundles.never_empty(found, f"{root} holds no {form.SAYS}", hint)
 
@@ -58,6 +116,8 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     pictures = [bundles.read_file(view.picture) for view in chosen if view.picture is not None]
     made = [view.camera(posed_views.hw_of(data, view.name)) for view, data in zip(chosen, pictures, strict=True)]
     fxfycxcy, lenses = zip(*made, strict=True)
-    meta = capture.meta | {"views_found": len(there)} | ({"views_missing": len(missing)} if missing else {})
+    times = [view.time for view in chosen]
+    meta = capture.meta | ({"times": times} if len(set(times)) > 1 else {})
+    meta |= {"views_found": len(there)} | ({"views_missing": len(missing)} if missing else {})
     roles = [view.role for view in chosen] if any(view.role for view in chosen) else []
     return Posed(pictures, np.stack([view.c2w for view in chosen]), np.stack(fxfycxcy), lenses, roles, meta)

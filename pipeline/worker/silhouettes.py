@@ -85,7 +85,9 @@ class Verdict:
 
 
 def check(posed: Posed) -> Verdict:
-    """Test the cameras of one scene. Never raises for its content: unreadable pictures make the verdict "undecided"."""
+    """Test the cameras of one scene; undecided if it moves (views with times of their own), or a picture cannot be read."""
+    if "times" in posed.meta:
+        return Verdict("undecided")
     try:
         shapes = silhouettes(posed)
         lines = epipolar.explained(posed)

@@ -14,6 +14,8 @@ import torch
 from pipeline.config.views import MixCameras
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.records import Scene
+from pipeline.sources import captures
+from pipeline.worker import silhouettes
 from tests import balls, foreign, importing
 from tests.importing import config, imported, only, seven_zipped, tarred, under, write_json, zipped
 
@@ -70,6 +72,22 @@ def square_pixels(at: Path) -> Path:
     return foreign.nerf_synthetic(at / "lego", balls.circle(12, 1.1, 512, 20.0)[:4])
 
 
+def plain(source: str) -> Callable[[Path], Path]:
+    """Scenes of the formats with one focal length and the principal point in the middle, or not."""
+    centred, free = balls.circle(12, 1.1, 512, 20.0)[:3], balls.walk(3, PHOTO)
+    return {
+        "llff": lambda at: foreign.llff(at / "fern", centred),
+        "neus": lambda at: foreign.neus(at / "dtu_scan65", free).parent,
+        "idr": lambda at: foreign.neus(at / "scan65", free, "cameras.npz"),
+        "co3d": lambda at: foreign.co3d(at / "apple" / "110_13051_23361", free).parents[1],
+        "co3d v1": lambda at: foreign.co3d(at / "apple" / "110_13051_23361", free, "ndc_norm_image_bounds").parents[1],
+        "lvsm": lambda at: foreign.lvsm(at / "test", free).parent,
+        "frames": lambda at: foreign.timed_frames(
+            at / "train" / "key", free, at / "RealEstate10K/train/key.txt"
+        ).parents[1],
+    }[source]
+
+
 CASES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "zero123": ("zero123", zero123),
     "gobjaverse": ("gobjaverse", gobjaverse),
@@ -81,6 +99,13 @@ CASES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "nerfstudio distortion_params": ("nerfstudio", six),
     "nerfstudio fisheye": ("nerfstudio", studio(FISH)),
     "nerf synthetic": ("nerfstudio", square_pixels),
+    "llff": ("llff", plain("llff")),
+    "neus": ("neus", plain("neus")),
+    "idr": ("neus", plain("idr")),
+    "co3d": ("co3d", plain("co3d")),
+    "co3d v1": ("co3d", plain("co3d v1")),
+    "re10k of LVSM": ("re10k-frames", plain("lvsm")),
+    "re10k frames": ("re10k-frames", plain("frames")),
     "colmap text": ("colmap", colmap("PINHOLE", False)),
     "colmap binary": ("colmap", colmap("PINHOLE", True)),
     "colmap OPENCV": ("colmap", colmap("OPENCV", True, BARREL)),
@@ -425,6 +450,108 @@ def test_a_model_given_as_input_has_the_name_of_its_project(tmp_path: Path) -> N
         ("nerfstudio", tmp_path / "0", "007"),
     ):
         assert only(imported(source, given, tmp_path)).item.uid == uid
+
+
+RECOGNISED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nerfstudio": (lambda at: foreign.nerfstudio(at / "a" / "b", balls.walk(3, (90, 120))), "nerfstudio"),
+    "one file": (lambda at: foreign.nerfstudio(at, balls.walk(3, (90, 120)), folders="images_4"), "nerfstudio"),
+    "nerf synthetic": (
+        lambda at: foreign.nerf_synthetic(at / "lego", balls.circle(12, 1.1, 96, 20.0)[:4]),
+        "nerf-synthetic",
+    ),
+    "colmap": (
+        lambda at: foreign.colmap(at / "x", balls.walk(3, (90, 120)), "PINHOLE", True, "dense/0/sparse"),
+        "colmap",
+    ),
+    "llff": (plain("llff"), "llff"),
+    "neus": (plain("neus"), "neus"),
+    "co3d": (plain("co3d"), "co3d"),
+    "lvsm": (plain("lvsm"), "re10k-frames"),
+    "frames": (plain("frames"), "re10k-frames"),
+    "zero123": (zero123, "zero123"),
+    "gobjaverse": (gobjaverse, "gobjaverse"),
+    "pixelsplat": (pixelsplat, "pixelsplat"),
+}
+
+
+@pytest.mark.parametrize("case", RECOGNISED)
+def test_what_a_folder_holds_is_recognised(tmp_path: Path, case: str) -> None:
+    make, source = RECOGNISED[case]
+    (tmp_path / "in").mkdir(exist_ok=True)
+    make(tmp_path / "in" if case != "one file" else tmp_path / "in" / "one")
+    found, says = captures.recognised(tmp_path / "in")
+    assert found == source and f"looks like {source}" in says
+
+
+def test_what_is_recognised_twice_is_said(tmp_path: Path) -> None:
+    folder = foreign.colmap(tmp_path / "in", balls.walk(3, (90, 120)), "PINHOLE", True)
+    foreign.llff(folder, balls.circle(12, 1.1, 96, 20.0)[:3], "images_4")
+    source, says = captures.recognised(folder)
+    assert source == "colmap" and "also like llff" in says
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="looks like no capture"):
+        captures.recognised(tmp_path / "empty")
+
+
+def test_llff_pictures_must_be_as_many_as_poses(tmp_path: Path) -> None:
+    """And smaller copies stand in for those that are not there; a size of another shape is refused."""
+    folder = foreign.llff(tmp_path / "in", balls.circle(12, 1.1, 96, 20.0)[:3], "images_4")
+    assert importing.errors(only(imported("llff", folder, tmp_path)), 64).max() < 0.06
+    (folder / "images_4/IMG_001.png").unlink()
+    (end,) = imported("llff", folder, tmp_path).values()
+    assert isinstance(end, Skip) and end.reason == "count_mismatch"
+    rows = np.load(folder / "poses_bounds.npy")
+    for wrong, reason in (
+        (rows[:2] * np.nan, "bad_cameras"),
+        (rows[:2, :15], "bad_cameras"),
+        (rows[:2] * -1, "bad_cameras"),
+    ):
+        (folder / "poses_bounds.npy").write_bytes(foreign.npy(np.ascontiguousarray(wrong)))
+        (end,) = imported("llff", folder, tmp_path).values()
+        assert isinstance(end, Skip) and end.reason == reason
+
+
+def test_what_is_wrong_with_npz_cameras(tmp_path: Path) -> None:
+    folder = foreign.neus(tmp_path / "in", balls.walk(4, (90, 120)))
+    whole = dict(np.load(folder / "cameras_sphere.npz"))
+    skewed = whole["world_mat_1"].copy()
+    skewed[0] += 0.2 * skewed[1]
+    (folder / "image/001.png").unlink()  # the others are found by their numbers
+    assert importing.errors(only(imported("neus", folder, tmp_path)), 64).max() < 0.06
+    for changes, reason in (
+        ({"world_mat_0": skewed}, "unsupported_camera"),
+        ({"world_mat_0": np.zeros((4, 4))}, "bad_cameras"),
+        ({"world_mat_0": np.zeros((2, 2))}, "bad_cameras"),
+        ({"world_mat_0": whole["world_mat_0"] * np.array([[2], [2], [1], [1]])}, "bad_cameras"),  # of another size
+    ):
+        np.savez(folder / "cameras_sphere.npz", **whole | changes)
+        (end,) = imported("neus", folder, tmp_path).values()
+        assert isinstance(end, Skip) and end.reason == reason, changes
+    (folder / "cameras_sphere.npz").write_bytes(b"PK no archive")
+    (end,) = imported("neus", folder, tmp_path).values()
+    assert isinstance(end, Skip) and end.reason == "bad_cameras"
+
+
+def test_scenes_that_move_say_their_times_and_are_not_judged(tmp_path: Path) -> None:
+    folder = foreign.nerf_synthetic(tmp_path / "in" / "jacks", balls.circle(12, 1.1, 96, 20.0)[:4])
+    for split in ("train", "test"):
+        facts = foreign.read_json(folder / f"transforms_{split}.json")
+        for i, frame in enumerate(facts["frames"]):
+            frame["time"] = i / 4
+        write_json(folder / f"transforms_{split}.json", facts)
+    assert captures.recognised(tmp_path / "in")[0] == "d-nerf"
+    scene = only(imported("d-nerf", tmp_path / "in", tmp_path))
+    assert scene.meta["times"] == [0, 0.25, 0, 0.25] and list(scene.roles) == ["train"] * 2 + ["test"] * 2
+    cfg = config("d-nerf", tmp_path / "in", tmp_path)
+    (item,) = captures.items(cfg, 0)
+    assert silhouettes.check(captures.load(item, Path(item.url), cfg)).score == {"says": "undecided"}
+
+
+def test_keys_of_realestate10k_are_uids_and_roles_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert list(imported("re10k-frames", plain("lvsm")(tmp_path / "a"), tmp_path)) == ["5aca87f95a9412c6"]
+    scene = only(imported("co3d", plain("co3d")(tmp_path / "b"), tmp_path))
+    assert scene.item.uid == "apple/110_13051_23361" and list(scene.roles) == ["train", "train", "test"]
 
 
 def test_pixelsplat_with_two_splits_and_without_an_index(tmp_path: Path) -> None:
