@@ -25,7 +25,7 @@ from pipeline.poses.pictures import Finder
 from pipeline.sources import posed_views
 
 SAYS = "captures"
-HOWTO = f"--source {'|'.join(CAPTURES)} --input FOLDER"
+HOWTO = f"{' | '.join(f'--source {name}' for name in CAPTURES)} --input FOLDER"
 SPLIT = "transforms_train.json"
 LOOKED_AT, FEW_FILES = 200, 2000  # folders of a level and files of a folder that are looked at to recognise them
 LOOKS = {  # other posed sources -> patterns of files that one folder of theirs holds
