@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import posixpath
 import re
 import stat
 import urllib.parse
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pipeline.core.errors import Skip
 from pipeline.formats import headers, references
 from pipeline.formats.references import SCHEME, WINDOWS, Span, within_usdz
+from pipeline.upgrade import plain_text
 from pipeline.upgrade.nearby import MAX_PATH, Nearby, alike, base_name, slashed
 
 # exporters leave the author's own paths in these, which lead nowhere here; "picture": one that a gltf, dae or usd names
@@ -30,11 +32,12 @@ class Folder:
     """Resolves an asset's references; the asset may read the files below `root` only.
 
     found: (source, name, file) of each. refused: (source, name) -> why, of what is optional and leads out of root, or to no
-    file: it counts as missing, and no reader may come to see the name.
+    file: it counts as missing, and no reader may come to see the name. originals: copy of a file -> the file, from whose folder
+    its names lead.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = Path(os.path.realpath(root))
+    def __init__(self, root: Path, originals: Mapping[Path, Path] | None = None) -> None:
+        self.root, self.originals = Path(os.path.realpath(root)), originals or {}
         self.found: list[tuple[Path, str, Path]] = []
         self.refused: dict[tuple[Path, str], Skip] = {}
         self._near: dict[Path, Nearby] = {}
@@ -69,6 +72,14 @@ class Folder:
         """Return the file that `name` in `source` means, None if there is none. Raises Skip: escapes_folder, not_a_file."""
         return next(iter(self._files(name, source, kind)), None)
 
+    def place(self, source: Path) -> Path:
+        """Path from whose folder the names in a file lead: its own, unless it is a copy."""
+        return self.originals.get(source, source)
+
+    def opens(self, source: Path, name: str, found: Path) -> bool:
+        """True if a reader that joins the folder of `source`, or of what it is a copy of, and `name` opens the file found."""
+        return opens(self.place(source), name, found)
+
     def check_refused(self, rewritten: Collection[Path]) -> None:
         """Raise Skip if a name that no reader may see stands in another file than those that are rewritten."""
         for (source, _), why in self.refused.items():
@@ -87,7 +98,7 @@ class Folder:
             found = []
         near = None if found or kind in LAYERS else self._nearest(place, source)
         # geometry has to stand where it is said to, at most in another case
-        if near and (kind != "gltf" or near.parent == Path(os.path.realpath(source.parent))):
+        if near and (kind != "gltf" or near.parent == Path(os.path.realpath(self.place(source).parent))):
             check_regular(near, self.root)
             found = [near]
         if kind in OPTIONAL:
@@ -108,7 +119,7 @@ class Folder:
         """
         made: dict[str, list[str]] = {}
         for source, name, path in self.found:
-            if path.suffix.lower() in PICTURES and not opens(to or source, name, path):
+            if path.suffix.lower() in PICTURES and not opens(to or self.place(source), name, path):
                 for key in {base_name(name), base_name(urllib.parse.unquote(name))}:
                     made[key] = sorted({*made.get(key, ()), os.path.abspath(path)})
         return made
@@ -118,7 +129,7 @@ class Folder:
         return {key: files for key, files in self._nearby(source).everything().items() if key.endswith(PICTURES)}
 
     def _nearby(self, source: Path) -> Nearby:
-        start = Path(os.path.realpath(source.parent))
+        start = Path(os.path.realpath(self.place(source).parent))
         start = start if start.is_relative_to(self.root) else self.root
         return self._near.setdefault(start, Nearby(str(start), str(self.root)))
 
@@ -160,7 +171,7 @@ class Folder:
     def _existing(self, name: str, source: Path, kind: str) -> Iterator[Path]:
         """Existing files in root that Blender may open for `name`. Raises Skip: escapes_folder, not_a_file."""
         with contextlib.suppress(UnicodeEncodeError):  # a lone surrogate is in no file's name
-            if len(os.fsencode(source.parent / name)) > MAX_PATH or "\0" in name:
+            if len(os.fsencode(self.place(source).parent / name)) > MAX_PATH or "\0" in name:
                 raise Skip("escapes_folder", f"{shown(name)}, which is no path, or one of more than {MAX_PATH} bytes")
             for spelling in _spellings(name, kind):
                 yield from self._resolve(spelling, source, kind)
@@ -198,7 +209,8 @@ class Folder:
         """
         if text.startswith("/"):
             text = text.replace("//", "/")
-        folders = (os.path.abspath(source.parent), os.path.dirname(os.path.realpath(source)))
+        place = self.place(source)
+        folders = (os.path.abspath(place.parent), os.path.dirname(os.path.realpath(place)))
         joined = [os.path.join(folder, text) for folder in folders]
         return list(dict.fromkeys([*joined, *map(os.path.normpath, joined)]))
 
@@ -215,6 +227,9 @@ def _is_layer(name: str) -> bool:
 
 def named_by(path: Path, kind: str) -> list[str]:
     """Names of the files that `path` refers to; none for a usdz, whose files are members of it (`Folder.check_usdz`)."""
+    if kind == "mtl" and plain_text.encoding(path, kind):
+        maps = filter(None, map(references.map_of, plain_text.lines(path, references.LINE)))
+        return [name for _, name in itertools.islice(maps, references.MAX_NAMES)]
     return [] if kind == "usdz" else references.references(path, kind)
 
 

@@ -15,8 +15,8 @@ from pipeline.core.errors import Skip
 from pipeline.core.paths import leaf
 from pipeline.formats import gltf, headers, references
 from pipeline.formats.references import Span
-from pipeline.upgrade import copies, gltf_old, gltf_plain, usd_colours
-from pipeline.upgrade.folder import Folder, check_regular, opens, outer, shown
+from pipeline.upgrade import copies, gltf_old, gltf_plain, plain_text, usd_colours
+from pipeline.upgrade.folder import Folder, check_regular, outer, shown
 from pipeline.upgrade.nearby import slashed
 
 FORMATS = frozenset("procedural glb gltf obj fbx stl ply usd usda usdc usdz dae abc blend".split())
@@ -31,6 +31,7 @@ MAGIC = {  # first bytes, for formats that have them
     "blend": (b"BLENDER", b"\x28\xb5\x2f\xfd", b"\x1f\x8b"),
 }
 STAGED = "staged"  # folder of the worker's in which copies for Blender stand
+DECODED = "decoded"  # the same for texts in other encodings
 
 
 @dataclass
@@ -48,6 +49,10 @@ class Checked:
     facts: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, list[str]] = field(default_factory=dict)
     colours: dict[str, list[float]] = field(default_factory=dict)
+
+    def with_word(self, word: str) -> Checked:
+        """Make one that says that one more thing was mended."""
+        return replace(self, facts=self.facts | {"mended": sorted({*self.facts.get("mended", ()), word})})
 
 
 def check(path: Path, root: Path | None = None, max_polygons: int = 20_000_000) -> str:
@@ -79,10 +84,15 @@ def prepare(
     root = path.parent if root is None else root
     check_regular(path, Path(os.path.realpath(root)))
     try:
-        _check_bytes(path, file_format)
+        encoding = plain_text.encoding(path, file_format)
+        if encoding and not scratch:
+            return Checked(path, file_format)
+        text = plain_text.plain(path, encoding, copies.anew(scratch / DECODED)) if encoding and scratch else path
+        _check_bytes(text, file_format)
         if file_format == "procedural":
             return Checked(path, file_format)
-        return _Asset(path, file_format, Folder(root), scratch).checked(max_polygons)
+        checked = _Asset(text, file_format, Folder(root, {text: path}), scratch).checked(max_polygons)
+        return checked if text == path else checked.with_word("encoding")
     except OSError as error:
         raise Skip("file_unreadable", f"{path.name}: {error.strerror}") from None
 
@@ -152,7 +162,9 @@ class _Asset:
             gltf.check(document, sizes, headers.reader(stream), max_polygons)
         rewritten = gltf_plain.plain(document) or document.old or document.odd
         gone = gltf_plain.leave_out(document, files)
-        relinked = not all(opens(self.path, slashed(urllib.parse.unquote(uri)), file) for uri, file in files.items())
+        relinked = not all(
+            self.folder.opens(self.path, slashed(urllib.parse.unquote(uri)), file) for uri, file in files.items()
+        )
         if not (rewritten or relinked or gone or self.folder.refused):
             return Checked(self.path, self.format)
         facts = {"missing_textures": gone} if gone else {}
@@ -184,7 +196,7 @@ class _Asset:
 
     def _obj(self) -> Checked:
         named = dict.fromkeys(name for name in references.libraries(self.path) if name)
-        own = self.path.with_suffix(".mtl")  # read unasked
+        own = self.folder.place(self.path).with_suffix(".mtl")  # read unasked
         unasked = [own.name] if os.path.lexists(own) and own.name not in named else []
         self.folder.follow(self.path, "obj", [*named, *unasked])
         files = {name: found for name in [*named, *unasked] if (found := self.folder.find(name, self.path, "obj"))}
@@ -194,14 +206,18 @@ class _Asset:
         refused = {name for source, name in self.folder.refused if source == self.path}
         gone = len((named.keys() | (refused & {*unasked})) - several - files.keys())
         facts: dict[str, Any] = {"missing_materials": gone} if gone else {}
-        relinked = not all(opens(self.path, name, found) for name, found in files.items())
-        if not (relinked or self.folder.refused):
+        libraries = list(dict.fromkeys(files.values()))
+        decoded = any(plain_text.encoding(path, "mtl") for path in libraries)
+        relinked = not all(self.folder.opens(self.path, name, found) for name, found in files.items())
+        if not (
+            relinked or decoded or self.folder.refused or (self.folder.place(self.path) != self.path and libraries)
+        ):
             return Checked(self.path, "obj", facts, self.folder.moved())
         path = self.path
         if self.scratch:
-            libraries, folder = list(dict.fromkeys(files.values())), copies.anew(self.scratch / STAGED)
-            path = copies.obj(path, libraries, self._picture, folder)
-        return Checked(path, "obj", facts | ({"mended": ["links"]} if relinked or self.folder.moved() else {}))
+            path = copies.obj(path, libraries, self._picture, copies.anew(self.scratch / STAGED))
+        checked = Checked(path, "obj", facts | ({"mended": ["links"]} if relinked or self.folder.moved() else {}))
+        return checked.with_word("encoding") if decoded else checked
 
     def _dae(self) -> Checked:
         spans, documents = references.collada(self.path)
@@ -209,7 +225,7 @@ class _Asset:
         self.folder.follow(self.path, "dae", [*documents, *(span.name for span in spans if not span.of_image)])
         files = self.folder.follow(self.path, "picture", [span.name for span in pictures])
         self.folder.check_refused([] if documents else [self.path])  # a copy would not find documents
-        relinked = not (documents or all(opens(self.path, name, found) for name, found in files.items()))
+        relinked = not (documents or all(self.folder.opens(self.path, name, found) for name, found in files.items()))
         # the importer leaves these out, and says nothing
         gone = len({span.name for span in pictures} - files.keys())
         facts: dict[str, Any] = ({"missing_textures": gone} if gone else {}) | (
@@ -229,8 +245,8 @@ class _Asset:
         layers = {path for _, _, path in self.folder.found if references.is_usda(path)} - {self.path}
         self.folder.check_refused([self.path, *layers])
         colours = usd_colours.handed_down(self.path, {(layer, name): to for layer, name, to in self.folder.found})
-        relinked = not all(opens(self.path, outer(name), found) for name, found in files.items())
-        if not (relinked or self.folder.refused):
+        relinked = not all(self.folder.opens(self.path, outer(name), found) for name, found in files.items())
+        if not (relinked or self.folder.refused or (self.folder.place(self.path) != self.path and files)):
             return Checked(self.path, self.format, colours=colours)
         path = self.path
         if self.scratch:
@@ -255,7 +271,7 @@ class _Asset:
         with self.path.open("rb") as stream:
             headers.check_fbx(headers.reader(stream), self.path.stat().st_size)
         if not self.folder.refused:
-            return Checked(self.path, "fbx", pictures=self.folder.moved())
+            return Checked(self.path, "fbx", pictures=self.folder.moved(self.path))
         is_text = references.is_fbx_text(self.path)
 
         def new(span: Span) -> bytes:

@@ -488,11 +488,50 @@ def test_mtl_files_are_found_or_counted(render: Render, tmp_path: Path) -> None:
     assert facts(render(path)) == {"missing_materials": 1}
 
 
+FACETS = "".join(
+    "facet normal 0 0 0\nouter loop\n"
+    + "".join("vertex {} {} {}\n".format(*parts.CORNERS[corner]) for corner in triangle)
+    + "endloop\nendfacet\n"
+    for triangle in parts.TRIANGLES
+)
+TEXTS = {
+    "obj": parts.obj("mtllib häuser.mtl"),
+    "ply": "ply\nformat ascii 1.0\nelement vertex 8\nproperty float x\nproperty float y\nproperty float z\nelement face 12\n"
+    + "property list uchar int vertex_indices\nend_header\n"
+    + "".join("{} {} {}\n".format(*corner) for corner in parts.CORNERS)
+    + "".join("3 {} {} {}\n".format(*triangle) for triangle in parts.TRIANGLES),
+    "stl": f"solid it\n{FACETS}endsolid it\n",
+    "usda": parts.painted_usda("häuser.png"),
+    "fbx": parts.fbx_text(picture="häuser.png"),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("suffix", TEXTS)
+def test_texts_in_other_encodings(render: Render, tmp_path: Path, suffix: str, encoding: str) -> None:
+    (tmp_path / "häuser.png").write_bytes(parts.png(8, 8, RED))
+    (tmp_path / "häuser.mtl").write_bytes("newmtl paint\nmap_Kd häuser.png\n".encode(encoding))
+    path = tmp_path / f"it.{suffix}"
+    path.write_bytes(TEXTS[suffix].encode(encoding))
+    outcome = render(path)
+    assert "encoding" in facts(outcome)["mended"]
+    assert not facts(outcome).keys() - {"mended"}
+    assert is_red(outcome) == (suffix in ("obj", "usda", "fbx"))
+    (tmp_path / "häuser.mtl").write_text("newmtl paint\nmap_Kd häuser.png\n")
+    path.write_text(TEXTS[suffix])
+    assert jpegs(render(path)) == jpegs(outcome)
+
+
+def test_an_mtl_in_another_encoding(render: Render, tmp_path: Path) -> None:
+    (tmp_path / "paint.png").write_bytes(parts.png(8, 8, RED))
+    (tmp_path / "it.mtl").write_bytes("newmtl paint\nmap_Kd paint.png\n".encode("utf-16"))
+    (tmp_path / "it.obj").write_text(parts.obj("mtllib it.mtl"))
+    outcome = render(tmp_path / "it.obj")
+    assert is_red(outcome)
+    assert facts(outcome) == {"mended": ["encoding"]}
+
+
 def test_an_stl_in_capitals(render: Render, tmp_path: Path) -> None:
-    facets = ""
-    for triangle in parts.TRIANGLES:
-        corners = "".join("vertex {} {} {}\n".format(*parts.CORNERS[corner]) for corner in triangle)
-        facets += f"facet normal 0 0 0\nouter loop\n{corners}endloop\nendfacet\n"
-    (tmp_path / "it.stl").write_text(f"solid it\n{facets}endsolid it\n".upper().replace("\n", "\r\n"))
-    (tmp_path / "low.stl").write_text(f"solid it\n{facets}endsolid it\n")
+    (tmp_path / "it.stl").write_text(f"solid it\n{FACETS}endsolid it\n".upper().replace("\n", "\r\n"))
+    (tmp_path / "low.stl").write_text(f"solid it\n{FACETS}endsolid it\n")
     assert jpegs(render(tmp_path / "it.stl")) == jpegs(render(tmp_path / "low.stl"))

@@ -1,0 +1,57 @@
+"""Text in UTF-8 without a mark, as Blender's importers take it, of files whose writers chose another encoding."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+
+MARKS = (  # the longer first, whose start the shorter are
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+STARTS = {"ply": "ply", "stl": "solid", "usda": "#usda", "usd": "#usda", "fbx": (";", "fbxheader"), "obj": "", "mtl": ""}
+HEAD, CHUNK = 512, 2**22  # bytes
+
+
+def encoding(path: Path, file_format: str) -> str:
+    """Python's name of the encoding of a text; "" if it is plain, no text, or of a format that may have any. Raises OSError."""
+    if file_format not in STARTS:
+        return ""
+    with path.open("rb") as stream:
+        head = stream.read(HEAD)
+    found = next((name for mark, name in MARKS if head.startswith(mark)), "") or _without_mark(head)
+    text = head.decode(found, "ignore").lstrip().lower() if found else ""
+    return found if text.startswith(STARTS[file_format]) else ""
+
+
+def _without_mark(head: bytes) -> str:
+    """UTF-16 of which nearly all letters are Latin ones, in either order of bytes; else ""."""
+    for name, letters, zeros in (("utf-16-le", head[::2], head[1::2]), ("utf-16-be", head[1::2], head[::2])):
+        if len(zeros) > 8 and zeros.count(0) > 0.9 * len(zeros) and all(letter >= 9 for letter in letters):
+            return name
+    return ""
+
+
+def lines(path: Path, most: int) -> Iterator[bytes]:
+    """Yield the lines of a text, or what `most` letters of a longer one are, in UTF-8. Raises OSError."""
+    if name := encoding(path, "mtl"):
+        with path.open(encoding=name, errors="replace", newline="\n") as text:
+            yield from (line.encode() for line in iter(lambda: text.readline(most), ""))
+    else:
+        with path.open("rb") as stream:
+            yield from iter(lambda: stream.readline(most), b"")
+
+
+def plain(source: Path, name: str, folder: Path) -> Path:
+    """Copy of a text of the encoding `name` in UTF-8, in a folder that is there. Raises OSError."""
+    target = folder / source.name
+    decoder = codecs.getincrementaldecoder(name)("replace")
+    with source.open("rb") as stream, target.open("xb") as sink:
+        while chunk := stream.read(CHUNK):
+            sink.write(decoder.decode(chunk).encode())
+        sink.write(decoder.decode(b"", True).encode())
+    return target
