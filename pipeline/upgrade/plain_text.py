@@ -13,7 +13,8 @@ MARKS = (  # the longer first, whose start the shorter are
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-STARTS = {"ply": "ply", "stl": "solid", "usda": "#usda", "usd": "#usda", "fbx": (";", "fbxheader"), "obj": "", "mtl": ""}
+STARTS = {"ply": ("ply",), "stl": ("solid",), "fbx": (";", "fbxheader"), "obj": ("",), "mtl": ("",)}
+STARTS |= dict.fromkeys(("usda", "usd"), ("#usda",))
 HEAD, CHUNK = 512, 2**22  # bytes
 
 
