@@ -7,6 +7,7 @@ Each writer puts one file, or two, into a folder of the worker; what they name i
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from pipeline.formats import references
 from pipeline.formats.gltf import BIN_CHUNK, JSON_CHUNK, Document, data_uri_reader, is_embedded
 from pipeline.formats.headers import Read, reader
 from pipeline.formats.references import library_words, map_of
-from pipeline.upgrade import plain_text
+from pipeline.upgrade import crate, plain_text
 from pipeline.upgrade.folder import Folder, outer
 
 LINE = 2**20  # bytes
@@ -163,8 +164,8 @@ def rewritten(source: Path, changes: Iterable[tuple[int, int, bytes]], folder: P
     return target
 
 
-def usda(layers: Sequence[Path], names: Folder, folder: Path) -> Path:
-    """Write USD of text that name each other, and other files by where they stand. Returns the copy of the first.
+def usd(layers: Sequence[Path], names: Folder, folder: Path) -> Path:
+    """Write layers of USD that name each other, and other files by where they stand. Returns the copy of the first.
 
     names: has followed what stands in them. What leads nowhere stays, without steps upwards.
     """
@@ -174,9 +175,12 @@ def usda(layers: Sequence[Path], names: Folder, folder: Path) -> Path:
     def new(layer: Path, name: str) -> str:
         if path := files.get((layer, name)):
             return os.path.abspath(targets.get(path, path)) + name[len(outer(name)) :]
-        return leaf(name) if (layer, name) in names.refused else inwards(name)
+        return leaf(name) if (layer, name) in names.refused else names.within(name, layer) or inwards(name)
 
     for layer, target in targets.items():
+        if crate.is_crate(layer):
+            crate.renamed(layer, functools.partial(new, layer), target)
+            continue
         spans = [(span, os.fsencode(new(layer, span.name))) for span in references.usda(layer)]
         rewritten(layer, [(span.start, span.end, to) for span, to in spans if b"@" not in to], folder, target.name)
     return targets[layers[0]]

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.core.errors import Skip
 from pipeline.formats import headers, references
 from pipeline.formats.references import SCHEME, WINDOWS, Span, within_usdz
-from pipeline.upgrade import plain_text
+from pipeline.upgrade import crate, plain_text
 from pipeline.upgrade.nearby import MAX_PATH, Nearby, alike, base_name, slashed
 
 # exporters leave the author's own paths in these, which lead nowhere here; "picture": one that a gltf, dae or usd names
@@ -24,6 +24,7 @@ OPTIONAL = FORGIVING - {"dae"}  # without these an object is shown all the same
 USD = {"usd", "usda", "usdc", "usdz"}
 USD_LAYERS = (".usd", ".usda", ".usdc", ".usdz", ".abc", ".mtlx", ".sdf")  # of names whose content makes up the shape
 PICTURES = tuple(".png .jpg .jpeg .tga .bmp .tif .tiff .webp .exr .hdr .gif .dds .psd .jp2".split())
+BINARY = "usdc"  # some of whose words only look like a layer's name, so what leads elsewhere is left to Blender's walls
 LAYERS = USD | {"dae"}  # formats whose files may refer to further files of a format in here
 MAX_FILES = 5000  # that one asset may refer to, directly or not
 
@@ -80,6 +81,14 @@ class Folder:
         """True if a reader that joins the folder of `source`, or of what it is a copy of, and `name` opens the file found."""
         return opens(self.place(source), name, found)
 
+    def within(self, name: str, source: Path) -> str:
+        """Absolute path that a relative name of a picture or layer without a file means, if it is below root; else ""."""
+        path = os.path.normpath(self.place(source).parent.absolute() / name)
+        relative = not os.path.isabs(name) and not SCHEME.match(name) and "\0" not in name
+        if not relative or not name.lower().endswith((*PICTURES, *USD_LAYERS)):
+            return ""
+        return path if Path(os.path.realpath(path)).is_relative_to(self.root) else ""
+
     def check_refused(self, rewritten: Collection[Path]) -> None:
         """Raise Skip if a name that no reader may see stands in another file than those that are rewritten."""
         for (source, _), why in self.refused.items():
@@ -92,6 +101,8 @@ class Folder:
         try:
             found = list(self._existing(place, source, kind))
         except Skip as why:
+            if kind == BINARY:
+                return []
             if kind not in OPTIONAL:
                 raise
             self.refused[source, name] = why
@@ -143,6 +154,8 @@ class Folder:
             if kind == "dae" and read(0, 512).lstrip().startswith(b"<"):
                 return "dae"
         suffix = found.suffix.lower().lstrip(".")
+        if suffix in USD and crate.is_crate(found):
+            return BINARY
         return suffix if suffix in LAYERS else ""
 
     def check_usdz(self, path: Path) -> list[tuple[Span, str]]:
@@ -230,6 +243,9 @@ def named_by(path: Path, kind: str) -> list[str]:
     if kind == "mtl" and plain_text.encoding(path, kind):
         maps = filter(None, map(references.map_of, plain_text.lines(path, references.LINE)))
         return [name for _, name in itertools.islice(maps, references.MAX_NAMES)]
+    if kind == BINARY:
+        found = dict.fromkeys(word for word in crate.words(path) if word.lower().endswith((*PICTURES, *USD_LAYERS)))
+        return [*itertools.islice(found, references.MAX_NAMES)]
     return [] if kind == "usdz" else references.references(path, kind)
 
 

@@ -15,8 +15,8 @@ from pipeline.core.errors import Skip
 from pipeline.core.paths import leaf
 from pipeline.formats import gltf, headers, references
 from pipeline.formats.references import Span
-from pipeline.upgrade import copies, gltf_old, gltf_plain, plain_text, usd_colours
-from pipeline.upgrade.folder import Folder, check_regular, outer, shown
+from pipeline.upgrade import copies, crate, gltf_old, gltf_plain, plain_text, usd_colours
+from pipeline.upgrade.folder import BINARY, Folder, check_regular, named_by, outer, shown
 from pipeline.upgrade.nearby import slashed
 
 FORMATS = frozenset("procedural glb gltf obj fbx stl ply usd usda usdc usdz dae abc blend".split())
@@ -125,8 +125,8 @@ class _Asset:
                 return self._obj()
             case "dae":
                 return self._dae()
-            case "usda" | "usd" if references.is_usda(self.path):
-                return self._usda()
+            case "usd" | "usda" | "usdc":
+                return self._usd()
             case "usdz":
                 return self._usdz()
             case "fbx":
@@ -240,18 +240,25 @@ class _Asset:
 
         return Checked(self._rewritten(pictures, new), "dae", facts)
 
-    def _usda(self) -> Checked:
-        files = self.folder.follow(self.path, "usda", references.references(self.path))
-        layers = {path for _, _, path in self.folder.found if references.is_usda(path)} - {self.path}
+    def _usd(self) -> Checked:
+        kind = BINARY if crate.is_crate(self.path) else "usda"
+        files = self.folder.follow(self.path, kind, named_by(self.path, kind))
+        found = {path for _, _, path in self.folder.found} - {self.path}
+        layers = {path for path in found if references.is_usda(path) or crate.is_crate(path)}
         self.folder.check_refused([self.path, *layers])
         colours = usd_colours.handed_down(self.path, {(layer, name): to for layer, name, to in self.folder.found})
-        relinked = not all(self.folder.opens(self.path, outer(name), found) for name, found in files.items())
+        relinked = not all(self.folder.opens(source, outer(name), to) for source, name, to in self.folder.found)
         if not (relinked or self.folder.refused or (self.folder.place(self.path) != self.path and files)):
             return Checked(self.path, self.format, colours=colours)
         path = self.path
         if self.scratch:
-            within = sorted(layers) if any(source in layers for source, _ in self.folder.refused) else []
-            path = copies.usda([path, *within], self.folder, copies.anew(self.scratch / STAGED))
+            elsewhere = [
+                source for source, name, to in self.folder.found if not self.folder.opens(source, outer(name), to)
+            ]
+            within = (
+                sorted(layers) if not layers.isdisjoint([*elsewhere, *(of for of, _ in self.folder.refused)]) else []
+            )
+            path = copies.usd([path, *within], self.folder, copies.anew(self.scratch / STAGED))
         return Checked(path, self.format, {"mended": ["links"]} if relinked else {}, colours=colours)
 
     def _usdz(self) -> Checked:

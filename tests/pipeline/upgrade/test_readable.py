@@ -14,16 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.config.render import RenderConfig, SceneConfig
 from pipeline.core import images
 from pipeline.core.errors import Skip
 from pipeline.core.records import Item, Outcome
 from pipeline.formats import gltf
-from pipeline.upgrade import copies, gltf_old
+from pipeline.upgrade import copies, crate, gltf_old
 from pipeline.worker import preflight
 from pipeline.worker.worker import make_worker
 from tests import parts
+from tests.conftest import put_anew
 
 SMALL = SceneConfig(res=(32,), views=2, samples=4, device="cpu")
 RED = (200, 0, 0)
@@ -459,6 +462,11 @@ bpy.context.object.data.materials.append(paint)
 bpy.ops.export_scene.fbx(filepath=f"{out}/it.fbx", path_mode="ABSOLUTE")
 picture.image.filepath = "C:\\\\tex\\\\Paint.png"
 bpy.ops.wm.save_as_mainfile(filepath=f"{out}/it.blend", check_existing=False, relative_remap=False)
+for name, path in (("drive", "C:\\\\tex\\\\Paint.png"), ("mac", "/Users/me/tex/PAINT.png"), ("there", "//pictures/paint.png")):
+    picture.image.filepath = path
+    bpy.ops.wm.usd_export(filepath=f"{out}/{name}.usdc", export_textures_mode="KEEP", relative_paths=name == "there")
+picture.image.filepath = f"{out}/../outside.png"
+bpy.ops.wm.usd_export(filepath=f"{out}/outside.usdc", export_textures_mode="KEEP", relative_paths=False)
 """
 
 
@@ -469,6 +477,52 @@ def test_pictures_of_binary_files_are_found_inside_blender(render: Render, tmp_p
     for suffix in ("fbx", "blend"):
         assert is_red(render(tmp_path / f"it.{suffix}", tmp_path)), suffix
     assert facts(render(tmp_path / "it.blend", tmp_path)) == {"mended": ["links"]}
+
+
+def test_pictures_of_a_binary_usd(render: Render, tmp_path: Path) -> None:
+    """By names of other machines, also through a layer of text; never from outside of the folder."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    subprocess.run([sys.executable, "-Ic", BINARIES, folder], check=True, capture_output=True, timeout=120)
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "paint.png").write_bytes(parts.png(8, 8, RED))
+    (tmp_path / "outside.png").write_bytes(parts.png(8, 8, RED))
+    (folder / "top.usda").write_text("#usda 1.0\n(\n subLayers = [@drive.usdc@]\n)\n")
+    for name in ("drive.usdc", "mac.usdc", "there.usdc", "top.usda"):
+        outcome = render(folder / name)
+        assert is_red(outcome), name
+        assert facts(outcome) == ({} if name == "there.usdc" else {"mended": ["links"]})
+    outcome = render(folder / "outside.usdc")
+    assert not is_red(outcome)
+    assert facts(outcome) == {"missing_textures": 1}
+    assert any("outside.png" in word for word in crate.words(folder / "outside.usdc"))
+    checked = preflight.prepare(folder / "outside.usdc", scratch=tmp_path / "scratch")
+    assert "outside.png" in crate.words(checked.path)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), max_size=30), st.data())
+def test_words_of_a_binary_usd(folder: Path, words: list[str], data: st.DataObject) -> None:
+    """What is written is read again; whatever is damaged ends in words, or in none."""
+    source, target = folder / "it.usdc", folder / "copy.usdc"
+    text = b"".join(word.encode() + b"\0" for word in words)
+    packed = b"\0" + crate._stored(text)
+    made = b"PXR-USDC\0\x09".ljust(16, b"\0") + struct.pack("<q", 88) + bytes(64)
+    made += struct.pack("<Q", 1) + struct.pack("<16sqq", b"TOKENS", 128, 24 + len(packed))
+    made += struct.pack("<QQQ", len(words), len(text), len(packed)) + packed
+    put_anew(source, made)
+    target.unlink(missing_ok=True)
+    assert crate.words(source) == words
+    assert crate.words(crate.renamed(source, lambda word: word + "x", target)) == [word + "x" for word in words]
+    damaged = bytearray(made)
+    damaged[data.draw(st.integers(0, len(made) - 1))] = data.draw(st.integers(0, 255))
+    put_anew(source, bytes(damaged[: data.draw(st.integers(0, len(made)))]))
+    assert all(isinstance(word, str) for word in crate.words(source))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("crates")
 
 
 def test_mtl_files_are_found_or_counted(render: Render, tmp_path: Path) -> None:
