@@ -7,7 +7,6 @@ import dataclasses
 import importlib.util
 import itertools
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -103,7 +102,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """A function from options and the rows before to figures, and its time at most."""
+    """A function from options and the rows before to figures, and its time at most in seconds."""
 
     run: Callable[[Options, list[Row]], Figures]
     seconds: float
@@ -332,13 +331,13 @@ def thesis64(options: Options, before: list[Row]) -> Figures:
     if options.vgg is None:
         loss = LossConfig(perceptual=0, ssim=0.05)
         notes.append("trained on squared error and SSIM: no --vgg")
-    known = dataclasses.replace(PRESETS["thesis64"].data, cache="auto" if options.tiny else "device")
     steps = _steps_for(options, before)
     with tempfile.TemporaryDirectory() as scratch:
         cfg = _small(options, "thesis64", Path(scratch), loss=dataclasses.replace(loss, vgg=options.vgg), steps=steps)
-        if not options.tiny:
-            cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=known.batch, cache=known.cache))
         cfg = dataclasses.replace(cfg, checkpoint_every=steps)
+        if not options.tiny:
+            batch = PRESETS["thesis64"].data.batch
+            cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch=batch, cache="device"))
         clock = time.perf_counter()
         done = train_fn(cfg).step
         spent = time.perf_counter() - clock
@@ -347,7 +346,6 @@ def thesis64(options: Options, before: list[Row]) -> Figures:
             samples = data.planner.evaluation("val", cfg.data.inputs, 10, 64)
             with autocast(cfg.precision, device):
                 scores = measure(render_of(trained.net), data.evaluation_batches(samples, cfg.data.batch), lpips)
-        shutil.rmtree(cfg.folder / "checkpoints")
     return {
         "steps": done,
         "training s": spent,

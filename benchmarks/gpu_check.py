@@ -99,11 +99,13 @@ def isolated(name: str, options: Options, before: list[Row], limit: float) -> Ro
     given = json.dumps(
         {"part": name, "options": options.as_json(), "rows": [dataclasses.asdict(one) for one in before]}
     )
+    late = ""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen([sys.executable, __file__, "--", given], stdout=said, stderr=subprocess.STDOUT)
         try:
             process.wait(limit)
         except subprocess.TimeoutExpired:
+            late = f"was ended after {limit:.0f} s"
             process.send_signal(signal.SIGINT)
             try:
                 process.wait(GRACE_S)
@@ -113,9 +115,9 @@ def isolated(name: str, options: Options, before: list[Row], limit: float) -> Ro
         said.seek(0)
         lines = said.read().decode(errors="replace").splitlines()
     if lines and lines[-1].startswith(ROW):
-        return Row(**json.loads(lines[-1].removeprefix(ROW)))
-    ended = f"ended with {process.returncode}" if process.returncode >= 0 else f"was ended after {limit:.0f} s"
-    return Row(name, error=f"{ended}: {' / '.join(lines[-3:])[-300:]}")
+        row = Row(**json.loads(lines[-1].removeprefix(ROW)))
+        return dataclasses.replace(row, error=f"{late}: {row.error}") if late and row.error else row
+    return Row(name, error=f"{late or f'ended with {process.returncode}'}: {' / '.join(lines[-3:])[-300:]}")
 
 
 ROW = "row: "

@@ -15,15 +15,8 @@ from pipeline.config.shared import absolute, address_of
 from pipeline.core.errors import UserError
 
 KINDS = ("decoder_only", "encoder_decoder", "unidirectional")
-Preset = Literal[
-    "thesis64",
-    "small",
-    "base",
-    "official-dec",
-    "official-encdec",
-    "official-dec-objects",
-    "official-encdec-objects",
-]
+Published = Literal["official-dec", "official-encdec", "official-dec-objects", "official-encdec-objects"]
+Preset = Literal["thesis64", "small", "base", Published]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from lvsm_train.config.train import LossConfig
 from lvsm_train.device.devices import has_bfloat16
 from lvsm_train.losses import vgg
 from lvsm_train.losses.metrics import Lpips, check_images, ssim
-from lvsm_train.losses.vgg import CACHE, Features, Weights
+from lvsm_train.losses.vgg import CACHE, Features, Layer, Weights
 
 TAPS = ("conv1_2", "conv2_2", "conv3_2", "conv4_2", "conv5_2")
 # for MatConvNet's VGG-19, from Chen & Koltun 2017 (arXiv 1707.09405)
@@ -76,7 +78,7 @@ class Loss(nn.Module):
         and back to the render's pixels."""
         if step < self.cfg.perceptual_from:
             return 0.0
-        return 3.0 * images * sum(part.features.flops(hw) for part in self.networks)
+        return 3.0 * images * sum(forward_flops(part.features.layers, hw) for part in self.networks)
 
     def forward(
         self, render: torch.Tensor, target: torch.Tensor, step: int
@@ -98,6 +100,17 @@ class Loss(nn.Module):
                     terms["lpips"] = self.lpips(render, target).mean()
             total = torch.stack([getattr(cfg, name) * term for name, term in terms.items()]).sum()
         return total, {name: term.detach() for name, term in terms.items()}
+
+
+def forward_flops(layers: Iterable[Layer], hw: tuple[int, int]) -> float:
+    """Floating-point operations of convolutions for one image of (height, width) hw, a multiply-add counted as two."""
+    total, sides = 0.0, list(hw)
+    for layer in layers:
+        window, stride = layer.pool or (1, 1)
+        border = 2 * layer.padding - layer.shape[-1]
+        sides = [((side - window) // stride + 1 + border) // layer.stride + 1 for side in sides]
+        total += 2.0 * math.prod(layer.shape) * math.prod(sides)
+    return total
 
 
 def _l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

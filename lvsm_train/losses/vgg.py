@@ -11,7 +11,6 @@ Licenses: VGG's weights CC BY 4.0, torchvision's BSD-3-Clause, LPIPS's BSD-2-Cla
 from __future__ import annotations
 
 import fcntl
-import math
 import subprocess
 import sys
 import tarfile
@@ -192,18 +191,6 @@ class Features(nn.Module):
             kernel = kernel.to(dtype, memory_format=torch.channels_last)
             self.register_buffer(f"kernel{index}", kernel, persistent=False)
             self.register_buffer(f"bias{index}", bias.to(dtype), persistent=False)
-
-    def flops(self, hw: tuple[int, int]) -> float:
-        """Floating-point operations of the convolutions for one image of (height, width) hw, a multiply-add counted as two."""
-        total, sides = 0.0, hw
-        for layer in self.layers:
-            if layer.pool:
-                window, stride = layer.pool
-                sides = (sides[0] - window) // stride + 1, (sides[1] - window) // stride + 1
-            size = layer.shape[-1]
-            sides = tuple((side + 2 * layer.padding - size) // layer.stride + 1 for side in sides)  # type: ignore[assignment]
-            total += 2.0 * math.prod(layer.shape) * sides[0] * sides[1]
-        return total
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """Preprocess images (N, 3, H, W) in [0, 1] for the network, in float32."""

@@ -6,11 +6,9 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -18,9 +16,10 @@ from lvsm_train.config.presets import batch_note
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.data.batches import Data
 from lvsm_train.data.step_inputs import EpochSource, RankBarrier, StepInput, StepSource, Stream
-from lvsm_train.device.devices import Numbers, autocast, device_of, on_device
+from lvsm_train.device.devices import autocast, device_of
 from lvsm_train.device.ranks import Ranks, process_group
 from lvsm_train.evaluation.scores import Scores, measure, render_of, strip
+from lvsm_train.training.behind import Behind
 from lvsm_train.training.card import write_card
 from lvsm_train.training.gradients import Gradients
 from lvsm_train.training.guards import Watchdog
@@ -81,9 +80,7 @@ def train_fn(cfg: TrainConfig) -> Result:
             state.stop_waiting = log.stop_waiting = stop_waiting
             log.loss_flops = gradients.loss.flops
             barrier = RankBarrier(ranks, device, stop_waiting)
-            source: StepSource = EpochSource(cfg, ranks, device, log.say)
-            if cfg.cycle:
-                source = Stream(cfg, ranks, device, log.say, state.cursor or Cursor(), barrier.poll)
+            source = _source(cfg, state, log, barrier)
             behind = Behind(state, log, ranks)
             with contextlib.closing(source.steps(start)) as steps:
                 for step_input in barrier.steps(steps) if cfg.cycle else steps:
@@ -99,11 +96,8 @@ def train_fn(cfg: TrainConfig) -> Result:
                         _evaluate(state, step_input.data, done, cfg, log)
                     if saves or stop or urgent:
                         dog.reset()
-                        state.save(done, step_input.cursor)
+                        _save(state, step_input)
                         saved = done
-                        if ranks.is_main:
-                            card = partial(write_card, cfg, step_input.data, done, state.scores)
-                            patiently(card, cfg.folder, stop_waiting)
                     dog.reset()
                     if stop:
                         break
@@ -116,63 +110,20 @@ def train_fn(cfg: TrainConfig) -> Result:
         return Result(cfg.folder, done, finished, state.scores, ranks.is_main)
 
 
-class _Launched(NamedTuple):
-    """A step that the device may still be at. values: what the host knew; numbers: means by `names`, then wishes, norm, void."""
+def _save(state: State, step_input: StepInput) -> None:
+    """Write a checkpoint after a step, and the card, on the first rank. All ranks must call this."""
+    done = step_input.step + 1
+    state.save(done, step_input.cursor)
+    if state.ranks.is_main:
+        card = partial(write_card, state.cfg, step_input.data, done, state.scores)
+        patiently(card, state.out, state.stop_waiting)
 
-    step_input: StepInput
-    names: list[str]
-    values: dict[str, float]
-    numbers: Numbers
 
-
-class Behind:
-    """Steps whose numbers the host has not read yet.
-
-    On a GPU one may be: the device then has its next step before it ends this one, and never waits for the host. What follows
-    from a step's numbers (log, spikes, an end after too many skipped ones) comes one step later there.
-    """
-
-    def __init__(self, state: State, log: Log, ranks: Ranks) -> None:
-        self.state, self.log, self.ranks = state, log, ranks
-        # ranks of a cycle have to know at once whether one of them wants a checkpoint: no step follows where they wait
-        at_once = state.cfg.cycle and ranks.world > 1
-        self.most = 1 if state.optimizers.unattended and not at_once else 0
-        self.launched: deque[_Launched] = deque()
-        self.wishes = False, False
-
-    def step(
-        self, terms: dict[str, torch.Tensor], step_input: StepInput, wishes: tuple[bool, bool], due: bool
-    ) -> tuple[bool, bool]:
-        """Update the weights by the gradients that gave `terms`, and report what is known by now.
-
-        wishes: (stop, a checkpoint) of this rank; returned are those of all ranks. due: the host needs all numbers now.
-        """
-        shared = torch.stack([*terms.values()])
-        if self.ranks.world > 1:
-            shared = self.ranks.all_reduce_mean(torch.cat([shared, on_device(wishes, shared)]))
-        lr, moved = self.state.step(step_input.step, step_input.progress, shared[list(terms).index("loss")])
-        numbers = Numbers(torch.cat([shared.double(), moved]))
-        self.launched.append(_Launched(step_input, list(terms), {"lr": lr}, numbers))
-        if self.ranks.world == 1:
-            self.wishes = wishes
-        self.catch_up(self.most)
-        if due or any(self.wishes):
-            self.catch_up()
-        return self.wishes
-
-    def catch_up(self, most: int = 0) -> None:
-        """Report all steps but the last `most`. Raises UserError where too many were skipped, or losses spike again."""
-        while len(self.launched) > most:
-            step_input, names, known, numbers = self.launched.popleft()
-            *means, norm, void = numbers.read()
-            if self.ranks.world > 1:
-                *means, stop, save = means
-                self.wishes = stop > 0, save > 0
-            values = dict(zip(names, means, strict=True)) | {"grad_norm": norm, "void": void} | known
-            self.state.count_skipped(values)
-            self.log.step(step_input.step + 1, values, step_input)
-            self.log.say(self.state.move.says, self.state.roll_back_on_spike(step_input.step + 1, values["loss"]))
-            self.state.move.says = ""
+def _source(cfg: TrainConfig, state: State, log: Log, barrier: RankBarrier) -> StepSource:
+    """Steps over complete shards, or over those of a cycle."""
+    if not cfg.cycle:
+        return EpochSource(cfg, state.ranks, state.device, log.say)
+    return Stream(cfg, state.ranks, state.device, log.say, state.cursor or Cursor(), barrier.poll)
 
 
 def _evaluate(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from benchmarks._balls import balls  # noqa: E402
 from lvsm_train.config.train import DataConfig, LossConfig, ModelConfig, TrainConfig  # noqa: E402
 from lvsm_train.config.trained import EvalConfig  # noqa: E402
 from lvsm_train.data.batches import Data  # noqa: E402
@@ -25,7 +26,6 @@ from lvsm_train.weights import checkpoint  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from tests import noise  # noqa: E402
 from tests.conftest import lvsm_data  # noqa: E402
-from tests.lvsm_train.training.test_train import balls  # noqa: E402
 from tests.pipeline.report.test_page import dom, needs_browser  # noqa: E402
 
 TINY = ModelConfig(

@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from benchmarks._balls import balls  # noqa: E402
 from lvsm_train.config.train import DataConfig, ModelConfig  # noqa: E402
 from lvsm_train.data.batches import Batch, Data  # noqa: E402
 from lvsm_train.evaluation import assess, flight  # noqa: E402
@@ -27,7 +28,6 @@ from lvsm_train.evaluation.scores import (  # noqa: E402
 from lvsm_train.evaluation.stopwatch import Lap, Timed  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
 from pipeline.core import cameras  # noqa: E402
-from tests.lvsm_train.training.test_train import balls  # noqa: E402
 
 TINY = ModelConfig(kind="unidirectional", dim=32, head_dim=16, layers=2, encoder_layers=1, init="width_aware")
 
