@@ -56,7 +56,9 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     """Test ids that are the same in every process: a file's bytes may hold the time, and nobody reads them or long texts."""
     if isinstance(val, bytes) and not (len(val) <= MOST_OF_AN_ID and val.isascii() and val.decode().isprintable()):
         return f"{len(val)} bytes"
-    return f"{val[:MOST_OF_AN_ID]}..." if isinstance(val, str) and len(val) > MOST_OF_AN_ID else None
+    if isinstance(val, str) and (len(val) > MOST_OF_AN_ID or "\n" in val):
+        return f"{' '.join(val[:MOST_OF_AN_ID].split())}..."
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
