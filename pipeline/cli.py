@@ -20,7 +20,7 @@ from lvsm_train.config.train import TrainConfig
 from lvsm_train.config.trained import EvalConfig, LatentConfig
 from pipeline.config.clip import ClipConfig
 from pipeline.config.cycle import CycleConfig, PlanConfig, Shares, divide
-from pipeline.config.export import ExportConfig
+from pipeline.config.export import ExportConfig, PathsConfig
 from pipeline.config.manifest import ManifestConfig
 from pipeline.config.render import RenderConfig
 from pipeline.config.run import RunConfig
@@ -349,6 +349,18 @@ def export_run(cfg: Annotated[ExportConfig, tyro.conf.OmitArgPrefixes]) -> int:
     return 0
 
 
+def paths(cfg: Annotated[PathsConfig, tyro.conf.OmitArgPrefixes]) -> int:
+    """Make a camera path: around a point or through an object's views, as poses of ours and of nerfstudio.
+
+    Example: lvsm-data paths --kind spiral --run data/try --out paths/spiral
+
+    """
+    from pipeline.export.camera_paths import write_paths
+
+    print(*write_paths(cfg.resolved()), sep="\n")
+    return 0
+
+
 def licenses(
     run: tyro.conf.Positional[Path],
     /,
@@ -410,6 +422,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "verify": verify,
     "view": view,
     "export": export_run,
+    "paths": paths,
     "licenses": licenses,
     "doctor": doctor,
 }

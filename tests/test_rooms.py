@@ -18,7 +18,7 @@ SCRIPTS = sorted((ROOT / "blender_scripts").rglob("*.py"))
 
 LAYOUT = {
     "pipeline": (
-        "core formats poses upgrade config storage dataset export download video sources worker cluster run cycle plan report "
+        "core formats poses upgrade config storage dataset download video sources worker cluster run cycle plan report export "
         "system doctor cli"
     ).split(),
     "lvsm_train": "config models device weights losses data media evaluation training cycle latent".split(),

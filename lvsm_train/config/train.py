@@ -412,7 +412,7 @@ class TrainConfig:
         """Settings that determine the weights, and so must not change when a run goes on in its folder.
 
         How a step is divided among ranks and batches is free as long as it has equally many samples. --steps and --cooldown may
-        change as `training.schedule.prolonged` says; in a cycle they are its driver's.
+        change as `config.schedule.prolonged` says; in a cycle they are its driver's.
         """
         settings = self.as_json()
         free = ("data", "cache", "check_images", "workers", "prefetch")

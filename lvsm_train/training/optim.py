@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lvsm_train.config.schedule import Schedule
 from lvsm_train.config.train import OptimConfig
 from lvsm_train.device.foreach import lerp_, storages
 from lvsm_train.device.sharding import full, local, shard_like
 from lvsm_train.training.guards import NormGuard
 from lvsm_train.training.muon import Muon
-from lvsm_train.training.schedule import Schedule
 from pipeline.core.errors import UserError
 
 WITHIN_BLOCKS = re.compile(r"(^|\.)(attn|mlp|scene_keys)\.")

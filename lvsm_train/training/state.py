@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lvsm_train.config.schedule import prolonged, schedule_of
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.device.graphs import Settled
 from lvsm_train.device.ranks import Ranks
@@ -19,7 +20,6 @@ from lvsm_train.models import lvsm
 from lvsm_train.models.lvsm import LVSM
 from lvsm_train.training.guards import MAX_SPIKES, RECENT, NormGuard, SpikeGuard
 from lvsm_train.training.optim import Average, Optimizers, count
-from lvsm_train.training.schedule import prolonged, schedule_of
 from lvsm_train.weights import checkpoint
 from lvsm_train.weights.trained import start_weights
 from pipeline.core.errors import UserError

@@ -73,3 +73,63 @@ class ExportConfig:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is there already", "--out with the name of a new folder")
         return dataclasses.replace(self, out=out, split_indices=absolute(self.split_indices))
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    """A camera path, for films and for `render --cameras`."""
+
+    kind: Literal["orbit", "circle", "spiral", "lissajous", "views"] = "orbit"
+    """orbit: a turn around the target. circle, lissajous: within --radius of one place. spiral: --turns of an orbit while the
+    elevation changes. views: through views of an object of --run."""
+    out: Path | None = None
+    """Folder to write to. Default: paths/KIND."""
+    frames: int = 120
+    """Number of poses."""
+    cycle: bool = False
+    """The path ends one step before its first pose, so that a film of it loops."""
+    distance: float | None = None
+    """From the target, in units of the world. Default: that of the cameras of --run, on average; else where rendered objects fill
+    the picture, which lie within 0.5 of the origin."""
+    target: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """The point that all cameras look at."""
+    radius: float = 0.3
+    """Of circle and lissajous."""
+    azimuth_deg: float = 0.0
+    """Where the path begins, or its middle lies: from +x towards +y."""
+    elevation_deg: float = 20.0
+    """Above the horizon; of a spiral at its beginning."""
+    elevation_to_deg: float = 70.0
+    """Of a spiral at its end."""
+    turns: float = 3.0
+    """Of a spiral."""
+    fov_x_deg: float = 50.0
+    """Horizontal field of view."""
+    width: int = 512
+    """Of the pictures, in pixels."""
+    height: int = 512
+    """Of the pictures, in pixels."""
+    fps: float = 24.0
+    """Frames per second, for nerfstudio."""
+    run: Path | None = None
+    """A run: its views say how new each pose is, and are what --kind views goes through."""
+    uid: str | None = None
+    """Object of the run. Default: its first."""
+    res: int | None = None
+    """Width of the run's pictures, where it has several."""
+    views: tuple[int, ...] = ()
+    """With --kind views: these, in this order. Default: all, as they are numbered."""
+
+    def resolved(self) -> PathsConfig:
+        """Copy with absolute paths and defaults. Raises UserError for flags out of range or without effect."""
+        if self.frames < 1 or min(self.width, self.height) < 8 or self.fps <= 0:
+            raise UserError("--frames and --fps must be positive, --width and --height 8 or more", "--frames 120")
+        if (self.distance is not None and self.distance <= 0) or self.radius < 0 or not 0 < self.fov_x_deg < 180:
+            raise UserError("--distance must be positive, --radius not negative, --fov-x-deg between 0 and 180")
+        if max(abs(self.elevation_deg), abs(self.elevation_to_deg)) > 89:
+            raise UserError("elevations lie between -89 and 89 degrees", "straight up has no azimuth")
+        if (self.kind == "views" or self.uid or self.views or self.res) and self.run is None:
+            raise UserError("--kind views, --uid, --views and --res need --run", "--run data/try")
+        if (self.views and self.kind != "views") or min(self.views, default=0) < 0:
+            raise UserError("--views are numbers of views for --kind views", "--kind views --views 0 5 9")
+        return dataclasses.replace(self, out=absolute(self.out or Path("paths") / self.kind))

@@ -19,11 +19,11 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+from lvsm_train.config.schedule import Schedule, prolonged  # noqa: E402
 from lvsm_train.config.train import ModelConfig, TrainConfig  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
 from lvsm_train.training.muon import Muon, batches, orthogonalized  # noqa: E402
 from lvsm_train.training.optim import Average, OptimConfig, Optimizers  # noqa: E402
-from lvsm_train.training.schedule import Schedule, prolonged  # noqa: E402
 from lvsm_train.weights import checkpoint  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from pipeline.storage.train_run import commits  # noqa: E402

@@ -1,0 +1,164 @@
+"""Camera paths: where they go, how smooth they are, and that nerfstudio and `render` take them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config.export import PathsConfig
+from pipeline.config.render import SceneConfig
+from pipeline.core import cameras
+from pipeline.export import camera_paths
+from pipeline.export.camera_paths import around, novelty, slerp, through, write_paths
+from tests.conftest import lvsm_data_here
+from tests.pipeline.export.test_exports import VIEWS, nerfstudio, plain, scene
+
+__all__ = ["nerfstudio", "plain"]  # fixtures
+
+
+def is_rigid(c2w: np.ndarray) -> bool:
+    rotation = c2w[:, :3, :3]
+    return bool(
+        np.allclose(np.swapaxes(rotation, 1, 2) @ rotation, np.eye(3), atol=1e-5)
+        and np.allclose(np.linalg.det(rotation), 1, atol=1e-5)
+    )
+
+
+@given(
+    st.sampled_from(["orbit", "circle", "spiral", "lissajous"]),
+    st.integers(2, 90),
+    st.booleans(),
+    st.floats(1, 5),
+    st.floats(-80, 80),
+    st.tuples(*[st.floats(-1, 1)] * 3),
+)
+def test_paths_look_at_their_target(
+    kind: str, frames: int, cycle: bool, distance: float, elevation: float, target: tuple[float, float, float]
+) -> None:
+    cfg = PathsConfig(kind=kind, frames=frames, cycle=cycle, elevation_deg=elevation, target=target, radius=0.2)  # type: ignore[arg-type]
+    c2w = around(cfg, distance)
+    assert c2w.shape == (frames, 4, 4) and is_rigid(c2w)
+    arms = np.array(target) - c2w[:, :3, 3]
+    far = np.linalg.norm(arms, axis=-1)
+    np.testing.assert_allclose(c2w[:, :3, 2], arms / far[:, None], atol=1e-9)
+    if kind in ("orbit", "spiral"):
+        np.testing.assert_allclose(far, distance)
+    else:
+        middle = np.array(target) + distance * camera_paths._direction(np.array(0.0), np.array(math.radians(elevation)))
+        off = c2w[:, :3, 3] - middle
+        assert (np.linalg.norm(off, axis=-1) <= 0.2 * math.sqrt(2) + 1e-9).all()
+        np.testing.assert_allclose(off @ (middle - target), 0, atol=1e-9)
+        if kind == "circle":
+            np.testing.assert_allclose(np.linalg.norm(off, axis=-1), 0.2)
+    ends = np.linalg.norm(c2w[0, :3, 3] - c2w[-1, :3, 3])
+    if kind != "spiral":
+        assert (ends > 1e-6) == cycle or frames == 2  # a path that is no cycle ends where it began
+
+
+@given(st.integers(0, 999), st.integers(1, 6), st.integers(2, 60), st.booleans())
+def test_a_path_goes_through_its_keys(seed: int, count: int, frames: int, cycle: bool) -> None:
+    keys = cameras.sample("shell", np.random.default_rng(seed), count).astype(np.float64)
+    made = through(keys, frames, cycle)
+    assert made.shape == (frames, 4, 4) and is_rigid(made)
+    np.testing.assert_allclose(made[0], keys[0], atol=1e-6)
+    if not cycle:
+        np.testing.assert_allclose(made[-1], keys[-1], atol=1e-6)
+    spans = count if cycle else count - 1
+    steps = frames if cycle else frames - 1
+    for number in range(count):
+        if spans and (number * steps) % spans == 0 and number * steps // spans < frames:
+            np.testing.assert_allclose(made[number * steps // spans], keys[number], atol=1e-6)
+
+
+def test_slerp_turns_evenly_and_the_short_way() -> None:
+    turn = np.radians(100)
+    start, end = np.array([[1.0, 0, 0, 0]]), np.array([[math.cos(turn / 2), 0, 0, math.sin(turn / 2)]])
+    shares = np.linspace(0, 1, 11)
+    for sign in (1, -1):
+        made = slerp(np.repeat(start, 11, 0), sign * np.repeat(end, 11, 0), shares)
+        rotation = cameras.rotation_of(made)
+        np.testing.assert_allclose(np.arctan2(rotation[:, 1, 0], rotation[:, 0, 0]), shares * turn, atol=1e-9)
+
+
+def test_novelty_is_zero_at_known_views_and_right_beside_them() -> None:
+    known = cameras.sample("shell", np.random.default_rng(1), 8).astype(np.float64)
+    view, angle, distance = novelty(known[[3, 5]], known)
+    assert view.tolist() == [3, 5] and angle.max() < 1e-4 and distance.max() == 0
+    moved = known[[2]].copy()
+    moved[0, :3, 3] += 0.01 * moved[0, :3, 0]
+    turn = np.radians(7)
+    moved[0, :3, :3] = moved[0, :3, :3] @ np.array(
+        [[math.cos(turn), 0, math.sin(turn)], [0, 1, 0], [-math.sin(turn), 0, math.cos(turn)]]
+    )
+    view, angle, distance = novelty(moved, known)
+    assert view.tolist() == [2] and angle[0] == pytest.approx(7) and distance[0] == pytest.approx(0.01)
+
+
+def test_files_of_a_path(plain: Path, tmp_path: Path) -> None:
+    cfg = PathsConfig(
+        kind="views", run=plain, uid="chair", views=(0, 4, 8), frames=9, out=tmp_path / "path", width=64, height=48
+    )
+    assert "9 poses" in write_paths(cfg.resolved())[0]
+    keys = scene("chair", "plain").c2w
+    made = SceneConfig(cameras=tmp_path / "path/rig.json", views=9).resolved()
+    assert made.rig is not None
+    np.testing.assert_allclose(made.rig.poses()[[0, 4, 8]], keys[[0, 4, 8]], atol=1e-6)
+    rows = list(csv.DictReader((tmp_path / "path/novelty.csv").read_text().splitlines()))
+    assert len(rows) == 9 and [rows[frame]["nearest_view"] for frame in (0, 4, 8)] == ["0", "4", "8"]
+    assert float(rows[0]["distance"]) < 1e-5 and float(rows[2]["distance"]) > 0.01
+    page = (tmp_path / "path/index.html").read_text()
+    assert f"Beside {VIEWS} views of chair" in page and page.count("<svg") == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nerfstudio_reads_a_path(tmp_path: Path, nerfstudio: types.ModuleType) -> None:
+    import torch
+
+    for name in (
+        "nerfstudio.viewer_legacy",
+        "nerfstudio.viewer_legacy.server",
+        viewer := "nerfstudio.viewer_legacy.server.utils",
+    ):
+        sys.modules.setdefault(name, types.ModuleType(name))  # its viewer, for one function: that of three.js
+    focal = lambda fov, height: height / 2 / math.tan(math.radians(fov) / 2)  # noqa: E731
+    sys.modules[viewer].three_js_perspective_camera_focal_length = focal  # type: ignore[attr-defined]
+    from nerfstudio.cameras.camera_paths import get_path_from_json
+
+    write_paths(PathsConfig(kind="lissajous", frames=5, out=tmp_path, width=64, height=48, fov_x_deg=40).resolved())
+    rig = json.loads((tmp_path / "rig.json").read_text())
+    found = get_path_from_json(json.loads((tmp_path / "camera_path.json").read_text()))
+    points = np.random.default_rng(0).uniform(-0.3, 0.3, (20, 3))
+    for frame, pose in enumerate(rig["c2w"]):
+        local = (np.linalg.inv(pose) @ np.c_[points, np.ones(20)].T)[:3]
+        k = np.array(rig["fxfycxcy"])
+        pixels = (k[:2, None] * local[:2] / local[2] + k[2:, None]).T
+        rays = found.generate_rays(frame, coords=torch.tensor(pixels[:, ::-1].copy()).float())
+        arms = points - rays.origins.numpy()
+        aside = np.linalg.norm(np.cross(arms, rays.directions.numpy()), axis=-1) / np.linalg.norm(arms, axis=-1)
+        assert aside.max() < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--kind", "views"), "need --run"),
+        (("--frames", "0"), "must be positive"),
+        (("--elevation-deg", "90"), "between -89 and 89"),
+        (("--run", "RUN", "--uid", "nobody"), "has no object nobody"),
+        (("--run", "RUN", "--kind", "views", "--views", "99"), "has no view 99"),
+        (("--run", "RUN", "--views", "1"), "--views are numbers of views for --kind views"),
+    ],
+)
+def test_flags_that_cannot_be(arguments: tuple[str, ...], error: str, plain: Path, tmp_path: Path) -> None:
+    given = [str(plain) if each == "RUN" else each for each in arguments]
+    done = lvsm_data_here("paths", "--out", tmp_path / "path", *given)
+    assert done.returncode == 2 and error in done.stderr and not (tmp_path / "path").exists()
