@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from pipeline.core import images
+from pipeline.core.records import Outcome
 from tests.conftest import Render
 
 QUADS = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]  # outwards
@@ -109,6 +113,26 @@ def skin(file: File) -> None:
     file.json["scenes"][0]["nodes"] = [0, 1]
 
 
+def morph_and_skin(file: File) -> None:
+    """The target moves the right side by 1, its joint by 1 more."""
+    skin(file)
+    file.json["nodes"][2]["translation"] = [1, 0, 0]
+    file.primitive["targets"] = [{"POSITION": file.add(BOX * [1, 0, 0])}]
+    file.mesh["weights"] = [1.0]
+
+
+def sparse_positions(file: File) -> None:
+    """Positions whose right side stands elsewhere than their buffer says."""
+    right = np.flatnonzero(BOX[:, 0] == 1)
+    accessor = file.json["accessors"][file.primitive["attributes"]["POSITION"]]
+    accessor["sparse"] = {
+        "count": len(right),
+        "indices": {"bufferView": file.view(right.astype("<u2").tobytes()), "componentType": 5123},
+        "values": {"bufferView": file.view((BOX[right] * [3, 1, 1]).astype("<f4").tobytes())},
+    }
+    accessor["max"] = [3, 1, 1]
+
+
 def instancing(file: File) -> None:
     file.use("EXT_mesh_gpu_instancing")
     places = {"TRANSLATION": file.add([[0, 0, 0], [2, 0, 0]])}
@@ -156,6 +180,16 @@ def texture(file: File) -> None:
 
 def texture_jpeg(file: File) -> None:
     file.paint("jpeg")
+
+
+def texture_webp(file: File) -> None:
+    """A picture that only an extension names."""
+    file.paint()
+    file.use("EXT_texture_webp")
+    picture = cv2.imdecode(np.frombuffer(file.blob[file.json["bufferViews"][1]["byteOffset"] :], np.uint8), 1)
+    webp = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()
+    file.json["images"] = [{"bufferView": file.view(webp), "mimeType": "image/webp"}]
+    file.json["textures"] = [{"extensions": {"EXT_texture_webp": {"source": 0}}}]
 
 
 def texture_transform(file: File) -> None:
@@ -263,8 +297,10 @@ def invisible_node(file: File) -> None:
 
 WIDE = {
     morph,
+    morph_and_skin,
     morph_by_sparse_accessor,
     skin,
+    sparse_positions,
     instancing,
     hierarchy_and_mirrored,
     quantization,
@@ -274,7 +310,7 @@ FEATURES: dict[str, Callable[[File], None]] = {
     made.__name__: made
     for made in (
         *(plain, *sorted(WIDE, key=lambda made: made.__name__), indices_and_strips, interleaved),
-        *(texture, texture_jpeg, texture_transform, second_texture_coordinates),
+        *(texture, texture_jpeg, texture_webp, texture_transform, second_texture_coordinates),
         *(vertex_colours, vertex_colours_and_white_material, unlit, specular_glossiness, emissive, variants),
         *(lights_and_cameras, alpha_mask, alpha_that_is_opaque, animation, a_second_scene, invisible_node),
     )
@@ -284,6 +320,9 @@ FEATURES: dict[str, Callable[[File], None]] = {
     "specular": surface("KHR_materials_specular", specularFactor=0.2),
     "ior": surface("KHR_materials_ior", ior=1.3),
     "iridescence": surface("KHR_materials_iridescence", iridescenceFactor=0.1),
+    "transmission": surface("KHR_materials_transmission", transmissionFactor=0.1),
+    "volume": surface("KHR_materials_volume", thicknessFactor=0.1, attenuationDistance=9, attenuationColor=[1, 1, 1]),
+    "emissive strength": surface("KHR_materials_emissive_strength", emissiveStrength=2),
     "anisotropy": surface("KHR_materials_anisotropy", anisotropyStrength=0.5),
     "dispersion": surface("KHR_materials_dispersion", dispersion=0.1),
     "an extension that nobody knows": surface("ACME_materials_mood", mood="good"),
@@ -299,9 +338,36 @@ def test_a_red_box_is_a_red_box(name: str, tmp_path: Path, render: Render) -> No
     low, high = np.array(outcome.scene.meta["raw_bounds"])
     wide = 3 if FEATURES[name] in WIDE else 1
     np.testing.assert_allclose(high - low, [wide, 1, 1], atol=0.03)
+    assert is_red(outcome)
+    assert outcome.scene.meta["animated"] == (name == "animation")
+
+
+DRACO = """
+import sys, bpy
+bpy.ops.wm.read_factory_settings(use_empty=True)
+bpy.ops.import_scene.gltf(filepath=sys.argv[1])
+bpy.ops.export_scene.gltf(filepath=sys.argv[2], export_format="GLB", export_draco_mesh_compression_enable=True)
+"""
+
+
+def test_draco(tmp_path: Path, render: Render) -> None:
+    """A box that Blender's own exporter has packed."""
+    path = tmp_path / "packed.glb"
+    command = [sys.executable, "-Ic", DRACO, File().write(tmp_path / "box.gltf"), path]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    if b"KHR_draco_mesh_compression" not in path.read_bytes():
+        pytest.skip("this Blender has no library for Draco")
+    outcome = render(path, alpha=True)
+    assert outcome.scene is not None, f"{outcome.reason}: {outcome.detail}"
+    assert is_red(outcome)
+    low, high = np.array(outcome.scene.meta["raw_bounds"])
+    np.testing.assert_allclose(high - low, [1, 1, 1], atol=0.01)
+
+
+def is_red(outcome: Outcome) -> bool:
+    assert outcome.scene is not None
     views = outcome.scene.by_width[64]
     pictures = np.stack([images.decode(jpeg) for jpeg in views.jpegs])
     alphas = np.stack([images.decode(png) for png in views.layers["alpha"]])
     red, green, blue = np.median(pictures[alphas > 250], 0)
-    assert red > 90 and max(green, blue) < 0.5 * red, (red, green, blue)
-    assert outcome.scene.meta["animated"] == (name == "animation")
+    return bool(red > 90 and max(green, blue) < 0.5 * red)
