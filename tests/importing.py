@@ -24,7 +24,7 @@ from pipeline.core.cameras import Lens
 from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import Item, Scene
 from pipeline.download.fetch import Fetcher, FetchLimits
-from pipeline.sources import captures, gobjaverse, objaverse_mix, pixelsplat, zero123
+from pipeline.sources import captures, dome, gobjaverse, objaverse_mix, pixelsplat, zero123
 from pipeline.worker.posed import to_scene
 from tests.balls import balls_in, expected
 
@@ -32,6 +32,7 @@ SOURCES: dict[str, ModuleType] = {
     "zero123": zero123,
     "gobjaverse": gobjaverse,
     "objaverse-mix": objaverse_mix,
+    "dome-objaverse": dome,
     "pixelsplat": pixelsplat,
     **dict.fromkeys(CAPTURES, captures),
 }

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -519,4 +520,61 @@ def objaverse_mix(
             made.scenes[uid] = Balls.of(2000 + number, 0.48)
             for view, c2w in enumerate(cameras):
                 packed.writestr(rgba_png(draw(made.scenes[uid], c2w, 35 / 32, size)), f"{chunk}/{uid}/{view:03d}.png")
+    return made
+
+
+@dataclass
+class Dome:
+    scenes: dict[str, Balls]  # uid -> what stands there
+    distances: dict[str, float]
+    repo: str = "zeyuanyin/Dome-Objaverse"
+
+
+def dome_camera(view: int, distance: float) -> np.ndarray:
+    """Camera-to-world of a view by the data set's own words; OpenCV axes."""
+    azimuth, elevation = 30.0 * (view % 12), 30.0 * (view // 12)
+    position, a = on_sphere(azimuth, elevation, distance), np.radians(azimuth)
+    right, forward = np.array([-np.sin(a), np.cos(a), 0.0]), -position / distance
+    return np.vstack([np.stack([right, np.cross(forward, right), forward, position], 1), [0, 0, 0, 1]])
+
+
+def depth_of(balls: Balls, c2w: np.ndarray, focal: float, size: int) -> np.ndarray:
+    """Depth (size, size) along the optical axis at the pixels' centres, 0 where nothing is."""
+    grid = ((np.arange(size) + 0.5) / size - 0.5) / focal
+    right, down, forward, eye = c2w[:3].T
+    rays = grid[:, None, None] * down + grid[:, None] * right + forward  # of length 1 along the axis
+    away, square = eye - balls.centres, (rays**2).sum(-1, keepdims=True)
+    along = np.einsum("yxi,bi->yxb", rays, away)
+    inner = along**2 - square * ((away**2).sum(1) - balls.radius**2)
+    reached = np.where(inner > 0, (-along - np.sqrt(np.maximum(inner, 0))) / square, np.inf).min(-1)
+    return np.where(np.isfinite(reached), reached, 0.0)
+
+
+def dome(root: Path, objects: int = 2, size: int = 64) -> Dome:
+    """datasets/zeyuanyin/Dome-Objaverse: the list, and a Parquet file of 48 rows per object."""
+    made, rows, focal = Dome({}, {}), [], 0.5 / np.tan(0.691150367 / 2)
+    base = root / "datasets" / made.repo
+    for number in range(objects):
+        uid = hashlib.md5(f"objaverse {number}".encode()).hexdigest()
+        made.scenes[uid], made.distances[uid] = Balls.of(3000 + number, 0.42), 1.5 + 0.25 * number
+        views = []
+        for view in range(48):
+            c2w = dome_camera(view, made.distances[uid])
+            nd = np.zeros((size, size, 4), np.uint16)
+            nd[..., 3] = np.round(depth_of(made.scenes[uid], c2w, focal, size) / 5 * 65535)
+            picture = rgba_png(draw(made.scenes[uid], c2w, focal, size))
+            views.append({"view_id": view, "image_png": picture, "nd_png": cv2.imencode(".png", nd)[1].tobytes()})
+        path = base / "dome_objaverse" / "0" / f"{10010 + number}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(views), path)
+        glb = f"glbs/000-000/{uid}.glb"
+        known = {
+            "object_id": f"0/{10010 + number}",
+            "objaverse_uid": uid,
+            "glb_path": glb,
+            "caption": f"balls {number}",
+        }
+        rows.append(known | {"camera_distance": made.distances[uid]})
+    (base / "metadata").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), base / "metadata" / "objects.parquet")
     return made

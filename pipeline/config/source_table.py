@@ -53,6 +53,7 @@ SOURCES = {  # in the order of --help
     "manifest": Source("object", "pipeline.sources.manifest", flags=("manifest",), fetched=True, objects=True),
     "objaverse-mix": Source("posed", "pipeline.sources.objaverse_mix", input="", objects=True),
     "gobjaverse": Source("posed", "pipeline.sources.gobjaverse", input="", objects=True),
+    "dome-objaverse": Source("posed", "pipeline.sources.dome", input="", objects=True),
     "zero123": Source("posed", "pipeline.sources.zero123", input=FOLDER, objects=True),
     "pixelsplat": Source("posed", "pipeline.sources.pixelsplat", input=FOLDER),
     **{name: Source("posed", "pipeline.sources.captures", input=FOLDER, roles=name in WITH_ROLES) for name in CAPTURES},

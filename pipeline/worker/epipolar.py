@@ -22,6 +22,7 @@ NEAR_LINE = 3.0  # pixels of FEATURE_SIDE between a feature and its epipolar lin
 LEAST_MATCHES = 20  # of a pair of views, consistent with one fundamental matrix
 LEAST_SHIFT = 8.0  # median pixels between matched features; a smaller motion proves nothing
 SCALES = (0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.4, 1.6)  # focal lengths that are tried in place of the stated one
+SAME_PLACE = 1e-6  # of the cameras' distances from the origin: closer ones stand at one place
 ENOUGH = 400  # matches after which no further set of views is tried
 
 
@@ -146,11 +147,11 @@ def _apart(one: _Picture, other: _Picture, a: np.ndarray, b: np.ndarray) -> np.n
     between = cameras.w2c(other.c2w) @ one.c2w  # from one camera to the other
     rotation, shift = between[:3, :3], between[:3, 3]
     length = np.linalg.norm(shift)
-    if length < 1e-9:
-        return np.full(len(a), np.inf)
+    ray_a, ray_b = np.c_[a, np.ones(len(a))], np.c_[b, np.ones(len(b))]
+    if length < SAME_PLACE * (1e-9 + np.linalg.norm(one.c2w[:3, 3]) + np.linalg.norm(other.c2w[:3, 3])):
+        return _turned_apart(ray_a @ rotation.T, b, other.focal)
     x, y, z = shift / length
     essential = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ rotation
-    ray_a, ray_b = np.c_[a, np.ones(len(a))], np.c_[b, np.ones(len(b))]
     line_b, line_a = ray_a @ essential.T, ray_b @ essential
     off = np.abs((ray_b * line_b).sum(-1))
     with np.errstate(all="ignore"):
@@ -161,3 +162,10 @@ def _apart(one: _Picture, other: _Picture, a: np.ndarray, b: np.ndarray) -> np.n
         depth_a = (np.cross(ray_b, np.broadcast_to(shift, ray_b.shape)) * normal).sum(-1) / squared
         depth_b = (np.cross(turned, np.broadcast_to(shift, turned.shape)) * normal).sum(-1) / squared
     return np.where((depth_a > 0) & (depth_b > 0), np.nan_to_num(apart, nan=np.inf), np.inf)
+
+
+def _turned_apart(rays: np.ndarray, places: np.ndarray, focal: float) -> np.ndarray:
+    """Pixels (M,) between rays (M, 3) and places (M, 2) of a camera that only turned: to each match belongs a point, no line."""
+    with np.errstate(all="ignore"):
+        off = np.linalg.norm(rays[:, :2] / rays[:, 2:] - places, axis=-1) * focal
+    return np.where(rays[:, 2] > 0, np.nan_to_num(off, nan=np.inf), np.inf)

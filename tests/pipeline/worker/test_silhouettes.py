@@ -13,7 +13,7 @@ import pytest
 from pipeline.config.views import MixCameras
 from pipeline.core import cameras
 from pipeline.core.records import Posed
-from pipeline.worker import epipolar, silhouettes
+from pipeline.worker import silhouettes
 from pipeline.worker.silhouettes import Verdict, check, judge
 from tests import balls
 from tests.balls import Eye
@@ -213,10 +213,30 @@ def test_a_distortion_that_is_forgotten_shows() -> None:
     assert right is not None and forgotten is not None and forgotten < right
 
 
-def test_cameras_that_stand_still_prove_nothing() -> None:
+def test_pictures_without_motion_prove_nothing_and_cameras_without_it_are_wrong() -> None:
     one = room()
     assert check(replace(one, images=one.images[:1] * 7)).says == "undecided"
-    assert epipolar.explained(replace(one, c2w=np.tile(one.c2w[:1], (7, 1, 1)))).good == 0
+    stuck = replace(one, c2w=np.tile(one.c2w[:1], (7, 1, 1)))
+    assert check(stuck).says == "does_not_fit"
+
+
+def test_cameras_that_only_turn_have_points_for_lines() -> None:
+    """Views of one place, each turned: matched by a rotation, and told from a wrong one."""
+    eye = balls.walk(7, (216, 240), step=0.2)[0]
+    turned = []
+    for angle in np.radians([0, 4, -5, 7]):
+        right, back = (
+            eye.right * np.cos(angle) - eye.back * np.sin(angle),
+            eye.back * np.cos(angle) + eye.right * np.sin(angle),
+        )
+        turned.append(replace(eye, right=right, back=back))
+    posed = Posed(
+        [balls.photo(picture) for picture in balls.pictures(turned, in_room=True)],
+        np.stack([c2w_of(one) for one in turned]),
+        np.array([one.k for one in turned]),
+    )
+    assert check(posed).says == "fits"
+    assert check(replace(posed, c2w=posed.c2w[[0, 2, 1, 3]])).says == "does_not_fit"
 
 
 # ---- together
