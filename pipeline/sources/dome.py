@@ -54,9 +54,7 @@ def _items(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]:
         cfg.input / LIST if cfg.input else huggingface.list_file(_needed(net), REPO, LIST, cfg.cache / "dome-objaverse")
     )
     if not path.is_file():
-        raise UserError(
-            f"{path} does not exist", "--input names a copy of the repository, with metadata/objects.parquet"
-        )
+        raise UserError(f"{cfg.input} holds no {LIST}", "--input names a copy of the repository")
     names, folders = selection.names(cfg), defaultdict(list)
     for block in tables.blocks(path, COLUMNS):
         if lacks := [name for name in COLUMNS if name not in block]:
