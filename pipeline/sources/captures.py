@@ -26,6 +26,7 @@ from pipeline.sources import posed_views
 
 SAYS = "captures"
 HOWTO = f"{' | '.join(f'--source {name}' for name in CAPTURES)} --input FOLDER"
+PARTS = (".bin", ".txt", ".npy", ".npz", ".jgz")  # suffixes of files that captures are read by, beside JSON
 SPLIT = "transforms_train.json"
 LOOKED_AT, FEW_FILES = 200, 2000  # folders of a level and files of a folder that are looked at to recognise them
 LOOKS = {  # other posed sources -> patterns of files that one folder of theirs holds
@@ -49,7 +50,9 @@ def recognised(given: Path) -> tuple[str, str]:
     """
     if not given.exists():
         raise UserError(f"--input {given} does not exist")
-    level = [given.parent if given.is_file() else given]
+    if given.suffix == ".json":
+        return "nerfstudio", f"{shown(given)} looks like nerfstudio"
+    level = [given.parent if given.suffix in PARTS else given] if given.is_dir() or given.suffix in PARTS else []
     for _ in range(bundles.DEPTH + 1):
         for folder in level[:LOOKED_AT]:
             kinds = list(dict.fromkeys(_kinds(folder)))
@@ -85,13 +88,23 @@ def _moves(path: Path) -> bool:
     return isinstance(frames, list) and any(isinstance(frame, dict) and "time" in frame for frame in frames[:1])
 
 
+def _belongs(file: Path, form: ModuleType) -> bool:
+    """True if a file is one that a capture of this format is read by, or any JSON where it is transforms.json by another name."""
+    return file.suffix == ".json" if form is transforms else file.suffix in PARTS and form.is_scene(file.parent)
+
+
 def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
     """One item per folder with a capture. uid: the folder relative to the input. UserError where there is none."""
-    root = posed_views.input_of(cfg)
-    form = reader(cfg.source)
+    root, form = posed_views.input_of(cfg), reader(cfg.source)
     if root.is_file():
+        if not _belongs(root, form):
+            raise UserError(
+                f"{root} holds no {form.SAYS}", f"--source {cfg.source} --input FOLDER; unpack archives first"
+            )
         root = root.parent
-    folders = bundles.folders(root, form.is_scene, seed)
+        folders = iter([root])
+    else:
+        folders = bundles.folders(root, form.is_scene, seed)
     name: Callable[[Path], str] | None = getattr(form, "name_of", None)
     uids = ((name(folder) if name else posed_views.uid_of(folder, root), folder) for folder in folders)
     found = (Item(uid, cfg.source, url=str(folder)) for uid, folder in uids)

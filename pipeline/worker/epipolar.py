@@ -52,14 +52,16 @@ def _features(posed: Posed, view: int) -> _Picture:
     import cv2
 
     straight = images.decode_straight(posed.images[view])
-    rgba = images.premultiplied(straight)
     scale = min(1.0, FEATURE_SIDE / max(straight.shape[:2]))
     hw = (max(1, round(straight.shape[0] * scale)), max(1, round(straight.shape[1] * scale)))
-    grey = cv2.cvtColor(images.srgb8(images.over(images.resize_area(rgba, hw))), cv2.COLOR_RGB2GRAY)
     covered: np.ndarray | None = None
     if straight.shape[2] == 4:  # features on the silhouette's outline belong to no point in space
-        covered = (images.resize_area(rgba[..., 3:], hw)[..., 0] > 0.99).astype(np.uint8)
-        covered = np.asarray(cv2.erode(covered, np.ones((5, 5), np.uint8)))
+        rgba = images.resize_area(images.premultiplied(straight), hw)
+        rgb = images.srgb8(images.over(rgba))
+        covered = np.asarray(cv2.erode((rgba[..., 3] > 0.99).astype(np.uint8), np.ones((5, 5), np.uint8)))
+    else:
+        rgb = images.shrink(straight, hw)
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     points, descriptors = cv2.SIFT_create(FEATURES).detectAndCompute(grey, covered)  # type: ignore[attr-defined]
     fx, fy, cx, cy = posed.fxfycxcy[view] * np.array([hw[1] / straight.shape[1], hw[0] / straight.shape[0]] * 2)
     places = np.array([point.pt for point in points], np.float64).reshape(-1, 2) + 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -346,9 +347,15 @@ def test_everyday_json(tmp_path: Path, case: str) -> None:
     folder = foreign.nerfstudio(tmp_path / "in", balls.walk(3, (90, 120)))
     path = folder / "transforms.json"
     path.write_bytes(TEXTS[case](path.read_text()))
-    for given in (folder, path):  # the file may be given in place of its folder
+    other = tmp_path / "other" / "cameras.json"
+    shutil.copytree(folder, other.parent)
+    (other.parent / "transforms.json").rename(other)
+    for given in (folder, path, other):  # the file may be given in place of its folder, by any name
         scene = only(imported("nerfstudio", given, tmp_path))
-        assert scene.item.uid == "in" and importing.errors(scene, 64).max() < 0.06
+        assert scene.item.uid == ("other" if given == other else "in")
+        assert importing.errors(scene, 64).max() < 0.06
+    with pytest.raises(UserError, match="holds no transforms"):
+        imported("nerfstudio", zipped(tmp_path / "x.zip", {"transforms.json": b"{}"}), tmp_path)
 
 
 def test_frames_whose_pictures_are_missing_are_left_out(tmp_path: Path) -> None:
