@@ -24,7 +24,7 @@ from pipeline.poses.shots import Folders, Shots, Writer
 
 SAYS = "cameras_sphere.npz or cameras.npz of NeuS and IDR with its images"
 FILES = ("cameras_sphere.npz", "cameras.npz")
-FOLDERS = ("image", "images", "rgb")
+FOLDERS = ("image", "images", "rgb", ".")
 MATRIX = re.compile(r"world_mat_(\d+)")
 HALF_PIXEL = 0.5  # from the centre of the first pixel to its corner
 MOST_SKEW = 0.5  # pixels; more is a camera that fxfycxcy does not hold
@@ -33,8 +33,8 @@ MAX_MATRIX = 4096  # bytes of a .npy of 16 numbers, with its head
 
 
 def is_scene(folder: Path) -> bool:
-    """True if the folder holds one of FILES."""
-    return any((folder / name).is_file() for name in FILES)
+    """True if the folder holds one of FILES, and pictures in one of FOLDERS."""
+    return any((folder / name).is_file() for name in FILES) and any(pictures_in(folder / name) for name in FOLDERS)
 
 
 def read(folder: Path, finder: Finder, only: str = "") -> Capture:

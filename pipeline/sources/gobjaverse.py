@@ -181,8 +181,8 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
         data = files.read(f"{view}.png")
         facts = capture.json_object(files.read(f"{view}.json"), f"{view}.json")
         pictures.append(data)
-        poses_found.append(_c2w(facts, view))
-        fxfycxcy.append(_fxfycxcy(facts, posed_views.hw_of(data, f"{view}.png"), view))
+        poses_found.append(c2w_of(facts, view))
+        fxfycxcy.append(fxfycxcy_of(facts, posed_views.hw_of(data, f"{view}.png"), view))
     return Posed(pictures, np.stack(poses_found), np.array(fxfycxcy), meta={"views_found": len(views)})
 
 
@@ -199,7 +199,7 @@ def _opened(item: Item, path: Path) -> Item:
     return scenes[0].item(item.source, path) if scenes else item
 
 
-def _c2w(facts: dict[str, Any], view: str) -> np.ndarray:
+def c2w_of(facts: dict[str, Any], view: str) -> np.ndarray:
     try:
         columns = np.array([facts[name] for name in ("x", "y", "z", "origin")], np.float64)
     except (KeyError, ValueError, TypeError) as error:
@@ -209,7 +209,7 @@ def _c2w(facts: dict[str, Any], view: str) -> np.ndarray:
     return cameras.homogeneous(columns.T)
 
 
-def _fxfycxcy(facts: dict[str, Any], hw: tuple[int, int], view: str) -> list[float]:
+def fxfycxcy_of(facts: dict[str, Any], hw: tuple[int, int], view: str) -> list[float]:
     fov_x = capture.number(facts, "x_fov")
     fov_y = capture.number(facts, "y_fov")
     if fov_x is None:
