@@ -1,6 +1,6 @@
 """What the downloads talk to, on 127.0.0.1: a Hugging Face Hub with its CDN, plain files, Git and Git LFS, with faults on demand.
 
-    root/datasets/<owner>/<name>/<path>   a dataset repository; *.glb *.parquet *.7z *.tar are LFS files, the rest plain blobs
+    root/datasets/<owner>/<name>/<path>   a dataset repository; *.glb *.parquet *.7z *.tar *.zip are LFS files, others blobs
     root/www/<path>                       every other path
     root/git/<owner>/<name>.git           bare repositories, served at /git/ by `git http-backend`
     root/lfs/<oid>                        what the Git LFS batch API hands out
@@ -35,7 +35,7 @@ from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 
 from tests.serving import BoundedServer
 
-LFS_SUFFIXES = (".glb", ".parquet", ".7z", ".tar")
+LFS_SUFFIXES = (".glb", ".parquet", ".7z", ".tar", ".zip")
 INSTEAD = frozenset({"status", "429", "html", "redirect_loop", "hang"})  # of an answer
 WITHIN = frozenset(
     {"truncate", "reset", "slow", "wrong_bytes", "no_length", "ignore_range", "endless"}

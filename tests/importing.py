@@ -24,7 +24,7 @@ from pipeline.core.cameras import Lens
 from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import Item, Scene
 from pipeline.download.fetch import Fetcher, FetchLimits
-from pipeline.sources import captures, dome, gobjaverse, objaverse_mix, pixelsplat, zero123
+from pipeline.sources import cap3d, captures, dome, gobjaverse, objaverse_mix, pixelsplat, zero123
 from pipeline.worker.posed import to_scene
 from tests.balls import balls_in, expected
 
@@ -33,6 +33,7 @@ SOURCES: dict[str, ModuleType] = {
     "gobjaverse": gobjaverse,
     "objaverse-mix": objaverse_mix,
     "dome-objaverse": dome,
+    "cap3d": cap3d,
     "pixelsplat": pixelsplat,
     **dict.fromkeys(CAPTURES, captures),
 }

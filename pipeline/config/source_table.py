@@ -54,6 +54,7 @@ SOURCES = {  # in the order of --help
     "objaverse-mix": Source("posed", "pipeline.sources.objaverse_mix", input="", objects=True),
     "gobjaverse": Source("posed", "pipeline.sources.gobjaverse", input="", objects=True),
     "dome-objaverse": Source("posed", "pipeline.sources.dome", input="", objects=True),
+    "cap3d": Source("posed", "pipeline.sources.cap3d", input="", objects=True),
     "zero123": Source("posed", "pipeline.sources.zero123", input=FOLDER, objects=True),
     "pixelsplat": Source("posed", "pipeline.sources.pixelsplat", input=FOLDER),
     **{name: Source("posed", "pipeline.sources.captures", input=FOLDER, roles=name in WITH_ROLES) for name in CAPTURES},

@@ -22,6 +22,7 @@ from pipeline.core.disk import replacing
 from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.paths import below
 from pipeline.download.fetch import CONNECT_S, Fetcher, Passing, Wanted, failure_of
+from pipeline.download.ranges import Remote
 
 HOME = "https://huggingface.co"  # in manifests, whichever mirror is asked
 FILE = re.compile(rf"{HOME}/datasets/([^/]*/[^/]*)/resolve/main/(.*)", re.DOTALL)
@@ -121,6 +122,15 @@ def get(net: Fetcher, repo: str, path: str, to: Path, wanted: Wanted) -> Path:
     address = huggingface_hub.hf_hub_url(repo, path, repo_type="dataset")
     with _classified():
         return net.get_with(_session(net), address, to, wanted, build_hf_headers())
+
+
+def opened(net: Fetcher, repo: str, path: str) -> Remote:
+    """Open a dataset repository's file for reading parts of it. Raises Skip, Retry, and NoRanges of a server without ranges."""
+    import huggingface_hub
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    below(Path(), path)
+    return Remote(net, huggingface_hub.hf_hub_url(repo, path, repo_type="dataset"), build_hf_headers())
 
 
 def _link_cached(cached: Path, to: Path, net: Fetcher, wanted: Wanted) -> Path:

@@ -6,6 +6,7 @@ import io
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 from pipeline.core.errors import Skip
 from pipeline.download.fetch import Fetcher, Passing, check_status, passing
@@ -58,6 +59,12 @@ class Remote(io.RawIOBase):
         piece = piece if size < 0 else piece[:size]
         self.at += len(piece)
         return piece
+
+    def readinto(self, buffer: Any) -> int:
+        """`read` into a buffer of bytes; returns their number."""
+        piece = self.read(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
 
     def _window(self, at: int) -> tuple[int, bytes]:
         """(start, bytes) of the window that holds the byte `at`, fetched if it is not kept."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from pipeline.sources import dome
 from pipeline.storage import journal
 from pipeline.storage.ledger import Ledger
-from tests import balls, foreign, trees
+from tests import balls, foreign, importing, trees
 from tests.conftest import lvsm_data_here
 from tests.hub import Hub
 from tests.importing import config
@@ -109,6 +110,53 @@ def test_dome_objaverse_object_by_object(world: World) -> None:
     assert "broken_image 1" in run(
         world, "--source", "dome-objaverse", "--input", copy, "--n", 2, "--res", 32, expect=3
     )
+
+
+def cap3d(folder: Path, name: str = "compressed_imgs_perobj_07.zip", count: int = 3) -> tuple[Path, list[str]]:
+    """A zip of zips, one of three views per object, and much that nobody asked for."""
+    files = foreign.gobjaverse_files(balls.circle(12, 1.38889, 64, 15.0)[:3])
+    folder.mkdir(parents=True, exist_ok=True)
+    made = importing.zipped(folder / "inner.zip", {Path(name).name: data for name, data in files.items()})
+    inner = made.read_bytes()
+    made.unlink()
+    uids = [f"{number:032x}" for number in range(count)]
+    whole = {f"imgs/{uid}.zip": inner for uid in uids} | {"imgs/large.bin": np.random.default_rng(0).bytes(3_000_000)}
+    return importing.zipped(folder / name, whole), uids
+
+
+def test_cap3d_object_by_object(world: World) -> None:
+    """Of an outer zip on the Hub its directory and the objects that are asked for are read, and not the rest."""
+    folder = world.folder / "root/datasets/tiange/Cap3D/RenderedImage_perobj_zips"
+    folder.mkdir(parents=True)
+    path, uids = cap3d(folder)
+    said = run(world, "--source", "cap3d", "--n", 2, "--res", 64, "--license", "ODC-By 1.0")
+    assert "delivered 2" in said
+    assert len(set(shards(world)[64])) == 2 and set(shards(world)[64]) <= set(uids)
+    sent = sum(request.sent for request in world.hub.requests if request.file.endswith(path.name))
+    assert 0 < sent < path.stat().st_size / 2
+    shutil.rmtree(world.folder / "out")
+    assert "delivered 3" in run(world, "--source", "cap3d", "--input", path, "--n", 3, "--res", 32)
+    (world.folder / "uids.txt").write_text(uids[1])
+    shutil.rmtree(world.folder / "out")
+    one = ("--uids", "uids.txt", "--n", 1, "--res", 32)
+    run(world, "--source", "cap3d", "--input", path, *one)
+    assert set(shards(world)[32]) == {uids[1]}
+
+
+def test_cap3d_as_it_was_unpacked(tmp_path: Path) -> None:
+    """Objects' zips, and folders of them; broken ones cost themselves."""
+    outer, uids = cap3d(tmp_path / "a")
+    with zipfile.ZipFile(outer) as archive:
+        archive.extractall(tmp_path / "in", [f"imgs/{uid}.zip" for uid in uids])
+    with zipfile.ZipFile(tmp_path / "in/imgs" / f"{uids[0]}.zip") as archive:
+        archive.extractall(tmp_path / "in/imgs" / "unpacked")
+    (tmp_path / "in/imgs" / f"{uids[1]}.zip").write_bytes(b"PK no zip")
+    ends = importing.imported("cap3d", tmp_path / "in", tmp_path)
+    assert {uid: getattr(end, "reason", "") for uid, end in ends.items()} == {
+        uids[0]: "", uids[1]: "broken_archive", uids[2]: "", "imgs/unpacked": "",
+    }  # fmt: skip
+    for uid in (uids[0], "imgs/unpacked"):
+        assert importing.errors(importing.only({uid: ends[uid]}), 64).max() < 0.06
 
 
 def test_the_depth_of_dome_objaverse_lies_on_its_objects(tmp_path: Path) -> None:
