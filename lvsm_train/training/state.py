@@ -109,7 +109,15 @@ class State:
 
     @contextlib.contextmanager
     def evaluation_net(self) -> Iterator[LVSM]:
-        """Model with averaged weights, if any, and unsharded, for the first rank. Others get `net`, but must call this too."""
+        """Model with averaged weights, if any, and unsharded, for the first rank. Others get `net`, but must call this too.
+
+        Compiled blocks run as they are: to compile for the shapes of evaluation takes longer than evaluation.
+        """
+        with torch.compiler.set_stance("force_eager"), self._averaged_net() as net:
+            yield net
+
+    @contextlib.contextmanager
+    def _averaged_net(self) -> Iterator[LVSM]:
         if self.sharded:
             weights = gather_full(self.average.weights if self.average else self.net.state_dict(), self.ranks.is_main)
             yield self._unsharded(weights) if self.ranks.is_main else self.net

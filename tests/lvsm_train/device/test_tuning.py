@@ -25,7 +25,7 @@ from lvsm_train.device.flops import attentions, training_flops  # noqa: E402
 from lvsm_train.device.graphs import Recorded  # noqa: E402
 from lvsm_train.models import blocks  # noqa: E402
 from lvsm_train.models.lvsm import BY_KIND, LVSM  # noqa: E402
-from lvsm_train.training import behind, train  # noqa: E402
+from lvsm_train.training import train  # noqa: E402
 from tests.lvsm_train.models.test_lvsm import cameras, gradients, largest, posed, tiny  # noqa: E402
 from tests.lvsm_train.training.test_engine import short  # noqa: E402
 
@@ -142,13 +142,13 @@ def test_evaluation_compiles_nothing(data: Path, tmp_path: Path, monkeypatch: py
     compile_blocks = functools.partial(tuning.compile_blocks, backend="aot_eager")
     monkeypatch.setattr(tuning, "compile_blocks", compile_blocks)
     traced: list[int] = []
-    step = behind.Behind.step
+    step = train.Behind.step
 
     def counting(self: object, *given: object) -> object:
         traced.append(counters["stats"]["unique_graphs"])
         return step(self, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(behind.Behind, "step", counting)
+    monkeypatch.setattr(train.Behind, "step", counting)
     views = DataConfig((data,), inputs=2, targets=2, batch=3, workers=0)
     cfg = short(data, tmp_path, data=views, compile="blocks", steps=6, eval_every=2, eval_targets=5)
     result = train.train_fn(cfg)

@@ -26,7 +26,7 @@ from lvsm_train.device.graphs import WARM_UP, Settled  # noqa: E402
 from lvsm_train.losses import vgg  # noqa: E402
 from lvsm_train.losses.vgg import CAFFE, Weights  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
-from lvsm_train.training import behind, gradients, guards, state, train  # noqa: E402
+from lvsm_train.training import gradients, guards, state, train  # noqa: E402
 from lvsm_train.training.guards import NormGuard  # noqa: E402
 from lvsm_train.training.muon import batches  # noqa: E402
 from lvsm_train.training.optim import Average, Optimizers  # noqa: E402
@@ -151,28 +151,28 @@ def test_numbers_are_read_one_step_later_and_are_the_same(
     step = train.Log.step
     monkeypatch.setattr(train.Log, "step", lambda self, done, *more: seen.append(done) or step(self, done, *more))
     launch = state.State.step
-    late: list[int] = []
+    behind: list[int] = []
 
     def launched(self: Any, number: int, *more: Any) -> Any:
-        late.append(number - len(seen))
+        behind.append(number - len(seen))
         return launch(self, number, *more)
 
     monkeypatch.setattr(state.State, "step", launched)
     optim = OptimConfig(optimizer="muon", lr=4e-3, warmup=2, ema=0.9, skip_factor=5)
     runs = {name: config(data, tmp_path / name, model=TINY, optim=optim, steps=9) for name in ("late", "cut", "now")}
     train_fn(runs["late"])
-    assert late == [0, 1, 1, 1, 0, 1, 0, 1, 0]  # checkpoints of steps 4 and 8, a look at step 6
+    assert behind == [0, 1, 1, 1, 0, 1, 0, 1, 0]  # checkpoints of steps 4 and 8, a look at step 6
     whole = list(seen)
     seen.clear()
     monkeypatch.setattr(train.Log, "step", lambda self, done, *more: step(self, done, *more))
-    at_once = behind.Behind.__init__
+    at_once = train.Behind.__init__
 
     def now(self: Any, *given: Any) -> None:
         at_once(self, *given)
         self.most = 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(behind.Behind, "__init__", now)
+        patch.setattr(train.Behind, "__init__", now)
         train_fn(runs["now"])
     with monkeypatch.context() as patch:
         patch.setattr(state.State, "step", interrupted(launch, 3))
@@ -272,13 +272,13 @@ def test_operations_of_a_step_beside_its_graphs(
     monkeypatch.setattr(vgg, "load", lambda *_: Weights("vgg19", random_convs(), CAFFE, "random"))
     monkeypatch.setattr(tuning, "compile_blocks", lambda *_: None)  # what is in a graph counts for nothing anyway
     launches, counts = Launches(), []
-    step = behind.Behind.step
+    step = train.Behind.step
 
     def counting(self: Any, *given: Any) -> Any:
         counts.append(launches.count)
         return step(self, *given)
 
-    monkeypatch.setattr(behind.Behind, "step", counting)
+    monkeypatch.setattr(train.Behind, "step", counting)
     monkeypatch.setattr(state.State, "_move", launches.pausing(state.State._move))
     monkeypatch.setattr(gradients.Gradients, "_backward", launches.pausing(gradients.Gradients._backward))
     with launches:
