@@ -23,6 +23,7 @@ from lvsm_train.data.batches import Data  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
 from lvsm_train.training import guards, launch, state  # noqa: E402
 from lvsm_train.training.guards import BASELINE, HUNG, MAX_SPIKES, RECENT, SpikeGuard  # noqa: E402
+from lvsm_train.training.optim import Optimizers  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
 from lvsm_train.weights.official import to_official  # noqa: E402
 from lvsm_train.weights.trained import open_run  # noqa: E402
@@ -198,8 +199,14 @@ def test_what_a_spike_is() -> None:
     assert not any(SpikeGuard(0).observe(10.0**step) for step in range(50))
 
 
-def test_a_spike_takes_training_back(data: Path, tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("unattended", [False, True], ids=["", "as_on_gpus"])
+def test_a_spike_takes_training_back(
+    unattended: bool, data: Path, tmp_path: Path, capfd: Any, monkeypatch: Any
+) -> None:
     """A learning rate that wrecks the model: the loss never comes back by itself."""
+    monkeypatch.setattr(
+        state, "Optimizers", lambda *given, **more: Optimizers(*given, **more | {"unattended": unattended})
+    )
     for module in (guards, state):
         monkeypatch.setattr(module, "RECENT", 4)
     monkeypatch.setattr(guards, "BASELINE", 16)

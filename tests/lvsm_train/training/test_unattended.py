@@ -132,6 +132,42 @@ def test_work_is_recorded_once_its_memory_stays(monkeypatch: pytest.MonkeyPatch)
     assert calls == ["work"] * WARM_UP + ["replay"] * 2 + ["work"] * WARM_UP + ["replay", "work"] and taped == [1, 2]
 
 
+class Tape:
+    """Stands for a CUDA graph: plays what ran while it recorded."""
+
+    refuses = False
+
+    def __init__(self) -> None:
+        self.played = 0
+
+    def replay(self) -> None:
+        self.played += 1
+
+    @staticmethod
+    @contextlib.contextmanager
+    def recording(graph: Tape, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"  # threads that load data go on
+        yield
+        if Tape.refuses:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_what_cannot_be_recorded_is_said_and_done(refuses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
+    monkeypatch.setattr(torch.cuda, "graph", Tape.recording)
+    monkeypatch.setattr(Tape, "refuses", refuses)
+    runs: list[int] = []
+    settled = Settled(lambda: runs.append(1) or torch.ones(1), lambda: 0, True)  # type: ignore[func-returns-value]
+    made = [settled() for _ in range(WARM_UP + 4)]
+    assert all(torch.equal(one, torch.ones(1)) for one in made)
+    assert len(runs) == WARM_UP + 1 + 4 * refuses  # once for the recording
+    assert settled.says == refuses * (
+        "the optimiser cannot be recorded as a CUDA graph: operation not permitted when stream is capturing"
+    )
+    assert settled.record is not refuses
+
+
 # ---- whole runs
 
 
@@ -151,17 +187,17 @@ def test_numbers_are_read_one_step_later_and_are_the_same(
     step = train.Log.step
     monkeypatch.setattr(train.Log, "step", lambda self, done, *more: seen.append(done) or step(self, done, *more))
     launch = state.State.step
-    behind: list[int] = []
+    late: list[int] = []
 
     def launched(self: Any, number: int, *more: Any) -> Any:
-        behind.append(number - len(seen))
+        late.append(number - len(seen))
         return launch(self, number, *more)
 
     monkeypatch.setattr(state.State, "step", launched)
     optim = OptimConfig(optimizer="muon", lr=4e-3, warmup=2, ema=0.9, skip_factor=5)
     runs = {name: config(data, tmp_path / name, model=TINY, optim=optim, steps=9) for name in ("late", "cut", "now")}
     train_fn(runs["late"])
-    assert behind == [0, 1, 1, 1, 0, 1, 0, 1, 0]  # checkpoints of steps 4 and 8, a look at step 6
+    assert late == [0, 1, 1, 1, 0, 1, 0, 1, 0]  # checkpoints of steps 4 and 8, a look at step 6
     whole = list(seen)
     seen.clear()
     monkeypatch.setattr(train.Log, "step", lambda self, done, *more: step(self, done, *more))
@@ -211,11 +247,13 @@ class Launches(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.count, self.paused = 0, False
+        self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         aliases = [each.alias_info for each in func._schema.returns]
         is_view = bool(aliases) and all(each is not None and not each.is_write for each in aliases)
+        self.names.add(func.name() + " to a device" * bool(kwargs and kwargs.get("device") and "copy" in func.name()))
         idle = is_view or func.name().split("::")[1].split(".")[0] in ("empty", "set_", "empty_like", "empty_strided")
         self.count += not (idle or self.paused)
         return made
@@ -247,11 +285,15 @@ def test_operations_of_an_update(name: Any) -> None:
         for parameter in net.parameters():
             parameter.grad.copy_(torch.full_like(parameter, 0.01))
         optimizers.plan(step)
+        loss = torch.tensor(1.0)
         with Launches() as launches:
-            optimizers.move(torch.tensor(1.0))
+            optimizers.move(loss)
             if mean:
                 mean.move(net)
         counted.append(launches.count)
+        if step:  # nothing that asks the host, or comes from it: moments are there
+            asked = {"aten::_local_scalar_dense", "aten::lift_fresh", "aten::_to_copy to a device"}
+            assert not launches.names & asked
     assert counted[1] == counted[2] <= INSIDE[cfg.optim.optimizer]
     if cfg.optim.optimizer == "muon":
         with torch.device("meta"):
