@@ -100,4 +100,4 @@ class ClipConfig(Granting, Fetching, Running):
         listing = {"source": self.source, "cameras": str(self.cameras)}
         listing |= {name: str(getattr(self, name)) for name in named if getattr(self, name)}
         run = {"val_percent": self.val_percent, "config_hash": config_hash(self.scene)}
-        return listing | self.grant_identity() | run | plain(self.scene)
+        return listing | self.grant_identity() | self.running_identity() | run | plain(self.scene)

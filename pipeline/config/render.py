@@ -240,4 +240,4 @@ class RenderConfig(Fetching, Running, Listing):
             run["hdri_maps"] = [Path(path).name for path in environment_maps(self.scene.hdri)]
         if self.only:
             run["only"] = sorted(self.only)
-        return self.listing_identity() | run | plain(self.scene)
+        return self.listing_identity() | self.running_identity() | run | plain(self.scene)

@@ -214,6 +214,8 @@ class Running:
     """inline works in this process, one object at a time, without Ray."""
     retry_failed: bool = False
     """Try again what failed in earlier sessions."""
+    captions: Path | None = None
+    """A table (.csv, .parquet, .jsonl) of texts by uid, sha256 or file identifier for a column `caption`, such as Cap3D's."""
     shard_mb: float = 64.0
     """Target size of a shard of the largest resolution."""
     val_percent: float = 1.0
@@ -229,17 +231,24 @@ class Running:
             raise UserError(f"--val-percent {self.val_percent:g} leaves nothing to train on", "0 <= percent < 100")
         if self.threads < 1 or self.shard_mb <= 0 or self.backup_s <= 0:
             raise UserError("--threads, --shard-mb and --backup-s must be positive")
+        if self.captions is not None and not self.captions.is_file():
+            raise UserError(f"--captions {self.captions} is no file", "a table with columns uid and caption")
         if self.gpus < 0 or self.memory_gb < 0:
             raise UserError("--gpus and --memory-gb must be 0 or more")
         if self.desk and not (self.store or address_of(self.out)):
             raise UserError("--desk goes with an --out that is an address", "--out s3://BUCKET/PATH")
 
     def placed(self, default: Path) -> dict[str, Any]:
-        """Return `out`, the run's folder here, and `store`, the address of its shards if any. default: folder without --out."""
-        address = self.store or address_of(self.out)
+        """Return `captions`, `out` (the run's folder here) and `store` (the address of its shards, if any). default: of --out."""
+        captions, address = absolute(self.captions), self.store or address_of(self.out)
         if address is None:
-            return {"out": (self.out or default).absolute()}
-        return {"store": address, "out": (self.desk.expanduser() if self.desk else desk_of(address)).absolute()}
+            return {"captions": captions, "out": (self.out or default).absolute()}
+        desk = self.desk.expanduser() if self.desk else desk_of(address)
+        return {"captions": captions, "store": address, "out": desk.absolute()}
+
+    def running_identity(self) -> dict[str, Any]:
+        """JSON values of those of these flags that decide what shards hold, as far as they are given."""
+        return {"captions": str(self.captions)} if self.captions else {}
 
 
 def absolute(path: Path | None) -> Path | None:

@@ -107,7 +107,7 @@ class ImportConfig(Granting, Fetching, Running):
             raise UserError(f"--verify-percent {self.verify_percent:g} is no share", "0 to 100")
         scene = self.scene.resolved()
         placed = self.placed(Path("data") / folder_name(self.source, scene.res))
-        paths: dict[str, Any] = {"input": absolute(self.input), "uids": absolute(self.uids)}
+        paths: dict[str, Any] = {name: absolute(getattr(self, name)) for name in ("input", "uids")}
         cache = self.cache.expanduser().absolute()
         return dataclasses.replace(self, scene=scene, cache=cache, **placed, **paths, **self.granted())
 
@@ -116,4 +116,4 @@ class ImportConfig(Granting, Fetching, Running):
         listing = {"source": self.source, "input": str(self.input) if self.input else None}
         listing |= {"uids": str(self.uids)} if self.uids else {}
         run = {"val_percent": self.val_percent, "config_hash": config_hash(self.scene)}
-        return listing | self.grant_identity() | run | plain(self.scene)
+        return listing | self.grant_identity() | self.running_identity() | run | plain(self.scene)

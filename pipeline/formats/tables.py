@@ -25,6 +25,35 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
 
 
+def captions(path: Path) -> dict[str, str]:
+    """Name -> text of a table with columns uid and caption, or, as Cap3D's CSV files are, of two columns without names.
+
+    Raises UserError for a file that is neither.
+    """
+    lines: Iterable[tuple[Any, Any]] = ((row.get("uid"), row.get("caption")) for row in rows(path))
+    try:
+        if path.suffix.lower() == ".csv":
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                first = next(csv.reader(file), [])
+            if not {"uid", "caption"} <= set(first):
+                if len(first) != 2:
+                    raise UserError(f"{path} has no columns uid and caption", "or two columns without names")
+                lines = _pairs(path)
+        found = {str(name): str(text).strip() for name, text in lines if name and text}
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not found:
+        raise UserError(f"{path} holds no caption", "columns uid and caption, or two columns without names")
+    return found
+
+
+def _pairs(path: Path) -> Iterator[tuple[str, str]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for line in csv.reader(file):
+            if len(line) >= 2:
+                yield line[0], line[1]
+
+
 def blocks(path: Path, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
     """Yield those of `columns` that the table has, as lists of some thousand values; None where a row has no value.
 

@@ -30,6 +30,7 @@ from pipeline.download.ahead import Downloads
 from pipeline.run import availability
 from pipeline.run.policy import ArrivalOrder, Listing, Policy, Session
 from pipeline.run.progress import Progress
+from pipeline.sources.selection import captioned
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import check_identity, locked
 from pipeline.storage.uploads import LEDGER, Sink, attached, sink_of
@@ -134,7 +135,8 @@ class Intake:
         def listing(ended: Container[str] | None) -> Iterator[Item]:
             known = {"ended": ended} if ended is not None and getattr(source, "LEAVES_OUT", False) else {}
             items: Iterator[Item] = source.items(cfg, cfg.scene.seed, net, **known)
-            return map(cfg.grant, items) if isinstance(cfg, Granting) else items
+            items = map(cfg.grant, items) if isinstance(cfg, Granting) else items
+            return captioned(items, cfg.captions) if cfg.captions else items
 
         try:
             drawn = draw(listing)

@@ -18,6 +18,7 @@ from pipeline.sources.selection import Selection
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import run_facts
 from pipeline.storage.shards import (
+    CAPTION,
     INTRINSICS,
     LAYERS,
     NUMBERS,
@@ -42,6 +43,7 @@ def writer_of(cfg: RunConfig) -> ShardWriter:
     optional = tuple(name for name in LAYERS if getattr(cfg.scene, name, False))
     optional += NUMBERS if isinstance(cfg, ClipConfig) else ()
     optional += (ROLE,) if SOURCES[cfg.source].roles else ()
+    optional += (CAPTION,) if cfg.captions else ()
     optional += (INTRINSICS[getattr(cfg.scene, "projection", "perspective")],)
     return ShardWriter(cfg.out, cfg.scene.res, optional, run_facts(cfg), cfg.shard_mb * 1e6)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.records import Item
 from pipeline.download import route
 from pipeline.formats import tables
+from pipeline.storage.shards import CAPTION
 
 KEYS = ("uid", "sha256", "file_identifier", "fileIdentifier")  # columns of score tables that name an object
 SCORES = ("aesthetic_score", "score", "aesthetic")
@@ -64,6 +67,14 @@ class Selection:
 def keys(item: Item) -> set[str]:
     """Names that a list may give an item: its uid, the sha256 of its file, its identifier in Objaverse-XL."""
     return {item.uid, item.sha256, item.extra.get("id", "")} - {""}
+
+
+def captioned(items: Iterable[Item], table: Path) -> Iterator[Item]:
+    """Items with the text that a table has for them, by any of their `keys`, in extra[CAPTION]. Raises UserError as `rows`."""
+    texts = tables.captions(table)
+    for item in items:
+        text = next((texts[key] for key in sorted(keys(item)) if key in texts), "")
+        yield dataclasses.replace(item, extra=item.extra | {CAPTION: text}) if text else item
 
 
 def names(cfg: Listing | ImportConfig | ClipConfig) -> frozenset[str] | None:

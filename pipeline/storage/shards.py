@@ -34,6 +34,7 @@ INTRINSICS = {
 }  # a column of its own each: no reader takes one for the other
 LAYERS = ("alpha", "depth", "normals", "albedo", "roughness", "metallic")
 ROLE = "role"  # string column of views that their set splits: "train", "val" or "test", "" for others
+CAPTION = "caption"  # string column of texts, with --captions
 NUMBERS = ("frame", "asked_us", "time_us")  # int64 columns of views that are video frames
 IMAGE_SHA = "image_sha"  # uint64 column of checksums, which shards of earlier versions lack
 SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
@@ -42,7 +43,7 @@ METADATA_KEY = b"lvsm_data"
 
 
 def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
-    """Arrow schema of a shard. optional: which of LAYERS, NUMBERS, ROLE and IMAGE_SHA it has; sxsycxcy stands in place of
+    """Arrow schema of a shard. optional: which of LAYERS, NUMBERS, ROLE, CAPTION, IMAGE_SHA it has; sxsycxcy is there in place of
     fxfycxcy.
 
     The Hugging Face metadata makes `image` a picture for `datasets` and the hub's viewer.
@@ -59,7 +60,7 @@ def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
         **dict.fromkeys(("source", "license", "sha256", "config_hash", "meta"), pa.string()),
         **{name: pa.binary() for name in LAYERS if name in optional},
         **{name: pa.int64() for name in NUMBERS if name in optional},
-        **{name: pa.string() for name in (ROLE,) if name in optional},
+        **{name: pa.string() for name in (ROLE, CAPTION) if name in optional},
     }
     features = {name: _feature(kind) for name, kind in columns.items()}
     return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
@@ -281,6 +282,7 @@ class Rows:
     layers: dict[str, list[bytes]]
     numbers: dict[str, np.ndarray]
     shas: list[int] | None = None
+    caption: str = ""
 
 
 def read_objects(path: Path) -> Iterator[Rows]:
@@ -304,6 +306,7 @@ def rows_of(table: pa.Table) -> Rows:
         layers={name: table[name].to_pylist() for name in LAYERS if name in table.column_names},
         numbers={name: table[name].to_numpy() for name in NUMBERS if name in table.column_names},
         shas=table[IMAGE_SHA].to_pylist() if IMAGE_SHA in table.column_names else None,
+        caption=table[CAPTION][0].as_py() if CAPTION in table.column_names else "",
     )
 
 

@@ -24,6 +24,7 @@ from pipeline.core.disk import fsync, replacing
 from pipeline.core.records import Packed, Scene, video_of
 from pipeline.storage import journal as journals
 from pipeline.storage.shards import (
+    CAPTION,
     CONVENTION,
     ENTRY_COLUMNS,
     FORMAT_VERSION,
@@ -288,6 +289,8 @@ def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
             columns[ROLE] += scene.roles or [""] * count
     rows = len(columns["view"])
     item = scene.item
+    if CAPTION in columns:
+        columns[CAPTION] = [item.extra.get(CAPTION, "")] * rows
     known = {"credit": item.credit, "url": item.url if is_web(item.url) else ""}  # local paths stay private
     facts = scene.meta | {name: value for name, value in known.items() if value}
     meta = json.dumps(facts, separators=(",", ":"), sort_keys=True)
