@@ -33,14 +33,15 @@ class Folder:
     """Resolves an asset's references; the asset may read the files below `root` only.
 
     found: (source, name, file) of each. refused: (source, name) -> why, of what is optional and leads out of root, or to no
-    file: it counts as missing, and no reader may come to see the name. originals: copy of a file -> the file, from whose folder
-    its names lead.
+    file: it counts as missing, and no reader may come to see the name. missing: layer of a USD that is nowhere -> kind of the
+    file that names it. originals: copy of a file -> the file, from whose folder its names lead.
     """
 
     def __init__(self, root: Path, originals: Mapping[Path, Path] | None = None) -> None:
         self.root, self.originals = Path(os.path.realpath(root)), originals or {}
         self.found: list[tuple[Path, str, Path]] = []
         self.refused: dict[tuple[Path, str], Skip] = {}
+        self.missing: dict[str, str] = {}
         self._near: dict[Path, Nearby] = {}
 
     def follow(self, path: Path, kind: str, names: Iterable[str]) -> dict[str, Path]:
@@ -58,7 +59,10 @@ class Folder:
                 self.check_usdz(source)
             for name in names:
                 of = "picture" if kind in USD and not _is_layer(name) else kind
-                for found in self._files(name, source, of):
+                files_of = self._files(name, source, of)
+                if of in USD and not files_of:
+                    self.missing.setdefault(name, of)
+                for found in files_of:
                     if source == path:
                         files.setdefault(name, found)
                     if found not in seen:

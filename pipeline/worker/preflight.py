@@ -41,7 +41,7 @@ class Checked:
     path: the file, or a copy of it that Blender understands. facts: what was missing or mended, for the shard: missing_materials
     (number of MTL files that are nowhere), missing_textures, mended. pictures: base name in lower case -> files, the nearest
     first, for pictures that the file names and that are not there. colours: of prims of a USD, by their paths, which hand them
-    down to meshes below.
+    down to meshes below. missing: layers of a USD that are nowhere.
     """
 
     path: Path
@@ -49,6 +49,7 @@ class Checked:
     facts: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, list[str]] = field(default_factory=dict)
     colours: dict[str, list[float]] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     def with_word(self, word: str) -> Checked:
         """Make one that says that one more thing was mended."""
@@ -248,8 +249,13 @@ class _Asset:
         self.folder.check_refused([self.path, *layers])
         colours = usd_colours.handed_down(self.path, {(layer, name): to for layer, name, to in self.folder.found})
         relinked = not all(self.folder.opens(source, outer(name), to) for source, name, to in self.folder.found)
+        gone = sum(
+            of != BINARY for of in self.folder.missing.values()
+        )  # some words of a binary file only look like names
+        facts: dict[str, Any] = ({"missing_layers": gone} if gone else {}) | ({"mended": ["links"]} if relinked else {})
+        missing = tuple(self.folder.missing)
         if not (relinked or self.folder.refused or (self.folder.place(self.path) != self.path and files)):
-            return Checked(self.path, self.format, colours=colours)
+            return Checked(self.path, self.format, facts, colours=colours, missing=missing)
         path = self.path
         if self.scratch:
             elsewhere = [
@@ -259,7 +265,7 @@ class _Asset:
                 sorted(layers) if not layers.isdisjoint([*elsewhere, *(of for of, _ in self.folder.refused)]) else []
             )
             path = copies.usd([path, *within], self.folder, copies.anew(self.scratch / STAGED))
-        return Checked(path, self.format, {"mended": ["links"]} if relinked else {}, colours=colours)
+        return Checked(path, self.format, facts, colours=colours, missing=missing)
 
     def _usdz(self) -> Checked:
         inside = dict(self.folder.check_usdz(self.path))

@@ -46,7 +46,13 @@ class Renderer:
             path = bring(item)
             root = self._root_of(item, path)
             checked = preflight.prepare(path, root, self.cfg.scene.max_polygons, self.scratch)
-        return self._render(item, checked, root, timings)
+        try:
+            return self._render(item, checked, root, timings)
+        except Skip as skip:
+            if skip.reason == "empty" and checked.missing:
+                said = f"{checked.missing[0][:200]!r}, which {path.name} is made of, is not there; fetch it too"
+                raise Skip("missing_file", said) from None
+            raise
 
     def _root_of(self, item: Item, path: Path) -> Path:
         """Folder that the object may read: the source's `root`, else the user's input folder around it, else path.parent."""

@@ -247,6 +247,16 @@ def test_instances_in_a_usd(tmp_path: Path, render: Render) -> None:
     np.testing.assert_allclose(found["raw_bounds"], [[-0.5, -0.5, -0.5], [7.5, 0.5, 0.5]], atol=1e-5)
 
 
+def test_layers_that_are_not_there(tmp_path: Path, render: Render) -> None:
+    """An object that is made of them alone has a reason that names one; of others their number is said."""
+    text = "#usda 1.0\n(\n    subLayers = [@./gone.usda@]\n)\n"
+    (tmp_path / "all.usda").write_text(text)
+    outcome = render(tmp_path / "all.usda")
+    assert (outcome.reason, "./gone.usda" in outcome.detail) == ("missing_file", True)
+    (tmp_path / "part.usda").write_text(text + 'def Cube "cube"\n{\n    double size = 1\n}\n')
+    assert meta(render(tmp_path / "part.usda"))["missing_layers"] == 1
+
+
 def test_a_usd_on_whose_colours_the_importer_crashes(tmp_path: Path, render: Render) -> None:
     """A cube, which is no mesh, with a colour for each face: shown in none."""
     colours = ", ".join(["(1, 0, 0)", "(0, 1, 0)"] * 3)
