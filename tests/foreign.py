@@ -6,12 +6,14 @@ Where a format allows it, fx != fy and the principal point is off the centre.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from tests.balls import Eye, photo, pictures, png
@@ -172,6 +174,42 @@ def co3d(folder: Path, eyes: Sequence[Eye], kind: str = "ndc_isotropic") -> Path
     frames.append(frames[0] | {"sequence_name": "another"})
     (folder.parent / "frame_annotations.jgz").write_bytes(gzip.compress(json.dumps(frames).encode()))
     return folder
+
+
+def hdf5(array: np.ndarray) -> bytes:
+    """A file with one data set called "dataset"."""
+    made = io.BytesIO()
+    with h5py.File(made, "w") as file:
+        file.create_dataset("dataset", data=array)
+    return made.getvalue()
+
+
+def hypersim(root: Path, eyes: Sequence[Eye], tilt: float = 0.0) -> Path:
+    """A scene with one camera's path, its second; tilt: radians by which the lens looks away from where the camera does."""
+    scene, name = root / "scenes" / "ai_001_001", "cam_01"
+    (scene / "_detail" / name).mkdir(parents=True)
+    place = scene / "images" / f"scene_{name}_final_preview"
+    place.mkdir(parents=True)
+    (height, width), (fx, fy, cx, cy) = eyes[0].hw, eyes[0].k
+    rays = np.array(
+        [[width / 2 / fx, 0, (width / 2 - cx) / fx], [0, height / 2 / fy, (cy - height / 2) / fy], [0, 0, -1]]
+    )
+    turn = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+    rotations = []
+    for i, (one, picture) in enumerate(zip(eyes, pictures(eyes), strict=True)):
+        (place / f"frame.{2 * i:04d}.tonemap.jpg").write_bytes(photo(picture))
+        (place / f"frame.{2 * i:04d}.color.jpg").write_bytes(b"the same without tone mapping: not read")
+        rotations.append(np.stack([one.right, one.up, one.back], -1) @ turn.T)
+    files = {"positions": np.stack([one.position for one in eyes]), "orientations": np.array(rotations, np.float32)}
+    files |= {"frame_indices": 2 * np.arange(len(eyes))}
+    for kind, array in files.items():
+        (scene / "_detail" / name / f"camera_keyframe_{kind}.hdf5").write_bytes(hdf5(array))
+    values = {"scene_name": "ai_001_001", "settings_output_img_width": width, "settings_output_img_height": height}
+    values |= {f"M_cam_from_uv_{i}{j}": repr(float((turn @ rays)[i, j])) for i in range(3) for j in range(3)}
+    (root / "metadata_camera_parameters.csv").write_text(
+        "\n".join(",".join(map(str, row)) for row in (values, values.values()))
+    )
+    return root
 
 
 def lvsm(folder: Path, eyes: Sequence[Eye]) -> Path:

@@ -33,6 +33,7 @@ DOORS = {  # dependency -> the only modules of pipeline that may know it
     "av": {"video.cut", "core.images"},
     "yt_dlp": {"video.ytdlp", "video.js_runtime"},
     "py7zr": {"formats.seven_zip"},
+    "h5py": {"formats.hdf5"},
     "jinja2": {"report.markup"},
     "huggingface_hub": {"download.huggingface"},
     "httpx2": {"download.fetch", "download.huggingface", "download.git"},

@@ -40,6 +40,7 @@ CAPTURES = {
     "llff": "llff",
     "co3d": "co3d",
     "re10k-frames": "realestate",
+    "hypersim": "hypersim",
 }
 WITH_ROLES = ("nerf-synthetic", "d-nerf", "nerfstudio", "instant-ngp", "co3d")
 AUTO = "auto"  # in place of a posed source: what the input looks like

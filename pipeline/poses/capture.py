@@ -18,6 +18,7 @@ from pipeline.core.cameras import PINHOLE, Lens
 from pipeline.core.errors import Skip
 
 MAX_JSON = 64_000_000  # bytes
+MOST_SKEW = 0.5  # pixels; more is a camera that fxfycxcy does not hold
 MOST_OFF_CENTRE = 0.45  # of half the picture; pictures of half or twice the size are farther off
 ROLES = ("train", "val", "test")
 COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
@@ -147,3 +148,22 @@ def unsized(fxfycxcy: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, Lens
             "bad_cameras", f"a principal point of {cx:.4g}, {cy:.4g} for {hw[1]}x{hw[0]} pixels: of another size"
         )
     return np.asarray(fxfycxcy, np.float64), PINHOLE
+
+
+def decomposed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """World to pixels (3, 4), any factor -> fxfycxcy (4,), c2w (4, 4); pixels as the matrix counts them. Raises Skip."""
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:, :3])) < 1e-12:
+        raise Skip("bad_cameras", "a projection that cannot be inverted")
+    # K R by the QR decomposition of the rows from the last to the first
+    q, r = np.linalg.qr(matrix[::-1, :3].T)
+    k, rotation = r.T[::-1, ::-1], q.T[::-1]
+    signs = np.sign(np.diag(k))
+    k, rotation = k * signs, signs[:, None] * rotation
+    if np.linalg.det(rotation) < 0:  # the matrix had a negative factor
+        rotation = -rotation
+    k = k / k[2, 2]
+    if abs(k[0, 1]) > MOST_SKEW:
+        raise Skip("unsupported_camera", f"a skew of {k[0, 1]:.3g} pixels")
+    centre = -np.linalg.solve(matrix[:, :3], matrix[:, 3])
+    c2w = cameras.homogeneous(np.c_[rotation.T, centre])
+    return np.array([k[0, 0], k[1, 1], k[0, 2], k[1, 2]]), c2w

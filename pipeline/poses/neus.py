@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.core import images
-from pipeline.core.cameras import homogeneous
 from pipeline.core.errors import Skip
 from pipeline.formats import bundles
-from pipeline.poses.capture import Capture, View, npy, unsized
+from pipeline.poses.capture import Capture, View, decomposed, npy, unsized
 from pipeline.poses.pictures import Finder, pictures_in
 from pipeline.poses.shots import Folders, Shots, Writer
 
@@ -27,7 +26,6 @@ FILES = ("cameras_sphere.npz", "cameras.npz")
 FOLDERS = ("image", "images", "rgb", ".")
 MATRIX = re.compile(r"world_mat_(\d+)")
 HALF_PIXEL = 0.5  # from the centre of the first pixel to its corner
-MOST_SKEW = 0.5  # pixels; more is a camera that fxfycxcy does not hold
 MOST = 100_000  # matrices
 MAX_MATRIX = 4096  # bytes of a .npy of 16 numbers, with its head
 
@@ -50,6 +48,7 @@ def read(folder: Path, finder: Finder, only: str = "") -> Capture:
     views = []
     for picture, matrix in zip(found, _matched(found, matrices, name), strict=True):
         k, pose = decomposed(matrix)
+        k += np.array([0, 0, 0.5, 0.5])  # here pixels count from the centre of the first
         file = finder.find(f"{place}/{picture}", folder)
         views.append(View(f"{place}/{picture}", file, pose, functools.partial(unsized, k)))
     return Capture(views)
@@ -82,25 +81,6 @@ def _matrices(path: Path) -> dict[int, np.ndarray]:
     if wrong := [one.shape for one in found.values() if one.shape not in ((4, 4), (3, 4))]:
         raise Skip("bad_cameras", f"{path.name}: a matrix of shape {wrong[0]}")
     return {number: matrix[:3] for number, matrix in found.items()}
-
-
-def decomposed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """World to pixels (3, 4), any factor -> fxfycxcy (4,) with pixel centres at +0.5, c2w (4, 4). Raises Skip."""
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:, :3])) < 1e-12:
-        raise Skip("bad_cameras", "a projection that cannot be inverted")
-    # K R by the QR decomposition of the rows from the last to the first
-    q, r = np.linalg.qr(matrix[::-1, :3].T)
-    k, rotation = r.T[::-1, ::-1], q.T[::-1]
-    signs = np.sign(np.diag(k))
-    k, rotation = k * signs, signs[:, None] * rotation
-    if np.linalg.det(rotation) < 0:  # the matrix had a negative factor
-        rotation = -rotation
-    k = k / k[2, 2]
-    if abs(k[0, 1]) > MOST_SKEW:
-        raise Skip("unsupported_camera", f"a skew of {k[0, 1]:.3g} pixels")
-    centre = -np.linalg.solve(matrix[:, :3], matrix[:, 3])
-    c2w = homogeneous(np.c_[rotation.T, centre])
-    return np.array([k[0, 0], k[1, 1], k[0, 2] + HALF_PIXEL, k[1, 2] + HALF_PIXEL]), c2w
 
 
 # ---- writing

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -15,9 +16,11 @@ import torch
 from pipeline.config.views import MixCameras
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.records import Scene
+from pipeline.formats import hdf5
 from pipeline.sources import captures
 from pipeline.worker import silhouettes
 from tests import balls, foreign, importing
+from tests.conftest import put_anew
 from tests.importing import config, imported, only, seven_zipped, tarred, under, write_json, zipped
 
 LIMITS = {64: 0.06, 512: 0.03}  # pixels
@@ -82,6 +85,8 @@ def plain(source: str) -> Callable[[Path], Path]:
         "idr": lambda at: foreign.neus(at / "scan65", free, "cameras.npz"),
         "co3d": lambda at: foreign.co3d(at / "apple" / "110_13051_23361", free).parents[1],
         "co3d v1": lambda at: foreign.co3d(at / "apple" / "110_13051_23361", free, "ndc_norm_image_bounds").parents[1],
+        "hypersim": lambda at: foreign.hypersim(at, free),
+        "hypersim tilted": lambda at: foreign.hypersim(at, free, tilt=0.13),
         "lvsm": lambda at: foreign.lvsm(at / "test", free).parent,
         "frames": lambda at: foreign.timed_frames(
             at / "train" / "key", free, at / "RealEstate10K/train/key.txt"
@@ -105,6 +110,8 @@ CASES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "idr": ("neus", plain("idr")),
     "co3d": ("co3d", plain("co3d")),
     "co3d v1": ("co3d", plain("co3d v1")),
+    "hypersim": ("hypersim", plain("hypersim")),
+    "hypersim tilt-shift": ("hypersim", plain("hypersim tilted")),
     "re10k of LVSM": ("re10k-frames", plain("lvsm")),
     "re10k frames": ("re10k-frames", plain("frames")),
     "colmap text": ("colmap", colmap("PINHOLE", False)),
@@ -473,6 +480,7 @@ RECOGNISED: dict[str, tuple[Callable[[Path], object], str]] = {
     "llff": (plain("llff"), "llff"),
     "neus": (plain("neus"), "neus"),
     "co3d": (plain("co3d"), "co3d"),
+    "hypersim": (plain("hypersim"), "hypersim"),
     "lvsm": (plain("lvsm"), "re10k-frames"),
     "frames": (plain("frames"), "re10k-frames"),
     "zero123": (zero123, "zero123"),
@@ -539,6 +547,26 @@ def test_what_is_wrong_with_npz_cameras(tmp_path: Path) -> None:
     assert isinstance(end, Skip) and end.reason == "bad_cameras"
 
 
+def test_what_is_wrong_with_hypersims_files(tmp_path: Path) -> None:
+    root = plain("hypersim")(tmp_path)
+    assert only(imported("hypersim", root, tmp_path)).item.uid == "ai_001_001/cam_01"
+    table, path = root / "metadata_camera_parameters.csv", next(root.rglob("*positions.hdf5"))
+    whole, text = path.read_bytes(), table.read_text()
+    for change, reason in (
+        (lambda: path.write_bytes(whole[: len(whole) // 2]), "bad_cameras"),
+        (lambda: path.write_bytes(whole.replace(b"HDF", b"HDG")), "bad_cameras"),
+        (lambda: path.write_bytes(foreign.hdf5(np.zeros((2, 3)))), "bad_cameras"),
+        (
+            lambda: (path.write_bytes(whole), put_anew(table, text.replace("ai_001_001", "ai_001_002").encode())),
+            "no_cameras",
+        ),
+        (lambda: table.unlink(), "no_cameras"),
+    ):
+        change()
+        (end,) = imported("hypersim", root, tmp_path).values()
+        assert isinstance(end, Skip) and end.reason == reason
+
+
 def test_scenes_that_move_say_their_times_and_are_not_judged(tmp_path: Path) -> None:
     folder = foreign.nerf_synthetic(tmp_path / "in" / "jacks", balls.circle(12, 1.1, 96, 20.0)[:4])
     for split in ("train", "test"):
@@ -593,3 +621,25 @@ def test_an_input_without_scenes_is_the_users_business(tmp_path: Path, source: s
     (tmp_path / "in").mkdir()
     with pytest.raises(UserError, match="holds no"):
         imported(source, tmp_path / "in", tmp_path)
+
+
+def test_an_hdf5_file_leads_to_no_other(tmp_path: Path) -> None:
+    """Links to other files, data kept in them, virtual and huge data sets, and groups are refused; chunks are read."""
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(bytes(range(96)))
+    (tmp_path / "other.hdf5").write_bytes(foreign.hdf5(np.eye(3)))
+    with h5py.File(tmp_path / "bad.hdf5", "w") as file:
+        file["link"] = h5py.ExternalLink(str(tmp_path / "other.hdf5"), "dataset")
+        file["soft"] = h5py.SoftLink("/chunks")
+        file.create_dataset("outside", (12,), "<f8", external=[(str(secret), 0, 96)])
+        file.create_dataset("huge", (1 << 20, 1 << 20), "<f8", chunks=(1024, 1024))
+        file.create_dataset("words", data=[b"a", b"b"])
+        layout = h5py.VirtualLayout((3, 3), "<f8")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "other.hdf5"), "dataset", (3, 3))
+        file.create_virtual_dataset("virtual", layout)
+        file.create_group("group")
+        file.create_dataset("chunks", data=np.arange(12.0).reshape(4, 3), chunks=(2, 3), compression="gzip")
+    for name in ("link", "soft", "outside", "huge", "words", "virtual", "group", "nothing"):
+        with pytest.raises(ValueError, match=name):
+            hdf5.array(tmp_path / "bad.hdf5", name)
+    np.testing.assert_array_equal(hdf5.array(tmp_path / "bad.hdf5", "chunks"), np.arange(12.0).reshape(4, 3))
