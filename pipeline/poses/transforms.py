@@ -34,7 +34,7 @@ COEFFICIENTS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "sx1", "sy1", "o
 PARAMS = ("k1", "k2", "k3", "k4", "p1", "p2")  # of distortion_params, in nerfstudio's order
 READ = {"is_fisheye", "fisheye_crop_radius", "distortion_params", "camera_model", *COEFFICIENTS}
 GEOMETRY = re.compile(  # names of what changes where a point is seen
-    r"[kps]\d+|s[xy]\d+|omega|xi|skew|rolling.?shutter.*|f?theta.*|camera_?type|projection.*|lens.*"
+    r"[kps]\d+|s[xy]\d+|omega|xi|skew|rolling.?shutter.*|ftheta.*|camera_?type|projection.*|lens.*"
     r"|.*(?:fish.?eye|distort|equirect|lat_?long|ortho|panoram|spherical|omnidir|cylindr|stereo|vr_?180).*",
     re.IGNORECASE,
 )
@@ -146,6 +146,8 @@ def _focal(frame: Mapping[str, Any], axis: str, size: float) -> float | None:
 def _lens(frame: Mapping[str, Any], width: float) -> Lens:
     """Lens of a frame. Raises Skip: bad_cameras, unsupported_camera (what is said of the camera is not honoured here)."""
     for name, value in frame.items():
+        if name == "lens" and isinstance(value, int | float):  # millimetres, which fl_x or an angle say too
+            continue
         if name not in READ and GEOMETRY.fullmatch(name) and _says_something(value):
             raise Skip("unsupported_camera", f"{name} is {str(value)[:40]}: undistort the pictures first")
     stated = frame.get("camera_model", "")

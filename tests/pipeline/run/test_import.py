@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.core.records import Item
 from pipeline.sources import dome
 from pipeline.storage import journal
 from pipeline.storage.ledger import Ledger
+from pipeline.worker import clips
 from tests import balls, foreign, importing, trees
 from tests.conftest import lvsm_data_here
 from tests.hub import Hub
@@ -272,6 +274,13 @@ def test_terms_of_ones_own_pictures(world: World) -> None:
     assert "license was CC-BY-4.0, now CC0-1.0" in run(world, *own[:-1], "CC0", expect=2)
     assert "is not understood" in run(world, *own[:-1], "mine", expect=2)
     assert "names no author" in run(world, *own, "--credit", "writer=Jane", expect=2)
+
+
+def test_terms_of_clips_are_the_pages_where_it_states_any() -> None:
+    item = Item("a", "realestate10k", license="CC-BY-4.0", credit={"author": "Jane"})
+    assert clips._named(item, {"title": "House"}).license == "CC-BY-4.0"
+    named = clips._named(item, {"author": "Joe", "license": "Creative Commons Attribution license (reuse allowed)"})
+    assert named.license != "unknown" and named.credit == {"author": "Joe"}
 
 
 def test_a_single_view_teaches_nothing(world: World) -> None:

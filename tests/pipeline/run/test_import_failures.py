@@ -263,6 +263,8 @@ NERFSTUDIO: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "camera_type": ({}, {"camera_type": "fisheye"}, "unsupported_camera"),
     "camera_type perspective": ({}, {"camera_type": "perspective"}, ""),
     "a lens that nobody knows": ({}, {"lens_distortion": {"k": [1, 2]}}, "unsupported_camera"),
+    "a lens of 35 mm": ({"theta": 0.3, "phi": 1.1}, {"lens": 35.0, "time_offset": 2}, ""),
+    "a lens by name": ({}, {"lens": "fisheye_equidistant"}, "unsupported_camera"),
     "x_fov and fl_x that disagree": ({}, {"x_fov": 90}, "bad_cameras"),
     "x_fov of 180": ({}, {"fl_x": ..., "x_fov": 180}, "bad_cameras"),
     "no frames": ({}, {"frames": []}, "no_images"),
