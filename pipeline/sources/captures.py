@@ -33,6 +33,8 @@ LOOKS = {  # other posed sources -> patterns of files that one folder of theirs 
     "zero123": (r"\d{3}\.png", r"\d{3}\.npy"),
     "gobjaverse": (r"campos_512_v4",),
     "pixelsplat": (r".+\.torch",),
+    "dome-objaverse": (r"dome_objaverse", r"metadata"),
+    "cap3d": (r"compressed_imgs_perobj_\d+\.zip",),
 }
 LEAST_SHARE = 0.5  # of a capture's views whose pictures must be there
 

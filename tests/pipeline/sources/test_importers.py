@@ -486,6 +486,11 @@ RECOGNISED: dict[str, tuple[Callable[[Path], object], str]] = {
     "zero123": (zero123, "zero123"),
     "gobjaverse": (gobjaverse, "gobjaverse"),
     "pixelsplat": (pixelsplat, "pixelsplat"),
+    "dome": (
+        lambda at: foreign.write_files(at, {"metadata/objects.parquet": b"", "dome_objaverse/0/1.parquet": b""}),
+        "dome-objaverse",
+    ),
+    "cap3d": (lambda at: zipped(at / "compressed_imgs_perobj_00.zip", {}), "cap3d"),
 }
 
 
