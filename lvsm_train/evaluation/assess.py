@@ -155,9 +155,9 @@ def _with_controls(made: Assessment, trained: Trained, data: Data, split: Split)
     def batches(samples: Sequence[Sample]) -> Iterator[Batch]:
         return data.evaluation_batches(samples, size)
 
-    def control(says: str, samples: Sequence[Sample], changed: Iterable[Batch]) -> Control:
+    def control(says: str, samples: Sequence[Sample], changed: Iterable[Batch], expected: str = "falls") -> Control:
         plain = made.images.only(sample.uid for sample in samples)
-        return Control(says, plain.scores().psnr, scores.measure(render, changed).psnr)
+        return Control(says, plain.scores().psnr, scores.measure(render, changed).psnr, expected)
 
     found, notes = [], []
     try:
@@ -172,7 +172,8 @@ def _with_controls(made: Assessment, trained: Trained, data: Data, split: Split)
     else:
         notes.append("no control by shuffled target cameras: objects have one target each")
     moved = map(moved_world, batches(made.samples))
-    found.append(control("the world turned and moved", made.samples, moved))
+    stays = "stays" if trained.cfg.model.prope else "may fall"  # rays of the world change with it
+    found.append(control("the world turned and moved", made.samples, moved, stays))
     plans = protocols.by_inputs(made.facts["protocol"], data.planner, split, made.samples)
     by_inputs = {count: scores.measure(render, batches(some)) for count, some in plans.items()}
     return dataclasses.replace(made, controls=found, by_inputs=by_inputs, notes=made.notes + notes)

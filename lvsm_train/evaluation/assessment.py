@@ -19,11 +19,14 @@ NAMES = {"nearest": "nearest input", "best_input": "best input", "mean": "mean o
 
 @dataclass(frozen=True)
 class Control:
-    """A control. says: what was changed. plain, changed: mean PSNR in dB over one set of images, without and with the change."""
+    """A control. says: what was changed. plain, changed: mean PSNR in dB over one set of images, without and with the change.
+    expected: what a model that uses its inputs and cameras does then.
+    """
 
     says: str
     plain: float
     changed: float
+    expected: str = ""
 
     @property
     def difference(self) -> float:

@@ -71,12 +71,11 @@ def _summary(found: Assessment) -> Section:
 def _controls(found: Assessment) -> list[Section]:
     if not found.controls:
         return []
-    rows = [[one.says, _db(one.plain), _db(one.changed), one.gain] for one in found.controls]
+    rows = [[one.says, one.expected, _db(one.plain), _db(one.changed), one.gain] for one in found.controls]
     text = (
-        "What a model that uses its inputs and cameras must suffer from: the first two. What a model with PRoPE must not notice, "
-        "and one with rays of the world may: the third."
+        "What the score does if one thing is changed, beside what it does for a model that uses its inputs and cameras."
     )
-    return [Section("Controls", text, [Table(["", "PSNR, dB", "changed", "difference"], rows)])]
+    return [Section("Controls", text, [Table(["", "expected", "PSNR, dB", "changed", "difference"], rows)])]
 
 
 def _by_inputs(found: Assessment) -> list[Section]:

@@ -83,6 +83,7 @@ def test_controls_stand_beside_the_plain_score(told: dict[str, Any]) -> None:
         assert one["plain"] == pytest.approx(summary["means_over_images"]["psnr"])
         assert one["difference"] == pytest.approx(one["changed"] - one["plain"])
     assert abs(found["the world turned and moved"]["difference"]) < 1e-3  # PRoPE
+    assert [one["expected"] for one in found.values()] == ["falls", "falls", "stays"]
     assert found["another object's inputs"]["difference"] != 0 != found["target cameras shuffled"]["difference"]
     assert list(summary["by_inputs"]) == ["1", "2", "3", "4", "6", "8"]
 
