@@ -105,6 +105,7 @@ class Pool:
         self.stillborn = 0  # workers in a row that died before their first item
         self.closing: list[tuple[Any, Any]] = []  # (actor, its call of `close`)
         errors = ray.exceptions
+        self.task_error = errors.RayTaskError
         self.machine_faults = (
             errors.WorkerCrashedError,
             errors.OutOfMemoryError,
@@ -251,6 +252,10 @@ class Pool:
             outcomes: list[Outcome] | None = self.ray.get(call)
         except self.machine_faults as fault:
             return self._died(seat, items, str(fault))
+        except self.task_error as error:
+            if isinstance(error.cause, UserError):  # for the user, without Ray's traceback
+                raise error.cause from None
+            raise
         self.idle.append(seat)
         if outcomes is None:  # the call was `ready`
             self.stillborn = 0

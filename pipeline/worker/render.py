@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.config.render import PASSES, RenderConfig, SceneConfig
 from pipeline.core import cameras, images
-from pipeline.core.errors import Retry, Skip
+from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import HEARTBEAT, Item, Scene, Views, item_rng, timed
 from pipeline.worker import preflight, quality
 from pipeline.worker.blender import NOWHERE, Blender, Frame, Limits
@@ -69,6 +69,7 @@ class Renderer:
         behind, facts = background(scene_cfg, item.uid, job["lights"])
         gallery = Gallery(scene_cfg, c2w, behind)
         timings |= {"render": 0.0, "encode": 0.0}
+        self._check_device()
         for answer in self.blender.render(job):
             if isinstance(answer, Frame):
                 timings["render"] += answer.seconds
@@ -87,6 +88,18 @@ class Renderer:
         if bad := quality.verdict(gallery.stats, scene_cfg.framed, WAY_OUT):
             raise Skip(*bad)
         return Scene(item, c2w, gallery.views(), facts | quality.facts(gallery.stats))
+
+    def _check_device(self) -> None:
+        """Raise UserError, or on a cluster, where another node may have it, Retry, if the GPU that was asked for is not there."""
+        wanted, there = self.cfg.scene.device, self.blender.start()["devices"]
+        if wanted in ("auto", "cpu") or wanted.upper() in there:
+            return
+        said = f"--device {wanted}: Blender finds no such device here; it finds {', '.join(there) or 'the CPU alone'}"
+        if self.cfg.address:
+            raise Retry("no_device", said)
+        raise UserError(
+            said, "--device auto takes the CPU where there is no GPU; `lvsm-data doctor` says what is missing"
+        )
 
     def _beat(self, item: Item, views: int) -> None:
         """Write the number of views so far, at most every HEARTBEAT_S. Only a driver that sees this folder reads it."""

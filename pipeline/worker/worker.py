@@ -18,7 +18,7 @@ from pipeline.config.clip import ClipConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.views import ImportConfig
 from pipeline.core.disk import LOOK_AGAIN_S, is_full
-from pipeline.core.errors import Retry, Skip
+from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import Item, Outcome, Scene
 from pipeline.download.ahead import Prefetch
 from pipeline.storage.writer import Packer
@@ -71,6 +71,8 @@ class Worker:
                 scene, reason, detail, passing = None, failure.reason, failure.detail, True
             except Skip as failure:
                 scene, reason, detail = None, failure.reason, failure.detail
+            except UserError:  # of all items alike: the run ends
+                raise
             except Exception as error:  # the only broad one: a bug of ours costs one object and keeps its traceback
                 if is_full(error):  # not this object's fault, and the driver says so, or ends
                     time.sleep(LOOK_AGAIN_S)
