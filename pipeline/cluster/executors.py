@@ -17,6 +17,7 @@ from pipeline.cluster.nodes import Nodes, Share
 from pipeline.cluster.pool import ASK_AGAIN_S, Host, MakeWorker, Pool, Started
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
+from pipeline.core.signals import handlers_kept
 
 
 def inline(make_worker: MakeWorker, items: Iterator[Item | None], started: Started) -> Iterator[Outcome]:
@@ -95,11 +96,12 @@ def connected(address: str | None, cpus: int | None = None, show_output: bool = 
         return
     quiet: dict[str, Any] = {"log_to_driver": show_output, "logging_level": "ERROR", "configure_logging": True}
     try:
-        if address:
-            _reach(address)
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(num_cpus=cpus, include_dashboard=False, address="local", **quiet)
+        with handlers_kept():  # Ray's own for SIGTERM would end the run at once
+            if address:
+                _reach(address)
+                ray.init(address=address, **quiet)
+            else:
+                ray.init(num_cpus=cpus, include_dashboard=False, address="local", **quiet)
     except ConnectionError as error:
         hint = "start one with: ray start --head; or leave --address out for a private Ray on this machine"
         if "AuthenticationError" in repr(error.__cause__) or "AuthenticationError" in str(error.__cause__):

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first one asks for an orderly end, the second one ends at once."""
+"""Ctrl-C, and what schedulers and terminals send: the first one asks for an orderly end, the second one ends at once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @contextlib.contextmanager
 def first_interrupt(stop: Callable[[], None]) -> Iterator[list[int]]:
-    """Call `stop` at the first SIGINT or SIGTERM, raise KeyboardInterrupt at the second; yields the list of signals received.
+    """Call `stop` at the first of ENDS, raise KeyboardInterrupt at the second; yields the list of signals received.
 
-    Outside the main thread, where Python handles no signals, nothing is caught and the list stays empty.
+    What is ignored (SIGHUP under nohup) stays so. Outside the main thread, where Python handles no signals, nothing is caught and
+    the list stays empty.
     """
     seen: list[int] = []
 
@@ -25,9 +28,22 @@ def first_interrupt(stop: Callable[[], None]) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield seen
         return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handlers_kept():
+        for number in ENDS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, handler)
         yield seen
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put the handlers of ENDS back at the end of the block, whatever a library has installed in it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in ENDS}
+    try:
+        yield
     finally:
         for number, old in before.items():
             signal.signal(number, old)

@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
-from pipeline.core.signals import first_interrupt
+from pipeline.core.signals import ENDS, first_interrupt, handlers_kept
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDS)
 def test_the_first_one_stops_and_the_second_one_interrupts(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     calls: list[str] = []
@@ -22,6 +22,26 @@ def test_the_first_one_stops_and_the_second_one_interrupts(number: signal.Signal
             signal.raise_signal(number)
         assert calls == ["stop"]
     assert signal.getsignal(number) is before
+
+
+def test_what_is_ignored_stays_so() -> None:
+    """As nohup has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with first_interrupt(lambda: None) as seen:
+            signal.raise_signal(signal.SIGHUP)
+            assert seen == [] and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_handlers_of_libraries_do_not_stay() -> None:
+    calls: list[int] = []
+    with first_interrupt(lambda: calls.append(1)):
+        with handlers_kept():
+            signal.signal(signal.SIGTERM, lambda number, frame: calls.append(2))
+        signal.raise_signal(signal.SIGTERM)
+    assert calls == [1]
 
 
 def test_another_thread_than_the_main_one_is_left_alone() -> None:
