@@ -149,7 +149,7 @@ class ShardWriter:
         order: uids in the order in which the shard shall hold them (default: as appended). May be called again after an OSError.
         """
         path = self.out / "journal" / f"{name}.arrow"
-        batches = [self._completed(batch) for batch in journals.read(path)]
+        batches = journals.read(path)
         if order:
             place = {uid: number for number, uid in enumerate(order)}
             batches.sort(key=lambda batch: place[batch.column("uid")[0].as_py()])
@@ -162,18 +162,6 @@ class ShardWriter:
             journal.sink.close()
         path.unlink()
         return Shard(name, entries, file_bytes) if batches else None
-
-    def _completed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Record batch with all columns of the schema: one of an earlier version lacks those that came later, and gets nulls."""
-        if batch.schema.names == self.schema.names:
-            return batch
-        nulls = {
-            field.name: pa.nulls(len(batch), field.type)
-            for field in self.schema
-            if field.name not in batch.schema.names
-        }
-        columns = [nulls[name] if name in nulls else batch.column(name) for name in self.schema.names]
-        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def leave(self) -> None:
         """Close open journals as they are, for a session that will `reopen` them."""

@@ -307,10 +307,7 @@ def test_a_journal_of_a_version_without_roles_goes_on(world: World, monkeypatch:
     shard.unlink()
     run(world, *here, "--n", 2)
     tables = [pq.read_table(path) for path in (world.folder / "out/64").glob("*.parquet")]
-    assert sorted({(row["uid"], row["role"]) for table in tables for row in table.to_pylist()}, key=str)[0][1] in (
-        None,
-        "",
-    )
+    assert not any("role" in table.column_names for table in tables)  # all shards of a run have the same columns
     assert sorted({row["uid"] for table in tables for row in table.to_pylist()}) == ["a", "b"]
     assert "ok: " in world.run("verify", "out")
 
