@@ -101,7 +101,12 @@ def isolated(name: str, options: Options, before: list[Row], limit: float) -> Ro
     )
     late = ""
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen([sys.executable, __file__, "--", given], stdout=said, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [sys.executable, __file__, "--", given],
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
+        )
         try:
             process.wait(limit)
         except subprocess.TimeoutExpired:

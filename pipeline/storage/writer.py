@@ -7,6 +7,7 @@ renamed; then the journal is deleted. A name that ends in .parquet is complete; 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -216,11 +217,15 @@ def _compressible(objects: list[pa.RecordBatch], widths: int) -> list[str]:
 
 
 def _begun_with(out: Path, widths: Sequence[int]) -> list[str] | None:
-    """Columns that a run has, perhaps of an earlier version: all of its shards have equal ones. None for a new run."""
-    shard = next((path for width in widths for path in shard_paths(out / str(width))), None)
-    journal = next((out / "journal").glob("*.arrow"), None)
-    found = pq.read_schema(shard) if shard else journals.schema_of(journal) if journal else None
-    return None if found is None else list(found.names)
+    """Columns that a run has, perhaps of an earlier version: all of its shards have equal ones. None for a new run, and where
+    no file can be read."""
+    for path in itertools.chain.from_iterable(shard_paths(out / str(width)) for width in widths):
+        with contextlib.suppress(OSError, pa.ArrowInvalid):  # what is damaged is told by those who read it
+            return list(pq.read_schema(path).names)
+    for path in sorted((out / "journal").glob("*.arrow")):
+        if found := journals.schema_of(path):
+            return list(found.names)
+    return None
 
 
 @dataclass(frozen=True)
