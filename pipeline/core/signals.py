@@ -14,8 +14,8 @@ ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def first_interrupt(stop: Callable[[], None]) -> Iterator[list[int]]:
     """Call `stop` at the first of ENDS, raise KeyboardInterrupt at the second; yields the list of signals received.
 
-    What is ignored (SIGHUP under nohup) stays so. Outside the main thread, where Python handles no signals, nothing is caught and
-    the list stays empty.
+    A SIGHUP that is ignored, as under nohup, stays so; a SIGINT that shells ignore for jobs in the background does not. Outside
+    the main thread, where Python handles no signals, nothing is caught and the list stays empty.
     """
     seen: list[int] = []
 
@@ -30,7 +30,7 @@ def first_interrupt(stop: Callable[[], None]) -> Iterator[list[int]]:
         return
     with handlers_kept():
         for number in ENDS:
-            if signal.getsignal(number) != signal.SIG_IGN:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, handler)
         yield seen
 
@@ -46,4 +46,5 @@ def handlers_kept() -> Iterator[None]:
         yield
     finally:
         for number, old in before.items():
-            signal.signal(number, old)
+            if old is not None:  # set by a library in C: Python cannot put it back
+                signal.signal(number, old)
