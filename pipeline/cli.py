@@ -265,7 +265,7 @@ def status(run: tyro.conf.Positional[Path], /, as_json: Annotated[bool, tyro.con
     from pipeline.storage.copies import at_hand
 
     if training.is_training(run):
-        found = training.status(run)
+        found = training.status(training.read(run))
         print(json.dumps(found, indent=2) if as_json else training.status_text(found))
         return 0
     found = read_status(at_hand(run))

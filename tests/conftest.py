@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,6 +21,9 @@ from pipeline.core.records import Item, Outcome
 from pipeline.worker.blender import Blender, Limits
 from pipeline.worker.render import Renderer
 from pipeline.worker.worker import Worker, make_worker
+
+if TYPE_CHECKING:
+    from tests.buckets import Buckets
 
 HERE = Path(__file__).parent
 SHARED_OBJECTS = HERE.parent.parent / "shared" / "objects"  # beside the checkout, where it is there at all
@@ -117,6 +121,17 @@ def render(blender: Blender, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     yield run
     for worker in workers.values():
         worker.close()
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Buckets]:
+    """An object store on this machine, of which the environment tells; its server ends with the test."""
+    from tests import buckets  # for few tests only: moto takes long to import
+
+    with buckets.serving() as served:
+        for name, value in served.environment.items():
+            monkeypatch.setenv(name, value)
+        yield served
 
 
 def lvsm_data(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def prolonged(before: Schedule, cfg: TrainConfig, done: int) -> tuple[Schedule, 
             "--cooldown N lets a run end sooner, N steps from where it is",
         )
     if now.cooldown and not before.cooldown:
-        now = Schedule(now.steps, now.warmup, now.final, now.cooldown, before.share(max(done, now.warmup)))
+        now = dataclasses.replace(now, stable=before.share(max(done, now.warmup)))
     was, will = before.share(done), now.share(done)
     rate = (
         f"at {will:.3g} of its peak" if math.isclose(was, will) else f"at {will:.3g} of its peak instead of {was:.3g}"

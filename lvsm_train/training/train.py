@@ -196,9 +196,6 @@ def _evaluate(state: State, data: Data, step: int, cfg: TrainConfig, log: Log) -
         state.evaluation_net() as net,
         torch.no_grad(),
         autocast(cfg.precision, state.device),
-        torch.compiler.set_stance(
-            "force_eager"
-        ),  # to compile for the shapes of evaluation takes longer than evaluation
     ):
         if not state.ranks.is_main:
             return

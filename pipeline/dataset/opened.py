@@ -22,6 +22,7 @@ from pipeline.storage.shards import Rows, facts_in, find_shards, is_shard, open_
 
 OPEN_FILES = 16  # shards that each thread keeps open: their footers take longer to read than an object does
 FOOTERS_AT_ONCE = 16  # shards of an object store whose footers are read at the same time
+HINT = "`lvsm-data verify` says what is broken"
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Dataset(Sequence[Object]):
             file = self._file(shard)
             return facts_in(file.schema_arrow, shard), [uid_of(file, group) for group in range(file.num_row_groups)]
         except (OSError, ValueError) as error:
-            raise UserError(f"{shard} cannot be read: {error}", "`lvsm-data verify` says what is broken") from None
+            raise UserError(f"{shard} cannot be read: {error}", HINT) from None
 
     def _file(self, shard: str) -> Any:
         """The calling thread's open file of a shard."""
@@ -146,9 +147,7 @@ class Dataset(Sequence[Object]):
         try:
             return Object(**vars(rows_of(self._file(shard).read_row_group(group, use_threads=False))))
         except OSError as error:
-            raise UserError(
-                f"{shard}: {which} cannot be read: {error}", "`lvsm-data verify` says what is broken"
-            ) from None
+            raise UserError(f"{shard}: {which} cannot be read: {error}", HINT) from None
 
     def _place(self, which: int | str) -> tuple[str, int]:
         """(shard, row group) of an object."""

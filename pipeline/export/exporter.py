@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pipeline.config.export import FORMATS, ExportConfig
+from pipeline.core.cameras import BOUNDING_RADIUS
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.paths import file_stem
 from pipeline.dataset.opened import Dataset, Object
@@ -22,7 +23,6 @@ from pipeline.poses.capture import ROLES
 from pipeline.poses.shots import Shots, Writer
 
 UIDS = "uids.json"  # in the folder: names of scenes -> uids
-RADIUS = {"sphere": 0.5, "box": 3**0.5 / 2}  # of the sphere that holds an object, by --normalize
 WHITE = (255, 255, 255)
 
 
@@ -143,5 +143,5 @@ def _shots(one: Object, facts: dict[str, Any], views: list[int], roles: list[str
         alpha=[one.layers["alpha"][view] for view in views] if "alpha" in one.layers else None,
         background=background if isinstance(background, list | tuple) else None,
         depth=one.layer("depth")[views] if "depth" in one.layers else None,
-        radius=RADIUS.get(str(settings.get("normalize"))),
+        radius=BOUNDING_RADIUS.get(str(settings.get("normalize"))),
     )

@@ -126,7 +126,7 @@ def _by_number(folder: Path) -> tuple[int, str]:
 
 
 def _places(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Those of the named folders that exist; the folder itself if there is none."""
+    """Folders of these names that exist in `folder`; `folder` itself if there is none."""
     return [folder / name for name in names if (folder / name).is_dir()] or [folder]
 
 

@@ -25,7 +25,7 @@ class Writer:
 
     def add(self, shots: Shots) -> None:
         """Write one scene: its pictures and its JSON file."""
-        split = "test" if set(shots.roles) == {"test"} else "train"
+        split = shots.scene_split
         folder = self.root / split / "images" / shots.name
         names = write_pictures(shots, folder)
         frames = [

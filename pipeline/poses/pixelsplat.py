@@ -45,7 +45,7 @@ class Writer:
 
     def add(self, shots: Shots) -> None:
         """Put one scene into the open chunk of its split."""
-        split = "test" if set(shots.roles) == {"test"} else "train"
+        split = shots.scene_split
         self.sizes.add(shots.hw)
         chunk = self.open[split]
         chunk.append(

@@ -52,6 +52,11 @@ class Shots:
         roles = ["test" if place % step == step - 1 and len(self) > 1 else "train" for place in range(len(self))]
         return dataclasses.replace(self, roles=roles)
 
+    @property
+    def scene_split(self) -> str:
+        """Split of the scene as a whole: test if all its views are for tests, else train."""
+        return "test" if set(self.roles) == {"test"} else "train"
+
     def with_role(self, role: str) -> list[int]:
         """Numbers of the views that have a role."""
         return [view for view, own in enumerate(self.roles) if own == role]

@@ -92,11 +92,10 @@ def read(folder: Path) -> TrainRun:
 # ---- status
 
 
-def status(folder: Path) -> dict[str, Any]:
-    """Return the state of a training run as JSON values. Raises UserError as `read` does."""
-    run = read(folder)
+def status(run: TrainRun) -> dict[str, Any]:
+    """Return the state of a training run as JSON values."""
     return {
-        "run": str(folder),
+        "run": str(run.folder),
         "state": run.state,
         "step": run.log.step,
         "steps": run.steps,
@@ -212,7 +211,7 @@ def write_training_page(folders: Sequence[Path], out: Path) -> Path:
     runs = [read(folder) for folder in folders]
     names = _names(folders)
     title = " and ".join(names)
-    lead = "\n".join(status_text(status(folder)) for folder in folders)
+    lead = "\n".join(status_text(status(run)) for run in runs)
     sections = [*_held_out(runs, names), *_curves(runs, names), *_pictures(runs, names), _settings(runs, names)]
     return write_page(out, f"Training: {title}", lead, sections)
 
@@ -267,6 +266,7 @@ def _curves(runs: Sequence[TrainRun], names: Sequence[str]) -> list[Section]:
     """Loss and gradient over steps, and which steps were skipped."""
 
     def plot(points: Callable[[TrainingLog], Sequence[tuple[int, float]]], label: str) -> list[Block]:
+        """Plot a curve of each run that has one."""
         series, widths = {}, []
         for name, run in zip(names, runs, strict=True):
             steps, means, width = smooth(points(run.log))

@@ -209,7 +209,7 @@ def facts_in(of: pa.Schema, name: str) -> dict[str, Any]:
 
 
 def subject_of(facts: dict[str, Any], columns: Iterable[str]) -> str:
-    """What a shard shows: "clips" (frames of videos), "objects", or "" where it does not tell. facts: as of `facts_of`."""
+    """Subject of a shard: "clips" (frames of videos), "objects", or "" where it does not tell. facts: as of `facts_of`."""
     source = SOURCES.get(facts.get("source", ""))
     return "clips" if "frame" in columns else "objects" if source and source.objects else ""
 

@@ -70,7 +70,9 @@ def test_it_learns_and_says_so(data: Path, tmp_path: Path) -> None:
     assert images.size_of((tmp_path / "run" / "strips" / "step-00000120.png").read_bytes())[1] > 300
     assert json.loads((tmp_path / "run" / "train.json").read_text())["steps"] == 120
     assert training.verify(tmp_path / "run").problems == []
-    assert training.status(tmp_path / "run")["held_out_objects"]["psnr"] == pytest.approx(result.scores.psnr)
+    assert training.status(training.read(tmp_path / "run"))["held_out_objects"]["psnr"] == pytest.approx(
+        result.scores.psnr
+    )
 
 
 def test_a_run_that_was_cut_goes_on_bit_by_bit(data: Path, tmp_path: Path) -> None:

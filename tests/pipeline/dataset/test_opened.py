@@ -6,7 +6,6 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from pipeline.dataset import opened
 from pipeline.dataset.opened import Dataset
 from pipeline.storage.shards import INTRINSICS, Rows
 from pipeline.storage.writer import ShardWriter
-from tests import buckets
 from tests.buckets import BUCKET, Buckets
 
 FACTS = {"config_hash": "0123456789abcdef", "seed": 7}
@@ -208,14 +206,6 @@ def test_reading_needs_little() -> None:
 
 
 # ---- from an object store
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Buckets]:
-    with buckets.serving() as served:
-        for name, value in served.environment.items():
-            monkeypatch.setenv(name, value)
-        yield served
 
 
 def test_a_store_is_read_as_it_stands(run: Path, s3: Buckets) -> None:

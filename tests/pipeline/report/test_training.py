@@ -78,10 +78,10 @@ def test_status_of_a_finished_run(tmp_path: Path) -> None:
 def test_status_of_a_run_under_way_and_of_one_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path / "run", steps=20, of=100)
     write_log(run, [each | ({"void": 1.0, "loss": None} if each["step"] == 7 else {}) for each in read_log(run)])
-    under_way = training.status(run)
+    under_way = training.status(training.read(run))
     assert (under_way["state"], under_way["left_s"], under_way["skipped"]) == ("running", pytest.approx(40), 1)
     monkeypatch.setattr(training, "FRESH_S", -1.0)
-    stopped = training.status(run)
+    stopped = training.status(training.read(run))
     assert (stopped["state"], stopped["left_s"]) == ("stopped", None)
     assert "goes on from the newest checkpoint" in training.status_text(stopped)
 

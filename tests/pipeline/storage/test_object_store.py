@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,21 +17,12 @@ from pipeline.core.errors import UserError
 from pipeline.storage import object_store
 from pipeline.storage.object_store import Store
 from pipeline.storage.shards import find_shards, read_objects
-from tests import buckets
 from tests.buckets import BUCKET, Buckets
 from tests.conftest import lvsm_data
 from tests.pipeline.run.test_run import count_in_ledger, start, wait_for
 
 MANY = 24
 TINY = ("--res", 16, 24, "--views", 2, "--samples", 1, "--shard-mb", 0.002, "--val-percent", 30)
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Buckets]:
-    with buckets.serving() as served:
-        for name, value in served.environment.items():
-            monkeypatch.setenv(name, value)
-        yield served
 
 
 def objects(folder: Path) -> dict[str, list[tuple[bytes, ...]]]:
