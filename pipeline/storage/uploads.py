@@ -24,7 +24,7 @@ from pipeline.core.disk import write_json
 from pipeline.core.errors import UserError
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.object_store import Store
-from pipeline.storage.shards import SHARD_NAME, Shard, shard_on_disk
+from pipeline.storage.shards import SHARD_NAME, Shard, remove_shard, shard_on_disk
 
 THREADS = 4  # uploads at once
 AHEAD = 8  # finished shards that may wait for upload before rendering waits
@@ -62,7 +62,9 @@ class Uploads:
 
     def __init__(self, store: Store, out: Path, widths: Sequence[int], every_s: float) -> None:
         self.store, self.out, self.widths, self.every_s = store, out, tuple(widths), every_s
-        self.there = self._listed()
+        self.there = self._only_whole()
+        for name in self.there:  # a session may have been killed after an upload, before all local files were gone
+            remove_shard(out, self.widths, name)
         self.waiting: dict[str, Future[None]] = {}
         self._pool = ThreadPoolExecutor(THREADS, "upload")
         self._stop = threading.Event()
@@ -140,16 +142,22 @@ class Uploads:
             return path.stat().st_size
         return 0
 
-    def _listed(self) -> set[str]:
-        """Names of the shards that the store holds at all widths."""
-        found = [{Path(name).stem for name in self.store.names(str(width))} for width in self.widths]
-        return {name for name in set.intersection(*found) if SHARD_NAME.match(name)}
+    def _only_whole(self) -> set[str]:
+        """Names of the shards that the store holds at all widths; files of any others are deleted.
+
+        Those are of a machine that was lost while it uploaded. Their objects are rendered again, and would stand there twice.
+        """
+        by_width = [{Path(name).stem for name in self.store.names(str(width))} for width in self.widths]
+        whole = {name for name in set.intersection(*by_width) if SHARD_NAME.match(name)}
+        for name in filter(SHARD_NAME.match, set.union(*by_width) - whole):
+            for file in self._names(name):
+                self.store.delete(file)
+        return whole
 
     def _upload(self, shard: str) -> None:
         for name in self._names(shard):
             self.store.put(self.out / name, name)
-        for name in self._names(shard):  # only now, so that a session killed before uploads all widths again
-            (self.out / name).unlink()
+        remove_shard(self.out, self.widths, shard)  # only now, so that a session killed before uploads all widths again
 
     def _copy_regularly(self) -> None:
         pause_s = 0.0
