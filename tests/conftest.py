@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,18 +21,15 @@ from pipeline.core.records import Item, Outcome
 from pipeline.worker.blender import Blender, Limits
 from pipeline.worker.render import Renderer
 from pipeline.worker.worker import Worker, make_worker
+from tests.warm import COMMAND as COMMAND
+from tests.warm import Warm
 
 if TYPE_CHECKING:
     from tests.buckets import Buckets
 
 HERE = Path(__file__).parent
 SHARED_OBJECTS = HERE.parent.parent / "shared" / "objects"  # beside the checkout, where it is there at all
-COMMAND = Path(sys.executable).parent / "lvsm-data"
-IMPATIENT = (
-    "from pipeline import cli; from pipeline.download import fetch; from pipeline.video import ytdlp; "
-    "fetch.FIRST_PAUSE_S = ytdlp.SHORT_PAUSE_S = 0.02; cli.main()"
-)
-
+WARM = Warm()
 # `ray start` leaves a token in ~/.ray, after which Ray asks for it in every process, also where a test has set another HOME
 os.environ["RAY_AUTH_MODE"] = "disabled"
 # Tests run side by side, and models are small: threads that spin until others get a core made one test ten times as long
@@ -68,6 +65,10 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the modules that take minutes first: a worker that began one of them last would end alone."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+def pytest_sessionfinish() -> None:
+    WARM.close()
 
 
 @pytest.fixture(autouse=True)
@@ -135,14 +136,17 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Buckets]:
 
 
 def lvsm_data(
-    *arguments: object, timeout: float = 900, impatient: bool = False, **options: object
+    *arguments: object,
+    timeout: float = 900,
+    impatient: bool = False,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """The installed command, as a user runs it; never raises for its exit status.
+    """The command in a process of its own; never raises for its exit status.
 
     impatient: it waits next to nothing between two tries.
     """
-    command = [*([sys.executable, "-c", IMPATIENT] if impatient else [str(COMMAND)]), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)  # type: ignore[call-overload,no-any-return]
+    return WARM.run(*map(str, arguments), timeout=timeout, impatient=impatient, env=env, cwd=cwd)
 
 
 def lvsm_data_here(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,120 @@
+"""Processes of `lvsm-data` that start at once: one that has imported what they need forks for each of them.
+
+A command imports for a second of CPU before it begins, one that trains for three. Each still is a process of its own, with
+its own environment, folder, files and end; only what it imports is there already, but for the libraries that read the
+environment while they are imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+COMMAND = Path(sys.executable).parent / "lvsm-data"
+ALL = ("pipeline.cli", "pipeline.run.driver", "pipeline.report.page", "pipeline.video.ytdlp", "cv2", "av")
+TORCH = (
+    "torch._dynamo",
+    "lvsm_train.training.launch",
+    "lvsm_train.cycle.settings",
+    "pipeline.cycle.driver",
+    "pipeline.plan.plan",
+)
+AT_IMPORT = {"huggingface_hub", "yt_dlp"}  # they read the environment
+AHEAD = dict.fromkeys(("train", "eval", "latent", "cycle", "plan"), (*ALL, *TORCH))
+
+
+class Warm:
+    """The side of the tests: one command at a time; the process starts with the first one, and `close` ends it."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.one = threading.Lock()
+
+    def run(
+        self,
+        *arguments: str,
+        timeout: float,
+        impatient: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command, its output captured; raises TimeoutExpired. impatient: it waits next to nothing between two tries."""
+        with self.one, tempfile.TemporaryDirectory(prefix="warm-") as folder:
+            process = self._started()
+            assert process.stdin is not None and process.stdout is not None
+            job = {"arguments": arguments, "impatient": impatient, "env": dict(env or os.environ)}
+            job |= {"cwd": str(cwd or Path.cwd()), "into": folder}
+            print(json.dumps(job), file=process.stdin, flush=True)
+            pid = int(process.stdout.readline())
+            watch = threading.Timer(timeout, os.kill, (pid, 9))
+            watch.start()
+            start = time.monotonic()
+            status = int(process.stdout.readline())
+            watch.cancel()
+            out, err = ((Path(folder) / name).read_text() for name in ("stdout", "stderr"))
+        if time.monotonic() - start >= timeout:
+            raise subprocess.TimeoutExpired(arguments, timeout, out, err)
+        return subprocess.CompletedProcess([str(COMMAND), *arguments], status, out, err)
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self.process is None:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            self.process = subprocess.Popen([sys.executable, __file__], **pipes)  # type: ignore[call-overload]
+        return self.process
+
+    def close(self) -> None:
+        """End the process; a command that it may still have goes on."""
+        if self.process is not None:
+            self.process.communicate()
+            self.process = None
+
+
+def serve() -> None:
+    """The other side: a line of JSON for each command; back come its process id, and its exit status when it ends."""
+    sys.path[0] = str(COMMAND.parent)  # as it is in the installed command
+    orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # whatever an import may say
+    for line in orders:
+        job = json.loads(line)
+        for module in AHEAD.get(job["arguments"][0], ALL):
+            with contextlib.suppress(ImportError):  # the command says so itself
+                importlib.import_module(module)
+        assert not AT_IMPORT & sys.modules.keys()
+        pid = os.fork()
+        if pid == 0:
+            answers.close()
+            become(**job)
+        print(pid, file=answers, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
+
+
+def become(arguments: list[str], impatient: bool, env: dict[str, str], cwd: str, into: str) -> None:
+    """Be the command, in a child of the process that serves; ends this process as the command ends."""
+    from pipeline import cli
+    from pipeline.download import fetch
+    from pipeline.video import ytdlp
+
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(Path(into) / name, os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    tempfile.tempdir = None  # TMPDIR may be another one
+    if impatient:
+        fetch.FIRST_PAUSE_S = ytdlp.SHORT_PAUSE_S = 0.02
+    sys.argv = [str(COMMAND), *arguments]
+    cli.main()
+
+
+if __name__ == "__main__":
+    serve()
