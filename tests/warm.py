@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 COMMAND = Path(sys.executable).parent / "lvsm-data"
@@ -84,6 +84,7 @@ def serve() -> None:
     orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # whatever an import may say
+    without_sights()
     for line in orders:
         job = json.loads(line)
         for module in AHEAD.get(job["arguments"][0], ALL):
@@ -96,6 +97,17 @@ def serve() -> None:
             become(**job)
         print(pid, file=answers, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
+
+
+def without_sights(put: Callable[[object, str, object], None] = setattr) -> None:
+    """Let a Ray of this process leave out what shows it to people and what grows clusters: half of the CPU of its start."""
+    from ray._private import node, utils
+
+    for name in ("start_api_server", "start_log_monitor", "start_monitor"):
+        assert hasattr(node.Node, name)
+        put(node.Node, name, lambda *_, **__: None)
+    assert hasattr(utils, "get_dashboard_dependency_error")
+    put(utils, "get_dashboard_dependency_error", lambda: ImportError("this Ray shows nothing"))  # nor do its agents
 
 
 def become(arguments: list[str], impatient: bool, env: dict[str, str], cwd: str, into: str) -> None:
