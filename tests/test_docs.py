@@ -39,7 +39,7 @@ LESS = {  # than the examples ask for: a later flag counts
     "train": "--steps 2 --batch 2",
     "plan": f"--n 10 --pilot 4 --samples 4 --executor inline {SMALL_MODEL}",
     "cycle": f"--n 8 --samples 4 {SMALL_MODEL}",
-    "latent": "--frames 3",
+    "latent": "--frames 3 --views 2 --res 32",
     "manifest": "--n 5",
 }
 
@@ -108,6 +108,7 @@ def encoder_decoder(folder: Path) -> None:
 
 
 RAY = """
+import sys; sys.path.append(sys.argv[1]); from tests.warm import without_sights; without_sights()
 ray.init(num_cpus=1, include_dashboard=False, address="local", log_to_driver=False, logging_level="ERROR")
 """
 RAY_READS = """
@@ -122,7 +123,9 @@ def test_every_python_block_runs(block: str, workplace: Path) -> None:
     """The one of Ray in a small Ray, which then reads everything."""
     first, rest = block.split("\n", 1)
     script = first + RAY + rest + RAY_READS if first == "import ray" else block
-    run = subprocess.run([sys.executable, "-c", script], cwd=workplace, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(
+        [sys.executable, "-c", script, ROOT], cwd=workplace, capture_output=True, text=True, timeout=300
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     if script != block:
         table = [

@@ -15,6 +15,7 @@ import ray
 
 from pipeline.cluster import executors, pool
 from pipeline.core.records import Item, Outcome
+from tests.warm import without_sights
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers need not find the tests
 
@@ -116,6 +117,12 @@ def test_inline_asks_again_where_there_is_nothing_now(tmp_path: Path) -> None:
 # ---- on Ray; starting and stopping one takes seconds, so each test asks many things at once
 
 
+@pytest.fixture
+def quick_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_sights(monkeypatch.setattr)
+
+
+@pytest.mark.usefixtures("quick_ray")
 def test_ray_does_every_item_once_whatever_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "CALL_ITEMS", 1)  # else items of the same call are done again too
     workers = 2
@@ -170,6 +177,7 @@ def test_ray_does_every_item_once_whatever_dies(tmp_path: Path, monkeypatch: pyt
     assert not ray.is_initialized()
 
 
+@pytest.mark.usefixtures("quick_ray")
 def test_ray_lets_our_bugs_through(tmp_path: Path) -> None:
     """Also where a worker cannot start, else every item of an endless source would end as worker_died.
 

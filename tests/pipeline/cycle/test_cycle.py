@@ -238,7 +238,7 @@ def fill(folder: Path) -> Path:
 
 def test_a_disk_that_others_fill_is_waited_for(whole: Path, disk: Path) -> None:
     out = disk / "run"
-    run = start(*options(out))
+    run = start(*options(out, "--executor", "inline"))
     try:
         wait_for(lambda: count_in_ledger(out) >= 6)
         glutton = fill(disk)

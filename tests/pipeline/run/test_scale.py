@@ -26,6 +26,7 @@ from pipeline.storage.uids import Uids
 from pipeline.storage.uploads import InFolder
 
 ROOT = Path(__file__).parents[3]
+MANY = 3000
 
 
 def test_a_driver_is_killed_and_each_uid_is_there_once(tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_a_driver_is_killed_and_each_uid_is_there_once(tmp_path: Path) -> None:
     command = [
         sys.executable,
         str(ROOT / "benchmarks/scale.py"),
-        "--n=8000",
+        f"--n={MANY}",
         "--kill-at=0.4",
         f"--out={tmp_path / 'out'}",
     ]
@@ -41,9 +42,9 @@ def test_a_driver_is_killed_and_each_uid_is_there_once(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
     found = json.loads(done.stdout)
-    assert found["delivered"] + found["failed"] == 8000 and 600 < found["failed"] < 1000
+    assert found["delivered"] + found["failed"] == MANY and 0.075 * MANY < found["failed"] < 0.125 * MANY
     first, second = (one["items"] for one in found["sessions"])
-    assert 3200 <= first < 8000 and second <= 8000 - 3200  # what had ended is not done again
+    assert 0.4 * MANY <= first < MANY and second <= 0.6 * MANY  # what had ended is not done again
     assert not (tmp_path / "out").exists()
 
 
