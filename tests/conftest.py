@@ -97,27 +97,34 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def blender(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Blender]:
-    """One Blender for all who need no other: it stays up between tests, and starts anew after a crash."""
-    limits = Limits(timeout_s=120)
-    with contextlib.closing(Blender(tmp_path_factory.mktemp("blender"), limits, readable=[assets])) as shared:
+def blender(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Blender]:
+    """One Blender for all who need no other: it stays up between tests, and starts anew after a crash.
+
+    It may read whatever tests have made, so that none of their folders takes a process of its own.
+    """
+    limits, made = Limits(timeout_s=120), tmp_path_factory.getbasetemp()
+    with contextlib.closing(Blender(tmp_path_factory.mktemp("blender"), limits, readable=[made])) as shared:
         yield shared
 
 
 @pytest.fixture(scope="session")
 def render(blender: Blender, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Render]:
-    """render(path, views=2, ...) -> Outcome: the real worker on one file, in the Blender that all share."""
+    """render(path, views=2, ...) -> Outcome: the real worker on one file, in the Blender that all share.
+
+    root: folder that the file may read, if not its own.
+    """
     workers: dict[SceneConfig, Worker] = {}
     out = tmp_path_factory.mktemp("render")
 
-    def run(path: Path, uid: str | None = None, **settings: object) -> Outcome:
+    def run(path: Path, uid: str | None = None, root: Path | None = None, **settings: object) -> Outcome:
         scene = SceneConfig(**({"views": 2, "samples": 16} | settings))  # type: ignore[arg-type]
         if scene not in workers:
             cfg = RenderConfig(source="local", input=path.parent, allow_blend=True, out=out, scene=scene)
             workers[scene] = worker = make_worker(cfg.resolved())
             assert isinstance(worker.maker, Renderer)
             worker.maker.blender, worker.maker.scratch = blender, blender.scratch  # a folder that this Blender may read
-        return workers[scene](Item(uid=uid or path.name, source="local", url=str(path)))
+        place = {"root": str(root)} if root else {}
+        return workers[scene](Item(uid=uid or path.name, source="local", url=str(path), extra=place))
 
     yield run
     for worker in workers.values():

@@ -8,7 +8,6 @@ import json
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +16,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.render import RenderConfig, SceneConfig
 from pipeline.core import images
 from pipeline.core.errors import Skip
-from pipeline.core.records import Item, Outcome
+from pipeline.core.records import Outcome
 from pipeline.formats import gltf
 from pipeline.upgrade import copies, crate, gltf_old
 from pipeline.worker import preflight
-from pipeline.worker.worker import make_worker
 from tests import parts
-from tests.conftest import put_anew
+from tests.conftest import Render, put_anew
 
-SMALL = SceneConfig(res=(32,), views=2, samples=4, device="cpu")
 RED = (200, 0, 0)
-Render = Callable[..., Outcome]
 
 
-@pytest.fixture(scope="module")
-def render(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Render]:
+@pytest.fixture(scope="module", name="render")
+def render_alike(render: Render) -> Render:
     """Renders a file as the one object of its folder, so that equal scenes have equal pixels."""
-    folder = tmp_path_factory.mktemp("readable")
-    cfg = RenderConfig(source="local", input=folder, allow_blend=True, out=folder / "out", scene=SMALL)
-    worker = make_worker(cfg.resolved())
-
-    def run(path: Path, root: Path | None = None) -> Outcome:
-        place = {"path": str(path), "root": str(root or path.parent)}
-        return worker(Item(uid="it", source="local", url=str(path), extra=place))
-
-    yield run
-    worker.close()
+    return lambda path, root=None: render(path, "it", root or path.parent, res=(32,), samples=4)
 
 
 def jpegs(outcome: Outcome) -> list[bytes]:
