@@ -34,6 +34,8 @@ WARM = Warm()
 os.environ["RAY_AUTH_MODE"] = "disabled"
 # Tests run side by side, and models are small: threads that spin until others get a core made one test ten times as long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests start hundreds of processes, which would compile all modules each time where byte code is not to be kept
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 Render = Callable[..., Outcome]
 RUNS: list[subprocess.Popen[str]] = []  # that the test at hand has started
@@ -129,6 +131,25 @@ def render(blender: Blender, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     yield run
     for worker in workers.values():
         worker.close()
+
+
+class Lent:
+    """The Blender that all share, in the place of one that a worker would start and end."""
+
+    def __init__(self, shared: Blender) -> None:
+        self._shared = shared
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._shared, name)
+
+    def close(self) -> None:
+        """Leave it running."""
+
+
+@pytest.fixture
+def blender_lent(blender: Blender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process render in the Blender that all share."""
+    monkeypatch.setattr("pipeline.worker.render.Blender", lambda *_, **__: Lent(blender))
 
 
 @pytest.fixture

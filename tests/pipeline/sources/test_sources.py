@@ -33,11 +33,15 @@ XL = ("--source", "objaverse-xl")
 
 
 class World:
-    """A Hub with small generated datasets, and a user with an empty home."""
+    """A Hub with small generated datasets, and a user with an empty home.
 
-    def __init__(self, folder: Path, hub: Hub) -> None:
+    run, start: the command in a process of its own. here, render: in this one, which takes a third of the time.
+    """
+
+    def __init__(self, folder: Path, hub: Hub, here: Callable[..., str]) -> None:
         self.folder = folder
         self.hub = hub
+        self.here = here
         self.cache = folder / "home/.objaverse"
         self.environment = hub.environment(folder / "home")
         self.environment |= trees.git_config(folder / "gitconfig", f"{hub.url}/git/")
@@ -49,12 +53,14 @@ class World:
         return done.stdout + done.stderr
 
     def render(self, *arguments: object, expect: int = 0, **environment: str) -> str:
+        """The verb, with github.com and thingiverse.com on the Hub; with `environment` in a process of its own."""
         mirrors = (
             "--mirror",
             f"https://www.thingiverse.com/={self.hub.url}/",
             f"https://github.com/={self.hub.url}/git/",
         )
-        return self.run("render", *arguments, *QUICK, *mirrors, "--out", "out", expect=expect, **environment)
+        whole = ("render", *arguments, *QUICK, *mirrors, "--out", "out")
+        return self.run(*whole, expect=expect, **environment) if environment else self.here(*whole, expect=expect)
 
     def start(self, *arguments: object) -> subprocess.Popen[bytes]:
         """The command without waiting for it."""
@@ -76,35 +82,35 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blender_lent: None) -> Iterator[World]:
     with Hub(tmp_path / "root") as hub:
         (tmp_path / "home").mkdir()
-        yield World(tmp_path, hub)
+
+        def here(*arguments: object, expect: int = 0, endpoint: str = hub.url) -> str:
+            """endpoint: another Hub than the world's."""
+            template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+            with monkeypatch.context() as patch:
+                patch.chdir(tmp_path)
+                for name, value in trees.git_config(tmp_path / "gitconfig", f"{hub.url}/git/").items():
+                    patch.setenv(name, value)
+                patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+                patch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+                patch.setattr(
+                    "huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None)
+                )  # between tries
+                done = lvsm_data_here(*arguments, "--cache", made.cache)
+            assert done.returncode == expect, done.stdout + done.stderr
+            return done.stdout + done.stderr
+
+        made = World(tmp_path, hub, here)
+        yield made
+        close_session()
 
 
-@pytest.fixture
-def here(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
-    """The command in this process, for what ends before an object is fetched. `endpoint`: another Hub than the world's."""
-    monkeypatch.chdir(world.folder)
-
-    def run(*arguments: object, expect: int = 0, endpoint: str = world.hub.url) -> str:
-        template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        with monkeypatch.context() as patch:
-            patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-            patch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-            patch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))  # between tries
-            done = lvsm_data_here(*arguments, "--cache", world.cache)
-        assert done.returncode == expect, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    yield run
-    close_session()
-
-
-def listed(here: Callable[..., str], *arguments: object) -> list[str]:
+def listed(world: World, *arguments: object) -> list[str]:
     """The uids that `manifest` writes, in its order."""
-    here("manifest", *arguments, "-o", "list.parquet")
-    return [row["uid"] for row in rows(Path("list.parquet"))]
+    world.here("manifest", *arguments, "-o", "list.parquet")
+    return [row["uid"] for row in rows(world.folder / "list.parquet")]
 
 
 def objaverse(world: World, count: int = 12) -> trees.Objaverse:
@@ -124,7 +130,7 @@ def test_objaverse_from_nothing_to_shards(world: World) -> None:
     world.hub.fault(busy, "429", retry_after=1)
     world.hub.fault(down, "status", code=503)
     (world.folder / f"root/datasets/{made.repo}/{made.paths[page]}").write_bytes(b"<!DOCTYPE html><html>sorry</html>")
-    said = world.render(*OBJAVERSE, "--n", 20, expect=3)
+    said = world.run("render", *OBJAVERSE, "--n", 20, *QUICK, "--out", "out", expect=3)
     taken = {uid for uid in made.uids if made.licenses[uid] != "by-nd"}
     assert world.ended() == dict.fromkeys(taken, "") | {gone: "missing", page: "html_page"}
     assert f"drawn {len(taken)} = delivered {len(taken) - 2} + failed 2 (" in said
@@ -253,21 +259,21 @@ def test_kept_files_serve_the_objaverse_package(world: World) -> None:
     assert licenses == {uid: made.licenses[uid] for uid in kept}
 
 
-def test_choosing(world: World, here: Callable[..., str]) -> None:
+def test_choosing(world: World) -> None:
     made = objaverse(world)
     world.render(*OBJAVERSE, "--lvis", "teapot", "--n", 9, expect=3)
     assert set(world.ended()) == {uid for uid in made.lvis["teapot"] if made.licenses[uid] != "by-nd"}
-    assert set(listed(here, *OBJAVERSE, "--license", "cc0", "by", "--n", 9)) == {
+    assert set(listed(world, *OBJAVERSE, "--license", "cc0", "by", "--n", 9)) == {
         uid for uid in made.uids if made.licenses[uid] in ("cc0", "by")
     }
     named = [uid for uid in made.uids if made.licenses[uid] == "by"]
     (world.folder / "list.csv").write_text("".join(f"{n},000-000/{uid}\n" for n, uid in enumerate(named)))
-    assert set(listed(here, *OBJAVERSE, "--uids", "list.csv", "--n", 99)) == set(named)
+    assert set(listed(world, *OBJAVERSE, "--uids", "list.csv", "--n", 99)) == set(named)
     lines = "sha256,file_identifier,aesthetic_score\n"
     lines += "".join(f"x{n},https://sketchfab.com/3d-models/{uid},{4 + n / 4}\n" for n, uid in enumerate(made.uids))
     (world.folder / "scores.csv").write_text(lines)
     scored = ("--scores", "scores.csv", "--min-score", "5.5", "--license", "any")
-    assert set(listed(here, *OBJAVERSE, *scored, "--n", 99)) == set(made.uids[6:])
+    assert set(listed(world, *OBJAVERSE, *scored, "--n", 99)) == set(made.uids[6:])
 
 
 @pytest.mark.parametrize(
@@ -281,18 +287,16 @@ def test_choosing(world: World, here: Callable[..., str]) -> None:
         (("--max-file-mb", "9000"), "does not fit"),
     ],
 )
-def test_a_mistake_gets_a_message(
-    world: World, here: Callable[..., str], arguments: tuple[str, ...], says: str
-) -> None:
+def test_a_mistake_gets_a_message(world: World, arguments: tuple[str, ...], says: str) -> None:
     objaverse(world)
     (world.folder / "scores.csv").write_text("uid,score\na,1\n")
     (world.folder / "others.txt").write_text("nobody\n")
-    assert says in here("render", *OBJAVERSE, *arguments, *QUICK, "--out", "out", expect=2)
+    assert says in world.here("render", *OBJAVERSE, *arguments, *QUICK, "--out", "out", expect=2)
 
 
-def test_without_a_connection_it_says_so_and_offline_uses_what_is_there(world: World, here: Callable[..., str]) -> None:
+def test_without_a_connection_it_says_so_and_offline_uses_what_is_there(world: World) -> None:
     objaverse(world)
-    said = here("render", *OBJAVERSE, *QUICK, "--out", "out", "--n", 3, expect=2, endpoint="http://127.0.0.1:9")
+    said = world.here("render", *OBJAVERSE, *QUICK, "--out", "out", "--n", 3, expect=2, endpoint="http://127.0.0.1:9")
     assert "cannot be had" in said and "HF_ENDPOINT" in said
     said = world.render(*OBJAVERSE, "--n", 3, expect=2, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE" in said
@@ -414,7 +418,7 @@ def test_the_default_licenses_leave_out_what_may_not_be_passed_on(world: World) 
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
-def test_a_manifest_repeats_a_choice(world: World, here: Callable[..., str], kind: str) -> None:
+def test_a_manifest_repeats_a_choice(world: World, kind: str) -> None:
     made = objaverse(world)
     listing = ("manifest", *OBJAVERSE, "--n", 6, "--seed", 3)
     said = world.run(*listing, "-o", f"a.{kind}")
@@ -435,18 +439,18 @@ def test_a_manifest_repeats_a_choice(world: World, here: Callable[..., str], kin
         world.render(*OBJAVERSE, "--n", 6, "--seed", 3)
         assert world.ended() == by_list
     else:
-        here("manifest", *OBJAVERSE, "--n", 6, "--seed", 3, "-o", "a.parquet")
+        world.here("manifest", *OBJAVERSE, "--n", 6, "--seed", 3, "-o", "a.parquet")
         assert {row["uid"] for row in rows(world.folder / "a.parquet")} == by_list.keys()
 
 
-def test_the_order_does_not_depend_on_what_is_left_out(world: World, here: Callable[..., str]) -> None:
+def test_the_order_does_not_depend_on_what_is_left_out(world: World) -> None:
     trees.objaverse_xl(world.folder / "root", world.hub.url, objaverse(world))
     listing = (*XL, "--n", 99, "--license")
-    everything = listed(here, *listing, "any")
-    assert listed(here, *listing, "any", "--seed", 1) != everything
-    smaller = listed(here, *listing, "any", "--xl-sources", "sketchfab", "smithsonian")
+    everything = listed(world, *listing, "any")
+    assert listed(world, *listing, "any", "--seed", 1) != everything
+    smaller = listed(world, *listing, "any", "--xl-sources", "sketchfab", "smithsonian")
     assert smaller == [uid for uid in everything if uid in smaller]
-    free = listed(here, *listing, "cc0")
+    free = listed(world, *listing, "cc0")
     assert free and free == [uid for uid in everything if uid in free]
 
 
