@@ -73,16 +73,23 @@ def straightened(xd: np.ndarray, yd: np.ndarray, bent: Sequence[float]) -> tuple
         (a, b), (ax, bx), (ay, by) = model(x, y), model(x + step, y), model(x, y + step)
         j11, j12, j21, j22 = (ax - a) / step, (ay - a) / step, (bx - b) / step, (by - b) / step
         det = j11 * j22 - j12 * j21
-        x, y = x - (j22 * (a - xd) - j12 * (b - yd)) / det, y - (j11 * (b - yd) - j21 * (a - xd)) / det
+        dx, dy = (j22 * (a - xd) - j12 * (b - yd)) / det, (j11 * (b - yd) - j21 * (a - xd)) / det
+        x, y = x - dx, y - dy
+        if max(np.abs(dx).max(initial=0), np.abs(dy).max(initial=0)) < 1e-9:
+            break
     return x, y
 
 
-def unfished(xd: np.ndarray, yd: np.ndarray, bent: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Inverts theta (1 + k1 theta^2 + k2 theta^4 + k3 theta^6 + k4 theta^8) by a table, then tan theta is the radius."""
+@functools.cache
+def _fish_table(bent: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     theta = np.linspace(0, 1.5, 200_001)
-    table = theta * (1 + sum(k * theta ** (2 * i + 2) for i, k in enumerate(bent)))
+    return theta * (1 + sum(k * theta ** (2 * i + 2) for i, k in enumerate(bent))), theta
+
+
+def unfished(xd: np.ndarray, yd: np.ndarray, bent: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Inverts theta (1 + k1 theta^2 + k2 theta^4 + k3 theta^6 + k4 theta^8) by a table, then tan theta is the radius."""
     r = np.hypot(xd, yd)
-    factor = np.tan(np.interp(r, table, theta)) / np.maximum(r, 1e-12)
+    factor = np.tan(np.interp(r, *_fish_table(bent))) / np.maximum(r, 1e-12)
     return xd * factor, yd * factor
 
 
@@ -159,17 +166,30 @@ def _light(origin: np.ndarray, rays: np.ndarray, in_room: bool) -> np.ndarray:
 
 
 def draw(one: Eye, in_room: bool = False) -> np.ndarray:
-    """The picture (H, W, 4): premultiplied linear light, SUB x SUB samples in a pixel where a ball may be."""
+    """The picture (H, W, 4): premultiplied linear light, SUB x SUB samples in a pixel where a ball may end, one within."""
     height, width = one.hw
-    v, u = np.mgrid[:height, :width] + 0.5
-    near = np.ones((height, width), bool) if in_room else _hits(one.position, one.rays(u, v), 1.25 * RADIUS)[1] >= 0
     picture = np.zeros((height, width, 4))
-    rows, columns = np.nonzero(near)
-    sub = 2 if in_room else SUB
-    for i in range(sub):
-        for j in range(sub):
+
+    def met(rows: np.ndarray, columns: np.ndarray, beyond: float) -> np.ndarray:
+        """The ball that is met at each pixel's centre if each is larger by `beyond` pixels, where the farthest one is."""
+        radius = max(0, RADIUS + beyond * 2.5 / min(one.k[:2]))
+        return _hits(one.position, one.rays(columns + 0.5, rows + 0.5), radius)[1]
+
+    def trace(rows: np.ndarray, columns: np.ndarray, sub: int) -> None:
+        for i, j in np.ndindex(sub, sub):
             rays = one.rays(columns + (j + 0.5) / sub, rows + (i + 0.5) / sub)
             picture[rows, columns] += _light(one.position, rays, in_room) / sub**2
+
+    if in_room:
+        trace(*np.indices((height, width)).reshape(2, -1), sub=2)
+        return picture
+    block = max(1, min(one.hw) // 128)
+    middles = np.indices((height // block + 1, width // block + 1)) * block + block // 2
+    rough = met(*middles, beyond=2 + block) >= 0
+    rows, columns = np.nonzero(np.kron(rough, np.ones((block, block)))[:height, :width])
+    near, core = met(rows, columns, 2), met(rows, columns, -2)
+    for sub, part in ((SUB, near != core), (1, (near >= 0) & (near == core))):
+        trace(rows[part], columns[part], sub)
     return picture
 
 
@@ -181,6 +201,9 @@ def to_srgb(light: np.ndarray) -> np.ndarray:
 def from_srgb(levels: np.ndarray) -> np.ndarray:
     curve = levels / 255.0
     return np.where(curve <= 0.04045, curve / 12.92, ((curve + 0.055) / 1.055) ** 2.4)
+
+
+FROM_SRGB = from_srgb(np.arange(256))
 
 
 def png(rgba: np.ndarray) -> bytes:
@@ -211,19 +234,18 @@ def balls_in(rgb: np.ndarray, reach: int) -> dict[int, np.ndarray]:
     A pixel is p * hue + q * white; 1 - q is how much of it is covered, whatever the ball's texture does to p.
     reach: pixels around the clearly coloured ones that belong to a ball too.
     """
-    light = from_srgb(rgb)
-    best, whose, covered = (
-        np.full(rgb.shape[:2], np.inf),
-        np.full(rgb.shape[:2], -1),
-        np.zeros((len(HUES), *rgb.shape[:2])),
-    )
+    coloured = rgb.min(-1) < 255
+    light = FROM_SRGB[rgb[coloured]]
+    best, which = np.full(len(light), np.inf), np.full(len(light), -1)
+    whose, covered = np.full(rgb.shape[:2], -1), np.zeros((len(HUES), *rgb.shape[:2]))
     for i, hue in enumerate(HUES):
         basis = np.stack([hue, np.ones(3)], -1)
         solved = light @ np.linalg.pinv(basis).T
         left = ((light - solved @ basis.T) ** 2).sum(-1)
-        covered[i] = np.clip(1 - solved[..., 1], 0, 1)
+        covered[i, coloured] = np.clip(1 - solved[..., 1], 0, 1)
         nearer = (solved[..., 0] > 0.15) & (left < best)
-        best[nearer], whose[nearer] = left[nearer], i
+        best[nearer], which[nearer] = left[nearer], i
+    whose[coloured] = which
     found = {}
     for i in range(len(HUES)):
         _, labels, stats, _ = cv2.connectedComponentsWithStats((whose == i).astype(np.uint8))
