@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from PIL import Image
+from scipy.ndimage import map_coordinates
 
 RADIUS = 0.085
 CENTRES = np.array(
@@ -138,15 +139,7 @@ def room(origin: np.ndarray, rays: np.ndarray, half: float = 1.6) -> np.ndarray:
     points = origin + rays * t[..., None]
     total = np.zeros(t.shape)
     for octave, (cell, weight) in enumerate([(0.4, 0.5), (0.13, 0.3), (0.05, 0.2)]):
-        place = points / cell + 17.3
-        low = np.floor(place).astype(int)
-        part = place - low
-        value = np.zeros(t.shape)
-        for corner in np.ndindex(2, 2, 2):
-            index = (low + corner) % 64
-            share = np.where(corner, part, 1 - part).prod(-1)
-            value += share * _noise(octave)[index[..., 0], index[..., 1], index[..., 2]]
-        total += weight * value
+        total += weight * map_coordinates(_noise(octave), (points / cell + 17.3).T, order=1, mode="grid-wrap").T
     return np.clip(3 * (total - 0.5) + 0.5, 0.05, 0.95)
 
 
@@ -209,13 +202,16 @@ FROM_SRGB = from_srgb(np.arange(256))
 def png(rgba: np.ndarray) -> bytes:
     """Straight alpha, as renderers save it."""
     alpha = rgba[..., 3:]
-    straight = to_srgb(rgba[..., :3] / np.maximum(alpha, 1e-9))
-    return _saved(np.concatenate([straight, np.round(255 * alpha).astype(np.uint8)], -1), "PNG")
+    straight, met = np.zeros(rgba.shape, np.uint8), alpha[..., 0] > 0
+    straight[met] = np.concatenate([to_srgb(rgba[met, :3] / alpha[met]), np.round(255 * alpha[met])], -1)
+    return _saved(straight, "PNG")
 
 
 def photo(rgba: np.ndarray, kind: str = "JPEG") -> bytes:
     """Opaque, on white."""
-    return _saved(to_srgb(rgba[..., :3] + 1 - rgba[..., 3:]), kind)
+    picture, met = np.full((*rgba.shape[:2], 3), 255, np.uint8), rgba[..., 3] > 0
+    picture[met] = to_srgb(rgba[met, :3] + 1 - rgba[met, 3:])
+    return _saved(picture, kind)
 
 
 def _saved(pixels: np.ndarray, kind: str) -> bytes:

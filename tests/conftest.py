@@ -32,10 +32,6 @@ SHARED_OBJECTS = HERE.parent.parent / "shared" / "objects"  # beside the checkou
 WARM = Warm()
 # `ray start` leaves a token in ~/.ray, after which Ray asks for it in every process, also where a test has set another HOME
 os.environ["RAY_AUTH_MODE"] = "disabled"
-# Tests run side by side, and models are small: threads that spin until others get a core made one test ten times as long
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Tests start hundreds of processes, which would compile all modules each time where byte code is not to be kept
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 Render = Callable[..., Outcome]
 RUNS: list[subprocess.Popen[str]] = []  # that the test at hand has started

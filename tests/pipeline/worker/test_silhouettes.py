@@ -19,6 +19,7 @@ from tests import balls
 from tests.balls import Eye
 from tests.importing import opencv
 
+PINHOLE, BENT = (0.0,) * 8, (-0.2, 0.05, 0.002, -0.001, 0.0, 0.0, 0.0, 0.0)
 MIRROR = np.diag([-1.0, 1, 1, 1])
 
 
@@ -40,12 +41,15 @@ def turntable(size: int = 256) -> Posed:
 
 
 @functools.cache
-def room(bent: tuple[float, ...] = (0.0,) * 8) -> Posed:
+def room(bent: tuple[float, ...] = PINHOLE) -> Posed:
     """Seven photographs in a textured room."""
     eyes = balls.walk(7, (216, 240), bent, 0.2)
     files = [balls.photo(picture) for picture in balls.pictures(eyes, in_room=True)]
     lenses = (opencv(bent),) * 7 if any(bent) else ()
     return Posed(files, np.stack([c2w_of(one) for one in eyes]), np.array([one.k for one in eyes]), lenses)
+
+
+checked = functools.cache(lambda make, *given: check(make(*given)))  # what right cameras get
 
 
 def lifted(posed: Posed, degrees: float) -> Posed:
@@ -80,7 +84,7 @@ WRONG = {
 
 
 def test_right_cameras_fill_every_silhouette() -> None:
-    verdict = check(turntable())
+    verdict = checked(turntable)
     assert verdict.says == "fits"
     assert verdict.hull is not None and verdict.hull > 0.998
     assert verdict.control is not None and verdict.control < 0.7
@@ -155,9 +159,10 @@ def test_the_cameras_that_fit_are_suggested() -> None:
 # ---- epipolar lines
 
 
-@pytest.mark.parametrize("bent", [(0.0,) * 8, (-0.2, 0.05, 0.002, -0.001, 0, 0, 0, 0)], ids=["pinhole", "distorted"])
+@pytest.mark.parametrize("bent", [PINHOLE, BENT], ids=["pinhole", "distorted"])
 def test_right_cameras_explain_every_match(bent: tuple[float, ...]) -> None:
-    verdict = check(room(bent))
+    verdict = checked(room, bent)
+    assert verdict.focal == 1
     assert verdict.says == "fits" and verdict.matches > 200
     assert verdict.lines is not None and verdict.lines > 0.97
     assert verdict.chance is not None and verdict.chance < 0.1
@@ -184,13 +189,12 @@ def test_a_wrong_focal_length_is_told_and_the_right_one_named(factor: float) -> 
     assert verdict.says == "does_not_fit"
     assert verdict.focal == pytest.approx(1 / factor, rel=0.13)
     assert "focal lengths" in str(verdict)
-    assert check(right).focal == 1
 
 
 def test_the_score_is_what_a_shard_keeps() -> None:
-    score = check(room()).score
+    score = checked(room, PINHOLE).score
     assert score["says"] == "fits" and score["apart"] < 0.5 and score["lines"] > 0.97 and score["matches"] > 200
-    assert check(turntable()).score["hull"] > 0.998
+    assert checked(turntable).score["hull"] > 0.998
     assert check(replace(turntable(), images=[b"no picture"] * 12)).score == {"says": "undecided"}
     assert json.loads(json.dumps(check(WRONG["OpenGL for OpenCV"](room())).score))["says"] == "does_not_fit"
 
@@ -207,9 +211,8 @@ def test_silhouettes_that_might_be_fuller_confirm_nothing() -> None:
 
 
 def test_a_distortion_that_is_forgotten_shows() -> None:
-    bent = room((-0.2, 0.05, 0.002, -0.001, 0, 0, 0, 0))
-    forgotten = check(replace(bent, lenses=())).lines
-    right = check(bent).lines
+    forgotten = check(replace(room(BENT), lenses=())).lines
+    right = checked(room, BENT).lines
     assert right is not None and forgotten is not None and forgotten < right
 
 
