@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 COMMAND = Path(sys.executable).parent / "lvsm-data"
-ALL = ("pipeline.cli", "pipeline.run.driver", "pipeline.report.page", "pipeline.video.ytdlp", "cv2", "av")
+OURS = ("pipeline.cli", "pipeline.run.driver", "pipeline.report.page", "pipeline.report.verify", "pipeline.video.ytdlp")
+ALL = (*OURS, "cv2", "av", "asyncio", "jinja2", "pandas", "typeguard", "tyro._backends._tyro_backend")
 TORCH = (
     "torch._dynamo",
     "lvsm_train.training.launch",
