@@ -21,7 +21,18 @@ from pathlib import Path
 
 COMMAND = Path(sys.executable).parent / "lvsm-data"
 OURS = ("pipeline.cli", "pipeline.run.driver", "pipeline.report.page", "pipeline.report.verify", "pipeline.video.ytdlp")
-ALL = (*OURS, "cv2", "av", "asyncio", "jinja2", "pandas", "typeguard", "tyro._backends._tyro_backend")
+ALL = (
+    *OURS,
+    "cv2",
+    "av",
+    "httpx2",
+    "httpcore2",
+    "asyncio",
+    "jinja2",
+    "pandas",
+    "typeguard",
+    "tyro._backends._tyro_backend",
+)
 TORCH = (
     "torch._dynamo",
     "lvsm_train.training.launch",
