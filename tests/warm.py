@@ -45,7 +45,7 @@ AHEAD = dict.fromkeys(("train", "eval", "latent", "cycle", "plan"), (*ALL, *TORC
 
 
 class Warm:
-    """The side of the tests: one command at a time; the process starts with the first one, and `close` ends it."""
+    """Runner of commands, one at a time. Its process starts with the first one, and ends with `close`."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
@@ -63,7 +63,7 @@ class Warm:
         with self.one, tempfile.TemporaryDirectory(prefix="warm-") as folder:
             process = self._started()
             assert process.stdin is not None and process.stdout is not None
-            job = {"arguments": arguments, "impatient": impatient, "env": dict(env or os.environ)}
+            job = {"arguments": arguments, "impatient": impatient, "env": dict(os.environ if env is None else env)}
             job |= {"cwd": str(cwd or Path.cwd()), "into": folder}
             print(json.dumps(job), file=process.stdin, flush=True)
             pid = int(process.stdout.readline())
@@ -91,7 +91,7 @@ class Warm:
 
 
 def serve() -> None:
-    """The other side: a line of JSON for each command; back come its process id, and its exit status when it ends."""
+    """Serve one command after the other: a line of JSON each. Back come its process id and, when it ends, its exit status."""
     sys.path[0] = str(COMMAND.parent)  # as it is in the installed command
     orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
