@@ -79,13 +79,18 @@ PACKAGES = {name for name, path in MODULES.items() if path.stem == "__init__"}
 
 
 @functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(path: Path) -> frozenset[str]:
     """Every name that a file imports, also inside functions and for types alone: `from a import b` gives a and a.b."""
     return frozenset(_imports(path))
 
 
 def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -162,7 +167,7 @@ def test_no_module_is_named_like_the_standard_librarys(folder: str) -> None:
 def test_one_broad_except() -> None:
     broad = []
     for path in PIPELINE + SCRIPTS:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.ExceptHandler):
                 assert node.type is not None, f"{path}:{node.lineno} catches everything"
                 caught = {ast.unparse(part) for part in getattr(node.type, "elts", [node.type])}
