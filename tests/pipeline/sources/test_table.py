@@ -13,7 +13,7 @@ from pipeline import sources
 from pipeline.config import source_table
 from pipeline.config.source_table import SOURCES
 from pipeline.report.status import read_status
-from tests.conftest import lvsm_data
+from tests.conftest import lvsm_data_here
 
 TOY = """
 from pathlib import Path
@@ -64,12 +64,12 @@ def with_toy(tmp_path: Path) -> object:
     return run
 
 
-def test_a_new_source_is_one_module_and_one_line(with_toy, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_new_source_is_one_module_and_one_line(with_toy, tmp_path: Path, blender_lent: None) -> None:  # type: ignore[no-untyped-def]
     """Help, wrong choices, hints and a whole run know the source; Blender renders its one object."""
     assert ",manifest,toy}" in with_toy("render", "--help").stdout
     assert "toy" not in with_toy("import", "--help").stdout
     assert "'toy')" in with_toy("manifest", "--source", "nope").stderr
-    assert "invalid choice 'toy'" in lvsm_data("render", "--source", "toy").stderr
+    assert "invalid choice 'toy'" in lvsm_data_here("render", "--source", "toy").stderr
     refused = with_toy("render", "--source", "toy", "--input", tmp_path)
     assert refused.returncode == 2 and "--input does not go with --source toy" in refused.stderr
     tiny = ("--res", 64, "--views", 2, "--samples", 4, "--executor", "inline", "--n", 1, "--val-percent", 0)
@@ -77,8 +77,8 @@ def test_a_new_source_is_one_module_and_one_line(with_toy, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("source: toys (others: --source procedural | --source local")
     assert read_status(tmp_path / "run")["delivered"] == 1
-    assert lvsm_data("verify", tmp_path / "run").returncode == 0
-    drawn = lvsm_data("render", *tiny, "--out", tmp_path / "drawn").stdout
+    assert lvsm_data_here("verify", tmp_path / "run").returncode == 0
+    drawn = lvsm_data_here("render", *tiny, "--out", tmp_path / "drawn").stdout
     assert drawn.startswith("source: procedural (embedded) (others: ") and "toy" not in drawn
 
 

@@ -30,7 +30,7 @@ from pipeline.core.records import Item
 from pipeline.worker.blender import SCRIPT, Blender, Frame, Limits
 from pipeline.worker.render import Renderer, build_job
 from pipeline.worker.worker import make_worker
-from tests.conftest import lvsm_data
+from tests.conftest import lvsm_data_here
 
 SMALL = SceneConfig(res=(32,), views=3, samples=4).resolved()
 
@@ -397,13 +397,13 @@ def test_eevee_shows_the_same_object(assets: Path, blender: Blender) -> None:
         assert alpha.mean() < 0.01
 
 
-def test_a_gpu_that_is_not_there_ends_the_run(tmp_path: Path, blender: Blender) -> None:
+def test_a_gpu_that_is_not_there_ends_the_run(tmp_path: Path, blender: Blender, blender_lent: None) -> None:
     """Never in silence on the CPU instead."""
     kinds = [kind for kind in ("cuda", "hip", "oneapi") if kind.upper() not in blender.start()["devices"]]
     if not kinds:
         pytest.skip("this machine has GPUs of all kinds")
     small = ("--n", 2, "--res", 16, "--views", 1, "--samples", 1, "--executor", "inline")
-    done = lvsm_data("render", *small, "--device", kinds[0], "--out", tmp_path / "run")
+    done = lvsm_data_here("render", *small, "--device", kinds[0], "--out", tmp_path / "run")
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"error: --device {kinds[0]}: Blender finds no such device here; it finds" in done.stderr
     assert "hint: --device auto" in done.stderr and "Traceback" not in done.stderr
