@@ -6,6 +6,7 @@ second rank kills itself if there is a file `die`, which it deletes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -68,10 +69,11 @@ def memory(cfg: TrainConfig, stop: int, folder: Path) -> None:
 
 
 def main() -> None:
-    """Do all work in one process group."""
+    """Do all work in one process group; what is alone makes its own."""
     folder = Path(sys.argv[1])
-    with process_group(5):
-        for name, stop, cfg in pickle.loads((folder / "work").read_bytes()):
+    work = pickle.loads((folder / "work").read_bytes())
+    with process_group(5) if len(work) > 1 else contextlib.nullcontext():
+        for name, stop, cfg in work:
             {"train": train, "unattended": unattended, "memory": memory}[name](cfg, stop, folder)
     exit_now(0)
 

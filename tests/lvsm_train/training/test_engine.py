@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -33,9 +32,6 @@ from pipeline.storage.train_run import commits  # noqa: E402
 from tests.lvsm_train.training.test_train import config, losses, weights  # noqa: E402
 
 PYTHON = [sys.executable, "-c"]
-TRAIN = (
-    "import pickle, sys; from lvsm_train.training.train import train_fn; train_fn(pickle.load(open(sys.argv[1], 'rb')))"
-)
 TINY = ModelConfig(
     kind="unidirectional", dim=32, head_dim=16, layers=2, encoder_layers=1, prope=True, init="width_aware"
 )
@@ -84,21 +80,6 @@ def test_accumulation_is_a_larger_batch(data: Path, alone: Path, tmp_path: Path)
     close(tmp_path / "run", alone)
 
 
-def test_two_ranks_of_torchrun_are_one(data: Path, alone: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    (tmp_path / "cfg").write_bytes(pickle.dumps(short(data, out, batch=1, accumulate=2, eval_every=4)))
-    (tmp_path / "go.py").write_text(TRAIN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, tmp_path / "go.py", tmp_path / "cfg"], capture_output=True, text=True, timeout=300, env=_calm()
-    )
-    assert done.returncode == 0, done.stderr
-    close(out, alone)
-    assert done.stderr.count("unseen objects") == 1  # the first rank speaks for all
-    again = train_fn(short(data, out))  # one rank goes on with what two did: batches are as large
-    assert again.finished and again.step == 4
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """A Ray that tests share: to start one takes longer than they do."""
@@ -145,10 +126,6 @@ def test_ray_train_goes_on_after_a_rank_dies(data: Path, alone: Path, tmp_path: 
 def test_ray_train_says_what_a_user_did_wrong(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no checkpoint"):
         launch.launch(short(data, tmp_path / "run", ray_workers=1, start_from=tmp_path))
-
-
-def _calm() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def test_a_curriculum_changes_the_size_of_pictures(data: Path, tmp_path: Path) -> None:
