@@ -62,13 +62,13 @@ def losses(out: Path) -> list[tuple[int, float]]:
 
 
 def test_it_learns_and_says_so(data: Path, tmp_path: Path) -> None:
-    result = train_fn(config(data, tmp_path / "run", steps=120, eval_every=60))
-    assert result.finished and result.step == 120 and result.scores is not None
+    result = train_fn(config(data, tmp_path / "run", steps=60, eval_every=30))
+    assert result.finished and result.step == 60 and result.scores is not None
     told = losses(tmp_path / "run")
-    assert [step for step, _ in told] == list(range(1, 121))
+    assert [step for step, _ in told] == list(range(1, 61))
     assert np.mean([loss for _, loss in told[-10:]]) < 0.5 * np.mean([loss for _, loss in told[:10]])
-    assert images.size_of((tmp_path / "run" / "strips" / "step-00000120.png").read_bytes())[1] > 300
-    assert json.loads((tmp_path / "run" / "train.json").read_text())["steps"] == 120
+    assert images.size_of((tmp_path / "run" / "strips" / "step-00000060.png").read_bytes())[1] > 300
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["steps"] == 60
     assert training.verify(tmp_path / "run").problems == []
     assert training.status(training.read(tmp_path / "run"))["held_out_objects"]["psnr"] == pytest.approx(
         result.scores.psnr
