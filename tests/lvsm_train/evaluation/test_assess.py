@@ -25,7 +25,7 @@ from lvsm_train.models import lvsm  # noqa: E402
 from lvsm_train.weights import checkpoint  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from tests import noise  # noqa: E402
-from tests.conftest import lvsm_data  # noqa: E402
+from tests.conftest import lvsm_data_here  # noqa: E402
 from tests.pipeline.report.test_page import dom, needs_browser  # noqa: E402
 
 TINY = ModelConfig(
@@ -51,7 +51,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def told(run: Path) -> dict[str, Any]:
     """What the command says and writes about it."""
-    done = lvsm_data("eval", run, "--controls", "--no-lpips", "--video", 2, "--frames", 6, "--batch", 1)
+    done = lvsm_data_here("eval", run, "--controls", "--no-lpips", "--video", 2, "--frames", 6, "--batch", 1)
     assert done.returncode == 0, done.stderr
     (out,) = (run / "eval").iterdir()
     summary = json.loads((out / "summary.json").read_text())
@@ -203,5 +203,5 @@ def test_what_is_wrong_is_named(more: dict[str, Any], error: str, run: Path, tmp
 
 
 def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
-    done = lvsm_data("eval", tmp_path)
+    done = lvsm_data_here("eval", tmp_path)
     assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path} has no checkpoint\nhint: ")

@@ -32,9 +32,9 @@ from lvsm_train.training.muon import batches  # noqa: E402
 from lvsm_train.training.optim import Average, Optimizers  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
-from tests.lvsm_train.losses.test_loss import random_convs  # noqa: E402
 from tests.lvsm_train.training.test_engine import TINY  # noqa: E402
 from tests.lvsm_train.training.test_optim import backward, model  # noqa: E402
+from tests.lvsm_train.training.test_presets import narrow_convs  # noqa: E402
 from tests.lvsm_train.training.test_train import config, losses  # noqa: E402
 
 OUTSIDE = 60  # launches of a step beside its graphs
@@ -311,7 +311,7 @@ def test_operations_of_a_step_beside_its_graphs(
     name: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the whole loop: batch, forward and backward, update, numbers for the log."""
-    monkeypatch.setattr(vgg, "load", lambda *_: Weights("vgg19", random_convs(), CAFFE, "random"))
+    monkeypatch.setattr(vgg, "load", lambda *_: Weights("vgg19", narrow_convs(), CAFFE, "random"))
     monkeypatch.setattr(tuning, "compile_blocks", lambda *_: None)  # what is in a graph counts for nothing anyway
     launches, counts = Launches(), []
     step = train.Behind.step

@@ -28,7 +28,7 @@ from pipeline.report.status import read_status, status_text
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import shard_on_disk
 from pipeline.storage.writer import ShardWriter
-from tests.conftest import lvsm_data, lvsm_data_here
+from tests.conftest import lvsm_data_here
 
 NAMES = {  # text -> name, family
     # Objaverse 1.0, without what Sketchfab says of their version
@@ -360,7 +360,7 @@ def test_no_cell_is_a_formula(text: str) -> None:
 
 def test_the_table_is_streamed(tmp_path: Path) -> None:
     make(tmp_path / "run", [])
-    count, credit = 30_000, json.dumps({"title": "a chair of some length " * 4, "author": "somebody"})
+    count, credit = 20_000, json.dumps({"title": "a chair of some length " * 4, "author": "somebody"})
     with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
         ledger.db.execute("BEGIN")
         ledger.db.executemany(
@@ -461,14 +461,14 @@ def test_ids_of_the_hub(name: str, expected: str) -> None:
 
 def test_the_verb(run: Path, tmp_path: Path) -> None:
     table, paper = tmp_path / "out.csv", tmp_path / "card.md"
-    done = lvsm_data("licenses", run, "--attribution", table, "--card", paper)
+    done = lvsm_data_here("licenses", run, "--attribution", table, "--card", paper)
     assert done.returncode == 0, done.stderr
     assert f"{run}: 6 objects delivered, 2 failed" in done.stdout
     assert "delivered by family: cc0 1, by 1, by-sa 1, by-nc 1, by-nd 1, unknown 1" in done.stdout
     assert "failed by family: by 1, unknown 1" in done.stdout
     assert "commercial use: not allowed: forbidden by 1 object (CC-BY-NC-4.0 1)" in done.stdout
     assert paper.read_text(encoding="utf-8") in done.stdout and len(pd.read_csv(table)) == 6
-    found = json.loads(lvsm_data("licenses", run, "--json").stdout)
+    found = json.loads(lvsm_data_here("licenses", run, "--json").stdout)
     assert (found["delivered"], found["licenses"]["CC-BY-4.0"], found["families"]["by"]) == (6, 1, 1)
     assert found["failed"] == {"licenses": {"CC-BY-4.0": 1, "unknown": 1}, "families": {"by": 1, "unknown": 1}}
     assert (found["commercial_use_allowed"], found["derivatives_allowed"]) == (False, False)
