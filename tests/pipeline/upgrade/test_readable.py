@@ -456,23 +456,26 @@ bpy.ops.wm.usd_export(filepath=f"{out}/outside.usdc", export_textures_mode="KEEP
 """
 
 
-def test_pictures_of_binary_files_are_found_inside_blender(render: Render, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-Ic", BINARIES, tmp_path], check=True, capture_output=True, timeout=120)
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "paint.png").write_bytes(parts.png(8, 8, RED))
-    for suffix in ("fbx", "blend"):
-        assert is_red(render(tmp_path / f"it.{suffix}", tmp_path)), suffix
-    assert facts(render(tmp_path / "it.blend", tmp_path)) == {"mended": ["links"]}
-
-
-def test_pictures_of_a_binary_usd(render: Render, tmp_path: Path) -> None:
-    """By names of other machines, also through a layer of text; never from outside of the folder."""
-    folder = tmp_path / "models"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of binary files, with the picture that they mean below it, and one beside it that they must not have."""
+    folder = tmp_path_factory.mktemp("binaries") / "models"
+    (folder / "pictures").mkdir(parents=True)
     subprocess.run([sys.executable, "-Ic", BINARIES, folder], check=True, capture_output=True, timeout=120)
-    (folder / "pictures").mkdir()
-    (folder / "pictures" / "paint.png").write_bytes(parts.png(8, 8, RED))
-    (tmp_path / "outside.png").write_bytes(parts.png(8, 8, RED))
+    for path in (folder / "pictures" / "paint.png", folder.parent / "outside.png"):
+        path.write_bytes(parts.png(8, 8, RED))
+    return folder
+
+
+def test_pictures_of_binary_files_are_found_inside_blender(render: Render, binaries: Path) -> None:
+    for suffix in ("fbx", "blend"):
+        assert is_red(render(binaries / f"it.{suffix}")), suffix
+    assert facts(render(binaries / "it.blend")) == {"mended": ["links"]}
+
+
+def test_pictures_of_a_binary_usd(render: Render, binaries: Path, tmp_path: Path) -> None:
+    """By names of other machines, also through a layer of text; never from outside of the folder."""
+    folder = binaries
     (folder / "top.usda").write_text("#usda 1.0\n(\n subLayers = [@drive.usdc@]\n)\n")
     for name in ("drive.usdc", "mac.usdc", "there.usdc", "top.usda"):
         outcome = render(folder / name)
