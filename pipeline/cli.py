@@ -20,7 +20,7 @@ from lvsm_train.config.train import TrainConfig
 from lvsm_train.config.trained import EvalConfig, LatentConfig
 from pipeline.config.clip import ClipConfig
 from pipeline.config.cycle import CycleConfig, PlanConfig, Shares, divide
-from pipeline.config.export import ExportConfig, PathsConfig
+from pipeline.config.export import ExportConfig, PathsConfig, PushConfig
 from pipeline.config.manifest import ManifestConfig
 from pipeline.config.render import RenderConfig
 from pipeline.config.run import RunConfig
@@ -349,6 +349,21 @@ def export_run(cfg: Annotated[ExportConfig, tyro.conf.OmitArgPrefixes]) -> int:
     return 0
 
 
+def push(cfg: Annotated[PushConfig, tyro.conf.OmitArgPrefixes]) -> int:
+    """Upload a finished run to the Hugging Face Hub: its shards, a card, a sample picture, the table of credits.
+
+    The same command goes on where it stopped, and uploads nothing that stands there. HF_TOKEN, or `hf auth login`, says who you
+    are. `export --to hf` writes the same to a folder, to look at.
+
+    Example: lvsm-data push data/try --repo me/try --private
+    """
+    from pipeline.export.push import push as upload
+    from pipeline.storage.copies import at_hand
+
+    print(*upload(cfg, at_hand(cfg.run, shards=None)), sep="\n")
+    return 0
+
+
 def paths(cfg: Annotated[PathsConfig, tyro.conf.OmitArgPrefixes]) -> int:
     """Make a camera path: around a point or through an object's views, as poses of ours and of nerfstudio.
 
@@ -422,6 +437,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "verify": verify,
     "view": view,
     "export": export_run,
+    "push": push,
     "paths": paths,
     "licenses": licenses,
     "doctor": doctor,

@@ -1,12 +1,14 @@
-"""What the downloads talk to, on 127.0.0.1: a Hugging Face Hub with its CDN, plain files, Git and Git LFS, with faults on demand.
+"""What downloads and uploads talk to, on 127.0.0.1: a Hugging Face Hub with its CDN, plain files, Git and Git LFS, with faults on
+demand.
 
     root/datasets/<owner>/<name>/<path>   a dataset repository; *.glb *.parquet *.7z *.tar *.zip are LFS files, others blobs
+    root/branches/<branch>/<owner>/<name> another branch of it
     root/www/<path>                       every other path
     root/git/<owner>/<name>.git           bare repositories, served at /git/ by `git http-backend`
-    root/lfs/<oid>                        what the Git LFS batch API hands out
+    root/lfs/<oid>                        what the Git LFS batch API hands out and takes in
 
 The CDN is a second port, as in the real world it is another host: huggingface_hub follows no redirect there with a HEAD and drops
-its token on the way.
+its token on the way. Uploads go the way of Git LFS: huggingface_hub takes it where HF_HUB_DISABLE_XET is set.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import json
 import os
 import re
 import select
+import shutil
 import socket
 import struct
 import subprocess
@@ -33,6 +36,9 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 
+import yaml
+
+from pipeline.report.attribution import HUB
 from tests.serving import BoundedServer
 
 LFS_SUFFIXES = (".glb", ".parquet", ".7z", ".tar", ".zip")
@@ -100,11 +106,15 @@ class Reply:
 
 
 class Hub:
-    """`with Hub(root, gated={"owner/name": "hf_token"}) as hub:` serves until the block ends."""
+    """`with Hub(root, gated={"owner/name": "hf_token"}) as hub:` serves until the block ends. writers: token -> whose it is."""
 
-    def __init__(self, root: Path, gated: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, root: Path, gated: Mapping[str, str] | None = None, writers: Mapping[str, str] | None = None
+    ) -> None:
         self.root = root
         self.gated = dict(gated or {})
+        self.writers = dict(writers or {})
+        self.private: set[str] = set()
         self.requests: list[Request] = []
         self.page_size = 1000  # of a repository's tree
         self.stopping = threading.Event()
@@ -132,6 +142,7 @@ class Hub:
         """For a subprocess that shall find this Hub, no other, and no settings or token of the developer's."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "GIT_", "XDG_"))}
         settings = {"HF_ENDPOINT": self.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        settings |= {"HF_HUB_DISABLE_XET": "1"} | ({"HF_TOKEN": next(iter(self.writers))} if self.writers else {})
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
         return kept | settings | quiet | {"HOME": str(home), "GIT_CONFIG_NOSYSTEM": "1"}
 
@@ -220,6 +231,16 @@ class Hub:
             return Reply(302, {"Location": f"/loop/{int(found[1]) + 1}"})
         if request.cdn:
             return self._cdn(request)
+        if request.path == "/api/whoami-v2":
+            return self._refused_writer(request) or Reply.of({"type": "user", "name": self.writers[request.token]})
+        if request.path == "/api/validate-yaml":
+            return self._validate(json.loads(request.body)["content"])
+        if request.path == "/api/repos/create":
+            return self._create(request)
+        if found := re.fullmatch(r"/datasets/([^/]+/[^/]+)\.git/info/lfs/objects/batch", request.path):
+            return self._lfs_upload(request, found[1])
+        if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/(preupload|commit|branch)/([^/]+)", raw_path):
+            return self._write(request, *map(unquote, found.groups()))
         if found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", raw_path):
             repo, revision, path = map(unquote, found.groups())
             return self._resolve(request, repo, revision, path)
@@ -231,6 +252,11 @@ class Hub:
         if request.path.startswith("/git/"):
             return self._git(request)
         return self._file(request, "www", request.path[1:], {}, "md5")
+
+    def tree(self, repo: str, revision: str = "main") -> str:
+        """Folder below the root with the files of a repository at a revision."""
+        branch = f"branches/{revision}/{repo}"
+        return branch if (self.root / branch).is_dir() else f"datasets/{repo}"
 
     def _inside(self, folder: str, path: str) -> Path | None:
         """The file root/folder/path, unless there is none or the path leaves the folder."""
@@ -278,7 +304,10 @@ class Hub:
         if gated and repo in self.gated and request.token != self.gated[repo]:
             message = f"Access to dataset {repo} is restricted."
             return Reply.error(403 if request.token else 401, "GatedRepo", message)
-        if revision not in ("main", "refs/heads/main", self.commit(repo), *self._commits[repo]):
+        if repo in self.private and request.token not in self.writers:
+            return Reply.error(401, "RepoNotFound", "Repository not found")
+        known = ("main", "refs/heads/main", self.commit(repo), *self._commits[repo])
+        if revision not in known and self.tree(repo, revision) == self.tree(repo):
             return Reply.error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return None
 
@@ -286,17 +315,19 @@ class Hub:
         if refusal := self._refusal(request, repo, revision, gated=True):
             return refusal
         commit = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else self.commit(repo)
-        found = self._inside(f"datasets/{repo}", path)
+        tree = self.tree(repo, revision)
+        found = self._inside(tree, path)
         if found is None:
             return Reply.error(404, "EntryNotFound", "Entry not found", X_Repo_Commit=commit)
         if not path.endswith(LFS_SUFFIXES):
-            return self._file(request, f"datasets/{repo}", path, {"X-Repo-Commit": commit}, "git")
+            return self._file(request, tree, path, {"X-Repo-Commit": commit}, "git")
         sha256 = self.hashes(found)["sha256"]
+        cdn = f"{self.cdn_url}/cdn/{quote(tree.removeprefix('datasets/'))}/{quote(path)}"
         headers = {
             "X-Repo-Commit": commit,
             "X-Linked-Size": str(found.stat().st_size),
             "X-Linked-ETag": f'"{sha256}"',
-            "Location": f"{self.cdn_url}/cdn/{quote(repo)}/{quote(path)}?sha256={sha256}&Signature=signed",
+            "Location": f"{cdn}?sha256={sha256}&Signature=signed",
         }
         return Reply(302, headers, b"Found. Redirecting")
 
@@ -305,17 +336,22 @@ class Hub:
             return Reply(400, {}, b"<Code>InvalidArgument</Code>Only one auth mechanism allowed")
         if request.path.startswith("/lfs/"):
             return self._file(request, "lfs", request.path[len("/lfs/") :], {}, "sha256")
+        if request.path.startswith("/upload/"):
+            return self._take(request)
         path = request.path.removeprefix("/cdn/")
         disposition = f'inline; filename="{path.rsplit("/", 1)[-1]}";'
-        return self._file(request, "datasets", path, {"Content-Disposition": disposition}, "sha256")
+        folder = "" if path.startswith("branches/") else "datasets"
+        return self._file(request, folder, path, {"Content-Disposition": disposition}, "sha256")
 
     def _api(self, request: Request, repo: str, verb: str, revision: str, path: str) -> Reply:
         """Listings are public for gated repositories, too."""
         if refusal := self._refusal(request, repo, revision, gated=False):
             return refusal
         if verb == "revision":
-            names = [entry["path"] for entry in self._entries(repo, "", True) if entry["type"] == "file"]
-            info = {"id": repo, "author": repo.split("/")[0], "sha": self.commit(repo), "private": False, "tags": []}
+            tree = self.tree(repo, revision)
+            names = [entry["path"] for entry in self._entries(tree, "", True) if entry["type"] == "file"]
+            sha = revision if revision in self._commits[repo] or tree != self.tree(repo) else self.commit(repo)
+            info = {"id": repo, "author": repo.split("/")[0], "sha": sha, "private": repo in self.private, "tags": []}
             gated = "auto" if repo in self.gated else False
             return Reply.of(info | {"gated": gated, "disabled": False, "siblings": [{"rfilename": n} for n in names]})
         if verb == "paths-info" and request.method == "POST":
@@ -323,13 +359,14 @@ class Hub:
                 wanted = json.loads(request.body)["paths"]
             else:
                 wanted = [value for name, value in parse_qsl(request.body.decode()) if name == "paths"]
-            return Reply.of([made for name in wanted if (made := self._entry(repo, name))])
+            return Reply.of([made for name in wanted if (made := self._entry(self.tree(repo, revision), name))])
         if verb != "tree":
             return Reply.of({"error": "Not Found"}, 404)
-        if path and not (self.root / "datasets" / repo / path).exists():
+        tree = self.tree(repo, revision)
+        if path and not (self.root / tree / path).exists():
             return Reply.error(404, "EntryNotFound", f"{path} does not exist on {revision}")
         query = {name: values[0] for name, values in parse_qs(request.query).items()}
-        entries = list(self._entries(repo, path, query.get("recursive", "").lower() in ("1", "true")))
+        entries = list(self._entries(tree, path, query.get("recursive", "").lower() in ("1", "true")))
         first = int(base64.b64decode(query.get("cursor", "MA==")))
         reply = Reply.of(entries[first : first + self.page_size])
         if first + self.page_size < len(entries):
@@ -338,13 +375,13 @@ class Hub:
             reply.headers["Link"] = f'<{self.url}{quote(request.path)}?{more}&cursor={cursor}>; rel="next"'
         return reply
 
-    def _entries(self, repo: str, path: str, recursive: bool) -> Iterable[dict[str, Any]]:
-        base = self.root / "datasets" / repo
+    def _entries(self, tree: str, path: str, recursive: bool) -> Iterable[dict[str, Any]]:
+        base = self.root / tree
         for found in sorted((base / path).rglob("*") if recursive else (base / path).iterdir()):
-            yield cast(dict[str, Any], self._entry(repo, str(found.relative_to(base))))
+            yield cast(dict[str, Any], self._entry(tree, str(found.relative_to(base))))
 
-    def _entry(self, repo: str, path: str) -> dict[str, Any] | None:
-        found = self.root / "datasets" / repo / path
+    def _entry(self, tree: str, path: str) -> dict[str, Any] | None:
+        found = self.root / tree / path
         if ".." in path.split("/") or not found.exists():
             return None
         if found.is_dir():
@@ -358,6 +395,106 @@ class Hub:
             entry["oid"] = hashlib.sha1(b"blob %d\0" % len(pointer) + pointer).hexdigest()
             entry["lfs"] = {"oid": hashes["sha256"], "size": size, "pointerSize": len(pointer)}
         return entry
+
+    # Uploads, as huggingface_hub speaks: which files are large, these to the store, then a commit of all.
+
+    def _refused_writer(self, request: Request, repo: str = "") -> Reply | None:
+        if not request.token or request.token not in self.writers:
+            return Reply.error(401, "", "Invalid username or password.")
+        if repo and repo.split("/")[0] != self.writers[request.token]:
+            return Reply.error(403, "", f"You don't have the rights to write to {repo}")
+        return None
+
+    def _validate(self, content: str) -> Reply:
+        """Front matter of a card: YAML whose license and configurations are such."""
+        head = yaml.safe_load(content.split("---\n")[1])
+        names = [config["config_name"] for config in head.get("configs", [])]
+        bad = [f'"license" {head["license"]} is no license'] if head["license"] not in (*HUB, "other") else []
+        bad += ['"configs" needs names that are texts'] if not all(isinstance(name, str) for name in names) else []
+        return Reply.of({"errors": [{"message": each} for each in bad], "warnings": []}, 400 if bad else 200)
+
+    def _create(self, request: Request) -> Reply:
+        asked = json.loads(request.body)
+        repo = f"{asked['organization'] or self.writers.get(request.token)}/{asked['name']}"
+        assert asked["type"] == "dataset"
+        if refusal := self._refused_writer(request, repo):
+            return refusal
+        made = Reply.of({"url": f"{self.url}/datasets/{repo}", "name": repo})
+        if (self.root / "datasets" / repo).is_dir():
+            return dataclasses.replace(made, status=409)
+        (self.root / "datasets" / repo).mkdir(parents=True)
+        if asked.get("visibility") == "private":
+            self.private.add(repo)
+        return made
+
+    def _write(self, request: Request, repo: str, verb: str, revision: str) -> Reply:
+        if refusal := self._refused_writer(request, repo):
+            return refusal
+        if verb == "branch":
+            new = self.root / "branches" / revision / repo
+            if new.is_dir():
+                return Reply.of({"error": "Reference already exists"}, 409)
+            shutil.copytree(self.root / "datasets" / repo, new)
+            return Reply.of({})
+        if refusal := self._refusal(request, repo, revision, gated=True):
+            return refusal
+        tree = self.tree(repo, revision)
+        if verb == "preupload":
+            files = []
+            for asked in json.loads(request.body)["files"]:
+                large = asked["path"].endswith(LFS_SUFFIXES) or asked["size"] > 10_000_000
+                entry = self._entry(tree, asked["path"])
+                mode = "lfs" if large else "regular"
+                oid = {"oid": (entry.get("lfs") or entry)["oid"]} if entry else {}
+                files.append({"path": asked["path"], "uploadMode": mode, "shouldIgnore": False} | oid)
+            return Reply.of({"files": files})
+        return self._commit(request, repo, tree)
+
+    def _commit(self, request: Request, repo: str, tree: str) -> Reply:
+        lines = [json.loads(line) for line in request.body.splitlines()]
+        for line in lines:
+            if line["key"] == "lfsFile" and not (self.root / "lfs" / line["value"]["oid"]).is_file():
+                return Reply.error(400, "", f"LFS pointer of {line['value']['path']} leads nowhere")
+        for line in lines:
+            if line["key"] == "header":
+                continue
+            place = self.root / tree / line["value"]["path"]
+            assert place.is_relative_to(self.root / tree) and ".." not in place.parts
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.unlink(missing_ok=True)
+            if line["key"] == "lfsFile":
+                os.link(self.root / "lfs" / line["value"]["oid"], place)
+            elif line["key"] == "file":
+                place.write_bytes(base64.b64decode(line["value"]["content"]))
+            else:
+                assert line["key"] == "deletedFile"
+        sha = self.new_commit(repo)
+        url = f"{self.url}/datasets/{repo}/commit/{sha}"
+        return Reply.of({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
+
+    def _lfs_upload(self, request: Request, repo: str) -> Reply:
+        kind = "application/vnd.git-lfs+json"
+        if refusal := self._refused_writer(request, repo):
+            return refusal
+        asked = json.loads(request.body)
+        assert (asked["operation"], asked["hash_algo"]) == ("upload", "sha256") and "basic" in asked["transfers"]
+        objects = []
+        for wanted in asked["objects"]:
+            made = {"oid": wanted["oid"], "size": wanted["size"]}
+            if not self._inside("lfs", wanted["oid"]):
+                made["actions"] = {"upload": {"href": f"{self.cdn_url}/upload/{wanted['oid']}?Signature=signed"}}
+            objects.append(made)
+        return Reply.of({"transfer": "basic", "objects": objects, "hash_algo": "sha256"}, 200, kind)
+
+    def _take(self, request: Request) -> Reply:
+        """A large file on its way to the store."""
+        oid = request.path.removeprefix("/upload/")
+        if request.method != "PUT" or hashlib.sha256(request.body).hexdigest() != oid:
+            return Reply(400, {}, b"<Code>XAmzContentSHA256Mismatch</Code>")
+        place = self.root / "lfs" / oid
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(request.body)
+        return Reply(200, {"ETag": f'"{oid[:32]}"'})
 
     def _bare(self, request: Request) -> tuple[str, str] | None:
         """(owner/name.git, the rest) of a /git/ path, with or without .git; None where there is no such repository."""
@@ -439,7 +576,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         finally:
             self.record.ended = min(self.record.ended, time.monotonic())
 
-    do_HEAD = do_POST = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
     def _respond(self, raw_path: str) -> None:
         hub = self.server.hub

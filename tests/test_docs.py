@@ -48,7 +48,7 @@ LESS = {  # than the examples ask for: a later flag counts
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     folder = tmp_path_factory.mktemp("hub")
     trees.objaverse(folder)
-    with Hub(folder) as hub:
+    with Hub(folder, writers={"hf_me": "me"}) as hub:
         yield hub
 
 

@@ -36,8 +36,8 @@ DOORS = {  # dependency -> the only modules of pipeline that may know it
     "py7zr": {"formats.seven_zip"},
     "h5py": {"formats.hdf5"},
     "jinja2": {"report.markup"},
-    "huggingface_hub": {"download.huggingface"},
-    "httpx2": {"download.fetch", "download.huggingface", "download.git"},
+    "huggingface_hub": {"download.huggingface", "export.push"},
+    "httpx2": {"download.fetch", "download.huggingface", "download.git", "export.push"},
     "pyarrow": {
         "storage.shards",
         "storage.writer",

@@ -1,4 +1,4 @@
-"""Flags of `export`: a run's views in the formats of other tools."""
+"""Flags of `export`, `push` and `paths`: a run's views in the formats of other tools, and on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ FORMATS = {  # name -> the function or class, as module:name, that makes a write
     "zero123": "pipeline.poses.zero123:Writer",
     "webdataset": "pipeline.poses.webdataset:Writer",
 }
+HUB = "hf"  # the format that is shards as they stand, with a card: what `push` uploads
 if TYPE_CHECKING:
     FormatName = str
 else:  # the type of the flag, made from the table
-    FormatName = Literal[tuple(FORMATS)]
+    FormatName = Literal[(*FORMATS, HUB)]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class ExportConfig:
             raise UserError("--every and --n must be 1 or more", "--every 4 takes views 0, 4, 8, ...")
         if self.split_indices and (self.every > 1 or self.keep_ends):
             raise UserError("--split-indices names the views, and --every does too", "leave one of them out")
+        if self.to == HUB and (self.uid or self.n or self.every > 1 or self.split_indices):
+            raise UserError(
+                f"--to {HUB} takes shards whole, without --uid, --n, --every and --split-indices",
+                "--to webdataset takes some of the views",
+            )
         if self.keep_ends and self.every == 1:
             raise UserError("--keep-ends has no effect without --every", "--every 4 --keep-ends")
         out = self.out
@@ -73,6 +79,23 @@ class ExportConfig:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is there already", "--out with the name of a new folder")
         return dataclasses.replace(self, out=out, split_indices=absolute(self.split_indices))
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """A run on its way to the Hugging Face Hub."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a finished run, or its address."""
+    repo: str
+    """Name of the dataset: OWNER/NAME, or NAME for one of your own. It is made where it is not there."""
+    private: bool = False
+    """Make it a private one, where it is made."""
+    revision: str | None = None
+    """Branch to upload to, made where it is not there. Default: main."""
+    replace: bool = False
+    """Delete shards that stand there and are not the run's. Without it they end the upload before it begins, since whoever loads
+    the dataset would get them too."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ LicenseFamily = Literal[
 ]
 MIRROR = re.compile(r"(\w+://.*)=(\w+://.*)")  # URLs may contain "=" too; the separator is the one before a scheme
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")
+ON_HUB = re.compile(r"hf:([\w.-]+/[\w.-]+(?:@[^/]+)?)")  # hf:OWNER/NAME@REVISION
+HUB_SCHEME = "hf://datasets/"  # as huggingface_hub's file system has it
 CREDITS = ("author", "title", "page")
 DESKS = Path("~/.cache/lvsm-data/runs")
 
@@ -235,6 +237,10 @@ class Running:
             raise UserError(f"--captions {self.captions} is no file", "a table with columns uid and caption")
         if self.gpus < 0 or self.memory_gb < 0:
             raise UserError("--gpus and --memory-gb must be 0 or more")
+        if (address_of(self.out) or "").startswith(HUB_SCHEME):
+            raise UserError(
+                f"--out {self.out}: the Hub takes finished runs", "--out FOLDER, then `lvsm-data push FOLDER`"
+            )
         if self.desk and not (self.store or address_of(self.out)):
             raise UserError("--desk goes with an --out that is an address", "--out s3://BUCKET/PATH")
 
@@ -257,7 +263,12 @@ def absolute(path: Path | None) -> Path | None:
 
 
 def address_of(path: Path | None) -> str | None:
-    """Restore an address that Path has mangled: s3:/bucket/run -> s3://bucket/run; None for a path of this machine."""
+    """Restore an address that Path has mangled: s3:/bucket/run -> s3://bucket/run; None for a path of this machine.
+
+    hf:OWNER/NAME, a dataset of the Hugging Face Hub, is hf://datasets/OWNER/NAME.
+    """
+    if hosted := ON_HUB.fullmatch(str(path or "")):
+        return HUB_SCHEME + hosted[1]
     found = ADDRESS.fullmatch(str(path or ""))
     if not found:
         return None

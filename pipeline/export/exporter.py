@@ -14,13 +14,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from pipeline.config.export import FORMATS, ExportConfig
+from pipeline.config.export import FORMATS, HUB, ExportConfig
 from pipeline.core.cameras import BOUNDING_RADIUS
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.paths import file_stem
 from pipeline.dataset.opened import Dataset, Object
+from pipeline.export import hub
 from pipeline.poses.capture import ROLES
 from pipeline.poses.shots import Shots, Writer
+from pipeline.storage.copies import at_hand
 
 UIDS = "uids.json"  # in the folder: names of scenes -> uids
 WHITE = (255, 255, 255)
@@ -48,6 +50,10 @@ def export(cfg: ExportConfig) -> Exported:
     Raises UserError: nothing to read, unknown uids or views, no object that the format can hold (and leaves no folder then).
     """
     assert cfg.out is not None
+    if cfg.to == HUB:
+        told = hub.write(at_hand(cfg.run, shards=None), cfg.out, cfg.res).told
+        read = f'`load_dataset("{cfg.out}")` and `pipeline.open("{cfg.out}")` read it; `lvsm-data push` uploads it'
+        return Exported(cfg.out, len(told.views), sum(told.views), notes=[read])
     data = Dataset(cfg.run, cfg.res)
     numbers = _numbers(cfg, data)
     roles = _split_indices(cfg)

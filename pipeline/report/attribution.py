@@ -226,34 +226,36 @@ def write_card(found: Account, path: Path) -> str:
 
 def card(found: Account, folder: Path | None = None) -> str:
     """Markdown for a dataset card, front matter included. folder: where the card will lie, for its relative link to the table."""
+    table = _table_link(found, folder)
+    return "\n".join(["---", *license_lines(found, table), "---", "", *license_section(found, table)])
+
+
+def license_section(found: Account, table: str = "") -> list[str]:
+    """Lines of a card's section on licenses. table: relative path from the card to the table of credits, if there is one."""
     licenses = list(found.delivered.items())
     rows = [f"| {_linked(name)} | {count:,} | {FAMILIES[family(name)].says} |" for name, count in licenses[:SHOWN]]
     if more := licenses[SHOWN:]:
         rows.append(f"| {len(more):,} more, see the table | {sum(count for _, count in more):,} | |")
-    said = [f"- {topic.capitalize()}: {_md(text)}." for topic, text in findings(found).items()]
-    table = _table_link(found, folder)
+    said = [f"- {topic.capitalize()}: {escaped(text)}." for topic, text in findings(found).items()]
     if table:
-        whom = f"[{_md(Path(table).name)}]({urllib.parse.quote(table)}) names title, author, license and page of each object."
+        whom = f"[{escaped(Path(table).name)}]({urllib.parse.quote(table)}) names title, author, license and page of each object."
     else:
         command = f"lvsm-data licenses {shlex.quote(shown(found.run))} --attribution attribution.csv"
         whom = f"Title, author, license and page of each object: `{command.replace('`', '')}` writes the table."
-    return "\n".join(
-        [
-            *_front_matter(found, table),
-            "## Licenses and attribution",
-            "",
-            f"The images show {found.total:,} {_nouns(found)}. Each keeps the license that its source states; it holds for the "
-            "images too, and stands in the `license` column of every row.",
-            "",
-            *("| license | objects | what it asks |", "|---|---|---|", *rows, ""),
-            *("| source | objects |", "|---|---|", *(f"| {_md(k)} | {v:,} |" for k, v in found.sources.items()), ""),
-            *(*said, ""),
-            f"{whom} Keep it with the images wherever they go.",
-            "",
-            f"Changes to the originals: {' '.join(CHANGES[kind] for kind in _kinds(found))} Their authors do not endorse this.",
-            "",
-        ]
-    )
+    return [
+        "## Licenses and attribution",
+        "",
+        f"The images show {found.total:,} {nouns(found)}. Each keeps the license that its source states; it holds for the "
+        "images too, and stands in the `license` column of every row.",
+        "",
+        *("| license | objects | what it asks |", "|---|---|---|", *rows, ""),
+        *("| source | objects |", "|---|---|", *(f"| {escaped(k)} | {v:,} |" for k, v in found.sources.items()), ""),
+        *(*said, ""),
+        f"{whom} Keep it with the images wherever they go.",
+        "",
+        f"Changes to the originals: {' '.join(CHANGES[kind] for kind in _kinds(found))} Their authors do not endorse this.",
+        "",
+    ]
 
 
 def _kinds(found: Account) -> list[str]:
@@ -262,7 +264,7 @@ def _kinds(found: Account) -> list[str]:
     return [kind for kind in CHANGES if kind in kinds]
 
 
-def _nouns(found: Account) -> str:
+def nouns(found: Account) -> str:
     """Noun for what the set holds."""
     kinds = _kinds(found)
     return (
@@ -285,10 +287,11 @@ def hub_license(licenses: dict[str, int]) -> str:
     return next((known for known in (whole, without_version, wider) if known in HUB), "other")
 
 
-def _front_matter(found: Account, table: str) -> list[str]:
+def license_lines(found: Account, table: str = "") -> list[str]:
+    """Lines of a card's front matter that name the license. table: as in `license_section`."""
     name = hub_license(found.delivered)
     link = [f"license_link: {json.dumps(table)}"] if table else []
-    return ["---", f"license: {name}", *(["license_name: per-object", *link] if name == "other" else []), "---", ""]
+    return [f"license: {name}", *(["license_name: per-object", *link] if name == "other" else [])]
 
 
 def _table_link(found: Account, folder: Path | None) -> str:
@@ -300,11 +303,11 @@ def _table_link(found: Account, folder: Path | None) -> str:
 
 def _linked(name: str) -> str:
     title, address = details(name)
-    label = _md(title) if title == name else f"{_md(title)} ({_md(name)})"
+    label = escaped(title) if title == name else f"{escaped(title)} ({escaped(name)})"
     return f"[{label}]({urllib.parse.quote(address, safe=':/?#&=%+,;@~')})" if address else label
 
 
-def _md(text: str) -> str:
+def escaped(text: str) -> str:
     """Escape any text so that Markdown shows it literally, also in a cell of a table."""
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(_line(text), quote=False))
 

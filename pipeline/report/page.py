@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.core import licenses
+from pipeline.core import images, licenses
 from pipeline.core.errors import UserError
 from pipeline.core.text import duration, size
 from pipeline.report import cycle_section
@@ -163,7 +163,8 @@ def write_sheet(folder: Path, out: Path, objects: int = 8) -> Path:
     run = _read_run(folder.absolute())
     if not run.widest:
         raise UserError(f"{folder} holds no finished shard", f"lvsm-data status {folder} shows how the run stands")
-    return write(out, _of_those_there(run.widest, lambda paths: make_sheet(paths, run.objects, objects)))
+    sheet = _of_those_there(run.widest, lambda paths: make_sheet(paths, run.objects, objects))
+    return write(out, images.encode_png(sheet))
 
 
 def _read_run(folder: Path, log: TrainingLog | None = None) -> RunData:

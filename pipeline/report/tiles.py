@@ -41,13 +41,18 @@ def make_tiles(paths: list[Path], counts: dict[str, int], objects: int) -> list[
     return tiles
 
 
-def make_sheet(paths: list[Path], counts: dict[str, int], objects: int) -> bytes:
-    """PNG with a row per object: its first views side by side, as they are stored."""
+def make_sheet(paths: list[Path], counts: dict[str, int], objects: int, width: int | None = None) -> np.ndarray:
+    """Picture with a row per object: its first views side by side, as they are stored, or at most `width` pixels wide each.
+
+    Objects whose pictures have another shape than the first one's are left out.
+    """
     wanted = _wanted(paths, counts, objects)
     picked = [rows for path, count in wanted.items() for rows in itertools.islice(read_objects(path), count)]
-    return images.encode_png(
-        images.contact_sheet([[images.decode(jpeg) for jpeg in rows.jpegs[:SHEET_VIEWS]] for rows in picked])
-    )
+    picked = [rows for rows in picked if rows.hw == picked[0].hw]
+    pixels = [[images.decode(jpeg) for jpeg in rows.jpegs[:SHEET_VIEWS]] for rows in picked]
+    if width and picked and picked[0].hw[1] > width:
+        pixels = [[images.srgb8(_resize(images.linear(one), width)) for one in row] for row in pixels]
+    return images.contact_sheet(pixels)
 
 
 def _wanted(paths: list[Path], counts: dict[str, int], objects: int) -> Counter[Path]:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from pipeline.config.shared import address_of, desk_of
+from pipeline.config.shared import HUB_SCHEME, address_of, desk_of
 from pipeline.core.errors import UserError
 from pipeline.core.text import size
 from pipeline.storage.ledger import Ledger
@@ -29,6 +29,10 @@ def at_hand(run: Path, shards: int | None = 0, least: int | None = None) -> Path
     address = address_of(run)
     if address is None:
         return run
+    if address.startswith(HUB_SCHEME) and shards == 0:
+        raise UserError(
+            f"{run} is a dataset without a ledger", "its card says how it was made and what its licenses are"
+        )
     desk = desk_of(address)
     copy = desk / COPIES
     copy.mkdir(parents=True, exist_ok=True)

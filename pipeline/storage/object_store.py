@@ -1,7 +1,8 @@
 """Storage of finished files outside this machine: an object store, or a file system that many machines share.
 
 Addresses are URIs: s3://BUCKET/PATH and gs://BUCKET/PATH (with pyarrow.fs; AWS_ENDPOINT_URL names any S3-compatible server),
-file:///PATH, and all schemes that fsspec has a package for. The libraries find credentials in environment, files or machine.
+file:///PATH, and all schemes that fsspec has a package for, hf://datasets/OWNER/NAME to read from. The libraries find credentials
+in environment, files or machine.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ HOPELESS = (
     "SIGNATURE_DOES_NOT_MATCH",
     "No bucket",
     "PERMISSION_DENIED",
+    "401 Client Error",
+    "403 Client Error",
 )
-HINT = "look at the address and the credentials (AWS_ACCESS_KEY_ID, ...); the same command goes on, nothing finished is lost"
+HINT = "look at the address and its credentials (AWS_ACCESS_KEY_ID, HF_TOKEN); the same command goes on, nothing finished is lost"
 Made = TypeVar("Made")
 
 

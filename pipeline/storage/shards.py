@@ -236,6 +236,22 @@ def uids_of(path: Path) -> list[str]:
         return [uid_of(file, group) for group in range(file.num_row_groups)]
 
 
+def counts_of(path: Path) -> list[int]:
+    """Numbers of views of the objects of a shard file, in order. Raises UserError if the file cannot be read."""
+    try:
+        footer = pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as Parquet: {error}", "`lvsm-data verify` says what is broken"
+        ) from None
+    return [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+
+
+def columns_of(path: Path) -> dict[str, str]:
+    """Name -> Arrow type of the columns of a shard file."""
+    return {field.name: str(field.type) for field in pq.read_schema(path)}
+
+
 def files_of(out: Path, widths: Iterable[int], name: str) -> list[Path]:
     """Paths of a shard's files in the run's folder `out`, one per width, whether they exist or not."""
     return [out / str(width) / f"{name}.parquet" for width in widths]
