@@ -16,7 +16,7 @@ class Source:
     flags: fields of Listing that belong to this source alone. fetched: the list has licenses, and the files come from the
     web (a posed source says so by `remote`). endless: there is no list to choose from by name, score or license. objects: its
     poses are those of objects in a common frame, not of scenes whose world has an origin and a scale of its own. roles: its sets
-    may split the views of a scene (train, val, test).
+    may split the views of a scene (train, val, test). ready: its pictures go into shards as they are, with nothing to verify.
     """
 
     kind: Literal["object", "posed", "video"]
@@ -27,6 +27,7 @@ class Source:
     endless: bool = False
     objects: bool = False
     roles: bool = False
+    ready: bool = False
 
 
 # sources of captures on this machine -> their modules in pipeline/poses, in the order in which folders are recognised
@@ -52,6 +53,7 @@ SOURCES = {  # in the order of --help
         "object", "pipeline.sources.objaverse_xl", flags=("xl_sources",), fetched=True, objects=True
     ),
     "manifest": Source("object", "pipeline.sources.manifest", flags=("manifest",), fetched=True, objects=True),
+    "shards": Source("posed", "pipeline.export.reimport", input="--input RUN or hf:OWNER/NAME", roles=True, ready=True),
     "objaverse-mix": Source("posed", "pipeline.sources.objaverse_mix", input="", objects=True),
     "gobjaverse": Source("posed", "pipeline.sources.gobjaverse", input="", objects=True),
     "dome-objaverse": Source("posed", "pipeline.sources.dome", input="", objects=True),

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 import tyro
 
-from pipeline.config.shared import Fetching, Granting, Running, absolute, config_hash, folder_name, plain
+from pipeline.config.shared import Fetching, Granting, Running, absolute, address_of, config_hash, folder_name, plain
 from pipeline.config.source_table import AUTO, SOURCES, PosedSource, names
 from pipeline.core.errors import UserError
 
@@ -73,7 +73,8 @@ class ImportConfig(Granting, Fetching, Running):
     source: PosedSource = AUTO
     """What the pictures and their cameras look like; auto: recognised in the folder that --input names. docs/sources.md."""
     input: Path | None = None
-    """A folder, or an archive (.zip, .tar, .tar.gz, .7z). Default for objaverse-mix and gobjaverse: fetched, bit by bit."""
+    """A folder, or an archive (.zip, .tar, .tar.gz, .7z), or a run: a folder, hf:OWNER/NAME, s3://BUCKET/RUN. Default for
+    objaverse-mix and gobjaverse: fetched, bit by bit."""
     follow_links: bool = True
     """Take pictures of captures that links lead to, also out of their folder. Archives never hold links."""
     scene: Annotated[PosedConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=PosedConfig)
@@ -101,15 +102,19 @@ class ImportConfig(Granting, Fetching, Running):
             raise UserError(f"--source {self.source} needs --input", hint)
         for name in ("input", "uids"):
             path = getattr(self, name)
-            if path is not None and not path.exists():
+            if path is not None and not address_of(path) and not path.exists():
                 raise UserError(f"--{name} {path} does not exist")
+        if address_of(self.input) and not SOURCES[self.source].ready:
+            raise UserError(f"--source {self.source} takes files of this machine", "addresses are for --source shards")
         if not 0 <= self.verify_percent <= 100:
             raise UserError(f"--verify-percent {self.verify_percent:g} is no share", "0 to 100")
         scene = self.scene.resolved()
         placed = self.placed(Path("data") / folder_name(self.source, scene.res))
         paths: dict[str, Any] = {name: absolute(getattr(self, name)) for name in ("input", "uids")}
         cache = self.cache.expanduser().absolute()
-        return dataclasses.replace(self, scene=scene, cache=cache, **placed, **paths, **self.granted())
+        verify = self.verify_cameras and not SOURCES[self.source].ready
+        made = placed | paths | self.granted()
+        return dataclasses.replace(self, scene=scene, cache=cache, verify_cameras=verify, **made)
 
     def identity(self) -> dict[str, Any]:
         """JSON values by flag that must not change for a run to go on in its folder; written to run.json."""

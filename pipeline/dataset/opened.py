@@ -143,11 +143,23 @@ class Dataset(Sequence[Object]):
 
     def __getitem__(self, which: int | str) -> Object:  # type: ignore[override]
         """Object of a number or a uid. Raises IndexError, KeyError; UserError if its shard is damaged."""
+        return Object(**vars(rows_of(self.table(which))))
+
+    def table(self, which: int | str) -> Any:
+        """Rows of an object as an Arrow table, with all columns. Raises like indexing."""
         shard, group = self._place(which)
         try:
-            return Object(**vars(rows_of(self._file(shard).read_row_group(group, use_threads=False))))
+            return self._file(shard).read_row_group(group, use_threads=False)
         except OSError as error:
             raise UserError(f"{shard}: {which} cannot be read: {error}", HINT) from None
+
+    def bytes_of(self, which: int | str) -> int:
+        """Bytes that an object takes in its shard. Raises like indexing."""
+        shard, group = self._place(which)
+        return sum(
+            self._file(shard).metadata.row_group(group).column(at).total_compressed_size
+            for at in range(self._file(shard).metadata.num_columns)
+        )
 
     def _place(self, which: int | str) -> tuple[str, int]:
         """(shard, row group) of an object."""

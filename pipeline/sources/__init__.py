@@ -10,7 +10,7 @@ lists and downloads no payload. The items' files come to a worker in one of two 
   table's `fetched` whether this run needs `fetch_many` at all.
 
 Optional: LEAVES_OUT (`items` takes `ended`, uids to leave out), CAMERAS_ASSUMED (the poses are a guess and must be verified).
-A posed source has `load(item, path, cfg) -> Posed` besides, one of videos `load(item, path, cfg) -> Clip`.
+A posed source has `load(item, path, cfg) -> Posed` besides, or a Scene that is ready; one of videos `load(...) -> Clip`.
 """
 
 import importlib

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
+from pipeline.config.shared import address_of
 from pipeline.config.source_table import CAPTURES, names
 from pipeline.config.views import ImportConfig
 from pipeline.core import cameras
@@ -30,6 +31,7 @@ PARTS = (".bin", ".txt", ".npy", ".npz", ".jgz")  # suffixes of files that captu
 SPLIT = "transforms_train.json"
 LOOKED_AT, FEW_FILES = 200, 2000  # folders of a level and files of a folder that are looked at to recognise them
 LOOKS = {  # other posed sources -> patterns of files that one folder of theirs holds
+    "shards": (r"(train|val)-\d{6}\.parquet",),
     "zero123": (r"\d{3}\.png", r"\d{3}\.npy"),
     "gobjaverse": (r"campos_512_v4",),
     "pixelsplat": (r".+\.torch",),
@@ -50,6 +52,8 @@ def recognised(given: Path) -> tuple[str, str]:
     Folders are looked at from above, a level at a time; the first that is a capture of any kind decides. Raises UserError where
     there is none.
     """
+    if address_of(given):
+        return "shards", f"{given} is read as shards of lvsm-data"
     if not given.exists():
         raise UserError(f"--input {given} does not exist")
     if given.suffix == ".json":

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config.source_table import SOURCES
+from pipeline.core.disk import replacing
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, ledger_facts
 
@@ -283,8 +284,8 @@ def shard_on_disk(out: Path, widths: Sequence[int], name: str) -> Shard:
 class Rows:
     """One object as read back: c2w (V, 4, 4), intrinsics (V, 4) of a projection that INTRINSICS names, V JPEG files.
 
-    shas: (V,) what `image_sha` should give of each, None if the shard has no such column. numbers: (V,) each, where the shard
-    has them.
+    shas: (V,) what `image_sha` should give of each, None if the shard has no such column; roles: V, likewise.
+    numbers: (V,) each, where the shard has them.
     """
 
     uid: str
@@ -299,6 +300,9 @@ class Rows:
     numbers: dict[str, np.ndarray]
     shas: list[int] | None = None
     caption: str = ""
+    roles: list[str] | None = None
+    source: str = ""
+    sha256: str = ""
 
 
 def read_objects(path: Path) -> Iterator[Rows]:
@@ -308,7 +312,7 @@ def read_objects(path: Path) -> Iterator[Rows]:
 
 def rows_of(table: pa.Table) -> Rows:
     """Convert the rows of one object, with all columns of a shard."""
-    first = {name: table[name][0].as_py() for name in ("uid", "height", "width", "meta", "license")}
+    first = {name: table[name][0].as_py() for name in (*ENTRY_COLUMNS, "height", "width", "meta")}
     column = intrinsics_column(table.column_names)
     return Rows(
         uid=first["uid"],
@@ -323,7 +327,16 @@ def rows_of(table: pa.Table) -> Rows:
         numbers={name: table[name].to_numpy() for name in NUMBERS if name in table.column_names},
         shas=table[IMAGE_SHA].to_pylist() if IMAGE_SHA in table.column_names else None,
         caption=table[CAPTION][0].as_py() if CAPTION in table.column_names else "",
+        roles=table[ROLE].to_pylist() if ROLE in table.column_names else None,
+        source=first["source"],
+        sha256=first["sha256"],
     )
+
+
+def write_rows(table: pa.Table, path: Path) -> None:
+    """Write the rows of one object, with all columns of a shard, as a file of their own, as a whole or not at all."""
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, row_group_size=table.num_rows, compression="none", use_dictionary=False)
 
 
 def _row_groups(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:

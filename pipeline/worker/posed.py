@@ -38,6 +38,8 @@ class Importer:
         """Load the item's images and encode them, see `Maker`. Scenes to verify also get a camera verdict."""
         with timed(timings, "fetch"):
             loaded = self.source.load(item, bring(item), self.cfg)
+        if isinstance(loaded, Scene):
+            return loaded
         if isinstance(loaded, Posed) and len(loaded.images) == 1 and self.cfg.scene.views != 1:
             raise Skip("single_view", "one view, and a model learns from two or more; --views 1 takes it")
         with timed(timings, "encode"):

@@ -25,10 +25,11 @@ from huggingface_hub.utils._http import close_session
 from PIL import Image
 
 import pipeline
+from pipeline.core import cameras
 from pipeline.export import card, push
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import locked
-from pipeline.storage.shards import CAPTION, LAYERS, NUMBERS, ROLE, schema
+from pipeline.storage.shards import CAPTION, LAYERS, NUMBERS, ROLE, Rows, find_shards, read_objects, schema
 from pipeline.storage.writer import ShardWriter
 from tests.buckets import BUCKET, Buckets
 from tests.conftest import RUNS, lvsm_data_here
@@ -46,6 +47,7 @@ FACTS = {
     "world": "z up",
 }
 FAILED = "no_faces"
+ROLES = ["train", "val", "", "test", "train"]
 
 
 def finished(out: Path, uids: tuple[str, ...] = tuple(UIDS), widths: tuple[int, ...] = WIDTHS) -> Path:
@@ -182,7 +184,10 @@ def test_the_card_says_what_is_there(run: Path, tmp_path: Path, here: Callable[.
     assert f"| {FAILED.replace('_', chr(92) + '_')} | 1 |" in text and f"Of {len(UIDS) + 1} objects" in text
     assert "CC-BY-NC-4.0" in text and "/home/someone" not in text and '"hdri": "maps"' in text
     credits = list(csv.DictReader((remote / "attribution.csv").read_text().splitlines()))
-    assert {row["uid"].removeprefix("'") for row in credits} == set(UIDS) and {row["title"] for row in credits} == {"", "'=1+1"}
+    assert {row["uid"].removeprefix("'") for row in credits} == set(UIDS) and {row["title"] for row in credits} == {
+        "",
+        "'=1+1",
+    }
     sheet = Image.open(io.BytesIO((remote / "contact_sheet.jpg").read_bytes()))
     assert sheet.size == (VIEWS * 130 - 2, 8 * 66 - 2) and np.asarray(sheet).std() > 30
 
@@ -190,6 +195,108 @@ def test_the_card_says_what_is_there(run: Path, tmp_path: Path, here: Callable[.
 def test_every_column_has_its_line_in_the_card() -> None:
     names = {*schema((*LAYERS, *NUMBERS, ROLE, CAPTION, "image_sha")).names, "sxsycxcy"}
     assert names == card.COLUMNS.keys()
+
+
+# ---- and back
+
+
+def rows(run: Path, width: int) -> dict[str, Rows]:
+    return {one.uid: one for path in find_shards(run)[width] for one in read_objects(path)}
+
+
+def test_import_brings_it_back(run: Path, hub: Hub, tmp_path: Path, here: Callable[..., str]) -> None:
+    here("push", run, "--repo", "me/try")
+    options = (
+        "--n",
+        99,
+        "--res",
+        16,
+        160,
+        "--crop",
+        "none",
+        "--executor",
+        "inline",
+        "--raw-gb",
+        0.1,
+        "--max-file-mb",
+        50,
+    )
+    here("import", "--input", "hf:me/try", *options, "--out", tmp_path / "back", status=3)
+    for width in WIDTHS:
+        expected, found = rows(run, width), rows(tmp_path / "back", width)
+        assert found.keys() == expected.keys()
+        for uid, one in found.items():
+            was = expected[uid]
+            assert one.jpegs == was.jpegs and one.shas == was.shas and one.hw == was.hw
+            np.testing.assert_allclose(one.c2w, was.c2w, atol=1e-6)
+            np.testing.assert_array_equal(one.intrinsics, was.intrinsics)
+            assert (one.license, one.meta, one.source) == (was.license, was.meta, was.source)
+    assert here("verify", tmp_path / "back").startswith("ok: ")
+    with Ledger(run / "ledger.sqlite") as before, Ledger(tmp_path / "back/ledger.sqlite") as after:
+        assert [work[0] for work in before.works()] == [work[0] for work in after.works()]
+    assert not list((tmp_path / "back").rglob("raw/*"))
+
+
+def test_import_reads_a_run_of_this_machine(tmp_path: Path, here: Callable[..., str]) -> None:
+    """With layers, roles and captions, some of its views, some of its objects."""
+    writer = ShardWriter(tmp_path / "run", (16,), ("alpha", "depth", ROLE, CAPTION), FACTS, 1e12)
+    for uid in ("a", "b", "c"):
+        one = scene(uid, (16,), ("alpha", "depth"))
+        item = dataclasses.replace(one.item, license="unknown", extra={CAPTION: f"the {uid}"})
+        writer.add(dataclasses.replace(one, item=item, roles=ROLES), "train", 0)
+    writer.close("train")
+    (tmp_path / "uids.txt").write_text("a\nc\n")
+    options = (
+        "--res",
+        16,
+        "--crop",
+        "none",
+        "--executor",
+        "inline",
+        "--n",
+        2,
+        "--license",
+        "CC0",
+        "--out",
+        tmp_path / "back",
+    )
+    some = ("--views", 3, "--alpha", "--uids", tmp_path / "uids.txt")
+    said = here("import", "--input", tmp_path / "run", *options, *some)
+    assert "looks like shards" in said
+    expected, found = rows(tmp_path / "run", 16), rows(tmp_path / "back", 16)
+    assert found.keys() == {"a", "c"}
+    for uid, one in found.items():
+        chosen = cameras.spread(VIEWS, 3)
+        assert one.jpegs == [expected[uid].jpegs[view] for view in chosen]
+        assert one.roles == [ROLES[view] for view in chosen]
+        assert one.layers == {"alpha": [expected[uid].layers["alpha"][view] for view in chosen]}
+        assert one.license == "CC0-1.0" and one.meta["caption"] == f"the {uid}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--input", "RUN", "--res", 16), "--crop none takes them as they are"),
+        (("--input", "RUN", "--res", 64), "has no pictures of 64 pixels"),
+        (("--input", "RUN", "--res", 16, "--crop", "none", "--alpha"), "has no alpha"),
+        (("--input", "hf:me/none", "--res", 16), "holds no finished shard"),
+        (("--source", "colmap", "--input", "hf:me/none"), "takes files of this machine"),
+    ],
+)
+def test_imports_that_cannot_be(
+    arguments: tuple[object, ...], error: str, run: Path, tmp_path: Path, here: Callable[..., str]
+) -> None:
+    given = [run if each == "RUN" else each for each in arguments]
+    said = here("import", *given, "--executor", "inline", "--out", tmp_path / "back", status=2)
+    assert error in said
+
+
+def test_import_states_no_wrong_background(tmp_path: Path, here: Callable[..., str]) -> None:
+    writer = ShardWriter(tmp_path / "run", (16,), (), FACTS | {"background": "hdri"}, 1e12)
+    writer.add(scene("a", (16,)), "train", 0)
+    writer.close("train")
+    options = ("--res", 16, "--crop", "none", "--executor", "inline", "--out", tmp_path / "back")
+    assert "background" in here("import", "--input", tmp_path / "run", *options, status=2)
 
 
 # ---- killed, and gone on with

@@ -1,0 +1,135 @@
+"""Shards that lvsm-data wrote: those of a run's folder, of an object store, or of a dataset on the Hugging Face Hub.
+
+Pictures, poses and facts are taken as they stand, byte by byte, with the license, the credits and the source of each object. Of
+another machine's shards, an object's rows are brought one by one: its row group alone is read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from pipeline.config.shared import address_of
+from pipeline.config.views import ImportConfig
+from pipeline.core import cameras
+from pipeline.core.errors import Retry, Skip, UserError
+from pipeline.core.records import Fetched, Item, Scene, Views, item_rng
+from pipeline.dataset.opened import Dataset
+from pipeline.download.fetch import Fetcher
+from pipeline.formats import bundles
+from pipeline.sources import posed_views
+from pipeline.storage.shards import LAYERS, Rows, read_objects, write_rows
+
+SAYS = "shards of lvsm-data"
+HOWTO = "--source shards --input RUN, or hf:OWNER/NAME, or s3://BUCKET/RUN"
+BATCH = 1
+WHITE = [255, 255, 255]
+root_of = posed_views.root_of
+opened = functools.lru_cache(maxsize=8)(Dataset)  # footers are read once in each process
+
+
+def remote(cfg: ImportConfig) -> bool:
+    """True if shards stand on another machine."""
+    return address_of(cfg.input) is not None
+
+
+def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
+    """One item per object, in an order that the seed gives. Licenses and credits come with the pictures.
+
+    Raises UserError for widths, columns and shapes that the shards do not have, for clips and orthographic views, and for another
+    background than the white that an import's shards state.
+    """
+    root = posed_views.input_of(cfg)
+    data = [opened(str(root), width) for width in cfg.scene.res]
+    extra = {"widths": list(cfg.scene.res)}
+    found = (Item(data[0].uids[i], cfg.source, url=str(root), extra=extra) for i in _order(data[0], seed))
+    if (behind := data[0].facts.get("background", WHITE)) != WHITE:
+        raise UserError(f"{root} has another background than white: {behind}", "`train --data` reads it as it is")
+    if data[0].uids:
+        _check(data[0][0], cfg)
+    return bundles.never_empty(found, f"{root} holds no object", HOWTO)
+
+
+def _order(data: Dataset, seed: int) -> list[int]:
+    return [int(i) for i in item_rng(seed, "shards", "order").permutation(len(data))]
+
+
+def _check(one: Rows, cfg: ImportConfig) -> None:
+    """Raise UserError where an object's rows cannot become what is asked for."""
+    said = f"{cfg.input}: {one.uid}"
+    if one.numbers:
+        raise UserError(f"{said} is a clip, whose frame numbers `import` has no columns for", "`train --data` reads it")
+    if one.projection != "perspective":
+        raise UserError(
+            f"{said} has orthographic views, `import` takes pinholes", "`train --data` and `export` read it"
+        )
+    if cfg.scene.crop == "square" and one.hw[0] != one.hw[1]:
+        raise UserError(f"{said} has pictures of {one.hw[1]}x{one.hw[0]} pixels", "--crop none takes them as they are")
+    if lacking := [name for name in _asked(cfg) if name not in one.layers]:
+        raise UserError(f"{said} has no {lacking[0]}", f"leave --{lacking[0]} out")
+
+
+def _asked(cfg: ImportConfig) -> list[str]:
+    return [name for name in LAYERS if getattr(cfg.scene, name, False)]
+
+
+def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Fetched]:
+    """Bring the rows of objects, a file for each width, within the budget of disk."""
+    for item in items:
+        try:
+            yield item, _brought(item, folder_of(item), net)
+        except (Skip, Retry) as failure:
+            yield item, failure
+
+
+def _brought(item: Item, folder: Path, net: Fetcher) -> Path:
+    for width in item.extra["widths"]:
+        data = opened(item.url, width)
+        path = folder / f"{width}.parquet"
+        if path.is_file():  # of an earlier session
+            continue
+        try:
+            net.disk_budget.reserve(item.uid, data.bytes_of(item.uid))
+            write_rows(data.table(item.uid), path)
+        except UserError as error:
+            raise Retry("connection", str(error)) from None
+        except KeyError:
+            raise Skip("missing", f"no shard of {width} pixels has it") from None
+    return folder
+
+
+def load(item: Item, path: Path, cfg: ImportConfig) -> Scene:
+    """Scene of an object as it stands in the shards, at most cfg.scene.views of its views.
+
+    Raises Skip: missing (at one width), mixed_sizes (another shape than --crop square leaves), layer_missing.
+    """
+    by_width = {width: _rows(item, path, width, cfg) for width in cfg.scene.res}
+    first = next(iter(by_width.values()))
+    chosen = cameras.spread(len(first.jpegs), cfg.scene.views)
+    meta = dict(first.meta)
+    credit, url = meta.pop("credit", {}), meta.pop("url", "")
+    own = Item(item.uid, first.source or item.source, url, first.license, first.sha256, credit, item.extra)
+    views = {
+        width: Views(
+            [rows.jpegs[view] for view in chosen],
+            rows.intrinsics[chosen],
+            rows.hw,
+            {name: [rows.layers[name][view] for view in chosen] for name in _asked(cfg)},
+        )
+        for width, rows in by_width.items()
+    }
+    roles = [first.roles[view] for view in chosen] if first.roles else []
+    meta |= {"caption": first.caption} if first.caption else {}
+    return Scene(cfg.grant(own), first.c2w[chosen], views, meta, roles=roles)
+
+
+def _rows(item: Item, path: Path, width: int, cfg: ImportConfig) -> Rows:
+    try:
+        rows = next(read_objects(path / f"{width}.parquet")) if remote(cfg) else opened(item.url, width)[item.uid]
+        _check(rows, cfg)
+    except KeyError:
+        raise Skip("missing", f"no shard of {width} pixels has it") from None
+    except UserError as error:
+        raise Skip("not_expressible", f"{error}; {error.hint}") from None
+    return rows
