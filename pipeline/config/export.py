@@ -100,7 +100,7 @@ class PushConfig:
 
 @dataclass(frozen=True)
 class PathsConfig:
-    """A camera path, for films and for `render --cameras`."""
+    """A camera path, for films and for `render --poses`."""
 
     kind: Literal["orbit", "circle", "spiral", "lissajous", "views"] = "orbit"
     """orbit: a turn around the target. circle, lissajous: within --radius of one place. spiral: --turns of an orbit while the

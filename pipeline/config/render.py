@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,9 +11,10 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import tyro
 
+from pipeline.config.rig import Rig, read_rig
 from pipeline.config.shared import LOOK, Fetching, Listing, Running, config_hash, folder_name, plain
 from pipeline.core import cameras
-from pipeline.core.cameras import BOUNDING_RADIUS, ORTHO_MARGIN, SAMPLERS, is_framed, nearest_rigid
+from pipeline.core.cameras import BOUNDING_RADIUS, ORTHO_MARGIN, SAMPLERS, is_framed
 from pipeline.core.errors import UserError
 
 PASSES = ("depth", "normals", "albedo", "roughness", "metallic")
@@ -23,34 +23,6 @@ SMALL = 128  # pixels of width: up to it, more samples improve quality more than
 
 
 SamplerName = Literal["shell", "xl", "grm", "orbit", "sphere12", "hammersley"]
-
-
-@dataclass(frozen=True)
-class Rig:
-    """Fixed poses, the same for every object. c2w: F times the 16 numbers of a row-major 4x4, OpenCV axes."""
-
-    c2w: tuple[tuple[float, ...], ...]
-
-    def poses(self) -> np.ndarray:
-        """c2w (F, 4, 4) float64."""
-        return np.array(self.c2w).reshape(-1, 4, 4)
-
-
-def read_rig(path: Path) -> tuple[Rig, str]:
-    """Rig of a JSON file {"c2w": [4x4, ...], "others": a sampler}, and that sampler (shell if not given). Raises UserError."""
-    hint = 'a file such as {"c2w": [[[1, 0, 0, 0], [0, 0, 1, -2], [0, -1, 0, 0], [0, 0, 0, 1]]], "others": "shell"}'
-    try:
-        document = json.loads(path.expanduser().read_text())
-        c2w = nearest_rigid(np.array(document["c2w"], np.float64))
-    except OSError as error:
-        raise UserError(f"--cameras {path}: {error.strerror}", f"{', '.join(SAMPLERS)}; or {hint}") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"--cameras {path} is no rig: {error}", hint) from None
-    others = document.get("others", "shell")
-    if others not in SAMPLERS or SAMPLERS[others].views is not None:
-        free = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.views is None)
-        raise UserError(f"--cameras {path}: others cannot be {others!r}", f"one of {free}")
-    return Rig(tuple(tuple(pose.ravel().tolist()) for pose in c2w)), others
 
 
 @functools.cache
@@ -82,8 +54,10 @@ class SceneConfig:
     """Where Cycles traces. auto: OptiX or CUDA where there is one, else CPU threads."""
     cameras: SamplerName | Path = "shell"
     """How camera poses are drawn, or a JSON file with poses of your own; docs/cameras.md has the numbers and the file's form."""
+    poses: Path | None = None
+    """A camera path, of `lvsm-data paths` or of nerfstudio: its poses are the views of every object, and no others."""
     rig: Annotated[Rig | None, tyro.conf.Suppress] = None
-    """Poses of the file that --cameras was; `cameras` is what draws the other views then."""
+    """Poses of the file that --cameras or --poses was; `cameras` is what draws the other views then."""
     normalize: Literal["sphere", "box"] = "sphere"
     """sphere: the object's sphere, around its box's centre, gets radius 0.5. box: its longest side gets length 1."""
     projection: Literal["perspective", "ortho"] = "perspective"
@@ -165,9 +139,8 @@ class SceneConfig:
         ortho_scale = self._resolved_ortho_scale()
         if self.seed < 0:
             raise UserError(f"--seed {self.seed} is negative", "seeds are whole numbers from 0 up")
-        if isinstance(self.cameras, Path):
-            rig, others = read_rig(self.cameras)
-            return dataclasses.replace(self, rig=rig, cameras=others).resolved()  # type: ignore[arg-type]
+        if self.poses or isinstance(self.cameras, Path):
+            return self._with_rig().resolved()
         if self.rig and len(self.rig.c2w) > self.views:
             fixed = len(self.rig.c2w)
             raise UserError(f"the rig has {fixed} views, --views asks for {self.views}", f"--views {fixed} or more")
@@ -193,6 +166,24 @@ class SceneConfig:
             samples=self.samples or (16 if denoise == "on" else 32),
             denoise=denoise,
         )
+
+    def _with_rig(self) -> SceneConfig:
+        """Copy with the poses of the file that --poses or --cameras is, and its field of view where none is asked for."""
+        if self.poses is None:
+            assert isinstance(self.cameras, Path)
+            rig, others, fov = read_rig(self.cameras)
+            views = self.views
+        else:
+            if self.cameras != SceneConfig.cameras:
+                raise UserError("--poses and --cameras both say where cameras stand", "leave one of them out")
+            rig, others, fov = read_rig(self.poses, "--poses")
+            views = len(rig.c2w)
+            if self.views not in (views, SceneConfig.views):
+                hint = f"leave --views out; --cameras {self.poses} --views {self.views} draws others besides"
+                raise UserError(f"--poses {self.poses} has {views} poses, --views asks for {self.views}", hint)
+        fov = fov if self.fov_x_deg is None else self.fov_x_deg
+        chosen: Any = others
+        return dataclasses.replace(self, poses=None, rig=rig, cameras=chosen, views=views, fov_x_deg=fov)
 
     def _resolved_ortho_scale(self) -> float | None:
         """Width of orthographic pictures, None for pinholes. UserError for flags that do not go with the projection."""

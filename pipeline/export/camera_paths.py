@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-from typing import Any
 
 import numpy as np
 
+from pipeline.config import rig
 from pipeline.config.export import PathsConfig
 from pipeline.core import cameras
 from pipeline.core.errors import UserError
@@ -34,11 +34,11 @@ def write_paths(cfg: PathsConfig) -> list[str]:
     k = cameras.intrinsics(cfg.fov_x_deg, hw)
     try:
         cfg.out.mkdir(parents=True, exist_ok=True)
-        (cfg.out / "rig.json").write_text(json.dumps(rig(c2w, k, hw)))
-        (cfg.out / "camera_path.json").write_text(json.dumps(nerfstudio_path(c2w, k, hw, cfg.fps, cfg.cycle)))
+        (cfg.out / "rig.json").write_text(json.dumps(rig.ours(c2w, k, hw)))
+        (cfg.out / "camera_path.json").write_text(json.dumps(rig.nerfstudio(c2w, k, hw, cfg.fps, cfg.cycle)))
     except OSError as error:
         raise UserError(f"{cfg.out} cannot be written: {error.strerror}", "give another --out, a folder") from None
-    lines = [f"{len(c2w)} poses: {cfg.out}", "rig.json is for `render --cameras`, camera_path.json for nerfstudio"]
+    lines = [f"{len(c2w)} poses: {cfg.out}", "`render --poses` takes both; camera_path.json is for nerfstudio too"]
     return [*lines, *_write_novelty(cfg, one, c2w)] if one else lines
 
 
@@ -138,28 +138,6 @@ def slerp(start: np.ndarray, end: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 # ---- files
-
-
-def rig(c2w: np.ndarray, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> dict[str, Any]:
-    """Poses as `render --cameras` takes them, with the intrinsics that they were made for."""
-    return {"c2w": c2w.tolist(), "fxfycxcy": fxfycxcy.tolist(), "height": hw[0], "width": hw[1]}
-
-
-def nerfstudio_path(
-    c2w: np.ndarray, fxfycxcy: np.ndarray, hw: tuple[int, int], fps: float, cycle: bool
-) -> dict[str, Any]:
-    """Camera path as `ns-render camera-path` reads it: OpenGL axes, vertical fields of view in degrees."""
-    fov = 2 * math.degrees(math.atan(hw[0] / 2 / fxfycxcy[1]))
-    aspect = hw[1] / hw[0]
-    path = [{"camera_to_world": pose.ravel().tolist(), "fov": fov, "aspect": aspect} for pose in cameras.to_opengl(c2w)]
-    size = {"camera_type": "perspective", "render_height": hw[0], "render_width": hw[1]}
-    return size | {
-        "camera_path": path,
-        "fps": fps,
-        "seconds": len(c2w) / fps,
-        "is_cycle": cycle,
-        "smoothness_value": 0.5,
-    }
 
 
 def novelty(c2w: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -45,9 +45,10 @@ def run_facts(cfg: RunConfig) -> dict[str, Any]:
     view = f"fov_x {cfg.scene.fov_x_deg:g} deg"
     if cfg.scene.ortho_scale is not None:
         view = f"orthographic, {cfg.scene.ortho_scale:g} world units wide"
-    fixed = f"{len(cfg.scene.rig.c2w)} of a rig, then " if cfg.scene.rig else ""
+    drawn, fixed = f"{cfg.scene.sampler}: {sampler.says}", len(cfg.scene.rig.c2w) if cfg.scene.rig else 0
+    stand = f"{fixed} of a rig, then {drawn}" if fixed else drawn
     return facts | {
-        "cameras": f"{fixed}{cfg.scene.sampler}: {sampler.says}; {view}",
+        "cameras": f"{f'{fixed} of a rig' if fixed == cfg.scene.views else stand}; {view}",
         "background": BACKGROUNDS.get(cfg.scene.background, "as meta says"),
         "world": f"z up; objects are centred at the origin, {NORMALIZED[cfg.scene.normalize]}",
         "versions": versions | {"bpy": importlib.metadata.version("bpy")},

@@ -488,6 +488,11 @@ def test_a_rig_comes_first_and_the_rest_is_drawn_as_ever(tmp_path: Path) -> None
     [
         ("", "is no rig"),
         ("[]", "is no rig"),
+        ('{"c2w": []}', "has no poses"),
+        ('{"camera_path": []}', "has no poses"),
+        ('{"camera_path": [{"camera_to_world": [1, 0, 0]}]}', "is no rig"),
+        ('{"camera_path": [{}]}', "is no rig"),
+        ('{"camera_path": [1], "camera_type": "equirectangular"}', "are equirectangular, not perspective"),
         ('{"c2w": [[1, 2], [3]]}', "is no rig"),
         ('{"c2w": [[[2, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]]}', "axes that are not orthonormal"),
         ('{"c2w": [[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]]]}', "mirrored axes"),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline.config.export import PathsConfig
 from pipeline.config.render import SceneConfig
 from pipeline.core import cameras
+from pipeline.core.errors import UserError
 from pipeline.export import camera_paths
 from pipeline.export.camera_paths import around, novelty, slerp, through, write_paths
 from tests.conftest import lvsm_data_here
@@ -101,6 +102,39 @@ def test_novelty_is_zero_at_known_views_and_right_beside_them() -> None:
     )
     view, angle, distance = novelty(moved, known)
     assert view.tolist() == [2] and angle[0] == pytest.approx(7) and distance[0] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("name", ["rig.json", "camera_path.json"])
+def test_render_takes_both_files_of_a_path(name: str, tmp_path: Path) -> None:
+    path = PathsConfig(kind="spiral", frames=7, out=tmp_path, width=64, height=48, fov_x_deg=40)
+    write_paths(path.resolved())
+    made = SceneConfig(poses=tmp_path / name).resolved()
+    assert made.rig is not None and made.views == 7 and made.poses is None and made.fov_x_deg == pytest.approx(40)
+    np.testing.assert_allclose(made.rig.poses(), around(path, 1.1 * cameras.fitting_distance(40, "sphere")), atol=1e-9)
+    assert (
+        made.resolved() == made and SceneConfig(poses=tmp_path / name, views=7, fov_x_deg=30).resolved().fov_x_deg == 30
+    )
+    more = SceneConfig(cameras=tmp_path / name, views=9).resolved()
+    assert more.rig == made.rig and more.fov_x_deg == made.fov_x_deg and more.views == 9
+    for flags, error in (
+        ({"views": 9}, "has 7 poses, --views asks for 9"),
+        ({"cameras": "orbit"}, "both say where cameras stand"),
+    ):
+        with pytest.raises(UserError, match=error):
+            SceneConfig(poses=tmp_path / name, **flags).resolved()  # type: ignore[arg-type]
+
+
+def test_a_path_has_one_field_of_view(tmp_path: Path) -> None:
+    """As nerfstudio's viewer writes them: a vertical one per frame, and the aspect."""
+    pose = np.diag([1.0, 1, 1, 1]).ravel().tolist()
+    frames = [{"camera_to_world": pose, "fov": fov, "aspect": 16 / 9} for fov in (50, 60)]
+    (tmp_path / "path.json").write_text(json.dumps({"camera_type": "perspective", "camera_path": frames}))
+    with pytest.raises(UserError, match=r"fields of view from 79\.\d+ to 91\.\d+ degrees"):
+        SceneConfig(poses=tmp_path / "path.json").resolved()
+    (tmp_path / "path.json").write_text(json.dumps({"camera_path": frames[:1]}))
+    made = SceneConfig(poses=tmp_path / "path.json").resolved()
+    assert made.fov_x_deg == pytest.approx(2 * math.degrees(math.atan(16 / 9 * math.tan(math.radians(25)))))
+    assert made.rig is not None and made.rig.poses()[0].tolist() == np.diag([1, -1, -1, 1]).tolist()
 
 
 def test_files_of_a_path(plain: Path, tmp_path: Path) -> None:
