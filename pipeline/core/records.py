@@ -168,10 +168,21 @@ def ledger_facts(meta: dict[str, Any]) -> dict[str, Any]:
     return {name: meta[name] for name in LEDGER_FACTS if name in meta}
 
 
+class _Key(np.random.bit_generator.ISeedSequence):
+    """Key of a Philox stream, handed over as its seed: `Philox(key=...)` asks the system for randomness first, and drops it."""
+
+    def __init__(self, key: bytes) -> None:
+        self.words = np.frombuffer(key, "<u8")
+
+    def generate_state(self, n_words: int, dtype: object = np.uint32) -> np.ndarray:
+        """The key, whatever is asked for."""
+        return self.words
+
+
 def item_rng(seed: int, uid: str, purpose: str) -> np.random.Generator:
     """Random stream of one item: depends on (seed, uid, purpose) alone, not on order, worker or retries."""
     digest = hashlib.blake2b(f"{seed}\0{uid}\0{purpose}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return np.random.Generator(np.random.Philox(_Key(digest)))  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
