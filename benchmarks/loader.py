@@ -7,7 +7,9 @@ Textured discs on white stand for rendered objects, as JPEGs of about the same s
 views, decoded, with cameras, in a batch. Everybody has as many workers (our threads, or DataLoader's processes), decodes JPEGs
 by OpenCV, and finds all files in the page cache, so that this is about work and not about disks. "decoding alone" takes the very
 JPEGs out of memory and does nothing but decode; ratios are to that. "one file per view" is PNG and JSON, as the LVSM authors'
-loader has them.
+loader has them. The README's DataLoader is besides compared with pyarrow, which reads row groups whole and decodes nothing.
+Ratios are of one round, in which all take turns; the median of the rounds counts. Those of CPU time hardly depend on what else
+the machine does.
 """
 
 from __future__ import annotations
@@ -34,11 +36,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
+import pyarrow.parquet as pq
 import torch
 import tyro
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import pipeline
 from lvsm_train.data.batches import Data, DataConfig
 from pipeline.core import cameras, images
 from pipeline.core.records import Item, Scene, Views, item_rng
@@ -46,6 +51,7 @@ from pipeline.storage.shards import find_shards, read_objects
 from pipeline.storage.writer import ShardWriter
 
 VIEWS = 8  # of a sample
+DECODE, READ = "decoding alone", "row groups by pyarrow"
 Way = Callable[[], Iterator[Any]]
 
 
@@ -234,18 +240,59 @@ def decoding_alone(folder: Path, options: Options, workers: int) -> Iterator[Any
             yield list(pool.map(decode, range(step, step + options.batch * VIEWS, VIEWS)))
 
 
-def rate(batches: Iterator[Any], options: Options) -> float:
-    """Samples a second, without the start."""
+class README(torch.utils.data.Dataset[Any]):
+    """What the README hands to a DataLoader, without an end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.views = pipeline.open(folder).views(VIEWS)
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, at: int) -> dict[str, Any]:
+        return self.views[at % len(self.views)]
+
+
+def reading(folder: Path, options: Options, ours: bool) -> Iterator[Any]:
+    """Objects in random order, undecoded, in one thread: row groups by pyarrow, or what `pipeline.open` makes of them."""
+    data = pipeline.open(folder)
+    files = [pq.ParquetFile(path) for path in data.shards]
+    places = [(file, group) for file in files for group in range(file.num_row_groups)]
+    rng = np.random.default_rng(0)
+    while True:
+        batch = rng.integers(len(data), size=options.batch).tolist()
+        if ours:
+            yield [data[at] for at in batch]
+        else:
+            yield [places[at][0].read_row_group(places[at][1], use_threads=False) for at in batch]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Samples a second, and seconds of CPU that one takes, over all threads and processes."""
+
+    rate: float
+    cpu_s: float
+
+
+def pace(batches: Iterator[Any], options: Options) -> Pace:
+    """Pace of a way, without the start."""
     for _ in itertools.islice(batches, 8):
         pass
-    start, count = time.perf_counter(), 0
+    start, cpu, count = time.perf_counter(), cpu_now(), 0
     while time.perf_counter() - start < options.seconds:
         next(batches)
         count += options.batch
-    spent = time.perf_counter() - start
+    spent, cpu = time.perf_counter() - start, cpu_now() - cpu
     if hasattr(batches, "close"):
         batches.close()
-    return count / spent
+    return Pace(count / spent, cpu / count)
+
+
+def cpu_now() -> float:
+    """Seconds of CPU that this process and those that it started have taken; others on the machine do not count."""
+    children = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    return time.process_time() + sum(one.user + one.system for one in children)
 
 
 def ways(folder: Path, options: Options, workers: int) -> dict[str, Way]:
@@ -256,9 +303,12 @@ def ways(folder: Path, options: Options, workers: int) -> dict[str, Way]:
         return Data(cfg).batches()
 
     made: dict[str, Way] = {
-        "decoding alone": lambda: decoding_alone(folder, options, workers),
+        DECODE: lambda: decoding_alone(folder, options, workers),
         "our shards": lambda: ours("none"),
         "our shards, in memory": lambda: ours("memory"),
+        READ: lambda: reading(folder / "shards", options, ours=False),
+        "pipeline.open, undecoded": lambda: reading(folder / "shards", options, ours=True),
+        "the README's DataLoader": lambda: _torch_loader(README(folder / "shards"), options, workers, shuffle=True),
         "one file per view": lambda: _torch_loader(OneFilePerView(folder / "files"), options, workers, shuffle=True),
     }
     if importlib.util.find_spec("webdataset"):
@@ -272,21 +322,26 @@ def main() -> None:
     """Print a table."""
     options = tyro.cli(Options, description=__doc__)
     workers = options.workers or len(os.sched_getaffinity(0))
-    rates: dict[str, list[float]] = {}
+    paces: dict[str, list[Pace]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_shards(options, folder / "shards")
         make_others(options, folder)
         for _ in range(options.repeats):
             for name, way in ways(folder, options, workers).items():
-                rates.setdefault(name, []).append(rate(way(), options))
+                paces.setdefault(name, []).append(pace(way(), options))
         size = sum(path.stat().st_size for path in find_shards(folder / "shards")[options.res])
-    floor = statistics.median(rates["decoding alone"])
     kilobytes = size / options.objects / options.views / 1e3
     print(f"{options.res} pixels, {kilobytes:.1f} kB per view, {VIEWS} of {options.views} views, {workers} workers")
-    for name, found in rates.items():
-        middle = statistics.median(found)
-        print(f"{name:<24}{middle:8.0f} samples/s{middle / floor:8.2f} of decoding alone")
+    print(f"{'':<26}samples/s  of {DECODE}: rate, CPU  of {READ}: rate, CPU")
+    for name, found in paces.items():
+        line = f"{name:<26}{statistics.median(one.rate for one in found):9.0f}"
+        for base in (DECODE, READ):
+            both = list(zip(found, paces[base], strict=True))
+            rate = statistics.median(one.rate / floor.rate for one, floor in both)
+            cpu = statistics.median(floor.cpu_s / one.cpu_s for one, floor in both)
+            line += f"{rate:20.2f}{cpu:6.2f}"
+        print(line)
 
 
 if __name__ == "__main__":

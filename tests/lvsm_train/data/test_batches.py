@@ -45,6 +45,34 @@ def stored(run: Path) -> dict[tuple[str, int], Rows]:
     return found
 
 
+# ---- memory
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 9), st.integers(1, 9)), max_size=60))
+def test_memory_is_used_again_when_nobody_holds_it(steps: list[tuple[bool, int, int]]) -> None:
+    """What is held keeps its values, also where only a part, a view or an array of it is held."""
+    memory, held = batches.Memory(), []
+    keep = (
+        lambda one: one,
+        lambda one: one[:, 1:],
+        lambda one: one.numpy()[:1],
+        lambda one: one.flatten(1).float().byte(),
+    )
+    most = 0
+    for number, (drop, rows, columns) in enumerate(steps):
+        if drop and held:
+            held.pop(number % len(held))
+        made = memory.take((rows, columns, 2))
+        assert made.shape == (rows, columns, 2) and made.dtype == torch.uint8
+        made.fill_(number)
+        held.append((number, keep[number % len(keep)](made)))
+        del made
+        most = max(most, len(held))
+        assert all((np.asarray(one) == value).all() for value, one in held)
+    held.clear()
+    assert len(memory._free) <= most + 1
+
+
 # ---- the same batches, however they are made
 
 
