@@ -17,7 +17,7 @@ from pipeline.config.shared import address_of
 from pipeline.core import images
 from pipeline.core.errors import UserError
 from pipeline.core.records import item_rng
-from pipeline.storage.object_store import Store
+from pipeline.storage.object_store import Store, unreachable
 from pipeline.storage.shards import Rows, facts_in, find_shards, is_shard, open_shard, rows_of, uid_of
 
 OPEN_FILES = 16  # shards that each thread keeps open: their footers take longer to read than an object does
@@ -119,7 +119,7 @@ class Dataset(Sequence[Object]):
         try:
             file = self._file(shard)
             return facts_in(file.schema_arrow, shard), [uid_of(file, group) for group in range(file.num_row_groups)]
-        except (OSError, ValueError) as error:
+        except (*unreachable(), ValueError) as error:  # type: ignore[misc]
             raise UserError(f"{shard} cannot be read: {error}", HINT) from None
 
     def _file(self, shard: str) -> Any:
@@ -150,7 +150,7 @@ class Dataset(Sequence[Object]):
         shard, group = self._place(which)
         try:
             return self._file(shard).read_row_group(group, use_threads=False)
-        except OSError as error:
+        except unreachable() as error:
             raise UserError(f"{shard}: {which} cannot be read: {error}", HINT) from None
 
     def bytes_of(self, which: int | str) -> int:

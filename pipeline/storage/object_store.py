@@ -8,6 +8,7 @@ in environment, files or machine.
 from __future__ import annotations
 
 import random
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
+from pipeline.config.shared import HUB_SCHEME
 from pipeline.core.disk import replacing, retried
 from pipeline.core.errors import UserError
 
@@ -134,11 +136,25 @@ class Store:
             pause, longest_s = longest_s, min(2 * longest_s, LONGEST_PAUSE_S)
             return pause * random.uniform(0.5, 1.5)  # clients that failed together shall not retry together
 
-        return retried(act, pause_s)
+        def tried() -> Made:
+            try:
+                return act()
+            except unreachable() as error:
+                raise OSError(str(error)) from error
+
+        return retried(tried, pause_s)
+
+
+def unreachable() -> tuple[type[Exception], ...]:
+    """Exceptions by which a store says that it cannot be reached: OSError, and that of the Hub's client once it is loaded."""
+    client = sys.modules.get("httpx2")
+    return (OSError, client.TransportError) if client else (OSError,)
 
 
 def _file_system(address: str) -> tuple[Any, str]:
     """File system of an address, and the path in it. Raises UserError if neither pyarrow nor fsspec knows the address."""
+    if address.startswith(HUB_SCHEME):
+        return _on_hub(address)
     try:
         found: tuple[Any, str] = fs.FileSystem.from_uri(address)
         return found
@@ -150,3 +166,19 @@ def _file_system(address: str) -> tuple[Any, str]:
         except (ImportError, ValueError) as other:
             raise UserError(f"{address}: {error}; {other}", "for example --out s3://BUCKET/PATH") from None
         return fs.PyFileSystem(fs.FSSpecHandler(system)), path
+
+
+def _on_hub(address: str) -> tuple[Any, str]:
+    """Implement `_file_system` for a dataset of the Hub. Raises UserError if there is none, or the Hub does not answer."""
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(address)
+        system.resolve_path(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"{address} is not there, or hidden from you", "look at its name; HF_TOKEN=... logs in"
+        ) from None
+    except unreachable() as error:
+        raise UserError(f"{address} cannot be reached: {error}", HINT) from None
+    return fs.PyFileSystem(fs.FSSpecHandler(system)), path

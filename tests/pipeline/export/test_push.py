@@ -26,6 +26,7 @@ from PIL import Image
 
 import pipeline
 from pipeline.core import cameras
+from pipeline.core.errors import UserError
 from pipeline.export import card, push
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import locked
@@ -163,6 +164,15 @@ def test_we_read_what_stands_there(run: Path, hub: Hub, here: Callable[..., str]
     assert "finished runs" in here("render", "--n", "1", "--out", "hf:me/new", status=2)
 
 
+def test_a_hub_that_does_not_answer(here: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="is not there, or hidden"):
+        pipeline.open("hf:me/nothing")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+    with pytest.raises(UserError, match="cannot be reached"):
+        pipeline.open("hf:me/nothing")
+
+
 def test_the_card_says_what_is_there(run: Path, tmp_path: Path, here: Callable[..., str]) -> None:
     """Also `export --to hf`, which writes to a folder what `push` uploads."""
     here("push", run, "--repo", "me/try")
@@ -279,7 +289,7 @@ def test_import_reads_a_run_of_this_machine(tmp_path: Path, here: Callable[..., 
         (("--input", "RUN", "--res", 16), "--crop none takes them as they are"),
         (("--input", "RUN", "--res", 64), "has no pictures of 64 pixels"),
         (("--input", "RUN", "--res", 16, "--crop", "none", "--alpha"), "has no alpha"),
-        (("--input", "hf:me/none", "--res", 16), "holds no finished shard"),
+        (("--input", "hf:me/none", "--res", 16), "is not there, or hidden from you"),
         (("--source", "colmap", "--input", "hf:me/none"), "takes files of this machine"),
     ],
 )
