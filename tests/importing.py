@@ -24,7 +24,7 @@ from pipeline.core.cameras import Lens
 from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import Item, Scene
 from pipeline.download.fetch import Fetcher, FetchLimits
-from pipeline.sources import cap3d, captures, dome, gobjaverse, objaverse_mix, pixelsplat, zero123
+from pipeline.sources import arb, cap3d, captures, dome, gobjaverse, objaverse_mix, pixelsplat, zero123
 from pipeline.worker.posed import to_scene
 from tests.balls import balls_in, expected
 
@@ -34,6 +34,7 @@ SOURCES: dict[str, ModuleType] = {
     "objaverse-mix": objaverse_mix,
     "dome-objaverse": dome,
     "cap3d": cap3d,
+    "arb-objaverse": arb,
     "pixelsplat": pixelsplat,
     **dict.fromkeys(CAPTURES, captures),
 }

@@ -19,7 +19,7 @@ FORMATS = {  # name -> the function or class, as module:name, that makes a write
     "llff": "pipeline.poses.llff:writer",
     "neus": "pipeline.poses.neus:writer",
     "instant-ngp": "pipeline.poses.transforms:instant_ngp",
-    "lvsm": "pipeline.poses.lvsm:Writer",
+    "lvsm": "pipeline.poses.realestate:Writer",
     "pixelsplat": "pipeline.poses.pixelsplat:Writer",
     "zero123": "pipeline.poses.zero123:Writer",
     "webdataset": "pipeline.poses.webdataset:Writer",

@@ -17,6 +17,7 @@ class Source:
     web (a posed source says so by `remote`). endless: there is no list to choose from by name, score or license. objects: its
     poses are those of objects in a common frame, not of scenes whose world has an origin and a scale of its own. roles: its sets
     may split the views of a scene (train, val, test). ready: its pictures go into shards as they are, with nothing to verify.
+    layers: what its sets say of pixels beside colour and coverage. captions: it has texts about its objects.
     """
 
     kind: Literal["object", "posed", "video"]
@@ -28,6 +29,8 @@ class Source:
     objects: bool = False
     roles: bool = False
     ready: bool = False
+    layers: tuple[str, ...] = ()
+    captions: bool = False
 
 
 # sources of captures on this machine -> their modules in pipeline/poses, in the order in which folders are recognised
@@ -44,6 +47,7 @@ CAPTURES = {
     "hypersim": "hypersim",
 }
 WITH_ROLES = ("nerf-synthetic", "d-nerf", "nerfstudio", "instant-ngp", "co3d")
+WITH_LAYERS = {"hypersim": ("depth", "normals", "albedo")}
 AUTO = "auto"  # in place of a posed source: what the input looks like
 SOURCES = {  # in the order of --help
     "procedural": Source("object", "pipeline.sources.procedural", endless=True, objects=True),
@@ -53,14 +57,35 @@ SOURCES = {  # in the order of --help
         "object", "pipeline.sources.objaverse_xl", flags=("xl_sources",), fetched=True, objects=True
     ),
     "manifest": Source("object", "pipeline.sources.manifest", flags=("manifest",), fetched=True, objects=True),
-    "shards": Source("posed", "pipeline.export.reimport", input="--input RUN or hf:OWNER/NAME", roles=True, ready=True),
+    "shards": Source(
+        "posed",
+        "pipeline.export.reimport",
+        input="--input RUN or hf:OWNER/NAME",
+        roles=True,
+        ready=True,
+        layers=("depth", "normals", "albedo"),
+    ),
     "objaverse-mix": Source("posed", "pipeline.sources.objaverse_mix", input="", objects=True),
-    "gobjaverse": Source("posed", "pipeline.sources.gobjaverse", input="", objects=True),
-    "dome-objaverse": Source("posed", "pipeline.sources.dome", input="", objects=True),
-    "cap3d": Source("posed", "pipeline.sources.cap3d", input="", objects=True),
+    "gobjaverse": Source(
+        "posed", "pipeline.sources.gobjaverse", input="", objects=True, layers=("depth", "normals", "albedo")
+    ),
+    "dome-objaverse": Source(
+        "posed", "pipeline.sources.dome", input="", objects=True, layers=("depth", "normals"), captions=True
+    ),
+    "cap3d": Source("posed", "pipeline.sources.cap3d", input="", objects=True, layers=("depth",)),
+    "arb-objaverse": Source("posed", "pipeline.sources.arb", input="", objects=True, layers=("normals", "albedo")),
     "zero123": Source("posed", "pipeline.sources.zero123", input=FOLDER, objects=True),
     "pixelsplat": Source("posed", "pipeline.sources.pixelsplat", input=FOLDER),
-    **{name: Source("posed", "pipeline.sources.captures", input=FOLDER, roles=name in WITH_ROLES) for name in CAPTURES},
+    **{
+        name: Source(
+            "posed",
+            "pipeline.sources.captures",
+            input=FOLDER,
+            roles=name in WITH_ROLES,
+            layers=WITH_LAYERS.get(name, ()),
+        )
+        for name in CAPTURES
+    },
     "realestate10k": Source("video", "pipeline.sources.realestate10k", fetched=True),
     "acid": Source("video", "pipeline.sources.realestate10k", fetched=True),
 }

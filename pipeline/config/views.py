@@ -62,8 +62,19 @@ class PosedConfig(PictureConfig):
     crop: Literal["square", "none"] = "square"
     """square: the centre of each picture, as LVSM takes it. The intrinsics follow."""
     alpha: bool = False
-    """Add a lossless coverage column (8-bit PNG), where the pictures have one."""
+    """Add a lossless coverage column (8-bit PNG). Scenes whose pictures have no transparency end as layer_missing."""
+    depth: bool = False
+    """Add a lossless depth column (float32, along the camera axis, units of the world), from rendered sets that have depth."""
+    normals: bool = False
+    """Add a lossless world-space normal column (float32), from rendered sets that have normals."""
+    albedo: bool = False
+    """Add a column of the materials' base colour (8-bit PNG, sRGB), from rendered sets that have it."""
     mix: MixCameras = field(default_factory=MixCameras)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the columns beside colour and coverage that are asked for."""
+        return tuple(name for name in ("depth", "normals", "albedo") if getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,10 @@ class ImportConfig(Granting, Fetching, Running):
                 raise UserError(f"--{name} {path} does not exist")
         if address_of(self.input) and not SOURCES[self.source].ready:
             raise UserError(f"--source {self.source} takes files of this machine", "addresses are for --source shards")
+        if lacking := [name for name in self.scene.layers if name not in SOURCES[self.source].layers]:
+            having = [source for source in names("posed") if lacking[0] in SOURCES[source].layers]
+            hint = f"of the sets that are read, these have {lacking[0]}: {', '.join(having)}"
+            raise UserError(f"--source {self.source} has no {' and no '.join(lacking)}", hint)
         if not 0 <= self.verify_percent <= 100:
             raise UserError(f"--verify-percent {self.verify_percent:g} is no share", "0 to 100")
         scene = self.scene.resolved()

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -20,6 +21,7 @@ except ModuleNotFoundError:  # a machine that only trains: OpenCV, which trainin
     PIL = None  # type: ignore[assignment]
 
 TIFF = (b"II*\0", b"MM\0*")  # first bytes of the two byte orders
+EXR = b"\x76\x2f\x31\x01"
 MAX_PIXELS = 50_000_000  # of a picture from elsewhere, checked against its header before decoding
 
 
@@ -236,6 +238,32 @@ def decode_straight(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise OSError(str(error)) from error
 
 
+def decode_numbers(data: bytes) -> np.ndarray:
+    """A PNG of 8 or 16 bits or an OpenEXR file -> its numbers (H, W) or (H, W, C), channels R, G, B, A. Raises OSError."""
+    os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")
+    import cv2
+
+    height, width = _exr_size(data) if data[:4] == EXR else size_of(data)
+    if not 0 < height * width <= MAX_PIXELS:
+        raise OSError(f"{width}x{height} pixels")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise OSError(str(error)) from error
+    if pixels is None or pixels.shape[:2] != (height, width):
+        raise OSError("a broken picture of numbers")
+    return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
+
+
+def _exr_size(data: bytes) -> tuple[int, int]:
+    """(height, width) by the data window in the header of an OpenEXR file. Raises OSError if there is none."""
+    found = re.search(rb"dataWindow\0box2i\0\x10\0\0\0(.{16})", data[:65536], re.DOTALL)
+    if not found:
+        raise OSError("a broken OpenEXR header")
+    left, top, right, bottom = struct.unpack("<4i", found[1])
+    return bottom - top + 1, right - left + 1
+
+
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
     """Open a PNG, a JPEG or the header of a TIFF; any other format raises OSError: fewer parsers, fewer surprises."""
@@ -337,6 +365,11 @@ def premultiplied(straight: np.ndarray) -> np.ndarray:
         return np.concatenate([light, np.ones_like(light[..., :1])], -1)
     alpha = straight[..., 3:].astype(np.float32) / 255
     return np.concatenate([light * alpha, alpha], -1)
+
+
+def of_surfaces(weighted: np.ndarray) -> np.ndarray:
+    """Values times coverage, and coverage as the last channel (h, w, C + 1) -> means over what is covered (h, w, C) in 0..1."""
+    return np.asarray(np.clip(weighted[..., :-1] / np.maximum(weighted[..., -1:], 1e-4), 0, 1))
 
 
 def version() -> str:

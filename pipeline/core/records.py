@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,9 @@ class Posed:
     images: V encoded files (PNG, JPEG, WebP, TIFF, AVIF), with or without alpha (straight). c2w: (V, 4, 4) as in Scene.
     fxfycxcy: (V, 4) pixels of the images as they are encoded; pixel centres at +0.5. lenses: V of them, or () for pinholes.
     roles: V of them ("train", "val", "test"), or () where the set has no split of its views. meta: facts (JSON-able).
+    layer: (name, index of an image) -> what the set says of its pixels beside colour, as large as the image: "depth" (H, W) along
+    the camera's axis in units of the world, infinite where nothing is; "normals" (H, W, 3) of length 1 in axes of the world, 0
+    where nothing is; "albedo" (H, W, 3) sRGB bytes. Raises Skip: layer_missing, broken_image. None where the set says nothing.
     """
 
     images: list[bytes]
@@ -59,6 +62,7 @@ class Posed:
     lenses: Sequence[Lens] = ()
     roles: Sequence[str] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    layer: Callable[[str, int], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pipeline.cycle.protocol import LAYOUT, Slot, Waiting, Window, committed, la
 from pipeline.cycle.supervisor import Page, Supervisor
 from pipeline.cycle.trainer import Trainer
 from pipeline.run.policy import Listing, Policy, Session, writer_of
-from pipeline.sources.selection import Selection
+from pipeline.run.selection import Selection
 from pipeline.storage.ledger import Ledger, train_shards
 from pipeline.storage.shards import (
     Shard,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,8 @@ from pipeline.core.errors import UserError
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 ROWS_PER_GROUP = 65536
 ROWS_PER_BLOCK = 16384
+KEYS = ("uid", "sha256", "file_identifier", "fileIdentifier")  # columns of score tables that name an object
+SCORES = ("aesthetic_score", "score", "aesthetic")
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -45,6 +48,57 @@ def captions(path: Path) -> dict[str, str]:
     if not found:
         raise UserError(f"{path} holds no caption", "columns uid and caption, or two columns without names")
     return found
+
+
+@functools.lru_cache(maxsize=4)
+def names_in(path: Path) -> frozenset[str]:
+    """Read lines of a text file, or all fields of a .csv or .tsv; a path such as 000-001/abc.glb also gives abc."""
+    found: set[str] = set()
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
+            for fields in csv.reader(lines, delimiter=delimiter) if delimiter else ([line] for line in lines):
+                found.update(name for field in fields if (name := field.strip()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--uids {path} cannot be read as UTF-8 text: {error}") from None
+    found |= {Path(name).stem for name in found if "/" in name and "://" not in name}
+    if not found:
+        raise UserError(f"--uids {path} names nothing", "one uid per line")
+    return frozenset(found)
+
+
+@functools.lru_cache(maxsize=4)
+def names_scored(path: Path, least: float, column: str | None) -> frozenset[str]:
+    """Names (by any of KEYS) in the rows of a table whose score is at least `least`. column: the score's; default: of SCORES."""
+    found: set[str] = set()
+    score_column = column
+    for number, row in enumerate(rows(path), 1):
+        if number == 1:
+            score_column = _score_column(path, row, column)
+            if not any(key in row for key in KEYS):
+                raise UserError(f"--scores {path} names no objects", f"one of the columns {', '.join(KEYS)} is needed")
+        assert score_column is not None
+        if _number(path, number, row[score_column]) >= least:
+            found.update(str(row[key]) for key in KEYS if row.get(key))
+    return frozenset(found)
+
+
+def _score_column(path: Path, row: dict[str, Any], column: str | None) -> str:
+    wanted = (column,) if column else SCORES
+    if found := [name for name in wanted if name in row]:
+        return found[0]
+    raise UserError(
+        f"--scores {path} has no column {' or '.join(wanted)}", f"--score-column takes one of {', '.join(row)}"
+    )
+
+
+def _number(path: Path, number: int, value: Any) -> float:
+    if value in (None, ""):
+        return float("-inf")
+    try:
+        return float(value)
+    except ValueError:
+        raise UserError(f"--scores {path}: row {number} has no number but {value!r}") from None
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:

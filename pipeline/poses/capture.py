@@ -31,7 +31,8 @@ class View:
     """View of a capture. name: of its picture, as the camera file says it; picture: its file, None if that is missing.
 
     c2w (3 or 4, 4) with OpenCV axes. camera: (height, width) of the picture -> fxfycxcy (4,) in its pixels, and the lens; raises
-    Skip. role: one of ROLES, or "" where the capture has none. time: of a scene that moves, in the units of its file.
+    Skip. role: one of ROLES, or "" where the capture has none. time: of a scene that moves, in the units of its file. layer: name
+    -> as of Posed.layer, of this view; None where the format has none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class View:
     camera: CameraOf
     role: str = ""
     time: float | None = None
+    layer: Callable[[str], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 Poses are camera-to-world with OpenGL axes, positions in units of the scene's asset. A matrix M_cam_from_uv of each scene, in
 metadata_camera_parameters.csv of the data set's tools, takes u, v in -1 to 1 (v up) to directions of the camera; lenses with
 tilt and shift make it more than a focal length, and turn the pinhole camera that shows the same.
+
+images/scene_cam_NN_geometry_hdf5 has depth_meters, distances from the camera's centre in metres (metadata_scene.csv says how long
+a unit of the asset is), and normal_world; images/scene_cam_NN_final_hdf5 has diffuse_reflectance, linear light.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.core import images
 from pipeline.core.cameras import FLIP_YZ, PINHOLE, Lens, homogeneous
 from pipeline.core.errors import Skip
 from pipeline.formats import hdf5
-from pipeline.poses.capture import Capture, View, decomposed, fitted, inverted
+from pipeline.poses.capture import CameraOf, Capture, View, decomposed, fitted, inverted
 from pipeline.poses.pictures import Finder, pictures_in
 
 SAYS = "Hypersim scenes with _detail/ and images/"
@@ -25,6 +29,9 @@ POSITIONS, ORIENTATIONS = "camera_keyframe_positions.hdf5", "camera_keyframe_ori
 INDICES = "camera_keyframe_frame_indices.hdf5"
 PARAMETERS = "metadata_camera_parameters.csv"
 ABOVE = 6  # folders above a camera's in which PARAMETERS may be
+SCENE = "metadata_scene.csv"
+LAYERS = {"depth": ("geometry", "depth_meters"), "normals": ("geometry", "normal_world")}
+LAYERS |= {"albedo": ("final", "diffuse_reflectance")}  # name -> folder, and kind of its files
 PICTURE = re.compile(r"frame\.(\d{4})\.(tonemap|color)\.(?:jpg|png)")
 
 
@@ -58,8 +65,50 @@ def read(folder: Path, finder: Finder, only: str = "") -> Capture:
     for frame, w2c in zip(frames.astype(int).tolist(), inverted(poses), strict=True):
         k, c2w = decomposed(pixels @ w2c[:3])
         name = pictures.get(frame, f"frame.{frame:04d}.tonemap.jpg")
-        views.append(View(name, inside.find(name, place), c2w, functools.partial(_camera, k, hw, name)))
+        camera = functools.partial(_camera, k, hw, name)
+        layer = functools.partial(_layer, folder, finder, frame, camera)
+        views.append(View(name, inside.find(name, place), c2w, camera, layer=layer))
     return Capture(views)
+
+
+def _layer(folder: Path, finder: Finder, frame: int, camera: CameraOf, name: str) -> np.ndarray:
+    """Implement View.layer of a frame of the camera's path in a folder. Raises Skip: layer_missing, broken_image."""
+    part, kind = LAYERS[name]
+    place = folder.parent.parent / "images" / f"scene_{folder.name}_{part}_hdf5"
+    file = f"frame.{frame:04d}.{kind}.hdf5"
+    path = finder.within(place).find(file, place)
+    if path is None:
+        raise Skip("layer_missing", f"{name}: no {place.name}/{file}")
+    try:
+        values = np.asarray(hdf5.array(path, "dataset"), np.float32)
+    except ValueError as error:
+        raise Skip("broken_image", f"{file}: {error}") from None
+    if values.ndim != (2 if name == "depth" else 3):
+        raise Skip("broken_image", f"{file}: an array of shape {values.shape}")
+    values = np.where(np.isfinite(values), values, 0)
+    if name == "albedo":
+        return images.srgb8(values)
+    if name == "normals":
+        return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-6)
+    height, width = values.shape
+    fx, fy, cx, cy = camera((height, width))[0]
+    y, x = np.mgrid[:height, :width] + 0.5
+    along = values / _metres(folder.parent.parent) / np.sqrt(1 + ((x - cx) / fx) ** 2 + ((y - cy) / fy) ** 2)
+    return np.where(along > 0, along, np.inf).astype(np.float32)
+
+
+def _metres(scene: Path) -> float:
+    """Length of a unit of the asset in metres. Raises Skip("layer_missing")."""
+    path = scene / "_detail" / SCENE
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            found = {row[0].strip(): row[1] for row in csv.reader(lines) if len(row) > 1}
+        metres = float(found["meters_per_asset_unit"])
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError) as error:
+        raise Skip("layer_missing", f"depth: no length of a unit in {SCENE}: {type(error).__name__} {error}") from None
+    if not 0 < metres < np.inf:
+        raise Skip("layer_missing", f"depth: a unit of {metres:g} metres in {SCENE}")
+    return metres
 
 
 def _by_kind(place: Path) -> list[str]:

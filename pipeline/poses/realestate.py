@@ -1,6 +1,7 @@
 """RealEstate10K as frames on a disk: as LVSM's process_data.py writes it, and as pictures named by their times.
 
-- {train,test}/metadata/KEY.json with images/KEY/ beside: frames of {image_path, fxfycxcy in pixels, w2c 4x4};
+- {train,test}/metadata/KEY.json with images/KEY/ beside: scene_name, and frames of {image_path, fxfycxcy in pixels, w2c 4x4};
+  full_list.txt has the path of each. LVSM opens paths as they are written, so they are written absolute;
 - a folder KEY of pictures named by microseconds, and its camera file KEY.txt: in the folder, beside it, or in one of CAMERAS.
 
 Poses are world-to-camera with OpenCV axes. Intrinsics of camera files are shares of width and height. A scene's name is its key,
@@ -10,6 +11,8 @@ which evaluation indices name.
 from __future__ import annotations
 
 import functools
+import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +22,10 @@ from pipeline.core.errors import Skip
 from pipeline.formats import bundles, trajectories
 from pipeline.poses.capture import Capture, View, inverted, json_object, matrices, unsized
 from pipeline.poses.pictures import Finder, pictures_in
+from pipeline.poses.shots import Shots, write_pictures
 
 SAYS = "RealEstate10K in LVSM's layout, or frames beside camera files"
+LEAST_FRAMES = 26  # fewer never pass the view selector of LVSM's training data
 CAMERAS = ("cameras", "metadata", "RealEstate10K", "txt", "annotations")
 
 
@@ -99,3 +104,42 @@ def _timed(cameras: Path, folder: Path, finder: Finder) -> list[View]:
 
 def _shares(shares: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, Lens]:
     return shares * [hw[1], hw[0], hw[1], hw[0]], PINHOLE
+
+
+# ---- writing
+
+
+class Writer:
+    """Writer of LVSM's layout into train/ or test/: a scene goes to test/ if all its views are for tests."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.listed: defaultdict[str, list[str]] = defaultdict(list)
+        self.fewest: int | None = None
+
+    def add(self, shots: Shots) -> None:
+        """Write one scene: its pictures and its JSON file."""
+        split = shots.scene_split
+        folder = self.root / split / "images" / shots.name
+        names = write_pictures(shots, folder)
+        frames = [
+            {"image_path": str(folder / name), "fxfycxcy": k.tolist(), "w2c": w2c.tolist()}
+            for name, k, w2c in zip(names, shots.fxfycxcy.astype(float), shots.w2c(), strict=True)
+        ]
+        path = self.root / split / "metadata" / f"{shots.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"scene_name": shots.name, "frames": frames}))
+        self.listed[split].append(str(path))
+        self.fewest = min(len(shots), self.fewest or len(shots))
+
+    def close(self) -> list[str]:
+        """Write the lists."""
+        for split, paths in self.listed.items():
+            (self.root / split / "full_list.txt").write_text("\n".join([*paths, ""]))
+        notes = [f"paths are absolute: after moving {self.root}, export again"]
+        if self.fewest and self.fewest < LEAST_FRAMES:
+            notes.append(
+                f"a scene has {self.fewest} views; LVSM's own training draws from windows of at least {LEAST_FRAMES} frames of a "
+                "video, and passes over such scenes: evaluate by an index, or change its view selector"
+            )
+        return notes

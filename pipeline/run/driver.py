@@ -30,7 +30,7 @@ from pipeline.download.ahead import Downloads
 from pipeline.run import availability
 from pipeline.run.policy import ArrivalOrder, Listing, Policy, Session
 from pipeline.run.progress import Progress
-from pipeline.sources.selection import captioned
+from pipeline.run.selection import captioned
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import check_identity, locked
 from pipeline.storage.uploads import LEDGER, Sink, attached, sink_of

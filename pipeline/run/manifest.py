@@ -20,8 +20,8 @@ from pipeline.core.text import reasons_text, shown, size
 from pipeline.download import huggingface
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import tables
+from pipeline.run.selection import Selection
 from pipeline.sources import manifest
-from pipeline.sources.selection import Selection
 
 
 def write_manifest(cfg: ManifestConfig) -> list[str]:

@@ -13,8 +13,8 @@ from pipeline.config.clip import ClipConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.source_table import SOURCES
 from pipeline.core.records import Item, Outcome
+from pipeline.run.selection import Selection
 from pipeline.run.vetting import Vetting
-from pipeline.sources.selection import Selection
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import run_facts
 from pipeline.storage.shards import (
@@ -43,7 +43,7 @@ def writer_of(cfg: RunConfig) -> ShardWriter:
     optional = tuple(name for name in LAYERS if getattr(cfg.scene, name, False))
     optional += NUMBERS if isinstance(cfg, ClipConfig) else ()
     optional += (ROLE,) if SOURCES[cfg.source].roles else ()
-    optional += (CAPTION,) if cfg.captions else ()
+    optional += (CAPTION,) if cfg.captions or SOURCES[cfg.source].captions else ()
     optional += (INTRINSICS[getattr(cfg.scene, "projection", "perspective")],)
     return ShardWriter(cfg.out, cfg.scene.res, optional, run_facts(cfg), cfg.shard_mb * 1e6)
 

@@ -20,10 +20,12 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.config.clip import ClipConfig
-from pipeline.config.shared import Fetching
+from pipeline.config.shared import Fetching, Listing
 from pipeline.config.source_table import SOURCES, names
+from pipeline.config.views import ImportConfig
 from pipeline.core.budget import DiskBudget
 from pipeline.download.fetch import Fetcher, FetchLimits
+from pipeline.formats import tables
 from pipeline.video.ytdlp import VideoFetcher
 
 
@@ -50,3 +52,12 @@ def fetcher(cfg: Fetching, folder: Path, cache: Path) -> Fetcher:
     limits = FetchLimits(cfg.per_host, cfg.max_file_mb * 1e6, cfg.stall_s, cfg.mirrors, cache, cfg.keep_raw)
     disk_budget = DiskBudget(folder, cfg.raw_gb * 1e9, patient=cfg.patient)
     return VideoFetcher(limits, disk_budget, cfg) if isinstance(cfg, ClipConfig) else Fetcher(limits, disk_budget)
+
+
+def asked_for(cfg: Listing | ImportConfig | ClipConfig) -> frozenset[str] | None:
+    """Names that both --uids and --scores allow; None if neither was given. UserError for unusable files."""
+    chosen = [tables.names_in(cfg.uids)] if cfg.uids else []
+    if isinstance(cfg, Listing) and cfg.scores is not None:
+        assert cfg.min_score is not None
+        chosen.append(tables.names_scored(cfg.scores, cfg.min_score, cfg.score_column))
+    return frozenset.intersection(*chosen) if chosen else None

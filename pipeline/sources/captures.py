@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import re
@@ -21,7 +22,7 @@ from pipeline.core.text import shown
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
 from pipeline.poses import transforms
-from pipeline.poses.capture import json_object
+from pipeline.poses.capture import View, json_object
 from pipeline.poses.pictures import Finder
 from pipeline.sources import posed_views
 
@@ -37,6 +38,7 @@ LOOKS = {  # other posed sources -> patterns of files that one folder of theirs 
     "pixelsplat": (r".+\.torch",),
     "dome-objaverse": (r"dome_objaverse", r"metadata"),
     "cap3d": (r"compressed_imgs_perobj_\d+\.zip",),
+    "arb-objaverse": (r"camera\.json", r"color_\w+_\d+\.png"),
 }
 LEAST_SHARE = 0.5  # of a capture's views whose pictures must be there
 
@@ -139,4 +141,13 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     meta = capture.meta | ({"times": times} if len(set(times)) > 1 else {})
     meta |= {"views_found": len(there)} | ({"views_missing": len(missing)} if missing else {})
     roles = [view.role for view in chosen] if any(view.role for view in chosen) else []
-    return Posed(pictures, np.stack([view.c2w for view in chosen]), np.stack(fxfycxcy), lenses, roles, meta)
+    c2w = np.stack([view.c2w for view in chosen])
+    return Posed(pictures, c2w, np.stack(fxfycxcy), lenses, roles, meta, functools.partial(_layer, chosen))
+
+
+def _layer(views: list[View], name: str, index: int) -> np.ndarray:
+    """Implement Posed.layer."""
+    layer = views[index].layer
+    if layer is None:
+        raise Skip("layer_missing", f"{name}: the format has none")
+    return layer(name)

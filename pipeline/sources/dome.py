@@ -3,11 +3,13 @@
 dome_objaverse/GROUP/ID.parquet has rows of view_id, image_png, nd_png; metadata/objects.parquet says of each object its
 Objaverse uid and how far its cameras are. Views 0 to 11 stand at elevation 0, then 30, 60 and 90 degrees, 30 degrees of azimuth
 apart, look at the origin of a world with z up, and see 0.691150367 radians; the right vector is (-sin azimuth, cos azimuth, 0),
-also from above. nd_png has 16 bits: alpha is depth along the axis, 65535 for 5; blue, green, red are the normal's x, y, z.
+also from above. nd_png has 16 bits: alpha is depth along the axis, 65535 for 5; blue, green, red are the normal's x, y, z in axes
+of the world, 0 for -1 and 65535 for 1.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import sources
 from pipeline.config.views import ImportConfig
 from pipeline.core import cameras
 from pipeline.core.errors import Retry, Skip, UserError
@@ -23,7 +26,8 @@ from pipeline.core.records import Fetched, Item, Posed, item_rng
 from pipeline.download import huggingface
 from pipeline.download.fetch import Fetcher, Wanted
 from pipeline.formats import bundles, tables
-from pipeline.sources import objaverse, posed_views, selection
+from pipeline.sources import objaverse, posed_views
+from pipeline.storage.shards import CAPTION
 
 SAYS = "Dome-Objaverse renderings"
 HOWTO = "--source dome-objaverse (fetched object by object), or with --input FOLDER"
@@ -34,6 +38,7 @@ VIEWS, RING = 48, 12
 ELEVATIONS = np.radians([0.0, 30.0, 60.0, 90.0])
 FOV = 0.691150367  # radians, of the width
 FILE = "views.parquet"
+MOST_DEPTH = 5.0  # of 65535 in nd_png
 root_of = posed_views.root_of
 
 
@@ -55,7 +60,7 @@ def _items(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]:
     )
     if not path.is_file():
         raise UserError(f"{cfg.input} holds no {LIST}", "--input names a copy of the repository")
-    names, folders = selection.names(cfg), defaultdict(list)
+    names, folders = sources.asked_for(cfg), defaultdict(list)
     for block in tables.blocks(path, COLUMNS):
         if lacks := [name for name in COLUMNS if name not in block]:
             raise UserError(f"{path} has no column {lacks[0]}", "delete it; it is fetched again")
@@ -78,7 +83,7 @@ def _needed(net: Fetcher | None) -> Fetcher:
 def _item(known: dict[str, Any], facts: dict[str, Any], cfg: ImportConfig) -> Item:
     uid, name = str(known["objaverse_uid"]), f"dome_objaverse/{known['object_id']}.parquet"
     url = str(below(cfg.input, name)) if cfg.input else huggingface.url_of(REPO, name)
-    extra = {"distance": known["camera_distance"], "caption": known["caption"] or ""}
+    extra = {"distance": known["camera_distance"], CAPTION: known["caption"] or ""}
     return Item(uid, cfg.source, url=url, extra=extra, **objaverse.rights_of(uid, facts.get(uid, {})))
 
 
@@ -104,7 +109,7 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     if not path.is_file():
         raise Skip("missing", str(path))
     try:
-        found = {int(row["view_id"]): row["image_png"] for row in tables.rows(path)}
+        found = {int(row["view_id"]): (row["image_png"], row.get("nd_png")) for row in tables.rows(path)}
     except (UserError, KeyError, TypeError, ValueError, OSError) as error:
         raise Skip("broken_image", f"{path.name}: {error}") from None
     if not found:
@@ -113,12 +118,22 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     if views[0] < 0 or views[-1] >= VIEWS or not isinstance(item.extra["distance"], float):
         raise Skip("bad_cameras", f"views {views[0]} to {views[-1]} at distance {item.extra['distance']}")
     chosen = [views[i] for i in cameras.spread(len(views), cfg.scene.views)]
-    pictures = [found[view] for view in chosen]
+    pictures = [found[view][0] for view in chosen]
     if not all(isinstance(data, bytes) for data in pictures):
         raise Skip("broken_image", f"{path.name}: a view without a picture")
+    layer = functools.partial(_layer, [found[view][1] for view in chosen])
     fxfycxcy = [cameras.intrinsics(float(np.degrees(FOV)), posed_views.hw_of(data, FILE)) for data in pictures]
-    meta = {"views_found": len(views)} | ({"caption": item.extra["caption"]} if item.extra["caption"] else {})
-    return Posed(pictures, dome(np.array(chosen), item.extra["distance"]), np.array(fxfycxcy), meta=meta)
+    c2w = dome(np.array(chosen), item.extra["distance"])
+    return Posed(pictures, c2w, np.array(fxfycxcy), meta={"views_found": len(views)}, layer=layer)
+
+
+def _layer(files: Sequence[Any], name: str, index: int) -> np.ndarray:
+    """Implement Posed.layer."""
+    if not isinstance(files[index], bytes):
+        raise Skip("layer_missing", f"{name}: no nd_png")
+    shares = posed_views.numbers(files[index], "nd_png", 4) / 65535
+    depth = posed_views.depths(np.where(shares[..., 3] < 1, MOST_DEPTH * shares[..., 3], np.inf))
+    return depth if name == "depth" else posed_views.normals(2 * shares[..., 2::-1] - 1, np.isfinite(depth))
 
 
 def dome(views: np.ndarray, distance: float) -> np.ndarray:

@@ -1,12 +1,16 @@
 """G-Objaverse (Qiu et al., RichDreamer, arXiv 2311.16918): 40 views of 280,000 objects of Objaverse, rendered by TIDE.
 
 <dict>/<inst>/[campos_512_v4/]NNNNN/NNNNN.png (512x512 RGBA) and NNNNN.json with x, y, z, origin: the columns of an OpenCV
-camera-to-world matrix in a world with z up; x_fov, y_fov in radians. Views 24 and 39 repeat 0 and 27. Beside color there are
-albedo, normals and materials, which are not fetched. Published file by file, and as <dict>/<inst>.tar.
+camera-to-world matrix in a world with z up; x_fov, y_fov in radians. Views 24 and 39 repeat 0 and 27. Published file by file, and
+as <dict>/<inst>.tar.
+
+NNNNN_albedo.png is the materials' base colour. NNNNN_nd.exr has in blue, green and red the normal in Unity's axes of the world,
+x, y, z, which are -y, z and -x of ours; in alpha the depth along the axis, meaningless where it is nearer than the object can be.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import sources
 from pipeline.config.views import ImportConfig
 from pipeline.core import cameras
 from pipeline.core.errors import Retry, Skip, UserError
@@ -22,7 +27,7 @@ from pipeline.core.records import Fetched, Item, Posed, item_rng
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
 from pipeline.poses import capture
-from pipeline.sources import objaverse, posed_views, selection
+from pipeline.sources import objaverse, posed_views
 
 SAYS = "G-Objaverse renderings"
 HOWTO = "--source gobjaverse (fetched file by file), or with --input FOLDER"
@@ -32,16 +37,23 @@ MAPS = (
     "gobjaverse_index_to_objaverse.json",
 )  # "dict/inst" -> "000-NNN/<uid>.glb"
 UNIQUE = tuple(view for view in range(40) if view not in (24, 39))
-FILE = re.compile(r"(?:(.*)/)?(\d{5})\.(json|png)")
+FILE = re.compile(r"(?:(.*)/)?(\d{5})(\.json|\.png|_albedo\.png|_nd\.exr)")
+ENDS = {"depth": "_nd.exr", "normals": "_nd.exr", "albedo": "_albedo.png"}  # of the files that hold them
+REACH = 0.867  # of an object in a cube of side 1 from its centre
 LEVEL = "campos_512_v4"
 BATCH = 64  # of one archive
 root_of = posed_views.root_of
 
 
-def scene_of(name: str) -> tuple[str, str] | None:
+def scenes_with(layers: Sequence[str]) -> bundles.SceneOf:
+    """`scene_of` that knows the files of these layers, beside pictures and cameras."""
+    return functools.partial(scene_of, ends=(".json", ".png", *(ENDS[name] for name in layers)))
+
+
+def scene_of(name: str, ends: Sequence[str] = (".json", ".png")) -> tuple[str, str] | None:
     """Map a path in the collection to ("dict/inst" or "inst", NNNNN.png or .json), with or without folders in between."""
     found = FILE.fullmatch(name)
-    if not found:
+    if not found or found[3] not in ends:
         return None
     folders = (found[1] or "").split("/")
     if folders[-1] == found[2]:
@@ -49,7 +61,7 @@ def scene_of(name: str) -> tuple[str, str] | None:
     if folders and folders[-1] == LEVEL:
         folders.pop()
     key = "/".join(folders[-2:] if len(folders) < 2 or folders[-2].isdecimal() else folders[-1:])
-    return (key, f"{found[2]}.{found[3]}") if key else None
+    return (key, found[2] + found[3]) if key else None
 
 
 def remote(cfg: ImportConfig) -> bool:
@@ -70,12 +82,13 @@ def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]
     """List objects by Objaverse's folders, by which its licenses and authors are listed."""
     assert net is not None
     known = _map(cfg) or _fetched_map(cfg, net)
-    names = selection.names(cfg)
+    names = sources.asked_for(cfg)
     folders: dict[str, list[str]] = defaultdict(list)
     for key, glb in known.items():
         if names is None or not names.isdisjoint((key, _uid(glb))):
             folders[glb.split("/")[0]].append(key)
     views = [UNIQUE[i] for i in cameras.spread(len(UNIQUE), cfg.scene.views)]
+    layers = list(cfg.scene.layers)
     hub_is_reachable = True  # else licenses and authors stay unknown: G-Objaverse itself is not on the Hub
     for folder in item_rng(seed, "gobjaverse", "order").permutation(sorted(folders)):
         facts: dict[str, Any] = {}
@@ -87,7 +100,7 @@ def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]
         keys = sorted(folders[str(folder)])
         for i in item_rng(seed, str(folder), "order").permutation(len(keys)):
             key, uid = keys[i], _uid(known[keys[i]])
-            rights, extra = objaverse.rights_of(uid, facts.get(uid, {})), {"key": key, "views": views}
+            rights, extra = objaverse.rights_of(uid, facts.get(uid, {})), {"key": key, "views": views, "layers": layers}
             yield Item(uid, cfg.source, f"{BASE}/objaverse/{key}", **rights, extra=extra)
 
 
@@ -125,9 +138,10 @@ def _fetched_map(cfg: ImportConfig, net: Fetcher) -> dict[str, str]:
 def _local(cfg: ImportConfig, seed: int) -> Iterator[Item]:
     root, known = posed_views.input_of(cfg), _map(cfg)
     if not root.is_dir():
-        for found in bundles.found(root, scene_of, seed):
+        layers = list(cfg.scene.layers)
+        for found in bundles.found(root, scenes_with(layers), seed):
             item = found.item(cfg.source, root)
-            yield _item(cfg, found.key, known, url=item.url, extra=item.extra)
+            yield _item(cfg, found.key, known, url=item.url, extra=item.extra | {"layers": layers})
         return
     for folder in bundles.folders(root, is_scene, seed):
         yield _item(cfg, posed_views.uid_of(folder, root), known, url=str(folder), extra={})
@@ -154,15 +168,17 @@ def batch(item: Item) -> str:
 
 
 def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Fetched]:
-    """Fetch the requested views, two files each; or bring scenes of a .tar.gz or .7z into folders."""
+    """Fetch the requested views, two files each and those of layers; or bring scenes of a .tar.gz or .7z into folders."""
+    layers = items[0].extra.get("layers", [])
     if "views" not in items[0].extra:
-        yield from posed_views.staged(items, folder_of, net, scene_of)
+        yield from posed_views.staged(items, folder_of, net, scenes_with(layers))
         return
+    ends = dict.fromkeys([".json", ".png", *(ENDS[name] for name in layers)])
     for item in items:
         folder = folder_of(item)
         try:
             for view in item.extra["views"]:
-                for name in (f"{view:05d}.json", f"{view:05d}.png"):
+                for name in (f"{view:05d}{end}" for end in ends):
                     if not (folder / name).is_file():  # an earlier session may have fetched it
                         net.get(f"{item.url}/{LEVEL}/{view:05d}/{name}", folder / name, owner=item.uid)
             yield item, folder
@@ -172,8 +188,9 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
 
 def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     """Read a scene. Skip: no_images, no_cameras, count_mismatch, bad_cameras, broken_image, unsafe_archive, broken_archive."""
-    files = bundles.Files(_opened(item, path), path, scene_of)
-    names = [name for name in files.names() if int(name[:5]) in UNIQUE]
+    scenes = scenes_with(cfg.scene.layers)
+    files = bundles.Files(_opened(item, path, scenes), path, scenes)
+    names = [name for name in files.names() if int(name[:5]) in UNIQUE and name[5:] in (".json", ".png")]
     views = posed_views.paired(names, ".json", f"no NNNNN.png in {path.name}")
     chosen = [views[i] for i in cameras.spread(len(views), cfg.scene.views)]
     pictures, poses_found, fxfycxcy = [], [], []
@@ -183,20 +200,34 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
         pictures.append(data)
         poses_found.append(c2w_of(facts, view))
         fxfycxcy.append(fxfycxcy_of(facts, posed_views.hw_of(data, f"{view}.png"), view))
-    return Posed(pictures, np.stack(poses_found), np.array(fxfycxcy), meta={"views_found": len(views)})
+    layer = functools.partial(_layer, files, chosen, np.stack(poses_found))
+    meta = {"views_found": len(views)}
+    return Posed(pictures, np.stack(poses_found), np.array(fxfycxcy), meta=meta, layer=layer)
 
 
-def _opened(item: Item, path: Path) -> Item:
+def _layer(files: bundles.Files, views: Sequence[str], c2w: np.ndarray, name: str, index: int) -> np.ndarray:
+    """Implement Posed.layer."""
+    file = views[index] + ENDS[name]
+    if file not in files.names():
+        raise Skip("layer_missing", f"{name}: no {file}")
+    if name == "albedo":
+        return posed_views.colours(files.read(file), file)
+    red, green, blue, along = np.moveaxis(posed_views.numbers(files.read(file), file, 4), -1, 0)
+    depth = posed_views.depths(along, max(0.0, float(np.linalg.norm(c2w[index, :3, 3])) - REACH))
+    return depth if name == "depth" else posed_views.normals(np.stack([-red, -blue, green], -1), np.isfinite(depth))
+
+
+def _opened(item: Item, path: Path, scenes: bundles.SceneOf) -> Item:
     """Add to a single-scene .tar's item its members, unlisted so far. Raises Skip: broken_archive, unsafe_archive."""
     if "alone" not in item.extra:
         return item
     try:
-        scenes = list(bundles.found(path, scene_of, 0))
+        found = list(bundles.found(path, scenes, 0))
     except UserError as error:
         raise Skip("broken_archive", str(error)) from None
-    if len(scenes) > 1:
-        raise Skip("unsafe_archive", f"{len(scenes)} scenes in {path.name}, where one belongs")
-    return scenes[0].item(item.source, path) if scenes else item
+    if len(found) > 1:
+        raise Skip("unsafe_archive", f"{len(found)} scenes in {path.name}, where one belongs")
+    return found[0].item(item.source, path) if found else item
 
 
 def c2w_of(facts: dict[str, Any], view: str) -> np.ndarray:

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline import sources
 from pipeline.config.shared import Listing
 from pipeline.core import licenses
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, item_rng
 from pipeline.download import huggingface, route
 from pipeline.download.fetch import Fetcher
-from pipeline.sources import selection
 
 SAYS = "Objaverse 1.0 (Hugging Face)"
 HOWTO = "--source objaverse"
@@ -36,7 +36,7 @@ def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
     uids = set(paths)
     if cfg.lvis:
         uids &= _of_categories(net, cfg)
-    if (names := selection.names(cfg)) is not None:
+    if (names := sources.asked_for(cfg)) is not None:
         uids = {uid for uid in uids if uid in names or f"{PAGE}{uid}" in names}
     if not uids:
         raise UserError(

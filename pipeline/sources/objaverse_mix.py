@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from pipeline import sources
 from pipeline.config.views import ImportConfig
 from pipeline.core import cameras
 from pipeline.core.budget import DiskBudget
@@ -28,7 +29,7 @@ from pipeline.download import huggingface
 from pipeline.download.fetch import Fetcher, Wanted
 from pipeline.formats import bundles, seven_zip
 from pipeline.formats.bundles import ArchivedScene
-from pipeline.sources import objaverse, posed_views, selection, zero123
+from pipeline.sources import objaverse, posed_views, zero123
 
 CAMERAS_ASSUMED = True
 SAYS = "Objaverse-MIX pictures"
@@ -63,7 +64,7 @@ def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]
     assert net is not None
     seven_zip.library()  # before the first archive is fetched
     paths = objaverse.object_paths(net, cfg.cache)
-    names = selection.names(cfg)
+    names = sources.asked_for(cfg)
     folders: dict[str, list[str]] = defaultdict(list)
     for uid, path in paths.items():
         if names is None or uid in names:

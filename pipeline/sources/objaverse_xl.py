@@ -15,13 +15,14 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from pipeline import sources
 from pipeline.config.shared import Listing
 from pipeline.core import licenses
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, item_rng
 from pipeline.download import huggingface, route
 from pipeline.download.fetch import Fetcher
-from pipeline.sources import objaverse, selection
+from pipeline.sources import objaverse
 
 SAYS = "Objaverse-XL (Hugging Face, GitHub, Smithsonian, Thingiverse)"
 HOWTO = "--source objaverse-xl"
@@ -45,7 +46,7 @@ def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
     lists = [
         huggingface.list_file(net, REPO, f"{source}/{source}.parquet", cfg.cache) for source in sorted(cfg.xl_sources)
     ]
-    lines = _Lines(lists, selection.names(cfg))
+    lines = _Lines(lists, sources.asked_for(cfg))
     if not len(lines):
         raise UserError("no object of Objaverse-XL is among those asked for", "--uids and --scores narrow it together")
     sketchfab = objaverse.object_paths(net, cfg.cache) if "sketchfab" in cfg.xl_sources else {}

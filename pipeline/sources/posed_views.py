@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.config.views import ImportConfig
 from pipeline.core import images
-from pipeline.core.errors import Skip, UserError
+from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import Fetched, Item
+from pipeline.download import huggingface
 from pipeline.download.fetch import Fetcher
+from pipeline.download.ranges import NoRanges
 from pipeline.formats import archives, bundles
 from pipeline.formats.bundles import SceneOf
 
+BUFFER = 1 << 20  # bytes that are fetched of a zip at once
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 # names that say nothing: folders inside of a capture, and numbers of models
 NAMELESS = re.compile(r"\d{1,3}|sparse|dense|colmap|colmap_\w+|distorted|images|input|data|mvs")
 
@@ -41,6 +50,66 @@ def input_of(cfg: ImportConfig) -> Path:
     if cfg.input is None:
         raise UserError(f"--source {cfg.source} needs --input", "--input FOLDER")
     return cfg.input
+
+
+def zips_on_the_hub(
+    repo: str, name: str, numbers: Sequence[int], net: Fetcher | None
+) -> Iterator[tuple[int, str, zipfile.ZipFile]]:
+    """Yield (number, URL, opened zip) of those numbered files of a repository that are there. name: a format with one place.
+
+    Only what is read of a zip is fetched. UserError if the Hub does not answer.
+    """
+    assert net is not None
+    for number in numbers:
+        url = huggingface.url_of(repo, name.format(number))
+        try:
+            with opened_zip(url, net) as archive:
+                yield number, url, archive
+        except Skip as error:
+            if error.reason != "missing":  # not all need be there
+                raise UserError(f"{url} cannot be read: {error}", "give a copy by --input") from None
+        except (Retry, NoRanges, *BROKEN_ZIP) as error:
+            raise UserError(f"{url} cannot be read: {error}", "the same command goes on later") from None
+
+
+def opened_zip(url: str, net: Fetcher) -> zipfile.ZipFile:
+    """Open a zip of the Hub, of which only what is read is fetched. Raises Skip, Retry, NoRanges, BROKEN_ZIP."""
+    address = huggingface.parse(url)
+    assert address is not None
+    return zipfile.ZipFile(io.BufferedReader(huggingface.opened(net, *address), BUFFER))
+
+
+def out_of_zip(
+    items: Sequence[Item], net: Fetcher, extract: Callable[[Item, zipfile.ZipFile], Path]
+) -> Iterator[Fetched]:
+    """Implement `fetch_many` for items of one zip of the Hub, which item.url names. extract: brings an item; Skip, Retry."""
+    try:
+        archive = opened_zip(items[0].url, net)
+    except (Skip, Retry) as failure:
+        yield from ((item, failure) for item in items)
+        return
+    except (NoRanges, *BROKEN_ZIP) as error:
+        yield from ((item, Retry("connection", str(error))) for item in items)
+        return
+    with archive:
+        for item in items:
+            try:
+                yield item, extract(item, archive)
+            except (Skip, Retry) as failure:
+                yield item, failure
+
+
+def member_of(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """Read a file of a zip. Raises Skip: missing, too_large (more than `most` bytes), broken_archive."""
+    try:
+        info = archive.getinfo(name)
+        if info.file_size > most:
+            raise Skip("too_large", f"{name} has {info.file_size} bytes")
+        return archive.read(info)
+    except KeyError:
+        raise Skip("missing", name) from None
+    except BROKEN_ZIP as error:
+        raise Skip("broken_archive", f"{name}: {error}") from None
 
 
 def uid_of(folder: Path, root: Path) -> str:
@@ -74,6 +143,47 @@ def hw_of(data: bytes, name: str) -> tuple[int, int]:
         return images.size_of(data)
     except OSError as error:
         raise Skip("broken_image", f"{name}: {error}") from None
+
+
+def numbers(data: bytes, name: str, channels: int) -> np.ndarray:
+    """Read a picture of numbers (H, W, channels), or (H, W) for one channel, float32 as stored. Raises Skip("broken_image")."""
+    try:
+        found = images.decode_numbers(data)
+    except OSError as error:
+        raise Skip("broken_image", f"{name}: {error}") from None
+    if found.shape[2:] != ((channels,) if channels > 1 else ()):
+        raise Skip("broken_image", f"{name}: {found.shape} numbers, where {channels} of each pixel are needed")
+    return found.astype(np.float32)
+
+
+def colours(data: bytes, name: str) -> np.ndarray:
+    """Read a picture as sRGB bytes (H, W, 3), whatever its transparency. Raises Skip("broken_image")."""
+    try:
+        return images.decode_straight(data)[..., :3]
+    except OSError as error:
+        raise Skip("broken_image", f"{name}: {error}") from None
+
+
+def covered(data: bytes, name: str) -> np.ndarray:
+    """Mask (H, W) of a picture's pixels that are not wholly transparent. Raises Skip("broken_image")."""
+    try:
+        straight = images.decode_straight(data)
+    except OSError as error:
+        raise Skip("broken_image", f"{name}: {error}") from None
+    return np.asarray(straight[..., 3] > 0) if straight.shape[2] == 4 else np.ones(straight.shape[:2], bool)
+
+
+def depths(values: np.ndarray, least: float = 0.0) -> np.ndarray:
+    """Depth (H, W) float32: infinite where `values` are no numbers, or not above `least`."""
+    return np.where(np.isfinite(values) & (values > least), values, np.inf).astype(np.float32)
+
+
+def normals(vectors: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Normals (H, W, 3) float32 of length 1: 0 where nothing is `there` (H, W), or the vector has no direction."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    with np.errstate(all="ignore"):
+        found = np.where(there[..., None] & (length > 1e-3), vectors / length, 0)
+    return np.nan_to_num(found, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
 
 
 def json_map(path: Path, lacks: str, hint: str) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Tests claimed poses: do matched features of two views lie on each other's epipolar lines?
+"""Tests claimed poses: do matched features of two views lie on each other's epipolar lines, and what depth says on surfaces?
 
 Matches are chosen without the poses: RANSAC keeps those that any one fundamental matrix explains, and the share of these that
-the claimed poses explain too is counted.
+the claimed poses explain too is counted. Where a set has depth, points of one view's depth are looked at from the others: they
+may be hidden there, but never stand before what is seen.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.core import cameras, images
+from pipeline.core.errors import Skip
 from pipeline.core.records import Posed
 
 FEATURE_SIDE = 512  # longest side, in pixels, of a picture in which features are detected
@@ -24,6 +26,10 @@ LEAST_SHIFT = 8.0  # median pixels between matched features; a smaller motion pr
 SCALES = (0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.4, 1.6)  # focal lengths that are tried in place of the stated one
 SAME_PLACE = 1e-6  # of the cameras' distances from the origin: closer ones stand at one place
 ENOUGH = 400  # matches after which no further set of views is tried
+DEPTH_VIEWS, POINTS = 8, 1500  # views whose depth is compared, and most points of each
+DEPTH_OFF = 0.01  # of a point's depth: nearer ones count as equal
+TELLING = 0.1  # share of points that wrong cameras must put before surfaces, or right ones are not confirmed
+LEAST_POINTS = 300  # seen or contradicted; fewer decide nothing
 
 
 @dataclass(frozen=True)
@@ -171,3 +177,60 @@ def _turned_apart(rays: np.ndarray, places: np.ndarray, focal: float) -> np.ndar
     with np.errstate(all="ignore"):
         off = np.linalg.norm(rays[:, :2] / rays[:, 2:] - places, axis=-1) * focal
     return np.where(rays[:, 2] > 0, np.nan_to_num(off, nan=np.inf), np.inf)
+
+
+def floating(posed: Posed) -> float | None:
+    """Share of points that contradict: unprojected from one view's depth, they stand before what another view's depth shows.
+
+    Of these and of points that lie on what it shows; hidden points and the outlines of things do not count. None where this
+    cannot tell: without depth, with too few points, and where the depth of views agrees with each other's cameras too (a ball).
+    """
+    if posed.layer is None:
+        return None
+    views = cameras.spread(len(posed.images), DEPTH_VIEWS).tolist()
+    try:
+        depths = [posed.layer("depth", view) for view in views]
+    except Skip:
+        return None
+    places = [(np.asarray(posed.c2w[view], np.float64), np.asarray(posed.fxfycxcy[view], np.float64)) for view in views]
+    share = _contradicting(depths, places)
+    control = _contradicting(depths, places[1:] + places[:1])
+    return share if share is not None and max(share, control or 0) > TELLING else None
+
+
+def _contradicting(depths: list[np.ndarray], places: list[tuple[np.ndarray, np.ndarray]]) -> float | None:
+    """Share of points of each depth (H, W) before what the others show. places: c2w (4, 4) and fxfycxcy (4,) of each."""
+    before = on = 0
+    for depth, place in zip(depths, places, strict=True):
+        points = _points(depth, *place)
+        for other, seen_from in zip(depths, places, strict=True):
+            if other is not depth and len(points):
+                counts = _floating(points, other, *seen_from)
+                before, on = before + counts[0], on + counts[1]
+    return before / (before + on) if before + on >= LEAST_POINTS else None
+
+
+def _points(depth: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> np.ndarray:
+    """Points (N, 3) of the world that a view's depth (H, W) shows, at most POINTS, spread evenly."""
+    y, x = np.nonzero(np.isfinite(depth))
+    some = cameras.spread(len(x), POINTS)
+    y, x = y[some], x[some]
+    z = depth[y, x].astype(np.float64)
+    fx, fy, cx, cy = fxfycxcy
+    rays = np.stack([(x + 0.5 - cx) / fx, (y + 0.5 - cy) / fy, np.ones(len(x))], -1)
+    return np.asarray((rays * z[:, None]) @ c2w[:3, :3].T + c2w[:3, 3])
+
+
+def _floating(points: np.ndarray, depth: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> tuple[int, int]:
+    """Numbers of points (N, 3) before and on the surfaces that a view's depth (H, W) shows in the 3x3 pixels around each."""
+    import cv2
+
+    with np.errstate(all="ignore"):
+        pixels, z = cameras.project(points, c2w, fxfycxcy)
+        shown = (z > 0) & (pixels >= 1).all(-1) & (pixels < np.array(depth.shape[::-1]) - 1).all(-1)
+    (x, y), z = pixels[shown].astype(int).T, z[shown]
+    around = np.ones((3, 3), np.uint8)
+    near, far = cv2.erode(depth, around)[y, x], cv2.dilate(depth, around)[y, x]
+    off = DEPTH_OFF * z
+    before = z < near - off
+    return int(before.sum()), int((~before & (z <= far + off) & np.isfinite(far)).sum())

@@ -6,6 +6,7 @@ composited on white, so that a pixel is exactly (255, 255, 255) where nothing co
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ GRID = 65  # points along each side of the picture at which a distortion is test
 # least and greatest factor by which undistorting may change the focal length; a fisheye's middle keeps at least its scale
 ZOOMS = {"none": (0.25, 4.0), "fov": (1.0, 4.0), "theta": (1.0, 4.0)}
 FLAT_LEVELS = 8  # of 255: a picture with less contrast counts as blank
+SHAPES = {"depth": (), "normals": (3,), "albedo": (3,)}  # of a pixel's values
+FACING_STEP = 7  # every which normal is looked at
+LEAST_FACING = 0.7  # of a scene's normals must point towards the camera; of normals in axes of the camera, half do
 
 
 class Importer:
@@ -74,7 +78,8 @@ def to_scene(item: Item, posed: Posed, cfg: PosedConfig) -> Scene:
     """The scene that shards store: at most cfg.views of its views, at every width of cfg.res (cfg is resolved).
 
     Raises Skip: no_images, bad_cameras (not rigid, not finite, impossible intrinsics), bad_distortion, broken_image,
-    too_small (pictures are never enlarged), mixed_sizes (different shapes, and crop none), all_background, tiny, blank.
+    too_small (pictures are never enlarged), mixed_sizes (different shapes, and crop none), all_background, tiny, blank,
+    layer_missing (a column that is asked for, and the set lacks it here), normals_do_not_fit.
     """
     if not posed.images:
         raise Skip("no_images")
@@ -86,7 +91,10 @@ def to_scene(item: Item, posed: Posed, cfg: PosedConfig) -> Scene:
             straight = images.decode_straight(posed.images[view])
         except OSError as error:
             raise Skip("broken_image", f"view {view}: {error}") from None
-        album.add(int(view), straight, fxfycxcy[view], lenses[view])
+        beside = {name: _beside(posed, name, int(view), straight.shape[:2]) for name in cfg.layers}
+        album.add(int(view), straight, fxfycxcy[view], lenses[view], beside)
+        if "normals" in beside:
+            album.face(beside["normals"], c2w[view], fxfycxcy[view])
     meta = dict(posed.meta) | {"views_found": posed.meta.get("views_found", len(posed.images))}
     roles = [posed.roles[view] for view in chosen] if posed.roles else ()
     return Scene(item, c2w[chosen].astype(np.float32), album.views(), meta | album.facts(), roles=roles)
@@ -117,13 +125,23 @@ def rigid(c2w: np.ndarray) -> np.ndarray:
         raise Skip("bad_cameras", str(error)) from None
 
 
+def _beside(posed: Posed, name: str, view: int, hw: tuple[int, ...]) -> np.ndarray:
+    """What the set says of a picture's pixels, see Posed.layer. Raises Skip: layer_missing, broken_image (also: another size)."""
+    if posed.layer is None:
+        raise Skip("layer_missing", f"{name}: there is none; without --{name} the scene is taken")
+    values = posed.layer(name, view)
+    if values.shape != (*hw, *SHAPES[name]):
+        raise Skip("broken_image", f"view {view}: {name} of shape {values.shape} for {hw[1]}x{hw[0]} pixels")
+    return values
+
+
 class _Album:
     """Collects the views of one scene at all resolutions."""
 
     def __init__(self, cfg: PosedConfig) -> None:
         self.cfg = cfg
         self.jpegs: dict[int, list[bytes]] = {width: [] for width in cfg.res}
-        self.alphas: dict[int, list[bytes]] = {width: [] for width in cfg.res}
+        self.layers: dict[int, dict[str, list[bytes]]] = {width: defaultdict(list) for width in cfg.res}
         self.intrinsics: dict[int, list[np.ndarray]] = {width: [] for width in cfg.res}
         self.hw: dict[int, tuple[int, int]] = {}
         self.stats: list[quality.ViewStats] = []
@@ -131,20 +149,29 @@ class _Album:
         self.sizes: set[tuple[int, int]] = set()
         self.zooms: set[float] = set()
         self.maps: dict[tuple[Any, ...], _Undistorted] = {}
+        self.facing: list[float] = []
         self.transparent = False
 
-    def add(self, view: int, straight: np.ndarray, fxfycxcy: np.ndarray, lens: Lens) -> None:
-        """Add a decoded picture (H, W, 3 or 4) with its intrinsics (4,) and lens. Raises Skip, see `to_scene`."""
+    def add(
+        self, view: int, straight: np.ndarray, fxfycxcy: np.ndarray, lens: Lens, beside: dict[str, np.ndarray]
+    ) -> None:
+        """Add a decoded picture (H, W, 3 or 4) with its intrinsics (4,), lens and other columns. Raises Skip, see `to_scene`."""
         height, width = straight.shape[:2]
         check_intrinsics(view, fxfycxcy, (height, width))
         self.sizes.add((height, width))
         self.transparent |= straight.shape[2] == 4
         square = self.cfg.crop == "square"
         if not lens.is_pinhole:
+            if beside:
+                raise Skip(
+                    "unsupported_camera", f"{', '.join(beside)} of pictures that a lens bends: undistort them first"
+                )
             rgba, fxfycxcy = self._undistort(images.premultiplied(straight), fxfycxcy, lens)
             rgba, fxfycxcy = crop_square(rgba, fxfycxcy) if square else (rgba, fxfycxcy)
         else:
-            straight, fxfycxcy = crop_square(straight, fxfycxcy) if square else (straight, fxfycxcy)
+            if square:
+                beside = {name: crop_square(values, fxfycxcy)[0] for name, values in beside.items()}
+                straight, fxfycxcy = crop_square(straight, fxfycxcy)
             rgba = images.premultiplied(straight)
         height, width = rgba.shape[:2]
         largest = max(self.cfg.res)
@@ -159,13 +186,15 @@ class _Album:
                     f"views of {self.hw[new_width]} and {hw} at one width; --crop square makes them equal",
                 )
             self._encode(new_width, images.resize_area(rgba, hw), measured=new_width == largest)
+            for name, values in beside.items():
+                self.layers[new_width][name].append(_encoded(name, values, rgba[..., 3:], hw))
             self.intrinsics[new_width].append(cameras.resize_intrinsics(fxfycxcy, (height, width), hw))
 
     def _encode(self, width: int, rgba: np.ndarray, measured: bool) -> None:
         rgb, alpha = images.srgb8(images.over(rgba)), np.clip(rgba[..., 3], 0, 1)
         self.jpegs[width].append(images.encode_jpeg(rgb, self.cfg.quality))
         if self.cfg.alpha:
-            self.alphas[width].append(images.encode_png(np.round(alpha * 255).astype(np.uint8)))
+            self.layers[width]["alpha"].append(images.encode_png(np.round(alpha * 255).astype(np.uint8)))
         if measured:
             self.stats.append(quality.measure(rgb, alpha, alpha.size))
             some = rgb[::3, ::3]
@@ -183,15 +212,30 @@ class _Album:
         self.zooms.add(round(float(made.fxfycxcy[0] / fxfycxcy[0]), 4))
         return cv2.remap(rgba, made.map_x, made.map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), made.fxfycxcy
 
+    def face(self, normals: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> None:
+        """Note the share of a view's normals (H, W, 3) that point towards its camera."""
+        y, x = np.nonzero((normals**2).sum(-1) > 0.5)
+        y, x = y[::FACING_STEP], x[::FACING_STEP]
+        fx, fy, cx, cy = fxfycxcy
+        rays = np.stack([(x + 0.5 - cx) / fx, (y + 0.5 - cy) / fy, np.ones(len(x))], -1) @ c2w[:3, :3].T
+        if len(rays):
+            self.facing.append(float(((rays * normals[y, x]).sum(-1) < 0).mean()))
+
     def views(self) -> dict[int, Views]:
-        """Image width -> Views. Raises Skip if the pictures show nothing: all_background, tiny, blank."""
+        """Image width -> Views. Raises Skip: all_background, tiny, blank, layer_missing, normals_do_not_fit."""
         if bad := quality.verdict(self.stats, framed=False):
             raise Skip(*bad)
         if np.median(self.contrast) < FLAT_LEVELS:
             raise Skip("blank", f"median contrast {np.median(self.contrast):.0f} of 255 levels")
-        layers = {width: {"alpha": alphas} if self.cfg.alpha else {} for width, alphas in self.alphas.items()}
+        if self.cfg.alpha and not self.transparent:
+            raise Skip(
+                "layer_missing", "alpha: the pictures have no transparency; without --alpha they are taken as they are"
+            )
+        if self.facing and np.mean(self.facing) < LEAST_FACING:
+            said = f"{np.mean(self.facing):.0%} of the normals point towards their cameras: they are not in axes of the world"
+            raise Skip("normals_do_not_fit", f"{said}; without --normals the scene is taken")
         return {
-            width: Views(jpegs, np.array(self.intrinsics[width], np.float32), self.hw[width], layers[width])
+            width: Views(jpegs, np.array(self.intrinsics[width], np.float32), self.hw[width], dict(self.layers[width]))
             for width, jpegs in self.jpegs.items()
         }
 
@@ -203,6 +247,14 @@ class _Album:
         if self.zooms:
             facts["undistorted_zoom"] = sorted(self.zooms)[:8]
         return facts
+
+
+def _encoded(name: str, values: np.ndarray, alpha: np.ndarray, hw: tuple[int, int]) -> bytes:
+    """File of a column's values (H, W, ...) at size hw, as the renderer writes it: nearest pixels, of albedo means."""
+    if name != "albedo":
+        return images.resize_nearest(values, hw).astype("<f4").tobytes()
+    weighted = np.concatenate([images.linear(values) * alpha, alpha], -1)
+    return images.encode_png(images.srgb8(images.of_surfaces(images.resize_area(weighted, hw))))
 
 
 def check_intrinsics(view: int, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> None:

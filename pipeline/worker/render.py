@@ -200,7 +200,7 @@ def _png(name: str, frame: Frame, width: int) -> bytes:
     hw, corner = (width, width), (frame.rectangle[0], frame.rectangle[2])
     values = frame.passes[name][..., :3] if name == "albedo" else frame.passes[name][..., :1]
     small = images.resize_area(np.concatenate([values, frame.passes["rgba"][..., 3:]], -1), hw, (corner, frame.hw))
-    shares = np.clip(small[..., :-1] / np.maximum(small[..., -1:], 1e-4), 0, 1)
+    shares = images.of_surfaces(small)
     levels = images.srgb8(shares) if name == "albedo" else np.round(shares[..., 0] * 255).astype(np.uint8)
     return images.encode_png(images.paste(levels, corner, hw, 0))
 

@@ -1,9 +1,9 @@
-"""Tests whether poses fit their pictures, in two ways that need nothing but the scene itself.
+"""Tests whether poses fit their pictures, in ways that need nothing but the scene itself.
 
 Silhouettes (where pictures have transparency): the visual hull is carved along viewing rays, and right poses leave a hull
 that fills every silhouette (Laurentini 1994; Matusik et al., Image-Based Visual Hulls, 2000). Epipolar lines: matched
-features must lie on each other's lines, in front of both cameras. Neither test depends on the choice of the world's frame
-(a common rotation, shift or scale of all cameras).
+features must lie on each other's lines, in front of both cameras. Depth (where it was asked for): no point of one view's may
+stand before what another's shows. None of the tests depends on the choice of the world's frame (a common rotation or shift).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ CONTROL = 0.95  # where wrong cameras fill the silhouettes more than this, silho
 APART_FITS, APART_WRONG = 0.8, 2.5  # median pixels of 512 between matches and their lines
 FOCAL_GAIN = 0.6  # another focal length that brings matches this much nearer to their lines is the right one
 MATCHES = 40  # least number that decides
+FLOATING_FITS, FLOATING_WRONG = 0.01, 0.1  # share of points of depth that stand before surfaces
 
 TO_CHECK = "vet"  # key in Item.extra: a worker is to check the cameras of this item
 VERDICT_KEY = "_cameras_fit"  # key in Scene.meta of that worker's Verdict, for the driver
@@ -51,7 +52,8 @@ class Verdict:
     permuted among cameras; if that is as high, the object is too symmetric to tell. longest_side: of the hull's box,
     world units. lines: share of the matches within 3 pixels (of 512) of their lines. chance: `lines` of random pairings.
     matches: number. apart: their median distance. focal: factor by which longer focal lengths would fit the matches better.
-    coarse: True if pictures are smaller than SIDE.
+    coarse: True if pictures are smaller than SIDE. floating: share of points of depth that contradict other views' depth, None
+    without depth.
     """
 
     says: Says
@@ -64,6 +66,7 @@ class Verdict:
     apart: float | None = None
     focal: float = 1.0
     coarse: bool = False
+    floating: float | None = None
 
     def __str__(self) -> str:
         parts = [] if self.hull is None else [f"silhouettes filled {self.hull:.1%} (control {self.control or 0:.1%})"]
@@ -73,12 +76,13 @@ class Verdict:
                 f"median distance {self.apart:.2g} px of {epipolar.FEATURE_SIDE}"
             )
         parts += [f"focal lengths {self.focal:g} times as long fit better"] if self.focal != 1 else []
+        parts += [] if self.floating is None else [f"{self.floating:.1%} of the points of depth stand before surfaces"]
         return f"{self.says}: {', '.join(parts) or 'neither silhouettes nor enough matches'}"
 
     @property
     def score(self) -> dict[str, Any]:
         """Verdict and figures as far as there are any, JSON-able."""
-        names = ("hull", "lines", "apart") if self.matches else ("hull",)
+        names = ("hull", "floating", "lines", "apart") if self.matches else ("hull", "floating")
         figures = {name: getattr(self, name) for name in names}
         kept = {name: round(value, 4) for name, value in figures.items() if value is not None and np.isfinite(value)}
         return {"says": self.says, **kept, **({"matches": self.matches} if self.matches else {})}
@@ -93,7 +97,7 @@ def check(posed: Posed) -> Verdict:
         lines = epipolar.explained(posed)
     except OSError:
         return Verdict("undecided")
-    verdict = Verdict("undecided")
+    verdict = Verdict("undecided", floating=epipolar.floating(posed))
     if shapes is not None:
         hull, side = shapes.filled()
         verdict = replace(
@@ -109,8 +113,12 @@ def check(posed: Posed) -> Verdict:
 
 
 def _says(verdict: Verdict) -> Says:
-    """Verdict by the figures: both tests must agree where both can tell, and silhouettes that might be fuller confirm nothing."""
+    """Verdict by the figures: all tests must agree that can tell, and silhouettes that might be fuller confirm nothing."""
     votes: set[Says] = set()
+    if verdict.floating is not None:
+        if verdict.floating >= FLOATING_WRONG:
+            return "does_not_fit"
+        votes.add("fits" if verdict.floating <= FLOATING_FITS else "undecided")
     if verdict.apart is not None and verdict.matches >= MATCHES:
         if verdict.apart >= APART_WRONG or verdict.focal != 1:
             votes.add("does_not_fit")

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline
 from pipeline.core.records import Item
 from pipeline.sources import dome
 from pipeline.storage import journal
@@ -24,6 +25,7 @@ from tests import balls, foreign, importing, trees
 from tests.conftest import lvsm_data_here
 from tests.hub import Hub
 from tests.importing import config
+from tests.pipeline.sources import test_layers
 from tests.pipeline.sources.test_sources import World
 
 BUCKET = "https://virutalbuy-public.oss-cn-hangzhou.aliyuncs.com/"
@@ -102,16 +104,47 @@ def test_dome_objaverse_object_by_object(world: World) -> None:
     assert set(world.hub.payloads().values()) == {1}
     rows = [row for path in (world.folder / "out/64").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
     assert {row["license"] for row in rows} <= {"CC-BY-4.0", "CC-BY-NC-4.0"}
-    assert {json.loads(row["meta"])["caption"] for row in rows} == {"balls 0", "balls 1"}
+    assert {row["caption"] for row in rows} == {"balls 0", "balls 1"}
+    assert not any("caption" in json.loads(row["meta"]) for row in rows)
     shutil.rmtree(world.folder / "out")
     copy = world.folder / "root/datasets" / made.repo
-    run(world, "--source", "dome-objaverse", "--input", copy, "--n", 2, "--res", 32, "--views", 12)
+    (world.folder / "texts.csv").write_text(f"uid,caption\n{min(made.scenes)},better words\n")
+    table = ("--depth", "--captions", "texts.csv")
+    run(world, "--source", "dome-objaverse", "--input", copy, "--n", 2, "--res", 32, "--views", 12, *table)
     assert Counter(shards(world)[32]) == Counter(dict.fromkeys(made.scenes, 12))
+    found = {one.uid: one for one in pipeline.open(world.folder / "out")}
+    texts = {uid: f"balls {number}" for number, uid in enumerate(made.scenes)} | {min(made.scenes): "better words"}
+    assert {uid: one.caption for uid, one in found.items()} == texts
+    assert all(one.meta["cameras_fit"]["floating"] < 0.01 for one in found.values())
+    assert "ok: " in world.run("verify", "out")
     (copy / "dome_objaverse/0/10010.parquet").write_bytes(b"no table")
     shutil.rmtree(world.folder / "out")
     assert "broken_image 1" in run(
         world, "--source", "dome-objaverse", "--input", copy, "--n", 2, "--res", 32, expect=3
     )
+
+
+def test_arb_objaverse_object_by_object(world: World) -> None:
+    """Of a zip on the Hub its directory and what is asked of each object are read: one light, four views, no other map."""
+    trees.objaverse(world.folder / "root", count=2, chunks=1)
+    folder, uids = world.folder / "root/datasets/lizb6626/Arb-Objaverse/data", [f"{i:032x}" for i in range(3)]
+    folder.mkdir(parents=True)
+    whole = {f"000-000/{uid}/{name}": data for uid in uids for name, data in test_layers.arb(folder).items()}
+    noise = np.random.default_rng(0).bytes(3_000_000)
+    path = importing.zipped(folder / "000-000.zip", {"large.bin": noise} | whole)
+    asked = ("--source", "arb-objaverse", "--n", 2, "--res", 64, "--views", 4, "--normals", "--no-verify-cameras")
+    assert "delivered 2" in run(world, *asked)
+    assert set(Counter(shards(world)[64]).values()) == {4} and set(shards(world)[64]) <= set(uids)
+    sent = sum(request.sent for request in world.hub.requests if request.file.endswith(path.name))
+    assert 0 < sent < path.stat().st_size / 2
+    rows = pq.read_table(next((world.folder / "out/64").glob("*.parquet"))).to_pylist()
+    assert {len(row["normals"]) for row in rows} == {12 * 64 * 64} and "albedo" not in rows[0]
+    assert "ok: " in world.run("verify", "out")
+    shutil.rmtree(world.folder / "out")
+    said = world.run(
+        "import", "--input", folder, "--n", 1, "--res", 64, "--executor", "inline", "--out", "out", expect=2
+    )
+    assert "--source" in said  # zips say nothing of what is in them
 
 
 def cap3d(folder: Path, name: str = "compressed_imgs_perobj_07.zip", count: int = 3) -> tuple[Path, list[str]]:

@@ -15,7 +15,7 @@ import pipeline
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item
 from pipeline.formats import tables
-from pipeline.sources.selection import captioned
+from pipeline.run.selection import captioned
 from tests.conftest import lvsm_data
 
 TEXTS = {"a": 'A "red" chair, with\ntwo legs', "b": "ein Stuhl, grün", "c/d.glb": "x"}

@@ -96,12 +96,25 @@ def test_white_is_exact_where_nothing_is() -> None:
     assert scene.meta["coverage"] == 0.0625
 
 
-def test_without_transparency_the_alpha_layer_is_full_and_coverage_is_not_claimed() -> None:
-    scene = scene_of(views(saved(noise())), alpha=True)
-    assert (np.asarray(Image.open(io.BytesIO(scene.by_width[64].layers["alpha"][0]))) == 255).all()
-    assert "coverage" not in scene.meta
+def test_without_transparency_there_is_no_alpha_and_coverage_is_not_claimed() -> None:
+    """Of a scene with some transparency, pictures without any are covered wholly."""
+    with pytest.raises(Skip, match="no transparency") as missing:
+        scene_of(views(saved(noise())), alpha=True)
+    assert missing.value.reason == "layer_missing"
+    scene = scene_of(views(saved(noise())))
+    assert "coverage" not in scene.meta and not scene.by_width[64].layers
     assert scene.meta["original_hw"] == [[96, 128]]
-    assert not scene_of(views(saved(noise()))).by_width[64].layers
+    mixed = scene_of(views(saved(noise()), saved(noise(channels=4))), alpha=True)
+    assert (np.asarray(Image.open(io.BytesIO(mixed.by_width[64].layers["alpha"][0]))) == 255).all()
+
+
+def test_columns_of_pictures_that_a_lens_bends_are_refused() -> None:
+    bent = replace(
+        views(saved(noise())), lenses=[opencv((0.1, *[0.0] * 7))], layer=lambda name, view: np.ones((96, 128))
+    )
+    with pytest.raises(Skip, match="undistort") as refused:
+        scene_of(bent, depth=True)
+    assert refused.value.reason == "unsupported_camera"
 
 
 def webp(pixels: np.ndarray) -> bytes:

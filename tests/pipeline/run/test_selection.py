@@ -8,19 +8,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import sources
 from pipeline.config.render import RenderConfig
 from pipeline.config.views import ImportConfig
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item
-from pipeline.sources import selection
-from pipeline.sources.selection import Selection
+from pipeline.formats import tables
+from pipeline.run.selection import Selection
 
 PAGE = "https://sketchfab.com/3d-models/"
 
 
 def named(path: Path, text: str) -> frozenset[str] | None:
     path.write_text(text, encoding="utf-8")
-    return selection.names(RenderConfig(source="objaverse", uids=path))
+    return sources.asked_for(RenderConfig(source="objaverse", uids=path))
 
 
 def test_lists_as_people_have_them(tmp_path: Path) -> None:
@@ -36,11 +37,11 @@ def test_unusable_lists_say_why(tmp_path: Path) -> None:
         named(tmp_path / "empty.txt", "\n \n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x01" * 10)
     with pytest.raises(UserError, match="UTF-8"):
-        selection.names(RenderConfig(source="objaverse", uids=tmp_path / "binary.txt"))
+        sources.asked_for(RenderConfig(source="objaverse", uids=tmp_path / "binary.txt"))
 
 
 def scores(path: Path, least: float, column: str | None = None) -> frozenset[str] | None:
-    return selection.names(RenderConfig(source="objaverse", scores=path, min_score=least, score_column=column))
+    return sources.asked_for(RenderConfig(source="objaverse", scores=path, min_score=least, score_column=column))
 
 
 def test_scores_by_any_key(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_an_item_is_known_by_uid_sum_and_identifier(tmp_path: Path) -> None:
     item = Item("uid", "github", sha256="aa", license="MIT", extra={"id": "https://github.com/x"})
     for name in ("uid", "aa", "https://github.com/x"):
         (tmp_path / "list.txt").write_text(name)
-        selection._listed.cache_clear()
+        tables.names_in.cache_clear()
         assert Selection(RenderConfig(source="objaverse-xl", uids=tmp_path / "list.txt")).takes(item)
 
 
