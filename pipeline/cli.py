@@ -24,7 +24,7 @@ from pipeline.config.export import ExportConfig, PathsConfig, PushConfig
 from pipeline.config.manifest import ManifestConfig
 from pipeline.config.render import RenderConfig
 from pipeline.config.run import RunConfig
-from pipeline.config.source_table import AUTO
+from pipeline.config.source_table import AUTO, CAPTURES
 from pipeline.config.views import ImportConfig
 from pipeline.core.errors import FEWER_THAN_ASKED, UserError
 from pipeline.core.text import shown
@@ -77,7 +77,8 @@ def _run(cfg: RunConfig) -> int:
 
     assert cfg.out is not None
     others = f" (others: {sources.others(cfg.source)})" if isinstance(cfg, RenderConfig) else ""
-    print(f"source: {sources.load(cfg.source).SAYS}{others}")
+    form = f"{cfg.source} " if cfg.source in CAPTURES else ""
+    print(f"source: {form}{sources.load(cfg.source).SAYS}{others}")
     print(f"writing to {shown(cfg.out)}", flush=True)
     summary = deliver(cfg)
     print(*summary.lines(), sep="\n")

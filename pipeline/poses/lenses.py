@@ -22,15 +22,14 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "THIN_PRISM_FISHEYE": ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4", "sx1", "sy1"),
 }
 BENDS = {name: "theta" if name.endswith("FISHEYE") else "fov" if name == "FOV" else "none" for name in PARAMETERS}
+NEEDED = "convert the pictures to those of a perspective camera first"  # of what no model of PARAMETERS says
 LEAST_OMEGA = 1e-6  # radians; a smaller FOV lens is a pinhole
 
 
 def lens(model: str, values: Mapping[str, float]) -> Lens:
     """Lens of a model with its parameters by name; those that are missing are 0. Raises Skip("unsupported_camera")."""
     if model not in PARAMETERS:
-        raise Skip(
-            "unsupported_camera", f"{model}; one of {', '.join(PARAMETERS)} is needed: undistort the pictures first"
-        )
+        raise Skip("unsupported_camera", f"{model} is none of {', '.join(PARAMETERS)}; {NEEDED}")
     bend = BENDS[model]
     if bend == "fov":
         omega = values.get("omega", 0.0)

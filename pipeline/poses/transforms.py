@@ -149,7 +149,7 @@ def _lens(frame: Mapping[str, Any], width: float) -> Lens:
         if name == "lens" and isinstance(value, int | float):  # millimetres, which fl_x or an angle say too
             continue
         if name not in READ and GEOMETRY.fullmatch(name) and _says_something(value):
-            raise Skip("unsupported_camera", f"{name} is {str(value)[:40]}: undistort the pictures first")
+            raise Skip("unsupported_camera", f"{name} is {str(value)[:40]}; {lenses.NEEDED}")
     stated = frame.get("camera_model", "")
     model = str(stated or "").upper()
     model = NGP_MODELS.get(model, model)
@@ -166,7 +166,7 @@ def _lens(frame: Mapping[str, Any], width: float) -> Lens:
         {"k4"} if params or "FISHEYE" in model else set()
     )
     if foreign := sorted(values.keys() - known):
-        raise Skip("unsupported_camera", f"{foreign[0]} {values[foreign[0]]:g} with {stated or model}: undistort first")
+        raise Skip("unsupported_camera", f"{foreign[0]} {values[foreign[0]]:g} with {stated or model}; {lenses.NEEDED}")
     lens = lenses.lens(model, values)
     crop = number(frame, "fisheye_crop_radius") or 0.0
     return dataclasses.replace(lens, crop=crop / width) if crop > 0 else lens

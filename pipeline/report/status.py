@@ -90,5 +90,5 @@ def status_text(status: dict[str, Any]) -> str:
     if len(status["failures"]) < status["failed"]:
         lines.append(f"  ... and {status['failed'] - len(status['failures'])} more failures")
     if status["state"] in ("stopped", "interrupted"):
-        lines.append(f"the same {'cycle' if status['cycle'] else 'render'} command goes on where it stopped")
+        lines.append("the same command goes on where it stopped")
     return "\n".join(lines)

@@ -94,6 +94,7 @@ class Vetting:
             for says in ("fits", "does_not_fit", "undecided")
         }
         parts = [f"{counts['fits']} scenes fit", f"{counts['undecided']} cannot be told by their pictures"]
+        parts[1] += " and were taken as they are" if counts["undecided"] else ""
         parts += [f"{counts['does_not_fit']} do not and were left out ({REASON})"] if counts["does_not_fit"] else []
         parts += [f"{self.unchecked} were not looked at"] if self.unchecked else []
         _, figures = silhouettes.judge(self.verdicts)

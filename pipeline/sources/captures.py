@@ -6,7 +6,7 @@ import functools
 import importlib
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +23,7 @@ from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
 from pipeline.poses import transforms
 from pipeline.poses.capture import View, json_object
-from pipeline.poses.pictures import Finder
+from pipeline.poses.pictures import Finder, pictures_in
 from pipeline.sources import posed_views
 
 SAYS = "captures"
@@ -31,15 +31,17 @@ HOWTO = f"{' | '.join(f'--source {name}' for name in CAPTURES)} --input FOLDER"
 PARTS = (".bin", ".txt", ".npy", ".npz", ".jgz")  # suffixes of files that captures are read by, beside JSON
 SPLIT = "transforms_train.json"
 LOOKED_AT, FEW_FILES = 200, 2000  # folders of a level and files of a folder that are looked at to recognise them
-LOOKS = {  # other posed sources -> patterns of files that one folder of theirs holds
-    "shards": (r"(train|val)-\d{6}\.parquet",),
-    "zero123": (r"\d{3}\.png", r"\d{3}\.npy"),
-    "gobjaverse": (r"campos_512_v4",),
-    "pixelsplat": (r".+\.torch",),
-    "dome-objaverse": (r"dome_objaverse", r"metadata"),
-    "cap3d": (r"compressed_imgs_perobj_\d+\.zip",),
-    "arb-objaverse": (r"camera\.json", r"color_\w+_\d+\.png"),
-}
+LOOKS = (  # other posed sources, and patterns of files or folders that one folder of theirs holds
+    ("shards", (r"(train|val)-\d{6}\.parquet",)),
+    ("zero123", (r"\d{3}\.png", r"\d{3}\.npy")),
+    ("gobjaverse", (r"campos_512_v4",)),
+    ("pixelsplat", (r".+\.torch",)),
+    ("dome-objaverse", (r"dome_objaverse", r"metadata")),
+    ("cap3d", (r"compressed_imgs_perobj_\d+\.zip",)),
+    ("cap3d", (r"\d{5}\.png", r"00000\.json", r"00001\.json")),
+    ("gobjaverse", (r"(\d{5})/\1\.json",)),
+    ("arb-objaverse", (r"camera\.json", r"color_\w+_\d+\.png")),
+)
 LEAST_SHARE = 0.5  # of a capture's views whose pictures must be there
 
 
@@ -62,14 +64,28 @@ def recognised(given: Path) -> tuple[str, str]:
         return "nerfstudio", f"{shown(given)} looks like nerfstudio"
     level = [given.parent if given.suffix in PARTS else given] if given.is_dir() or given.suffix in PARTS else []
     for _ in range(bundles.DEPTH + 1):
-        for folder in level[:LOOKED_AT]:
-            kinds = list(dict.fromkeys(_kinds(folder)))
-            if kinds:
-                others = f" (also like {', '.join(kinds[1:])}: --source takes one of these)" if kinds[1:] else ""
-                return kinds[0], f"{shown(folder)} looks like {kinds[0]}{others}"
+        looks = [(folder, kinds) for folder in level[:LOOKED_AT] if (kinds := list(dict.fromkeys(_kinds(folder))))]
+        if looks:
+            folder, kinds = looks[0]
+            others = f" (also like {', '.join(kinds[1:])}: --source takes one of these)" if kinds[1:] else ""
+            return kinds[0], f"{shown(folder)} looks like {kinds[0]}{others}{_left_out(kinds[0], looks)}"
         level = [child for folder in level[:LOOKED_AT] for child in bundles.inner(folder)]
     hint = f"--source {' | '.join(names('posed'))}; docs/sources.md shows what belongs into each"
+    if given.is_dir() and pictures_in(given):
+        hint = f"pictures alone say not where they were taken: COLMAP finds that, and makes a capture of them; {hint}"
     raise UserError(f"{given} looks like no capture that is known", hint)
+
+
+def _left_out(source: str, looks: Sequence[tuple[Path, list[str]]]) -> str:
+    """Sentence about folders that look like other sources alone, which an import of `source` leaves out; "" without any."""
+    form = CAPTURES.get(source)
+    others = [(folder, kinds) for folder, kinds in looks if not any(CAPTURES.get(kind, kind) == form for kind in kinds)]
+    others = [(folder, kinds) for folder, kinds in others if source not in kinds]
+    if not others:
+        return ""
+    folder, kinds = others[0]
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    return f"; left out, since they look like others: {shown(folder)} ({kinds[0]}){more}: a run of --source {kinds[0]} takes it"
 
 
 def _kinds(folder: Path) -> Iterator[str]:
@@ -81,8 +97,10 @@ def _kinds(folder: Path) -> Iterator[str]:
     for name, module in CAPTURES.items():
         if module != "transforms" and reader(name).is_scene(folder):
             yield name
-    files = {path.name for path in itertools.islice(folder.iterdir(), FEW_FILES)}
-    for name, patterns in LOOKS.items():
+    children = list(itertools.islice(folder.iterdir(), FEW_FILES))
+    files = {path.name for path in children}
+    files |= {f"{path.name}/{path.name}.json" for path in children if (path / f"{path.name}.json").is_file()}
+    for name, patterns in LOOKS:
         if all(any(re.fullmatch(pattern, file) for file in files) for pattern in patterns):
             yield name
 
@@ -132,7 +150,10 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     there = [view for view in capture.views if view.picture is not None]
     missing = [view.name for view in capture.views if view.picture is None]
     if not there or len(there) < LEAST_SHARE * len(capture.views):
-        raise Skip("image_missing", f"{len(missing)} of {len(capture.views)} pictures, {missing[0][:200]} in {path}")
+        said = (
+            f"{len(missing)} of {len(capture.views)} pictures are not there (the first: {missing[0][:200]} in {path})"
+        )
+        raise Skip("image_missing", f"{said}; at least {LEAST_SHARE:.0%} must be")
     chosen = [there[i] for i in cameras.spread(len(there), cfg.scene.views)]
     pictures = [bundles.read_file(view.picture) for view in chosen if view.picture is not None]
     made = [view.camera(posed_views.hw_of(data, view.name)) for view, data in zip(chosen, pictures, strict=True)]

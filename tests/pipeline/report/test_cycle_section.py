@@ -152,7 +152,7 @@ def test_status_says_it_in_words_and_as_json(run: Path) -> None:
         "larger --disk-budget",
         "6.0 MB at most, of 20.0 MB",
         "1 filling, 1 on disk, 1 trained and deleted",
-        "the same cycle command goes on",
+        "the same command goes on",
     ):
         assert expected in text, expected
     told = json.loads(json.dumps(status))["cycle"]

@@ -375,7 +375,7 @@ def test_frames_whose_pictures_are_missing_are_left_out(tmp_path: Path) -> None:
     assert len(only(imported("nerfstudio", folder, tmp_path)).c2w) == 2
     (folder / "images/frame_00003.png").unlink()
     (end,) = imported("nerfstudio", folder, tmp_path).values()
-    assert isinstance(end, Skip) and end.reason == "image_missing" and "3 of 4 pictures" in end.detail
+    assert isinstance(end, Skip) and end.reason == "image_missing" and "3 of 4 pictures are not there" in end.detail
 
 
 @pytest.mark.parametrize(
@@ -491,7 +491,18 @@ RECOGNISED: dict[str, tuple[Callable[[Path], object], str]] = {
         "dome-objaverse",
     ),
     "cap3d": (lambda at: zipped(at / "compressed_imgs_perobj_00.zip", {}), "cap3d"),
+    "cap3d, unpacked": (lambda at: foreign.write_files(at / "x", flat(six_files())), "cap3d"),
+    "gobjaverse, file by file": (lambda at: foreign.write_files(at / "0" / "1", six_files()), "gobjaverse"),
+    "arb": (lambda at: foreign.write_files(at / "x", {"camera.json": b"", "color_3_00.png": b""}), "arb-objaverse"),
 }
+
+
+def six_files() -> dict[str, bytes]:
+    return foreign.gobjaverse_files(balls.circle(12, 35 / 32, 64)[:6])
+
+
+def flat(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name.split("/")[-1]: data for name, data in files.items()}
 
 
 @pytest.mark.parametrize("case", RECOGNISED)
@@ -511,6 +522,23 @@ def test_what_is_recognised_twice_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="looks like no capture"):
         captures.recognised(tmp_path / "empty")
+    (tmp_path / "empty" / "a.JPG").write_bytes(b"")
+    with pytest.raises(UserError) as alone:
+        captures.recognised(tmp_path / "empty")
+    assert "pictures alone" in str(alone.value.hint)
+
+
+def test_what_an_import_leaves_out_is_said(tmp_path: Path) -> None:
+    """Folders of one kind beside others: those that the first one's format reads too are not left out."""
+    eyes = balls.circle(12, 1.1, 96, 20.0)[:3]
+    for name in ("a", "b"):
+        foreign.nerfstudio(tmp_path / "in" / name, eyes)
+    foreign.nerf_synthetic(tmp_path / "in" / "c", eyes)
+    assert captures.recognised(tmp_path / "in")[1].endswith("looks like nerfstudio")
+    for name in ("d", "e", "f"):
+        foreign.llff(tmp_path / "in" / name, eyes)
+    source, says = captures.recognised(tmp_path / "in")
+    assert source == "nerfstudio" and says.endswith("/d (llff) and 2 more: a run of --source llff takes it")
 
 
 def test_llff_pictures_must_be_as_many_as_poses(tmp_path: Path) -> None:
