@@ -64,6 +64,7 @@ SOURCES = {  # in the order of --help
         roles=True,
         ready=True,
         layers=("depth", "normals", "albedo"),
+        captions=True,
     ),
     "objaverse-mix": Source("posed", "pipeline.sources.objaverse_mix", input="", objects=True),
     "gobjaverse": Source(

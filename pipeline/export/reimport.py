@@ -19,7 +19,7 @@ from pipeline.dataset.opened import Dataset
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
 from pipeline.sources import posed_views
-from pipeline.storage.shards import LAYERS, Rows, read_objects, write_rows
+from pipeline.storage.shards import CAPTION, LAYERS, Rows, read_objects, write_rows
 
 SAYS = "shards of lvsm-data"
 HOWTO = "--source shards --input RUN, or hf:OWNER/NAME, or s3://BUCKET/RUN"
@@ -109,7 +109,8 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Scene:
     chosen = cameras.spread(len(first.jpegs), cfg.scene.views)
     meta = dict(first.meta)
     credit, url = meta.pop("credit", {}), meta.pop("url", "")
-    own = Item(item.uid, first.source or item.source, url, first.license, first.sha256, credit, item.extra)
+    extra = item.extra | ({CAPTION: first.caption} if first.caption else {})
+    own = Item(item.uid, first.source or item.source, url, first.license, first.sha256, credit, extra)
     views = {
         width: Views(
             [rows.jpegs[view] for view in chosen],
@@ -120,7 +121,6 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Scene:
         for width, rows in by_width.items()
     }
     roles = [first.roles[view] for view in chosen] if first.roles else []
-    meta |= {"caption": first.caption} if first.caption else {}
     return Scene(cfg.grant(own), first.c2w[chosen], views, meta, roles=roles)
 
 

@@ -270,7 +270,7 @@ def test_import_reads_a_run_of_this_machine(tmp_path: Path, here: Callable[..., 
         "--out",
         tmp_path / "back",
     )
-    some = ("--views", 3, "--alpha", "--uids", tmp_path / "uids.txt")
+    some = ("--views", 3, "--alpha", "--depth", "--uids", tmp_path / "uids.txt")
     said = here("import", "--input", tmp_path / "run", *options, *some)
     assert "looks like shards" in said
     expected, found = rows(tmp_path / "run", 16), rows(tmp_path / "back", 16)
@@ -279,8 +279,9 @@ def test_import_reads_a_run_of_this_machine(tmp_path: Path, here: Callable[..., 
         chosen = cameras.spread(VIEWS, 3)
         assert one.jpegs == [expected[uid].jpegs[view] for view in chosen]
         assert one.roles == [ROLES[view] for view in chosen]
-        assert one.layers == {"alpha": [expected[uid].layers["alpha"][view] for view in chosen]}
-        assert one.license == "CC0-1.0" and one.meta["caption"] == f"the {uid}"
+        for name in ("alpha", "depth"):
+            assert one.layers[name] == [expected[uid].layers[name][view] for view in chosen]
+        assert one.license == "CC0-1.0" and one.caption == f"the {uid}"
 
 
 @pytest.mark.parametrize(
