@@ -108,7 +108,7 @@ def encoder_decoder(folder: Path) -> None:
 
 
 RAY = """
-import sys; sys.path.append(sys.argv[1]); from tests.warm import without_sights; without_sights()
+import sys; sys.path.append(sys.argv[1]); from tests.warm import without_dashboard; without_dashboard()
 ray.init(num_cpus=1, include_dashboard=False, address="local", log_to_driver=False, logging_level="ERROR")
 """
 RAY_READS = """

@@ -96,7 +96,7 @@ def serve() -> None:
     orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # whatever an import may say
-    without_sights()
+    without_dashboard()
     for line in orders:
         job = json.loads(line)
         for module in AHEAD.get(job["arguments"][0], ALL):
@@ -111,7 +111,7 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
 
 
-def without_sights(put: Callable[[object, str, object], None] = setattr) -> None:
+def without_dashboard(put: Callable[[object, str, object], None] = setattr) -> None:
     """Let a Ray of this process leave out what shows it to people and what grows clusters: half of the CPU of its start."""
     from ray._private import node, utils
 

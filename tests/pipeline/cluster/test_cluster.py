@@ -30,7 +30,7 @@ from tests.hub import Hub
 from tests.pipeline.run.test_run import count_in_ledger, descendants, start, wait_for
 from tests.pipeline.sources.test_sources import World
 from tests.pipeline.storage.test_object_store import objects
-from tests.warm import without_sights
+from tests.warm import without_dashboard
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers need not find the tests
 PORT = 6379  # of Ray; its provider of nodes that are processes knows no other
@@ -43,7 +43,7 @@ def nodes() -> Iterator[Cluster]:
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": quick}
     with pytest.MonkeyPatch.context() as patch:
-        without_sights(patch.setattr)
+        without_dashboard(patch.setattr)
         made = Cluster(initialize_head=True, head_node_args=head)
         yield made
     ray.shutdown()

@@ -15,7 +15,7 @@ import ray
 
 from pipeline.cluster import executors, pool
 from pipeline.core.records import Item, Outcome
-from tests.warm import without_sights
+from tests.warm import without_dashboard
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers need not find the tests
 
@@ -119,7 +119,7 @@ def test_inline_asks_again_where_there_is_nothing_now(tmp_path: Path) -> None:
 
 @pytest.fixture
 def quick_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_sights(monkeypatch.setattr)
+    without_dashboard(monkeypatch.setattr)
 
 
 @pytest.mark.usefixtures("quick_ray")

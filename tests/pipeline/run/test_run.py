@@ -336,8 +336,8 @@ def recovered(stderr: str) -> int:
 
 CLUSTER = """
 import sys
-from tests.warm import without_sights
-without_sights()
+from tests.warm import without_dashboard
+without_dashboard()
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
 print(cluster.address, flush=True)
