@@ -24,6 +24,7 @@ NEAR_LINE = 3.0  # pixels of FEATURE_SIDE between a feature and its epipolar lin
 LEAST_MATCHES = 20  # of a pair of views, consistent with one fundamental matrix
 LEAST_SHIFT = 8.0  # median pixels between matched features; a smaller motion proves nothing
 SCALES = (0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.4, 1.6)  # focal lengths that are tried in place of the stated one
+BESIDE = (0.8, 1.25)  # of SCALES: focal lengths that must fit worse, or the stated one is not confirmed
 SAME_PLACE = 1e-6  # of the cameras' distances from the origin: closer ones stand at one place
 ENOUGH = 400  # matches after which no further set of views is tried
 DEPTH_VIEWS, POINTS = 8, 1500  # views whose depth is compared, and most points of each
@@ -86,6 +87,8 @@ class Lines:
 
     apart: median distance in pixels of FEATURE_SIDE between matches and their lines, infinite for what is behind a camera; None
     without matches. scale: factor of all focal lengths among SCALES that makes it least; apart_scaled: that least distance.
+    pairs: of views that have matches. rise: factor by which shorter and longer focal lengths (BESIDE) both move matches away at
+    least; near 1, matches do not tell the focal length.
     """
 
     matches: int = 0
@@ -94,6 +97,8 @@ class Lines:
     apart: float | None = None
     scale: float = 1.0
     apart_scaled: float | None = None
+    pairs: int = 0
+    rise: float = 1.0
 
 
 def explained(posed: Posed) -> Lines:
@@ -116,7 +121,9 @@ def explained(posed: Posed) -> Lines:
         scaled = [_apart(one.zoomed(scale), other.zoomed(scale), a / scale, b / scale) for one, other, a, b in found]
         medians[scale] = float(np.median(np.concatenate(scaled)))
     best = min(medians, key=lambda scale: medians[scale])
-    return Lines(len(apart), int((apart < NEAR_LINE).sum()), random, medians[1.0], best, medians[best])
+    rise = min(medians[scale] for scale in BESIDE) / max(medians[1.0], 1e-9)
+    good = int((apart < NEAR_LINE).sum())
+    return Lines(len(apart), good, random, medians[1.0], best, medians[best], len(found), rise)
 
 
 def _sound_matches(one: _Picture, other: _Picture) -> tuple[np.ndarray, np.ndarray]:

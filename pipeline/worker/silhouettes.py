@@ -38,7 +38,9 @@ HULL_FITS, HULL_WRONG = 0.997, 0.988
 HULL_FITS_COARSE = 0.992  # in place of HULL_FITS for pictures smaller than SIDE
 CONTROL = 0.95  # where wrong cameras fill the silhouettes more than this, silhouettes cannot confirm the right ones
 APART_FITS, APART_WRONG = 0.8, 2.5  # median pixels of 512 between matches and their lines
-FOCAL_GAIN = 0.6  # another focal length that brings matches this much nearer to their lines is the right one
+FOCAL_GAIN = 0.85  # another focal length that brings matches this much nearer to their lines is the right one
+FOCAL_PAIRS, FEW_PAIRS_GAIN = 4, 0.6  # in place of FOCAL_GAIN for scenes with matches in fewer pairs of views
+FOCAL_RISE = 1.4  # a focal length is confirmed where those off by a quarter move matches away by this factor
 MATCHES = 40  # least number that decides
 FLOATING_FITS, FLOATING_WRONG = 0.01, 0.1  # share of points of depth that stand before surfaces
 
@@ -51,7 +53,8 @@ class Verdict:
     """hull: mean share of a silhouette that the hull fills, None without silhouettes. control: `hull` with the silhouettes
     permuted among cameras; if that is as high, the object is too symmetric to tell. longest_side: of the hull's box,
     world units. lines: share of the matches within 3 pixels (of 512) of their lines. chance: `lines` of random pairings.
-    matches: number. apart: their median distance. focal: factor by which longer focal lengths would fit the matches better.
+    matches: number. apart: their median distance. focal: factor by which longer focal lengths would fit the matches better; rise:
+    factor by which other focal lengths fit worse, near 1 where matches do not tell.
     coarse: True if pictures are smaller than SIDE. floating: share of points of depth that contradict other views' depth, None
     without depth.
     """
@@ -65,6 +68,7 @@ class Verdict:
     matches: int = 0
     apart: float | None = None
     focal: float = 1.0
+    rise: float = float("inf")
     coarse: bool = False
     floating: float | None = None
 
@@ -76,13 +80,14 @@ class Verdict:
                 f"median distance {self.apart:.2g} px of {epipolar.FEATURE_SIDE}"
             )
         parts += [f"focal lengths {self.focal:g} times as long fit better"] if self.focal != 1 else []
+        parts += ["other focal lengths fit as well"] if self.apart is not None and self.rise < FOCAL_RISE else []
         parts += [] if self.floating is None else [f"{self.floating:.1%} of the points of depth stand before surfaces"]
         return f"{self.says}: {', '.join(parts) or 'neither silhouettes nor enough matches'}"
 
     @property
     def score(self) -> dict[str, Any]:
         """Verdict and figures as far as there are any, JSON-able."""
-        names = ("hull", "floating", "lines", "apart") if self.matches else ("hull", "floating")
+        names = ("hull", "floating", "lines", "apart", "rise") if self.matches else ("hull", "floating")
         figures = {name: getattr(self, name) for name in names}
         kept = {name: round(value, 4) for name, value in figures.items() if value is not None and np.isfinite(value)}
         return {"says": self.says, **kept, **({"matches": self.matches} if self.matches else {})}
@@ -105,9 +110,11 @@ def check(posed: Posed) -> Verdict:
         )
     if lines.apart is not None and lines.apart_scaled is not None:
         n = lines.matches
-        focal = lines.scale if lines.apart_scaled < FOCAL_GAIN * lines.apart else 1.0
+        gain = FOCAL_GAIN if lines.pairs >= FOCAL_PAIRS else FEW_PAIRS_GAIN
+        focal = lines.scale if lines.apart_scaled < gain * lines.apart else 1.0
+        good, chance = lines.good / n, lines.random / n
         verdict = replace(
-            verdict, lines=lines.good / n, chance=lines.random / n, matches=n, apart=lines.apart, focal=focal
+            verdict, lines=good, chance=chance, matches=n, apart=lines.apart, focal=focal, rise=lines.rise
         )
     return replace(verdict, says=_says(verdict))
 
@@ -123,7 +130,7 @@ def _says(verdict: Verdict) -> Says:
         if verdict.apart >= APART_WRONG or verdict.focal != 1:
             votes.add("does_not_fit")
         elif verdict.apart <= APART_FITS:
-            votes.add("fits")
+            votes.add("fits" if verdict.rise >= FOCAL_RISE else "undecided")
     if verdict.hull is not None and verdict.control is not None:
         if verdict.hull <= HULL_WRONG:
             votes.add("does_not_fit")
@@ -146,7 +153,8 @@ def judge(verdicts: Sequence[Verdict]) -> tuple[Says, str]:
     elif wrong >= 3 * fit and wrong:
         says = "does_not_fit"
     figures = []
-    for name, what in (("hull", "silhouettes filled"), ("lines", "matches on their epipolar lines")):
+    told = (("hull", "silhouettes filled"), ("floating", "points of depth before surfaces"))
+    for name, what in (*told, ("lines", "matches on their epipolar lines")):
         values = [value for verdict in verdicts if (value := getattr(verdict, name)) is not None]
         if values:
             figures.append(f"{what} {np.median(values):.1%}")

@@ -191,6 +191,44 @@ def test_a_wrong_focal_length_is_told_and_the_right_one_named(factor: float) -> 
     assert "focal lengths" in str(verdict)
 
 
+def test_a_focal_length_that_pictures_cannot_tell_is_not_confirmed() -> None:
+    """Points of a flat, distant thing move alike whatever the focal length: with a wrong one, matches are near lines too."""
+    seen = Verdict("undecided", lines=1.0, chance=0.0, matches=500, apart=0.2, rise=1.2)
+    assert silhouettes._says(seen) == "undecided" and "other focal lengths fit as well" in str(seen)
+    assert silhouettes._says(replace(seen, hull=0.999, control=0.5)) == "undecided"
+    assert silhouettes._says(replace(seen, rise=1.5)) == "fits"
+    right = check(room())
+    assert right.rise > 3 and right.score["rise"] == pytest.approx(right.rise, abs=1e-4)
+    for factor in (0.9, 1.1):
+        wrong = check(from_afar(factor))
+        assert wrong.says == "undecided" and wrong.apart is not None and wrong.apart < 0.1 and wrong.matches > 1000
+
+
+def from_afar(factor: float) -> Posed:
+    """A shallow relief, seen from 40 of its sizes through a long lens; focal lengths are said to be `factor` times as long."""
+    rng, size, focal = np.random.default_rng(1), 320, 40 * 320.0
+    noise = cv2.resize(rng.random((160, 160)).astype(np.float32), (640, 640), interpolation=cv2.INTER_CUBIC)
+    files, poses = [], []
+    for angle in np.radians([-16.0, -8.0, 0.0, 8.0, 16.0]):
+        back = np.array([np.sin(angle), -np.cos(angle), 0.1]) / np.sqrt(1.01)
+        right = np.cross([0, 0, 1.0], back)
+        right /= np.linalg.norm(right)
+        axes = np.stack([right, -np.cross(back, right), -back], -1)
+        eye = 40 * back
+        y, x = np.mgrid[:size, :size] + 0.5
+        rays = np.stack([(x - size / 2) / focal, (y - size / 2) / focal, np.ones_like(x)], -1) @ axes.T
+        along = -eye[1] / rays[..., 1]
+        for _ in range(4):  # onto y = 0.02 sin(9 x)
+            along = (0.02 * np.sin(9 * (eye[0] + along * rays[..., 0])) - eye[1]) / rays[..., 1]
+        points = eye + along[..., None] * rays
+        u, v = ((points[..., axis] + 1) * 320 for axis in (0, 2))
+        grey = cv2.remap(noise, u.astype(np.float32), v.astype(np.float32), cv2.INTER_LINEAR)
+        rgba = np.stack([grey.clip(0, 1)] * 3 + [np.ones_like(grey)], -1)
+        files.append(balls.photo(rgba, "PNG"))
+        poses.append(np.vstack([np.c_[axes, eye], [0, 0, 0, 1]]))
+    return Posed(files, np.stack(poses), np.tile([factor * focal, factor * focal, size / 2, size / 2], (5, 1)))
+
+
 def test_the_score_is_what_a_shard_keeps() -> None:
     score = checked(room, PINHOLE).score
     assert score["says"] == "fits" and score["apart"] < 0.5 and score["lines"] > 0.97 and score["matches"] > 200
