@@ -34,6 +34,7 @@ def test_gobjaverse_fetches_only_the_views_that_are_asked_for(tmp_path: Path) ->
         for i in range(40)
         for end in (".json", ".png")
     }
+    many |= {name.replace(".png", "_albedo.png"): data for name, data in many.items() if name.endswith(".png")}
     www = tmp_path / "tree/www/share/aigc3d"
     foreign.write_files(www / "objaverse/0/10005/campos_512_v4", many)
     write_json(www / gobjaverse.MAPS[0], {"0/10005": f"000-000/{UID}.glb", "0/10006": f"000-000/{'b' * 32}.glb"})
@@ -50,7 +51,18 @@ def test_gobjaverse_fetches_only_the_views_that_are_asked_for(tmp_path: Path) ->
         assert hub.count(path_part="albedo") == 0
         again = staged("gobjaverse", cfg, items[:1], tmp_path / "raw", net)
         assert len(again) == 1 and hub.count(path_part=gobjaverse.MAPS[0]) == 1
+        wider = config("gobjaverse", None, tmp_path / "cache", views=4, albedo=True)
+        (known,) = (item for item in gobjaverse.items(wider, 0, net) if item.uid == UID)
+        (more,) = staged("gobjaverse", wider, [known], tmp_path / "raw", net).values()
+        assert hub.count(path_part="_albedo") == 4 and hub.count(path_part="_nd") == 0
+        deeper = config("gobjaverse", None, tmp_path / "cache", views=4, depth=True)
+        (known,) = (item for item in gobjaverse.items(deeper, 0, net) if item.uid == UID)
+        (gone,) = staged("gobjaverse", deeper, [known], tmp_path / "raw", net).values()
+        assert isinstance(gone, Skip) and gone.reason == "missing" and "_nd.exr" in gone.detail
         net.close()
+    assert isinstance(more, Path)
+    with_albedo = importing.to_scene(known, gobjaverse.load(known, more, wider), wider.scene)
+    assert with_albedo.by_width[64].layers.keys() == {"albedo"}
     (scene,) = (item for item in items if item.uid == UID)
     end = importing.to_scene(scene, gobjaverse.load(scene, got[UID], cfg), cfg.scene)  # type: ignore[arg-type]
     assert len(end.c2w) == 4 and importing.errors(end, 64).max() < 0.06
