@@ -79,8 +79,10 @@ class Verdict:
                 f"matches on their epipolar lines {self.lines:.0%} of {self.matches} (chance {self.chance or 0:.0%}), "
                 f"median distance {self.apart:.2g} px of {epipolar.FEATURE_SIDE}"
             )
-        parts += [f"focal lengths {self.focal:g} times as long fit better"] if self.focal != 1 else []
-        parts += ["other focal lengths fit as well"] if self.apart is not None and self.rise < FOCAL_RISE else []
+        if self.focal != 1:
+            parts.append(f"focal lengths {self.focal:g} times as long fit better")
+        elif self.apart is not None and self.rise < FOCAL_RISE:
+            parts.append("other focal lengths fit as well")
         parts += [] if self.floating is None else [f"{self.floating:.1%} of the points of depth stand before surfaces"]
         return f"{self.says}: {', '.join(parts) or 'neither silhouettes nor enough matches'}"
 
