@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from fractions import Fraction
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -298,3 +300,44 @@ def test_a_picture_of_noise_is_a_jpeg_too(quality: int) -> None:
     data = images.encode_jpeg(noise, quality)
     seen = images.decode(data).astype(float)
     assert seen.shape == noise.shape and np.abs(seen - noise).mean() < (40 if quality == 50 else 12)
+
+
+def numbers_files() -> dict[str, tuple[bytes, np.ndarray]]:
+    """Name -> (file, what it holds, channels red first), written by OpenCV, which takes blue first."""
+    os.environ["OPENCV_IO_ENABLE_OPENEXR"] = "1"
+    rng, made = np.random.default_rng(7), {}
+    for name, shape in (("grey", (5, 9)), ("rgba", (5, 9, 4)), ("rgb", (5, 9, 3))):
+        values = rng.integers(0, 65536, shape).astype(np.uint16)
+        swapped = values if values.ndim == 2 else values[..., [2, 1, 0, 3][: shape[2]]]
+        made[f"{name}.png"] = (cv2.imencode(".png", swapped)[1].tobytes(), values)
+        floats = np.ascontiguousarray(swapped.astype(np.float32) - 3e4)
+        made[f"{name}.exr"] = (cv2.imencode(".exr", floats)[1].tobytes(), values.astype(np.float32) - 3e4)
+    return made
+
+
+def test_numbers_are_read_as_they_stand_in_the_file() -> None:
+    for name, (data, values) in numbers_files().items():
+        found = images.decode_numbers(data)
+        assert found.dtype == values.dtype and np.array_equal(found, values), name
+
+
+def test_broken_pictures_of_numbers_are_errors_before_they_take_memory() -> None:
+    whole = numbers_files()
+    window = whole["rgba.exr"][0].index(b"dataWindow\0box2i\0") + len(b"dataWindow\0box2i\0") + 4
+    huge = bytearray(whole["rgba.exr"][0])
+    huge[window + 8 : window + 16] = struct.pack("<2i", 200_000, 200_000)
+    for data in (
+        bytes(huge),
+        whole["rgba.exr"][0][:60],
+        whole["rgba.png"][0][:20],
+        b"",
+        b"\x76\x2f\x31\x01",
+        b"P6 1 1 255 abc",
+    ):
+        with pytest.raises(OSError):
+            images.decode_numbers(data)
+
+
+def test_means_over_what_is_covered_are_no_darker_at_edges() -> None:
+    weighted = np.array([[[0.2, 0.4, 0.5], [0.0, 0.0, 0.0]]])  # half covered by (0.4, 0.8), and not at all
+    assert np.allclose(images.of_surfaces(weighted), [[[0.4, 0.8], [0, 0]]])
