@@ -246,6 +246,8 @@ def test_folders_and_what_is_wrong_in_some(world: World, source: str) -> None:
     min(pictures).write_bytes(b"not a picture")
     said = run(world, "--source", source, "--input", "in", "--n", 3, "--res", 64, expect=3)
     assert "delivered 2 + failed 1 (broken_image 1)" in said
+    assert f"source: {source} captures" in said
+    assert "cameras: 0 scenes fit, 2 cannot be told by their pictures and were taken as they are" in said
     assert Counter(shards(world)[64]) == Counter({"a": 3, "b": 3})
     assert "ok: " in world.run("verify", "out")
 

@@ -307,6 +307,19 @@ def test_nerfstudio(tmp_path: Path, case: str) -> None:
     assert reason("nerfstudio", tmp_path / "in", tmp_path) == right
 
 
+@pytest.mark.parametrize(
+    "said", [{"orthographic": True}, {"camera_model": "ORTHOPHOTO"}, {"rolling_shutter_time": 0.1}]
+)
+def test_a_camera_that_is_not_read_is_named_with_what_to_do(tmp_path: Path, said: dict[str, Any]) -> None:
+    studio(tmp_path / "in" / "scene", None, **said)
+    cfg = config("nerfstudio", tmp_path / "in", tmp_path)
+    (item,) = captures.items(cfg, 0)
+    with pytest.raises(Skip) as refused:
+        captures.load(item, Path(item.url), cfg)
+    assert refused.value.reason == "unsupported_camera" and "perspective" in refused.value.detail
+    assert str(next(iter(said.values())))[:5] in refused.value.detail and "undistort" not in refused.value.detail
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '{"frames": 1e999}', '"\\ud800"', "NaN"])
 def test_transforms_that_are_no_transforms(tmp_path: Path, text: str) -> None:
     (tmp_path / "in").mkdir()
