@@ -73,6 +73,12 @@ class Options:
     """How long each is timed, after its first batches."""
     repeats: int = 3
     """Rounds; the median counts."""
+    only: tuple[str, ...] = ()
+    """Besides those that ratios are to: ways whose name holds one of these words. Default: all."""
+
+    def takes(self, name: str) -> bool:
+        """True for the ways to time."""
+        return name in (DECODE, READ) or not self.only or any(word in name for word in self.only)
 
 
 def picture(rng: np.random.Generator, res: int) -> np.ndarray:
@@ -329,6 +335,8 @@ def main() -> None:
         make_others(options, folder)
         for _ in range(options.repeats):
             for name, way in ways(folder, options, workers).items():
+                if not options.takes(name):
+                    continue
                 paces.setdefault(name, []).append(pace(way(), options))
         size = sum(path.stat().st_size for path in find_shards(folder / "shards")[options.res])
     kilobytes = size / options.objects / options.views / 1e3

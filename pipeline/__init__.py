@@ -14,8 +14,8 @@ __all__ = ["open"]
 def open(run: Path | str, res: int | None = None, split: str | None = None, check: bool = False) -> Dataset:
     """Open a run to read its objects, as in `pipeline.open("data/demo")[0].images`.
 
-    run: folder of a run or of one resolution, or an address such as s3://BUCKET/RUN. res: width of the pictures, where there are
-    several. split: "train" or "val" alone. check: compare what is read with its checksums.
+    run: folder of a run or of one resolution, or an address (s3://BUCKET/RUN, hf:OWNER/NAME). res: width of the pictures, where
+    there are several. split: "train" or "val" alone. check: compare what is read with its checksums.
 
     Raises UserError where there is nothing to read.
     """

@@ -78,7 +78,7 @@ class DataConfig:
     """What a trainer sees."""
 
     data: tuple[Path, ...]
-    """Folders of runs of lvsm-data, or of one of their resolutions."""
+    """Folders of runs of lvsm-data, or of one of their resolutions; or addresses, s3://BUCKET/RUN, hf:OWNER/NAME."""
     res: int | None = None
     """Width of the pictures in pixels. Default: the largest that is stored. Smaller ones are area averages in linear light."""
     batch: int = 8

@@ -72,7 +72,7 @@ class Dataset(Sequence[Object]):
     """
 
     def __init__(self, run: Path | str, res: int | None = None, split: str | None = None, check: bool = False) -> None:
-        """Read the footers of all shards. run: a folder of a run or of one resolution, or an address such as s3://BUCKET/RUN.
+        """Read the footers of all shards. run: a folder of a run or of one resolution, or an address.
 
         res: width of the pictures; may be left out where there is one alone. split: "train" or "val" for these objects alone.
         check: compare what is read with its checksums, which takes as long again where pictures are small.

@@ -41,12 +41,13 @@ def contents(run: Path, made: Path, name: str, res: int | None = None) -> Conten
     run: folder of a finished run. name: of the dataset, as it will be loaded. res: this width alone.
     Raises UserError, with nothing written: the run goes on, is not finished, or has no shards of this width.
     """
-    shards = _shards(run, res)
-    parts = {width: _parts(paths) for width, paths in shards.items()}
+    shards, counts = _shards(run, res)
+    parts = {width: _parts(paths, counts) for width, paths in shards.items()}
     with Ledger(run / LEDGER, readonly=True) as ledger:
         failed = ledger.reasons()
     shown = shards[min((width for width in shards if width >= THUMB_WIDTH), default=max(shards))]
-    sheet = make_sheet(shown, {path.stem: len(counts_of(path)) for path in shown}, SHEET_OBJECTS, THUMB_WIDTH)
+    objects = {name: len(views) for name, views in counts.items()}
+    sheet = make_sheet(shown, objects, SHEET_OBJECTS, THUMB_WIDTH)
     made.mkdir(parents=True, exist_ok=True)
     (made / card.SHEET).write_bytes(images.encode_jpeg(sheet, SHEET_QUALITY))
     told = card.Told(name, account(run, made / card.TABLE), facts_of(shown[0]), columns_of(shown[0]), parts, failed)
@@ -55,18 +56,23 @@ def contents(run: Path, made: Path, name: str, res: int | None = None) -> Conten
     return Contents(files | {file: made / file for file in (card.SHEET, card.TABLE, CARD)}, told)
 
 
-def _parts(paths: list[Path]) -> dict[str, card.Part]:
+def _parts(paths: list[Path], counts: dict[str, list[int]]) -> dict[str, card.Part]:
     """Splits of one resolution's shards, as far as there are any."""
     of = {split: [path for path in paths if path.name.startswith(split)] for split in card.SPLITS}
     return {
-        split: card.Part([count for path in own for count in counts_of(path)], sum(path.stat().st_size for path in own))
+        split: card.Part(
+            [count for path in own for count in counts[path.stem]], sum(path.stat().st_size for path in own)
+        )
         for split, own in of.items()
         if own
     }
 
 
-def _shards(run: Path, res: int | None) -> dict[int, list[Path]]:
-    """Width -> shards of a run. Raises UserError if they are not all that the run delivered."""
+def _shards(run: Path, res: int | None) -> tuple[dict[int, list[Path]], dict[str, list[int]]]:
+    """(width -> shards of a run, shard's name -> number of views of each of its objects, the same at all widths).
+
+    Raises UserError if the shards do not hold all that the run delivered.
+    """
     if not run.is_dir():
         raise UserError(f"{run} is no folder", "give the --out of a run")
     goes_on = f"the command that made it goes on; `lvsm-data status {run}` shows how it stands"
@@ -82,12 +88,13 @@ def _shards(run: Path, res: int | None) -> dict[int, list[Path]]:
     for path in itertools.chain(*shards.values()):
         if not path.resolve().is_relative_to(run.resolve()):
             raise UserError(f"{path} is a link that leads out of the run's folder", "move the file itself there")
-    there = sum(len(counts_of(path)) for path in shards[widths[0]])
+    counts = {path.stem: counts_of(path) for path in shards[widths[0]]}
+    there = sum(map(len, counts.values()))
     if there != delivered:
         raise UserError(f"{run} is not finished: {there:,} of {delivered:,} objects stand in shards", goes_on)
     if res is not None and res not in shards:
         raise UserError(f"{run} has no pictures of {res} pixels", f"it has {', '.join(map(str, widths))}")
-    return shards if res is None else {res: shards[res]}
+    return (shards if res is None else {res: shards[res]}), counts
 
 
 def write(run: Path, out: Path, res: int | None = None) -> Contents:

@@ -47,16 +47,15 @@ def push(cfg: PushConfig, run: Path) -> list[str]:
         if branch != MAIN:
             api.create_branch(repo, branch=branch, repo_type="dataset", exist_ok=True)
         there = _standing(api, repo, branch)
-        strange = _strange(there, files)
+        same = {path for path, file in files.items() if path in there and _identity(file, there[path]) == there[path]}
+        strange = {path for path in there if _is_shard(path)} - same
         if strange and not cfg.replace:
             raise UserError(
                 f"{repo} holds shards that are not of {run}: {', '.join(sorted(strange)[:3])}"
                 f"{', ...' if len(strange) > 3 else ''}",
                 "another --repo; or --replace, which deletes them (the Hub's history keeps them)",
             )
-        missing = {
-            path: file for path, file in files.items() if there.get(path) != _identity(file, there.get(path, ""))
-        }
+        missing = {path: file for path, file in files.items() if path not in same}
         _upload(api, repo, branch, missing, [path for path in strange if path not in files])
         sent = sum(file.stat().st_size for file in missing.values())
     at = f"@{branch}" if branch != MAIN else ""
@@ -73,18 +72,14 @@ def _standing(api: Any, repo: str, branch: str) -> dict[str, str]:
     return {one.path: one.lfs.sha256 if one.lfs else one.blob_id for one in tree if hasattr(one, "blob_id")}
 
 
-def _strange(there: Mapping[str, str], files: Mapping[str, Path]) -> set[str]:
-    """Paths of shards that stand there, and are not the run's or hold something else."""
-    shards = [
-        path for path in there if path.count("/") == 1 and path[0].isdecimal() and is_shard(path.rpartition("/")[2])
-    ]
-    return {path for path in shards if path not in files or _identity(files[path], there[path]) != there[path]}
+def _is_shard(path: str) -> bool:
+    """True for the path of a shard in a dataset: 64/train-000000.parquet."""
+    folder, _, name = path.rpartition("/")
+    return folder.isdecimal() and is_shard(name)
 
 
 def _identity(file: Path, like: str) -> str:
-    """Hash of a file of the kind that `like` is: SHA-256, or Git's SHA-1 of a blob. "" without it."""
-    if not like:
-        return ""
+    """Hash of a file of the kind that `like` is: SHA-256, or Git's SHA-1 of a blob."""
     with file.open("rb") as stream:
         if len(like) == 64:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -97,7 +92,7 @@ def _upload(api: Any, repo: str, branch: str, files: Mapping[str, Path], strange
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     total, done = sum(file.stat().st_size for file in files.values()), 0
-    batches = list(_batches(files))
+    batches = list(_batches(files)) or ([{}] if strange else [])
     for number, batch in enumerate(batches, 1):
         operations: list[Any] = [CommitOperationAdd(path, str(file)) for path, file in batch.items()]
         if number == len(batches):
