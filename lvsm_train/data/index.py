@@ -126,7 +126,7 @@ class Index:
 
 def _decode(jpeg: memoryview) -> np.ndarray | None:
     """RGB of a JPEG, bit for bit like PIL's in half the time; None if it is broken."""
-    if jpeg[-2:] != END_OF_IMAGE:  # OpenCV would fill a truncated image with grey
+    if bytes(jpeg[-2:]) != END_OF_IMAGE:  # OpenCV would fill a truncated image with grey
         return None
     return cv2.imdecode(np.frombuffer(jpeg, np.uint8), AS_STORED)
 
