@@ -8,8 +8,8 @@ views, decoded, with cameras, in a batch. Everybody has as many workers (our thr
 by OpenCV, and finds all files in the page cache, so that this is about work and not about disks. "decoding alone" takes the very
 JPEGs out of memory and does nothing but decode; ratios are to that. "one file per view" is PNG and JSON, as the LVSM authors'
 loader has them. The README's DataLoader is besides compared with pyarrow, which reads row groups whole and decodes nothing.
-Ratios are of one round, in which all take turns; the median of the rounds counts. Those of CPU time hardly depend on what else
-the machine does.
+Ratios of rates are of one round, in which all take turns; the median of the rounds counts. Those of CPU time are of the least
+that each took in any round: they depend less on what else the machine does.
 """
 
 from __future__ import annotations
@@ -345,9 +345,8 @@ def main() -> None:
     for name, found in paces.items():
         line = f"{name:<26}{statistics.median(one.rate for one in found):9.0f}"
         for base in (DECODE, READ):
-            both = list(zip(found, paces[base], strict=True))
-            rate = statistics.median(one.rate / floor.rate for one, floor in both)
-            cpu = statistics.median(floor.cpu_s / one.cpu_s for one, floor in both)
+            rate = statistics.median(one.rate / floor.rate for one, floor in zip(found, paces[base], strict=True))
+            cpu = min(floor.cpu_s for floor in paces[base]) / min(one.cpu_s for one in found)
             line += f"{rate:20.2f}{cpu:6.2f}"
         print(line)
 
