@@ -38,10 +38,10 @@ class World:
     run, start: the command in a process of its own. here, render: in this one, which takes a third of the time.
     """
 
-    def __init__(self, folder: Path, hub: Hub, here: Callable[..., str]) -> None:
+    def __init__(self, folder: Path, hub: Hub, here: Callable[..., str] | None = None) -> None:
         self.folder = folder
         self.hub = hub
-        self.here = here
+        self.here = here or self.run
         self.cache = folder / "home/.objaverse"
         self.environment = hub.environment(folder / "home")
         self.environment |= trees.git_config(folder / "gitconfig", f"{hub.url}/git/")
