@@ -24,7 +24,7 @@ from pipeline.poses import lenses
 from pipeline.poses.capture import Capture, View, fitted, inverted
 from pipeline.poses.lenses import PARAMETERS
 from pipeline.poses.pictures import SMALLER, Finder
-from pipeline.poses.shots import Folders, Shots, Writer, write_pictures
+from pipeline.poses.shots import Folders, Points, Shots, Writer, write_pictures
 
 NUMBERS = dict(  # in .bin files -> name
     enumerate(
@@ -35,6 +35,17 @@ NUMBERS = dict(  # in .bin files -> name
 CAMERA = struct.Struct("<iiQQ")
 IMAGE = struct.Struct("<I7dI")
 POINT2D = 24  # bytes
+POINT3D = np.dtype(  # with a track of one pixel: the number of its image, and its place in that image's list
+    [
+        ("id", "<u8"),
+        ("xyz", "<f8", 3),
+        ("rgb", "u1", 3),
+        ("error", "<f8"),
+        ("length", "<u8"),
+        ("image", "<u4"),
+        ("place", "<u4"),
+    ]
+)
 MOST = 1_000_000  # cameras or images; more are damage
 
 
@@ -239,30 +250,45 @@ def writer(root: Path) -> Writer:
 
 
 def _write(shots: Shots, folder: Path) -> None:
-    """Write one PINHOLE camera for each set of intrinsics that differs; points from depth, none without."""
+    """Write one PINHOLE camera for each set of intrinsics that differs; points from depth, none without.
+
+    A point's track is the one pixel that it was taken from: gsplat's depth loss looks for the points of each image.
+    """
     names = write_pictures(shots, folder / "images")
     model = folder / "sparse" / "0"
     model.mkdir(parents=True)
     distinct, camera_of = np.unique(shots.fxfycxcy.astype(np.float64), axis=0, return_inverse=True)
     pinhole = next(number for number, name in NUMBERS.items() if name == "PINHOLE")
-    records = [
+    cameras = [
         CAMERA.pack(number, pinhole, shots.hw[1], shots.hw[0]) + struct.pack("<4d", *k)
         for number, k in enumerate(distinct, 1)
     ]
-    (model / "cameras.bin").write_bytes(struct.pack("<Q", len(records)) + b"".join(records))
+    (model / "cameras.bin").write_bytes(struct.pack("<Q", len(cameras)) + b"".join(cameras))
+    points = shots.points()
+    seen, place = _pixels(points, len(shots))
     w2c = shots.w2c()
     quaternions = quaternion_of(w2c[:, :3, :3])
-    records = [
-        IMAGE.pack(number, *q, *pose[:3, 3], int(camera) + 1) + name.encode() + b"\0" + struct.pack("<Q", 0)
-        for number, (name, q, pose, camera) in enumerate(
-            zip(names, quaternions, w2c, np.ravel(camera_of), strict=True), 1
+    images = [
+        IMAGE.pack(number, *q, *pose[:3, 3], int(camera) + 1) + name.encode() + b"\0" + own
+        for number, (name, q, pose, camera, own) in enumerate(
+            zip(names, quaternions, w2c, np.ravel(camera_of), seen, strict=True), 1
         )
     ]
-    (model / "images.bin").write_bytes(struct.pack("<Q", len(records)) + b"".join(records))
-    points, colours = shots.points()
-    rows = np.empty(
-        len(points), [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("track", "<u8")]
-    )
-    rows["id"], rows["xyz"], rows["rgb"] = np.arange(1, len(points) + 1), points, colours
-    rows["error"], rows["track"] = 0, 0
+    (model / "images.bin").write_bytes(struct.pack("<Q", len(images)) + b"".join(images))
+    rows = np.zeros(len(points), POINT3D)
+    rows["id"], rows["xyz"], rows["rgb"] = np.arange(1, len(points) + 1), points.xyz, points.rgb
+    rows["length"], rows["image"], rows["place"] = 1, points.view + 1, place
     (model / "points3D.bin").write_bytes(struct.pack("<Q", len(points)) + rows.tobytes())
+
+
+def _pixels(points: Points, views: int) -> tuple[list[bytes], np.ndarray]:
+    """Return the list of 2D points of each image, as images.bin has it, and the place (P,) of each point in its list."""
+    place = np.empty(len(points), np.int64)
+    lists = []
+    for view in range(views):
+        (own,) = np.nonzero(points.view == view)
+        place[own] = np.arange(len(own))
+        rows = np.empty(len(own), [("xy", "<f8", 2), ("point", "<i8")])
+        rows["xy"], rows["point"] = points.xy[own], own + 1
+        lists.append(struct.pack("<Q", len(own)) + rows.tobytes())
+    return lists, place

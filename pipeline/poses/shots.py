@@ -20,6 +20,19 @@ SAME_PX = 1e-3  # pixels by which intrinsics may differ and still count as one c
 
 
 @dataclass(frozen=True)
+class Points:
+    """P points of the surfaces. xyz (P, 3), rgb (P, 3) uint8; view (P,) and xy (P, 2): the pixel that each was taken from."""
+
+    xyz: np.ndarray
+    rgb: np.ndarray
+    view: np.ndarray
+    xy: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.xyz)
+
+
+@dataclass(frozen=True)
 class Shots:
     """V views of one scene. name: of files and folders, without dots and slashes; uid: as the run has it.
 
@@ -89,6 +102,7 @@ class Shots:
         share = coverage[..., None] / np.float32(255)
         behind = images.linear(np.array(self.background, np.uint8))
         straight = (images.linear(rgb) - (1 - share) * behind) / np.maximum(share, 1 / 255)
+        straight[coverage == 0] = 0  # black as Blender writes it, not what JPEG left of the background
         return images.encode_png(np.dstack([images.srgb8(np.clip(straight, 0, 1)), coverage]))
 
     def near_far(self) -> tuple[np.ndarray, np.ndarray]:
@@ -105,22 +119,23 @@ class Shots:
         middle = -np.einsum("vi,vi->v", self.c2w[:, :3, 2], self.c2w[:, :3, 3])  # of the origin, along the axis
         return np.maximum(middle - self.radius, 1e-3), middle + self.radius
 
-    def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """Points (P, 3) of the surfaces and their colours (P, 3) uint8, from depth; none without depth."""
+    def points(self) -> Points:
+        """Points of the surfaces from depth, sorted by view; none without depth."""
         if self.depth is None:
-            return np.empty((0, 3)), np.empty((0, 3), np.uint8)
+            return Points(np.empty((0, 3)), np.empty((0, 3), np.uint8), np.empty(0, int), np.empty((0, 2)))
         view, row, column = np.nonzero(np.isfinite(self.depth))
         chosen = np.sort(item_rng(0, self.uid, "points").permutation(len(view))[:POINTS])
         view, row, column = view[chosen], row[chosen], column[chosen]
         z = self.depth[view, row, column].astype(np.float64)
         k = self.fxfycxcy[view].astype(np.float64)
-        local = np.stack([(column + 0.5 - k[:, 2]) / k[:, 0] * z, (row + 0.5 - k[:, 3]) / k[:, 1] * z, z], -1)
+        xy = np.stack([column, row], -1) + 0.5
+        local = np.concatenate([(xy - k[:, 2:]) / k[:, :2] * z[:, None], z[:, None]], -1)
         world = np.einsum("pij,pj->pi", self.c2w[view, :3, :3].astype(np.float64), local) + self.c2w[view, :3, 3]
         colours = np.empty((len(view), 3), np.uint8)
         for number in np.unique(view):
             own = view == number
             colours[own] = images.decode(self.jpegs[number])[row[own], column[own]]
-        return world, colours
+        return Points(world, colours, view, xy)
 
     def w2c(self) -> np.ndarray:
         """World-to-camera (V, 4, 4) float64, OpenCV axes."""

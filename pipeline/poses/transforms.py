@@ -213,10 +213,10 @@ def nerf_synthetic(root: Path) -> Writer:
 
 def _write_nerfstudio(shots: Shots, folder: Path) -> None:
     names = [f"images/{name}" for name in write_pictures(shots, folder / "images")]
-    points, colours = shots.points()
+    points = shots.points()
     about = {"camera_model": "OPENCV", "orientation_override": "none"}
     if len(points):
-        write_ply(folder / "points.ply", points, colours)
+        write_ply(folder / "points.ply", points.xyz, points.rgb)
         about["ply_file_path"] = "points.ply"
     splits = {f"{role}_filenames": [names[view] for view in shots.with_role(role)] for role in ROLES}
     _write_json(folder, about | {key: kept for key, kept in splits.items() if kept} | _frames(shots, names))

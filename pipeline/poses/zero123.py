@@ -50,7 +50,7 @@ class Writer:
         if shots.hw[0] != shots.hw[1] or abs(k[0] / shots.hw[1] / FOCAL - 1) > 1e-4:
             degrees = 2 * math.degrees(math.atan(shots.hw[1] / 2 / k[0]))
             said = f"Zero123 has no intrinsics: its readers take 49.134 degrees and squares, these have {degrees:.3f} degrees"
-            raise Skip("not_expressible", f"{said} (render --cameras xl --fov 49.1343426412)")
+            raise Skip("not_expressible", f"{said} (render --fov-x-deg 49.1343426412)")
         pngs = [shots.rgba(view) for view in range(len(shots))]
         folder = self.root / shots.name
         folder.mkdir(parents=True)

@@ -122,6 +122,15 @@ def test_colmap_reads_its_projects(kind: str, request: pytest.FixtureRequest, tm
             (views,) = one.by_width.values()
             depth = np.stack([np.frombuffer(data, "<f4").reshape(HW) for data in views.layers["depth"]])
             some = np.array([point.xyz for point in list(model.points3D.values())[:200]])
+            for number, point in list(model.points3D.items())[::20]:  # and falls on the pixel of its track
+                (seen,) = point.track.elements
+                image = model.images[seen.image_id]
+                pixel = image.points2D[seen.point2D_idx]
+                found = model.cameras[image.camera_id].img_from_cam(image.cam_from_world() * point.xyz)
+                np.testing.assert_allclose(found, pixel.xy, atol=1e-3)
+                view, (column, row) = int(image.name[:5]), pixel.xy.astype(int)
+                assert pixel.point3D_id == number
+                assert (point.color == images.decode(views.jpegs[view])[row, column]).all()
             hits = 0
             for pose, k, own in zip(one.c2w.astype(np.float64), views.intrinsics, depth, strict=True):
                 local = (np.linalg.inv(pose) @ np.concatenate([some.T, np.ones((1, len(some)))]))[:3]
@@ -400,6 +409,7 @@ def test_colours_on_grey_are_taken_off_it(rich: Path, tmp_path: Path) -> None:
     again = images.srgb8(images.over(images.premultiplied(rgba), images.linear(np.array(GREY, np.uint8))))
     off = np.abs(again.astype(int) - one.images[0].astype(int))
     assert np.percentile(off, 99) <= 2 and (rgba[..., 3] == one.layer("alpha")[0]).all()
+    assert (rgba[..., 3] == 0).any() and not rgba[rgba[..., 3] == 0].any()  # black, no noise, where nothing is
 
 
 # ---- which views, and what is refused
@@ -427,7 +437,7 @@ def test_splits_by_uid(plain: Path, tmp_path: Path) -> None:
     [
         ("llff", "rich", "LLFF has one camera for all views, and intrinsics differ"),
         ("nerf-synthetic", "rich", "one camera for all views"),
-        ("zero123", "plain", r"49.134 degrees and squares, these have 50.000 degrees"),
+        ("zero123", "plain", r"49.134 degrees and squares, these have 50.000 degrees .render --fov-x-deg 49.13434"),
         ("neus", "plain", "the run has no alpha"),
     ],
 )
