@@ -171,6 +171,10 @@ class Dataset(Sequence[Object]):
         shard = int(np.searchsorted(self._first, number, side="right")) - 1
         return self.shards[shard], number - int(self._first[shard])
 
+    def split_of(self, which: int | str) -> str:
+        """Split that the run has put an object into: train or val. Raises like indexing."""
+        return "val" if Path(self._place(which)[0]).name.startswith("val") else "train"
+
     def number(self, uid: str) -> int:
         """Number of an object. Raises KeyError."""
         return self._number[uid]

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from pipeline.config.export import FORMATS, HUB, ExportConfig
+from pipeline.config.export import FORMATS, HUB, NO_SPLITS, ExportConfig
 from pipeline.core.cameras import BOUNDING_RADIUS
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.paths import file_stem
@@ -62,7 +62,7 @@ def export(cfg: ExportConfig) -> Exported:
     console = Console(stderr=True)
     for number in track(numbers, "exporting", console=console, transient=True, disable=not sys.stderr.isatty()):
         one = data[number]
-        shots = _shots(one, data.facts, *_views(cfg, one, roles))
+        shots = _shots(one, data.facts, *_views(cfg, one, roles), held_out=data.split_of(number) == "val")
         try:
             if shots.name in names:
                 raise Skip("not_expressible", "their names become those of other objects as files")
@@ -78,6 +78,8 @@ def export(cfg: ExportConfig) -> Exported:
             f"--to {cfg.to}: {'; '.join(made.refused) or 'there is no object'}", "another format may hold it"
         )
     made.notes += writer.close()
+    if roles and cfg.to in NO_SPLITS:
+        made.notes.append(f"{cfg.to} has no place for splits: views for training and for tests lie side by side")
     (cfg.out / UIDS).write_text(json.dumps(names, indent=0))
     return made
 
@@ -133,7 +135,7 @@ def _views(cfg: ExportConfig, one: Object, splits: dict[str, Any]) -> tuple[list
     return sorted(role_of), [role_of[view] for view in sorted(role_of)]
 
 
-def _shots(one: Object, facts: dict[str, Any], views: list[int], roles: list[str]) -> Shots:
+def _shots(one: Object, facts: dict[str, Any], views: list[int], roles: list[str], held_out: bool = False) -> Shots:
     settings = facts.get("settings") or {}
     background = one.meta.get("background", WHITE)
     if one.projection != "perspective":
@@ -150,4 +152,5 @@ def _shots(one: Object, facts: dict[str, Any], views: list[int], roles: list[str
         background=background if isinstance(background, list | tuple) else None,
         depth=one.layer("depth")[views] if "depth" in one.layers else None,
         radius=BOUNDING_RADIUS.get(str(settings.get("normalize"))),
+        held_out=held_out,
     )

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.formats import pickles
 from pipeline.poses.capture import inverted
-from pipeline.poses.shots import Shots
+from pipeline.poses.shots import Shots, write_index
 
 CHUNK_BYTES = 100_000_000
 READER_HW = (360, 640)  # its readers leave out scenes of any other size
@@ -34,7 +34,7 @@ def cameras_of(rows: np.ndarray, hws: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 class Writer:
-    """Writer of all scenes into chunks of train/ or test/: a scene goes to test/ if all its views are for tests."""
+    """Writer of all scenes into chunks of train/ or test/."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -42,11 +42,14 @@ class Writer:
         self.index: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self.chunks: defaultdict[str, int] = defaultdict(int)
         self.sizes: set[tuple[int, int]] = set()
+        self.evaluations: dict[str, dict[str, list[int]]] = {}
 
     def add(self, shots: Shots) -> None:
         """Put one scene into the open chunk of its split."""
         split = shots.scene_split
         self.sizes.add(shots.hw)
+        if shots.evaluation:
+            self.evaluations[shots.name] = shots.evaluation
         chunk = self.open[split]
         chunk.append(
             {
@@ -73,7 +76,10 @@ class Writer:
             self._write(split)
         for split, keys in self.index.items():
             (self.root / split / "index.json").write_text(json.dumps(keys))
+        notes = write_index(self.root / "test", self.evaluations)
         if other := sorted(self.sizes - {READER_HW}):
-            size = f"{other[0][1]}x{other[0][0]}"
-            return [f"pixelSplat's reader leaves out pictures that are not 640x360; these are {size}: change its check"]
-        return []
+            notes.append(
+                f"pixelSplat's reader leaves out pictures that are not 640x360; these are {other[0][1]}x{other[0][0]}: "
+                "change its check, or in MVSplat say dataset.skip_bad_shape=false"
+            )
+        return notes

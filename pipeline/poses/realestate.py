@@ -22,7 +22,7 @@ from pipeline.core.errors import Skip
 from pipeline.formats import bundles, trajectories
 from pipeline.poses.capture import Capture, View, inverted, json_object, matrices, unsized
 from pipeline.poses.pictures import Finder, pictures_in
-from pipeline.poses.shots import Shots, write_pictures
+from pipeline.poses.shots import Shots, write_index, write_pictures
 
 SAYS = "RealEstate10K in LVSM's layout, or frames beside camera files"
 LEAST_FRAMES = 26  # fewer never pass the view selector of LVSM's training data
@@ -110,12 +110,13 @@ def _shares(shares: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, Lens]:
 
 
 class Writer:
-    """Writer of LVSM's layout into train/ or test/: a scene goes to test/ if all its views are for tests."""
+    """Writer of LVSM's layout into train/ or test/."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self.listed: defaultdict[str, list[str]] = defaultdict(list)
         self.fewest: int | None = None
+        self.evaluations: dict[str, dict[str, list[int]]] = {}
 
     def add(self, shots: Shots) -> None:
         """Write one scene: its pictures and its JSON file."""
@@ -130,13 +131,17 @@ class Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"scene_name": shots.name, "frames": frames}))
         self.listed[split].append(str(path))
-        self.fewest = min(len(shots), self.fewest or len(shots))
+        if split == "train":
+            self.fewest = min(len(shots), self.fewest or len(shots))
+        if shots.evaluation:
+            self.evaluations[shots.name] = shots.evaluation
 
     def close(self) -> list[str]:
         """Write the lists."""
         for split, paths in self.listed.items():
             (self.root / split / "full_list.txt").write_text("\n".join([*paths, ""]))
         notes = [f"paths are absolute: after moving {self.root}, export again"]
+        notes += write_index(self.root / "test", self.evaluations)
         if self.fewest and self.fewest < LEAST_FRAMES:
             notes.append(
                 f"a scene has {self.fewest} views; LVSM's own training draws from windows of at least {LEAST_FRAMES} frames of a "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ from pipeline.core.errors import Skip
 from pipeline.core.records import item_rng
 
 POINTS = 20_000  # most points that are unprojected from depth
+INDEX = "evaluation_index.json"
 EVERY = 8  # one of so many views is for tests, where a format needs a split and none is asked for
 SAME_PX = 1e-3  # pixels by which intrinsics may differ and still count as one camera's
 
@@ -39,7 +41,8 @@ class Shots:
     jpegs: V files. c2w (V, 4, 4), OpenCV axes. fxfycxcy (V, 4) in pixels, the centre of the first at (0.5, 0.5). hw: size of all.
     alpha: V PNGs, None without. background: what the JPEGs were put on, sRGB levels (3,), None if it is not one colour.
     depth (V, H, W) along the camera's axis, infinite where nothing is; None without. radius: of a sphere around the origin that
-    holds the scene, None if not known. roles: V of train, val, test; "" where nobody has asked for a split.
+    holds the scene, None if not known. roles: V of train, val, test; "" where nobody has asked for a split. held_out: True if the
+    run keeps the scene for validation.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Shots:
     background: Sequence[int] | None = (255, 255, 255)
     depth: np.ndarray | None = None
     radius: float | None = None
+    held_out: bool = False
 
     def __len__(self) -> int:
         return len(self.jpegs)
@@ -67,8 +71,14 @@ class Shots:
 
     @property
     def scene_split(self) -> str:
-        """Split of the scene as a whole: test if all its views are for tests, else train."""
-        return "test" if set(self.roles) == {"test"} else "train"
+        """Split of the scene as a whole: train only if all its views are for training, where all are seen."""
+        return "test" if self.held_out or {"val", "test"} & set(self.roles) else "train"
+
+    @property
+    def evaluation(self) -> dict[str, list[int]] | None:
+        """Entry of an evaluation index: input views and those to render, by number. None unless views are for either."""
+        context, target = self.with_role("train"), self.with_role("test") or self.with_role("val")
+        return {"context": context, "target": target} if context and target else None
 
     def with_role(self, role: str) -> list[int]:
         """Numbers of the views that have a role."""
@@ -165,6 +175,14 @@ class Folders:
     def close(self) -> list[str]:
         """Return the notes."""
         return list(self.notes)
+
+
+def write_index(folder: Path, entries: Mapping[str, dict[str, list[int]]]) -> list[str]:
+    """Write the `evaluation` of scenes by name, as pixelSplat and LVSM read it, if there is any. Returns lines for the user."""
+    if not entries:
+        return []
+    (folder / INDEX).write_text(json.dumps(entries))
+    return [f"{folder / INDEX}: which views of each scene are given, and which to render"]
 
 
 def write_pictures(shots: Shots, folder: Path, pattern: str = "{:05d}.jpg") -> list[str]:

@@ -18,7 +18,7 @@ SHARD_BYTES = 200_000_000
 
 
 class Writer:
-    """Writer of SPLIT-NNNNNN.tar, a new one after SHARD_BYTES; views without a role are for training."""
+    """Writer of SPLIT-NNNNNN.tar, a new one after SHARD_BYTES; views without a role have the split of their object in the run."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -37,7 +37,7 @@ class Writer:
                 "height": shots.hw[0],
                 "width": shots.hw[1],
             }
-            tar = self._tar(shots.roles[view] or "train")
+            tar = self._tar(shots.roles[view] or ("val" if shots.held_out else "train"))
             for suffix, data in (("jpg", jpeg), ("json", json.dumps(facts).encode())):
                 member = tarfile.TarInfo(f"{shots.name}_{view:04d}.{suffix}")
                 member.size = len(data)

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import sys
+import tarfile
 import types
 from pathlib import Path
 from typing import Any
@@ -427,9 +428,42 @@ def test_splits_by_uid(plain: Path, tmp_path: Path) -> None:
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"chair": {"train": [5, 1], "test": [0]}}))
     exported(plain, "pixelsplat", tmp_path / "out", split_indices=split, uid=("chair",))
-    (record,) = pickles.read(tmp_path / "out/train/000000.torch")
+    (record,) = pickles.read(tmp_path / "out/test/000000.torch")  # training would see views that are for tests
     jpegs = scene("chair", "plain").by_width[64].jpegs
     assert [image.tobytes() for image in record["images"]] == [jpegs[view] for view in (0, 1, 5)]
+    assert not (tmp_path / "out/train").exists()
+    made = exported(plain, "lvsm", tmp_path / "lvsm", split_indices=split, uid=("chair",))
+    assert not any("view selector" in note for note in made.notes)  # there is nothing to train on
+    for folder in ("out", "lvsm"):  # views by their places in the export
+        index = json.loads((tmp_path / folder / "test/evaluation_index.json").read_text())
+        assert index == {names(tmp_path / folder)["chair"]: {"context": [1, 2], "target": [0]}}
+    assert (
+        "no place for splits"
+        in exported(plain, "colmap", tmp_path / "c", split_indices=split, uid=("chair",)).notes[-1]
+    )
+
+
+def test_objects_that_the_run_holds_out_are_not_for_training(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "run", (64,), (), FACTS, 1e12)
+    for uid, split in zip(UIDS, ("train", "val", "train"), strict=True):
+        writer.add(scene(uid, "plain"), split, 0)
+    for split in ("train", "val"):
+        writer.close(split)
+    for to in ("pixelsplat", "lvsm", "webdataset", "nerfstudio"):
+        exported(tmp_path / "run", to, tmp_path / to)
+    name = names(tmp_path / "lvsm")
+    for split, held in (("train", [UIDS[0], UIDS[2]]), ("test", [UIDS[1]])):
+        wanted = sorted(name[uid] for uid in held)
+        assert sorted(json.loads((tmp_path / "pixelsplat" / split / "index.json").read_text())) == wanted
+        listed = (tmp_path / "lvsm" / split / "full_list.txt").read_text().split("\n")[:-1]
+        assert sorted(Path(path).stem for path in listed) == wanted
+    for split, wanted_views in (("train", 2 * VIEWS), ("val", VIEWS)):
+        with tarfile.open(tmp_path / "webdataset" / f"{split}-000000.tar") as tar:
+            members = [member for member in tar.getnames() if member.endswith(".jpg")]
+        own = [member for member in members if member.startswith(f"{name[UIDS[1]]}_")]
+        assert len(members) == wanted_views and len(own) == (VIEWS if split == "val" else 0)
+    facts = json.loads((tmp_path / "nerfstudio" / name[UIDS[1]] / "transforms.json").read_text())
+    assert "val_filenames" not in facts  # its views are a scene of their own, to train on
 
 
 @pytest.mark.parametrize(
