@@ -347,7 +347,9 @@ def _sheet_note(run: RunData, tiles: list[dict[str, Any]]) -> str:
     shrunk = "as stored" if stored == here else f"shrunk from {stored} px for this page"
     if run.books and run.books.story and all(tile["shard"].startswith("val") for tile in tiles):
         return f"{len(tiles):,} held-out objects, which stay. Pictures {here} px wide, {shrunk}. Choose one to see its views."
+    total = sum(run.objects.values())
+    more = f" (--objects {total} for all)" if len(tiles) < total else ""
     return (
-        f"{len(tiles):,} of {sum(run.objects.values()):,} objects, spread over {len(run.objects):,} shards. "
+        f"{len(tiles):,} of {total:,} objects{more}, spread over {len(run.objects):,} shards. "
         f"Pictures {here} px wide, {shrunk}. Choose one to see its views."
     )

@@ -76,6 +76,8 @@ def _tile(rows: Rows, shard: str, budget: float, strip: int) -> dict[str, Any]:
     return {
         "uid": rows.uid,
         "shard": shard,
+        "source": rows.source,
+        "caption": rows.caption,
         "hw": list(rows.hw),
         "count": len(rows.jpegs),
         "facts": plain,

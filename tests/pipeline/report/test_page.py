@@ -61,12 +61,12 @@ def scene(uid: str, widths: tuple[int, ...] = (64,), views: int = VIEWS, license
 class Maker:
     """Writes a run's folder as the driver does, without Blender."""
 
-    def __init__(self, out: Path, widths: tuple[int, ...] = (64,)) -> None:
+    def __init__(self, out: Path, widths: tuple[int, ...] = (64,), columns: tuple[str, ...] = ()) -> None:
         self.out = out
         out.mkdir(parents=True)
         settings = {"views": VIEWS, "samples": 7, "lights": "studio", "denoise": "on", "res": list(widths)}
         facts = {"config_hash": "c0ffee", "settings": settings, "source": "local", "versions": {"bpy": "4.5"}}
-        self.writer = ShardWriter(out, widths, (), facts, 1e9)
+        self.writer = ShardWriter(out, widths, columns, facts, 1e9)
         self.ledger = Ledger(out / "ledger.sqlite")
         self.now = 1.7e9
 
