@@ -33,6 +33,9 @@ def cameras_of(rows: np.ndarray, hws: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return inverted(rows[:, 6:].reshape(-1, 3, 4)), rows[:, :4] * hws[:, [1, 0, 1, 0]]
 
 
+GIVEN = 2  # views that pixelSplat's evaluation index names as given
+
+
 class Writer:
     """Writer of all scenes into chunks of train/ or test/."""
 
@@ -77,6 +80,8 @@ class Writer:
         for split, keys in self.index.items():
             (self.root / split / "index.json").write_text(json.dumps(keys))
         notes = write_index(self.root / "test", self.evaluations)
+        if any(len(one["context"]) != GIVEN for one in self.evaluations.values()):
+            notes.append(f"pixelSplat's reader takes exactly {GIVEN} given views of each scene (MVSplat's any number)")
         if other := sorted(self.sizes - {READER_HW}):
             notes.append(
                 f"pixelSplat's reader leaves out pictures that are not 640x360; these are {other[0][1]}x{other[0][0]}: "

@@ -437,10 +437,10 @@ def test_splits_by_uid(plain: Path, tmp_path: Path) -> None:
     for folder in ("out", "lvsm"):  # views by their places in the export
         index = json.loads((tmp_path / folder / "test/evaluation_index.json").read_text())
         assert index == {names(tmp_path / folder)["chair"]: {"context": [1, 2], "target": [0]}}
-    assert (
-        "no place for splits"
-        in exported(plain, "colmap", tmp_path / "c", split_indices=split, uid=("chair",)).notes[-1]
-    )
+    split.write_text(json.dumps({"train": [5], "val": [0]}))
+    said = {to: exported(plain, to, tmp_path / to, split_indices=split).notes for to in ("pixelsplat", "colmap")}
+    assert any("exactly 2 given views" in note for note in said["pixelsplat"])
+    assert any("no place for splits" in note for note in said["colmap"])
 
 
 def test_objects_that_the_run_holds_out_are_not_for_training(tmp_path: Path) -> None:
