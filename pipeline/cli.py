@@ -305,7 +305,7 @@ def view(
     objects: int = 64,
     png: Path | None = None,
 ) -> int:
-    """Write a self-contained HTML page: contact sheets, cameras in 3D, failures by reason, throughput.
+    """Write a self-contained HTML page: contact sheet to search, cameras in 3D, failures by reason, throughput.
 
     Of training runs, up to four: curves, scores beside the baselines, pictures over time, and settings that differ.
 
@@ -314,7 +314,7 @@ def view(
     Args:
         folders: Folder of a run, or its address; or folders of training runs.
         out: The page. Default: FOLDER/index.html.
-        objects: How many objects the contact sheet shows.
+        objects: How many objects the contact sheet shows and searches.
         png: Write a picture instead of a page: a row of views per object.
     """
     from pipeline.report import training

@@ -46,6 +46,7 @@ POINT3D = np.dtype(  # with a track of one pixel: the number of its image, and i
         ("place", "<u4"),
     ]
 )
+NO_POINTS = "there are no points without depth (render --depth): gsplat then wants --no-normalize-world-space --init-type random"
 MOST = 1_000_000  # cameras or images; more are damage
 
 
@@ -249,10 +250,11 @@ def writer(root: Path) -> Writer:
     return Folders(root, _write)
 
 
-def _write(shots: Shots, folder: Path) -> None:
+def _write(shots: Shots, folder: Path) -> str | None:
     """Write one PINHOLE camera for each set of intrinsics that differs; points from depth, none without.
 
     A point's track is the one pixel that it was taken from: gsplat's depth loss looks for the points of each image.
+    Returns a note where there are no points.
     """
     names = write_pictures(shots, folder / "images")
     model = folder / "sparse" / "0"
@@ -279,6 +281,7 @@ def _write(shots: Shots, folder: Path) -> None:
     rows["id"], rows["xyz"], rows["rgb"] = np.arange(1, len(points) + 1), points.xyz, points.rgb
     rows["length"], rows["image"], rows["place"] = 1, points.view + 1, place
     (model / "points3D.bin").write_bytes(struct.pack("<Q", len(points)) + rows.tobytes())
+    return None if len(points) else NO_POINTS
 
 
 def _pixels(points: Points, views: int) -> tuple[list[bytes], np.ndarray]:

@@ -163,18 +163,22 @@ class Writer(Protocol):
 
 
 class Folders:
-    """Writer for formats with a folder for each scene. write: (shots, folder of the scene) -> None; notes: for the user."""
+    """Writer for formats with a folder for each scene. notes: for the user.
 
-    def __init__(self, root: Path, write: Callable[[Shots, Path], None], *notes: str) -> None:
-        self.root, self.write, self.notes = root, write, notes
+    write: (shots, folder of the scene) -> a note about scenes like that one, or None.
+    """
+
+    def __init__(self, root: Path, write: Callable[[Shots, Path], str | None], *notes: str) -> None:
+        self.root, self.write, self.notes = root, write, list(notes)
 
     def add(self, shots: Shots) -> None:
         """Write a scene into ROOT/NAME."""
-        self.write(shots, self.root / shots.name)
+        note = self.write(shots, self.root / shots.name)
+        self.notes += [note] if note and note not in self.notes else []
 
     def close(self) -> list[str]:
         """Return the notes."""
-        return list(self.notes)
+        return self.notes
 
 
 def write_index(folder: Path, entries: Mapping[str, dict[str, list[int]]]) -> list[str]:

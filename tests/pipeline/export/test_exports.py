@@ -106,7 +106,8 @@ def expected(one: Scene) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["plain", "rich"])
 def test_colmap_reads_its_projects(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     run = request.getfixturevalue(kind)
-    exported(run, "colmap", tmp_path / "out")
+    made = exported(run, "colmap", tmp_path / "out")
+    assert ["no points without depth" in note for note in made.notes] == ([True] if kind == "plain" else [])
     for uid, name in names(tmp_path / "out").items():
         one = scene(uid, kind)
         model = pycolmap.Reconstruction(tmp_path / "out" / name / "sparse" / "0")
