@@ -18,6 +18,7 @@ from pipeline.core.records import item_rng
 POINTS = 20_000  # most points that are unprojected from depth
 INDEX = "evaluation_index.json"
 EVERY = 8  # one of so many views is for tests, where a format needs a split and none is asked for
+THIN = 0.5  # coverage below which the colour of a pixel is not taken from that pixel alone
 SAME_PX = 1e-3  # pixels by which intrinsics may differ and still count as one camera's
 
 
@@ -101,6 +102,7 @@ class Shots:
     def rgba(self, view: int) -> bytes:
         """PNG of a view with straight alpha: what the background added is taken away again, in linear light.
 
+        Where little is covered, what JPEG changed would count many times over: the colours around it count there, by coverage.
         Opaque where the run has no alpha. Raises Skip("not_expressible") for a background of many colours.
         """
         rgb = images.decode(self.jpegs[view])
@@ -111,7 +113,10 @@ class Shots:
         coverage = images.decode(self.alpha[view])
         share = coverage[..., None] / np.float32(255)
         behind = images.linear(np.array(self.background, np.uint8))
-        straight = (images.linear(rgb) - (1 - share) * behind) / np.maximum(share, 1 / 255)
+        light = images.linear(rgb) - (1 - share) * behind
+        own = np.minimum(share / THIN, 1)
+        around = _sums_around(light) / np.maximum(_sums_around(share), 1 / 255)
+        straight = own * light / np.maximum(share, 1 / 255) + (1 - own) * around
         straight[coverage == 0] = 0  # black as Blender writes it, not what JPEG left of the background
         return images.encode_png(np.dstack([images.srgb8(np.clip(straight, 0, 1)), coverage]))
 
@@ -150,6 +155,16 @@ class Shots:
     def w2c(self) -> np.ndarray:
         """World-to-camera (V, 4, 4) float64, OpenCV axes."""
         return cameras.w2c(self.c2w.astype(np.float64))
+
+
+def _sums_around(values: np.ndarray, reach: int = 2) -> np.ndarray:
+    """Sums (H, W, C) over the square of pixels up to `reach` away from each."""
+    for axis in (0, 1):
+        pad = [(reach + 1, reach) if one == axis else (0, 0) for one in range(3)]
+        sums = np.cumsum(np.pad(values, pad), axis, dtype=np.float64)
+        size = values.shape[axis]
+        values = np.take(sums, range(2 * reach + 1, 2 * reach + 1 + size), axis) - np.take(sums, range(size), axis)
+    return values
 
 
 class Writer(Protocol):

@@ -414,6 +414,34 @@ def test_colours_on_grey_are_taken_off_it(rich: Path, tmp_path: Path) -> None:
     assert (rgba[..., 3] == 0).any() and not rgba[rgba[..., 3] == 0].any()  # black, no noise, where nothing is
 
 
+def test_thin_edges_have_the_colour_of_what_they_belong_to() -> None:
+    from pipeline.poses.shots import Shots
+
+    row, column = np.mgrid[:64, :64] + 0.5
+    share = np.clip((20 - np.hypot(row - 32, column - 32)) / 3 + 0.5, 0, 1)  # a disc, three pixels of edge
+    coverage = np.round(share * 255).astype(np.uint8)
+    share, colour = coverage[..., None] / 255, np.array([200, 40, 30], np.uint8)
+    for level in (255, 160):
+        behind = np.full(3, level, np.uint8)
+        picture = images.srgb8(share * images.linear(colour) + (1 - share) * images.linear(behind))
+        rest = {
+            "c2w": np.eye(4)[None],
+            "fxfycxcy": np.ones((1, 4)),
+            "hw": (64, 64),
+            "roles": [""],
+            "background": behind.tolist(),
+        }
+        shots = Shots("a", "a", [images.encode_jpeg(picture, 90)], alpha=[images.encode_png(coverage)], **rest)
+        rgba = images.decode_straight(shots.rgba(0))
+        off = np.abs(rgba[..., :3].astype(int) - colour).max(-1)
+        thin = (coverage > 0) & (coverage < 64)
+        assert thin.sum() > 50 and off[thin].mean() < 45 and off[coverage == 255].max() < 20, (
+            level
+        )  # 67 and 53 by themselves
+        back = images.srgb8(images.over(images.premultiplied(rgba), images.linear(behind)))
+        assert np.abs(back.astype(int) - images.decode(shots.jpegs[0])).mean() < 1.5
+
+
 # ---- which views, and what is refused
 
 
