@@ -13,6 +13,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.core.errors import UserError
+
 LOOK_AGAIN_S = 1.0  # between attempts while a disk is full
 SAY_AGAIN_S = 60.0
 Made = TypeVar("Made")
@@ -110,6 +112,15 @@ def replace_text(path: Path, text: str) -> None:
 def write_json(path: Path, facts: dict[str, Any]) -> None:
     """Replace a JSON file as a whole. Raises OSError, with nothing changed, if the disk is full."""
     replace_text(path, json.dumps(facts, indent=2))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of ours. Raises UserError if something has damaged it, and OSError if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        hint = "put a copy of it back; no program of ours leaves one half written"
+        raise UserError(f"{path} is damaged, it is no JSON: {error}", hint) from None
 
 
 def warn_full(where: Path) -> None:

@@ -31,3 +31,5 @@ class UserError(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        if hint:  # for who calls from Python
+            self.add_note(f"hint: {hint}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.disk import read_json
 from pipeline.core.errors import UserError
 from pipeline.core.text import reasons_text
 from pipeline.cycle.protocol import TRAIN, committed, layout
@@ -76,7 +76,7 @@ def _counted(run: Path) -> Audit:
         counts, reasons, kept, booked = ledger.counts(), ledger.reasons(), ledger.kept(), ledger.delivered_in()
     if not is_cycle(run):
         raise UserError(f"{run} is no cycle", "lvsm-data verify checks runs of render, import and clip")
-    identity = json.loads((run / "run.json").read_text())["identity"]
+    identity = read_json(run / "run.json")["identity"]
     report = Audit(run, identity["n"], counts.get("delivered", 0), reasons)
     _objects(report, run, identity["res"], kept, booked)
     _samples(report, run, kept)

@@ -25,9 +25,14 @@ FOOTERS_AT_ONCE = 16  # shards of an object store whose footers are read at the 
 HINT = "`lvsm-data verify` says what is broken"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Object(Rows):
     """One object of a run: V posed views. Pictures are decoded when they are asked for."""
+
+    def __repr__(self) -> str:
+        height, width = self.hw
+        more = "".join(f", {name}" for name in self.layers)
+        return f"Object({self.uid!r}: {len(self.jpegs)} views of {width}x{height} pixels, {self.projection}{more})"
 
     @property
     def images(self) -> np.ndarray:
@@ -105,7 +110,10 @@ class Dataset(Sequence[Object]):
             raise UserError(f"{path} holds no finished shard", "give the --out of a run")
         if res is None and len(found) > 1:
             there = ", ".join(map(str, found))
-            raise UserError(f"{path} has pictures of {there} pixels", f"choose one, as in open(..., res={min(found)})")
+            raise UserError(
+                f"{path} has pictures of {there} pixels",
+                f"choose one: res={min(found)} in Python, --res {min(found)} on the command line",
+            )
         width = res or next(iter(found))
         if width not in found:
             raise UserError(f"{path} has no pictures of {width} pixels", f"it has {', '.join(map(str, found))}")
@@ -167,7 +175,9 @@ class Dataset(Sequence[Object]):
             if which not in self._number:
                 raise KeyError(f"{which} is not among {len(self):,} objects, the first of which is {self.uids[:1]}")
             which = self._number[which]
-        number = range(len(self))[which]  # negative numbers count from the end
+        if not -len(self) <= which < len(self):
+            raise IndexError(f"there is no object {which} among {len(self):,}")
+        number = which % len(self)  # negative numbers count from the end
         shard = int(np.searchsorted(self._first, number, side="right")) - 1
         return self.shards[shard], number - int(self._first[shard])
 

@@ -124,16 +124,18 @@ def _harmless(cell: str) -> str:
 
 def findings(found: Account) -> dict[str, str]:
     """Topic -> what the licenses of the delivered objects mean for the set as a whole, in one sentence."""
+    unclear = [f"not known for {_objects(found.unknown())}"] if found.unknown() else []
     asked = found.where(lambda facts: facts.attribution)
     alike = found.where(lambda facts: facts.share_alike)
     unnamed = f"; of {found.unnamed:,} no author is on record" if found.unnamed else ""
     said = {
         "passing on": _passing_on(found),
         "commercial use": _commercial(found),
-        "share alike": f"asked for by {_objects(alike)}: images of them go out under the same license"
-        if alike
-        else "not asked for",
-        "attribution": f"needed for {_objects(asked)}{unnamed}" if asked else "not needed",
+        "share alike": "; ".join(
+            [f"asked for by {_objects(alike)}: images of them go out under the same license"][: len(alike)] + unclear
+        )
+        or "not asked for",
+        "attribution": "; ".join([f"needed for {_objects(asked)}{unnamed}"][: len(asked)] + unclear) or "not needed",
     }
     if unknown := found.unknown():
         said["unknown"] = f"{_objects(unknown)}; nothing is allowed as long as nothing is known: ask, or leave them out"

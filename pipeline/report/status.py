@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from pipeline.core import licenses
+from pipeline.core.disk import read_json
 from pipeline.core.text import duration, reasons_text, size
 from pipeline.cycle.snapshot import take_snapshot
 from pipeline.run.progress import doing
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import is_locked
-from pipeline.storage.uploads import lives_elsewhere
+from pipeline.storage.shards import complete_shards, widths_in
+from pipeline.storage.uploads import DRIVER, lives_elsewhere
 
 SHOWN_FAILURES = 5  # failures listed per reason
 SHOWN_LICENSES = 6
@@ -36,8 +37,9 @@ def read_status(run: Path) -> dict[str, Any]:
             for uid, detail, tries in ledger.examples(reason, SHOWN_FAILURES)
         ]
         cycle = take_snapshot(run, ledger)
+        missing = _missing(run, ledger)
     path = run / "status.json"
-    last: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    last: dict[str, Any] = read_json(path) if path.exists() else {}
     state = last.get("state", "interrupted")
     if is_locked(run) or lives_elsewhere(run):
         state = "running"
@@ -54,10 +56,20 @@ def read_status(run: Path) -> dict[str, Any]:
         "failures": failures,
         "licenses": by_license,
         **totals,
+        "shards_missing": missing,
         "updated": last.get("updated"),
         "cycle": dataclasses.asdict(cycle) | {"text": cycle.lines()} if cycle else None,
         **{name: last[name] if state == "running" and name in last else None for name in sorted(live)},
     }
+
+
+def _missing(run: Path, ledger: Ledger) -> int:
+    """Number of finished shards that are gone from a run's folder. 0 for runs of object stores, whose shards are not here."""
+    if (run / DRIVER).exists():
+        return 0
+    widths = widths_in(run)
+    there = complete_shards(run, widths) if widths else set()
+    return sum(1 for name, state in ledger.shards().items() if state != "deleted" and name not in there)
 
 
 def status_text(status: dict[str, Any]) -> str:
@@ -69,6 +81,8 @@ def status_text(status: dict[str, Any]) -> str:
         f"{status['views']} views, {size(status['image_bytes'])} of images; "
         f"{status['shards']} finished shards, {size(status['shard_bytes'])}",
     ]
+    if missing := status["shards_missing"]:
+        lines.append(f"{missing} of these shards are gone: the same command makes their objects again")
     if by_license := status["licenses"]:
         first = dict(list(by_license.items())[:SHOWN_LICENSES])
         more = f" and {len(by_license) - SHOWN_LICENSES} more" if len(by_license) > SHOWN_LICENSES else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pipeline.core import images
+from pipeline.core.disk import read_json
 from pipeline.core.errors import UserError
 from pipeline.core.records import video_of
 from pipeline.storage.ledger import Ledger
@@ -55,7 +55,14 @@ class Place:
 def verify(folder: Path) -> Report:
     """Check all shard files and the ledger, if any, of a run or one resolution. Raises UserError if there is nothing to check."""
     report = Report()
-    found = find_shards(folder)
+    try:
+        found = find_shards(folder)
+    except UserError:
+        if (folder / "ledger.sqlite").exists():
+            _check_ledger(folder, {}, report)
+        if not report.problems:
+            raise
+        return report
     by_width: dict[int, dict[str, Place]] = {}
     console = Console(stderr=True)
     for width, paths in found.items():
@@ -85,7 +92,7 @@ def _compare_widths(folder: Path, by_width: dict[int, dict[str, Place]], report:
         if odd:
             report.problems.append(f"{width} px and {most} px hold different objects, for example {odd[0]}")
     if (folder / "run.json").exists():
-        asked = json.loads((folder / "run.json").read_text())["identity"]["res"]
+        asked = read_json(folder / "run.json")["identity"]["res"]
         for width in sorted(set(asked) - set(by_width)):
             report.problems.append(f"{width} px is missing: the run is of {', '.join(map(str, asked))} px")
 

@@ -67,7 +67,7 @@ def opened(cfg: RunConfig) -> Iterator[Ledger]:
             raise UserError(
                 f"the disk of {shown(cfg.out)} is full", "make room; the same command goes on, nothing finished is lost"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
             raise UserError(f"--out {shown(cfg.out)} cannot be written: {error}", "use another --out") from error
         raise
 

@@ -145,7 +145,7 @@ class Ledger:
                 self._db.executescript(TALLY)
         except sqlite3.DatabaseError as error:
             self._db.close()
-            if readonly:
+            if readonly or not isinstance(error, sqlite3.OperationalError):  # which a full disk is
                 raise self._unreadable(error) from None
             raise
 

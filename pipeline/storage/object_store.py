@@ -21,10 +21,12 @@ from pyarrow import fs
 from pipeline.config.shared import HUB_SCHEME
 from pipeline.core.disk import replacing, retried
 from pipeline.core.errors import UserError
+from pipeline.core.text import duration_words
 
 ASIDE = "uploading"  # folder of partial uploads, also those that killed processes left
 GIVE_UP_S = 600.0  # seconds for which a failing operation is retried
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+SAY_FROM_S = 2.0  # pause from which the user hears of it, once
 HOPELESS = (
     "ACCESS_DENIED",
     "NO_SUCH_BUCKET",
@@ -46,7 +48,7 @@ class Store:
     """
 
     def __init__(self, address: str) -> None:
-        self.address = address
+        self.address, self._told = address, False
         self.fs, self.root = self._patiently(lambda: _file_system(address))
 
     def put(self, local: Path, name: str) -> None:
@@ -134,6 +136,13 @@ class Store:
             if any(word in str(error) for word in HOPELESS) or time.monotonic() > until:
                 raise UserError(f"{self.address} cannot be used: {error}", HINT) from None
             pause, longest_s = longest_s, min(2 * longest_s, LONGEST_PAUSE_S)
+            if not self._told and pause >= SAY_FROM_S:  # uploads are told by their run
+                self._told = True
+                print(
+                    f"{self.address}: {error}; trying again for at most {duration_words(GIVE_UP_S)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
             return pause * random.uniform(0.5, 1.5)  # clients that failed together shall not retry together
 
         def tried() -> Made:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib.metadata
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from pipeline.config.render import BACKGROUNDS, RenderConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.shared import config_hash, plain
 from pipeline.core.cameras import SAMPLERS
-from pipeline.core.disk import write_json
+from pipeline.core.disk import read_json, write_json
 from pipeline.core.errors import UserError
 from pipeline.core.images import version as pil_version
 from pipeline.storage.ledger import Ledger
@@ -63,9 +62,7 @@ def check_identity(cfg: RunConfig, ledger: Ledger) -> None:
     if not path.exists() or not ledger.counts():
         write_json(path, {"identity": now, "facts": run_facts(cfg)})
         return
-    before = (
-        plain(type(cfg.scene)()) | json.loads(path.read_text())["identity"]
-    )  # settings that came later: their defaults
+    before = plain(type(cfg.scene)()) | read_json(path)["identity"]  # settings that came later: their defaults
     changed = [
         f"{name.replace('_', '-')} was {_shown(before.get(name))}, now {_shown(now.get(name))}"
         for name in sorted(now.keys() | before.keys())

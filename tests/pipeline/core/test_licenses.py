@@ -294,7 +294,7 @@ def test_the_account_of_a_run(run: Path) -> None:
     assert said["passing on"] == "not as a whole: forbidden by 1 object (CC-BY-ND-4.0 1)"
     assert said["share alike"].startswith("asked for by 1 object (CC-BY-SA-4.0 1)")
     assert said["attribution"].startswith("needed for 4 objects (") and said["attribution"].endswith(
-        "; of 1 no author is on record"
+        "; of 1 no author is on record; not known for 1 object (Our own | <terms> 1)"
     )
     assert said["unknown"].startswith("1 object (Our own | <terms> 1)")
 
@@ -306,7 +306,14 @@ def test_the_account_of_a_run(run: Path) -> None:
         (["CC-BY-4.0", "MIT"], "allowed", "allowed", "not asked for", "needed for 2"),
         (["CC-BY-NC-SA-4.0"], "not allowed: forbidden by 1", "allowed", "asked for by 1", "needed for 1"),
         (["GPL-3.0", "CC0-1.0"], "allowed", "allowed", "asked for by 1 object (GPL-3.0 1)", "needed for 1"),
-        (["unknown"], "not allowed: not known for 1", "not as a whole: not known for 1", "not asked", "not needed"),
+        (["unknown"], "not allowed: not known for 1", "not as a whole: not known for 1", "not known", "not known"),
+        (
+            ["MIT", "unknown"],
+            "not allowed",
+            "not as a whole",
+            "not known for 1",
+            "needed for 1 object (MIT 1); not known for 1",
+        ),
         (["All Rights Reserved"], "not allowed: forb", "not as a whole: forb", "not asked for", "not needed"),
     ],
 )

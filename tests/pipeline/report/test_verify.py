@@ -22,9 +22,11 @@ from PIL import Image
 from pipeline.core import cameras
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome, Scene, Views
+from pipeline.report.status import read_status, status_text
 from pipeline.report.verify import Report, verify
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.writer import ShardWriter
+from tests.conftest import lvsm_data_here
 
 FACTS = {"config_hash": "0123456789abcdef"}
 WIDTHS = (16, 32)
@@ -439,6 +441,33 @@ def test_a_run_without_a_ledger_is_checked_all_the_same(run: Run) -> None:
     assert verify(run.out).problems == []
     wrong_last_row(run)
     assert len(verify(run.out).problems) == 2  # the pose itself, and that the other resolution has another one
+
+
+def test_a_run_whose_shards_are_all_gone_is_damaged(run: Run) -> None:
+    for width in WIDTHS:
+        shutil.rmtree(run.out / str(width))
+    assert any(re.match("a: the ledger says train-000000", problem) for problem in verify(run.out).problems)
+
+
+def test_status_says_that_shards_are_gone(run: Run) -> None:
+    assert read_status(run.out)["shards_missing"] == 0
+    run.path(1, 16).unlink()
+    said = status_text(read_status(run.out))
+    assert "\n1 of these shards are gone: the same command makes their objects again" in said
+    run.books("UPDATE shard SET state = 'deleted' WHERE name = 'train-000001'")
+    assert read_status(run.out)["shards_missing"] == 0
+
+
+@pytest.mark.parametrize("file", ["run.json", "status.json", "ledger.sqlite"])
+def test_damaged_papers_of_a_run_are_named(file: str, run: Run) -> None:
+    (run.out / file).write_text("{ this is damaged " * 300)
+    for verb in ("status", "verify"):
+        done = lvsm_data_here(verb, run.out)
+        assert done.returncode == 0 or str(run.out / file) in done.stderr, done.stderr
+    if file == "status.json":  # which a run writes, and does not go by
+        return
+    done = lvsm_data_here("render", "--n", 7, "--res", *WIDTHS, "--executor", "inline", "--out", run.out)
+    assert done.returncode == 2 and str(run.out / file) in done.stderr, done.stderr
 
 
 def test_the_verdict_in_one_line() -> None:
