@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core import cameras
 from pipeline.core.errors import UserError
+from pipeline.core.records import HELD_OUT
 from pipeline.storage.shards import IMAGE_SHA, INTRINSICS, ROLE, facts_in, open_shard, subject_of, uid_of
 
 HINT = "`lvsm-data verify` says what is broken; a shard that is moved away is left out"
@@ -67,7 +68,7 @@ def read_shard(path: Path) -> ShardIndex:
     hw = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], -1).astype(int)
     frame = table["frame"].to_numpy() if "frame" in optional else counted
     roles = table[ROLE].to_numpy() if ROLE in optional else np.full(len(counted), "")
-    trains = ~np.isin(roles.astype(str), ("val", "test"))
+    trains = ~np.isin(roles.astype(str), HELD_OUT)
     sha = table[IMAGE_SHA].to_numpy() if IMAGE_SHA in optional else np.zeros(len(c2w), np.uint64)
     return ShardIndex(subject, uids, views, chunk, c2w, k, hw, frame, trains, sha, dict(licenses))
 

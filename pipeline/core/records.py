@@ -24,6 +24,7 @@ LEDGER_FACTS = (
     *("textured", "has_vertex_colors", "animated", "missing_textures", "missing_materials", "mended", "read_by"),
 )
 HEARTBEAT = "heartbeat"  # a file in a worker's scratch folder: the number of views rendered so far, and the uid
+HELD_OUT = ("val", "test")  # roles of views that never train
 
 
 @dataclass(frozen=True)

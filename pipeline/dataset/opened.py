@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.config.shared import address_of
 from pipeline.core import images
 from pipeline.core.errors import UserError
-from pipeline.core.records import item_rng
+from pipeline.core.records import HELD_OUT, item_rng
 from pipeline.storage.object_store import Store, unreachable
 from pipeline.storage.shards import Rows, facts_in, find_shards, is_shard, open_shard, rows_of, uid_of
 
@@ -42,6 +42,11 @@ class Object(Rows):
     def some_images(self, views: Iterable[int]) -> np.ndarray:
         """Views of these numbers, N of them: (N, H, W, 3) uint8 sRGB."""
         return np.stack([images.decode(self.jpegs[view]) for view in views])
+
+    @property
+    def trains(self) -> np.ndarray:
+        """(V,) bool: False for views that their set keeps for validation or tests."""
+        return ~np.isin(self.roles or [""] * len(self.jpegs), HELD_OUT)
 
     @property
     def fxfycxcy(self) -> np.ndarray:
@@ -85,7 +90,7 @@ class Dataset(Sequence[Object]):
         """
         if split not in (None, "train", "val"):
             raise UserError(f"there is no split {split!r}", "train, val, or None for both")
-        path, self.check = Path(run), check
+        path, self.check, self.split = Path(run), check, split
         self.address = address_of(path)
         self._store = Store(self.address) if self.address else None
         self.width, names = self._shards(path, res)
@@ -190,7 +195,10 @@ class Dataset(Sequence[Object]):
         return self._number[uid]
 
     def views(self, count: int, seed: int = 0, layers: Sequence[str] = ()) -> Views:
-        """Samples of `count` random views of each object, as dicts of arrays: what a DataLoader of PyTorch takes."""
+        """Samples of `count` random views of each object, as dicts of arrays: what a DataLoader of PyTorch takes.
+
+        Of objects opened with split="train", views that their set keeps for validation or tests are left out.
+        """
         return Views(self, count, seed, tuple(layers))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -234,8 +242,11 @@ class Views:
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Sample of an object: image (count, H, W, 3) uint8, c2w (count, 4, 4), fxfycxcy (count, 4), uid, and the layers."""
         one = self.data[number]
-        have = len(one.jpegs)
-        order = item_rng(self.seed, one.uid, "views").permutation(have)
+        order = item_rng(self.seed, one.uid, "views").permutation(len(one.jpegs))
+        if self.data.split == "train":
+            order = order[one.trains[order]]
+            if not len(order):
+                raise UserError(f"{one.uid} has no view that trains", "data[uid].roles says what its views are for")
         views = np.resize(order, self.count)
         sample = {
             "uid": one.uid,

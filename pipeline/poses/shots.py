@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.core import cameras, images
 from pipeline.core.errors import Skip
-from pipeline.core.records import item_rng
+from pipeline.core.records import HELD_OUT, item_rng
 
 POINTS = 20_000  # most points that are unprojected from depth
 INDEX = "evaluation_index.json"
@@ -73,7 +73,7 @@ class Shots:
     @property
     def scene_split(self) -> str:
         """Split of the scene as a whole: train only if all its views are for training, where all are seen."""
-        return "test" if self.held_out or {"val", "test"} & set(self.roles) else "train"
+        return "test" if self.held_out or set(HELD_OUT) & set(self.roles) else "train"
 
     @property
     def evaluation(self) -> dict[str, list[int]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import pickle
 import subprocess
@@ -18,7 +19,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Scene, Views, item_rng
 from pipeline.dataset import opened
 from pipeline.dataset.opened import Dataset
-from pipeline.storage.shards import INTRINSICS, Rows
+from pipeline.storage.shards import INTRINSICS, ROLE, Rows
 from pipeline.storage.writer import ShardWriter
 from tests.buckets import BUCKET, Buckets
 
@@ -221,3 +222,22 @@ def test_a_store_is_read_as_it_stands(run: Path, s3: Buckets) -> None:
 
 def test_rows_and_objects_have_the_same_fields() -> None:
     assert opened.Object.__dataclass_fields__.keys() == Rows.__dataclass_fields__.keys()
+
+
+def test_views_that_their_set_keeps_never_train(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, (16,), (ROLE,), FACTS, 1e12)
+    roles = ["test", "train", "val", "train", ""]
+    for uid in ("a", "b"):
+        writer.add(dataclasses.replace(scene(uid), roles=roles), "train", 0)
+    writer.add(dataclasses.replace(scene("kept"), roles=["test"] * VIEWS), "train", 0)
+    writer.close("train")
+    data = Dataset(tmp_path, split="train")
+    assert data["a"].trains.tolist() == [False, True, False, True, True]
+    for seed in range(4):
+        for number in (0, 1):
+            shown, one = data.views(6, seed)[number]["c2w"], data[number]
+            assert {pose.tobytes() for pose in shown} == {one.c2w[view].tobytes() for view in (1, 3, 4)}
+    with pytest.raises(UserError, match="kept has no view that trains"):
+        data.views(2)[2]
+    both = {pose.tobytes() for pose in Dataset(tmp_path).views(VIEWS)[0]["c2w"]}
+    assert len(both) == VIEWS  # who asks for no split gets all
