@@ -474,6 +474,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        again = "starts anew" if sys.argv[1:2] == ["export"] else "goes on where this one stopped"
+        print(f"interrupted; the same command {again}", file=sys.stderr)
         code = 130
     sys.exit(code)

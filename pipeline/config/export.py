@@ -25,6 +25,7 @@ FORMATS = {  # name -> the function or class, as module:name, that makes a write
     "webdataset": "pipeline.poses.webdataset:Writer",
 }
 NO_SPLITS = ("colmap", "llff", "neus", "instant-ngp", "zero123")  # formats that say of no view what it is for
+ABSOLUTE = ("lvsm",)  # formats whose files say where they stand
 HUB = "hf"  # the format that is shards as they stand, with a card: what `push` uploads
 if TYPE_CHECKING:
     FormatName = str

@@ -12,7 +12,8 @@ from pipeline.config import rig
 from pipeline.config.export import PathsConfig
 from pipeline.core import cameras
 from pipeline.core.errors import UserError
-from pipeline.dataset.opened import Dataset, Object
+from pipeline.dataset.opened import Object
+from pipeline.export.runs import intact, opened
 from pipeline.report.charts import Plot
 from pipeline.report.findings import Section, Table, write_page
 
@@ -46,12 +47,13 @@ def _object(cfg: PathsConfig) -> Object | None:
     """Object whose views a path goes through, or is compared with. None without --run."""
     if cfg.run is None:
         return None
-    data = Dataset(cfg.run, cfg.res)
+    data = opened(cfg.run, cfg.res)
     if cfg.uid and cfg.uid not in data:
         raise UserError(
             f"{cfg.run} has no object {cfg.uid}", f"there are {len(data):,}: {', '.join(data.uids[:3])}, ..."
         )
-    one = data[cfg.uid or 0]
+    with intact(cfg.run, cfg.uid or "its first object"):
+        one = data[cfg.uid or 0]
     if beyond := [view for view in cfg.views if view >= len(one.c2w)]:
         raise UserError(f"{one.uid} has no view {beyond[0]}", f"it has views 0 to {len(one.c2w) - 1}")
     return one

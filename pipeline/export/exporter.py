@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,12 +13,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from pipeline.config.export import FORMATS, HUB, NO_SPLITS, ExportConfig
+from pipeline.config.export import ABSOLUTE, FORMATS, HUB, NO_SPLITS, ExportConfig
 from pipeline.core.cameras import BOUNDING_RADIUS
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.paths import file_stem
 from pipeline.dataset.opened import Dataset, Object
 from pipeline.export import hub
+from pipeline.export.folder import whole
+from pipeline.export.runs import intact, lacking, opened
 from pipeline.poses.capture import ROLES
 from pipeline.poses.shots import Shots, Writer
 from pipeline.storage.copies import at_hand
@@ -47,47 +48,63 @@ class Exported:
 def export(cfg: ExportConfig) -> Exported:
     """Write the views of a run in a format of FORMATS. cfg: resolved. Objects that the format cannot hold are counted.
 
-    Raises UserError: nothing to read, unknown uids or views, no object that the format can hold (and leaves no folder then).
+    Raises UserError: nothing to read, unknown uids or views, no object that the format can hold, damaged
+    shards, a disk that is full or cannot be written. It leaves no folder then.
     """
     assert cfg.out is not None
-    if cfg.to == HUB:
-        told = hub.write(at_hand(cfg.run, shards=None), cfg.out, cfg.res).told
-        read = f'`load_dataset("{cfg.out}")` and `pipeline.open("{cfg.out}")` read it; `lvsm-data push` uploads it'
-        return Exported(cfg.out, len(told.views), sum(told.views), notes=[read])
-    data = Dataset(cfg.run, cfg.res)
+    with whole(cfg.out) as part:
+        made = _export_shards(cfg, part) if cfg.to == HUB else _export_views(cfg, part)
+    made.notes = [note.replace(str(part), str(cfg.out)) for note in made.notes]
+    return made
+
+
+def _export_shards(cfg: ExportConfig, part: Path) -> Exported:
+    """Write a run's shards as they stand, with their card, into the folder `part`, which becomes cfg.out."""
+    assert cfg.out is not None
+    told = hub.write(at_hand(cfg.run, shards=None), part, cfg.out.name, cfg.res).told
+    read = f'`load_dataset("{cfg.out}")` and `pipeline.open("{cfg.out}")` read it; `lvsm-data push` uploads it'
+    return Exported(cfg.out, len(told.views), sum(told.views), notes=[read])
+
+
+def _export_views(cfg: ExportConfig, part: Path) -> Exported:
+    """Write views by the writer of a format into the folder `part`, which becomes cfg.out."""
+    assert cfg.out is not None
+    data = opened(cfg.run, cfg.res)
     numbers = _numbers(cfg, data)
     roles = _split_indices(cfg)
-    writer = make_writer(cfg.to, cfg.out)
-    made, names = Exported(cfg.out), dict[str, str]()
+    writer = make_writer(cfg.to, part, cfg.out)
+    made, names = Exported(cfg.out, notes=lacking(cfg.run, len(data))), dict[str, str]()
     console = Console(stderr=True)
     for number in track(numbers, "exporting", console=console, transient=True, disable=not sys.stderr.isatty()):
-        one = data[number]
-        shots = _shots(one, data.facts, *_views(cfg, one, roles), held_out=data.split_of(number) == "val")
         try:
-            if shots.name in names:
-                raise Skip("not_expressible", "their names become those of other objects as files")
-            writer.add(shots)
+            with intact(cfg.run, data.uids[number]):
+                one = data[data.uids[number]]
+                views = _views(cfg, one, roles)
+                shots = _shots(one, data.facts, *views, held_out=data.split_of(number) == "val")
+                if shots.name in names:
+                    raise Skip("not_expressible", "their names become those of other objects as files")
+                writer.add(shots)
         except Skip as failure:
             made.refused[failure.detail] += 1
             continue
         made.objects, made.views = made.objects + 1, made.views + len(shots)
         names[shots.name] = shots.uid
     if not made.objects:
-        shutil.rmtree(cfg.out, ignore_errors=True)  # what a writer has begun in a folder that was not there
         raise UserError(
             f"--to {cfg.to}: {'; '.join(made.refused) or 'there is no object'}", "another format may hold it"
         )
     made.notes += writer.close()
     if roles and cfg.to in NO_SPLITS:
         made.notes.append(f"{cfg.to} has no place for splits: views for training and for tests lie side by side")
-    (cfg.out / UIDS).write_text(json.dumps(names, indent=0))
+    (part / UIDS).write_text(json.dumps(names, indent=0))
     return made
 
 
-def make_writer(name: str, out: Path) -> Writer:
-    """Writer of a format, which writes into the folder `out`."""
+def make_writer(name: str, folder: Path, stands: Path) -> Writer:
+    """Writer of a format, which writes into `folder`; what it writes will stand at `stands`."""
     module, _, maker = FORMATS[name].partition(":")
-    writer: Writer = getattr(importlib.import_module(module), maker)(out)
+    at = {"stands": stands} if name in ABSOLUTE else {}
+    writer: Writer = getattr(importlib.import_module(module), maker)(folder, **at)
     return writer
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline.core import images
 from pipeline.core.errors import UserError
 from pipeline.export import card
+from pipeline.export.runs import intact
 from pipeline.report.attribution import account
 from pipeline.report.tiles import THUMB_WIDTH, make_sheet
 from pipeline.storage.ledger import Ledger
@@ -47,7 +48,8 @@ def contents(run: Path, made: Path, name: str, res: int | None = None) -> Conten
         failed = ledger.reasons()
     shown = shards[min((width for width in shards if width >= THUMB_WIDTH), default=max(shards))]
     objects = {name: len(views) for name, views in counts.items()}
-    sheet = make_sheet(shown, objects, SHEET_OBJECTS, THUMB_WIDTH)
+    with intact(run, "a picture"):
+        sheet = make_sheet(shown, objects, SHEET_OBJECTS, THUMB_WIDTH)
     made.mkdir(parents=True, exist_ok=True)
     (made / card.SHEET).write_bytes(images.encode_jpeg(sheet, SHEET_QUALITY))
     told = card.Told(name, account(run, made / card.TABLE), facts_of(shown[0]), columns_of(shown[0]), parts, failed)
@@ -97,14 +99,15 @@ def _shards(run: Path, res: int | None) -> tuple[dict[int, list[Path]], dict[str
     return (shards if res is None else {res: shards[res]}), counts
 
 
-def write(run: Path, out: Path, res: int | None = None) -> Contents:
-    """Write the dataset into the folder `out`, shards as further names of the run's files where the disk allows it.
+def write(run: Path, out: Path, name: str, res: int | None = None) -> Contents:
+    """Write the dataset into the folder `out`, to be loaded by `name`. Shards are further names of the run's files, where the
+    disk allows it.
 
     Raises UserError like `contents`.
     """
-    made = contents(run, out, out.name, res)
-    for name, path in made.files.items():
-        if (place := out / name) != path:
+    made = contents(run, out, name, res)
+    for file, path in made.files.items():
+        if (place := out / file) != path:
             place.parent.mkdir(parents=True, exist_ok=True)
             _link(path, place)
     return made

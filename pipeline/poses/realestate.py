@@ -110,10 +110,11 @@ def _shares(shares: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, Lens]:
 
 
 class Writer:
-    """Writer of LVSM's layout into train/ or test/."""
+    """Writer of LVSM's layout into train/ or test/. stands: where the folder will be read, if elsewhere."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, stands: Path | None = None) -> None:
         self.root = root.absolute()
+        self.stands = (stands or root).absolute()
         self.listed: defaultdict[str, list[str]] = defaultdict(list)
         self.fewest: int | None = None
         self.evaluations: dict[str, dict[str, list[int]]] = {}
@@ -124,23 +125,26 @@ class Writer:
         folder = self.root / split / "images" / shots.name
         names = write_pictures(shots, folder)
         frames = [
-            {"image_path": str(folder / name), "fxfycxcy": k.tolist(), "w2c": w2c.tolist()}
+            {"image_path": self._standing(folder / name), "fxfycxcy": k.tolist(), "w2c": w2c.tolist()}
             for name, k, w2c in zip(names, shots.fxfycxcy.astype(float), shots.w2c(), strict=True)
         ]
         path = self.root / split / "metadata" / f"{shots.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"scene_name": shots.name, "frames": frames}))
-        self.listed[split].append(str(path))
+        self.listed[split].append(self._standing(path))
         if split == "train":
             self.fewest = min(len(shots), self.fewest or len(shots))
         if shots.evaluation:
             self.evaluations[shots.name] = shots.evaluation
 
+    def _standing(self, path: Path) -> str:
+        return str(self.stands / path.relative_to(self.root))
+
     def close(self) -> list[str]:
         """Write the lists."""
         for split, paths in self.listed.items():
             (self.root / split / "full_list.txt").write_text("\n".join([*paths, ""]))
-        notes = [f"paths are absolute: after moving {self.root}, export again"]
+        notes = [f"paths are absolute: after moving {self.stands}, export again"]
         notes += write_index(self.root / "test", self.evaluations)
         if self.fewest and self.fewest < LEAST_FRAMES:
             notes.append(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import importlib
 import json
 import math
+import os
 import sys
 import tarfile
 import types
@@ -21,8 +24,10 @@ from pipeline.config.views import ImportConfig
 from pipeline.core import cameras, images
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Posed, Scene, Views, item_rng
+from pipeline.export import exporter, hub
 from pipeline.export.exporter import Exported, export
 from pipeline.formats import pickles
+from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import INTRINSICS
 from pipeline.storage.writer import ShardWriter
 from tests.conftest import lvsm_data_here
@@ -553,3 +558,90 @@ def test_an_export_never_mixes_with_what_is_there(plain: Path, tmp_path: Path) -
     (tmp_path / "mine.txt").write_text("mine")
     done = lvsm_data_here("export", plain, "--out", tmp_path)
     assert done.returncode == 2 and "is there already" in done.stderr and (tmp_path / "mine.txt").exists()
+
+
+# ---- stopped, on a full disk, of a damaged run
+
+
+@pytest.mark.parametrize("to", ["nerfstudio", "lvsm", "hf"])
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "the same command starts anew"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "is full"),
+        (OSError(errno.EROFS, "Read-only file system"), 2, "cannot be written"),
+    ],
+)
+def test_a_stopped_export_leaves_nothing_under_its_name(
+    to: str, raised: BaseException, status: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write(tmp_path / "run", "plain")
+    with Ledger(run / "ledger.sqlite") as ledger:
+        for uid in UIDS:
+            ledger._db.execute("INSERT INTO item (uid, state, finished) VALUES (?, 'delivered', 0)", (uid,))
+    out, part = tmp_path / "out", tmp_path / ".out.part"
+    command = ("export", run, "--to", to, "--out", out)
+
+    def stops(*_: Any) -> None:
+        assert part.is_dir() and not out.exists()
+        raise raised
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporter, "_views", stops)
+        patch.setattr(hub, "_link", stops)
+        done = lvsm_data_here(*command)
+    assert done.returncode == status and said in done.stderr, done.stderr
+    assert not out.exists() and not part.exists()
+    (part / "chair").mkdir(parents=True)  # as a killed process leaves it
+    (part / "chair" / "half").write_bytes(b"half")
+    handle = os.open(part, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    assert "being written by another process" in lvsm_data_here(*command).stderr and (part / "chair/half").exists()
+    os.close(handle)
+    done = lvsm_data_here(*command)
+    assert done.returncode == 0 and str(out) in done.stdout and ".part" not in done.stdout, done.stderr
+    assert not part.exists() and not list(out.rglob("half"))
+    texts = [path for kind in ("json", "txt", "md") for path in out.rglob(f"*.{kind}")]
+    assert texts and not any(".out.part" in path.read_text() for path in texts)
+    if to == "lvsm":
+        (listed,) = out.rglob("full_list.txt")
+        for path in listed.read_text().split():
+            assert all(Path(frame["image_path"]).is_file() for frame in json.loads(Path(path).read_text())["frames"])
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    """Pages by their checksums; pictures where a format decodes them."""
+    run = write(tmp_path / "run", "rich")
+    (shard,) = run.rglob("*.parquet")
+    sound = shard.read_bytes()
+    at = sound.index(scene(UIDS[1], "rich").by_width[64].jpegs[3])
+    shard.write_bytes(sound[: at + 300] + bytes([sound[at + 300] ^ 255]) + sound[at + 301 :])
+    done = lvsm_data_here("export", run, "--out", tmp_path / "out")
+    assert done.returncode == 2 and UIDS[1] in done.stderr and f"lvsm-data verify {run}" in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+    writer = ShardWriter(tmp_path / "other", (64,), ("alpha", "depth"), FACTS, 1e12)
+    one = scene("chair", "rich")
+    one.by_width[64].jpegs[2] = b"no picture"
+    writer.add(one, "train", 0)
+    writer.close("train")
+    done = lvsm_data_here("export", tmp_path / "other", "--to", "neus", "--out", tmp_path / "out")
+    assert done.returncode == 2 and "chair cannot be read" in done.stderr and "lvsm-data verify" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_objects_that_lack_are_said(tmp_path: Path) -> None:
+    run = write(tmp_path / "run of mine", "plain")
+    with Ledger(run / "ledger.sqlite") as ledger:
+        for uid in (*UIDS, "lost"):
+            ledger._db.execute("INSERT INTO item (uid, state, finished) VALUES (?, 'delivered', 0)", (uid,))
+    for folder in (run, run / "64"):
+        said = lvsm_data_here("export", folder, "--out", tmp_path / f"out-{folder.name}").stdout
+        assert f"only 3 of 4 delivered objects stand in shards: `lvsm-data verify '{run}'`" in said
+
+
+def test_widths_are_chosen_by_a_flag(tmp_path: Path) -> None:
+    write(tmp_path / "run", "plain")
+    write(tmp_path / "run", "plain", (96, 128))
+    for command in (("export",), ("paths", "--run")):
+        done = lvsm_data_here(*command, tmp_path / "run", "--out", tmp_path / "out")
+        assert done.returncode == 2 and "choose one: --res 64" in done.stderr, done.stderr
