@@ -26,7 +26,8 @@ HOWTO = "--source shards --input RUN, or hf:OWNER/NAME, or s3://BUCKET/RUN"
 BATCH = 1
 WHITE = [255, 255, 255]
 root_of = posed_views.root_of
-opened = functools.lru_cache(maxsize=8)(Dataset)  # footers are read once in each process
+# footers are read once in each process; what is damaged must not get checksums that say it is right
+opened = functools.lru_cache(maxsize=8)(functools.partial(Dataset, check=True))
 
 
 def remote(cfg: ImportConfig) -> bool:
@@ -102,7 +103,8 @@ def _brought(item: Item, folder: Path, net: Fetcher) -> Path:
 def load(item: Item, path: Path, cfg: ImportConfig) -> Scene:
     """Scene of an object as it stands in the shards, at most cfg.scene.views of its views.
 
-    Raises Skip: missing (at one width), mixed_sizes (another shape than --crop square leaves), layer_missing.
+    Raises Skip: missing (at one width), file_unreadable (damaged), layer_missing, mixed_sizes (another shape than --crop square
+    leaves).
     """
     by_width = {width: _rows(item, path, width, cfg) for width in cfg.scene.res}
     first = next(iter(by_width.values()))
@@ -127,9 +129,12 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Scene:
 def _rows(item: Item, path: Path, width: int, cfg: ImportConfig) -> Rows:
     try:
         rows = next(read_objects(path / f"{width}.parquet")) if remote(cfg) else opened(item.url, width)[item.uid]
-        _check(rows, cfg)
     except KeyError:
         raise Skip("missing", f"no shard of {width} pixels has it") from None
+    except (UserError, OSError) as error:
+        raise Skip("file_unreadable", str(error)) from None
+    try:
+        _check(rows, cfg)
     except UserError as error:
         raise Skip("not_expressible", f"{error}; {error.hint}") from None
     return rows

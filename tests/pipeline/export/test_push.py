@@ -19,6 +19,7 @@ from pathlib import Path
 
 import huggingface_hub
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from huggingface_hub.utils._http import close_session
@@ -282,6 +283,24 @@ def test_import_reads_a_run_of_this_machine(tmp_path: Path, here: Callable[..., 
         for name in ("alpha", "depth"):
             assert one.layers[name] == [expected[uid].layers[name][view] for view in chosen]
         assert one.license == "CC0-1.0" and one.caption == f"the {uid}"
+
+
+@pytest.mark.parametrize("column", ["c2w", "depth", "image"])
+def test_what_is_damaged_is_not_imported(column: str, tmp_path: Path, here: Callable[..., str]) -> None:
+    writer = ShardWriter(tmp_path / "run", (16,), ("depth",), FACTS, 1e12)
+    for uid in ("a", "b", "c"):
+        writer.add(scene(uid, (16,), ("depth",)), "train", 0)
+    writer.close("train")
+    (path,) = (tmp_path / "run/16").glob("*.parquet")
+    group = pq.ParquetFile(path).metadata.row_group(1)
+    chunk = next(one for one in map(group.column, range(group.num_columns)) if one.path_in_schema.startswith(column))
+    data = bytearray(path.read_bytes())
+    data[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 1
+    path.write_bytes(data)
+    options = ("--res", 16, "--crop", "none", "--depth", "--executor", "inline", "--out", tmp_path / "back")
+    said = here("import", "--input", tmp_path / "run", "--n", 3, *options, status=3)
+    assert "delivered 2 + failed 1 (file_unreadable 1)" in said
+    assert rows(tmp_path / "back", 16).keys() == {"a", "c"}
 
 
 @pytest.mark.parametrize(
