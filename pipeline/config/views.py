@@ -44,7 +44,8 @@ class PictureConfig:
     seed: int = 0
     """Chooses the order of the objects."""
     quality: int = 95
-    """JPEG quality; chroma is never subsampled."""
+    """JPEG quality of what is encoded anew; chroma is never subsampled. A JPEG without subsampling and metadata that needs no
+    other shape or size keeps its bytes."""
 
     def resolved(self) -> Self:
         """Sort `res`. UserError for impossible values."""

@@ -153,6 +153,17 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
     return stream.getvalue()
 
 
+def is_plain_jpeg(data: bytes) -> bool:
+    """True for a JPEG such as `encode_jpeg` writes: sRGB without chroma subsampling, whole, with nothing beside the picture."""
+    if PIL is None or data[:2] != b"\xff\xd8" or data.find(b"\xff\xd9", data.find(b"\xff\xda")) != len(data) - 2:
+        return False  # no JPEG, cut off, or followed by something
+    with _opened(data) as image:
+        sampled = {(across, down) for _, across, down, _ in image.layer}  # type: ignore[attr-defined]
+        beside = image.info.keys() - {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+        segments = {name for name, _ in image.applist}  # type: ignore[attr-defined]
+        return image.mode == "RGB" and sampled == {(1, 1)} and not beside and segments <= {"APP0"}
+
+
 @contextlib.contextmanager
 def _larger_blocks(size: int) -> Iterator[None]:
     before = ImageFile.MAXBLOCK

@@ -92,7 +92,7 @@ def to_scene(item: Item, posed: Posed, cfg: PosedConfig) -> Scene:
         except OSError as error:
             raise Skip("broken_image", f"view {view}: {error}") from None
         beside = {name: _beside(posed, name, int(view), straight.shape[:2]) for name in cfg.layers}
-        album.add(int(view), straight, fxfycxcy[view], lenses[view], beside)
+        album.add(int(view), straight, fxfycxcy[view], lenses[view], beside, posed.images[view])
         if "normals" in beside:
             album.face(beside["normals"], c2w[view], fxfycxcy[view])
     meta = dict(posed.meta) | {"views_found": posed.meta.get("views_found", len(posed.images))}
@@ -153,10 +153,20 @@ class _Album:
         self.transparent = False
 
     def add(
-        self, view: int, straight: np.ndarray, fxfycxcy: np.ndarray, lens: Lens, beside: dict[str, np.ndarray]
+        self,
+        view: int,
+        straight: np.ndarray,
+        fxfycxcy: np.ndarray,
+        lens: Lens,
+        beside: dict[str, np.ndarray],
+        file: bytes,
     ) -> None:
-        """Add a decoded picture (H, W, 3 or 4) with its intrinsics (4,), lens and other columns. Raises Skip, see `to_scene`."""
-        height, width = straight.shape[:2]
+        """Add a picture (H, W, 3 or 4), decoded from `file`, with its intrinsics (4,), lens and other columns.
+
+        Where nothing changes its pixels and the file is such a JPEG as shards hold, its bytes are kept. Raises Skip, see
+        `to_scene`.
+        """
+        height, width = whole = straight.shape[:2]
         check_intrinsics(view, fxfycxcy, (height, width))
         self.sizes.add((height, width))
         self.transparent |= straight.shape[2] == 4
@@ -185,14 +195,15 @@ class _Album:
                     "mixed_sizes",
                     f"views of {self.hw[new_width]} and {hw} at one width; --crop square makes them equal",
                 )
-            self._encode(new_width, images.resize_area(rgba, hw), measured=new_width == largest)
+            keep = hw == whole and lens.is_pinhole and images.is_plain_jpeg(file)
+            self._encode(new_width, images.resize_area(rgba, hw), new_width == largest, file if keep else None)
             for name, values in beside.items():
                 self.layers[new_width][name].append(_encoded(name, values, rgba[..., 3:], hw))
             self.intrinsics[new_width].append(cameras.resize_intrinsics(fxfycxcy, (height, width), hw))
 
-    def _encode(self, width: int, rgba: np.ndarray, measured: bool) -> None:
+    def _encode(self, width: int, rgba: np.ndarray, measured: bool, file: bytes | None) -> None:
         rgb, alpha = images.srgb8(images.over(rgba)), np.clip(rgba[..., 3], 0, 1)
-        self.jpegs[width].append(images.encode_jpeg(rgb, self.cfg.quality))
+        self.jpegs[width].append(file or images.encode_jpeg(rgb, self.cfg.quality))
         if self.cfg.alpha:
             self.layers[width]["alpha"].append(images.encode_png(np.round(alpha * 255).astype(np.uint8)))
         if measured:

@@ -71,6 +71,45 @@ def brute(straight: np.ndarray, side: int, width: int) -> np.ndarray:
     return 255 * np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb ** (1 / 2.4) - 0.055)
 
 
+PLAIN = images.encode_jpeg(noise(64, 64), 80)
+EXIF = Image.Exif()
+EXIF[0x010E] = "taken at home"
+
+
+def test_a_jpeg_that_nothing_changes_keeps_its_bytes() -> None:
+    wide = images.encode_jpeg(noise(48, 64), 80)
+    assert scene_of(views(PLAIN, k=(60, 60, 32, 32))).by_width[64].jpegs == [PLAIN]
+    assert scene_of(views(wide, k=(60, 60, 32, 24)), crop="none").by_width[64].jpegs == [wide]
+    both = scene_of(views(PLAIN, k=(60, 60, 32, 32)), res=(32, 64), quality=50).by_width
+    assert both[64].jpegs == [PLAIN] and len(both[32].jpegs[0]) < len(PLAIN)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        saved(noise(64, 64), "JPEG", quality=90),
+        saved(noise(64, 64), "JPEG", quality=90, subsampling=0, progressive=True),
+        saved(noise(64, 64), "JPEG", quality=90, subsampling=0, exif=EXIF.tobytes()),
+        saved(noise(64, 64), "JPEG", quality=90, subsampling=0, comment=b"taken at home"),
+        saved(noise(64, 64), "JPEG", quality=90, subsampling=0, icc_profile=b"profile" * 40),
+        saved(noise(64, 64)[..., 0], "JPEG", quality=90),
+        PLAIN + b"more\xff\xd9",
+        saved(noise(64, 64)),
+    ],
+    ids=["subsampled", "progressive", "exif", "comment", "profile", "grey", "tail", "png"],
+)
+def test_any_other_picture_is_encoded_anew(file: bytes) -> None:
+    """Shards hold pictures without subsampling, and say nothing of where they were taken."""
+    (stored,) = scene_of(views(file, k=(60, 60, 32, 32))).by_width[64].jpegs
+    assert stored != file and images.is_plain_jpeg(stored) and b"home" not in stored and b"more" not in stored
+    (bent,) = (
+        scene_of(views(PLAIN, k=(60, 60, 32, 32), lenses=[cameras.Lens(radial=(0.01, 0.0, 0.0, 0.0))]))
+        .by_width[64]
+        .jpegs
+    )
+    assert bent != PLAIN
+
+
 @pytest.mark.parametrize("channels", [3, 4])
 def test_pixels_are_area_means_of_light_over(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
