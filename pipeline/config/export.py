@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
     FormatName = str
 else:  # the type of the flag, made from the table
     FormatName = Literal[(*FORMATS, HUB)]
+
+
+def _outside_runs(out: Path) -> None:
+    """Raise UserError for a folder that is a run's or a training run's, or lies in one: its files are its own."""
+    marks = (("run.json",), ("train.json", "log.jsonl"))
+    for folder in (out, *out.parents):
+        if any(all((folder / name).is_file() for name in mark) for mark in marks):
+            raise UserError(
+                f"--out {out}: {folder} is the folder of a run", "--out with the name of a folder elsewhere"
+            )
 
 
 @dataclass(frozen=True)
@@ -76,10 +87,13 @@ class ExportConfig:
                 raise UserError("export of an address needs --out", "--out FOLDER")
             whole = self.run.expanduser().absolute()
             out = whole.with_name(f"{whole.name}-{self.to}")
+            if (whole.parent / "run.json").is_file():  # one resolution of a run
+                out = whole.parent.with_name(f"{whole.parent.name}-{out.name}")
         out = absolute(out)
         assert out is not None
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is there already", "--out with the name of a new folder")
+        _outside_runs(out)
         return dataclasses.replace(self, out=out, split_indices=absolute(self.split_indices))
 
 
@@ -147,6 +161,10 @@ class PathsConfig:
 
     def resolved(self) -> PathsConfig:
         """Copy with absolute paths and defaults. Raises UserError for flags out of range or without effect."""
+        numbers = {name: value for name, value in vars(self).items() if isinstance(value, float)}
+        numbers |= {f"target {axis}": value for axis, value in zip("xyz", self.target, strict=True)}
+        if wild := [name for name, value in numbers.items() if not math.isfinite(value)]:
+            raise UserError(f"--{wild[0].replace('_', '-')} is no number: {numbers[wild[0]]}", "a finite one")
         if self.frames < 1 or min(self.width, self.height) < 8 or self.fps <= 0:
             raise UserError("--frames and --fps must be positive, --width and --height 8 or more", "--frames 120")
         if (self.distance is not None and self.distance <= 0) or self.radius < 0 or not 0 < self.fov_x_deg < 180:
@@ -157,4 +175,9 @@ class PathsConfig:
             raise UserError("--kind views, --uid, --views and --res need --run", "--run data/try")
         if (self.views and self.kind != "views") or min(self.views, default=0) < 0:
             raise UserError("--views are numbers of views for --kind views", "--kind views --views 0 5 9")
-        return dataclasses.replace(self, out=absolute(self.out or Path("paths") / self.kind))
+        if self.views and len(set(self.views)) < 2:
+            raise UserError("--views names one view, and a path goes through two or more", "--kind views --views 0 5 9")
+        out = absolute(self.out or Path("paths") / self.kind)
+        assert out is not None
+        _outside_runs(out)
+        return dataclasses.replace(self, out=out)

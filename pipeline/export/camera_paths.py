@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.config import rig
 from pipeline.config.export import PathsConfig
 from pipeline.core import cameras
+from pipeline.core.cameras import BOUNDING_RADIUS
 from pipeline.core.errors import UserError
 from pipeline.dataset.opened import Object
 from pipeline.export.runs import intact, opened
@@ -26,7 +27,7 @@ def write_paths(cfg: PathsConfig) -> list[str]:
     cfg: resolved. Raises UserError: no such object or views, a folder that cannot be written.
     """
     assert cfg.out is not None
-    one = _object(cfg)
+    one, radius = _object(cfg)
     if one and cfg.kind == "views":
         c2w = through(one.c2w[list(cfg.views or range(len(one.c2w)))], cfg.frames, cfg.cycle)
     else:
@@ -37,16 +38,20 @@ def write_paths(cfg: PathsConfig) -> list[str]:
         cfg.out.mkdir(parents=True, exist_ok=True)
         (cfg.out / "rig.json").write_text(json.dumps(rig.ours(c2w, k, hw)))
         (cfg.out / "camera_path.json").write_text(json.dumps(rig.nerfstudio(c2w, k, hw, cfg.fps, cfg.cycle)))
+        compared = _write_novelty(cfg, one, c2w) if one else []
     except OSError as error:
         raise UserError(f"{cfg.out} cannot be written: {error.strerror}", "give another --out, a folder") from None
     lines = [f"{len(c2w)} poses: {cfg.out}", "`render --poses` takes both; camera_path.json is for nerfstudio too"]
-    return [*lines, *_write_novelty(cfg, one, c2w)] if one else lines
+    return [*lines, *compared, *_too_near(c2w, radius)]
 
 
-def _object(cfg: PathsConfig) -> Object | None:
-    """Object whose views a path goes through, or is compared with. None without --run."""
+def _object(cfg: PathsConfig) -> tuple[Object | None, float | None]:
+    """Object whose views a path goes through, or is compared with, and the radius of the sphere around the origin that it is in.
+
+    None without --run; the radius also where it is not known.
+    """
     if cfg.run is None:
-        return None
+        return None, None
     data = opened(cfg.run, cfg.res)
     if cfg.uid and cfg.uid not in data:
         raise UserError(
@@ -56,7 +61,20 @@ def _object(cfg: PathsConfig) -> Object | None:
         one = data[cfg.uid or 0]
     if beyond := [view for view in cfg.views if view >= len(one.c2w)]:
         raise UserError(f"{one.uid} has no view {beyond[0]}", f"it has views 0 to {len(one.c2w) - 1}")
-    return one
+    if cfg.kind == "views" and len(one.c2w) < 2:
+        raise UserError(f"{one.uid} has one view, and a path goes through two or more", "--kind orbit goes around it")
+    return one, BOUNDING_RADIUS.get(str((data.facts.get("settings") or {}).get("normalize")))
+
+
+def _too_near(c2w: np.ndarray, radius: float | None) -> list[str]:
+    """Line that says how many poses lie in the sphere around an object, if any."""
+    apart = np.linalg.norm(c2w[:, :3, 3], axis=-1)
+    if radius is None or not (inside := int((apart < radius).sum())):
+        return []
+    return [
+        f"{inside} of {len(c2w)} poses are nearer to the origin than {radius:.3g}, the radius of the sphere around the object "
+        f"(down to {apart.min():.2g}), and may look out of it: --views in an order around it, or --kind orbit"
+    ]
 
 
 # ---- paths

@@ -188,7 +188,13 @@ def test_nerfstudio_reads_a_path(tmp_path: Path, nerfstudio: types.ModuleType) -
         (("--frames", "0"), "must be positive"),
         (("--elevation-deg", "90"), "between -89 and 89"),
         (("--run", "RUN", "--uid", "nobody"), "has no object nobody"),
-        (("--run", "RUN", "--kind", "views", "--views", "99"), "has no view 99"),
+        (("--run", "RUN", "--kind", "views", "--views", "0", "99"), "has no view 99"),
+        (("--distance", "nan"), "--distance is no number"),
+        (("--distance", "inf"), "--distance is no number"),
+        (("--elevation-deg", "nan"), "--elevation-deg is no number"),
+        (("--target", "0", "nan", "0"), "--target y is no number"),
+        (("--run", "RUN", "--kind", "views", "--views", "3"), "names one view"),
+        (("--run", "RUN", "--kind", "views", "--views", "3", "3"), "names one view"),
         (("--run", "RUN", "--views", "1"), "--views are numbers of views for --kind views"),
     ],
 )
@@ -196,3 +202,34 @@ def test_flags_that_cannot_be(arguments: tuple[str, ...], error: str, plain: Pat
     given = [str(plain) if each == "RUN" else each for each in arguments]
     done = lvsm_data_here("paths", "--out", tmp_path / "path", *given)
     assert done.returncode == 2 and error in done.stderr and not (tmp_path / "path").exists()
+
+
+def test_paths_and_exports_leave_runs_alone(plain: Path, tmp_path: Path) -> None:
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    for name in ("train.json", "log.jsonl"):
+        (trained / name).write_text("{}")
+    assert f"{trained} is the folder of a run" in lvsm_data_here("paths", "--out", trained).stderr
+    (tmp_path / "run.json").write_text("{}")
+    for out in (tmp_path, tmp_path / "paths"):
+        done = lvsm_data_here("paths", "--out", out)
+        assert done.returncode == 2 and f"{tmp_path} is the folder of a run" in done.stderr
+    done = lvsm_data_here("export", plain, "--out", tmp_path / "new")
+    assert done.returncode == 2 and f"{tmp_path} is the folder of a run" in done.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["log.jsonl", "run.json", "train.json", "trained"]
+
+
+def test_poses_within_the_object_are_counted(plain: Path, tmp_path: Path) -> None:
+    keys = scene("chair", "plain").c2w
+    across = np.unravel_index(
+        (keys[:, :3, 3] @ keys[:, :3, 3].T).argmin(), (VIEWS, VIEWS)
+    )  # all but opposite each other
+    apart = np.linalg.norm(through(keys[list(across)], 120)[:, :3, 3], axis=1)
+    inside = int((apart < 0.5).sum())
+    command = ("paths", "--kind", "views", "--views", *across, "--run", plain, "--uid", "chair")
+    said = lvsm_data_here(*command, "--out", tmp_path / "views").stdout
+    assert 0 < inside < 120 and f"{inside} of 120 poses are nearer to the origin than 0.5" in said
+    for more in ((), ("--run", plain)):
+        assert "nearer" not in lvsm_data_here("paths", *more, "--out", tmp_path / "orbit").stdout
+    said = lvsm_data_here("paths", "--run", plain, "--distance", "0.4", "--out", tmp_path / "near").stdout
+    assert "120 of 120 poses are nearer" in said

@@ -654,3 +654,10 @@ def test_widths_are_chosen_by_a_flag(tmp_path: Path) -> None:
     for command in (("export",), ("paths", "--run")):
         done = lvsm_data_here(*command, tmp_path / "run", "--out", tmp_path / "out")
         assert done.returncode == 2 and "choose one: --res 64" in done.stderr, done.stderr
+
+
+def test_the_default_folder_is_beside_the_run(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", "plain")
+    (run / "run.json").write_text("{}")
+    for folder, out in ((run, "run-colmap"), (run / "64", "run-64-colmap")):
+        assert ExportConfig(folder, to="colmap").resolved().out == tmp_path / out
