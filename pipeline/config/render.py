@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -179,7 +180,8 @@ class SceneConfig:
             rig, others, fov = read_rig(self.poses, "--poses")
             views = len(rig.c2w)
             if self.views not in (views, SceneConfig.views):
-                hint = f"leave --views out; --cameras {self.poses} --views {self.views} draws others besides"
+                more = f"; --cameras {shlex.quote(str(self.poses))} --views {self.views} draws others besides"
+                hint = f"leave --views out{more if self.views > views else ', or give a file with as many poses'}"
                 raise UserError(f"--poses {self.poses} has {views} poses, --views asks for {self.views}", hint)
         fov = fov if self.fov_x_deg is None else self.fov_x_deg
         chosen: Any = others

@@ -45,7 +45,8 @@ def read_rig(path: Path, flag: str = "--cameras") -> tuple[Rig, str, float | Non
             raise ValueError("it has no poses")
         rig = cameras.nearest_rigid(c2w)
     except OSError as error:
-        raise UserError(f"{flag} {path}: {error.strerror}", f"{', '.join(SAMPLERS)}; or {HINT}") from None
+        makes = "`lvsm-data paths` makes one" if flag == "--poses" else ", ".join(SAMPLERS)
+        raise UserError(f"{flag} {path}: {error.strerror}", f"{makes}; or {HINT}") from None
     except UnicodeDecodeError:
         raise UserError(f"{flag} {path} is no rig: no text", HINT) from None
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:

@@ -35,6 +35,7 @@ def push(cfg: PushConfig, run: Path) -> list[str]:
 
     api = huggingface_hub.HfApi()
     with tempfile.TemporaryDirectory(prefix="lvsm-data-push-") as made, _explained(cfg.repo):
+        huggingface_hub.utils.validate_repo_id(cfg.repo)  # type: ignore[attr-defined]
         owner, _, name = cfg.repo.rpartition("/")
         repo = cfg.repo if owner else f"{api.whoami()['name']}/{name}"
         files = hub.contents(run, Path(made), repo).files
@@ -134,7 +135,7 @@ def _explained(repo: str) -> Iterator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise UserError(f"--repo {repo} is no name: {str(error).splitlines()[0]}", "--repo OWNER/NAME") from None
+        raise UserError(f"--repo {repo!r} is no name: {str(error).splitlines()[0]}", "--repo OWNER/NAME") from None
     except LocalTokenNotFoundError:
         raise UserError("the Hugging Face Hub does not know who you are: there is no token", LOGIN) from None
     except OfflineModeIsEnabled:

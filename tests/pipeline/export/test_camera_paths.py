@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shlex
 import sys
 import types
 from pathlib import Path
@@ -116,12 +117,17 @@ def test_render_takes_both_files_of_a_path(name: str, tmp_path: Path) -> None:
     )
     more = SceneConfig(cameras=tmp_path / name, views=9).resolved()
     assert more.rig == made.rig and more.fov_x_deg == made.fov_x_deg and more.views == 9
-    for flags, error in (
-        ({"views": 9}, "has 7 poses, --views asks for 9"),
-        ({"cameras": "orbit"}, "both say where cameras stand"),
+    besides = f"--cameras {shlex.quote(str(tmp_path / name))} --views 9 draws others besides"
+    for flags, error, hint in (
+        ({"views": 9}, "has 7 poses, --views asks for 9", besides),
+        ({"views": 3}, "has 7 poses, --views asks for 3", "leave --views out, or give a file with as many poses"),
+        ({"cameras": "orbit"}, "both say where cameras stand", "leave one"),
+        ({"poses": tmp_path / "nope.json"}, "nope.json: No such file", "`lvsm-data paths` makes one"),
+        ({"poses": tmp_path}, "Is a directory", "`lvsm-data paths` makes one"),
     ):
-        with pytest.raises(UserError, match=error):
-            SceneConfig(poses=tmp_path / name, **flags).resolved()  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=error) as refused:
+            SceneConfig(**({"poses": tmp_path / name} | flags)).resolved()  # type: ignore[arg-type]
+        assert hint in refused.value.hint and "orbit" not in refused.value.hint
 
 
 def test_a_path_has_one_field_of_view(tmp_path: Path) -> None:

@@ -415,6 +415,9 @@ def test_other_shards_there_are_not_mixed_with_ours(
         ("you/try", "hf_me", "does not let you write there (403", "--repo OWNER/NAME"),
         ("a b", "hf_me", "is no name", "--repo OWNER/NAME"),
         ("../../try", "hf_me", "is no name", "--repo OWNER/NAME"),
+        ("bad name", "", "--repo 'bad name' is no name", "--repo OWNER/NAME"),
+        ("", "", "--repo '' is no name", "--repo OWNER/NAME"),
+        ("me/", "", "--repo 'me/' is no name", "--repo OWNER/NAME"),
     ],
 )
 def test_the_hub_refuses(
