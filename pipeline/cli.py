@@ -351,7 +351,7 @@ def export_run(cfg: Annotated[ExportConfig, tyro.conf.OmitArgPrefixes]) -> int:
 
 
 def push(cfg: Annotated[PushConfig, tyro.conf.OmitArgPrefixes]) -> int:
-    """Upload a finished run to the Hugging Face Hub: its shards, a card, a sample picture, the table of credits.
+    """Upload a run to the Hugging Face Hub, as far as it came: its shards, a card, a sample picture, the table of credits.
 
     The same command goes on where it stopped, and uploads nothing that stands there. HF_TOKEN, or `hf auth login`, says who you
     are. `export --to hf` writes the same to a folder, to look at.

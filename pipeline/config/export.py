@@ -102,7 +102,7 @@ class PushConfig:
     """A run on its way to the Hugging Face Hub."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a finished run, or its address."""
+    """Folder of a run that has ended or was stopped, or its address."""
     repo: str
     """Name of the dataset: OWNER/NAME, or NAME for one of your own. It is made where it is not there."""
     private: bool = False

@@ -68,6 +68,7 @@ class Told:
     """All that a card says. name: of the dataset, as `load_dataset` takes it. parts: width -> split -> Part.
 
     columns: name -> type. facts: of the run, as shards have them. failed: reason -> objects that were tried and could not be had.
+    asked: objects that the run was to deliver, None where that is not known.
     """
 
     name: str
@@ -76,6 +77,13 @@ class Told:
     columns: Mapping[str, str]
     parts: Mapping[int, Mapping[str, Part]]
     failed: Mapping[str, int]
+    asked: int | None = None
+
+    @property
+    def fewer(self) -> str:
+        """Sentence that says by how many objects the run has fewer than it was to deliver, empty if it has all."""
+        short = (self.asked or 0) - len(self.views)
+        return f"The run was to deliver {self.asked:,}, and ended {short:,} short." if short > 0 else ""
 
     @property
     def first(self) -> int:
@@ -187,6 +195,7 @@ def _statistics(told: Told) -> list[str]:
         "",
         f"- Views of each: {spread if min(views) < max(views) else views[0]}.",
         f"- Of {tried:,} {what} that were tried, {len(views):,} are here.",
+        *([f"- {told.fewer}"] if told.fewer else []),
         "",
         *(("| left out, since | number |", "|---|---|", *failed, "") if failed else ()),
     ]

@@ -62,8 +62,9 @@ def _export_shards(cfg: ExportConfig, part: Path) -> Exported:
     """Write a run's shards as they stand, with their card, into the folder `part`, which becomes cfg.out."""
     assert cfg.out is not None
     told = hub.write(at_hand(cfg.run, shards=None), part, cfg.out.name, cfg.res).told
-    read = f'`load_dataset("{cfg.out}")` and `pipeline.open("{cfg.out}")` read it; `lvsm-data push` uploads it'
-    return Exported(cfg.out, len(told.views), sum(told.views), notes=[read])
+    place = json.dumps(str(cfg.out))
+    read = f"`load_dataset({place})` and `pipeline.open({place})` read it; `lvsm-data push` uploads it"
+    return Exported(cfg.out, len(told.views), sum(told.views), notes=[*filter(None, [told.fewer]), read])
 
 
 def _export_views(cfg: ExportConfig, part: Path) -> Exported:

@@ -16,8 +16,9 @@ from pathlib import Path
 from pipeline.core import images
 from pipeline.core.errors import UserError
 from pipeline.export import card
-from pipeline.export.runs import intact
+from pipeline.export.runs import intact, quoted
 from pipeline.report.attribution import account
+from pipeline.report.status import read_status
 from pipeline.report.tiles import THUMB_WIDTH, make_sheet
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import is_locked
@@ -39,8 +40,8 @@ class Contents:
 def contents(run: Path, made: Path, name: str, res: int | None = None) -> Contents:
     """Dataset that a run is. Writes what is no shard into the folder `made`.
 
-    run: folder of a finished run. name: of the dataset, as it will be loaded. res: this width alone.
-    Raises UserError, with nothing written: the run goes on, is not finished, or has no shards of this width.
+    run: folder of a run that is not being written. name: of the dataset, as it will be loaded. res: this width alone.
+    Raises UserError, with nothing written: the run goes on, has objects in no shard, or has no shards of this width.
     """
     shards, counts = _shards(run, res)
     parts = {width: _parts(paths, counts) for width, paths in shards.items()}
@@ -52,7 +53,10 @@ def contents(run: Path, made: Path, name: str, res: int | None = None) -> Conten
         sheet = make_sheet(shown, objects, SHEET_OBJECTS, THUMB_WIDTH)
     made.mkdir(parents=True, exist_ok=True)
     (made / card.SHEET).write_bytes(images.encode_jpeg(sheet, SHEET_QUALITY))
-    told = card.Told(name, account(run, made / card.TABLE), facts_of(shown[0]), columns_of(shown[0]), parts, failed)
+    asked = read_status(run)["n"]
+    told = card.Told(
+        name, account(run, made / card.TABLE), facts_of(shown[0]), columns_of(shown[0]), parts, failed, asked
+    )
     (made / CARD).write_text(card.text(told), encoding="utf-8")
     files = {f"{width}/{path.name}": path for width, paths in shards.items() for path in paths}
     return Contents(files | {file: made / file for file in (card.SHEET, card.TABLE, CARD)}, told)
@@ -77,7 +81,7 @@ def _shards(run: Path, res: int | None) -> tuple[dict[int, list[Path]], dict[str
     """
     if not run.is_dir():
         raise UserError(f"{run} is no folder", "give the --out of a run")
-    goes_on = f"the command that made it goes on; `lvsm-data status {run}` shows how it stands"
+    goes_on = f"the command that made it goes on; `lvsm-data status {quoted(run)}` shows how it stands"
     if is_locked(run) or lives_elsewhere(run):
         raise UserError(f"{run} is being written by another process", "wait for its end, or stop it")
     with Ledger(run / LEDGER, readonly=True) as ledger:

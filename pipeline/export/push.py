@@ -27,9 +27,9 @@ AGAIN = "the same command goes on, and sends nothing again that stands there"
 
 
 def push(cfg: PushConfig, run: Path) -> list[str]:
-    """Upload a finished run. run: its folder on this machine. Returns lines for the user.
+    """Upload a run that has ended. run: its folder on this machine. Returns lines for the user.
 
-    Raises UserError: the run is not finished, the repository holds other shards, or the Hub refuses.
+    Raises UserError: the run goes on or has objects in no shard, the repository holds other shards, or the Hub refuses.
     """
     import huggingface_hub
 
@@ -38,7 +38,8 @@ def push(cfg: PushConfig, run: Path) -> list[str]:
         huggingface_hub.utils.validate_repo_id(cfg.repo)  # type: ignore[attr-defined]
         owner, _, name = cfg.repo.rpartition("/")
         repo = cfg.repo if owner else f"{api.whoami()['name']}/{name}"
-        files = hub.contents(run, Path(made), repo).files
+        whole = hub.contents(run, Path(made), repo)
+        files = whole.files
         branch = cfg.revision or MAIN
         api.create_repo(repo, repo_type="dataset", private=cfg.private or None, exist_ok=True)
         if cfg.private and not api.repo_info(repo, repo_type="dataset").private:
@@ -61,6 +62,7 @@ def push(cfg: PushConfig, run: Path) -> list[str]:
         sent = sum(file.stat().st_size for file in missing.values())
     at = f"@{branch}" if branch != MAIN else ""
     return [
+        *filter(None, [whole.told.fewer]),
         f"{len(missing)} files, {size(sent)} sent; {len(files) - len(missing)} stood there already",
         f"{api.endpoint}/datasets/{repo}" + (f"/tree/{branch}" if at else ""),
         f'load_dataset("{repo}"{f", revision={branch!r}" if at else ""}) and pipeline.open("hf:{repo}{at}") read it',

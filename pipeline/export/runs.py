@@ -16,9 +16,14 @@ from pipeline.storage.ledger import Ledger
 from pipeline.storage.uploads import LEDGER
 
 
+def quoted(run: Path) -> str:
+    """Path of a run, or its address, as a shell takes it."""
+    return shlex.quote(address_of(run) or shown(run))
+
+
 def verify(run: Path) -> str:
     """Command that says what is broken in a run."""
-    return f"`lvsm-data verify {shlex.quote(str(run) if address_of(run) else shown(run))}`"
+    return f"`lvsm-data verify {quoted(run)}`"
 
 
 def opened(run: Path, res: int | None) -> Dataset:

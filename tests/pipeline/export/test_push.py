@@ -481,3 +481,19 @@ def test_a_run_of_an_object_store_goes_out(run: Path, s3: Buckets, here: Callabl
             s3.client().put_object(Bucket=BUCKET, Key=f"runs/one/{path.relative_to(run)}", Body=path.read_bytes())
     here("push", f"s3://{BUCKET}/runs/one", "--repo", "me/try")
     assert pipeline.open("hf:me/try", res=16).uids == pipeline.open(run, res=16).uids
+
+
+def test_a_stopped_run_goes_out_as_far_as_it_came(tmp_path: Path, hub: Hub, here: Callable[..., str]) -> None:
+    stopped = finished(tmp_path / "run of mine", tuple(UIDS[:5]))
+    fewer = "The run was to deliver 12, and ended 7 short."
+    for asked, said in ((12, fewer), (5, "")):
+        (stopped / "status.json").write_text(json.dumps({"state": "stopped", "n": asked}))
+        out = tmp_path / f'a "{asked}"'
+        told = here("export", stopped, "--to", "hf", "--out", out), here("push", stopped, "--repo", f"me/try{asked}")
+        cards = [path / "README.md" for path in (out, hub.root / f"datasets/me/try{asked}")]
+        for text in (*told, *(path.read_text() for path in cards)):
+            assert (fewer in text) == bool(said) and ("was to deliver" in text) == bool(said)
+        assert f"pipeline.open({json.dumps(str(out))})" in told[0]
+    with Ledger(stopped / "ledger.sqlite") as ledger:
+        ledger._db.execute("INSERT INTO item (uid, state, finished) VALUES ('new', 'delivered', 0)")
+    assert f"`lvsm-data status '{stopped}'` shows" in here("push", stopped, "--repo", "me/try", status=2)
