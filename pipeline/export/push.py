@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.export import PushConfig
+from pipeline.core.disk import is_full
 from pipeline.core.errors import UserError
 from pipeline.core.text import size
 from pipeline.export import hub
@@ -151,6 +152,12 @@ def _explained(repo: str) -> Iterator[None]:
         if isinstance(cause, HfHubHTTPError):
             raise _refused(cause, repo) from None
         raise UserError(f"{repo}: {cause or error}", AGAIN) from None
+    except OSError as error:  # of a disk: a shard that cannot be read, or the card that cannot be written
+        if is_full(error):
+            raise UserError(
+                f"the disk of {tempfile.gettempdir()} is full", f"make room, or set TMPDIR; {AGAIN}"
+            ) from error
+        raise UserError(f"{repo}: {error}", AGAIN) from error
 
 
 def _refused(error: Any, repo: str) -> UserError:

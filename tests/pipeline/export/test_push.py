@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -497,3 +498,25 @@ def test_a_stopped_run_goes_out_as_far_as_it_came(tmp_path: Path, hub: Hub, here
     with Ledger(stopped / "ledger.sqlite") as ledger:
         ledger._db.execute("INSERT INTO item (uid, state, finished) VALUES ('new', 'delivered', 0)")
     assert f"`lvsm-data status '{stopped}'` shows" in here("push", stopped, "--repo", "me/try", status=2)
+
+
+def test_disks_that_fail_are_named(
+    run: Path, hub: Hub, here: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error, said in ((errno.ENOSPC, "is full"), (errno.EACCES, "[Errno 13]")):
+
+        def fails(*_: object, error: int = error) -> None:
+            raise OSError(error, os.strerror(error), "README.md")
+
+        monkeypatch.setattr(push.hub, "contents", fails)
+        assert said in here("push", run, "--repo", "me/try", status=2)
+    assert not hub.requests
+
+
+def test_a_damaged_picture_of_the_sheet_is_named(tmp_path: Path, here: Callable[..., str]) -> None:
+    damaged = finished(tmp_path / "run", tuple(UIDS[:5]))
+    for shard in damaged.glob("160/*.parquet"):
+        data = shard.read_bytes()
+        shard.write_bytes(data.replace(b"\xff\xd8\xff", b"\xff\x00\xff"))
+    said = here("export", damaged, "--to", "hf", "--out", tmp_path / "out", status=2)
+    assert "cannot be read" in said and f"`lvsm-data verify {damaged}`" in said and not (tmp_path / "out").exists()
