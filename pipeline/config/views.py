@@ -85,8 +85,8 @@ class ImportConfig(Granting, Fetching, Running):
     source: PosedSource = AUTO
     """What the pictures and their cameras look like; auto: recognised in the folder that --input names. docs/sources.md."""
     input: Path | None = None
-    """A folder, or an archive (.zip, .tar, .tar.gz, .7z), or a run: a folder, hf:OWNER/NAME, s3://BUCKET/RUN. Default for
-    objaverse-mix and gobjaverse: fetched, bit by bit."""
+    """A folder; of rendered sets also an archive (.zip, .tar, .tar.gz, .7z); or a run: a folder, hf:OWNER/NAME, s3://BUCKET/RUN.
+    Default for objaverse-mix and gobjaverse: fetched, bit by bit."""
     follow_links: bool = True
     """Take pictures of captures that links lead to, also out of their folder. Archives never hold links."""
     scene: Annotated[PosedConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=PosedConfig)

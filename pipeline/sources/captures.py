@@ -42,6 +42,7 @@ LOOKS = (  # other posed sources, and patterns of files or folders that one fold
     ("gobjaverse", (r"(\d{5})/\1\.json",)),
     ("arb-objaverse", (r"camera\.json", r"color_\w+_\d+\.png")),
 )
+UNPACK = "--input FOLDER; an archive of captures has to be unpacked first"
 LEAST_SHARE = 0.5  # of a capture's views whose pictures must be there
 
 
@@ -71,6 +72,7 @@ def recognised(given: Path) -> tuple[str, str]:
             return kinds[0], f"{shown(folder)} looks like {kinds[0]}{others}{_left_out(kinds[0], looks)}"
         level = [child for folder in level[:LOOKED_AT] for child in bundles.inner(folder)]
     hint = f"--source {' | '.join(names('posed'))}; docs/sources.md shows what belongs into each"
+    hint = hint if given.is_dir() else f"{UNPACK}; {hint}"
     if given.is_dir() and pictures_in(given):
         hint = f"pictures alone say not where they were taken: COLMAP finds that, and makes a capture of them; {hint}"
     raise UserError(f"{given} looks like no capture that is known", hint)
@@ -124,9 +126,7 @@ def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[
     root, form = posed_views.input_of(cfg), reader(cfg.source)
     if root.is_file():
         if not _belongs(root, form):
-            raise UserError(
-                f"{root} holds no {form.SAYS}", f"--source {cfg.source} --input FOLDER; unpack archives first"
-            )
+            raise UserError(f"{root} is no {form.SAYS}, and captures are folders", UNPACK)
         root = root.parent
         folders = iter([root])
     else:

@@ -361,7 +361,7 @@ def test_everyday_json(tmp_path: Path, case: str) -> None:
         scene = only(imported("nerfstudio", given, tmp_path))
         assert scene.item.uid == ("other" if given == other else "in")
         assert importing.errors(scene, 64).max() < 0.06
-    with pytest.raises(UserError, match="holds no transforms"):
+    with pytest.raises(UserError, match="is no transforms.json, and captures are folders"):
         imported("nerfstudio", zipped(tmp_path / "x.zip", {"transforms.json": b"{}"}), tmp_path)
 
 
@@ -522,6 +522,10 @@ def test_what_is_recognised_twice_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="looks like no capture"):
         captures.recognised(tmp_path / "empty")
+    (tmp_path / "captures.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match="looks like no capture") as packed:
+        captures.recognised(tmp_path / "captures.zip")
+    assert "has to be unpacked first" in packed.value.hint
     (tmp_path / "empty" / "a.JPG").write_bytes(b"")
     with pytest.raises(UserError) as alone:
         captures.recognised(tmp_path / "empty")
