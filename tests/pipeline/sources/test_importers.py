@@ -361,7 +361,7 @@ def test_everyday_json(tmp_path: Path, case: str) -> None:
         scene = only(imported("nerfstudio", given, tmp_path))
         assert scene.item.uid == ("other" if given == other else "in")
         assert importing.errors(scene, 64).max() < 0.06
-    with pytest.raises(UserError, match="is no transforms.json, and captures are folders"):
+    with pytest.raises(UserError, match=r"is no transforms\.json, and captures are folders"):
         imported("nerfstudio", zipped(tmp_path / "x.zip", {"transforms.json": b"{}"}), tmp_path)
 
 
