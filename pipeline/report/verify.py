@@ -59,6 +59,7 @@ def verify(folder: Path) -> Report:
         found = find_shards(folder)
     except UserError:
         if (folder / "ledger.sqlite").exists():
+            report.ledger = True
             _check_ledger(folder, {}, report)
         if not report.problems:
             raise
