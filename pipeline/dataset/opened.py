@@ -115,10 +115,8 @@ class Dataset(Sequence[Object]):
             raise UserError(f"{path} holds no finished shard", "give the --out of a run")
         if res is None and len(found) > 1:
             there = ", ".join(map(str, found))
-            raise UserError(
-                f"{path} has pictures of {there} pixels",
-                f"choose one: res={min(found)} in Python, --res {min(found)} on the command line",
-            )
+            hint = f"choose one: --res {min(found)}, or res={min(found)} in Python"
+            raise UserError(f"{path} has pictures of {there} pixels", hint)
         width = res or next(iter(found))
         if width not in found:
             raise UserError(f"{path} has no pictures of {width} pixels", f"it has {', '.join(map(str, found))}")

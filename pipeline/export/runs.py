@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,14 +26,9 @@ def verify(run: Path) -> str:
 
 
 def opened(run: Path, res: int | None) -> Dataset:
-    """Data set of a run, whose pages are compared with their checksums. Raises UserError with hints for the command line."""
-    try:
-        with intact(run, "a shard"):
-            return Dataset(run, res, check=True)
-    except UserError as error:
-        if res is None and (width := re.search(r"res=(\d+)", error.hint)):
-            raise UserError(str(error), f"choose one: --res {width[1]}") from None
-        raise
+    """Data set of a run, whose pages are compared with their checksums. Raises UserError."""
+    with intact(run, "a shard"):
+        return Dataset(run, res, check=True)
 
 
 @contextlib.contextmanager

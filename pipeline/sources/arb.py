@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import sources
 from pipeline.config.views import ImportConfig
 from pipeline.core import cameras
 from pipeline.core.disk import replacing
@@ -62,9 +61,7 @@ def remote(cfg: ImportConfig) -> bool:
 def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
     """One item per object. uid: Objaverse's. UserError where there is none, or the Hub does not answer."""
     found = _remote(cfg, seed, net) if cfg.input is None else _local(cfg, cfg.input, seed)
-    names = sources.asked_for(cfg)
-    wanted = (item for item in found if names is None or item.uid in names)
-    return bundles.never_empty(wanted, f"{cfg.input or REPO} holds no object that was asked for", HOWTO)
+    return posed_views.asked_for(found, cfg, str(cfg.input or REPO), HOWTO)
 
 
 def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]:
@@ -136,6 +133,7 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
         return posed_views.staged(items, folder_of, net, scene_of)
 
     def extract(item: Item, archive: zipfile.ZipFile) -> Path:
+        """Bring the files of an object that are not there yet, and return their folder."""
         folder, members = folder_of(item), item.extra["members"]
         sizes = [archive.getinfo(name).file_size for name in members if name in archive.NameToInfo]
         missing = [name for name in members if not (folder / PurePosixPath(name).name).is_file()]

@@ -18,7 +18,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipeline import sources
 from pipeline.config.views import ImportConfig
 from pipeline.core import cameras
 from pipeline.core.disk import replacing
@@ -50,9 +49,7 @@ def remote(cfg: ImportConfig) -> bool:
 def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
     """One item per object. uid: the name of its zip or folder. UserError where there is none, or the Hub does not answer."""
     found = _remote(cfg, seed, net) if cfg.input is None else _local(cfg.input, cfg.source, seed)
-    names = sources.asked_for(cfg)
-    wanted = (item for item in found if names is None or item.uid in names)
-    return bundles.never_empty(wanted, f"{cfg.input or REPO} holds no object that was asked for", HOWTO)
+    return posed_views.asked_for(found, cfg, str(cfg.input or REPO), HOWTO)
 
 
 def _remote(cfg: ImportConfig, seed: int, net: Fetcher | None) -> Iterator[Item]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import sources
 from pipeline.config.views import ImportConfig
 from pipeline.core import images
 from pipeline.core.errors import Retry, Skip, UserError
@@ -50,6 +51,13 @@ def input_of(cfg: ImportConfig) -> Path:
     if cfg.input is None:
         raise UserError(f"--source {cfg.source} needs --input", "--input FOLDER")
     return cfg.input
+
+
+def asked_for(found: Iterator[Item], cfg: ImportConfig, where: str, howto: str) -> Iterator[Item]:
+    """Pass on the items that --uids allows. where: what was looked through. UserError, with its hint `howto`, if none is left."""
+    names = sources.asked_for(cfg)
+    wanted = (item for item in found if names is None or item.uid in names)
+    return bundles.never_empty(wanted, f"{where} holds no object that was asked for", howto)
 
 
 def zips_on_the_hub(

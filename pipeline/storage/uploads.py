@@ -7,6 +7,7 @@ on another machine restores the ledger's last copy, and reads shards that this c
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from pipeline.core.disk import write_json
 from pipeline.core.errors import UserError
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.object_store import Store
-from pipeline.storage.shards import SHARD_NAME, Shard, remove_shard, shard_on_disk
+from pipeline.storage.shards import SHARD_NAME, Shard, remove_shard, shard_on_disk, shard_paths
 
 THREADS = 4  # uploads at once
 AHEAD = 8  # finished shards that may wait for upload before rendering waits
@@ -63,8 +64,9 @@ class Uploads:
     def __init__(self, store: Store, out: Path, widths: Sequence[int], every_s: float) -> None:
         self.store, self.out, self.widths, self.every_s = store, out, tuple(widths), every_s
         self.there = self._only_whole()
-        for name in self.there:  # a session may have been killed after an upload, before all local files were gone
-            remove_shard(out, self.widths, name)
+        for path in itertools.chain.from_iterable(shard_paths(out / str(width)) for width in self.widths):
+            if path.stem in self.there:  # a session was killed after its upload, before all local files were gone
+                path.unlink()
         self.waiting: dict[str, Future[None]] = {}
         self._pool = ThreadPoolExecutor(THREADS, "upload")
         self._stop = threading.Event()

@@ -126,7 +126,7 @@ def rigid(c2w: np.ndarray) -> np.ndarray:
 
 
 def _beside(posed: Posed, name: str, view: int, hw: tuple[int, ...]) -> np.ndarray:
-    """What the set says of a picture's pixels, see Posed.layer. Raises Skip: layer_missing, broken_image (also: another size)."""
+    """Values of a picture's pixels in its set, see Posed.layer. Raises Skip: layer_missing, broken_image (also: another size)."""
     if posed.layer is None:
         raise Skip("layer_missing", f"{name}: there is none; without --{name} the scene is taken")
     values = posed.layer(name, view)
