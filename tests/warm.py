@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 COMMAND = Path(sys.executable).parent / "lvsm-data"
+SMALLER = (sys.executable, __file__)  # the same command with a smaller Ray
 OURS = ("pipeline.cli", "pipeline.run.driver", "pipeline.report.page", "pipeline.report.verify", "pipeline.video.ytdlp")
 ALL = (
     *OURS,
@@ -140,5 +141,15 @@ def become(arguments: list[str], impatient: bool, env: dict[str, str], cwd: str,
     cli.main()
 
 
+def alone() -> None:
+    """Be the command that this process was started with, its Ray a small one: for tests that kill commands."""
+    sys.path[0] = str(COMMAND.parent)  # as it is in the installed command
+    from pipeline import cli
+
+    without_dashboard()
+    sys.argv[0] = str(COMMAND)
+    cli.main()
+
+
 if __name__ == "__main__":
-    serve()
+    alone() if sys.argv[1:] else serve()

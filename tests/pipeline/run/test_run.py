@@ -28,14 +28,15 @@ from pipeline.core.records import Outcome
 from pipeline.run.driver import deliver
 from pipeline.storage.shards import uids_of
 from tests.conftest import COMMAND, RUNS, lvsm_data, lvsm_data_here
+from tests.warm import SMALLER
 
 ROOT = Path(__file__).parents[3]
 QUICK = ("--res", 32, "--views", 3, "--samples", 4)
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, program: tuple[object, ...] = SMALLER) -> subprocess.Popen[str]:
     """The command in a process group of its own, as a shell starts it."""
-    command = [str(COMMAND), *map(str, arguments)]
+    command = [*map(str, (*program, *arguments))]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     RUNS.append(subprocess.Popen(command, start_new_session=True, **pipes))  # type: ignore[call-overload]
     return RUNS[-1]
@@ -257,7 +258,7 @@ def test_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
 def test_sigterm_finishes_what_is_in_flight_and_the_same_command_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = (*QUICK, "--workers", 2, "--out", out)
-    run = start("render", "--n", 1000, *options)
+    run = start("render", "--n", 1000, *options, program=(COMMAND,))  # what is installed, with all that its Ray starts
     wait_for(lambda: count_in_ledger(out) >= 3)
     run.terminate()  # as schedulers do; test_cycle.py has Ctrl-C, which goes to the whole foreground group
     stdout, stderr = run.communicate(timeout=300)
