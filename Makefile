@@ -30,6 +30,8 @@ demo: setup  ## Render 24 objects (under two minutes on 2 cores) and make a page
 	@echo "shards:        $(CURDIR)/data/demo/64/"
 	@echo "contact sheet: $(CURDIR)/data/demo/index.html (open it in a browser)"
 
+# a thousand processes of the tests import the same modules: compiled once, also where the environment says not to keep that
+test: export PYTHONDONTWRITEBYTECODE :=
 test: setup-test lint types  ## Lint, types and tests: what CI runs
 	@$(BIN)/python --version
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder

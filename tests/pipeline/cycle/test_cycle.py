@@ -104,10 +104,10 @@ def audit_of(out: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cycle that nothing interrupted."""
+    """A cycle that nothing interrupted, without Ray: what was killed on Ray has to equal it."""
     out = tmp_path_factory.mktemp("cycle") / "whole"
     with Watcher(out) as watcher:
-        run = lvsm_data(*options(out))
+        run = lvsm_data(*options(out, "--executor", "inline"))
     assert run.returncode == 0, run.stdout + run.stderr
     assert watcher.looks > 20
     assert 1e6 < watcher.most <= BUDGET
@@ -132,7 +132,7 @@ def test_a_cycle_trains_on_everything_and_keeps_what_it_measures_with(whole: Pat
 
 def test_the_same_command_again_does_nothing(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (whole / "train/checkpoints").iterdir()}
-    run = lvsm_data(*options(whole))
+    run = lvsm_data(*options(whole, "--executor", "inline"))
     assert run.returncode == 0, run.stderr
     assert {path: path.stat().st_mtime_ns for path in (whole / "train/checkpoints").iterdir()} == before
     other = lvsm_data(*options(whole, "--quality", 80))
@@ -143,9 +143,8 @@ def test_the_same_command_again_does_nothing(whole: Path) -> None:
 def test_a_stop_and_kills_change_nothing(whole: Path, tmp_path: Path) -> None:
     with Watcher(tmp_path / "run") as watcher:
         stop(options(tmp_path / "run"), tmp_path / "run")
-        assert (
-            chaos(options(tmp_path / "run"), tmp_path / "run", 4, random.Random(0)) >= 2
-        )  # a fast machine ends before
+        kills = chaos(options(tmp_path / "run"), tmp_path / "run", 3, random.Random(0))
+        assert kills >= 2  # a fast machine ends before
     assert watcher.most <= BUDGET
     equal(tmp_path / "run", whole)
 
