@@ -18,7 +18,7 @@ from pipeline.core import images
 from pipeline.core.errors import UserError
 from pipeline.core.records import HELD_OUT, item_rng
 from pipeline.storage.object_store import Store, unreachable
-from pipeline.storage.shards import Rows, facts_in, find_shards, is_shard, open_shard, rows_of, uid_of
+from pipeline.storage.shards import Rows, facts_in, find_shards, is_shard, layer_of, open_shard, rows_of, uid_of
 
 OPEN_FILES = 16  # shards that each thread keeps open: their footers take longer to read than an object does
 FOOTERS_AT_ONCE = 16  # shards of an object store whose footers are read at the same time
@@ -68,10 +68,7 @@ class Object(Rows):
         metallic (V, H, W) uint8. docs/shard_format.md has the units. Raises KeyError for one that the run does not have."""
         if name not in self.layers:
             raise KeyError(f"{self.uid} has no {name}; it has {', '.join(self.layers) or 'no layers'}")
-        if name in ("depth", "normals"):
-            shape = (len(self.jpegs), *self.hw, *((3,) if name == "normals" else ()))
-            return np.frombuffer(b"".join(self.layers[name]), "<f4").reshape(shape)
-        return np.stack([images.decode(png) for png in self.layers[name]])
+        return layer_of(name, self.layers[name], self.hw)
 
 
 class Dataset(Sequence[Object]):

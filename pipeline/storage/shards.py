@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config.source_table import SOURCES
+from pipeline.core import images
 from pipeline.core.disk import replacing
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, ledger_facts
@@ -331,6 +332,15 @@ def rows_of(table: pa.Table) -> Rows:
         source=first["source"],
         sha256=first["sha256"],
     )
+
+
+def layer_of(name: str, cells: Sequence[bytes], hw: tuple[int, int]) -> np.ndarray:
+    """Decode N cells of a column of LAYERS, of views of size hw: depth (N, H, W) and normals (N, H, W, 3) float32; albedo
+    (N, H, W, 3), alpha, roughness and metallic (N, H, W) uint8. Raises ValueError, OSError where a cell is none."""
+    if name in PNGS:
+        return np.stack([images.decode(png) for png in cells])
+    shape = (*hw, 3) if name == "normals" else hw
+    return np.stack([np.frombuffer(cell, "<f4").reshape(shape) for cell in cells])
 
 
 def write_rows(table: pa.Table, path: Path) -> None:
