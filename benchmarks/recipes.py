@@ -4,6 +4,8 @@
     lvsm-data render --n 64 --res 64 --views 32 --seed 7 --val-percent 99 --out data/unseen
     python benchmarks/recipes.py --data data/objects data/unseen --out runs/recipes
 
+With --aux, of shards that were rendered with --depth --normals --alpha: `small` as long, with and without these heads, two seeds.
+
 Every recipe trains the same steps on the same batches, with a model of as many layers of the same width; the last one also for as
 long as the first one took. The published learning rate belongs to a width of 768 and 100,000 steps: all get the one that suits
 this width. Runs that are finished are not repeated. Prints a table, and draws curves on OUT/index.html.
@@ -33,6 +35,8 @@ RECIPES = {  # each with what the one before has
     "width-aware start": "--no-prope --ema 0 --final-lr 0",
     "PRoPE: small": "",
 }
+AUX = "--aux depth normals alpha"
+SEEDS = (0, 1)
 LONG = "small, as long"
 COLUMNS = ("recipe", "steps", "CPU min", "unseen objects", "over nearest view", "on the object", "SSIM")
 
@@ -49,6 +53,10 @@ class Options:
     """Steps of each recipe."""
     long_steps: int = 2400
     """Steps of `small` once more, so that it takes as long as the published recipe: to be found by trying."""
+    aux: bool = False
+    """Compare `small` with and without --aux instead."""
+    aux_steps: int | None = None
+    """Steps with --aux, so that they take as long as --long-steps without: to be found by trying. Default: as many."""
     eval_objects: int = 64
     """Objects that do not train, to measure on."""
 
@@ -101,14 +109,31 @@ def row(name: str, out: Path) -> list[str]:
     return [name, str(last["step"]), f"{minutes:.0f}", *figures]
 
 
+def with_and_without_aux(options: Options) -> list[list[str]]:
+    """Rows of a table: `small` with and without --aux, for each seed."""
+    steps = {"": options.long_steps, AUX: options.aux_steps or options.long_steps}
+    named = {f"small {flags}".strip() + f", seed {seed}": (flags, seed) for seed in SEEDS for flags in steps}
+    return [
+        row(name, run(options, name, f"{flags} --seed {seed}", steps[flags])) for name, (flags, seed) in named.items()
+    ]
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """Print rows in Markdown."""
+    for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows):
+        print("| " + " | ".join(cells) + " |")
+
+
 def main() -> None:
     """Print a table, in Markdown."""
     options = tyro.cli(Options, description=__doc__)
+    if options.aux:
+        print_table(with_and_without_aux(options))
+        return
     runs = {name: run(options, name, flags, options.steps) for name, flags in RECIPES.items()}
     runs[LONG] = run(options, LONG, "", options.long_steps)
     rows = [row(name, out) for name, out in runs.items()]
-    for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows):
-        print("| " + " | ".join(cells) + " |")
+    print_table(rows)
     lines = {"published": curve(runs["published"]), "small": curve(runs[LONG])}
     scores = json.loads((runs[LONG] / "log.jsonl").read_text().splitlines()[-1])["evaluation"]
     end = math.ceil(max(x for line in lines.values() for x, _ in line))

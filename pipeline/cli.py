@@ -128,7 +128,7 @@ def _prepared(cfg: CycleConfig, train: TrainConfig) -> tuple[CycleConfig, TrainC
     train = dataclasses.replace(train, address=train.address or cfg.address)
     cfg = cfg.resolved().with_cores(on_cpu(train))
     assert cfg.out is not None
-    trained = settings(train, cfg.out, cfg.scene.res, cfg.scene.views, cfg.samples)
+    trained = settings(train, cfg.out, cfg.scene, cfg.samples)
     looks = trained.steps // trained.eval_every if trained.eval_every else 0
     shares = divide(cfg, cfg.budget(), checkpoint_bytes(trained), trained.steps, looks)
     return cfg.within(shares), trained, shares

@@ -10,6 +10,8 @@ from typing import Literal
 from pipeline.core.errors import UserError
 
 KINDS = ("decoder_only", "encoder_decoder", "unidirectional")
+Layer = Literal["depth", "normals", "alpha"]
+AUX: dict[Layer, int] = {"depth": 1, "normals": 3, "alpha": 1}  # what --aux can predict, and numbers of a pixel
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,12 @@ class ModelConfig:
     """Cameras as relative positions in attention (PRoPE), rays as their own camera sees them; else rays of the world."""
     init: Literal["official", "width_aware"] = "official"
     """Initial weights: the published recipe, or one that also suits small widths."""
+    aux: tuple[Layer, ...] = ()
+    """Also predict these of each target while training, from columns of the shards (render --depth --normals --alpha)."""
+
+    def __post_init__(self) -> None:
+        """Put `aux`, which JSON makes a list, into the order of AUX: it is that of channels."""
+        object.__setattr__(self, "aux", tuple(sorted(self.aux, key=lambda name: [*AUX, name].index(name))))
 
     def check(self) -> None:
         """Raise ValueError if no model can have these settings."""
@@ -47,6 +55,10 @@ class ModelConfig:
             raise ValueError(f"kind {self.kind!r} is unknown: choose one of {', '.join(KINDS)}")
         if self.init not in ("official", "width_aware"):
             raise ValueError(f"init {self.init!r} is unknown: choose official or width_aware")
+        if unknown := [name for name in self.aux if name not in AUX]:
+            raise ValueError(f"aux {unknown[0]!r} is unknown: choose of {', '.join(AUX)}")
+        if len(set(self.aux)) < len(self.aux):
+            raise ValueError(f"aux {' '.join(self.aux)} names one twice")
         if self.dim % self.head_dim:
             raise ValueError(f"dim {self.dim} is no multiple of head_dim {self.head_dim}: change one of them")
         if self.prope and self.head_dim % 8:
@@ -155,6 +167,8 @@ class LossConfig:
     """Weight of 1 - SSIM."""
     lpips: float = 0.0
     """Weight of LPIPS (VGG-16)."""
+    aux_weight: float = 1.0
+    """Factor of the weights that the terms of --aux have, which docs/training.md lists."""
     perceptual_from: int = 0
     """The step, counted from 0, at which the perceptual, LPIPS and SSIM terms set in."""
     vgg: Path | None = None
@@ -174,6 +188,10 @@ class LossConfig:
         if not (self.mse or self.l1 or (not late and any(weights.values()))):
             raise UserError(
                 "the loss is 0 at its first step: every term has weight 0 or sets in later", "for example --mse 1"
+            )
+        if not (math.isfinite(self.aux_weight) and self.aux_weight > 0):
+            raise UserError(
+                f"--aux-weight {self.aux_weight} is no factor", "above 0; to train without, leave --aux out"
             )
         if self.perceptual_from < 0:
             raise UserError(f"--perceptual-from {self.perceptual_from} is negative", "0 is the first step")

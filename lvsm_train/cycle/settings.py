@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from lvsm_train.config.train import TrainConfig
+from pipeline.config.render import SceneConfig
 from pipeline.core.errors import UserError
 from pipeline.cycle.protocol import TRAIN
 
@@ -14,23 +15,26 @@ FILE_OVERHEAD = 1.03  # size of a checkpoint as a multiple of its tensors
 PER_FILE = 2e6  # bytes
 
 
-def settings(cfg: TrainConfig, out: Path, res: tuple[int, ...], views: int, samples: float) -> TrainConfig:
+def settings(cfg: TrainConfig, out: Path, scene: SceneConfig, samples: float) -> TrainConfig:
     """Settings of the trainer in the cycle at `out`.
 
-    res, views: widths and number of an object's rendered views. samples: to train on in all. Images have the preset's width,
-    or the rendered one if smaller. Raises UserError for flags that a cycle sets itself, too few views, or partial patches.
+    scene: what is rendered. samples: to train on in all. Images have the preset's width, or the rendered one if smaller.
+    Raises UserError for flags that a cycle sets itself, too few views, columns that are not rendered, or partial patches.
     """
     data = cfg.data
     if cfg.out or data.data or cfg.curriculum:
         raise UserError(
             "a cycle says itself where data and checkpoints are", "no --train.out, --data.data, --train.curriculum"
         )
-    if views < data.held_views + data.inputs + data.targets:
+    if scene.views < data.held_views + data.inputs + data.targets:
         raise UserError(
-            f"--views {views} are too few for {data.inputs} inputs and {data.targets} targets",
+            f"--views {scene.views} are too few for {data.inputs} inputs and {data.targets} targets",
             f"--views {data.held_views + data.inputs + data.targets}, or --data.inputs and --data.targets",
         )
-    width = min(max(res), data.res or max(res))
+    if lacking := [name for name in cfg.model.aux if not getattr(scene, name)]:
+        said = f"--model.aux {' '.join(lacking)} is learned from columns that this cycle does not render"
+        raise UserError(said, f"add {' '.join(f'--{name}' for name in lacking)}")
+    width = min(scene.width, data.res or scene.width)
     cfg.model.check_pictures((width, width))
     steps = max(1, math.ceil(samples / cfg.samples(cfg.world)))
     out.mkdir(parents=True, exist_ok=True)

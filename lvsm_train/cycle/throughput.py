@@ -65,7 +65,7 @@ def measure(cfg: TrainConfig, closed: threading.Event) -> None:
     device = device_of(cfg.device)
     state = State(cfg, device, Ranks())
     gradients = Gradients(cfg, state.net, device, Ranks())
-    with contextlib.closing(Data(cfg.data, device=device, accumulate=cfg.accumulate)) as data:
+    with contextlib.closing(Data(cfg.data, device=device, accumulate=cfg.accumulate, aux=cfg.model.aux)) as data:
         enough = _enough(closed)
         with contextlib.closing(data.batches()) as batches:
             for number in itertools.count():

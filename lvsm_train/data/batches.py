@@ -20,9 +20,10 @@ import cv2
 import numpy as np
 import torch
 
-from lvsm_train.config.train import DataConfig
+from lvsm_train.config.parts import DataConfig, Layer
 from lvsm_train.data import samples, view_sampling
 from lvsm_train.data.index import Files, Index, decode_all, memory_free, read_index
+from lvsm_train.data.layers import channels, check_layers, decode_layers, read_layers
 from lvsm_train.data.samples import Sample
 from pipeline.storage.shards import facts_of
 
@@ -39,6 +40,7 @@ class Batch:
 
     image: (B, V, 3, H, W) uint8 sRGB. c2w: (B, V, 4, 4) float32, OpenCV axes. fxfycxcy: (B, V, 4) float32, in pixels of
     these images. target_image, target_c2w, target_fxfycxcy: likewise with T instead of V. uids: B names of objects.
+    target_layers: (B, T, C, H, W) float16, what --aux predicts, as `data.layers` says; None without it.
     """
 
     image: torch.Tensor
@@ -48,6 +50,13 @@ class Batch:
     target_c2w: torch.Tensor
     target_fxfycxcy: torch.Tensor
     uids: list[str]
+    target_layers: torch.Tensor | None = None
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All that a training step reads, in the order of TENSORS, and target_layers where they are there."""
+        given = [getattr(self, name) for name in TENSORS]
+        return given if self.target_layers is None else [*given, self.target_layers]
 
     @property
     def rgb(self) -> torch.Tensor:
@@ -61,7 +70,10 @@ class Batch:
 
     def to(self, device: str | torch.device) -> Batch:
         """Copy to a device; asynchronously from pinned memory."""
-        moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
+        names = (*TENSORS, "target_layers")
+        moved: dict[str, Any] = dict(
+            zip(names, [one.to(device, non_blocking=True) for one in self.tensors], strict=False)
+        )
         return replace(self, **moved)
 
 
@@ -91,14 +103,17 @@ END = End()
 
 @dataclass(frozen=True)
 class _Pending:
-    """A batch under way. rows: (B, V + T) of its views in the index. pixels: perhaps still being filled by `jobs`."""
+    """A batch under way. rows: (B, V + T) of its views in the index. pixels, layers (of its targets): perhaps still being filled
+    by `jobs`, None where the device has those of all views. aux: layers are asked for."""
 
     samples: Sequence[Sample]
     rows: torch.Tensor
     c2w: torch.Tensor
     fxfycxcy: torch.Tensor
     pixels: torch.Tensor | None
+    layers: torch.Tensor | None
     jobs: list[Future[None]]
+    aux: bool
 
 
 class Memory:
@@ -138,11 +153,12 @@ class Data:
         device: str | torch.device = "cpu",
         accumulate: int = 1,
         split: str = "",
+        aux: Sequence[Layer] = (),
     ) -> None:
         """Read the index, and decode all images if they are cached. accumulate: batches per step and rank. split: as in
-        read_index.
+        read_index. aux: layers that training batches have besides.
 
-        Raises UserError like DataConfig.check and read_index, and for broken images.
+        Raises UserError like DataConfig.check and read_index, for broken images, and for shards without these layers.
         """
         cfg.check()
         cv2.setNumThreads(1)  # our threads decode an image each; threads within OpenCV would only compete with them
@@ -156,13 +172,20 @@ class Data:
         self.index = read_index(cfg.data, cfg.res, cores, split, cfg.check_images)
         self.planner = samples.Planner(cfg, self.index)
         self.notes = self.planner.notes + not_white(self.index.paths)
-        needed = len(self.index.c2w) * 3 * self.index.hw[0] * self.index.hw[1]
+        self.aux = tuple(aux)
+        check_layers(self.index, self.planner.train, self.aux)
+        needed = len(self.index.c2w) * (3 + 2 * channels(self.aux)) * self.index.hw[0] * self.index.hw[1]
         fits = needed <= MEMORY_SHARE * memory_free() / ranks_here
         self.cached = ("memory" if fits else "none") if cfg.cache == "auto" else cfg.cache
         self.pixels: torch.Tensor | None = None
+        self.layers: torch.Tensor | None = None
         if self.cached != "none":
             at = self.device if self.cached == "device" else torch.device("cpu")
             self.pixels = decode_all(self.index, at, cores, quiet=rank > 0)
+            if self.aux:
+                self.layers = decode_layers(
+                    self.index, self.planner.train.tolist(), self.aux, at, cores, quiet=rank > 0
+                )
         elif slow := int((self.index.chunk[:, 1] == 0).sum()):
             self.notes.append(f"{slow} objects are not packed as lvsm-data does it: their pictures are slow to find")
         self.workers = cfg.workers if cfg.workers is not None else max(1, cores - 1 if self.pixels is None else 1)
@@ -194,33 +217,34 @@ class Data:
 
     def gather(self, some: Sequence[Sample]) -> Batch:
         """Load samples as a batch. Raises ValueError if their numbers of views differ, UserError for broken shards."""
-        return self._finish(self._begin(lambda: (self.index, some), _run_now))
+        return self._finish(self._begin(lambda: (self.index, some), _run_now, False))
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Yield this rank's batches of all steps from `start` on, endlessly, prefetched by threads. Close after use."""
         steps = itertools.count(start)
         plan = self.planner.training
-        return self._prefetched(functools.partial(plan, step, part, self.parts) for step in steps for part in self.ours)
+        plans = (functools.partial(plan, step, part, self.parts) for step in steps for part in self.ours)
+        return self._prefetched(plans, bool(self.aux))
 
     def evaluation_batches(self, of: Sequence[Sample], size: int) -> Iterator[Batch]:
         """Yield batches of at most `size` samples in order; each has samples with equal numbers of views."""
-        return self._prefetched(functools.partial(list, some) for some in samples.equal_views(of, size))
+        return self._prefetched((functools.partial(list, some) for some in samples.equal_views(of, size)), False)
 
-    def _prefetched(self, plans: Iterator[Callable[[], Sequence[Sample]]]) -> Generator[Batch, None, None]:
-        with contextlib.closing(self.poll(functools.partial(self._planned, plan) for plan in plans)) as batches:
+    def _prefetched(self, plans: Iterator[Callable[[], Sequence[Sample]]], aux: bool) -> Generator[Batch, None, None]:
+        with contextlib.closing(self.poll((functools.partial(self._planned, plan) for plan in plans), aux)) as batches:
             yield from (batch for batch in batches if batch is not None)
 
     def _planned(self, plan: Callable[[], Sequence[Sample]]) -> tuple[Index, Sequence[Sample]]:
         return self.index, plan()
 
-    def poll(self, plans: Iterator[Plan | None]) -> Generator[Batch | None, None, None]:
-        """Yield the batches of plans, which may have an index each, prefetched by threads. Close after use.
+    def poll(self, plans: Iterator[Plan | None], aux: bool) -> Generator[Batch | None, None, None]:
+        """Yield the batches of plans, which may have an index each, prefetched by threads. Close after use. aux: with layers.
 
         A plan may be None (no plan yet). Yields None while there is no plan and no batch under way.
         """
         if self.workers == 0:
             for each in plans:
-                yield self._finish(self._begin(each, _run_now)) if each else None
+                yield self._finish(self._begin(each, _run_now, aux)) if each else None
             return
         pool = ThreadPoolExecutor(self.workers, "data", self._start_thread)
         ahead: deque[Future[_Pending]] = deque()
@@ -235,7 +259,7 @@ class Data:
                     if isinstance(plan, End):
                         more = False
                     else:
-                        ahead.append(pool.submit(self._begin, plan, pool.submit))
+                        ahead.append(pool.submit(self._begin, plan, pool.submit, aux))
                 if not ahead and not more:
                     return
                 yield self._finish(ahead.popleft().result()) if ahead else None
@@ -246,7 +270,7 @@ class Data:
         if self.device.type == "cuda":  # the current GPU is a setting of each thread
             torch.cuda.set_device(self.device)
 
-    def _begin(self, plan: Plan, submit: Callable[..., Future[None]]) -> _Pending:
+    def _begin(self, plan: Plan, submit: Callable[..., Future[None]], aux: bool) -> _Pending:
         """Prepare a batch on the host: choose views, compute cameras, and submit the decoding of images without waiting."""
         index, some = plan()
         cached = self.pixels is not None and index is self.index
@@ -262,19 +286,31 @@ class Data:
                 c2w[place] = view_sampling.normalise_poses(c2w[place])
         row, pose, k = (self._pinned(torch.from_numpy(each)) for each in (rows, c2w, index.fxfycxcy[rows]))
         if cached and self.cached == "device":
-            return _Pending(some, row, pose, k, None, [])
-        pin = self.device.type == "cuda"
-        shape = (*rows.shape, 3, *self.hw)
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True) if pin else self.memory.take(shape)
+            return _Pending(some, row, pose, k, None, None, [], aux)
+        pixels, targets = self._empty((*rows.shape, 3, *self.hw)), np.s_[:, len(some[0].inputs) :]
+        layers = (
+            self._empty((*rows[targets].shape, channels(self.aux), *self.hw), 2).view(torch.float16) if aux else None
+        )
         if cached and self.pixels is not None:
             np.take(self.pixels.numpy(), rows, 0, pixels.numpy(), mode="clip")  # other modes copy first
-            return _Pending(some, row, pose, k, pixels, [])
+            if layers is not None and self.layers is not None:
+                np.take(self.layers.numpy(), rows[targets], 0, layers.numpy(), mode="clip")
+            return _Pending(some, row, pose, k, pixels, layers, [], aux)
         rows_of: dict[int, list[int]] = defaultdict(list)
         for each, sample in enumerate(some):
             rows_of[sample.number].append(each)
         out = pixels.numpy()
         jobs = [submit(self._read, index, number, within, views, out) for number, within in rows_of.items()]
-        return _Pending(some, row, pose, k, pixels, jobs)
+        if layers is not None:
+            out, views = layers.numpy(), views[targets]
+            jobs += [submit(self._read_layers, index, number, within, views, out) for number, within in rows_of.items()]
+        return _Pending(some, row, pose, k, pixels, layers, jobs, aux)
+
+    def _empty(self, shape: tuple[int, ...], size: int = 1) -> torch.Tensor:
+        """Tensor of uint8 with any content, whose last axis holds numbers of `size` bytes; pinned for a GPU."""
+        shape = (*shape[:-1], shape[-1] * size)
+        pin = self.device.type == "cuda"
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True) if pin else self.memory.take(shape)
 
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
@@ -291,6 +327,13 @@ class Data:
                     index.decode(number, view, jpegs[view], planes)
                     done[view] = planes
 
+    def _read_layers(self, index: Index, number: int, within: list[int], views: np.ndarray, out: np.ndarray) -> None:
+        """Read the layers of an object's targets, each once, into rows `within`. views: (B, T). out: (B, T, C, H, W)."""
+        asked = sorted(set(views[within].flatten().tolist()))
+        read = read_layers(index, number, asked, self.aux, self.files)
+        for row in within:
+            out[row] = read[np.searchsorted(asked, views[row])]
+
     def _finish(self, pending: _Pending) -> Batch:
         """Wait for decoding, and copy to the device."""
         for job in pending.jobs:
@@ -301,7 +344,11 @@ class Data:
             pixels = pending.pixels.to(self.device, non_blocking=True)
         else:
             assert self.pixels is not None
-            pixels = self.pixels.index_select(0, rows.flatten()).view(*rows.shape, 3, *self.hw)
+            pixels = _rows_of(self.pixels, rows)
+        layers = None if pending.layers is None else pending.layers.to(self.device, non_blocking=True)
+        if pending.aux and layers is None:
+            assert self.layers is not None
+            layers = _rows_of(self.layers, rows[:, inputs:])
         return Batch(
             image=pixels[:, :inputs],
             c2w=c2w[:, :inputs],
@@ -310,7 +357,13 @@ class Data:
             target_c2w=c2w[:, inputs:],
             target_fxfycxcy=k[:, inputs:],
             uids=[sample.uid for sample in pending.samples],
+            target_layers=layers,
         )
+
+
+def _rows_of(kept: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Rows (B, S) of kept (M, ...): (B, S, ...)."""
+    return kept.index_select(0, rows.flatten()).view(*rows.shape, *kept.shape[1:])
 
 
 def _run_now(work: Callable[..., None], *given: Any) -> Future[None]:

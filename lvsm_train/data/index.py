@@ -8,6 +8,7 @@ are small and many, a hundred times what decoding eight views takes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -40,6 +41,7 @@ from pipeline.storage.shards import find_shards, image_sha
 END_OF_IMAGE = b"\xff\xd9"
 AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 OPEN_FILES = 256  # kept open; further ones are opened for each read
+FOOTERS = 16  # that are kept parsed: of many small objects one takes megabytes
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
@@ -48,7 +50,8 @@ Made = TypeVar("Made")
 class Index:
     """N objects of some shards, with M views in all. Per object:
 
-    uids: (N,). path: (N,) number of its file among the P `paths`, each of which shows "clips", "objects" or "" (`subjects`).
+    uids: (N,). path: (N,) number of its file among the P `paths`, each of which shows "clips", "objects" or "" (`subjects`) and
+    has some layers (`layers`).
     group: (N,) its row group there. chunk: (N, 2) offset and length of its JPEGs' column chunk; length 0 if only pyarrow can
     read that. first: (N + 1,) its first view in the arrays below. val: (N,) True if for validation. stored_hw: (N, 2) size of
     its stored images. Per view: c2w: (M, 4, 4), fxfycxcy: (M, 4) for images of size hw, float32. frame: (M,) its frame in the
@@ -60,6 +63,7 @@ class Index:
     uids: list[str]
     paths: list[Path]
     subjects: list[str]
+    layers: list[list[str]]
     path: np.ndarray
     group: np.ndarray
     chunk: np.ndarray
@@ -132,11 +136,12 @@ def _decode(jpeg: memoryview) -> np.ndarray | None:
 
 
 class Files:
-    """Shard files that are kept open, for reads from any thread."""
+    """Shard files that are kept open, for reads from any thread. footer: parses that of a file."""
 
     def __init__(self) -> None:
         self._open: dict[Path, int] = {}
         self._lock = threading.Lock()
+        self.footer: Callable[[Path], pq.FileMetaData] = functools.lru_cache(FOOTERS)(pq.read_metadata)
 
     def read(self, path: Path, length: int, offset: int) -> bytes:
         """Read `length` bytes at `offset`, fewer at the end of the file. Raises OSError."""
@@ -223,6 +228,7 @@ def merge(paths: Sequence[Path], files: Sequence[ShardIndex], width: int, check_
         uids=uids,
         paths=list(paths),
         subjects=subjects,
+        layers=[file.layers for file in files],
         path=path,
         group=group,
         chunk=chunk,
@@ -255,21 +261,39 @@ def decode_all(index: Index, device: torch.device, workers: int, quiet: bool = T
     pixels = torch.empty((len(index.c2w), 3, *index.hw), dtype=torch.uint8, device=device)
     files = Files()
 
-    def decode(number: int) -> None:
-        own = pixels[index.of(number)]
-        host = own.numpy() if device.type == "cpu" else np.empty(own.shape, np.uint8)
+    def read(number: int, out: np.ndarray) -> None:
         for view, jpeg in enumerate(index.jpegs(number, files)):
-            index.decode(number, view, jpeg, host[view])
-        if device.type != "cpu":
-            own.copy_(torch.from_numpy(host))
+            index.decode(number, view, jpeg, out[view])
 
-    say = f"decoding {len(pixels)} views" if pixels.nbytes > 1e8 and not quiet else ""
     try:
-        for _ in _in_threads(decode, range(len(index.uids)), workers, say):
-            pass
+        fill(pixels, index, range(len(index.uids)), read, workers, "" if quiet else f"decoding {len(pixels)} views")
     finally:
         files.close()
     return pixels
+
+
+def fill(
+    kept: torch.Tensor,
+    index: Index,
+    numbers: Sequence[int],
+    read: Callable[[int, np.ndarray], None],
+    workers: int,
+    say: str,
+) -> None:
+    """Fill `kept` (M, ...), a row per view on any device, with what `read` writes of each of these objects, in threads.
+
+    read: gets an object's number and the array (V, ...) to fill. say: label of a progress bar, where it takes a while.
+    """
+
+    def one(number: int) -> None:
+        own = kept[index.of(number)]
+        host = own if own.device.type == "cpu" else torch.empty(own.shape, dtype=own.dtype)
+        read(number, host.numpy())
+        if host is not own:
+            own.copy_(host)
+
+    for _ in _in_threads(one, numbers, workers, say if kept.nbytes > 1e8 else ""):
+        pass
 
 
 def memory_free() -> int:

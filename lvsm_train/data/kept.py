@@ -26,7 +26,7 @@ CACHE = Path("~/.cache/lvsm-data/cameras")
 LEAST_BYTES = 4_000_000  # smaller shards are read as quickly
 TAIL = 65_536  # bytes of a shard that are compared
 FORGOTTEN_S = 30 * 86_400.0  # after which what nobody reads is deleted
-FORM = b"2"  # of what is kept
+FORM = b"3"  # of what is kept
 
 
 def read_kept(path: Path) -> ShardIndex:
@@ -64,7 +64,7 @@ def _key(path: Path) -> str:
 
 def _save(place: Path, read: ShardIndex) -> None:
     arrays = {each.name: getattr(read, each.name) for each in dataclasses.fields(read)}
-    words = {name: arrays.pop(name) for name in ("subject", "uids", "licenses")}
+    words = {name: arrays.pop(name) for name in ("subject", "layers", "uids", "licenses")}
     words["licenses"] = list(words["licenses"].items())
     arrays["words"] = np.frombuffer(json.dumps(words).encode(), np.uint8)
     with (

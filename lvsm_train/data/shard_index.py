@@ -15,17 +15,19 @@ import pyarrow.parquet as pq
 from pipeline.core import cameras
 from pipeline.core.errors import UserError
 from pipeline.core.records import HELD_OUT
-from pipeline.storage.shards import IMAGE_SHA, INTRINSICS, ROLE, facts_in, open_shard, subject_of, uid_of
+from pipeline.storage.shards import IMAGE_SHA, INTRINSICS, LAYERS, ROLE, facts_in, open_shard, subject_of, uid_of
 
 HINT = "`lvsm-data verify` says what is broken; a shard that is moved away is left out"
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """An Index's part from one shard file. subject: see `shards.subject_of`. views: (n,) number of views per object. hw: (m, 2)
-    stored size of each view. sha: (m,) checksums of pictures, 0 without. licenses: number of objects per license."""
+    """An Index's part from one shard file. subject: see `shards.subject_of`. layers: which of LAYERS it has. views: (n,) number
+    of views per object. hw: (m, 2) stored size of each view. sha: (m,) checksums of pictures, 0 without. licenses: number of
+    objects per license."""
 
     subject: str
+    layers: list[str]
     uids: list[str]
     views: np.ndarray
     chunk: np.ndarray
@@ -50,7 +52,7 @@ def read_shard(path: Path) -> ShardIndex:
                 "train on pictures that were rendered without --projection ortho",
             )
         pictures = names.index("image.bytes")
-        subject = subject_of(facts, names)
+        subject, layers = subject_of(facts, names), [name for name in LAYERS if name in names]
         optional = [name for name in ("frame", ROLE, IMAGE_SHA) if name in names]
         table = file.read(["height", "width", "c2w", "fxfycxcy", "license", *optional], use_threads=False)
         uids = [uid_of(file, number) for number in range(len(groups))]
@@ -70,7 +72,7 @@ def read_shard(path: Path) -> ShardIndex:
     roles = table[ROLE].to_numpy() if ROLE in optional else np.full(len(counted), "")
     trains = ~np.isin(roles.astype(str), HELD_OUT)
     sha = table[IMAGE_SHA].to_numpy() if IMAGE_SHA in optional else np.zeros(len(c2w), np.uint64)
-    return ShardIndex(subject, uids, views, chunk, c2w, k, hw, frame, trains, sha, dict(licenses))
+    return ShardIndex(subject, layers, uids, views, chunk, c2w, k, hw, frame, trains, sha, dict(licenses))
 
 
 def _chunk(column: pq.ColumnChunkMetaData) -> tuple[int, int]:

@@ -19,6 +19,7 @@ import torch
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.data.batches import END, Batch, Data, End, Plan, not_white
 from lvsm_train.data.index import Index, merge
+from lvsm_train.data.layers import check_layers
 from lvsm_train.data.rounds import Rounds, StepEntries
 from lvsm_train.data.samples import Planner, Sample
 from lvsm_train.data.shard_index import ShardIndex, read_shard
@@ -68,7 +69,9 @@ class EpochSource:
         for end, res in cfg.stages():
             if start < end:
                 settings = dataclasses.replace(cfg.data, res=res)
-                opened = Data(settings, self.ranks.rank, self.ranks.world, self.device, cfg.accumulate)
+                opened = Data(
+                    settings, self.ranks.rank, self.ranks.world, self.device, cfg.accumulate, aux=cfg.model.aux
+                )
                 with contextlib.closing(opened) as data:
                     cfg.model.check_pictures(data.hw)
                     self.say(*data.notes, data.summary())
@@ -118,11 +121,12 @@ class Stream:
             if self.stop_waiting():
                 return
             time.sleep(LOOK_AGAIN_S)
-        opened = Data(self.cfg.data, self.ranks.rank, self.ranks.world, self.device, self.cfg.accumulate, "val")
+        cfg, ranks = self.cfg, self.ranks
+        opened = Data(cfg.data, ranks.rank, ranks.world, self.device, cfg.accumulate, "val", cfg.model.aux)
         with contextlib.closing(opened) as data:
             self.say(*not_white(data.index.paths))
             self.say(f"{len(data.index.uids)} objects at {data.hw[1]}x{data.hw[0]} pixels are held out")
-            with contextlib.closing(data.poll(self._plans(start))) as batches:
+            with contextlib.closing(data.poll(self._plans(start), bool(cfg.model.aux))) as batches:
                 while True:
                     clock = time.perf_counter()
                     some = self._next(batches)
@@ -209,6 +213,7 @@ class Stream:
         index: Index = merge(paths, files, width, self.cfg.data.check_images)
         counts = np.cumsum([0, *(len(file.uids) for file in files)])
         self.first = dict(zip(held, counts.tolist(), strict=False))
+        check_layers(index, range(len(index.uids)), self.cfg.model.aux)
         self.planner = Planner(self.cfg.data, index, choose=False)
 
 

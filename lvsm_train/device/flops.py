@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from lvsm_train.config.train import ModelConfig
+from lvsm_train.config.parts import AUX, ModelConfig
 
 HW = tuple[int, int]
 
@@ -96,8 +96,11 @@ def forward_flops(config: ModelConfig, batch: int, inputs: int, targets: int, hw
 
 
 def training_flops(config: ModelConfig, batch: int, inputs: int, targets: int, hw: HW) -> float:
-    """FLOPs of a training step: three forward passes. Attention is counted, recomputation and the loss are not."""
-    return 3 * forward_flops(config, batch, inputs, targets, hw)
+    """FLOPs of a training step: three forward passes, with the heads of --aux. Attention is counted, recomputation and the loss
+    are not."""
+    numbers = config.patch**2 * sum(AUX[name] for name in config.aux)
+    heads = 2.0 * batch * targets * _tokens(config, hw) * config.dim * numbers
+    return 3 * (forward_flops(config, batch, inputs, targets, hw) + heads)
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -215,20 +215,21 @@ class Tokenizer(nn.Module):
 
 
 class Head(nn.Module):
-    """Linear projection of tokens to RGB patches."""
+    """Linear projection of tokens to patches of `channels` numbers per pixel. bounded: these are in (0, 1), as of RGB."""
 
-    def __init__(self, dim: int, patch: int) -> None:
+    def __init__(self, dim: int, patch: int, channels: int = 3, bounded: bool = True) -> None:
         super().__init__()
-        self.patch = patch
+        self.patch, self.channels, self.bounded = patch, channels, bounded
         self.norm = layer_norm(dim)
-        self.linear = nn.Linear(dim, patch * patch * 3, bias=False)
+        self.linear = nn.Linear(dim, patch * patch * channels, bias=False)
 
     def forward(self, x: Tensor, targets: int, hw: tuple[int, int]) -> Tensor:
-        """(B * T, hh * ww, dim) -> (B, T, 3, H, W) in (0, 1), float32."""
+        """(B * T, hh * ww, dim) -> (B, T, channels, H, W), float32."""
         p, (height, width) = self.patch, hw
-        pixels = self.linear(self.norm(x)).float().sigmoid()  # bfloat16 has only 128 values in [0.5, 1]
-        pixels = pixels.reshape(-1, targets, height // p, width // p, p, p, 3).permute(0, 1, 6, 2, 4, 3, 5)
-        return pixels.reshape(-1, targets, 3, height, width)
+        pixels = self.linear(self.norm(x)).float()  # bfloat16 has only 128 values in [0.5, 1]
+        pixels = pixels.sigmoid() if self.bounded else pixels
+        pixels = pixels.reshape(-1, targets, height // p, width // p, p, p, self.channels)
+        return pixels.permute(0, 1, 6, 2, 4, 3, 5).reshape(-1, targets, self.channels, height, width)
 
 
 def initialise(model: nn.Module, init: str, seed: int) -> None:

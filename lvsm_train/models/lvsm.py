@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lvsm_train.config.train import ModelConfig
+from lvsm_train.config.parts import AUX, ModelConfig
 from lvsm_train.models import prope
 from lvsm_train.models.blocks import Block, Head, KeysValues, SceneKeys, Stack, Tokenizer, initialise, layer_norm
 from lvsm_train.models.prope import Codes
@@ -48,6 +48,8 @@ class LVSM(nn.Module):
     With prope, cameras are expressed relative to the first input camera (`frame`, its c2w). Between tokens with cameras the
     choice of frame cancels; latents have no camera (identity, no rotary code), so they live in this frame. Hence a rigid
     change of the world frame never matters, and the order of inputs matters for encoder_decoder alone.
+
+    aux: a head of its own for each of config.aux, which training alone asks for; docs/training.md says what they predict.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -56,6 +58,7 @@ class LVSM(nn.Module):
         self.image_tokens = Tokenizer(9, config.patch, config.dim)
         self.ray_tokens = Tokenizer(6, config.patch, config.dim)
         self.head = Head(config.dim, config.patch)
+        self.aux = nn.ModuleDict({name: Head(config.dim, config.patch, AUX[name], False) for name in config.aux})
 
     def every_block(self) -> list[Block]:
         """All transformer blocks in forward order: the units to compile, shard and recompute."""
@@ -72,6 +75,10 @@ class LVSM(nn.Module):
 
     def decode(self, scene: Any, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW) -> Tensor:
         """Scenes of `encode`, which may be reused, and cameras of T targets of size target_hw -> (B, T, 3, H, W)."""
+        return self.head(self.states(scene, target_c2w, target_fxfycxcy, target_hw), target_c2w.shape[1], target_hw)
+
+    def states(self, scene: Any, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW) -> Tensor:
+        """Scenes and cameras as of `decode` -> what heads read: the targets' tokens after the last block (B * T, n, dim)."""
         raise NotImplementedError
 
     def forward(
@@ -82,10 +89,15 @@ class LVSM(nn.Module):
         target_c2w: Tensor,
         target_fxfycxcy: Tensor,
         target_hw: HW | None = None,
-    ) -> Tensor:
-        """V inputs and cameras of T targets -> (B, T, 3, H, W). target_hw: default the inputs' size."""
+        aux: bool = False,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """V inputs and cameras of T targets -> (B, T, 3, H, W). target_hw: default the inputs' size. aux: return also what the
+        heads of config.aux make of each target, by name, (B, T, channels, H, W) each."""
         scene = self.encode(image, c2w, fxfycxcy)
-        return self.decode(scene, target_c2w, target_fxfycxcy, target_hw or image_size(image))
+        hw, targets = target_hw or image_size(image), target_c2w.shape[1]
+        states = self.states(scene, target_c2w, target_fxfycxcy, hw)
+        rendered = self.head(states, targets, hw)
+        return (rendered, {name: head(states, targets, hw) for name, head in self.aux.items()}) if aux else rendered
 
     def _view_tokens(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> Tensor:
         """Posed images -> tokens (B, V * n, dim), view by view."""
@@ -145,8 +157,8 @@ class DecoderOnly(LVSM):
         frame = c2w[:, 0]
         return Tokens(tokens, self._codes(c2w, fxfycxcy, image_size(image), frame), frame)
 
-    def decode(self, scene: Tokens, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW) -> Tensor:
-        """A scene and the cameras of T targets -> (B, T, 3, H, W)."""
+    def states(self, scene: Tokens, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW) -> Tensor:
+        """A scene and the cameras of T targets -> their tokens (B * T, n, dim)."""
         _check_scene(scene.frame, target_c2w)
         own = self.norm(self._target_tokens(target_c2w, target_fxfycxcy, target_hw))
         targets, views = target_c2w.shape[1], scene.tokens.shape[1]
@@ -155,7 +167,7 @@ class DecoderOnly(LVSM):
             project, lift = (_repeat_per_target(matrix, targets) for matrix in scene.codes[:2])
             codes = prope.join(scene.codes._replace(project=project, lift=lift), codes)
         x = self.blocks(torch.cat([_repeat_per_target(scene.tokens, targets), own], 1), codes)
-        return self.head(x[:, views:], targets, target_hw)
+        return x[:, views:]
 
 
 class EncoderDecoder(LVSM):
@@ -188,7 +200,19 @@ class EncoderDecoder(LVSM):
         target_hw: HW,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """A scene of N tokens, as encoded or edited, and the cameras of T targets -> (B, T, 3, H, W).
+        """A scene of N tokens, as encoded or edited, and the cameras of T targets -> (B, T, 3, H, W). weight: as of `states`."""
+        states = self.states(scene, target_c2w, target_fxfycxcy, target_hw, weight)
+        return self.head(states, target_c2w.shape[1], target_hw)
+
+    def states(
+        self,
+        scene: Latents,
+        target_c2w: Tensor,
+        target_fxfycxcy: Tensor,
+        target_hw: HW,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """A scene of N tokens, as encoded or edited, and the cameras of T targets -> their tokens (B * T, n, dim).
 
         weight (B, N) in [0, inf): multiplicity of each latent; log(weight) is added to the attention scores of its key in
         every block. Two copies of weight 1/2 equal one latent; weight 0 equals absence. Latents of weight 0 in all scenes
@@ -212,7 +236,7 @@ class EncoderDecoder(LVSM):
             log = functional.pad(torch.where(present, positive.log(), -torch.inf), (own.shape[1], 0))
             bias = _repeat_per_target(log, targets)[:, None, None, :]
         x = self.decoder(x, codes, bias)
-        return self.head(x[:, : own.shape[1]], targets, target_hw)
+        return x[:, : own.shape[1]]
 
 
 class Unidirectional(LVSM):
@@ -241,13 +265,12 @@ class Unidirectional(LVSM):
         x = self.scene_norm(self.encoder(x, codes))
         return Views(tuple(keys(x, codes) for keys in self.scene_keys), frame)
 
-    def decode(self, scene: Views, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW) -> Tensor:
-        """A scene and the cameras of T targets -> (B, T, 3, H, W). Targets do not attend to each other."""
+    def states(self, scene: Views, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW) -> Tensor:
+        """A scene and the cameras of T targets -> their tokens (B * T, n, dim). Targets do not attend to each other."""
         _check_scene(scene.frame, target_c2w)
         x = self.norm(self._target_tokens(target_c2w, target_fxfycxcy, target_hw))
         codes = self._target_codes(target_c2w, target_fxfycxcy, target_hw, scene.frame)
-        x = self.decoder(x, codes, None, scene.keys_values)
-        return self.head(x, target_c2w.shape[1], target_hw)
+        return self.decoder(x, codes, None, scene.keys_values)
 
 
 BY_KIND: dict[str, type[LVSM]] = {

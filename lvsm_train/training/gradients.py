@@ -11,13 +11,15 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lvsm_train.config.train import TrainConfig
-from lvsm_train.data.batches import TENSORS, Batch
+from lvsm_train.data.batches import Batch
+from lvsm_train.data.layers import channels
 from lvsm_train.device import activations, tuning
 from lvsm_train.device.devices import autocast, dtype_of
 from lvsm_train.device.flops import attentions, training_flops
 from lvsm_train.device.graphs import Recorded
 from lvsm_train.device.ranks import Ranks
 from lvsm_train.device.sharding import is_sharded
+from lvsm_train.losses.layers import layer_loss
 from lvsm_train.losses.loss import Loss
 from lvsm_train.models.lvsm import HW, LVSM, image_size
 from pipeline.core.errors import UserError
@@ -104,7 +106,7 @@ class Gradients:
         return count
 
     def _forward_of_zeros(self, hw: HW) -> Callable[[int], Tensor]:
-        """Function from a number of samples to the loss of such a batch of zeros, at the largest image size."""
+        """Function from a number of samples to what is minimised for such a batch of zeros, at the largest image size."""
         data = self.cfg.data
         width = data.res or hw[1]
 
@@ -114,7 +116,11 @@ class Gradients:
                 c2w, k = torch.eye(4).expand(samples, count, 4, 4), torch.ones(4).expand(samples, count, 4)
                 return [image.to(self.device), c2w.to(self.device), k.to(self.device)]
 
-            return self._loss(True, *views(data.inputs), *views(data.targets))[0]
+            tensors, numbers = [*views(data.inputs), *views(data.targets)], channels(self.cfg.model.aux)
+            if numbers:
+                shape = (samples, data.targets, numbers, *image_size(tensors[0]))
+                tensors.append(torch.zeros(shape, dtype=torch.float16, device=self.device))
+            return self._loss(True, *tensors)[0]
 
         return forward
 
@@ -123,10 +129,9 @@ class Gradients:
         sums: Terms = {}
         late = step >= self.cfg.loss.perceptual_from
         for number, batch in enumerate(batches):
-            tensors = [getattr(batch, name) for name in TENSORS]
             try:
                 with self._reduction(number + 1 == len(batches)):
-                    terms = (self.recorded or self._backward)(late, *tensors)
+                    terms = (self.recorded or self._backward)(late, *batch.tensors)
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     f"the memory of {self.device} is full: {str(error).splitlines()[0]}", self._hint()
@@ -144,19 +149,37 @@ class Gradients:
     def _backward(self, late: bool, *tensors: Tensor) -> Terms:
         value, terms = self._loss(late, *tensors)
         (value / self.cfg.accumulate).backward()
-        return {"loss": value.detach()} | terms
+        return terms
 
     def _loss(
-        self, late: bool, image: Tensor, c2w: Tensor, k: Tensor, target: Tensor, target_c2w: Tensor, target_k: Tensor
+        self,
+        late: bool,
+        image: Tensor,
+        c2w: Tensor,
+        k: Tensor,
+        target: Tensor,
+        target_c2w: Tensor,
+        target_k: Tensor,
+        layers: Tensor | None = None,
     ) -> tuple[Tensor, Terms]:
-        """late: include the terms that start at loss.perceptual_from."""
+        """What is to be minimised, and what a step reports: "loss", of the pictures alone, and all terms.
+
+        late: include the terms that start at loss.perceptual_from. layers: targets of --aux, whose terms are aux_NAME.
+        """
+        aux = layers is not None
         with autocast(self.cfg.precision, self.device):
-            render = self.model(image.float() / 255, c2w, k, target_c2w, target_k)
+            made = self.model(image.float() / 255, c2w, k, target_c2w, target_k, aux=aux)
+        render, heads = made if aux else (made, {})
         expected = target.float() / 255
         value, terms = self.loss(
             render.flatten(0, 1), expected.flatten(0, 1), self.cfg.loss.perceptual_from if late else -1
         )
-        return value, terms
+        if layers is None:
+            return value, {"loss": value.detach()} | terms
+        beside, of_layers = layer_loss(heads, layers)
+        terms |= {f"aux_{name}": term for name, term in of_layers.items()}
+        # curves and the guard against spikes compare pictures; what is not finite shows all the same, and the step is skipped
+        return value + self.cfg.loss.aux_weight * beside, {"loss": (value + 0 * beside).detach()} | terms
 
     def _hint(self) -> str:
         cfg = self.cfg

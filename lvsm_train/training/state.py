@@ -28,13 +28,13 @@ from pipeline.storage.train_run import commits
 
 
 class State:
-    """net: the model on its device, replicated on all ranks or sharded among them. Only the first rank writes checkpoints."""
+    """net: the model on its device, replicated on all ranks or sharded among them. Only the first rank writes checkpoints.
+    notes: for the user, of what `start_from` lacks and of settings that changed."""
 
     def __init__(self, cfg: TrainConfig, device: torch.device, ranks: Ranks) -> None:
         self.cfg, self.device, self.out, self.ranks = cfg, device, cfg.folder, ranks
         self.net: LVSM = lvsm.build(cfg.model, cfg.data.seed)
-        if cfg.start_from:
-            start_weights(self.net, cfg.start_from)
+        self.notes = [start_weights(self.net, cfg.start_from)] if cfg.start_from else []
         self.sharded = should_shard(cfg, count(self.net.parameters()), device, ranks)
         if self.sharded:
             shard(self.net, device)
@@ -55,7 +55,6 @@ class State:
         self.best: tuple[float, int] | None = None
         self.scores: Scores | None = None
         self.cursor: Cursor | None = None  # of a cycle, in the newest checkpoint
-        self.note = ""  # for the user, where `resume` found settings that changed
         self.stop_waiting: Callable[[], bool] = lambda: True  # for room on a full disk
 
     def step(self, number: int, progress: float, loss: torch.Tensor) -> tuple[float, torch.Tensor]:
@@ -180,6 +179,7 @@ class State:
         if found is None:
             return 0
         state, facts = found
+        self.notes = []  # what it once started from does not matter any more
         saved = TrainConfig.from_json(facts["config"])
         if self.cfg.loss.vgg_bf16 is None:  # left to the device: runs of earlier versions stay as they were
             loss = dataclasses.replace(self.cfg.loss, vgg_bf16=saved.loss.vgg_bf16)
@@ -194,7 +194,8 @@ class State:
             raise UserError(f"{self.out} was trained with other settings: {'; '.join(changed)}", hint)
         done, scheduled = int(facts["step"]), schedule_of(saved, state.get("stable", 1.0))
         if not self.cfg.cycle:
-            self.optimizers.schedule, self.note = prolonged(scheduled, self.cfg, done)
+            self.optimizers.schedule, note = prolonged(scheduled, self.cfg, done)
+            self.notes.append(note)
         self._restore(state)
         self.spike_guard.load_state_dict(state["spikes"])
         if "norms" in state:  # not in checkpoints of earlier versions

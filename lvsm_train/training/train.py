@@ -68,7 +68,7 @@ def train_fn(cfg: TrainConfig) -> Result:
             first_interrupt(_say_stopping) as stopped,
         ):
             log.say(
-                state.note,
+                *state.notes,
                 batch_note(cfg, ranks.world),
                 *gradients.loss.says(),
                 f"{cfg.model.kind}, {count(state.net.parameters()) / 1e6:.1f} million weights, on {device}",

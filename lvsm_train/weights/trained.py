@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from lvsm_train.weights import checkpoint
 from lvsm_train.weights.official import from_official
 from lvsm_train.weights.readers import read_torch
 from pipeline.core.errors import UserError
+
+AUX_HEADS = "aux."  # begins the names of weights that rendering does without
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,32 @@ def open_run(run: Path, step: int | None = None, device: str = "auto") -> Traine
     return Trained(net.eval().requires_grad_(False), cfg, int(facts["step"]), run)
 
 
-def start_weights(net: LVSM, where: Path) -> None:
+def start_weights(net: LVSM, where: Path) -> str:
     """Load into a model the weights of a run (averaged, if it has them) or of a checkpoint file of the official LVSM.
 
+    Heads of --aux that are not there stay new, and those that the model has not are left; returned is a line that says so, or "".
     Raises UserError if they cannot be read, or are of another model.
     """
+    own = {name: weight for name, weight in net.state_dict().items() if name.startswith(AUX_HEADS)}
     try:
         if where.is_dir():
-            net.load_state_dict(_weights(_load(where, None, "cpu")[0]))
+            found = _weights(_load(where, None, "cpu")[0])
         else:
-            net.load_state_dict(from_official(read_torch(where), net.config).state_dict())
+            found = from_official(read_torch(where), dataclasses.replace(net.config, aux=())).state_dict()
+        heads = {name for name in found if name.startswith(AUX_HEADS)}
+        kept = {name: weight for name, weight in found.items() if name not in heads - own.keys()}
+        net.load_state_dict(own | kept)
     except (ValueError, RuntimeError) as error:  # PyTorch's for wrong names and shapes
         said = " ".join(str(error).split("\n")[:2])
         raise UserError(f"--start-from {where}: {said}", "the model's flags must be those of these weights") from None
+    told = {"new": own.keys() - heads, "left out": heads - own.keys()}
+    said = "; ".join(f"its {_heads(names)} is {what}" for what, names in told.items() if names)
+    return f"--start-from {where}: {said}" if said else ""
+
+
+def _heads(names: Iterable[str]) -> str:
+    """Heads that weights of these names belong to: aux.depth.norm.weight -> --aux depth."""
+    return f"--aux {' '.join(sorted({name.split('.')[1] for name in names}))}"
 
 
 def _load(run: Path, step: int | None, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
