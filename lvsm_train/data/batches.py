@@ -182,7 +182,7 @@ class Data:
         if self.cached != "none":
             at = self.device if self.cached == "device" else torch.device("cpu")
             self.pixels = decode_all(self.index, at, cores, quiet=rank > 0)
-            if self.aux:
+            if self.aux and len(self.planner.train):  # of a cycle only what is held out is here
                 self.layers = decode_layers(
                     self.index, self.planner.train.tolist(), self.aux, at, cores, quiet=rank > 0
                 )

@@ -44,9 +44,11 @@ def read_layers(index: Index, number: int, views: Sequence[int], names: Sequence
         with pq.ParquetFile(path, metadata=files.footer(path), page_checksum_verification=True) as file:
             table = file.read_row_group(int(index.group[number]), list(names), use_threads=False).take(list(views))
         cells = {name: table[name].to_pylist() for name in names}
+    height, width = index.stored_hw[number].tolist()
     c2w = index.c2w[index.of(number)][list(views)]
     try:
-        made = [_prepared(name, layer_of(name, cells[name], _hw(index, number)), c2w, index.hw) for name in names]
+        decoded = {name: layer_of(name, cells[name], (height, width)) for name in names}
+        made = [_prepared(name, values, (height, width), index.hw, c2w) for name, values in decoded.items()]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: {' or '.join(names)} of {uid} is missing or broken: {error}", HINT) from None
     return np.concatenate(made, 1)
@@ -69,18 +71,15 @@ def decode_layers(
     return kept
 
 
-def _hw(index: Index, number: int) -> tuple[int, int]:
-    height, width = index.stored_hw[number].tolist()
-    return height, width
-
-
-def _prepared(name: Layer, values: np.ndarray, c2w: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+def _prepared(
+    name: Layer, values: np.ndarray, stored_hw: tuple[int, int], hw: tuple[int, int], c2w: np.ndarray
+) -> np.ndarray:
     """Channels (N, C, H, W) float16 for pictures of size hw, from a layer of N views as it is stored. c2w: (N, 4, 4).
 
-    Raises ValueError for values that are no such layer.
+    Raises ValueError for values that are no layer of pictures of size stored_hw.
     """
-    if values.ndim != (4 if name == "normals" else 3):
-        raise ValueError(f"{name} of shape {values.shape}")
+    if values.size != len(c2w) * stored_hw[0] * stored_hw[1] * AUX[name] or values.shape[1:3] != stored_hw:
+        raise ValueError(f"{name} of shape {values.shape[1:]}, and pictures of {stored_hw}")
     values = values.reshape(*values.shape[:3], -1)
     if name == "alpha":
         values = np.stack([images.resize_area(one / np.float32(255), hw) for one in values])

@@ -71,15 +71,17 @@ def view(c2w: np.ndarray, k: np.ndarray) -> tuple[bytes, dict[str, bytes]]:
     return images.encode_jpeg(np.round(rgb * 255).astype(np.uint8), 95), layers
 
 
-def spheres(folder: Path, layers: tuple[str, ...] = ALL, spoilt: bytes | None = None, name: str = "sphere") -> Path:
-    """Five spheres, of which one is held out. spoilt: in place of every depth."""
+def spheres(
+    folder: Path, layers: tuple[str, ...] = ALL, spoilt: dict[str, bytes] | None = None, name: str = "sphere"
+) -> Path:
+    """Five spheres, of which one is held out. spoilt: in place of every cell of a column."""
     writer = ShardWriter(folder, (RES,), layers, {"config_hash": "0"}, 1e9)
     k = cameras.intrinsics(50.0, (RES, RES))
     for number in range(5):
         c2w = cameras.sample("shell", np.random.default_rng(number), VIEWS)
         jpegs, found = zip(*(view(pose, k) for pose in c2w), strict=True)
         kept = {layer: [one[layer] for one in found] for layer in layers}
-        kept |= {"depth": [spoilt] * VIEWS} if spoilt is not None else {}
+        kept |= {layer: [cell] * VIEWS for layer, cell in (spoilt or {}).items()}
         seen_at = Views(list(jpegs), np.tile(k, (VIEWS, 1)).astype(np.float32), (RES, RES), kept)
         split = "val" if number == 4 else "train"
         writer.add(Scene(Item(f"{name}-{number}", "test"), c2w, {RES: seen_at}, {}), split, 0)
@@ -214,8 +216,18 @@ def test_shards_without_the_columns_are_named(run: Path, tmp_path: Path) -> None
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("spoilt", [b"abc", b""])
-def test_broken_layers_are_named(spoilt: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"depth": b"abc"},
+        {"depth": b""},
+        {"normals": bytes(4 * RES * RES)},
+        {"alpha": b"no PNG"},
+        {"alpha": images.encode_png(np.zeros((RES // 2, RES // 2), np.uint8))},
+        {"alpha": images.encode_png(np.zeros((RES, RES, 3), np.uint8))},
+    ],
+)
+def test_broken_layers_are_named(spoilt: dict[str, bytes], tmp_path: Path) -> None:
     broken = spheres(tmp_path / "broken", spoilt=spoilt)
     for cache in ("memory", "none"):
         with pytest.raises(UserError, match=r"depth or normals or alpha of sphere-\d is missing or broken"):
