@@ -27,6 +27,7 @@ from pipeline.config.run import RunConfig
 from pipeline.config.source_table import AUTO, CAPTURES
 from pipeline.config.views import ImportConfig
 from pipeline.core.errors import FEWER_THAN_ASKED, UserError
+from pipeline.core.signals import INTERRUPTED, say_interrupted
 from pipeline.core.text import shown
 
 
@@ -445,6 +446,32 @@ VERBS: dict[str, Callable[..., Any]] = {
 }
 
 
+PATHS = tyro.constructors.ConstructorRegistry()
+
+
+@PATHS.primitive_rule
+def _paths(asked: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Path] | None:
+    """Make paths of arguments as tyro does, but for empty ones, which as a Path would be the current folder."""
+    if asked.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: _path(words[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
+
+
+def _path(word: str) -> Path:
+    if word.strip():
+        return Path(word)
+    named = [before for before, after in itertools.pairwise(sys.argv[1:]) if after == word and before[:1] == "-"]
+    named += [each.rstrip("= ") for each in sys.argv[1:] if each[:1] == "-" and each.partition("=")[1:] == ("=", word)]
+    hint = 'name a file or a folder; . is the current one, and an unset variable makes ""'
+    raise UserError(f"{named[0] if named else 'a path'} is empty", hint)
+
+
 def _preset(flag: str) -> TrainConfig:
     """Preset that `flag` names on the command line, for the defaults of training; "small" if the name is wrong or missing."""
     arguments = sys.argv[1:]
@@ -462,9 +489,10 @@ def main() -> None:
             "cycle": functools.partial(VERBS["cycle"], cfg=CycleConfig(), train=trained),
             "plan": functools.partial(VERBS["plan"], cfg=PlanConfig(), train=trained),
         }
-        code = tyro.extras.subcommand_cli_from_dict(
-            verbs, prog="lvsm-data", description="From 3D objects to pose-labelled shards to a trained LVSM."
-        )
+        with PATHS:
+            code = tyro.extras.subcommand_cli_from_dict(
+                verbs, prog="lvsm-data", description="From 3D objects to pose-labelled shards to a trained LVSM."
+            )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         if error.hint:
@@ -474,7 +502,6 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except KeyboardInterrupt:
-        again = "starts anew" if sys.argv[1:2] == ["export"] else "goes on where this one stopped"
-        print(f"interrupted; the same command {again}", file=sys.stderr)
-        code = 130
+        say_interrupted()
+        code = INTERRUPTED
     sys.exit(code)

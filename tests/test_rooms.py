@@ -20,11 +20,11 @@ SCRIPTS = sorted((ROOT / "blender_scripts").rglob("*.py"))
 LAYOUT = {
     "pipeline": (
         "core formats poses upgrade config storage dataset download video sources worker cluster run cycle plan report export "
-        "system doctor cli"
+        "system doctor cli __main__"
     ).split(),
     "lvsm_train": "config models device weights losses data media evaluation training cycle latent".split(),
 }
-ROOF = ("cli", "doctor", "system")  # of pipeline: no room, and nobody imports them but each other
+ROOF = ("__main__", "cli", "doctor", "system")  # of pipeline: no room, and nobody imports them but each other
 SHELVES = ("poses", "sources", "latent")  # plug-ins side by side: more of them than a room may have modules
 DOORS = {  # dependency -> the only modules of pipeline that may know it
     "ray": {"cluster.executors", "cluster.prometheus"},

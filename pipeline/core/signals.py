@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = 130  # exit status, as shells have it for Ctrl-C
+
+
+def say_interrupted() -> None:
+    """Tell the user of this command, which Ctrl-C ends, what the same one will do."""
+    again = "starts anew" if sys.argv[1:2] == ["export"] else "goes on where this one stopped"
+    print(f"interrupted; the same command {again}", file=sys.stderr)
 
 
 @contextlib.contextmanager
