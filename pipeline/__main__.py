@@ -1,4 +1,4 @@
-"""Door of `lvsm-data`: Ctrl-C ends the command with a line and status 130 wherever it comes, also while the verbs are imported."""
+"""Door of `lvsm-data`: Ctrl-C ends the command with a line and status 130 wherever it comes, also while it still imports."""
 
 from __future__ import annotations
 

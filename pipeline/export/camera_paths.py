@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +15,7 @@ from pipeline.config import rig
 from pipeline.config.export import PathsConfig
 from pipeline.core import cameras
 from pipeline.core.cameras import BOUNDING_RADIUS
+from pipeline.core.disk import replacing
 from pipeline.core.errors import UserError
 from pipeline.dataset.opened import Object
 from pipeline.export.runs import intact, opened
@@ -36,9 +40,11 @@ def write_paths(cfg: PathsConfig) -> list[str]:
     k = cameras.intrinsics(cfg.fov_x_deg, hw)
     try:
         cfg.out.mkdir(parents=True, exist_ok=True)
-        (cfg.out / "rig.json").write_text(json.dumps(rig.ours(c2w, k, hw)))
-        (cfg.out / "camera_path.json").write_text(json.dumps(rig.nerfstudio(c2w, k, hw, cfg.fps, cfg.cycle)))
-        compared = _write_novelty(cfg, one, c2w) if one else []
+        with contextlib.ExitStack() as files:  # all of them take their names at the end, or none does
+            place = functools.partial(_beside, files, cfg.out)
+            place("rig.json").write_text(json.dumps(rig.ours(c2w, k, hw)))
+            place("camera_path.json").write_text(json.dumps(rig.nerfstudio(c2w, k, hw, cfg.fps, cfg.cycle)))
+            compared = _write_novelty(cfg, one, c2w, place("novelty.csv")) if one else []
     except OSError as error:
         raise UserError(f"{cfg.out} cannot be written: {error.strerror}", "give another --out, a folder") from None
     lines = [f"{len(c2w)} poses: {cfg.out}", "`render --poses` takes both; camera_path.json is for nerfstudio too"]
@@ -172,11 +178,16 @@ def novelty(c2w: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     return view, np.degrees(angle), apart[np.arange(len(c2w)), view]
 
 
-def _write_novelty(cfg: PathsConfig, one: Object, c2w: np.ndarray) -> list[str]:
-    """Write novelty.csv, and index.html with its plots."""
+def _beside(files: contextlib.ExitStack, folder: Path, name: str) -> Path:
+    """Path to write a file of a folder to, which takes its name when `files` ends, and goes if anything is raised."""
+    return files.enter_context(replacing(folder / name))
+
+
+def _write_novelty(cfg: PathsConfig, one: Object, c2w: np.ndarray, table: Path) -> list[str]:
+    """Write the numbers into `table`, a CSV file, and index.html with its plots."""
     assert cfg.out is not None
     view, angle, distance = novelty(c2w, one.c2w)
-    with (cfg.out / "novelty.csv").open("w", newline="") as file:
+    with table.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["frame", "nearest_view", "angle_deg", "distance"])
         for frame, values in enumerate(zip(view, angle, distance, strict=True)):
@@ -185,7 +196,7 @@ def _write_novelty(cfg: PathsConfig, one: Object, c2w: np.ndarray) -> list[str]:
     plots = [
         Plot({name: list(enumerate(map(float, values)))}, "frame", name, dots=False) for name, values in lines.items()
     ]
-    table = Table(
+    summary = Table(
         ["", "median", "largest"],
         [[name, f"{np.median(values):.3g}", f"{values.max():.3g}"] for name, values in lines.items()],
     )
@@ -195,7 +206,7 @@ def _write_novelty(cfg: PathsConfig, one: Object, c2w: np.ndarray) -> list[str]:
     )
     title = f"Camera path: {cfg.kind}, {len(c2w)} frames"
     lead = f"Beside {len(one.c2w)} views of {one.uid}."
-    page = write_page(cfg.out / "index.html", title, lead, [Section("Novelty", text, [table, *plots])])
+    page = write_page(cfg.out / "index.html", title, lead, [Section("Novelty", text, [summary, *plots])])
     return [
         f"at most {angle.max():.1f} degrees and {distance.max():.3g} from the nearest of {len(one.c2w)} views: {page}"
     ]

@@ -239,3 +239,21 @@ def test_poses_within_the_object_are_counted(plain: Path, tmp_path: Path) -> Non
         assert "nearer" not in lvsm_data_here("paths", *more, "--out", tmp_path / "orbit").stdout
     said = lvsm_data_here("paths", "--run", plain, "--distance", "0.4", "--out", tmp_path / "near").stdout
     assert "120 of 120 poses are nearer" in said
+
+
+def test_files_of_a_path_come_all_at_once_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails in the middle leaves the path of before, and nothing half written."""
+    write_paths(PathsConfig(frames=3, out=tmp_path / "path").resolved())
+    before = {path.name: path.read_bytes() for path in (tmp_path / "path").iterdir()}
+    assert set(before) == {"rig.json", "camera_path.json"}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.export.camera_paths.rig.nerfstudio", full)
+        with pytest.raises(UserError, match="cannot be written"):
+            write_paths(PathsConfig(frames=4, out=tmp_path / "path").resolved())
+    assert {path.name: path.read_bytes() for path in (tmp_path / "path").iterdir()} == before
+    write_paths(PathsConfig(frames=4, out=tmp_path / "path").resolved())
+    assert {path.name for path in (tmp_path / "path").iterdir()} == set(before)
