@@ -26,19 +26,21 @@ RIGID_TOLERANCE = 1e-4  # of R^T R and det R, in float32
 
 @dataclass
 class Report:
-    """Result of `verify`. problems: one line each; empty is good."""
+    """Result of `verify`. problems: one line each; empty is good. objects, views: at each of the widths, in pixels."""
 
     problems: list[str] = field(default_factory=list)
     objects: int = 0
     views: int = 0
     files: int = 0
     ledger: bool = False
+    widths: tuple[int, ...] = ()
 
     def line(self) -> str:
         """Verdict in one line."""
         verdict = f"{len(self.problems)} problems" if self.problems else "ok"
         beside = "ledger agrees" if self.ledger and not self.problems else "ledger read" if self.ledger else "no ledger"
-        return f"{verdict}: {self.files} shard files, {self.objects} objects, {self.views} views, {beside}"
+        at = f" at each of {' and '.join(map(str, self.widths))} px" if len(self.widths) > 1 else ""
+        return f"{verdict}: {self.files} shard files, {self.objects} objects, {self.views} views{at}, {beside}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def verify(folder: Path) -> Report:
                     report.problems.append(f"{path.name}: {uid} stands in {where[uid].shard} already")
                 where[uid] = place
     widest = by_width[max(by_width)]
-    report.objects = len(widest)
+    report.objects, report.views = len(widest), sum(place.views for place in widest.values())
+    report.widths = tuple(sorted(by_width))
     _compare_widths(folder, by_width, report)
     _check_leaks(widest, report)
     if (folder / "ledger.sqlite").exists():
@@ -148,7 +151,6 @@ def _check_group(file: pq.ParquetFile, group: int, path: Path, width: int, repor
     if views != list(range(len(views))):
         problems.append(f"its views are {views[:8]}..., not 0, 1, 2, ...")
     report.problems += [f"{path.name}: {rows.uid}: {problem}" for problem in problems]
-    report.views += len(rows.jpegs)
     poses = hashlib.sha256(rows.c2w.tobytes()).digest()
     return rows.uid, Place(path.stem, len(views), poses, rows.license, rows.meta.get("video", ""))
 

@@ -118,8 +118,11 @@ def run(good: Path, tmp_path: Path) -> Run:
 def test_the_good_run_is_ok(good: Path) -> None:
     report = verify(good)
     assert report.problems == []
-    assert (report.files, report.objects, report.views, report.ledger) == (4, 5, 2 * 5 * VIEWS, True)
-    assert report.line().startswith("ok: 4 shard files, 5 objects")
+    assert (report.files, report.objects, report.views, report.ledger) == (4, 5, 5 * VIEWS, True)
+    views = read_status(good)["views"] - VIEWS  # which of the open shard's object no shard holds yet
+    assert report.line().startswith(
+        f"ok: 4 shard files, 5 objects, {views} views at each of 16 and 32 px, ledger agrees"
+    )
     assert "ledger agrees" in report.line()
 
 
@@ -472,6 +475,8 @@ def test_damaged_papers_of_a_run_are_named(file: str, run: Run) -> None:
 
 def test_the_verdict_in_one_line() -> None:
     assert Report(files=1, objects=2, views=6).line() == "ok: 1 shard files, 2 objects, 6 views, no ledger"
+    two = Report(files=2, objects=2, views=6, widths=(64, 256))
+    assert two.line() == "ok: 2 shard files, 2 objects, 6 views at each of 64 and 256 px, no ledger"
     bad = dataclasses.replace(Report(ledger=True), problems=["one"])
     assert bad.line().startswith("1 problems: ")
     assert "ledger agrees" not in bad.line()
