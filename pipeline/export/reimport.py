@@ -7,6 +7,7 @@ another machine's shards, an object's rows are brought one by one: its row group
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[
         raise UserError(f"{root} has another background than white: {behind}", "`train --data` reads it as it is")
     if data[0].uids:
         _check(data[0][0], cfg)
+        _say_dropped(data[0][0], cfg)
     return bundles.never_empty(found, f"{root} holds no object", HOWTO)
 
 
@@ -69,6 +71,18 @@ def _check(one: Rows, cfg: ImportConfig) -> None:
         raise UserError(f"{said} has pictures of {one.hw[1]}x{one.hw[0]} pixels", "--crop none takes them as they are")
     if lacking := [name for name in _asked(cfg) if name not in one.layers]:
         raise UserError(f"{said} has no {lacking[0]}", f"leave --{lacking[0]} out")
+
+
+def _say_dropped(one: Rows, cfg: ImportConfig) -> None:
+    """Tell the user of columns of the run that the command leaves out, and of the flags that keep them."""
+    dropped = [name for name in LAYERS if name in one.layers and name not in _asked(cfg)]
+    flags = [name for name in dropped if hasattr(cfg.scene, name)]
+    if flags:
+        kept_by = " ".join(f"--{name}" for name in flags)
+        print(f"left out: {', '.join(flags)}, which {cfg.input} has; kept by {kept_by}", file=sys.stderr)
+    if others := [name for name in dropped if name not in flags]:
+        said = f"left out: {', '.join(others)}, which {cfg.input} has and `import` has no flags for"
+        print(f"{said}; `pipeline.open` reads them where they are", file=sys.stderr)
 
 
 def _asked(cfg: ImportConfig) -> list[str]:

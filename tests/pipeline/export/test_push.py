@@ -251,9 +251,10 @@ def test_import_brings_it_back(run: Path, hub: Hub, tmp_path: Path, here: Callab
 
 def test_import_reads_a_run_of_this_machine(tmp_path: Path, here: Callable[..., str]) -> None:
     """With layers, roles and captions, some of its views, some of its objects."""
-    writer = ShardWriter(tmp_path / "run", (16,), ("alpha", "depth", ROLE, CAPTION), FACTS, 1e12)
+    layers = ("alpha", "depth", "roughness")
+    writer = ShardWriter(tmp_path / "run", (16,), (*layers, ROLE, CAPTION), FACTS, 1e12)
     for uid in ("a", "b", "c"):
-        one = scene(uid, (16,), ("alpha", "depth"))
+        one = scene(uid, (16,), layers)
         item = dataclasses.replace(one.item, license="unknown", extra={CAPTION: f"the {uid}"})
         writer.add(dataclasses.replace(one, item=item, roles=ROLES), "train", 0)
     writer.close("train")
@@ -275,6 +276,7 @@ def test_import_reads_a_run_of_this_machine(tmp_path: Path, here: Callable[..., 
     some = ("--views", 3, "--alpha", "--depth", "--uids", tmp_path / "uids.txt")
     said = here("import", "--input", tmp_path / "run", *options, *some)
     assert "looks like shards" in said
+    assert "left out: roughness, which" in said and "kept by" not in said
     expected, found = rows(tmp_path / "run", 16), rows(tmp_path / "back", 16)
     assert found.keys() == {"a", "c"}
     for uid, one in found.items():
@@ -284,6 +286,9 @@ def test_import_reads_a_run_of_this_machine(tmp_path: Path, here: Callable[..., 
         for name in ("alpha", "depth"):
             assert one.layers[name] == [expected[uid].layers[name][view] for view in chosen]
         assert one.license == "CC0-1.0" and one.caption == f"the {uid}"
+    fewer = [*options[:-1], tmp_path / "fewer"]
+    said = here("import", "--input", tmp_path / "run", *fewer, "--depth")
+    assert f"left out: alpha, which {tmp_path / 'run'} has; kept by --alpha\n" in said
 
 
 @pytest.mark.parametrize("column", ["c2w", "depth", "image"])
