@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pipeline.core.text import no_picture
+
 try:
     import PIL
     from PIL import Image, ImageFile
@@ -190,6 +192,8 @@ def decode(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image)
+    except PIL.UnidentifiedImageError:
+        raise OSError(no_picture(data)) from None
     except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL raises these too on broken files
         raise OSError(str(error)) from error
 
@@ -221,6 +225,15 @@ def size_of(data: bytes) -> tuple[int, int]:
         return _avif_size(data)
     with _opened(data) as image:
         return image.height, image.width
+
+
+def orientation(data: bytes) -> int:
+    """EXIF's orientation of a PNG, JPEG or TIFF: 1 upright or not said, 2 to 8 mirrored or turned."""
+    try:
+        with _opened(data) as image:
+            return int(image.getexif().get(0x0112, 1))
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+        return 1
 
 
 def decode_straight(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -283,6 +296,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", UserWarning)  # of tags that are cut off; the pixels are what counts
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "TIFF"))
+    except PIL.UnidentifiedImageError:
+        raise OSError(no_picture(data)) from None
     except (
         SyntaxError,
         ValueError,

@@ -1,8 +1,26 @@
-"""Paths, durations, sizes and counts, formatted for display."""
+"""Paths, durations, sizes, counts and files that are no pictures, formatted for display."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+PICTURES = "PNG, JPEG, WebP, TIFF and AVIF are read"
+KINDS = {  # first bytes, or those from the fifth on -> pictures that are not read
+    b"BM": "BMP",
+    b"GIF8": "GIF",
+    b"ftyphe": "HEIC",
+    b"ftypmif": "HEIC",
+    b"JXL ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"jP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\x76\x2f\x31\x01": "OpenEXR",
+    b"#?RADIANCE": "HDR",
+    b"8BPS": "Photoshop",
+    b"P5": "PGM",
+    b"P6": "PPM",
+}
+BROKEN = {b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}  # by their first bytes
 
 
 def shown(path: Path) -> str:
@@ -40,3 +58,16 @@ def size(count: float) -> str:
 def reasons_text(reasons: dict[str, int]) -> str:
     """{"empty": 2, "timeout": 1} -> "empty 2, timeout 1"."""
     return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]))
+
+
+def no_picture(data: bytes) -> str:
+    """What a file is that cannot be read as a picture, by its first bytes, and what helps."""
+    if not data:
+        return "an empty file; copy it again"
+    if data.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS in place of the picture; `git lfs pull` brings it"
+    if broken := [kind for start, kind in BROKEN.items() if data.startswith(start)]:
+        return f"a broken {broken[0]} file of {len(data)} bytes; copy it again"
+    if known := [kind for start, kind in KINDS.items() if data.startswith(start) or data[4:].startswith(start)]:
+        return f"a {known[0]} picture, and {PICTURES}; convert it to PNG"
+    return f"no picture (it begins with {data[:8]!r}); {PICTURES}"

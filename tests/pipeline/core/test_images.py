@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import re
 import struct
 from fractions import Fraction
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from pipeline.core import images
 
@@ -281,6 +284,41 @@ def test_a_damaged_png_is_an_oserror_or_a_picture() -> None:
             assert images.decode(bytes(damaged)).ndim in (2, 3)
         except OSError:
             continue
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "an empty file"),
+        (b"BM" + bytes(80), "a BMP picture, and PNG, JPEG, WebP, TIFF and AVIF are read; convert it to PNG"),
+        (b"GIF89a" + bytes(80), "a GIF picture"),
+        (b"\0\0\0\x24ftypheic" + bytes(80), "a HEIC picture"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(80), "a JPEG XL picture"),
+        (b"\xff\x0a" + bytes(80), "a JPEG XL picture"),
+        (b"\x89PNG\r\n\x1a\nxx", "a broken PNG file of 10 bytes"),
+        (b"\xff\xd8" + bytes(80), "a broken JPEG file of 82 bytes"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"<html>", "no picture (it begins with b'<html>')"),
+    ],
+)
+def test_what_is_no_picture_is_called_what_it_is(data: bytes, said: str) -> None:
+    for read in (images.size_of, images.decode_straight):
+        with pytest.raises(OSError, match=re.escape(said)):
+            read(data)
+    if not said.startswith(("a BMP", "a GIF")):  # which PIL decodes where formats are not limited
+        with pytest.raises(OSError, match=r"^(?!.*BytesIO)"):
+            images.decode(data)
+
+
+def test_orientation_tags_are_read_and_not_followed() -> None:
+    picture = Image.new("RGB", (40, 20), (200, 10, 10))
+    exif = picture.getexif()
+    exif[0x0112] = 8
+    for kind in ("JPEG", "PNG"):
+        stream = io.BytesIO()
+        picture.save(stream, kind, exif=exif)
+        assert images.orientation(stream.getvalue()) == 8 and images.size_of(stream.getvalue()) == (20, 40)
+    assert images.orientation(images.encode_png(np.zeros((4, 4), np.uint8))) == images.orientation(b"nothing") == 1
 
 
 def test_contact_sheet_puts_every_picture_in_its_place() -> None:
