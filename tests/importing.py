@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -25,7 +26,7 @@ from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import Item, Scene
 from pipeline.download.fetch import Fetcher, FetchLimits
 from pipeline.sources import arb, cap3d, captures, dome, gobjaverse, objaverse_mix, pixelsplat, zero123
-from pipeline.worker.posed import to_scene
+from pipeline.worker.posed import Importer, to_scene
 from tests.balls import balls_in, expected
 
 SOURCES: dict[str, ModuleType] = {
@@ -86,11 +87,12 @@ def imported(source: str, given: Path, work: Path, **scene: Any) -> dict[str, Sc
     if sources.is_remote(cfg):
         places = staged(source, cfg, items, work / "staged")
     ends: dict[str, Scene | Skip | Retry] = {}
+    importer = Importer(cfg, functools.partial(to_scene, cfg=cfg.scene))
     for item in items:
         place = places[item.uid]
         try:
             if isinstance(place, Path):
-                ends[item.uid] = to_scene(item, module.load(item, place, cfg), cfg.scene)
+                ends[item.uid] = importer.encoded(item, place, module.load(item, place, cfg))[1]
             else:
                 ends[item.uid] = place
         except Skip as failure:

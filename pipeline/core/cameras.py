@@ -221,30 +221,35 @@ def quaternion_of(rotation: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(q[..., :1] < 0, -q, q))
 
 
-def check_rigid(c2w: np.ndarray, tolerance: float = 1e-3) -> None:
-    """Raise ValueError unless all c2w (V, 4, 4) are rigid: axes that are scaled, sheared or mirrored are not.
+def flaw(c2w: np.ndarray, tolerance: float = 1e-3) -> str:
+    """What keeps a c2w (4, 4) from being rigid; "" for one that is. tolerance: how far R^T R may be off the identity."""
+    rotation = c2w[:3, :3]
+    if not np.isfinite(c2w).all():
+        return "a pose that is no matrix of finite numbers"
+    if np.abs(c2w).max() > 1e6:
+        return f"a pose with numbers up to {np.abs(c2w).max():.3g}, of which 1e6 is the most: move or scale its world"
+    if (off := np.abs(rotation.T @ rotation - np.eye(3)).max()) > tolerance:
+        return f"axes that are not orthonormal (off by {off:.2g})"
+    if np.linalg.det(rotation) < 0:
+        return "mirrored axes (a determinant of -1)"
+    return "a last row that is not 0 0 0 1" if (np.abs(c2w[3] - [0, 0, 0, 1]) > 1e-6).any() else ""
 
-    tolerance: how far an entry of R^T R may be off the identity.
-    """
+
+def check_rigid(c2w: np.ndarray, tolerance: float = 1e-3, name: Callable[[int], str] = "view {}".format) -> None:
+    """Raise ValueError unless all c2w (V, 4, 4) are rigid, with the first view that is not and its `flaw`. name: names a view."""
     if c2w.ndim != 3 or c2w.shape[1:] != (4, 4):
         raise ValueError(f"poses of shape {c2w.shape}")
-    if not np.isfinite(c2w).all() or np.abs(c2w).max(initial=0) > 1e6:
-        raise ValueError("numbers that are no numbers, or absurdly large")
-    rotation = c2w[:, :3, :3]
-    off = np.abs(np.swapaxes(rotation, 1, 2) @ rotation - np.eye(3)).max((1, 2), initial=0)
-    if (off > tolerance).any():
-        worst = int(off.argmax())
-        raise ValueError(f"view {worst}: axes that are not orthonormal (off by {off[worst]:.2g})")
-    if (np.linalg.det(rotation) < 0).any():
-        raise ValueError("mirrored axes (a determinant of -1)")
-    if (np.abs(c2w[:, 3] - [0, 0, 0, 1]) > 1e-6).any():
-        raise ValueError("a last row that is not 0 0 0 1")
+    for view, pose in enumerate(c2w):
+        if said := flaw(pose, tolerance):
+            raise ValueError(f"{name(view)}: {said}")
 
 
-def nearest_rigid(c2w: np.ndarray, tolerance: float = 1e-3) -> np.ndarray:
+def nearest_rigid(
+    c2w: np.ndarray, tolerance: float = 1e-3, name: Callable[[int], str] = "view {}".format
+) -> np.ndarray:
     """c2w (V, 4, 4) with its rotations made orthonormal to float64. Raises ValueError like `check_rigid`."""
     c2w = np.asarray(c2w, np.float64)
-    check_rigid(c2w, tolerance)
+    check_rigid(c2w, tolerance, name)
     rotation = c2w[:, :3, :3]
     u, _, v = np.linalg.svd(rotation)
     rigid = c2w.copy()

@@ -20,7 +20,7 @@ from pipeline.core.errors import Retry, Skip
 # Of a scene's facts, those that the ledger keeps too.
 LEDGER_FACTS = (
     *("coverage", "visible", "black", "contrast"),
-    *("cameras_fit", "views_missing"),
+    *("cameras_fit", "views_missing", "left_out", "left_out_views"),
     *("textured", "has_vertex_colors", "animated", "missing_textures", "missing_materials", "mended", "read_by"),
 )
 HEARTBEAT = "heartbeat"  # a file in a worker's scratch folder: the number of views rendered so far, and the uid
@@ -55,6 +55,7 @@ class Posed:
     layer: (name, index of an image) -> what the set says of its pixels beside colour, as large as the image: "depth" (H, W) along
     the camera's axis in units of the world, infinite where nothing is; "normals" (H, W, 3) of length 1 in axes of the world, 0
     where nothing is; "albedo" (H, W, 3) sRGB bytes. Raises Skip: layer_missing, broken_image. None where the set says nothing.
+    names: V of them, of the pictures' files, for messages; or ().
     """
 
     images: list[bytes]
@@ -64,6 +65,11 @@ class Posed:
     roles: Sequence[str] = ()
     meta: dict[str, Any] = field(default_factory=dict)
     layer: Callable[[str, int], np.ndarray] | None = None
+    names: Sequence[str] = ()
+
+    def name(self, view: int) -> str:
+        """Name of a view for messages."""
+        return self.names[view] if self.names else f"view {view}"
 
 
 @dataclass(frozen=True)

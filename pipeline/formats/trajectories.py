@@ -24,7 +24,7 @@ MAX_BYTES = 64_000_000  # of one file: 200,000 frames
 @dataclass(frozen=True)
 class Trajectory:
     """One camera file. times_us: (V,) int64, microseconds from the start of the video. fxfycxcy: (V, 4) float64, shares of
-    width and height. w2c: (V, 3, 4) float64, OpenCV axes.
+    width and height. w2c: (V, 3, 4) float64, OpenCV axes. Both as the file has them, also where they are NaN or infinite.
     """
 
     url: str
@@ -36,21 +36,24 @@ class Trajectory:
 def parse(data: bytes, name: str) -> Trajectory:
     """Parse a camera file. Raises Skip: no_images (only the URL), bad_cameras (malformed), unsupported_camera."""
     url = url_of(data, name)
-    lines = [line for line in data.splitlines()[1:] if line.strip()]
-    if not lines:
+    times, rows = [], []
+    for number, line in enumerate(data.splitlines()[1:], 2):
+        if fields := line.split():
+            try:
+                times.append(int(fields[0]))
+                rows.append([float(field) for field in fields])
+            except ValueError as error:
+                raise Skip("bad_cameras", f"{name}, line {number}: {error}") from None
+            if len(fields) != NUMBERS or not 0 <= times[-1] < 2**63:
+                said = f"{len(fields)} numbers, {NUMBERS} are needed, the first a time in microseconds"
+                raise Skip("bad_cameras", f"{name}, line {number}: {said}: {line[:40]!r}")
+            if any(rows[-1][5:7]):
+                said = "numbers where there should be zeros, which nobody documents"
+                raise Skip("unsupported_camera", f"{name}, line {number}: {said}")
+    if not rows:
         raise Skip("no_images", f"{name} has no camera")
-    try:
-        rows = np.array([line.split() for line in lines], np.float64)
-        times_us = np.array([int(line.split(maxsplit=1)[0]) for line in lines], np.int64)
-    except (ValueError, OverflowError) as error:
-        raise Skip("bad_cameras", f"{name}: {error}") from None
-    if rows.shape[1] != NUMBERS or not np.isfinite(rows).all():
-        raise Skip("bad_cameras", f"{name}: lines of {rows.shape[1]} finite numbers, {NUMBERS} are needed")
-    if (times_us < 0).any():
-        raise Skip("bad_cameras", f"{name}: a time of {times_us.min()} microseconds")
-    if rows[:, 5:7].any():
-        raise Skip("unsupported_camera", f"{name}: numbers where there should be zeros, which nobody documents")
-    return Trajectory(url, times_us, rows[:, 1:5], rows[:, 7:].reshape(-1, 3, 4))
+    numbers = np.array(rows)
+    return Trajectory(url, np.array(times, np.int64), numbers[:, 1:5], numbers[:, 7:].reshape(-1, 3, 4))
 
 
 def url_of(head: bytes, name: str) -> str:

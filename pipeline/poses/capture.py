@@ -30,9 +30,9 @@ CameraOf = Callable[[tuple[int, int]], tuple[np.ndarray, Lens]]
 class View:
     """View of a capture. name: of its picture, as the camera file says it; picture: its file, None if that is missing.
 
-    c2w (3 or 4, 4) with OpenCV axes. camera: (height, width) of the picture -> fxfycxcy (4,) in its pixels, and the lens; raises
-    Skip. role: one of ROLES, or "" where the capture has none. time: of a scene that moves, in the units of its file. layer: name
-    -> as of Posed.layer, of this view; None where the format has none.
+    c2w (4, 4) with OpenCV axes, NaN where the file says no pose. camera: (height, width) of the picture -> fxfycxcy (4,) in its
+    pixels, and the lens; raises Skip. role: one of ROLES, or "" where the capture has none. time: of a scene that moves, in the
+    units of its file. layer: name -> as of Posed.layer, of this view; None where the format has none.
     """
 
     name: str
@@ -52,12 +52,18 @@ class Capture:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+def finite(poses: np.ndarray) -> np.ndarray:
+    """Poses (V, ...), NaN throughout where one of their numbers is NaN or infinite."""
+    there = np.isfinite(poses).reshape(len(poses), -1).all(1)
+    return np.where(there.reshape(-1, *[1] * (poses.ndim - 1)), poses, np.nan)
+
+
 def inverted(w2c: np.ndarray) -> np.ndarray:
-    """Invert w2c (V, 3 or 4, 4) -> c2w (V, 4, 4), keeping the axis convention. Raises Skip("bad_cameras")."""
-    try:
-        return np.asarray(np.linalg.inv(cameras.homogeneous(np.asarray(w2c)[:, :3])))
-    except (np.linalg.LinAlgError, ValueError) as error:
-        raise Skip("bad_cameras", f"poses that cannot be inverted: {error}") from None
+    """Invert w2c (V, 3 or 4, 4) -> c2w (V, 4, 4), keeping the axis convention; NaN for those that have no inverse."""
+    whole = finite(cameras.homogeneous(np.asarray(w2c, np.float64)[:, :3]))
+    with np.errstate(all="ignore"):
+        singular = ~(np.abs(np.linalg.det(whole)) > 0)
+    return np.asarray(np.linalg.inv(np.where(singular[:, None, None], np.nan, whole)))
 
 
 def matrices(values: Sequence[Any]) -> np.ndarray:
@@ -69,6 +75,28 @@ def matrices(values: Sequence[Any]) -> np.ndarray:
         return np.stack([row if len(row) == 4 else cameras.homogeneous(row) for row in rows])
     except (ValueError, TypeError) as error:
         raise Skip("bad_cameras", str(error)) from None
+
+
+def matrices_of(values: Sequence[Any]) -> np.ndarray:
+    """Convert V matrices from JSON as `matrices` does, but NaN (4, 4) for those that are none."""
+    return finite(np.stack([_matrix(value) for value in values]))
+
+
+def _matrix(value: Any) -> np.ndarray:
+    try:
+        return matrices([value])[0]
+    except Skip:
+        return np.full((4, 4), np.nan)
+
+
+def check_intrinsics(name: str, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> None:
+    """Raise Skip("bad_cameras") for a focal length or principal point (4,) that no camera has. hw: size of the image `name`."""
+    fx, fy, cx, cy = fxfycxcy
+    height, width = hw
+    if not (0.05 * width < fx < 100 * width and 0.05 * height < fy < 100 * height):
+        raise Skip("bad_cameras", f"{name}: focal lengths {fx:.4g}, {fy:.4g} for {width}x{height} pixels")
+    if not (-width < cx < 2 * width and -height < cy < 2 * height):
+        raise Skip("bad_cameras", f"{name}: principal point {cx:.4g}, {cy:.4g} for {width}x{height} pixels")
 
 
 def npy(data: bytes, name: str) -> np.ndarray:
@@ -153,9 +181,12 @@ def unsized(fxfycxcy: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, Lens
 
 
 def decomposed(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """World to pixels (3, 4), any factor -> fxfycxcy (4,), c2w (4, 4); pixels as the matrix counts them. Raises Skip."""
+    """World to pixels (3, 4), any factor -> fxfycxcy (4,), c2w (4, 4); pixels as the matrix counts them.
+
+    Both are NaN where the matrix is no camera's. Raises Skip("unsupported_camera").
+    """
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:, :3])) < 1e-12:
-        raise Skip("bad_cameras", "a projection that cannot be inverted")
+        return np.full(4, np.nan), np.full((4, 4), np.nan)
     # K R by the QR decomposition of the rows from the last to the first
     q, r = np.linalg.qr(matrix[::-1, :3].T)
     k, rotation = r.T[::-1, ::-1], q.T[::-1]

@@ -17,8 +17,8 @@ import numpy as np
 
 from pipeline.core.cameras import PINHOLE, Lens
 from pipeline.core.errors import Skip
-from pipeline.poses.capture import Capture, View, fitted, inverted, json_lists
-from pipeline.poses.pictures import Finder
+from pipeline.poses.capture import Capture, View, finite, fitted, inverted, json_lists
+from pipeline.poses.pictures import Finder, named
 
 SAYS = "CO3D categories with frame_annotations.jgz"
 FILE = "frame_annotations.jgz"
@@ -29,7 +29,7 @@ FORMATS = ("ndc_norm_image_bounds", "ndc_isotropic")
 
 def is_scene(folder: Path) -> bool:
     """True if the folder is a sequence of a category with annotations."""
-    return (folder / "images").is_dir() and (folder.absolute().parent / FILE).is_file()
+    return named(folder, "images").is_dir() and (folder.absolute().parent / FILE).is_file()
 
 
 def read(folder: Path, finder: Finder, only: str = "") -> Capture:
@@ -62,24 +62,33 @@ def _annotations(path: Path, mtime_ns: int) -> dict[str, list[dict[str, Any]]]:
 
 def _view(frame: dict[str, Any], folder: Path, finder: Finder) -> View:
     seen, image = frame["viewpoint"], frame["image"]
-    rotation = AXES @ np.array(seen["R"], np.float64).reshape(3, 3).T
-    shift = AXES @ np.array(seen["T"], np.float64).reshape(3)
-    pose = inverted(np.c_[rotation, shift][None])[0]
-    height, width = (float(size) for size in image["size"])
+    name = str(image["path"]).rsplit("/", 1)[-1]
+    camera = functools.partial(_camera, seen, image.get("size"), name)
+    return View(name, finder.find(f"images/{name}", folder), _pose(seen), camera, _role(frame))
+
+
+def _pose(seen: dict[str, Any]) -> np.ndarray:
+    """c2w (4, 4) of a viewpoint; NaN where it has none."""
+    try:
+        said = np.c_[np.array(seen["R"], np.float64).reshape(3, 3).T, np.array(seen["T"], np.float64).reshape(3)]
+    except (KeyError, ValueError, TypeError):
+        return np.full((4, 4), np.nan)
+    return inverted(AXES @ finite(said[None]))[0]
+
+
+def _camera(seen: dict[str, Any], size: Any, name: str, hw: tuple[int, int]) -> tuple[np.ndarray, Lens]:
+    try:
+        height, width = (float(side) for side in size)
+        focal, point = (np.array(seen[part], np.float64).reshape(2) for part in ("focal_length", "principal_point"))
+    except (KeyError, ValueError, TypeError) as error:
+        raise Skip("bad_cameras", f"{name}: size, focal_length or principal_point: {error}") from None
     kind = seen.get("intrinsics_format") or FORMATS[0]
     if kind not in FORMATS or min(height, width) < 1:
         raise Skip("unsupported_camera", f"intrinsics_format {str(kind)[:40]} for {width:g}x{height:g} pixels")
     half = np.array([width, height]) / 2
     unit = half if kind == FORMATS[0] else np.full(2, half.min())
-    focal, point = (np.array(seen[name], np.float64).reshape(2) for name in ("focal_length", "principal_point"))
     k = np.concatenate([focal * unit, half - point * unit])
-    name = str(image["path"]).rsplit("/", 1)[-1]
-    camera = functools.partial(_camera, k, (height, width), name)
-    return View(name, finder.find(f"images/{name}", folder), pose, camera, _role(frame))
-
-
-def _camera(k: np.ndarray, stated_hw: tuple[float, float], name: str, hw: tuple[int, int]) -> tuple[np.ndarray, Lens]:
-    return fitted(k, stated_hw, hw, name), PINHOLE
+    return fitted(k, (height, width), hw, name), PINHOLE
 
 
 def _role(frame: dict[str, Any]) -> str:

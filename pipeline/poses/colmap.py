@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pipeline.core.cameras import Lens, quaternion_of, rotation_of
 from pipeline.core.errors import Skip
 from pipeline.poses import lenses
-from pipeline.poses.capture import Capture, View, fitted, inverted
+from pipeline.poses.capture import Capture, View, finite, fitted, inverted
 from pipeline.poses.lenses import PARAMETERS
-from pipeline.poses.pictures import SMALLER, Finder
+from pipeline.poses.pictures import SMALLER, Finder, named
 from pipeline.poses.shots import Folders, Points, Shots, Writer, write_pictures
 
 NUMBERS = dict(  # in .bin files -> name
@@ -32,6 +33,7 @@ NUMBERS = dict(  # in .bin files -> name
         "RADIAL_FISHEYE THIN_PRISM_FISHEYE".split()
     )
 )
+COUNT = struct.Struct("<Q")
 CAMERA = struct.Struct("<iiQQ")
 IMAGE = struct.Struct("<I7dI")
 POINT2D = 24  # bytes
@@ -48,6 +50,7 @@ POINT3D = np.dtype(  # with a track of one pixel: the number of its image, and i
 )
 NO_POINTS = "there are no points without depth (render --depth): gsplat then wants --no-normalize-world-space --init-type random"
 MOST = 1_000_000  # cameras or images; more are damage
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Camera:
             lenses.lens(self.model, {})  # raises
         names = PARAMETERS[self.model]
         if len(names) != len(self.parameters) or not np.isfinite(self.parameters).all() or min(self.hw) < 1:
-            raise Skip("bad_cameras", f"{self.model} of {self.hw} with parameters {self.parameters[:4]}...")
+            said = f"{self.model} of {self.hw[1]}x{self.hw[0]} pixels with parameters {self.parameters[:12]}"
+            raise Skip("bad_cameras", f"{said}; {len(names)} finite numbers are needed: {', '.join(names)}")
         values = dict(zip(names, self.parameters, strict=True))
         values |= {"fx": values["f"], "fy": values["f"]} if "f" in values else {}
         return np.array([values[name] for name in ("fx", "fy", "cx", "cy")]), lenses.lens(self.model, values)
@@ -139,7 +143,7 @@ def _by_number(folder: Path) -> tuple[int, str]:
 
 def _places(folder: Path, names: Sequence[str]) -> list[Path]:
     """Folders of these names that exist in `folder`; `folder` itself if there is none."""
-    return [folder / name for name in names if (folder / name).is_dir()] or [folder]
+    return [place for place in (named(folder, name) for name in names) if place.is_dir()] or [folder]
 
 
 def _rank(views: list[View]) -> tuple[int, int]:
@@ -150,9 +154,8 @@ def _views(model: Path, places: list[Path], finder: Finder) -> list[View]:
     cameras, registered = read_model(model)
     if not registered:
         raise Skip("no_images", "the model has no registered image")
-    quaternions = np.stack([image.quaternion for image in registered])
-    if not (np.isfinite(quaternions).all() and (np.linalg.norm(quaternions, axis=-1) > 1e-6).all()):
-        raise Skip("bad_cameras", "a rotation that is no quaternion")
+    quaternions = finite(np.stack([image.quaternion for image in registered]))
+    quaternions[~(np.linalg.norm(quaternions, axis=-1) > 1e-6)] = np.nan  # no rotation
     translations = np.stack([image.translation for image in registered])
     c2w = inverted(np.concatenate([rotation_of(quaternions), translations[..., None]], -1))
     views = []
@@ -175,71 +178,100 @@ def read_model(folder: Path) -> tuple[dict[int, Camera], list[Registered]]:
     binary = (folder / "cameras.bin").is_file() and (folder / "images.bin").is_file()
     try:
         if binary:
-            cameras = _cameras_bin((folder / "cameras.bin").read_bytes())
-            images = list(_images_bin((folder / "images.bin").read_bytes()))
+            cameras = dict(_cameras_bin(_Bytes(folder / "cameras.bin", "camera")))
+            images = list(_images_bin(_Bytes(folder / "images.bin", "image")))
         else:
-            cameras = dict(_cameras_txt((folder / "cameras.txt").read_text(encoding="utf-8-sig")))
-            images = list(_images_txt((folder / "images.txt").read_text(encoding="utf-8-sig")))
+            cameras = dict(_each(_camera_txt, folder / "cameras.txt"))
+            images = list(_each(_image_txt, folder / "images.txt", every=2))
     except FileNotFoundError as error:
         raise Skip("no_cameras", f"no model in {folder}: {error.filename}") from None
-    except (struct.error, ValueError, IndexError, OSError) as error:
-        raise Skip("bad_cameras", f"{folder.name} cannot be read: {error}") from None
+    except OSError as error:
+        raise Skip("bad_cameras", f"{folder} cannot be read: {error}") from None
     return cameras, sorted(images, key=lambda image: image.name)
 
 
-def _count(data: bytes) -> int:
-    (count,) = struct.unpack_from("<Q", data)
-    if count > MOST:
-        raise ValueError(f"{count} entries")
-    return int(count)
+class _Bytes:
+    """Reader of a .bin file from front to back; what is damaged raises Skip("bad_cameras") with the file, entry and byte."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path, self.what, self.data = path, what, path.read_bytes()
+        self.at, self.number, self.count = 0, 0, 0
+
+    def entries(self) -> Iterator[int]:
+        """Read the number of entries and count them."""
+        (self.count,) = self.take(COUNT)
+        if self.count > MOST:
+            raise Skip("bad_cameras", f"{self.path} begins with a count of {self.count} {self.what}s: damaged")
+        for number in range(1, self.count + 1):
+            self.number = number
+            yield number
+
+    def take(self, form: struct.Struct) -> tuple[Any, ...]:
+        """Next numbers."""
+        found = self.skip(form.size)
+        return form.unpack_from(self.data, found)
+
+    def text(self) -> str:
+        """Text up to the next NUL."""
+        end = self.data.find(b"\0", self.at)
+        start = self.skip((end if end >= 0 else len(self.data)) + 1 - self.at)
+        return self.data[start:end].decode(errors="replace")
+
+    def skip(self, size: int) -> int:
+        """Go on by so many bytes. Returns where they begin."""
+        start, self.at = self.at, self.at + size
+        if self.at > len(self.data):
+            entry = f"{self.what} {self.number} of {self.count}" if self.number else "its count"
+            said = f"{len(self.data)} bytes, and {entry} needs those from {start} to {self.at}"
+            raise Skip("bad_cameras", f"{self.path} is cut off or damaged: it has {said}; copy the model again")
+        return start
 
 
-def _cameras_bin(data: bytes) -> dict[int, Camera]:
-    cameras, at = {}, 8
-    for _ in range(_count(data)):
-        number, model, width, height = CAMERA.unpack_from(data, at)
+def _cameras_bin(file: _Bytes) -> Iterator[tuple[int, Camera]]:
+    for _ in file.entries():
+        number, model, width, height = file.take(CAMERA)
         if model not in NUMBERS:
             lenses.lens(f"model {model}", {})  # raises: how long its parameters are is not known
-        name = NUMBERS[model]
-        count = len(PARAMETERS[name])
-        cameras[number] = Camera(name, (height, width), struct.unpack_from(f"<{count}d", data, at + CAMERA.size))
-        at += CAMERA.size + 8 * count
-    return cameras
+        parameters = file.take(struct.Struct(f"<{len(PARAMETERS[NUMBERS[model]])}d"))
+        yield number, Camera(NUMBERS[model], (height, width), parameters)
 
 
-def _images_bin(data: bytes) -> Iterator[Registered]:
-    at = 8
-    for _ in range(_count(data)):
-        _, *pose, camera = IMAGE.unpack_from(data, at)
-        end = data.index(b"\0", at + IMAGE.size)
-        name = data[at + IMAGE.size : end].decode()
-        (points,) = struct.unpack_from("<Q", data, end + 1)
-        at = end + 9 + POINT2D * points
-        if at > len(data):
-            raise ValueError("cut off")
+def _images_bin(file: _Bytes) -> Iterator[Registered]:
+    for _ in file.entries():
+        _, *pose, camera = file.take(IMAGE)
+        name = file.text()
+        (points,) = file.take(COUNT)
+        file.skip(POINT2D * points)
         yield Registered(name, np.array(pose[:4]), np.array(pose[4:]), camera)
 
 
-def _cameras_txt(text: str) -> Iterator[tuple[int, Camera]]:
-    for line in text.splitlines():
-        if line.strip() and not line.startswith("#"):
-            number, model, width, height, *parameters = line.split()
-            yield int(number), Camera(model, (int(height), int(width)), tuple(map(float, parameters)))
-
-
-def _images_txt(text: str) -> Iterator[Registered]:
-    """Parse two lines per image; the second, of points, may be empty."""
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
-    while lines and not lines[0].strip():
+def _each(parse: Callable[[str], Made], path: Path, every: int = 1) -> Iterator[Made]:
+    """Parse every so-many-th line of a .txt file from the first that says something, without comments. Skip("bad_cameras")."""
+    said = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = [(number, line) for number, line in enumerate(said, 1) if not line.startswith("#")]
+    while lines and not lines[0][1].strip():
         lines.pop(0)
-    for line in lines[::2]:
+    for number, line in lines[::every]:
         if not line.strip():
             continue
-        fields = line.split(maxsplit=9)  # names may have spaces
-        if len(fields) != 10:
-            raise ValueError(f"images.txt: {line[:60]!r}")
-        numbers = np.array(fields[1:8], np.float64)
-        yield Registered(fields[9].strip(), numbers[:4], numbers[4:], int(fields[8]))
+        try:
+            yield parse(line)
+        except ValueError as error:
+            raise Skip("bad_cameras", f"{path}, line {number}: {error}: {line[:60]!r}") from None
+
+
+def _camera_txt(line: str) -> tuple[int, Camera]:
+    number, model, width, height, *parameters = line.split()
+    return int(number), Camera(model, (int(height), int(width)), tuple(map(float, parameters)))
+
+
+def _image_txt(line: str) -> Registered:
+    """Parse the first of the two lines of an image; the second, of points, may be empty."""
+    fields = line.split(maxsplit=9)  # names may have spaces
+    if len(fields) != 10:
+        raise ValueError(f"{len(fields)} of 10 fields")
+    numbers = np.array(fields[1:8], np.float64)
+    return Registered(fields[9].strip(), numbers[:4], numbers[4:], int(fields[8]))
 
 
 # ---- writing

@@ -21,7 +21,7 @@ from pipeline.core import images
 from pipeline.core.cameras import FLIP_YZ, PINHOLE, Lens, homogeneous
 from pipeline.core.errors import Skip
 from pipeline.formats import hdf5
-from pipeline.poses.capture import CameraOf, Capture, View, decomposed, fitted, inverted
+from pipeline.poses.capture import CameraOf, Capture, View, decomposed, finite, fitted, inverted
 from pipeline.poses.pictures import Finder, pictures_in
 
 SAYS = "Hypersim scenes with _detail/ and images/"
@@ -60,8 +60,10 @@ def read(folder: Path, finder: Finder, only: str = "") -> Capture:
         raise Skip("no_images", f"no frame.NNNN.tonemap.jpg in {place.name}")
     hw, rays = _lens(scene)
     pixels = np.linalg.inv(FLIP_YZ[:3, :3] @ rays @ _uv_of_pixels(hw))  # directions with OpenCV axes -> pixels
-    poses = homogeneous(np.concatenate([rotations, positions[..., None]], -1)) @ FLIP_YZ
+    poses = homogeneous(finite(np.concatenate([rotations, positions[..., None]], -1))) @ FLIP_YZ
     views, inside = [], finder.within(place)
+    if not np.isfinite(frames).all():
+        raise Skip("bad_cameras", f"{INDICES} holds numbers that are none")
     for frame, w2c in zip(frames.astype(int).tolist(), inverted(poses), strict=True):
         k, c2w = decomposed(pixels @ w2c[:3])
         name = pictures.get(frame, f"frame.{frame:04d}.tonemap.jpg")
@@ -131,8 +133,6 @@ def _numbers(path: Path, columns: int) -> np.ndarray:
         found = np.asarray(hdf5.array(path, "dataset"), np.float64).reshape(-1, columns)
     except ValueError as error:
         raise Skip("bad_cameras", f"{path.name}: {error}") from None
-    if not np.isfinite(found).all():
-        raise Skip("bad_cameras", f"{path.name} holds numbers that are none")
     return found
 
 

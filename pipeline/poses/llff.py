@@ -15,8 +15,8 @@ from pipeline.core import cameras
 from pipeline.core.cameras import PINHOLE, Lens
 from pipeline.core.errors import Skip
 from pipeline.formats import bundles
-from pipeline.poses.capture import Capture, View, fitted, npy
-from pipeline.poses.pictures import SMALLER, Finder, pictures_in
+from pipeline.poses.capture import Capture, View, finite, fitted, npy
+from pipeline.poses.pictures import SMALLER, Finder, named, pictures_in
 from pipeline.poses.shots import Folders, Shots, Writer, write_pictures
 
 SAYS = "poses_bounds.npy of LLFF with its images"
@@ -36,16 +36,15 @@ def read(folder: Path, finder: Finder, only: str = "") -> Capture:
     rows = npy(bundles.read_file(folder / FILE), FILE)
     if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
         raise Skip("bad_cameras", f"{FILE} of shape {rows.shape}, (views, 17) is needed")
-    if not np.isfinite(rows).all():
-        raise Skip("bad_cameras", f"{FILE} holds numbers that are none")
-    counts = {name: pictures_in(folder / name) for name in ("images", *SMALLER)}
+    places = [named(folder, name).name for name in ("images", *SMALLER)]
+    counts = {name: pictures_in(folder / name) for name in places}
     if not any(counts.values()):
         raise Skip("no_images", f"no images/ beside {FILE}")
     place = next((name for name, found in counts.items() if len(found) == len(rows)), None)
     if place is None:
         most = max(map(len, counts.values()))
         raise Skip("count_mismatch", f"{len(rows)} poses and {most} pictures; {FILE} says not which are which")
-    matrices = rows[:, :15].reshape(-1, 3, 5)
+    matrices = finite(rows[:, :15]).reshape(-1, 3, 5)
     poses = np.concatenate([matrices[..., :3] @ COLUMNS, matrices[..., 3:4]], -1)
     views = [
         View(f"{place}/{name}", finder.find(f"{place}/{name}", folder), pose, functools.partial(_camera, hwf, name))
@@ -56,7 +55,7 @@ def read(folder: Path, finder: Finder, only: str = "") -> Capture:
 
 def _camera(hwf: np.ndarray, name: str, hw: tuple[int, int]) -> tuple[np.ndarray, Lens]:
     height, width, focal = hwf.tolist()
-    if min(height, width) < 1:
+    if not min(height, width) >= 1:
         raise Skip("bad_cameras", f"pictures of {width:g}x{height:g} pixels")
     return fitted(np.array([focal, focal, width / 2, height / 2]), (height, width), hw, name), PINHOLE
 

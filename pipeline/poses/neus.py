@@ -17,8 +17,8 @@ import numpy as np
 from pipeline.core import images
 from pipeline.core.errors import Skip
 from pipeline.formats import bundles
-from pipeline.poses.capture import Capture, View, decomposed, npy, unsized
-from pipeline.poses.pictures import Finder, pictures_in
+from pipeline.poses.capture import Capture, View, decomposed, matrices_of, npy, unsized
+from pipeline.poses.pictures import Finder, named, pictures_in
 from pipeline.poses.shots import Folders, Shots, Writer
 
 SAYS = "cameras_sphere.npz or cameras.npz of NeuS and IDR with its images"
@@ -32,7 +32,9 @@ MAX_MATRIX = 4096  # bytes of a .npy of 16 numbers, with its head
 
 def is_scene(folder: Path) -> bool:
     """True if the folder holds one of FILES, and pictures in one of FOLDERS."""
-    return any((folder / name).is_file() for name in FILES) and any(pictures_in(folder / name) for name in FOLDERS)
+    return any((folder / name).is_file() for name in FILES) and any(
+        pictures_in(named(folder, name)) for name in FOLDERS
+    )
 
 
 def read(folder: Path, finder: Finder, only: str = "") -> Capture:
@@ -41,14 +43,15 @@ def read(folder: Path, finder: Finder, only: str = "") -> Capture:
     if not name:
         raise Skip("no_cameras", f"no {FILES[0]} in {folder}")
     matrices = _matrices(folder / name)
-    place = next((one for one in FOLDERS if pictures_in(folder / one)), None)
+    places = [named(folder, name).relative_to(folder).as_posix() for name in FOLDERS]
+    place = next((one for one in places if pictures_in(folder / one)), None)
     if place is None:
         raise Skip("no_images", f"no pictures in {FOLDERS[0]}/ beside {name}")
     found = pictures_in(folder / place)
     views = []
     for picture, matrix in zip(found, _matched(found, matrices, name), strict=True):
         k, pose = decomposed(matrix)
-        k += np.array([0, 0, 0.5, 0.5])  # here pixels count from the centre of the first
+        k += np.array([0, 0, HALF_PIXEL, HALF_PIXEL])
         file = finder.find(f"{place}/{picture}", folder)
         views.append(View(f"{place}/{picture}", file, pose, functools.partial(unsized, k)))
     return Capture(views)
@@ -65,7 +68,7 @@ def _matched(names: list[str], matrices: dict[int, np.ndarray], file: str) -> li
 
 
 def _matrices(path: Path) -> dict[int, np.ndarray]:
-    """Read number -> world_mat (3, 4). Raises Skip("bad_cameras")."""
+    """Read number -> world_mat (3, 4), NaN for one that is none. Raises Skip("bad_cameras")."""
     try:
         with zipfile.ZipFile(io.BytesIO(bundles.read_file(path))) as archive:
             members = {
@@ -75,12 +78,10 @@ def _matrices(path: Path) -> dict[int, np.ndarray]:
             }
             if not members or len(members) > MOST or max(one.file_size for one in members.values()) > MAX_MATRIX:
                 raise Skip("bad_cameras", f"{path.name} holds {len(members)} matrices world_mat_N")
-            found = {number: npy(archive.read(member), member.filename) for number, member in members.items()}
+            found = [npy(archive.read(member), member.filename) for member in members.values()]
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
         raise Skip("bad_cameras", f"{path.name}: {error}") from None
-    if wrong := [one.shape for one in found.values() if one.shape not in ((4, 4), (3, 4))]:
-        raise Skip("bad_cameras", f"{path.name}: a matrix of shape {wrong[0]}")
-    return {number: matrix[:3] for number, matrix in found.items()}
+    return dict(zip(members, matrices_of(found)[:, :3], strict=True))
 
 
 # ---- writing

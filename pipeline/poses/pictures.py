@@ -19,6 +19,14 @@ def pictures_in(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if Path(name).suffix.lower() in SUFFIXES[1:] and name[0] != ".")
 
 
+def named(folder: Path, name: str) -> Path:
+    """Path `folder`/`name`, or that of the folder there whose name is equal but for its case."""
+    if (folder / name).is_dir() or not folder.is_dir():
+        return folder / name
+    alike = (child for child in sorted(os.listdir(folder)) if child.lower() == name.lower())
+    return next((folder / child for child in alike if (folder / child).is_dir()), folder / name)
+
+
 class Finder:
     """Finds what a camera file names. roots: folders that files must stay in, after links are followed unless follow_links."""
 
@@ -27,16 +35,17 @@ class Finder:
         self.resolved = [root.resolve() for root in roots]
         self.follow_links = follow_links
         self.listed: dict[Path, dict[str, str]] = {}
+        self.folders: dict[Path, Path] = {}
 
     def within(self, *folders: Path) -> Finder:
         """Finder that takes files of these folders too."""
         return Finder([*self.roots, *folders], self.follow_links)
 
     def find(self, name: str, folder: Path) -> Path | None:
-        """File that a camera file in `folder` calls `name`, with or without its suffix, in any case; None if there is none.
+        """File that a camera file in `folder` calls `name`, with or without its suffix, in any case of it and of its folders.
 
-        Backslashes may stand for slashes. An absolute name of another machine means the longest end of it that is in `folder`.
-        Raises Skip("escapes_folder").
+        None if there is none. Backslashes may stand for slashes. An absolute name of another machine means the longest end of it
+        that is in `folder`. Raises Skip("escapes_folder").
         """
         if "\0" in name:
             raise Skip("escapes_folder", f"{name[:80]!r} is no path")
@@ -57,6 +66,8 @@ class Finder:
         for at in range(len(parts)):
             if (found := self._there(folder, "/".join(parts[at:]))) is not None:
                 return found
+        if any(os.path.isdir(self._folder(folder / "/".join(parts[at:-1]))) for at in range(len(parts) - 1)):
+            return None  # its folder is here, and it is not
         raise Skip("escapes_folder", f"{name[:80]!r} leads out of {folder}; copy the pictures into it")
 
     def _there(self, folder: Path, name: str) -> Path | None:
@@ -74,11 +85,21 @@ class Finder:
         for suffix in SUFFIXES:
             if os.path.isfile(whole := path.with_name(path.name + suffix)):  # False for names that no file system takes
                 return whole
-        names = self._names(path.parent)
+        folder = self._folder(path.parent)
+        names = self._names(folder)
         for suffix in SUFFIXES:
-            if (known := names.get((path.name + suffix).lower())) and os.path.isfile(whole := path.with_name(known)):
+            if (known := names.get((path.name + suffix).lower())) and os.path.isfile(whole := folder / known):
                 return whole
         return None
+
+    def _folder(self, path: Path) -> Path:
+        """Folder that a path within the roots means, in any case of the names below them."""
+        if path not in self.folders:
+            at = next((root for root in (*self.roots, *self.resolved) if path.is_relative_to(root)), path)
+            for part in path.relative_to(at).parts:
+                at = at / part if os.path.isdir(at / part) else at / self._names(at).get(part.lower(), part)
+            self.folders[path] = at
+        return self.folders[path]
 
     def _names(self, folder: Path) -> dict[str, str]:
         """Names in a folder by their lower case; read once."""
@@ -94,5 +115,5 @@ class Finder:
         if (found := self.find(name, folder)) is not None:
             return found
         head, _, rest = Path(name.replace("\\", "/")).as_posix().partition("/")
-        copies = (self.find(f"{smaller}/{rest}", folder) for smaller in SMALLER if head == "images" and rest)
+        copies = (self.find(f"{smaller}/{rest}", folder) for smaller in SMALLER if head.lower() == "images" and rest)
         return next((copy for copy in copies if copy is not None), None)

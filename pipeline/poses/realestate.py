@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.core.cameras import PINHOLE, Lens
 from pipeline.core.errors import Skip
 from pipeline.formats import bundles, trajectories
-from pipeline.poses.capture import Capture, View, inverted, json_object, matrices, unsized
+from pipeline.poses.capture import Capture, View, inverted, json_object, matrices_of, unsized
 from pipeline.poses.pictures import Finder, pictures_in
 from pipeline.poses.shots import Shots, write_index, write_pictures
 
@@ -74,20 +74,26 @@ def _listed(facts: Path, folder: Path, finder: Finder) -> list[View]:
         raise Skip("no_cameras", f"{facts.name} has no list of frames")
     if not frames:
         raise Skip("no_images", f"{facts.name} lists no frame")
-    poses = inverted(matrices([frame.get("w2c") for frame in frames]))
+    poses = inverted(matrices_of([frame.get("w2c") for frame in frames]))
     views = []
-    for frame, pose in zip(frames, poses, strict=True):
-        name, k = frame.get("image_path"), frame.get("fxfycxcy")
+    for number, (frame, pose) in enumerate(zip(frames, poses, strict=True)):
+        name = frame.get("image_path")
         if not isinstance(name, str) or not name:
-            raise Skip("bad_cameras", "a frame without image_path")
-        try:
-            numbers = np.array(k, np.float64).reshape(4)
-        except (ValueError, TypeError) as error:
-            raise Skip("bad_cameras", f"fxfycxcy {str(k)[:40]}: {error}") from None
+            raise Skip(
+                "bad_cameras", f"frame {number} of {facts.name} has image_path {str(name)[:40]!r}; a picture is needed"
+            )
         # image_path is for the working directory of whoever wrote it: the base name in the scene's own folder counts
         file = finder.find(name.replace("\\", "/").rsplit("/", 1)[-1], folder)
-        views.append(View(name, file, pose, functools.partial(unsized, numbers)))
+        views.append(View(name, file, pose, functools.partial(_stated, frame.get("fxfycxcy"))))
     return views
+
+
+def _stated(k: object, hw: tuple[int, int]) -> tuple[np.ndarray, Lens]:
+    try:
+        numbers = np.array(k, np.float64).reshape(4)
+    except (ValueError, TypeError):
+        raise Skip("bad_cameras", f"fxfycxcy is {str(k)[:40]}, not four numbers") from None
+    return unsized(numbers, hw)
 
 
 def _timed(cameras: Path, folder: Path, finder: Finder) -> list[View]:

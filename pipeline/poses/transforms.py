@@ -24,7 +24,7 @@ from pipeline.core.cameras import Lens
 from pipeline.core.errors import Skip
 from pipeline.formats import bundles
 from pipeline.poses import lenses
-from pipeline.poses.capture import ROLES, Capture, View, fitted, focal, json_object, matrices, number
+from pipeline.poses.capture import ROLES, Capture, View, fitted, focal, json_object, matrices, matrices_of, number
 from pipeline.poses.pictures import Finder
 from pipeline.poses.shots import Folders, Shots, Writer, write_pictures, write_ply
 
@@ -72,8 +72,8 @@ def read(folder: Path, finder: Finder, only: str = "") -> Capture:
             meta["applied_transform"] = matrices([shared["applied_transform"]])[0].tolist()
     if not frames:
         raise Skip("no_images", f"{names[0]} lists no frame")
-    frames = _unique(frames)
-    poses = matrices([frame.get("transform_matrix") for frame in frames])
+    frames = _unique(frames, names[0])
+    poses = matrices_of([frame.get("transform_matrix") for frame in frames])
     if (scale := _common_scale(poses)) != 1:
         poses[:, :3, :3] /= scale  # rays keep their directions
         meta["rotation_scale"] = round(scale, 6)
@@ -98,24 +98,27 @@ def _name_roles(frames: list[dict[str, Any]], shared: Mapping[str, Any]) -> None
 
 
 def _common_scale(poses: np.ndarray) -> float:
-    """Factor by which the axes of all poses (V, 4, 4) are longer than 1; 1 where they differ, or hardly are."""
+    """Factor by which the axes of all finite poses (V, 4, 4) are longer than 1; 1 where they differ, or hardly are."""
     lengths = np.linalg.norm(poses[:, :3, :3], axis=1)
-    if not np.isfinite(lengths).all() or lengths.min() <= 0 or np.ptp(lengths) > 1e-3 * lengths.min():
+    lengths = lengths[np.isfinite(lengths).all(1)]
+    if not len(lengths) or lengths.min() <= 0 or np.ptp(lengths) > 1e-3 * lengths.min():
         return 1.0
     scale = float(np.median(lengths))
     return scale if abs(scale - 1) > 1e-3 else 1.0
 
 
-def _unique(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _unique(frames: list[dict[str, Any]], file: str) -> list[dict[str, Any]]:
     """Drop frames whose picture came before. Raises Skip("bad_cameras") for a frame without file_path."""
-    for frame in frames:
-        if not isinstance(frame.get("file_path"), str) or not frame["file_path"]:
-            raise Skip("bad_cameras", "a frame without file_path")
+    for place, frame in enumerate(frames):
+        if not isinstance(named := frame.get("file_path"), str) or not named:
+            said = f"frame {place} of {file} has file_path {str(named)[:40]!r}"
+            raise Skip("bad_cameras", f"{said}, and the name of a picture is needed")
     return list({frame["file_path"]: frame for frame in frames}.values())
 
 
 def _camera(frame: Mapping[str, Any], hw: tuple[int, int]) -> tuple[np.ndarray, Lens]:
     """Intrinsics of a frame: fxfycxcy (4,) in pixels of a picture of size hw, and its lens."""
+    stated = _lens(frame)  # first, since other cameras need no focal length
     values = {name: number(frame, name) for name in ("w", "h", "cx", "cy")}
     if "w" in frame and min(values["w"] or 0, values["h"] or 0) < 1:
         raise Skip("bad_cameras", f"pictures of {values['w']}x{values['h']} pixels")
@@ -126,7 +129,9 @@ def _camera(frame: Mapping[str, Any], hw: tuple[int, int]) -> tuple[np.ndarray, 
         raise Skip("no_cameras", "neither fl_x nor camera_angle_x nor x_fov")
     cx, cy = values["cx"], values["cy"]
     made = [fx, fy, width / 2 if cx is None else cx, height / 2 if cy is None else cy]
-    return fitted(np.array(made), (height, width), hw, Path(frame["file_path"]).name), _lens(frame, width)
+    crop = (number(frame, "fisheye_crop_radius") or 0.0) / width
+    lens = dataclasses.replace(stated, crop=crop) if crop > 0 else stated
+    return fitted(np.array(made), (height, width), hw, Path(frame["file_path"]).name), lens
 
 
 def _focal(frame: Mapping[str, Any], axis: str, size: float) -> float | None:
@@ -143,8 +148,8 @@ def _focal(frame: Mapping[str, Any], axis: str, size: float) -> float | None:
     return by_fov if by_fov or angle is None else focal(size, angle)
 
 
-def _lens(frame: Mapping[str, Any], width: float) -> Lens:
-    """Lens of a frame. Raises Skip: bad_cameras, unsupported_camera (what is said of the camera is not honoured here)."""
+def _lens(frame: Mapping[str, Any]) -> Lens:
+    """Lens of a frame, without its crop. Raises Skip: bad_cameras, unsupported_camera (what is said of it is not honoured)."""
     for name, value in frame.items():
         if name == "lens" and isinstance(value, int | float):  # millimetres, which fl_x or an angle say too
             continue
@@ -160,16 +165,17 @@ def _lens(frame: Mapping[str, Any], width: float) -> Lens:
     if params is not None and _says_something(params):
         values = _params(params)
     if frame.get("is_fisheye") and lenses.BENDS[model] == "none":
+        if stated:  # nerfstudio goes by camera_model alone, instant-ngp by is_fisheye alone
+            said = f"camera_model {stated} and is_fisheye {frame['is_fisheye']} contradict each other"
+            raise Skip("unsupported_camera", f"{said}, and readers follow one or the other; leave the wrong one out")
         model = "OPENCV_FISHEYE"
-    # simple models of COLMAP come with the names of larger ones where nerfstudio has converted them
+    # nerfstudio takes these for any perspective model, PINHOLE too
     known = {"k1", "k2", "k3", "p1", "p2", *lenses.PARAMETERS[model]} | (
         {"k4"} if params or "FISHEYE" in model else set()
     )
     if foreign := sorted(values.keys() - known):
         raise Skip("unsupported_camera", f"{foreign[0]} {values[foreign[0]]:g} with {stated or model}; {lenses.NEEDED}")
-    lens = lenses.lens(model, values)
-    crop = number(frame, "fisheye_crop_radius") or 0.0
-    return dataclasses.replace(lens, crop=crop / width) if crop > 0 else lens
+    return lenses.lens(model, values)
 
 
 def _params(params: Any) -> dict[str, float]:

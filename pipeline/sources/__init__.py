@@ -9,7 +9,8 @@ lists and downloads no payload. The items' files come to a worker in one of two 
   `root_of(item, path)` is the folder that the file may read. `remote(cfg)`, where a source has it, decides in place of the
   table's `fetched` whether this run needs `fetch_many` at all.
 
-Optional: LEAVES_OUT (`items` takes `ended`, uids to leave out), CAMERAS_ASSUMED (the poses are a guess and must be verified).
+Optional: LEAVES_OUT (`items` takes `ended`, uids that it may leave out), CAMERAS_ASSUMED (the poses are a guess and must be
+verified), DOES_WITHOUT (`load` takes `decode`, which leaves out pictures that do not decode, at the price of decoding all).
 A posed source has `load(item, path, cfg) -> Posed` besides, or a Scene that is ready; one of videos `load(...) -> Clip`.
 """
 

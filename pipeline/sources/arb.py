@@ -166,9 +166,9 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     c2w = _poses(facts, [int(view) for view in views])
     meta = {"views_found": sum(name.startswith(f"color_{light}_") for name in names), "light": light}
     meta |= {} if fovs else {"cameras": "field of view assumed"}
-    return Posed(
-        pictures, c2w, np.array(fxfycxcy), meta=meta, layer=functools.partial(_layer, files, pictures, views, c2w)
-    )
+    layer = functools.partial(_layer, files, pictures, views, c2w)
+    named = [f"color_{light}_{view}.png" for view in views]
+    return Posed(pictures, c2w, np.array(fxfycxcy), meta=meta, layer=layer, names=named)
 
 
 def _poses(facts: dict[str, Any], views: Sequence[int]) -> np.ndarray:

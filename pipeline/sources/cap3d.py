@@ -126,7 +126,8 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
         fxfycxcy.append(gobjaverse.fxfycxcy_of(facts, posed_views.hw_of(data, f"{view}.png"), view))
         most.append(capture.number(facts, "max_depth"))
     layer = functools.partial(_depth, files, chosen, most)
-    return Posed(pictures, np.stack(poses), np.array(fxfycxcy), meta={"views_found": len(views)}, layer=layer)
+    meta, named = {"views_found": len(views)}, [f"{view}.png" for view in chosen]
+    return Posed(pictures, np.stack(poses), np.array(fxfycxcy), meta=meta, layer=layer, names=named)
 
 
 def _depth(

@@ -6,23 +6,26 @@ import functools
 import importlib
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Sequence
+from pathlib import Path, PureWindowsPath
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from pipeline.config.shared import address_of
 from pipeline.config.source_table import CAPTURES, names
 from pipeline.config.views import ImportConfig
-from pipeline.core import cameras
+from pipeline.core import cameras, images
+from pipeline.core.cameras import Lens
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.records import Item, Posed
-from pipeline.core.text import shown
+from pipeline.core.text import reasons_text, shown
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
 from pipeline.poses import transforms
-from pipeline.poses.capture import View, json_object
+from pipeline.poses.capture import View, check_intrinsics, json_object
 from pipeline.poses.pictures import Finder, pictures_in
 from pipeline.sources import posed_views
 
@@ -43,7 +46,10 @@ LOOKS = (  # other posed sources, and patterns of files or folders that one fold
     ("arb-objaverse", (r"camera\.json", r"color_\w+_\d+\.png")),
 )
 UNPACK = "--input FOLDER; an archive of captures has to be unpacked first"
-LEAST_SHARE = 0.5  # of a capture's views whose pictures must be there
+LEAST_SHARE = 0.5  # of a capture's views whose pictures and cameras must be there
+OF_ONE_VIEW = ("image_missing", "broken_image", "bad_cameras", "no_cameras")  # reasons that leave a view out
+NAMED, NAMED_LENGTH = 8, 200  # views left out that `meta` names, and characters about each
+DOES_WITHOUT = LEAVES_OUT = True
 
 
 def reader(source: str) -> ModuleType:
@@ -121,8 +127,8 @@ def _belongs(file: Path, form: ModuleType) -> bool:
     return file.suffix == ".json" if form is transforms else file.suffix in PARTS and form.is_scene(file.parent)
 
 
-def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[Item]:
-    """One item per folder with a capture. uid: the folder relative to the input. UserError where there is none."""
+def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None, ended: Container[str] = ()) -> Iterator[Item]:
+    """One item per folder with a capture. uid: the folder relative to the input, or as `ended` has it. UserError without any."""
     root, form = posed_views.input_of(cfg), reader(cfg.source)
     if root.is_file():
         if not _belongs(root, form):
@@ -132,38 +138,125 @@ def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[
     else:
         folders = bundles.folders(root, form.is_scene, seed)
     name: Callable[[Path], str] | None = getattr(form, "name_of", None)
-    uids = ((name(folder) if name else posed_views.uid_of(folder, root), folder) for folder in folders)
+    uids = ((name(folder) if name else posed_views.uid_of(folder, root, ended), folder) for folder in folders)
     found = (Item(uid, cfg.source, url=str(folder)) for uid, folder in uids)
     hint = f"--source {cfg.source} --input FOLDER; docs/sources.md shows what belongs into it"
     return bundles.never_empty(found, f"{root} holds no {form.SAYS}", hint)
 
 
-def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
-    """Read one scene; views whose picture is missing are left out and counted.
+def load(item: Item, path: Path, cfg: ImportConfig, decode: bool = False) -> Posed:
+    """Read one scene; views whose picture is missing or broken, or whose camera is none, are left out and counted.
 
-    Raises Skip: no_cameras, no_images, bad_cameras, unsupported_camera, image_missing (fewer than LEAST_SHARE are there),
-    broken_image, escapes_folder.
+    decode: leave out pictures that do not decode, too; else their headers are read. Raises Skip: no_cameras, no_images,
+    unsupported_camera, escapes_folder; one of OF_ONE_VIEW where fewer than LEAST_SHARE of the views are left.
     """
     given = posed_views.input_of(cfg)
     root, only = (given.parent, given.name) if given.is_file() else (given, "")
     capture = reader(cfg.source).read(path, Finder((path, root), cfg.follow_links), only)
-    there = [view for view in capture.views if view.picture is not None]
-    missing = [view.name for view in capture.views if view.picture is None]
-    if not there or len(there) < LEAST_SHARE * len(capture.views):
-        said = (
-            f"{len(missing)} of {len(capture.views)} pictures are not there (the first: {missing[0][:200]} in {path})"
-        )
-        raise Skip("image_missing", f"{said}; at least {LEAST_SHARE:.0%} must be")
-    chosen = [there[i] for i in cameras.spread(len(there), cfg.scene.views)]
-    pictures = [bundles.read_file(view.picture) for view in chosen if view.picture is not None]
-    made = [view.camera(posed_views.hw_of(data, view.name)) for view, data in zip(chosen, pictures, strict=True)]
-    fxfycxcy, lenses = zip(*made, strict=True)
-    times = [view.time for view in chosen]
-    meta = capture.meta | ({"times": times} if len(set(times)) > 1 else {})
-    meta |= {"views_found": len(there)} | ({"views_missing": len(missing)} if missing else {})
-    roles = [view.role for view in chosen] if any(view.role for view in chosen) else []
-    c2w = np.stack([view.c2w for view in chosen])
-    return Posed(pictures, c2w, np.stack(fxfycxcy), lenses, roles, meta, functools.partial(_layer, chosen))
+    usable = _Usable(capture.views, path, decode)
+    chosen = usable.chosen(cfg.scene.views)
+    views = [capture.views[i] for i in chosen]
+    pictures, fxfycxcy, lenses = zip(*(usable.taken[i] for i in chosen), strict=True)
+    times = [view.time for view in views]
+    meta = capture.meta | ({"times": times} if len(set(times)) > 1 else {}) | usable.facts()
+    roles = [view.role for view in views] if any(view.role for view in views) else []
+    c2w, names = np.stack([view.c2w for view in views]), [_name(view) for view in views]
+    layer = functools.partial(_layer, views)
+    return Posed(list(pictures), c2w, np.stack(fxfycxcy), lenses, roles, meta, layer, names)
+
+
+class _Usable:
+    """Views of a capture by their numbers: those that were read, and those that are left out."""
+
+    def __init__(self, views: Sequence[View], path: Path, decode: bool) -> None:
+        self.views, self.path, self.decode = views, path, decode
+        self.taken: dict[int, tuple[bytes, np.ndarray, Lens]] = {}
+        self.left: dict[int, Skip] = {}
+        for number, view in enumerate(views):
+            if view.picture is None:
+                self.left[number] = Skip("image_missing", f"{_name(view)} is not there")
+            elif flaw := cameras.flaw(view.c2w):
+                self.left[number] = Skip("bad_cameras", f"{_name(view)} has {flaw}")
+
+    def chosen(self, most: int | None) -> list[int]:
+        """Numbers of at most so many views, spread over those that are whole, all of which are `taken`."""
+        while True:
+            self._check()
+            usable = [number for number in range(len(self.views)) if number not in self.left]
+            chosen = [usable[i] for i in cameras.spread(len(usable), most)]
+            if self.taken.keys() >= set(chosen):
+                return chosen
+            for number in chosen:
+                if number not in self.taken:
+                    self._take(number)
+
+    def _take(self, number: int) -> None:
+        try:
+            self.taken[number] = _read(self.views[number], self.decode)
+        except Skip as failure:
+            if failure.reason not in OF_ONE_VIEW:
+                raise
+            self.left[number] = failure
+
+    def _check(self) -> None:
+        """Raise Skip where too few views are left: with the reason of most of those that are left out."""
+        count = len(self.views)
+        if len(self.left) < count and count - len(self.left) >= LEAST_SHARE * count:
+            return
+        reasons = self._reasons()
+        reason = max(reasons, key=lambda name: reasons[name])
+        first = next(failure for failure in self.left.values() if failure.reason == reason)
+        what = "pictures are not there" if list(reasons) == ["image_missing"] else "views cannot be used"
+        why = f"{reasons_text(reasons)}; " if len(reasons) > 1 else ""
+        said = f"{len(self.left)} of {count} {what} ({why}the first: {first.detail}, in {self.path})"
+        raise Skip(reason, f"{said}; at least {LEAST_SHARE:.0%} must be")
+
+    def _reasons(self) -> dict[str, int]:
+        return dict(Counter(failure.reason for failure in self.left.values()))
+
+    def facts(self) -> dict[str, Any]:
+        """Facts for meta: views_found; of those left out their number, why, and the first of them."""
+        facts: dict[str, Any] = {"views_found": len(self.views) - len(self.left)}
+        if self.left:
+            some = [failure.detail[:NAMED_LENGTH] for failure in self.left.values()][:NAMED]
+            facts |= {"views_missing": len(self.left), "left_out": self._reasons(), "left_out_views": some}
+        return facts
+
+
+def _name(view: View) -> str:
+    """Name of a view for messages and `meta`, which hold no path of a machine: of an absolute one its end."""
+    name = view.name.replace("\\", "/")
+    return (name.rpartition("/")[2] if PureWindowsPath(view.name).anchor else name)[:NAMED_LENGTH]
+
+
+def _read(view: View, decode: bool) -> tuple[bytes, np.ndarray, Lens]:
+    """A view's picture, fxfycxcy (4,) and lens. Raises Skip: OF_ONE_VIEW, unsupported_camera."""
+    assert view.picture is not None
+    name = _name(view)
+    try:
+        data = bundles.read_file(view.picture)
+    except Skip as failure:
+        raise Skip(failure.reason, failure.detail.replace(str(view.picture), name)) from None
+    hw = posed_views.hw_of(data, name)
+    try:
+        fxfycxcy, lens = view.camera(hw)
+        check_intrinsics(name, fxfycxcy, hw)
+    except Skip as failure:
+        said = failure.detail if Path(name).name in failure.detail else f"{name}: {failure.detail}"
+        raise Skip(failure.reason, said + _turned(data)) from None
+    if decode:
+        posed_views.colours(data, name)
+    return data, fxfycxcy, lens
+
+
+def _turned(data: bytes) -> str:
+    """Words on a picture that an EXIF tag turns; "" for others."""
+    if (tag := images.orientation(data)) == 1:
+        return ""
+    return (
+        f"; its EXIF orientation is {tag}, which camera files do not follow: poses and sizes are of the pixels as they are "
+        "stored. If these are of upright pictures, `mogrify -auto-orient` turns the pixels"
+    )
 
 
 def _layer(views: list[View], name: str, index: int) -> np.ndarray:

@@ -202,7 +202,8 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
         fxfycxcy.append(fxfycxcy_of(facts, posed_views.hw_of(data, f"{view}.png"), view))
     layer = functools.partial(_layer, files, chosen, np.stack(poses_found))
     meta = {"views_found": len(views)}
-    return Posed(pictures, np.stack(poses_found), np.array(fxfycxcy), meta=meta, layer=layer)
+    named = [f"{view}.png" for view in chosen]
+    return Posed(pictures, np.stack(poses_found), np.array(fxfycxcy), meta=meta, layer=layer, names=named)
 
 
 def _layer(files: bundles.Files, views: Sequence[str], c2w: np.ndarray, name: str, index: int) -> np.ndarray:

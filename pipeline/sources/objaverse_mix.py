@@ -188,4 +188,5 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     pictures = [files.read(names[view]) for view in chosen]
     hws = [posed_views.hw_of(data, names[view]) for view, data in zip(chosen, pictures, strict=True)]
     fxfycxcy = np.array([cameras.intrinsics(mix.fov_x_deg, hw) for hw in hws])
-    return Posed(pictures, c2w[chosen], fxfycxcy, meta={"views_found": len(names), "cameras": "assumed"})
+    meta = {"views_found": len(names), "cameras": "assumed"}
+    return Posed(pictures, c2w[chosen], fxfycxcy, meta=meta, names=[names[view] for view in chosen])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from pipeline.formats.bundles import SceneOf
 
 BUFFER = 1 << 20  # bytes that are fetched of a zip at once
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
-# names that say nothing: folders inside of a capture, and numbers of models
-NAMELESS = re.compile(r"\d{1,3}|sparse|dense|colmap|colmap_\w+|distorted|images|input|data|mvs")
+# names that say nothing by themselves: folders inside of a capture, numbers, and what many people call a folder
+INSIDE = re.compile(r"sparse|dense|colmap|colmap_\w+|distorted|mvs")
+NAMELESS = re.compile(rf"\d{{1,3}}|images|input|data|{INSIDE.pattern}")
 
 
 def is_staged(cfg: ImportConfig) -> bool:
@@ -120,14 +122,22 @@ def member_of(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
         raise Skip("broken_archive", f"{name}: {error}") from None
 
 
-def uid_of(folder: Path, root: Path) -> str:
+def uid_of(folder: Path, root: Path, ended: Container[str] = ()) -> str:
     """Path of a scene's folder relative to the input; if the input itself is the scene, its name and of what is above it as
-    much as says which scene it is: flower/sparse/0 is flower.
+    much as says which scene it is: flower/sparse/0 is flower, but captures/0 is captures/0.
+
+    ended: uids of the run; those of earlier versions, which called captures/0 captures, stay.
     """
     if folder != root:
         return folder.relative_to(root).as_posix()
-    named = (one.name for one in (folder.absolute(), *folder.absolute().parents))
-    return next((name for name in named if name and not NAMELESS.fullmatch(name)), folder.absolute().name or "scene")
+    names = [name for name in folder.absolute().parts if name != "/"]
+    said = max((place for place, name in enumerate(names) if not NAMELESS.fullmatch(name)), default=None)
+    if said is None:
+        return folder.absolute().name or "scene"
+    below = list(itertools.takewhile(lambda name: not INSIDE.fullmatch(name), names[said + 1 :]))
+    while below and not below[-1].isdecimal():  # images, data and the like say nothing
+        below.pop()
+    return names[said] if names[said] in ended else "/".join((names[said], *below))
 
 
 def paired(names: Sequence[str], suffix: str, no_image: str) -> list[str]:

@@ -81,4 +81,5 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     pictures = [files.read(f"{view}.png") for view in chosen]
     hws = [posed_views.hw_of(data, f"{view}.png") for view, data in zip(chosen, pictures, strict=True)]
     fxfycxcy = np.array([zero123.intrinsics(hw) for hw in hws])
-    return Posed(pictures, zero123.from_w2c_gl(w2c_gl), fxfycxcy, meta={"views_found": len(views)})
+    named = [f"{view}.png" for view in chosen]
+    return Posed(pictures, zero123.from_w2c_gl(w2c_gl), fxfycxcy, meta={"views_found": len(views)}, names=named)

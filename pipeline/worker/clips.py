@@ -17,9 +17,10 @@ from pipeline.config.clip import ClipScene
 from pipeline.core import cameras, images, licenses
 from pipeline.core.errors import Skip
 from pipeline.core.records import Clip, Item, Scene, Views
+from pipeline.poses.capture import check_intrinsics
 from pipeline.video import cut as cuts
 from pipeline.video.cut import Footage
-from pipeline.worker.posed import FLAT_LEVELS, centre, check_intrinsics, rigid
+from pipeline.worker.posed import FLAT_LEVELS, centre, rigid
 
 SAME_US = 1000  # tolerance between PyAV's and OpenCV's time of a frame: containers may count in milliseconds
 
@@ -151,7 +152,7 @@ class _Album:
         height, width = self.frame_hw
         whole = shares * [width, height, width, height]
         for view, one in enumerate(whole):
-            check_intrinsics(view, one, self.frame_hw)
+            check_intrinsics(f"view {view}", one, self.frame_hw)
         top, left = self.corner
         cropped = whole - [0, 0, left, top]
         made = {}

@@ -21,6 +21,7 @@ from pipeline.core import cameras, images
 from pipeline.core.cameras import Lens
 from pipeline.core.errors import Skip
 from pipeline.core.records import Item, Posed, Scene, Views, item_rng, timed
+from pipeline.poses.capture import check_intrinsics
 from pipeline.worker import quality, silhouettes
 
 GRID = 65  # points along each side of the picture at which a distortion is tested
@@ -41,19 +42,34 @@ class Importer:
     def make(self, item: Item, bring: Callable[[Item], Path], timings: dict[str, float]) -> Scene:
         """Load the item's images and encode them, see `Maker`. Scenes to verify also get a camera verdict."""
         with timed(timings, "fetch"):
-            loaded = self.source.load(item, bring(item), self.cfg)
+            path = bring(item)
+            loaded = self._loaded(item, path)
         if isinstance(loaded, Scene):
             return loaded
-        if isinstance(loaded, Posed) and len(loaded.images) == 1 and self.cfg.scene.views != 1:
-            raise Skip("single_view", "one view, and a model learns from two or more; --views 1 takes it")
         with timed(timings, "encode"):
-            scene = self.encode(item, loaded)
+            loaded, scene = self.encoded(item, path, loaded)
         if item.extra.get(silhouettes.TO_CHECK) or self._verifies(item):
             with timed(timings, "verify"):
                 verdict = silhouettes.check(loaded)
             scene.meta[silhouettes.VERDICT_KEY] = asdict(verdict)
             scene.meta["cameras_fit"] = verdict.score
         return scene
+
+    def encoded(self, item: Item, path: Path, loaded: Any) -> tuple[Any, Scene]:
+        """What was loaded and the scene of it. A picture that does not decode is left out, where the source can do without it."""
+        try:
+            return loaded, self.encode(item, loaded)
+        except Skip as failure:
+            if failure.reason != "broken_image" or not getattr(self.source, "DOES_WITHOUT", False):
+                raise
+        loaded = self._loaded(item, path, decode=True)
+        return loaded, self.encode(item, loaded)
+
+    def _loaded(self, item: Item, path: Path, **how: bool) -> Any:
+        loaded = self.source.load(item, path, self.cfg, **how)
+        if isinstance(loaded, Posed) and len(loaded.images) == 1 and self.cfg.scene.views != 1:
+            raise Skip("single_view", "one view, and a model learns from two or more; --views 1 takes it")
+        return loaded
 
     def _verifies(self, item: Item) -> bool:
         """True if the scene's cameras are to be checked: a share of the items, chosen by the uid."""
@@ -86,13 +102,13 @@ def to_scene(item: Item, posed: Posed, cfg: PosedConfig) -> Scene:
     c2w, fxfycxcy, lenses = _checked(posed)
     chosen = cameras.spread(len(posed.images), cfg.views)
     album = _Album(cfg)
-    for view in chosen:
+    for view in map(int, chosen):
         try:
             straight = images.decode_straight(posed.images[view])
         except OSError as error:
-            raise Skip("broken_image", f"view {view}: {error}") from None
-        beside = {name: _beside(posed, name, int(view), straight.shape[:2]) for name in cfg.layers}
-        album.add(int(view), straight, fxfycxcy[view], lenses[view], beside, posed.images[view])
+            raise Skip("broken_image", f"{posed.name(view)}: {error}") from None
+        beside = {name: _beside(posed, name, view, straight.shape[:2]) for name in cfg.layers}
+        album.add(posed.name(view), straight, fxfycxcy[view], lenses[view], beside, posed.images[view])
         if "normals" in beside:
             album.face(beside["normals"], c2w[view], fxfycxcy[view])
     meta = dict(posed.meta) | {"views_found": posed.meta.get("views_found", len(posed.images))}
@@ -105,7 +121,7 @@ def _checked(posed: Posed) -> tuple[np.ndarray, np.ndarray, Sequence[Lens]]:
     count = len(posed.images)
     fxfycxcy = np.asarray(posed.fxfycxcy, np.float64)
     lenses = posed.lenses or [cameras.PINHOLE] * count
-    c2w = rigid(posed.c2w)
+    c2w = rigid(posed.c2w, posed.name if len(posed.c2w) == count else "pose {}".format)
     if len(c2w) != count or fxfycxcy.shape != (count, 4) or len(lenses) != count:
         raise Skip(
             "bad_cameras", f"{len(c2w)} poses, {len(fxfycxcy)} intrinsics and {len(lenses)} lenses for {count} images"
@@ -117,10 +133,10 @@ def _checked(posed: Posed) -> tuple[np.ndarray, np.ndarray, Sequence[Lens]]:
     return c2w, fxfycxcy, lenses
 
 
-def rigid(c2w: np.ndarray) -> np.ndarray:
-    """c2w (V, 4, 4) with exactly orthonormal rotations. Raises Skip("bad_cameras")."""
+def rigid(c2w: np.ndarray, name: Callable[[int], str] = "view {}".format) -> np.ndarray:
+    """c2w (V, 4, 4) with exactly orthonormal rotations. name: names a view. Raises Skip("bad_cameras")."""
     try:
-        return cameras.nearest_rigid(c2w)
+        return cameras.nearest_rigid(c2w, name=name)
     except ValueError as error:
         raise Skip("bad_cameras", str(error)) from None
 
@@ -131,7 +147,7 @@ def _beside(posed: Posed, name: str, view: int, hw: tuple[int, ...]) -> np.ndarr
         raise Skip("layer_missing", f"{name}: there is none; without --{name} the scene is taken")
     values = posed.layer(name, view)
     if values.shape != (*hw, *SHAPES[name]):
-        raise Skip("broken_image", f"view {view}: {name} of shape {values.shape} for {hw[1]}x{hw[0]} pixels")
+        raise Skip("broken_image", f"{posed.name(view)}: {name} of shape {values.shape} for {hw[1]}x{hw[0]} pixels")
     return values
 
 
@@ -154,14 +170,14 @@ class _Album:
 
     def add(
         self,
-        view: int,
+        view: str,
         straight: np.ndarray,
         fxfycxcy: np.ndarray,
         lens: Lens,
         beside: dict[str, np.ndarray],
         file: bytes,
     ) -> None:
-        """Add a picture (H, W, 3 or 4), decoded from `file`, with its intrinsics (4,), lens and other columns.
+        """Add a picture (H, W, 3 or 4) called `view`, decoded from `file`, with its intrinsics (4,), lens and other columns.
 
         Where nothing changes its pixels and the file is such a JPEG as shards hold, its bytes are kept. Raises Skip, see
         `to_scene`.
@@ -187,7 +203,7 @@ class _Album:
         largest = max(self.cfg.res)
         if width < largest:
             crop = " after the square crop" if square else ""
-            raise Skip("too_small", f"view {view} is {width} pixels wide{crop}, --res asks for {largest}")
+            raise Skip("too_small", f"{view} is {width} pixels wide{crop}, --res asks for {largest}")
         for new_width in self.cfg.res:
             hw = (max(1, round(height * new_width / width)), new_width)
             if self.hw.setdefault(new_width, hw) != hw:
@@ -266,16 +282,6 @@ def _encoded(name: str, values: np.ndarray, alpha: np.ndarray, hw: tuple[int, in
         return images.resize_nearest(values, hw).astype("<f4").tobytes()
     weighted = np.concatenate([images.linear(values) * alpha, alpha], -1)
     return images.encode_png(images.srgb8(images.of_surfaces(images.resize_area(weighted, hw))))
-
-
-def check_intrinsics(view: int, fxfycxcy: np.ndarray, hw: tuple[int, int]) -> None:
-    """Raise Skip("bad_cameras") for a focal length or principal point (4,) that no camera has. hw: size of the image."""
-    fx, fy, cx, cy = fxfycxcy
-    height, width = hw
-    if not (0.05 * width < fx < 100 * width and 0.05 * height < fy < 100 * height):
-        raise Skip("bad_cameras", f"view {view}: focal lengths {fx:.4g}, {fy:.4g} for {width}x{height} pixels")
-    if not (-width < cx < 2 * width and -height < cy < 2 * height):
-        raise Skip("bad_cameras", f"view {view}: principal point {cx:.4g}, {cy:.4g} for {width}x{height} pixels")
 
 
 def centre(hw: tuple[int, ...], shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -60,7 +60,6 @@ def test_times_keep_every_microsecond() -> None:
         (text(), "no_images"),
         (text(ROW[:-12]), "bad_cameras"),
         (text(ROW, ROW + " 1"), "bad_cameras"),
-        (text(ROW.replace("0.5 0.5", "nan 0.5")), "bad_cameras"),
         (text(ROW.replace("0.5 0.5", "x 0.5")), "bad_cameras"),
         (text("-1" + ROW[8:]), "bad_cameras"),
         (text("1.5" + ROW[8:]), "bad_cameras"),
@@ -72,6 +71,18 @@ def test_what_is_no_camera_file(data: bytes, reason: str) -> None:
     with pytest.raises(Skip) as failure:
         trajectories.parse(data, "a.txt")
     assert failure.value.reason == reason and failure.value.detail
+
+
+def test_what_is_wrong_is_named_by_its_line() -> None:
+    with pytest.raises(Skip, match=r"a\.txt, line 4: could not convert string to float: .*x"):
+        trajectories.parse(text(ROW, "", ROW.replace("0.5 0.5", "x 0.5")), "a.txt")
+    with pytest.raises(Skip, match=r"a\.txt, line 3: 20 numbers, 19 are needed"):
+        trajectories.parse(text(ROW, ROW + " 1"), "a.txt")
+
+
+def test_numbers_that_are_none_belong_to_their_frame_alone() -> None:
+    found = trajectories.parse(text(ROW, ROW.replace("0.5 0.5", "nan inf")), "a.txt")
+    assert np.isfinite(found.fxfycxcy[0]).all() and not np.isfinite(found.fxfycxcy[1]).all()
 
 
 @given(st.binary(max_size=400) | st.text(max_size=300).map(lambda words: f"{URL}\n{words}".encode()))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.records import Item, Scene
@@ -26,9 +27,11 @@ Files = dict[str, bytes]
 
 
 def reason(source: str, given: Path, work: Path, **scene: Any) -> str:
-    """Why the one scene failed; "" where it did not."""
+    """Why the one scene failed, or "without ..." where views of it were left out for a reason; "" where all is well."""
     (end,) = imported(source, given, work, **scene).values()
-    return "" if isinstance(end, Scene) else end.reason
+    if not isinstance(end, Scene):
+        return end.reason
+    return " ".join(["without", *end.meta["left_out"]]) if "left_out" in end.meta else ""
 
 
 def views() -> Files:
@@ -242,7 +245,14 @@ NERFSTUDIO: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no camera_model": ({}, {"camera_model": ...}, ""),
     "camera_model in small letters": ({}, {"camera_model": "pinhole"}, ""),
     "fisheye": ({}, {"camera_model": "OPENCV_FISHEYE", "k1": 0.01}, ""),
-    "ngp's fisheye": ({}, {"is_fisheye": True, "k3": 0.01, "k4": 0.001}, ""),
+    "ngp's fisheye": ({}, {"camera_model": ..., "is_fisheye": True, "k3": 0.01, "k4": 0.001}, ""),
+    "a fisheye and none": ({}, {"camera_model": "OPENCV", "is_fisheye": True, "k3": 0.01}, "unsupported_camera"),
+    "a pinhole that bends": ({}, {"camera_model": "PINHOLE", "k1": 0.01, "k2": 0.001}, ""),
+    "a panorama without a focal length": (
+        {},
+        {"camera_model": "EQUIRECTANGULAR", "fl_x": ..., "fl_y": ...},
+        "unsupported_camera",
+    ),
     "no fisheye": ({}, {"is_fisheye": False, "equirectangular": False, "rolling_shutter": [0, 0, 0, 0]}, ""),
     "a circle of a fisheye": ({}, {"camera_model": "OPENCV_FISHEYE", "fisheye_crop_radius": 44}, ""),
     "nerfstudio's six": ({}, {"distortion_params": [-0.1, 0.02, 0.001, 0.0, 0.001, 0.001]}, ""),
@@ -277,22 +287,30 @@ NERFSTUDIO: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an angle of 200 degrees": ({}, {"fl_x": ..., "camera_angle_x": 3.5}, "bad_cameras"),
     "pictures of no size": ({}, {"w": 0, "h": 0}, "bad_cameras"),
     "pictures of another shape": ({}, {"w": 90, "h": 120}, "bad_cameras"),
-    "no pose": ({"transform_matrix": ...}, {}, "bad_cameras"),
-    "pose of text": ({"transform_matrix": "identity"}, {}, "bad_cameras"),
-    "pose of ragged rows": ({"transform_matrix": [[1, 2], [3]]}, {}, "bad_cameras"),
-    "pose 2x2": ({"transform_matrix": [[1, 0], [0, 1]]}, {}, "bad_cameras"),
-    "pose of nan": ({"transform_matrix": (np.eye(4) * np.nan).tolist()}, {}, "bad_cameras"),
-    "pose scaled": ({"transform_matrix": (np.eye(4) * [2, 2, 2, 1]).tolist()}, {}, "bad_cameras"),
+    "no pose": ({"transform_matrix": ...}, {}, "without bad_cameras"),
+    "pose of text": ({"transform_matrix": "identity"}, {}, "without bad_cameras"),
+    "pose of ragged rows": ({"transform_matrix": [[1, 2], [3]]}, {}, "without bad_cameras"),
+    "pose 2x2": ({"transform_matrix": [[1, 0], [0, 1]]}, {}, "without bad_cameras"),
+    "pose of nan": ({"transform_matrix": (np.eye(4) * np.nan).tolist()}, {}, "without bad_cameras"),
+    "pose of infinity": (
+        {"transform_matrix": (np.eye(4) + np.diag([np.inf] * 3, 1)).tolist()},
+        {},
+        "without bad_cameras",
+    ),
+    "pose mirrored": ({"transform_matrix": np.diag([-1.0, 1, 1, 1]).tolist()}, {}, "without bad_cameras"),
+    "a focal length of its own that is none": ({"fl_x": "wide"}, {}, "without bad_cameras"),
+    "a size of its own that is none": ({"w": 90, "h": 120}, {}, "without bad_cameras"),
+    "pose scaled": ({"transform_matrix": (np.eye(4) * [2, 2, 2, 1]).tolist()}, {}, "without bad_cameras"),
     "no file_path": ({"file_path": ...}, {}, "bad_cameras"),
     "file_path a number": ({"file_path": 7}, {}, "bad_cameras"),
-    "image missing": ({"file_path": "images/frame_00009.png"}, {}, ""),
-    "a folder for an image": ({"file_path": "images"}, {}, ""),
-    "a text for an image": ({"file_path": "transforms.json"}, {}, "broken_image"),
+    "image missing": ({"file_path": "images/frame_00009.png"}, {}, "without image_missing"),
+    "a folder for an image": ({"file_path": "images"}, {}, "without image_missing"),
+    "a text for an image": ({"file_path": "transforms.json"}, {}, "without broken_image"),
     "upwards": ({"file_path": "../../outside.png"}, {}, "escapes_folder"),
     "upwards in images": ({"file_path": "images/../../../outside.png"}, {}, "escapes_folder"),
     "absolute": ({"file_path": "/etc/passwd"}, {}, "escapes_folder"),
     "NUL": ({"file_path": "images/\0.png"}, {}, "escapes_folder"),
-    "too long": ({"file_path": "x" * 5000}, {}, ""),
+    "too long": ({"file_path": "x" * 5000}, {}, "without image_missing"),
     "through a link": ({"file_path": "link/outside.png"}, {}, ""),
     "lens that folds": ({}, {"k1": -4.0, "k2": 30.0, "p1": 3.0}, "bad_distortion"),
 }
@@ -356,18 +374,20 @@ TEXT: dict[str, tuple[str, Callable[[str], str], str]] = {
     "another shape": ("cameras", lambda text: text.replace(" 120 90 ", " 90 120 "), "bad_cameras"),
     "twice the size": ("cameras", lambda text: text.replace(" 120 90 ", " 240 180 "), ""),
     "a line too short": ("images", lambda text: text.replace(" 7 left", " left"), "bad_cameras"),
-    "a quaternion of 0": ("images", lambda text: zero_quaternion(text), "bad_cameras"),
-    "another image": ("images", lambda text: text.replace("000.jpg", "009.jpg"), ""),
+    "a quaternion of 0": ("images", lambda text: zero_quaternion(text), "without bad_cameras"),
+    "a translation of nan": ("images", lambda text: zero_quaternion(text, "nan", 5), "without bad_cameras"),
+    "another image": ("images", lambda text: text.replace("000.jpg", "009.jpg"), "without image_missing"),
     "other images": ("images", lambda text: text.replace("/00", "/01"), "image_missing"),
     "upwards": ("images", lambda text: text.replace("left eye/000.jpg", "../../../outside.jpg"), "escapes_folder"),
     "absolute": ("images", lambda text: text.replace("left eye/000.jpg", "/etc/passwd"), "escapes_folder"),
 }
 
 
-def zero_quaternion(text: str) -> str:
+def zero_quaternion(text: str, zero: str = "0", first: int = 1) -> str:
+    """The first image with a quaternion of 0, or with other numbers from another field on."""
     lines = text.splitlines()
     fields = lines[1].split()
-    lines[1] = " ".join([fields[0], "0", "0", "0", "0", *fields[5:]])
+    lines[1] = " ".join([*fields[:first], *[zero] * (8 - first if first > 4 else 4), *fields[8 if first > 4 else 5 :]])
     return "\n".join(lines)
 
 
@@ -393,6 +413,60 @@ def test_colmap_binary(tmp_path: Path) -> None:
             assert reason("colmap", tmp_path / "in", tmp_path) in ("bad_cameras", "unsupported_camera")
         path.write_bytes(whole)
     assert reason("colmap", tmp_path / "in", tmp_path) == ""
+
+
+def detail(source: str, given: Path, work: Path) -> str:
+    """What is said of the one scene, which fails."""
+    (end,) = imported(source, given, work).values()
+    assert isinstance(end, Skip), end
+    return end.detail
+
+
+def test_damaged_models_are_named_with_file_and_place(tmp_path: Path) -> None:
+    folder = foreign.colmap(tmp_path / "binary", EYES, "PINHOLE", binary=True) / "sparse/0"
+    whole = (folder / "images.bin").read_bytes()
+    second = 8 + 64 + len("left eye/000.jpg") + 1 + 8
+    (folder / "images.bin").write_bytes(whole[: second + 30])
+    said = detail("colmap", tmp_path / "binary", tmp_path)
+    assert said.startswith(
+        f"{folder / 'images.bin'} is cut off or damaged: it has {second + 30} bytes, and image 2 of 3 "
+    )
+    assert f"needs those from {second} to {second + 64}" in said and "copy the model again" in said
+    (folder / "images.bin").write_bytes(whole[:-3])  # within the points of the last image
+    assert f"it has {len(whole) - 3} bytes, and image 3 of 3 " in detail("colmap", tmp_path / "binary", tmp_path)
+    (folder / "cameras.bin").write_bytes((folder / "cameras.bin").read_bytes()[:40])
+    assert f"{folder / 'cameras.bin'} is cut off or damaged: it has 40 bytes, and camera 1 of 1 " in detail(
+        "colmap", tmp_path / "binary", tmp_path
+    )
+    folder = foreign.colmap(tmp_path / "text", EYES, "PINHOLE", binary=False) / "sparse/0"
+    lines = (folder / "images.txt").read_text().splitlines()
+    lines[3] = lines[3].replace(" 7 ", " seven ")
+    (folder / "images.txt").write_text("\n".join(lines))
+    said = detail("colmap", tmp_path / "text", tmp_path)
+    assert said.startswith(f"{folder / 'images.txt'}, line 4: invalid literal") and "'seven'" in said
+
+
+def test_pictures_and_frames_are_named_in_what_is_said(tmp_path: Path) -> None:
+    """Where all views fail alike, the first of them, its file and what to do."""
+    folder = studio(tmp_path / "bmp")
+    pictures = sorted((folder / "images").iterdir())
+    for path in pictures:
+        path.write_bytes(b"BM" + bytes(60))
+    said = detail("nerfstudio", folder, tmp_path)
+    assert "3 of 3 views cannot be used (the first: images/frame_00000.png: a BMP picture, and PNG" in said
+    turned = studio(tmp_path / "turned", None, w=90, h=120)
+    for path in sorted((turned / "images").iterdir()):
+        with Image.open(path) as picture:
+            exif = picture.getexif()
+            exif[0x0112] = 6
+            picture.save(path, "PNG", exif=exif)
+    said = detail("nerfstudio", turned, tmp_path)
+    assert "frame_00000.png is 120x90 pixels, its camera says 90x120; its EXIF orientation is 6" in said
+    assert "mogrify -auto-orient" in said
+    without = studio(tmp_path / "unnamed", {"file_path": ...})
+    assert "frame 1 of transforms.json has file_path 'None'" in detail("nerfstudio", without, tmp_path)
+    both = studio(tmp_path / "both", None, is_fisheye=True)
+    assert "camera_model OPENCV and is_fisheye True contradict each other" in detail("nerfstudio", both, tmp_path)
 
 
 def test_what_is_gone_since_it_was_listed(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +19,7 @@ from pipeline.config.views import MixCameras
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.records import Scene
 from pipeline.formats import hdf5
-from pipeline.sources import captures
+from pipeline.sources import captures, posed_views
 from pipeline.worker import silhouettes
 from tests import balls, foreign, importing
 from tests.conftest import put_anew
@@ -321,9 +323,14 @@ EVERYDAY: dict[str, Change] = {
     "dots": renamed(lambda name: f"./images/../{name}"),
     "without a suffix": renamed(lambda name: name.removesuffix(".png")),
     "in another case": upper,
+    "folder in another case": lambda folder, facts: (folder / "images").rename(folder / "Images") and None,
+    "folders in another case": lambda folder, facts: (
+        (folder / "images").rename(folder / "Pictures"),
+        renamed(lambda name: name.replace("images", "PICTURES/../pictures"))(folder, facts),
+    )[1],
     "without a suffix and in another case": lambda folder, facts: (
         upper(folder, facts),
-        renamed(lambda name: name.removesuffix(".png").upper().replace("IMAGES", "images"))(folder, facts),
+        renamed(lambda name: name.removesuffix(".png").upper())(folder, facts),
     )[0],
     "x_fov": degrees,
     "camera_angle": radians,
@@ -365,6 +372,17 @@ def test_everyday_json(tmp_path: Path, case: str) -> None:
         imported("nerfstudio", zipped(tmp_path / "x.zip", {"transforms.json": b"{}"}), tmp_path)
 
 
+@pytest.mark.parametrize("form", ["colmap", "llff", "neus", "co3d"])
+def test_folders_of_pictures_in_another_case(form: str, tmp_path: Path) -> None:
+    """As a camera or another system names them, on a disk that tells cases apart."""
+    (tmp_path / "in").mkdir()
+    given = colmap("PINHOLE", True)(tmp_path / "in") if form == "colmap" else plain(form)(tmp_path / "in")
+    (pictures,) = (path for path in (tmp_path / "in").rglob("image*") if path.is_dir())
+    pictures.rename(pictures.with_name(pictures.name.upper()))
+    scene = only(imported(form, given, tmp_path))
+    assert "views_missing" not in scene.meta and importing.errors(scene, 64).max() < 0.06
+
+
 def test_frames_whose_pictures_are_missing_are_left_out(tmp_path: Path) -> None:
     folder = foreign.nerfstudio(tmp_path / "in", balls.walk(4, (90, 120)))
     (folder / "images/frame_00001.png").unlink()
@@ -376,6 +394,112 @@ def test_frames_whose_pictures_are_missing_are_left_out(tmp_path: Path) -> None:
     (folder / "images/frame_00003.png").unlink()
     (end,) = imported("nerfstudio", folder, tmp_path).values()
     assert isinstance(end, Skip) and end.reason == "image_missing" and "3 of 4 pictures are not there" in end.detail
+
+
+def test_a_broken_frame_is_left_out_like_one_whose_picture_is_missing(tmp_path: Path) -> None:
+    """Named with what is wrong; of --views K the K are of those that are whole; half of them at least must be."""
+    folder = foreign.nerfstudio(tmp_path / "in", balls.walk(8, (90, 120)))
+    facts = foreign.read_json(folder / "transforms.json")
+    names = [folder / frame["file_path"] for frame in facts["frames"]]
+    names[0].write_bytes(names[0].read_bytes()[:-300])  # its header is whole
+    names[2].write_bytes(b"BM" + bytes(60))
+    facts["frames"][4]["transform_matrix"][0][3] = float("nan")
+    write_json(folder / "transforms.json", facts)
+    scene = only(imported("nerfstudio", folder, tmp_path))
+    assert importing.errors(scene, 64).max() < 0.06
+    assert (scene.meta["views_found"], scene.meta["views_missing"], len(scene.c2w)) == (5, 3, 5)
+    assert scene.meta["left_out"] == {"bad_cameras": 1, "broken_image": 2} == scene.facts["left_out"]
+    assert sorted(said.partition(".png")[0] for said in scene.meta["left_out_views"]) == [
+        f"images/frame_0000{number}" for number in (0, 2, 4)
+    ]
+    assert any("a BMP picture" in said and "convert it to PNG" in said for said in scene.meta["left_out_views"])
+    for frame in facts["frames"]:  # of which no path of a machine goes into shards
+        frame["file_path"] = f"/home/jane/{frame['file_path']}"
+    write_json(folder / "transforms.json", facts)
+    (tmp_path / "in/images/frame_00005.png").chmod(0)
+    said = only(imported("nerfstudio", folder, tmp_path)).meta["left_out_views"]
+    assert all(each.startswith("frame_0000") and str(tmp_path) not in each for each in said)
+    (tmp_path / "in/images/frame_00005.png").chmod(0o644)
+    few = only(imported("nerfstudio", folder, tmp_path, views=4))
+    assert len(few.c2w) == 4 and importing.errors(few, 64).max() < 0.06
+    names[6].unlink()
+    assert len(only(imported("nerfstudio", folder, tmp_path)).c2w) == 4
+    names[7].write_bytes(b"")
+    (end,) = imported("nerfstudio", folder, tmp_path).values()
+    assert isinstance(end, Skip) and end.reason == "broken_image"
+    assert end.detail.startswith(
+        "5 of 8 views cannot be used (broken_image 3, bad_cameras 1, image_missing 1; the first: "
+    )
+    assert "at least 50% must be" in end.detail and str(folder) in end.detail
+
+
+def test_axes_of_twice_the_length_are_mended_beside_a_pose_that_is_none(tmp_path: Path) -> None:
+    folder = foreign.nerfstudio(tmp_path / "in", balls.walk(4, (90, 120)))
+    facts = foreign.read_json(folder / "transforms.json")
+    for frame in facts["frames"]:
+        frame["transform_matrix"] = (np.array(frame["transform_matrix"]) * [2, 2, 2, 1]).tolist()
+    facts["frames"][1]["transform_matrix"] = None
+    write_json(folder / "transforms.json", facts)
+    scene = only(imported("nerfstudio", folder, tmp_path))
+    assert len(scene.c2w) == 3 and importing.errors(scene, 64).max() < 0.06
+
+
+@pytest.mark.parametrize("form", ["llff", "neus", "co3d", "hypersim", "lvsm", "frames"])
+def test_one_pose_that_is_none_costs_one_view_in_every_format(form: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    given = plain(form)(tmp_path / "in")
+    if form == "llff":
+        path = given / "poses_bounds.npy"
+        rows = np.load(path)
+        rows[1, 3] = np.inf
+        np.save(path, rows)
+    elif form == "neus":
+        path = next(given.rglob("cameras_sphere.npz"))
+        arrays = dict(np.load(path))
+        arrays["world_mat_1"][1, 1] = np.nan
+        np.savez(path, **arrays)
+    elif form == "co3d":
+        path = next(given.rglob("frame_annotations.jgz"))
+        frames = json.loads(gzip.decompress(path.read_bytes()))
+        frames[1]["viewpoint"]["R"] = None
+        path.write_bytes(gzip.compress(json.dumps(frames).encode()))
+    elif form == "hypersim":
+        with h5py.File(next(given.rglob("*positions.hdf5")), "r+") as file:
+            file["dataset"][1, 2] = np.nan
+    elif form == "frames":
+        path = next(given.rglob("key.txt"))
+        lines = path.read_text().splitlines()
+        lines[2] = " ".join([*lines[2].split()[:-1], "nan"])
+        path.write_text("\n".join(lines))
+    else:
+        path = next(given.rglob("metadata/*.json"))
+        facts = foreign.read_json(path)
+        facts["frames"][1]["w2c"][0][0] = float("inf")
+        write_json(path, facts)
+    scene = only(imported({"lvsm": "re10k-frames", "frames": "re10k-frames"}.get(form, form), given, tmp_path))
+    assert scene.meta["left_out"] == {"bad_cameras": 1} and len(scene.c2w) == 2
+    assert importing.errors(scene, 64).max() < 0.06
+
+
+@pytest.mark.parametrize(
+    ("folder", "uid"),
+    [
+        ("captures/0", "captures/0"),
+        ("captures/1", "captures/1"),
+        ("captures/data/007", "captures/data/007"),
+        ("captures/0/images", "captures/0"),
+        ("captures/0/sparse/0", "captures/0"),
+        ("flower/sparse/0", "flower"),
+        ("flower/dense/0", "flower"),
+        ("flower/data", "flower"),
+        ("flower", "flower"),
+    ],
+)
+def test_uids_of_captures_that_are_given_by_themselves(folder: str, uid: str, tmp_path: Path) -> None:
+    """Folders that people number are told apart; runs of earlier versions go on with the uid that they have."""
+    path = tmp_path / folder
+    assert posed_views.uid_of(path, path) == uid == posed_views.uid_of(path, path, {"other"})
+    assert posed_views.uid_of(path, path, {folder.split("/")[0]}) == folder.split("/")[0]
 
 
 @pytest.mark.parametrize(
@@ -460,7 +584,7 @@ def test_a_model_given_as_input_has_the_name_of_its_project(tmp_path: Path) -> N
     for source, given, uid in (
         ("colmap", folder / "sparse/0", "flower"),
         ("colmap", folder / "sparse", "flower"),
-        ("nerfstudio", tmp_path / "0" / "007", tmp_path.name),
+        ("nerfstudio", tmp_path / "0" / "007", f"{tmp_path.name}/0/007"),
         ("nerfstudio", tmp_path / "0", "007"),
     ):
         assert only(imported(source, given, tmp_path)).item.uid == uid
@@ -572,12 +696,18 @@ def test_what_is_wrong_with_npz_cameras(tmp_path: Path) -> None:
     assert importing.errors(only(imported("neus", folder, tmp_path)), 64).max() < 0.06
     for changes, reason in (
         ({"world_mat_0": skewed}, "unsupported_camera"),
-        ({"world_mat_0": np.zeros((4, 4))}, "bad_cameras"),
-        ({"world_mat_0": np.zeros((2, 2))}, "bad_cameras"),
-        ({"world_mat_0": whole["world_mat_0"] * np.array([[2], [2], [1], [1]])}, "bad_cameras"),  # of another size
+        ({"world_mat_0": np.zeros((4, 4))}, "without"),
+        ({"world_mat_0": np.zeros((2, 2))}, "without"),
+        ({"world_mat_0": np.full((4, 4), np.inf)}, "without"),
+        ({"world_mat_0": whole["world_mat_0"] * np.array([[2], [2], [1], [1]])}, "without"),  # of another size
+        ({f"world_mat_{number}": np.zeros((4, 4)) for number in (0, 2)}, "bad_cameras"),
     ):
         np.savez(folder / "cameras_sphere.npz", **whole | changes)
         (end,) = imported("neus", folder, tmp_path).values()
+        if reason == "without":  # one view of three
+            assert isinstance(end, Scene) and end.meta["left_out"] == {"bad_cameras": 1}, end
+            assert end.meta["left_out_views"][0].startswith(("image/000.png", "000.png")), end.meta
+            continue
         assert isinstance(end, Skip) and end.reason == reason, changes
     (folder / "cameras_sphere.npz").write_bytes(b"PK no archive")
     (end,) = imported("neus", folder, tmp_path).values()
