@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.source_table import names
 from pipeline.core import licenses
 from pipeline.core.disk import read_json
 from pipeline.core.text import duration, reasons_text, size
 from pipeline.cycle.snapshot import take_snapshot
+from pipeline.run.left_out import LeftOut, left_out
 from pipeline.run.progress import doing
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import is_locked
@@ -19,13 +21,15 @@ from pipeline.storage.uploads import DRIVER, lives_elsewhere
 
 SHOWN_FAILURES = 5  # failures listed per reason
 SHOWN_LICENSES = 6
+SHOWN_SCENES = 5
 
 
 def read_status(run: Path) -> dict[str, Any]:
     """Counts from the ledger, rates and workers from the driver's last status file. Raises UserError if there is no run.
 
-    state: running, finished (n delivered), stopped (a graceful end with fewer), interrupted (the driver died). cycle: a Snapshot
-    as a dict, None if the run is no cycle.
+    state: running, finished (n delivered), stopped (by the user, with fewer), exhausted (the source has no more objects), refused
+    (`why` says it), interrupted (the driver died). undecided: number and some uids of imported scenes whose cameras could not be
+    told by their pictures; left_out: views that such scenes do without. cycle: a Snapshot as a dict, None if the run is no cycle.
     """
     with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
         counts, totals = ledger.counts(), ledger.totals()
@@ -38,6 +42,7 @@ def read_status(run: Path) -> dict[str, Any]:
         ]
         cycle = take_snapshot(run, ledger)
         missing = _missing(run, ledger)
+        undecided, without = _of_imports(run, ledger)
     path = run / "status.json"
     last: dict[str, Any] = read_json(path) if path.exists() else {}
     state = last.get("state", "interrupted")
@@ -49,11 +54,14 @@ def read_status(run: Path) -> dict[str, Any]:
     return {
         "run": str(run),
         "state": state,
+        "why": last.get("why", "") if state == "refused" else "",
         "n": last.get("n"),
         "delivered": counts.get("delivered", 0),
         "failed": counts.get("failed", 0),
         "reasons": reasons,
         "failures": failures,
+        "undecided": undecided,
+        "left_out": without,
         "licenses": by_license,
         **totals,
         "shards_missing": missing,
@@ -61,6 +69,16 @@ def read_status(run: Path) -> dict[str, Any]:
         "cycle": dataclasses.asdict(cycle) | {"text": cycle.lines()} if cycle else None,
         **{name: last[name] if state == "running" and name in last else None for name in sorted(live)},
     }
+
+
+def _of_imports(run: Path, ledger: Ledger) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`undecided` and `left_out` of `read_status`; without reading the ledger where the run is no import."""
+    path = run / "run.json"
+    source = read_json(path)["identity"].get("source") if path.exists() else None
+    if source not in names("posed"):
+        return {"scenes": 0, "uids": []}, dataclasses.asdict(LeftOut())
+    uids = [uid for uid, _ in ledger.with_fact("$.cameras_fit.says", "undecided")]
+    return {"scenes": len(uids), "uids": uids[:SHOWN_SCENES]}, dataclasses.asdict(left_out(ledger))
 
 
 def _missing(run: Path, ledger: Ledger) -> int:
@@ -75,14 +93,16 @@ def _missing(run: Path, ledger: Ledger) -> int:
 def status_text(status: dict[str, Any]) -> str:
     """Format the result of `read_status` for people."""
     failed = f" ({reasons_text(status['reasons'])})" if status["failed"] else ""
+    why = f": {status['why'].splitlines()[0]}" if status["why"] else ""
     lines = [
-        f"{status['run']}: {status['state']}",
+        f"{status['run']}: {status['state']}{why}",
         f"delivered {status['delivered']} of {status['n'] or '?'}, failed {status['failed']}{failed}",
         f"{status['views']} views, {size(status['image_bytes'])} of images; "
         f"{status['shards']} finished shards, {size(status['shard_bytes'])}",
     ]
     if missing := status["shards_missing"]:
         lines.append(f"{missing} of these shards are gone: the same command makes their objects again")
+    lines += _import_lines(status)
     if by_license := status["licenses"]:
         first = dict(list(by_license.items())[:SHOWN_LICENSES])
         more = f" and {len(by_license) - SHOWN_LICENSES} more" if len(by_license) > SHOWN_LICENSES else ""
@@ -103,6 +123,27 @@ def status_text(status: dict[str, Any]) -> str:
         lines.append(f"  {failure['uid']}: {failure['reason']} {last_line}".rstrip())
     if len(status["failures"]) < status["failed"]:
         lines.append(f"  ... and {status['failed'] - len(status['failures'])} more failures")
+    return "\n".join([*lines, *_next_step(status)])
+
+
+def _import_lines(status: dict[str, Any]) -> list[str]:
+    """Lines on scenes whose cameras are undecided, and on views that were left out."""
+    lines = []
+    if count := status["undecided"]["scenes"]:
+        uids = status["undecided"]["uids"]
+        more = ", ..." if count > len(uids) else ""
+        lines.append(f"cameras of {count} scenes cannot be told by their pictures (undecided): {', '.join(uids)}{more}")
+    without = LeftOut(**status["left_out"])
+    if without.scenes:
+        lines.append(f"left out: {without.text}")
+        lines += [f"  {uid}: {says}" for uid, says in without.first]
+    return lines
+
+
+def _next_step(status: dict[str, Any]) -> list[str]:
+    """Line that says what the same command would do, or what a refusal suggests."""
     if status["state"] in ("stopped", "interrupted"):
-        lines.append("the same command goes on where it stopped")
-    return "\n".join(lines)
+        return ["the same command goes on where it stopped"]
+    if status["state"] == "exhausted":
+        return ["the source has no more objects; the same command takes what it has got since"]
+    return [f"hint: {hint}" for hint in status["why"].splitlines()[1:]]

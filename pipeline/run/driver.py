@@ -20,6 +20,7 @@ from pipeline.cluster.nodes import Share
 from pipeline.config.clip import ClipConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.shared import Granting, default_workers
+from pipeline.config.source_table import CAPTURES
 from pipeline.core import licenses
 from pipeline.core.disk import is_full
 from pipeline.core.errors import UserError
@@ -28,6 +29,7 @@ from pipeline.core.signals import first_interrupt
 from pipeline.core.text import duration, reasons_text, shown, size
 from pipeline.download.ahead import Downloads
 from pipeline.run import availability
+from pipeline.run.left_out import left_out
 from pipeline.run.policy import ArrivalOrder, Listing, Policy, Session
 from pipeline.run.progress import Progress
 from pipeline.run.selection import captioned
@@ -227,19 +229,29 @@ class Driver:
         )
 
     def go(self) -> Summary:
-        """Work until the policy is complete, the source is exhausted or the user stops; shards are closed in any case."""
+        """Work until the policy is complete, the source is exhausted or the user stops; shards are closed in any case.
+
+        status.json says which it was, and why a run was refused.
+        """
         start = time.perf_counter()
         session, ledger = self.session, self.session.ledger
         for note in session.notes:
             print(note, file=sys.stderr)
         if not self.policy.complete:
-            with first_interrupt(self._stop), self.intake.opened(self.policy.draw) as drawn:
-                self._work(drawn)
+            try:
+                with first_interrupt(self._stop), self.intake.opened(self.policy.draw) as drawn:
+                    self._work(drawn)
+            except UserError as error:
+                self.progress.end("refused", error)
+                raise
+        self.progress.end("finished" if self.policy.complete else "stopped" if session.stopping else "exhausted")
         ledger.flush()  # or the copy of the ledger in the sink would lack unwritten rows
         self.sink.finish()
         if session.delivered >= session.cfg.n:
             shutil.rmtree(session.out / "raw", ignore_errors=True)
         notes = [*session.to_repeat, *self.policy.lines()]
+        if session.cfg.source in CAPTURES:
+            notes += left_out(ledger).lines(session.cfg.store or shown(session.out))
         if isinstance(session.cfg, ClipConfig):
             notes.append(availability.write(session.out, ledger))
         totals = ledger.totals()
@@ -269,7 +281,7 @@ class Driver:
                 self.policy.finish()
             finally:
                 self.policy.close()
-                self.progress.state = "finished" if self.policy.complete else "stopped"
+                self.progress.state = "stopped"  # whatever happens now, this process does not go on
 
     def _settling(self, drawn: Iterator[Item | None]) -> Iterator[Item | None]:
         """Pass on items; after each None (nothing to draw now), record waiting outcomes before the next draw."""

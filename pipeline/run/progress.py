@@ -19,6 +19,7 @@ from rich.text import Text
 
 from pipeline.cluster.prometheus import Metrics
 from pipeline.core.disk import write_json
+from pipeline.core.errors import UserError
 from pipeline.core.records import HEARTBEAT, Item, Outcome
 from pipeline.core.text import duration, reasons_text, size
 
@@ -53,12 +54,13 @@ class Progress:
         self.idle_s = 0.0  # idle time of workers, up to their latest item
         self.started = clock()
         self.out = out
-        self.state = "running"
+        self.state, self.why = "running", ""
         self.workers: dict[int, tuple[str, float]] = {}
         self.served: dict[int, int] = {}
         self.under_way: dict[str, int] = {}
         self.recent: deque[list[int]] = deque()  # [second, objects, views] that arrived in that second
         self.downloads, self.uploads, self.cycle = downloads, uploads, cycle
+        self.last_cycle: dict[str, Any] = {}
         self.lock = threading.Lock()
         self.console = Console(stderr=True)
         self._stop = threading.Event()
@@ -112,9 +114,15 @@ class Progress:
             self.idle_s += sum(now - since for uid, since in self.workers.values() if not uid)
             self.workers.clear()
 
+    def end(self, state: str, why: UserError | None = None) -> None:
+        """Write how the session ended: finished, stopped, exhausted (the source has no more objects), or refused, and why."""
+        self.state, self.why = state, "\n".join(filter(None, (str(why), why.hint))) if why else ""
+        self._write(self._snapshot(self.last_cycle))
+
     def snapshot(self) -> dict[str, Any]:
         """Contents of status.json. Rates in objects per hour and views per second; eta_s is None when unknown."""
-        return self._snapshot(self.cycle())
+        self.last_cycle = self.cycle()
+        return self._snapshot(self.last_cycle)
 
     def _snapshot(self, cycle: dict[str, Any]) -> dict[str, Any]:
         with self.lock:
@@ -135,6 +143,7 @@ class Progress:
             return {
                 "pid": os.getpid(),
                 "state": self.state,
+                "why": self.why,
                 "started": self.started,
                 "updated": now,
                 "n": self.n,
@@ -191,9 +200,12 @@ class Progress:
     def _write_status(self) -> dict[str, Any]:
         snapshot = self.snapshot()
         self._metrics.publish(snapshot)
+        self._write(snapshot)
+        return snapshot
+
+    def _write(self, snapshot: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # a full disk is the driver's to report
             write_json(self.out / "status.json", snapshot)
-        return snapshot
 
 
 def one_line(status: dict[str, Any]) -> str:

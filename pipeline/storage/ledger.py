@@ -325,6 +325,14 @@ class Ledger:
         query = "SELECT uid, detail, tries FROM item WHERE state = 'failed' AND reason = ? ORDER BY uid LIMIT ?"
         return list(self.db.execute(query, (reason, limit)))
 
+    def with_fact(self, place: str, value: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (uid, facts) of delivered items whose facts have `value` (None: any) at a place, which SQLite calls $.a.b."""
+        facts = self._read("facts")
+        fact = f"json_extract({facts}, ?1)"
+        query = f"SELECT uid, {facts} FROM item WHERE state = 'delivered' AND {fact} = IFNULL(?2, {fact}) ORDER BY uid"
+        for uid, found in self.db.execute(query, (place, value)):
+            yield uid, json.loads(found)
+
     def ends_by_url(self) -> list[tuple[str, str, int]]:
         """(url, failure reason or "" if delivered, number of items), sorted."""
         return list(self.db.execute("SELECT url, reason, COUNT(*) FROM item GROUP BY url, reason ORDER BY url, reason"))

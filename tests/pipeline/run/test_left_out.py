@@ -1,0 +1,90 @@
+"""What the end of an import and `status` say: views that were left out, cameras that cannot be told, and how a run ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.report.status import read_status
+from pipeline.storage.ledger import Ledger
+from pipeline.worker import silhouettes
+from pipeline.worker.silhouettes import Verdict
+from tests import balls, foreign
+from tests.conftest import lvsm_data_here
+from tests.importing import write_json
+
+
+@pytest.fixture
+def captures(tmp_path: Path) -> Path:
+    """Three captures of four views: whole; without two pictures; with a broken picture and a pose that is none."""
+    for name in ("a", "b", "c"):
+        foreign.nerfstudio(tmp_path / "in" / name, balls.walk(4, (90, 120)))
+    for number in (1, 2):
+        (tmp_path / f"in/b/images/frame_0000{number}.png").unlink()
+    cut = tmp_path / "in/c/images/frame_00000.png"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    facts = foreign.read_json(tmp_path / "in/c/transforms.json")
+    facts["frames"][3]["transform_matrix"][1][3] = float("inf")
+    write_json(tmp_path / "in/c/transforms.json", facts)
+    return tmp_path / "in"
+
+
+def imported(captures: Path, *more: object, status: int = 3) -> str:
+    out = captures.parent / "out"
+    options = ("--input", captures, "--res", 32, "--executor", "inline", "--out", out)
+    done = lvsm_data_here("import", *options, *more)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def status_of(captures: Path) -> tuple[dict[str, Any], str]:
+    out = captures.parent / "out"
+    return read_status(out), lvsm_data_here("status", out).stdout
+
+
+def test_views_that_were_left_out_are_said_at_the_end_and_by_status(captures: Path) -> None:
+    said = imported(captures, "--n", 5, "--no-verify-cameras")
+    line = next(line for line in said.splitlines() if line.startswith("left out: "))
+    assert line.startswith("left out: 4 views of 2 scenes (image_missing 2, bad_cameras 1, broken_image 1); b: ")
+    assert "images/frame_00001.png is not there" in line and f"lvsm-data status {captures.parent / 'out'}" in line
+    status, told = status_of(captures)
+    assert status["state"] == "exhausted" and status["left_out"]["scenes"] == 2
+    assert "left out: 4 views of 2 scenes" in told and "images/frame_00003.png has a pose that is no matrix" in told
+    assert "the source has no more objects" in told and "goes on where it stopped" not in told
+    foreign.nerfstudio(captures / "d", balls.walk(4, (90, 120)))
+    again = imported(captures, "--n", 4, "--no-verify-cameras", status=0)  # what came since is taken
+    assert "left out: 4 views of 2 scenes" in again and status_of(captures)[0]["state"] == "finished"
+
+
+def test_views_that_an_earlier_version_left_out_are_counted(captures: Path) -> None:
+    imported(captures, "--n", 2, "--no-verify-cameras", status=0)
+    with Ledger(captures.parent / "out/ledger.sqlite") as ledger:
+        ledger.db.execute("UPDATE item SET facts = ?", (json.dumps({"views_missing": 7}),))
+    assert "left out: 14 views of 2 scenes (image_missing 14)" in status_of(captures)[1]
+
+
+def test_a_run_that_is_refused_says_why(captures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silhouettes, "check", lambda loaded: Verdict("does_not_fit", apart=9.0, lines=0.1, matches=99))
+    imported(captures, "--n", 3, status=2)
+    status, told = status_of(captures)
+    assert status["state"] == "refused" and "do not fit its pictures" in status["why"]
+    assert "refused: the cameras of nerfstudio do not fit its pictures" in told and "hint: --no-verify-cameras" in told
+    assert "the same command goes on" not in told
+    imported(captures, "--n", 3, "--no-verify-cameras", status=0)
+    assert status_of(captures)[0]["why"] == ""
+
+
+def test_a_run_whose_source_cannot_be_listed_says_why(captures: Path) -> None:
+    imported(captures, "--source", "colmap", status=2)
+    assert "refused: " in status_of(captures)[1] and "holds no COLMAP models" in status_of(captures)[1]
+
+
+def test_scenes_whose_cameras_cannot_be_told_are_named(captures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silhouettes, "check", lambda loaded: Verdict("undecided"))
+    imported(captures, "--n", 3, status=0)
+    status, told = status_of(captures)
+    assert status["undecided"] == {"scenes": 3, "uids": ["a", "b", "c"]}
+    assert "cameras of 3 scenes cannot be told by their pictures (undecided): a, b, c\n" in told
