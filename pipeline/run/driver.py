@@ -244,7 +244,8 @@ class Driver:
             except UserError as error:
                 self.progress.end("refused", error)
                 raise
-        self.progress.end("finished" if self.policy.complete else "stopped" if session.stopping else "exhausted")
+        whole = self.policy.complete and session.delivered >= session.cfg.n
+        self.progress.end("finished" if whole else "stopped" if session.stopping else "exhausted")
         ledger.flush()  # or the copy of the ledger in the sink would lack unwritten rows
         self.sink.finish()
         if session.delivered >= session.cfg.n:

@@ -55,4 +55,5 @@ def says(facts: dict[str, Any]) -> str:
     """How many views of a scene were left out, and which were the first."""
     some = facts.get("left_out_views", [])
     more = ", ..." if 0 < len(some) < facts["views_missing"] else ""
-    return f"{facts['views_missing']} views left out{': ' if some else ''}{', '.join(some)}{more}"
+    count = facts["views_missing"]
+    return f"{count} view{'s' if count > 1 else ''} left out{': ' if some else ''}{', '.join(some)}{more}"

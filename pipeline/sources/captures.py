@@ -208,7 +208,7 @@ class _Usable:
         first = next(failure for failure in self.left.values() if failure.reason == reason)
         what = "pictures are not there" if list(reasons) == ["image_missing"] else "views cannot be used"
         why = f"{reasons_text(reasons)}; " if len(reasons) > 1 else ""
-        said = f"{len(self.left)} of {count} {what} ({why}the first: {first.detail}, in {self.path})"
+        said = f"{len(self.left)} of {count} {what} in {self.path} ({why}the first: {first.detail})"
         raise Skip(reason, f"{said}; at least {LEAST_SHARE:.0%} must be")
 
     def _reasons(self) -> dict[str, int]:

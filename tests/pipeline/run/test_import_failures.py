@@ -453,7 +453,7 @@ def test_pictures_and_frames_are_named_in_what_is_said(tmp_path: Path) -> None:
     for path in pictures:
         path.write_bytes(b"BM" + bytes(60))
     said = detail("nerfstudio", folder, tmp_path)
-    assert "3 of 3 views cannot be used (the first: images/frame_00000.png: a BMP picture, and PNG" in said
+    assert f"3 of 3 views cannot be used in {folder} (the first: images/frame_00000.png: a BMP picture, and PNG" in said
     turned = studio(tmp_path / "turned", None, w=90, h=120)
     for path in sorted((turned / "images").iterdir()):
         with Image.open(path) as picture:
