@@ -252,14 +252,14 @@ def decode_straight(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return _decode_avif(data)
     if data[:4] in TIFF:
         return _decode_tiff(data)
-    try:
-        with _opened(data) as image:
-            if image.mode in ("F", "I") or image.mode.startswith("I;"):
-                raise OSError(f"pixels of mode {image.mode} are no colours")
-            transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    with _opened(data) as image:
+        if image.mode in ("F", "I") or image.mode.startswith("I;"):
+            raise OSError(f"pixels of mode {image.mode} are no colours; convert it to 8 bits")
+        transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+        try:
             return np.asarray(image.convert("RGBA" if transparent else "RGB"))
-    except (SyntaxError, ValueError, IndexError, struct.error, EOFError, zlib.error) as error:
-        raise OSError(str(error)) from error
+        except (OSError, SyntaxError, ValueError, IndexError, struct.error, EOFError, zlib.error) as error:
+            raise OSError(f"a broken {image.format} file ({error}); copy it again") from error
 
 
 def decode_numbers(data: bytes) -> np.ndarray:

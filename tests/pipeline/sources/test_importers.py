@@ -66,6 +66,13 @@ def six(at: Path) -> Path:
     return at
 
 
+def bent_pinhole(at: Path) -> Path:
+    """camera_model PINHOLE with coefficients, which nerfstudio undoes for any perspective model."""
+    folder = foreign.nerfstudio(at / "scene", balls.walk(3, PHOTO, BARREL))
+    write_json(folder / "transforms.json", foreign.read_json(folder / "transforms.json") | {"camera_model": "PINHOLE"})
+    return at
+
+
 def studio(bent: tuple[float, ...] = (0.0,) * 8, **options: bool) -> Callable[[Path], Path]:
     return lambda at: foreign.nerfstudio(at / "scene", balls.walk(3, PHOTO, bent), **options).parent
 
@@ -104,6 +111,7 @@ CASES: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "nerfstudio": ("nerfstudio", studio()),
     "nerfstudio per frame": ("nerfstudio", studio(per_frame=True)),
     "nerfstudio barrel": ("nerfstudio", studio(BARREL)),
+    "nerfstudio PINHOLE that bends": ("nerfstudio", bent_pinhole),
     "nerfstudio distortion_params": ("nerfstudio", six),
     "nerfstudio fisheye": ("nerfstudio", studio(FISH)),
     "nerf synthetic": ("nerfstudio", square_pixels),
