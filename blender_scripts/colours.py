@@ -4,29 +4,25 @@ import bpy
 import file_colours
 import meshes
 import numpy as np
+import usd_colours
 from alpha import surface_of
 
 # formats whose importers, or whose authors in Blender, link colours to materials themselves
 LINKED = ("glb", "gltf", "blend", "procedural")
-NAME, USD_NAME = "colours of the file", "displayColor"
+NAME = "colours of the file"
 EVEN, BRIGHT = 0.02, 0.35  # a material without a colour of its own: its channels differ by no more, and none is darker
 WHITE = 0.999
 WITHOUT_RANGE = ("obj", "ply")  # formats that leave open what the largest number of a colour is
 BYTES = 1.5  # sRGB above is 0 to 255, not 0 to 1
 
 
-def show(file_format, path, handed_down):
-    """Show the colours of meshes. True if some were 0 to 255 where Blender takes them for 0 to 1.
-
-    handed_down: path of a USD's prim -> the colour of meshes below it that have none, in linear light.
-    """
+def show(file_format, path):
+    """Show the colours of meshes. True if some were 0 to 255 where Blender takes them for 0 to 1."""
     if file_format in LINKED:
         return False
     objects = meshes.rendered()
     if file_format in FROM_FILE and len(objects) == 1:
         FROM_FILE[file_format](objects[0].data, path)
-    for ob in objects if handed_down else ():
-        _inherit(ob, handed_down)
     rescaled = [_rescale(ob.data) for ob in objects if file_format in WITHOUT_RANGE]
     shown = {}
     for ob in objects:
@@ -72,22 +68,6 @@ def _add(mesh, domain, srgb):
     attribute.data.foreach_set("color_srgb", np.pad(srgb, ((0, 0), (0, 1)), constant_values=1).ravel())
 
 
-def _inherit(ob, handed_down):
-    """Give a mesh of a USD without colours those of the nearest prim above. Names of prims have no dots, Blender's may."""
-    above, names = ob, []
-    while above:
-        names.insert(0, above.name.partition(".")[0])
-        above = above.parent
-    paths = ["/" + "/".join(names[:count]) for count in range(len(names), 0, -1)]
-    colour = next((handed_down[path] for path in paths if path in handed_down), None)
-    if colour is None or ob.data.color_attributes:
-        return
-    if ob.data.users > 1:
-        ob.data = ob.data.copy()
-    attribute = ob.data.color_attributes.new(USD_NAME, "FLOAT_COLOR", "POINT")
-    attribute.data.foreach_set("color", np.tile(np.float32([*colour, 1]), len(ob.data.vertices)))
-
-
 def _rescale(mesh):
     """Divide by 255 what was read as sRGB in [0, 1] but reaches beyond. True if it did."""
     scaled = False
@@ -104,7 +84,7 @@ def _rescale(mesh):
 def _show(ob, shown):
     """Let the materials of an object that have no colour of their own show its colours. shown: those made so far."""
     mesh = ob.data
-    attribute = mesh.color_attributes.get(USD_NAME)
+    attribute = mesh.color_attributes.get(usd_colours.NAME)
     if attribute is None and mesh.color_attributes:
         attribute = mesh.color_attributes[max(mesh.color_attributes.render_color_index, 0)]
     if attribute is None or (_has_material(ob) and _says_nothing(attribute)):

@@ -8,6 +8,7 @@ import bpy
 import ply_header
 import procedural
 import second_reader
+import usd_colours
 
 GEOMETRY = {"MESH", "CURVE", "CURVES", "SURFACE", "META", "FONT", "VOLUME", "POINTCLOUD"}
 
@@ -39,9 +40,14 @@ def _fbx_by_add_on(path):
 def _usd(path, **options):
     """Read a USD by options of the importer. The collection of what its instances share, which is not rendered, leaves the scene.
 
-    Normalising moves all that stands in the scene, and would move such instances twice.
+    Normalising moves all that stands in the scene, and would move such instances twice. Instances with a colour to hand down
+    become objects of their own.
     """
+    usd_colours.HandDown.of_instances = False
     bpy.ops.wm.usd_import(filepath=path, **options)
+    if usd_colours.HandDown.of_instances:
+        clear()
+        bpy.ops.wm.usd_import(filepath=path, support_scene_instancing=False, **options)
     for layer in list(bpy.context.view_layer.layer_collection.children):
         if layer.collection.hide_render:
             bpy.context.scene.collection.children.unlink(layer.collection)
@@ -87,15 +93,15 @@ def clear():
     bpy.ops.wm.read_homefile(use_factory_startup=True, use_empty=True, load_ui=False)
 
 
-def load(path, file_format, crashed=-1, tell=lambda number: None, whole_tree=False):
+def load(path, file_format, crashed=-1, tell=lambda number: None):
     """Import `path` into the empty scene, by the first reader that finds a face; else by the last that takes it.
 
     crashed: number of a reader that ended the process on this file; it is left out if there is another. tell: is called with
-    each reader's number before it starts. whole_tree: of a USD: each prim becomes an object of its name. Returns facts of how
-    the file was read: {"read_by": the reader, unless it is the format's usual one, "mended": words for what was wrong}. Raises
-    Unusable("import_failed") with the end of the first reader's error.
+    each reader's number before it starts. Returns facts of how the file was read: {"read_by": the reader, unless it is the
+    format's usual one, "mended": words for what was wrong}. Raises Unusable("import_failed") with the end of the first reader's
+    error.
     """
-    readers = dict(enumerate(_readers(os.path.abspath(path), file_format, whole_tree)))
+    readers = dict(enumerate(_readers(os.path.abspath(path), file_format)))
     if len(readers) > 1:
         readers.pop(crashed, None)
     facts, failure = None, None
@@ -113,11 +119,9 @@ def load(path, file_format, crashed=-1, tell=lambda number: None, whole_tree=Fal
     return facts
 
 
-def _readers(path, file_format, whole_tree):
+def _readers(path, file_format):
     """Functions that read the file, in the order in which they are tried."""
     readers = [lambda: IMPORTERS[file_format](path)]
-    if whole_tree:
-        readers = [lambda: _usd(path, merge_parent_xform=False, support_scene_instancing=False)]
     if file_format == "fbx":
         readers.append(lambda: _fbx_by_add_on(path))
     if file_format.startswith("usd"):

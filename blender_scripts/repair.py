@@ -8,13 +8,12 @@ import missing_images
 import winding
 
 
-def repair(file_format, path, handed_down):
+def repair(file_format, path):
     """Hide imported lights and mend what files, writers and readers get wrong. Returns the flags that go into the shard.
 
     mended: what was wrong and is not any more, sorted; left out if nothing was. alpha: invisible by mistake. color_range:
     colours 0 to 255 taken for 0 to 1. coincident_faces: moved apart. normals: against their faces. unchecked: what was not
-    looked for everywhere, since the scene is too large. handed_down: path of a USD's prim -> the colour of meshes below it that
-    have none.
+    looked for everywhere, since the scene is too large.
     """
     if file_format == "procedural":  # our own, which is as it is meant
         return {"missing_textures": 0}
@@ -24,7 +23,7 @@ def repair(file_format, path, handed_down):
     flags = {"missing_textures": missing_images.fill()}
     mended = {
         "alpha": alpha.mend(file_format, path),
-        "color_range": colours.show(file_format, path, handed_down),
+        "color_range": colours.show(file_format, path),
         "normals": winding.agree(),
     }
     mended["coincident_faces"], all_looked_at = apart.separate()

@@ -33,6 +33,7 @@ import normalize  # noqa: E402
 import relink  # noqa: E402
 import repair  # noqa: E402
 import traits  # noqa: E402
+import usd_colours  # noqa: E402
 
 
 class Channel:
@@ -69,12 +70,9 @@ def load(job, timings, channel):
     def tell(number):
         channel.send({"type": "reading", "reader": number})
 
-    handed_down = job.get("colours", {})
-    read = importers.load(job["path"], job["format"], job["crashed"], tell, whole_tree=bool(handed_down))
+    read = importers.load(job["path"], job["format"], job["crashed"], tell)
     relinked = relink.relink(job.get("pictures", {}))
-    facts = joined(
-        read, repair.repair(job["format"], job["path"], handed_down), {"mended": ["links"]} if relinked else {}
-    )
+    facts = joined(read, repair.repair(job["format"], job["path"]), {"mended": ["links"]} if relinked else {})
     facts |= traits.traits()
     traits.check(job.get("only", ()), facts)
     timings["import"] = time.perf_counter() - start
@@ -112,6 +110,7 @@ def main():
     """Greet the parent, then serve one job per line until standard input ends."""
     channel = Channel(int(sys.argv[1]))
     meshopt.teach_importer()
+    usd_colours.teach_importer()
     facts = {"blender": bpy.app.version_string, "devices": engines.devices()} | LEFT_OPEN
     channel.send({"type": "ready"} | facts)
     for line in sys.stdin:

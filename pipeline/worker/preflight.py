@@ -15,7 +15,7 @@ from pipeline.core.errors import Skip
 from pipeline.core.paths import leaf
 from pipeline.formats import gltf, headers, references
 from pipeline.formats.references import Span
-from pipeline.upgrade import copies, crate, gltf_old, gltf_plain, plain_text, usd_colours
+from pipeline.upgrade import copies, crate, gltf_old, gltf_plain, plain_text
 from pipeline.upgrade.folder import BINARY, Folder, check_regular, named_by, outer, shown
 from pipeline.upgrade.nearby import slashed
 
@@ -40,15 +40,13 @@ class Checked:
 
     path: the file, or a copy of it that Blender understands. facts: what was missing or mended, for the shard: missing_materials
     (number of MTL files that are nowhere), missing_textures, mended. pictures: base name in lower case -> files, the nearest
-    first, for pictures that the file names and that are not there. colours: of prims of a USD, by their paths, which hand them
-    down to meshes below. missing: layers of a USD that are nowhere.
+    first, for pictures that the file names and that are not there. missing: layers of a USD that are nowhere.
     """
 
     path: Path
     format: str
     facts: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, list[str]] = field(default_factory=dict)
-    colours: dict[str, list[float]] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
     def with_word(self, word: str) -> Checked:
@@ -247,7 +245,6 @@ class _Asset:
         found = {path for _, _, path in self.folder.found} - {self.path}
         layers = {path for path in found if references.is_usda(path) or crate.is_crate(path)}
         self.folder.check_refused([self.path, *layers])
-        colours = usd_colours.handed_down(self.path, {(layer, name): to for layer, name, to in self.folder.found})
         relinked = not all(self.folder.opens(source, outer(name), to) for source, name, to in self.folder.found)
         gone = sum(
             of != BINARY for of in self.folder.missing.values()
@@ -255,7 +252,7 @@ class _Asset:
         facts: dict[str, Any] = ({"missing_layers": gone} if gone else {}) | ({"mended": ["links"]} if relinked else {})
         missing = tuple(self.folder.missing)
         if not (relinked or self.folder.refused or (self.folder.place(self.path) != self.path and files)):
-            return Checked(self.path, self.format, facts, colours=colours, missing=missing)
+            return Checked(self.path, self.format, facts, missing=missing)
         path = self.path
         if self.scratch:
             elsewhere = [
@@ -265,7 +262,7 @@ class _Asset:
                 sorted(layers) if not layers.isdisjoint([*elsewhere, *(of for of, _ in self.folder.refused)]) else []
             )
             path = copies.usd([path, *within], self.folder, copies.anew(self.scratch / STAGED))
-        return Checked(path, self.format, facts, colours=colours, missing=missing)
+        return Checked(path, self.format, facts, missing=missing)
 
     def _usdz(self) -> Checked:
         inside = dict(self.folder.check_usdz(self.path))

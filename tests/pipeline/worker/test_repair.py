@@ -6,6 +6,8 @@ import base64
 import json
 import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 
 from pipeline.core import images
 from pipeline.core.records import Outcome
-from tests.conftest import Render
+from tests.conftest import HERE, Render
 
 POINTS = np.array([(x, y, z) for x in (0, 2) for y in (0, 1.5) for z in (0, 1)], float)
 QUADS = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]  # outwards
@@ -375,17 +377,30 @@ def Mesh "box"
 HANDED_DOWN = {
     "parent": 'def Xform "top" {{\n{red}\ndef Xform "deep" {{\n{box}\n}}\n}}',
     "nearest": 'def Xform "top" {{\n{blue}\ndef Xform "deep" {{\n{red}\n{box}\n}}\n}}',
-    "reference": 'def "top" (\n references = @beside.usda@\n) {{\n{red}\n}}',
-    "within a reference": 'def "top" (\n payload = @painted.usda@</sub>\n) {{\n}}',
+    "reference": 'def "top" (\n references = @beside.usd@\n) {{\n{red}\n}}',
+    "within a reference": 'def "top" (\n payload = @painted.usd@</sub>\n) {{\n}}',
     "class": 'class "_red" {{\n{red}\n}}\ndef Xform "top" (\n inherits = </_red>\n) {{\n{box}\n}}',
-    "instances": 'def Xform "top" {{\n{red}\ndef "a" (\n instanceable = true\n references = @beside.usda@\n) {{\n}}\n}}',
+    "instances": 'def Xform "top" {{\n{red}\ndef "a" (\n instanceable = true\n references = @beside.usd@\n) {{\n}}\n}}',
+    "an instance": 'def "a" (\n instanceable = true\n references = @beside.usd@\n) {{\n{red}\n}}',
+    "an instance within another": 'class "of" {{\ndef "a" (\n instanceable = true\n references = @beside.usd@\n) {{\n'
+    '{red}\n}}\n}}\ndef "b" (\n instanceable = true\n references = </of>\n) {{\n}}',
     "variant": 'def Xform "top" (\n variants = {{\n string of = "a"\n}}\n prepend variantSets = "of"\n) {{\n{box}\n'
     'variantSet "of" = {{\n"b" {{\n{blue}\n}}\n"a" {{\n{red}\n}}\n}}\n}}',
+    "by numbers": 'def Xform "top" {{\ncolor3f[] primvars:displayColor = [(0, 0, 0.8), (0.8, 0, 0)] '
+    '(\n interpolation = "constant"\n)'
+    "\nint[] primvars:displayColor:indices = [1]\n{box}\n}}",
+    "over time": 'def Xform "top" {{\ncolor3f[] primvars:displayColor.timeSamples = {{ 1: [(0.8, 0, 0)], 9: [(0, 0, 0.8)] }}\n'
+    "{box}\n}}",
+    "two instances": 'def "a" (\n instanceable = true\n references = @beside.usd@\n) {{\n{red}\n}}\n'
+    'def "b" (\n instanceable = true\n references = @beside.usd@\n) {{\n{blue}\ndouble3 xformOp:translate = (0, 0, 2)\n'
+    'uniform token[] xformOpOrder = ["xformOp:translate"]\n}}',
 }
 
 
-@pytest.mark.parametrize("name", HANDED_DOWN)
-def test_colours_that_a_prim_of_usd_hands_down(tmp_path: Path, render: Render, name: str) -> None:
+@pytest.fixture(scope="module")
+def handed_down(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a folder for each of HANDED_DOWN: it.usda, the same as a binary it.usd and within an it.usdz."""
+    folder = tmp_path_factory.mktemp("handed_down")
     corners = [corner for quad in QUADS for corner in quad]
     points = ", ".join(str(tuple(point)) for point in POINTS.tolist())
     box = f'def Mesh "box" {{\nint[] faceVertexCounts = {[4] * 6}\nint[] faceVertexIndices = {corners}\n'
@@ -394,11 +409,31 @@ def test_colours_that_a_prim_of_usd_hands_down(tmp_path: Path, render: Render, n
         f'color3f[] primvars:displayColor = [{colour}] (\n interpolation = "constant"\n)'
         for colour in ("(0.8, 0, 0)", "(0, 0, 0.8)")
     )
-    head = '#usda 1.0\n(\n defaultPrim = "sub"\n)\n'
-    (tmp_path / "beside.usda").write_text(f'{head}def Xform "sub" {{\n{box}\n}}\n')
-    (tmp_path / "painted.usda").write_text(f'{head}def Xform "sub" {{\n{red}\ndef Xform "mid" {{\n{box}\n}}\n}}\n')
-    (tmp_path / "it.usda").write_text(f"#usda 1.0\n{HANDED_DOWN[name].format(red=red, blue=blue, box=box)}\n")
-    assert is_red(render(tmp_path / "it.usda", alpha=True))
+    head = '#usda 1.0\n(\n defaultPrim = "sub"\n upAxis = "Z"\n)\n'
+    for name, text in HANDED_DOWN.items():
+        (folder / name).mkdir()
+        (folder / name / "beside.usd").write_text(f'{head}def Xform "sub" {{\n{box}\n}}\n')
+        painted = f'{head}def Xform "sub" {{\n{red}\ndef Xform "mid" {{\n{box}\n}}\n}}\n'
+        (folder / name / "painted.usd").write_text(painted)
+        for file in ("it.usda", "it.usd"):
+            (folder / name / file).write_text(head + text.format(red=red, blue=blue, box=box))
+    command = [sys.executable, "-I", HERE / "binary_usd.py", folder]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
+    return folder
+
+
+@pytest.mark.parametrize("file", ["it.usda", "it.usd", "it.usdz"])
+@pytest.mark.parametrize("name", HANDED_DOWN)
+def test_colours_that_a_prim_of_usd_hands_down(handed_down: Path, render: Render, name: str, file: str) -> None:
+    outcome = render(handed_down / name / file, alpha=True)
+    assert mended(outcome) == []
+    if name == "two instances":
+        assert min(share_of(0, outcome), share_of(2, outcome)) > 0.15
+    else:
+        assert is_red(outcome)
+    assert outcome.scene is not None
+    assert outcome.scene.meta["has_vertex_colors"] is True
 
 
 def test_gltf_multiplies_colours_with_those_of_the_material(tmp_path: Path, render: Render) -> None:

@@ -1,0 +1,60 @@
+"""Gives meshes of a USD the colours that prims above them hand down, which Blender's importer leaves there."""
+
+import math
+
+import bpy
+
+NAME = "displayColor"
+
+
+class HandDown(bpy.types.USDHook):
+    """Called by Blender's importer at its end, with the open stage and what has become of each prim.
+
+    of_instances: in the last import an instance had a colour to hand down, which what it shares with others cannot show.
+    """
+
+    bl_idname = "USD_handed_down_colours"
+    bl_label = "Colours that prims hand down"
+    of_instances = False
+
+    @staticmethod
+    def on_import(context):
+        stage = context.get_stage()
+        HandDown.of_instances = any(_colour(prim) for prim in _instances(stage))
+        for path, made in context.get_prim_map().items():
+            bare = [one for one in made if isinstance(one, bpy.types.Mesh) and NAME not in one.color_attributes]
+            if bare and (colour := _colour(stage.GetPrimAtPath(path))):
+                for mesh in bare:
+                    _paint(mesh, colour)
+        return True
+
+
+def teach_importer():
+    """Make Blender's USD importer hand colours down. Call once."""
+    bpy.utils.expose_bundled_modules()  # pxr, which takes half a second to import: with the first USD
+    bpy.utils.register_class(HandDown)
+
+
+def _instances(stage):
+    """Iterate over prims that share what is below them with others, those within what is shared too."""
+    from pxr import Usd
+
+    roots = [stage.GetPseudoRoot(), *stage.GetPrototypes()]
+    return (prim for root in roots for prim in Usd.PrimRange(root) if prim.IsInstance())
+
+
+def _colour(prim):
+    """The one colour (3 numbers of linear light) that a prim has or that is handed down to it; None if there is none."""
+    from pxr import Usd, UsdGeom
+
+    primvar = UsdGeom.PrimvarsAPI(prim).FindPrimvarWithInheritance(NAME)
+    values = primvar.ComputeFlattened(Usd.TimeCode.EarliestTime()) if primvar else None
+    if not values or len(values) != 1 or primvar.GetInterpolation() != UsdGeom.Tokens.constant:
+        return None
+    colour = [float(value) for value in values[0]]
+    return colour if len(colour) == 3 and all(map(math.isfinite, colour)) else None
+
+
+def _paint(mesh, colour):
+    attribute = mesh.color_attributes.new(NAME, "FLOAT_COLOR", "POINT")
+    attribute.data.foreach_set("color", [*colour, 1.0] * len(mesh.vertices))
