@@ -28,6 +28,7 @@ LEFT_OPEN = confine.confine(sys.argv[2:], [os.getcwd(), os.environ.get("XDG_CACH
 import bpy  # noqa: E402
 import engines  # noqa: E402
 import importers  # noqa: E402
+import ktx2  # noqa: E402
 import meshopt  # noqa: E402
 import normalize  # noqa: E402
 import relink  # noqa: E402
@@ -109,6 +110,7 @@ def render(job, channel):
 def main():
     """Greet the parent, then serve one job per line until standard input ends."""
     channel = Channel(int(sys.argv[1]))
+    ktx2.teach_importer()
     meshopt.teach_importer()
     usd_colours.teach_importer()
     facts = {"blender": bpy.app.version_string, "devices": engines.devices()} | LEFT_OPEN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Container, Iterator
 from typing import Any
 
@@ -27,7 +28,9 @@ TRIMMINGS = (
     "KHR_node_",
     "MSFT_lod",
 )  # left out, and no shape changes
-PICTURES = ("KHR_texture_basisu", "EXT_texture_avif", "MSFT_texture_dds")  # a texture's `source` stands in for these
+BASIS = "KHR_texture_basisu"
+READS_BASIS = importlib.util.find_spec("opengl_basisu") is not None  # which `blender_scripts/ktx2.py` decodes by
+PICTURES = (BASIS, "EXT_texture_avif", "MSFT_texture_dds")  # a texture's `source` stands in for these
 
 
 def plain(document: Document) -> bool:
@@ -53,7 +56,8 @@ def _extensions(document: Document) -> bool:
         left -= set(PICTURES)
     unreadable = sorted(name for name in left if not name.startswith(TRIMMINGS))
     if unreadable:
-        raise Skip("unsupported_extension", f"{', '.join(unreadable)[:200]}; export it without")
+        advice = "install opengl-basisu (pip install '.[ktx2]'), or " if BASIS in unreadable and not READS_BASIS else ""
+        raise Skip("unsupported_extension", f"{', '.join(unreadable)[:200]}; {advice}export it without")
     taken = [name for name in required if name in TAKEN]
     used = document.json.get("extensionsUsed", [])
     if taken == required and set(required) <= set(used):
@@ -114,20 +118,47 @@ def _types(document: Document) -> bool:
     return bool(odd)
 
 
+def take_basis(document: Document, files: Container[str]) -> bool:
+    """Give textures without another picture the one in Basis Universal, in place. True if any are there, and can be decoded.
+
+    files: URIs that have a file.
+    """
+    found = False
+    for row in document.rows("textures") if READS_BASIS else ():
+        extensions = row.get("extensions")
+        basis = extensions.get(BASIS) if isinstance(extensions, dict) else None
+        source = basis.get("source") if isinstance(basis, dict) else None
+        is_there = _has_picture(document, source, files)
+        if source is not None and (
+            "source" not in row or (is_there and not _has_picture(document, row["source"], files))
+        ):
+            row["source"] = source
+            found = found or is_there
+    return found
+
+
+def _has_picture(document: Document, source: Any, files: Container[str]) -> bool:
+    """True for the number of an image that is within the document, or in a file that is there."""
+    images = document.rows("images")
+    if not isinstance(source, int) or not 0 <= source < len(images):
+        return False
+    uri = images[source].get("uri")
+    return not isinstance(uri, str) or is_embedded(uri) or uri in files
+
+
 def leave_out(document: Document, files: Container[str]) -> int:
     """Take out glossiness textures without a file, for which the importer fails. Returns their number.
 
     files: URIs that have a file.
     """
-    images, textures = document.rows("images"), document.rows("textures")
+    textures = document.rows("textures")
     count = 0
     for row in document.rows("materials"):
         glossy = (row.get("extensions") or {}).get("KHR_materials_pbrSpecularGlossiness")
         info = glossy.get("specularGlossinessTexture") if isinstance(glossy, dict) else None
         number = info.get("index") if isinstance(info, dict) else None
         source = textures[number].get("source") if isinstance(number, int) and 0 <= number < len(textures) else None
-        uri = images[source].get("uri") if isinstance(source, int) and 0 <= source < len(images) else None
-        if glossy and isinstance(uri, str) and not is_embedded(uri) and uri not in files:
+        if glossy and source is not None and not _has_picture(document, source, files):
             del glossy["specularGlossinessTexture"]
             count += 1
     return count

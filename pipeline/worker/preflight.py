@@ -159,7 +159,8 @@ class _Asset:
         with self.path.open("rb") as stream:
             sizes = {uri: file.stat().st_size for uri, file in files.items()}
             gltf.check(document, sizes, headers.reader(stream), max_polygons)
-        rewritten = gltf_plain.plain(document) or document.old or document.odd
+        basis = gltf_plain.take_basis(document, files)
+        rewritten = gltf_plain.plain(document) or document.old or document.odd or basis
         gone = gltf_plain.leave_out(document, files)
         relinked = not all(
             self.folder.opens(self.path, slashed(urllib.parse.unquote(uri)), file) for uri, file in files.items()
@@ -167,7 +168,7 @@ class _Asset:
         if not (rewritten or relinked or gone or self.folder.refused):
             return Checked(self.path, self.format)
         facts = {"missing_textures": gone} if gone else {}
-        mended = [word for word, did in (("gltf_1", document.old), ("links", relinked)) if did]
+        mended = [word for word, did in (("gltf_1", document.old), ("ktx2", basis), ("links", relinked)) if did]
         path = self.path
         if self.scratch:
             try:
