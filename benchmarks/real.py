@@ -1,4 +1,5 @@
-"""What becomes of real 3D files, and what their pictures show: outcomes by format and reason, and how well objects can be seen.
+"""What becomes of real 3D files, and what their pictures show: outcomes by format and reason, seconds of each stage by format,
+and how well objects can be seen.
 
     python benchmarks/real.py FOLDER --out data/real
     python benchmarks/real.py FOLDER --list files.csv --out data/real --normalize box --lights uniform
@@ -34,6 +35,9 @@ from pipeline.worker import quality
 
 COMMAND = Path(sys.executable).parent / "lvsm-data"
 SHEET = 8  # objects per row and column
+STAGES = tuple("fetch reset import normalize render encode total".split())  # the look before is part of fetch
+SLOWEST = 5  # files that are named
+Ended = tuple[str, str, str, dict[str, float]]  # uid, state, reason, seconds of each stage that it came to
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def look_at(uid: str, jpegs: list[bytes], alphas: list[bytes], meta: dict[str, A
     return Seen(uid, **facts, magenta=magenta, side=float(np.median(sides)), textured=textured, picture=picture)
 
 
-def outcomes(run: Path) -> list[tuple[str, str, str, dict[str, float]]]:
+def outcomes(run: Path) -> list[Ended]:
     """(uid, state, reason, timings) of each file; also written to outcomes.csv, with detail and facts."""
     with sqlite3.connect(f"file:{run / 'ledger.sqlite'}?mode=ro", uri=True) as ledger:
         rows = ledger.execute("SELECT uid, state, reason, timings, detail, facts FROM item ORDER BY uid").fetchall()
@@ -121,7 +125,7 @@ def outcomes(run: Path) -> list[tuple[str, str, str, dict[str, float]]]:
     return [(uid, state, reason, json.loads(timings)) for uid, state, reason, timings, *_ in rows]
 
 
-def report_geometry(ended: list[tuple[str, str, str, dict[str, float]]], faces: dict[str, int | None]) -> None:
+def report_geometry(ended: list[Ended], faces: dict[str, int | None]) -> None:
     """Print which share of the files in which another loader finds faces is delivered, and name the others."""
     whole = [row for row in ended if faces.get(row[0])]
     if whole:
@@ -130,20 +134,36 @@ def report_geometry(ended: list[tuple[str, str, str, dict[str, float]]], faces: 
         print("\n".join(f"  {reason:<24}{uid}" for uid, reason in sorted(lost, key=lambda pair: pair[1])))
 
 
-def report(ended: list[tuple[str, str, str, dict[str, float]]], seen: list[Seen], res: int) -> None:
+def report_seconds(ended: list[Ended]) -> None:
+    """Print mean seconds of each stage by format, over the files that came to it, and the slowest files."""
+    by_format = {suffix: [row[3] for row in ended if _suffix(row[0]) == suffix] for suffix in _suffixes(ended)}
+    print(f"\n{'seconds':<10}" + "".join(f"{stage:>11}" for stage in STAGES))
+    for name, of in {**by_format, "all": [row[3] for row in ended]}.items():
+        spent = [[timings[stage] for timings in of if stage in timings] for stage in STAGES]
+        print(f"{name:<10}" + "".join(f"{np.mean(one):>11.2f}" if one else f"{'-':>11}" for one in spent))
+    for uid, _, reason, timings in sorted(ended, key=lambda row: -row[3].get("total", 0.0))[:SLOWEST]:
+        stage = max((name for name in timings if name != "total"), key=timings.__getitem__, default="")
+        print(f"{timings.get('total', 0.0):>8.1f} s, most of it {stage}: {uid}{f' ({reason})' if reason else ''}")
+
+
+def _suffix(uid: str) -> str:
+    return Path(uid).suffix.lower()
+
+
+def _suffixes(ended: list[Ended]) -> list[str]:
+    return sorted({_suffix(uid) for uid, *_ in ended})
+
+
+def report(ended: list[Ended], seen: list[Seen], res: int) -> None:
     """Print the tables."""
-    formats = sorted({Path(uid).suffix.lower() for uid, *_ in ended})
     print(f"\n{'format':<10}{'files':>7}{'delivered':>11}  reasons of the others")
-    for suffix in formats:
-        of = [row for row in ended if Path(row[0]).suffix.lower() == suffix]
+    for suffix in _suffixes(ended):
+        of = [row for row in ended if _suffix(row[0]) == suffix]
         reasons = Counter(reason for _, state, reason, _ in of if state != "delivered")
         delivered = len(of) - sum(reasons.values())
         print(
             f"{suffix:<10}{len(of):>7}{delivered:>11}  {', '.join(f'{name} {n}' for name, n in reasons.most_common())}"
         )
-    stages = sorted({stage for *_, timings in ended for stage in timings})
-    means = {stage: np.mean([timings.get(stage, 0.0) for *_, timings in ended]) for stage in stages}
-    print("seconds per file: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in means.items()))
     plain = [one for one in seen if not one.textured]
     print(f"\n{len(seen)} objects, {len(plain)} of them without textures or vertex colours")
     rows = {
@@ -172,6 +192,7 @@ def main() -> None:
     ]
     ended = outcomes(options.out)
     report(ended, seen, options.res)
+    report_seconds(ended)
     report_geometry(ended, faces)
     for number in range(0, len(seen), SHEET**2):
         of = [one.picture for one in seen[number : number + SHEET**2]]

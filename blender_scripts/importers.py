@@ -5,6 +5,7 @@ import os
 
 import blend_file
 import bpy
+import ktx2
 import ply_header
 import procedural
 import second_reader
@@ -24,6 +25,14 @@ class Unusable(Exception):
 def _procedural(filepath):
     with open(filepath) as recipe:
         procedural.build(json.load(recipe)["seed"])
+
+
+def _gltf(path):
+    """Read a glTF; one with a picture that has no other beside it and cannot be decoded is unusable."""
+    ktx2.undecoded.clear()
+    bpy.ops.import_scene.gltf(filepath=path, merge_vertices=False)
+    if ktx2.undecoded:
+        raise Unusable("unsupported_extension", f"KHR_texture_basisu: {ktx2.undecoded[0]}; export it with PNG or JPEG")
 
 
 def _fbx(path):
@@ -72,8 +81,8 @@ def _ply(path):
 
 IMPORTERS = {
     "procedural": _procedural,
-    "glb": lambda path: bpy.ops.import_scene.gltf(filepath=path, merge_vertices=False),
-    "gltf": lambda path: bpy.ops.import_scene.gltf(filepath=path, merge_vertices=False),
+    "glb": _gltf,
+    "gltf": _gltf,
     "obj": lambda path: bpy.ops.wm.obj_import(filepath=path),
     "fbx": _fbx,
     "stl": lambda path: bpy.ops.wm.stl_import(filepath=path),

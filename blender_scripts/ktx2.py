@@ -15,6 +15,7 @@ from io_scene_gltf2.io.imp.gltf2_io_binary import BinaryData
 MAGIC = b"\xabKTX 20\xbb\r\n\x1a\n"
 HEAD = 80  # bytes before the table of levels
 MAX_PIXELS = 2**28  # as of any picture
+undecoded = []  # what was wrong with pictures that have come so far; whoever imports empties it
 
 
 def teach_importer():
@@ -41,14 +42,14 @@ def _is_ktx2(path):
 
 
 def png(data):
-    """PNG (a memoryview) of the largest level of a KTX2; None if it cannot be decoded, and then counts as missing."""
+    """PNG (a memoryview) of the largest level of a KTX2; None, and a line in `undecoded`, if it cannot be decoded."""
     try:
         import opengl_basisu
 
         _check_sizes(data)
         pixels = np.ascontiguousarray(opengl_basisu.open(data).transcode("rgba8").data)
     except (ImportError, ValueError, struct.error) as error:
-        print(f"a KTX2 picture cannot be decoded: {error}")
+        undecoded.append(f"a KTX2 picture of {len(data)} bytes cannot be decoded ({error})")
         return None
     height, width, _ = pixels.shape
     rows = np.pad(pixels.reshape(height, -1), ((0, 0), (1, 0)))  # before each row: no filter

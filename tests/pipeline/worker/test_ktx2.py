@@ -102,11 +102,20 @@ ODD = {  # that say what is not so; 80: the table of levels, with an offset, byt
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_ktx2_pictures_count_as_missing(name: str, tmp_path: Path, render: Render) -> None:
+def test_odd_ktx2_pictures_are_refused_by_name(name: str, tmp_path: Path, render: Render) -> None:
     pytest.importorskip("opengl_basisu")
     outcome = render(with_ktx2(ODD[name]).write(tmp_path / "box.gltf"), alpha=True)
+    assert (outcome.reason, "cannot be decoded" in outcome.detail) == ("unsupported_extension", True)
+
+
+def test_a_ktx2_picture_that_is_not_there_counts_as_missing(tmp_path: Path, render: Render) -> None:
+    pytest.importorskip("opengl_basisu")
+    path = tmp_path / "it.ktx2"
+    file = with_ktx2(UASTC, path)
+    path.unlink()
+    outcome = render(file.write(tmp_path / "box.gltf"), alpha=True)
     assert outcome.scene is not None, f"{outcome.reason}: {outcome.detail}"
-    assert outcome.scene.meta["missing_textures"] == 1
+    assert (outcome.scene.meta["missing_textures"], outcome.scene.meta.get("mended")) == (1, None)
     assert np.ptp(pixels(outcome).astype(int), 1).max() < 12  # grey
 
 
