@@ -1,6 +1,6 @@
-"""Reads the colours of PLY and STL files that Blender's importers leave behind: nothing else of the file.
+"""Reads what Blender's importers leave behind of PLY and STL files: colours, and places in pictures. Nothing else of the file.
 
-All are sRGB in [0, 1], float32, as writers of both formats mean what a screen shows.
+Colours are sRGB in [0, 1], float32, as writers of both formats mean what a screen shows.
 """
 
 import os
@@ -12,6 +12,8 @@ import numpy as np
 HEADER_BYTES = 2**16
 NAMES = [("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b")]
 NAMES += [("ambient_red", "ambient_green", "ambient_blue")]
+PLACES = [("s", "t"), ("u", "v"), ("texture_u", "texture_v")]  # of points in a picture, from its lower left corner
+FACE_PLACES, FACE_PICTURE = "texcoord", "texnumber"  # a list of two numbers a corner; which of the pictures
 KINDS = {
     "char": "i1",
     "uchar": "u1",
@@ -26,27 +28,55 @@ KINDS |= {"int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "
 KINDS |= {"float64": "f8"}
 READ = ("u1", "f4", "f8")  # kinds of red, green and blue of points that Blender takes as they are meant
 ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": ""}
+BROKEN = (ValueError, IndexError, KeyError, struct.error)  # what a broken file raises: Blender's reader judges it
 FACET = np.dtype([("normal", "<3f4"), ("points", "<9f4"), ("color", "<u2")])
 
 
 def of_ply(path):
     """Colours that Blender does not read from a PLY file: {"vertex": (N, 3)} or else {"face": (F, 3)}; {} if it reads all."""
-    with open(path, "rb") as file:
-        header = re.match(rb"ply\s.*?\bend_header[ \t]*(\r\n|\n|\r)", file.read(HEADER_BYTES), re.DOTALL)
-        if not header:
-            return {}
-        order, elements = _declared(header[0].decode("latin-1"))
-        coloured = {name: properties for name, _, properties in elements if _names(properties)}
-        wanted = next((name for name in ("vertex", "face") if name in coloured), None)
-        if order is None or wanted is None or (wanted == "vertex" and _is_read(coloured[wanted])):
-            return {}
-        file.seek(header.end())
-        data = file.read()
+    order, elements, body = _header(path)
+    coloured = {name: properties for name, _, properties in elements if _names(properties)}
+    wanted = next((name for name in ("vertex", "face") if name in coloured), None)
+    if wanted is None or (wanted == "vertex" and _is_read(coloured[wanted])):
+        return {}
     try:
-        colours = _of_element(data, order, elements, wanted)
-    except (ValueError, IndexError, KeyError, struct.error):  # a broken file: Blender's reader judges it
+        colours = _of_element(_data(path, body), order, elements, wanted)
+    except BROKEN:
         return {}
     return {wanted: _in_unit(colours)} if len(colours) else {}
+
+
+def places_of_ply(path):
+    """Places of a PLY's points or corners in its pictures: {"vertex": (N, 2)}, or {"corner": (C, 2), "lengths": (F,) corners of
+    each face, "picture": (F,) its number}; {} if it has none.
+    """
+    order, elements, body = _header(path)
+    declared = {name: {one: length for one, _, length in properties} for name, _, properties in elements}
+    try:
+        if declared.get("face", {}).get(FACE_PLACES):
+            return _of_faces(_data(path, body), order, elements)
+        if any(_names(properties, PLACES) for name, _, properties in elements if name == "vertex"):
+            places = _of_element(_data(path, body), order, elements, "vertex", PLACES)
+            return {"vertex": np.nan_to_num(places.astype(np.float32))}
+    except BROKEN:
+        pass
+    return {}
+
+
+def _header(path):
+    """(byte order, elements, where the data starts) of a PLY; without elements if it cannot be understood."""
+    with open(path, "rb") as file:
+        header = re.match(rb"ply\s.*?\bend_header[ \t]*(\r\n|\n|\r)", file.read(HEADER_BYTES), re.DOTALL)
+    if not header:
+        return None, [], 0
+    order, elements = _declared(header[0].decode("latin-1"))
+    return order, [] if order is None else elements, header.end()
+
+
+def _data(path, start):
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read()
 
 
 def _is_read(properties):
@@ -54,15 +84,16 @@ def _is_read(properties):
     return _names(properties) == NAMES[0] and kinds["red"] in READ
 
 
-def _of_element(data, order, elements, wanted):
-    """Colours (N, 3), in the file's numbers, of one element."""
+def _of_element(data, order, elements, wanted, choices=NAMES):
+    """Colours (N, 3), in the file's numbers, of one element; of other `choices` of names as many columns as these have."""
     rows, place = None if order else [line.split() for line in data.splitlines() if line.strip()], 0
     for name, count, properties in elements:
+        names = _names(properties, choices) if name == wanted else None
         if rows is not None:
-            colours = _from_text(rows[place : place + count], properties) if name == wanted else None
+            colours = _from_text(rows[place : place + count], properties, names) if names else None
             place += count
         else:
-            colours, place = _from_bytes(data, place, order, count, properties)
+            colours, place = _from_bytes(data, place, order, count, properties, names)
         if name == wanted:
             return colours
     raise KeyError(wanted)
@@ -82,14 +113,14 @@ def _declared(header):
     return order, elements
 
 
-def _names(properties):
+def _names(properties, choices=NAMES):
     declared = {name: length for name, _, length in properties}
-    return next((names for names in NAMES if all(declared.get(name, "list") is None for name in names)), None)
+    return next((names for names in choices if all(declared.get(name, "list") is None for name in names)), None)
 
 
-def _from_text(rows, properties):
+def _from_text(rows, properties, names):
     """Colours (N, 3) of an element's lines."""
-    names, kinds = _names(properties), {name: kind for name, kind, _ in properties}
+    kinds = {name: kind for name, kind, _ in properties}
     colours = []
     for row in rows:
         place, values = 0, {}
@@ -103,9 +134,8 @@ def _from_text(rows, properties):
     return np.array(colours, float).astype(kinds[names[0]])
 
 
-def _from_bytes(data, place, order, count, properties):
+def _from_bytes(data, place, order, count, properties, names):
     """Colours (N, 3) or None of an element that starts at `place`, and where the next one starts."""
-    names = _names(properties)
     if not any(length for *_, length in properties):
         table, place = _table(data, place, order, count, [(name, kind, 1) for name, kind, _ in properties])
         return np.stack([table[name] for name in names], 1) if names else None, place
@@ -121,6 +151,14 @@ def _table(data, place, order, count, fields):
 
 def _from_lists(data, place, order, count, properties, names):
     """Rows with lists: read at once where all have the first row's lengths, else one by one."""
+    table, end = _list_table(data, place, order, count, properties)
+    if table is None:
+        return _row_by_row(data, place, order, count, properties, names)
+    return np.stack([table[name] for name in names], 1) if names else None, end
+
+
+def _list_table(data, place, order, count, properties):
+    """Table of rows whose lists all have the first row's lengths, and where they end; (None, 0) if some have not."""
     start, lengths = place, []
     for _, kind, length in properties:
         if length:
@@ -136,8 +174,8 @@ def _from_lists(data, place, order, count, properties, names):
         table, end = _table(data, start, order, count, fields)
         wanted = iter(lengths)
         if all((table[f"{name} length"] == next(wanted)).all() for name, _, length in properties if length):
-            return np.stack([table[name] for name in names], 1) if names else None, end
-    return _row_by_row(data, start, order, count, properties, names)
+            return table, end
+    return None, 0
 
 
 def _row_by_row(data, place, order, count, properties, names):
@@ -157,6 +195,61 @@ def _row_by_row(data, place, order, count, properties, names):
         colours.append([values[name] for name in names or ()])
     kinds = {name: kind for name, kind, _ in properties}
     return np.array(colours, kinds[names[0]]) if names else None, place
+
+
+def _of_faces(data, order, elements):
+    """What `places_of_ply` says of corners."""
+    rows, place = None if order else [line.split() for line in data.splitlines() if line.strip()], 0
+    for name, count, properties in elements:
+        if name == "face":
+            break
+        place = place + count if rows is not None else _from_bytes(data, place, order, count, properties, None)[1]
+    table = _list_table(data, place, order, count, properties)[0] if rows is None else None
+    if table is not None:
+        corners, numbers = (
+            table[FACE_PLACES].reshape(count, -1),
+            table[FACE_PICTURE] if FACE_PICTURE in table.dtype.names else 0,
+        )
+        lengths, numbers = np.full(count, corners.shape[1] // 2), np.broadcast_to(numbers, count)
+    else:
+        each = (
+            _unpacked(data, place, order, count, properties)
+            if rows is None
+            else (_values(row, properties) for row in rows[place : place + count])
+        )
+        found = [(np.array(row[FACE_PLACES], np.float32), row.get(FACE_PICTURE, 0)) for row in each]
+        corners, lengths = np.concatenate([one for one, _ in found]), np.array([len(one) // 2 for one, _ in found])
+        numbers = np.array([number for _, number in found])
+    return {"corner": corners.reshape(-1, 2).astype(np.float32), "lengths": lengths, "picture": numbers.astype(int)}
+
+
+def _values(words, properties):
+    """{property: number, or numbers of a list} of a row of text."""
+    values, place = {}, 0
+    for name, _, length in properties:
+        count = int(words[place]) if length else 1
+        place += bool(length)
+        numbers = [float(word) for word in words[place : place + count]]
+        values[name] = numbers if length else numbers[0]
+        place += count
+    return values
+
+
+def _unpacked(data, place, order, count, properties):
+    """Yield the same of rows of bytes."""
+    for _ in range(count):
+        values = {}
+        for name, kind, length in properties:
+            number = 1
+            if length:
+                (number,) = struct.unpack_from(order + np.dtype(length).char, data, place)
+                place += np.dtype(length).itemsize
+            if not 0 <= number <= len(data):
+                raise ValueError("a list that is longer than the file")
+            row = struct.unpack_from(f"{order}{number}{np.dtype(kind).char}", data, place)
+            place += number * np.dtype(kind).itemsize
+            values[name] = row if length else row[0]
+        yield values
 
 
 def _in_unit(colours):

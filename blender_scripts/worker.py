@@ -31,6 +31,7 @@ import importers  # noqa: E402
 import ktx2  # noqa: E402
 import meshopt  # noqa: E402
 import normalize  # noqa: E402
+import ply_pictures  # noqa: E402
 import relink  # noqa: E402
 import repair  # noqa: E402
 import traits  # noqa: E402
@@ -72,6 +73,7 @@ def load(job, timings, channel):
         channel.send({"type": "reading", "reader": number})
 
     read = importers.load(job["path"], job["format"], job["crashed"], tell)
+    ply_pictures.show(job["path"], job.get("textures", []))
     relinked = relink.relink(job.get("pictures", {}))
     facts = joined(read, repair.repair(job["format"], job["path"]), {"mended": ["links"]} if relinked else {})
     facts |= traits.traits()

@@ -234,11 +234,12 @@ def map_of(line: bytes) -> tuple[bytes, str] | None:
     return word + b" " + name[:at], _text(_unquoted(name[at:]))
 
 
-def _ply(path: Path) -> Iterator[str]:
+def ply(path: Path) -> Iterator[str]:
+    """Yield the pictures that a PLY names, by whose places in this order its faces go. Raises OSError."""
     with path.open("rb") as stream:
         head = stream.read(2**20).partition(b"end_header")[0]
     for found in re.finditer(rb"^comment[ \t]+TextureFile[ \t]+([^\r\n]{1,4096})", head, re.I | re.M):
-        yield _text(found[1].strip(BLANK))
+        yield _text(found[1].strip(BLANK)).replace("<this>", path.stem)  # as MeshLab does
 
 
 # ---- FBX
@@ -335,7 +336,7 @@ FINDERS: dict[str, Callable[[Path], Iterable[str]]] = {
     "dae": _dae,
     "obj": _obj,
     "mtl": _mtl,
-    "ply": _ply,
+    "ply": ply,
     "fbx": _names(fbx),
     "usd": _names(usda),
     "usda": _names(usda),

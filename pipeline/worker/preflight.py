@@ -41,6 +41,7 @@ class Checked:
     path: the file, or a copy of it that Blender understands. facts: what was missing or mended, for the shard: missing_materials
     (number of MTL files that are nowhere), missing_textures, mended. pictures: base name in lower case -> files, the nearest
     first, for pictures that the file names and that are not there. missing: layers of a USD that are nowhere.
+    textures: file of each picture that a PLY names, "" for one that is nowhere.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Checked:
     facts: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, list[str]] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    textures: tuple[str, ...] = ()
 
     def with_word(self, word: str) -> Checked:
         """Make one that says that one more thing was mended."""
@@ -140,6 +142,7 @@ class _Asset:
                         return Checked(copies.stl(self.path, copies.anew(self.scratch / STAGED)), "stl")
                 case "ply":
                     headers.check_ply(read, size, max_polygons)
+                    return self._ply()
                 case "abc":
                     headers.check_abc(read, size)
         # which pictures a .blend names, only Blender can read
@@ -218,6 +221,12 @@ class _Asset:
             path = copies.obj(path, libraries, self._picture, copies.anew(self.scratch / STAGED))
         checked = Checked(path, "obj", facts | ({"mended": ["links"]} if relinked or self.folder.moved() else {}))
         return checked.with_word("encoding") if decoded else checked
+
+    def _ply(self) -> Checked:
+        files = self.folder.follow(self.path, "picture", references.references(self.path))
+        relinked = not all(self.folder.opens(self.path, name, file) for name, file in files.items())
+        textures = tuple(os.path.abspath(files[name]) if name in files else "" for name in references.ply(self.path))
+        return Checked(self.path, "ply", {"mended": ["links"]} if relinked else {}, textures=textures)
 
     def _dae(self) -> Checked:
         spans, documents = references.collada(self.path)

@@ -65,7 +65,7 @@ class Renderer:
         c2w = poses(scene_cfg, item.uid)
         job = build_job(scene_cfg, item.uid, c2w, threads=self.cfg.threads)
         job |= {"path": str(file.path), "root": str(root), "format": file.format, "pictures": file.pictures}
-        job |= {"only": self.cfg.only}
+        job |= {"only": self.cfg.only, "textures": file.textures}
         behind, facts = background(scene_cfg, item.uid, job["lights"])
         gallery = Gallery(scene_cfg, c2w, behind)
         timings |= {"render": 0.0, "encode": 0.0}

@@ -298,6 +298,60 @@ def test_colours_of_ply(
     assert outcome.scene.meta["has_vertex_colors"] is True
 
 
+def textured_ply(path: Path, of: str, form: str) -> Path:
+    """A PLY of a box that is red where its pictures say; two triangles and five squares, each with a place and a picture."""
+    names = {"st": ("s", "t"), "uv": ("u", "v"), "texture": ("texture_u", "texture_v")}.get(of, ())
+    head = f"ply\nformat {form} 1.0\ncomment TextureFile blue.png\ncomment TextureFile <this>_a.png\nelement vertex 8\n"
+    if names:
+        head = head.replace("comment TextureFile blue.png\n", "")
+    head += "".join(f"property float {name}\n" for name in ("x", "y", "z", *names))
+    faces = triangles(QUADS) if of == "triangles" else [*triangles(QUADS[:1]), *QUADS[1:]]
+    head += f"element face {len(faces)}\nproperty list uchar int vertex_indices\n"
+    head += "" if names else "property list uchar float texcoord\nproperty int texnumber\n"
+    order, body = ">" if "big" in form else "<", b""
+
+    def add(layout: str, *numbers: float) -> None:
+        nonlocal body
+        text = " ".join(map(str, numbers)) + "\n"
+        body += text.encode() if form == "ascii" else struct.pack(order + layout, *numbers)
+
+    red = (0.75, 0.25)  # to the right, below
+    for point in POINTS:
+        add("5f" if names else "3f", *point, *(red if names else ()))
+    for face in faces:
+        count = len(face)
+        add(
+            f"B{count}i" + ("" if names else f"B{2 * count}fi"),
+            count,
+            *face,
+            *(() if names else (2 * count, *red * count, 1)),
+        )
+    path.write_bytes(head.encode() + b"end_header\n" + body)
+    picture = np.full((8, 8, 3), (40, 40, 215), np.uint8)
+    (path.parent / "blue.png").write_bytes(images.encode_png(picture))
+    picture[4:, 4:] = (215, 40, 40)
+    (path.parent / f"{path.stem}_a.png").write_bytes(images.encode_png(picture))
+    return path
+
+
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
+@pytest.mark.parametrize("of", ["st", "uv", "texture", "triangles", "triangles and squares"])
+def test_pictures_of_ply(tmp_path: Path, render: Render, of: str, form: str) -> None:
+    outcome = render(textured_ply(tmp_path / "box.ply", of, form), views=1, alpha=True)
+    assert is_red(outcome)
+    assert outcome.scene is not None
+    assert outcome.scene.meta["textured"] is True
+
+
+def test_a_picture_of_a_ply_that_is_nowhere_is_counted(tmp_path: Path, render: Render) -> None:
+    path = textured_ply(tmp_path / "box.ply", "triangles", "ascii")
+    (tmp_path / "box_a.png").unlink()
+    outcome = render(path, views=1, alpha=True)
+    assert outcome.scene is not None
+    assert outcome.scene.meta["missing_textures"] == 1
+    assert np.ptp(shown(outcome).astype(int), 1).max() < 12  # grey
+
+
 def stl(path: Path, header: bytes, bits: list[int]) -> Path:
     """A binary STL file of a box: 80 bytes of header, and the last two bytes of each of its twelve facets; one is there twice."""
     faces = POINTS[np.array(triangles(QUADS))]
