@@ -13,6 +13,7 @@ HEADER_BYTES = 2**16
 NAMES = [("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b")]
 NAMES += [("ambient_red", "ambient_green", "ambient_blue")]
 PLACES = [("s", "t"), ("u", "v"), ("texture_u", "texture_v")]  # of points in a picture, from its lower left corner
+MOST_PICTURES = 10_000
 FACE_PLACES, FACE_PICTURE = "texcoord", "texnumber"  # a list of two numbers a corner; which of the pictures
 KINDS = {
     "char": "i1",
@@ -220,7 +221,8 @@ def _of_faces(data, order, elements):
         found = [(np.array(row[FACE_PLACES], np.float32), row.get(FACE_PICTURE, 0)) for row in each]
         corners, lengths = np.concatenate([one for one, _ in found]), np.array([len(one) // 2 for one, _ in found])
         numbers = np.array([number for _, number in found])
-    return {"corner": corners.reshape(-1, 2).astype(np.float32), "lengths": lengths, "picture": numbers.astype(int)}
+    numbers = np.clip(np.nan_to_num(numbers), 0, MOST_PICTURES).astype(int)
+    return {"corner": corners.reshape(-1, 2).astype(np.float32), "lengths": lengths, "picture": numbers}
 
 
 def _values(words, properties):

@@ -515,6 +515,10 @@ PLY = (
 PLY += "end_header\n"
 content("ply_vertices/it.ply", "truncated", PLY.format("binary_little_endian", 10**12, 1) + "0" * 100)
 content("ply_faces/it.ply", "truncated", PLY.format("ascii", 3, 10**12) + "0\n" * 100)
+for way, name in (("upwards", "UP/secret.png"), ("absolute", "OUTSIDE/secret.png"), ("http", "URL/paint.png")):
+    case(f"ply_picture_{way}/it.ply", RENDERED, PICTURE_GONE)(
+        lambda place, name=name: place.write("it.ply", place.fill(parts.painted_ply(name)))
+    )
 content("ply_negative/it.ply", "broken_header", PLY.format("ascii", -3, 1))
 content("stl_triangles/it.stl", "truncated", b"x".ljust(80) + struct.pack("<I", 2**32 - 1) + bytes(500))
 glb(

@@ -135,6 +135,15 @@ BINDING = """<instance_geometry url="#box"><bind_material><technique_common><ins
 </technique_common></bind_material></instance_geometry>"""
 
 
+def painted_ply(name: str) -> str:
+    """A box whose points all are at one place of a picture."""
+    head = f"ply\nformat ascii 1.0\ncomment TextureFile {name}\nelement vertex 8\n"
+    head += "".join(f"property float {axis}\n" for axis in "xyzst")
+    points = "".join(f"{x} {y} {z} 0.5 0.5\n" for x in (0, 1) for y in (0, 1) for z in (0, 1))
+    faces = "4 0 1 3 2\n4 4 6 7 5\n4 0 4 5 1\n4 2 3 7 6\n4 0 2 6 4\n4 1 5 7 3\n"
+    return f"{head}element face 6\nproperty list uchar int vertex_indices\nend_header\n{points}{faces}"
+
+
 def painted_dae(picture: str) -> str:
     """A box whose material shows a picture."""
     made = dae(picture).replace("<library_geometries>", EFFECT, 1)

@@ -407,17 +407,8 @@ def named_by(folder: Path, suffix: str, name: str) -> Path:
         case "dae":
             path.write_text(parts.painted_dae(name.replace("&", "&amp;")))
         case "ply":
-            path.write_text(painted_ply(name))
+            path.write_text(parts.painted_ply(name))
     return path
-
-
-def painted_ply(name: str) -> str:
-    """A box whose points all are at one place of a picture."""
-    head = f"ply\nformat ascii 1.0\ncomment TextureFile {name}\nelement vertex 8\n"
-    head += "".join(f"property float {axis}\n" for axis in "xyzst")
-    points = "".join(f"{x} {y} {z} 0.5 0.5\n" for x in (0, 1) for y in (0, 1) for z in (0, 1))
-    faces = "4 0 1 3 2\n4 4 6 7 5\n4 0 4 5 1\n4 2 3 7 6\n4 0 2 6 4\n4 1 5 7 3\n"
-    return f"{head}element face 6\nproperty list uchar int vertex_indices\nend_header\n{points}{faces}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -428,7 +419,7 @@ def test_pictures_are_found_by_their_base_name(render: Render, tmp_path: Path, s
     assert facts(outcome) == {"mended": ["links"]}
 
 
-@pytest.mark.parametrize("suffix", ["gltf", "obj", "usda", "dae"])
+@pytest.mark.parametrize("suffix", ["gltf", "obj", "usda", "dae", "ply"])
 def test_no_picture_outside_of_the_root_is_taken(render: Render, tmp_path: Path, suffix: str) -> None:
     path = named_by(tmp_path, suffix, "/Users/me/tex/Wood.png")
     (tmp_path / "Wood.png").write_bytes(parts.png(8, 8, RED))  # beside the root

@@ -291,7 +291,7 @@ def test_dead_paths_of_an_author_are_let_pass(world: World, suffix: str, name: s
     assert not magenta(colours(outcome))
 
 
-@pytest.mark.parametrize("suffix", ["gltf", "glb", "obj", "fbx", "dae", "usda", "usdz"])
+@pytest.mark.parametrize("suffix", ["gltf", "glb", "obj", "fbx", "dae", "usda", "usdz", "ply"])
 def test_the_box_is_fine_where_it_means_no_harm(world: World, suffix: str) -> None:
     """A control: hostile files fail for what makes them hostile. Pictures within the folder are shown."""
     root = world.assets / f"fine_{suffix}"
@@ -307,6 +307,7 @@ def test_the_box_is_fine_where_it_means_no_harm(world: World, suffix: str) -> No
         "fbx": parts.fbx_box(RelativeFilename=up),
         "dae": parts.painted_dae(up),
         "usda": parts.painted_usda(up),
+        "ply": parts.painted_ply(up),
         "usdz": parts.archive(("it.usda", parts.painted_usda("paint.png").encode()), ("paint.png", picture)),
     }
     place.write("box.bin", parts.CUBE)

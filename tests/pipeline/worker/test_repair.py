@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import re
 import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.core import images
 from pipeline.core.records import Outcome
-from tests.conftest import HERE, Render
+from tests.conftest import HERE, Render, put_anew
 
 POINTS = np.array([(x, y, z) for x in (0, 2) for y in (0, 1.5) for z in (0, 1)], float)
 QUADS = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]  # outwards
@@ -350,6 +354,38 @@ def test_a_picture_of_a_ply_that_is_nowhere_is_counted(tmp_path: Path, render: R
     assert outcome.scene is not None
     assert outcome.scene.meta["missing_textures"] == 1
     assert np.ptp(shown(outcome).astype(int), 1).max() < 12  # grey
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ply")
+
+
+@pytest.fixture(scope="module")
+def file_colours() -> ModuleType:
+    script = HERE.parent / "blender_scripts" / "file_colours.py"
+    spec = importlib.util.spec_from_file_location("file_colours", script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(["ascii", "binary_little_endian", "binary_big_endian"]),
+    st.lists(
+        st.sampled_from(["list uchar float texcoord", "list int uchar texcoord", "int texnumber", "uchar red"]),
+        max_size=4,
+    ),
+    st.binary(max_size=60) | st.text("0123456789.- enaif\n", max_size=60).map(str.encode),
+)
+def test_no_ply_does_harm(file_colours: ModuleType, folder: Path, form: str, declared: list[str], body: bytes) -> None:
+    head = f"ply\nformat {form} 1.0\nelement vertex 1\nproperty float s\nproperty float t\nelement face 3\n"
+    head += "".join(f"property {one}\n" for one in ["list uchar int vertex_indices", *declared]) + "end_header\n"
+    put_anew(folder / "it.ply", head.encode() + body)
+    for found in (file_colours.places_of_ply(folder / "it.ply"), file_colours.of_ply(folder / "it.ply")):
+        assert all(isinstance(array, np.ndarray) for array in found.values())
 
 
 def stl(path: Path, header: bytes, bits: list[int]) -> Path:
