@@ -24,6 +24,7 @@ FLAT = 1e-6  # width over length of what has no area; float32 coordinates hardly
 THIN = 1e-4  # width over the length of a usual face of what nobody sees
 LATER = (0.25, 0.5, 0.75, 1.0)  # shares of an animation at which something may be visible that its start does not show
 CHUNK = 2**20  # points that are transformed at once
+SAMPLED = 5000  # points of what an object shows, by which far outliers are found
 
 
 def normalize(how, limits):
@@ -130,22 +131,29 @@ def _measure_instances(depsgraph, outline):
     placed = [(points, matrices) for points, matrices in placed if len(points) and len(matrices)]
     if not placed:
         return {"polygons": polygons}
-    ends = [end for world in _worlds(placed) for end in (world.min(0), world.max(0))]
+    # column by column: numpy takes five times as long over rows of three
+    ends = [[end(column) for column in world.T] for world in _worlds(placed) for end in (np.min, np.max)]
     bounds = np.array([np.min(ends, 0), np.max(ends, 0)])
     corners = None
     if outline and bounded:
         for world in _worlds(placed):
             outline.add(world)
         corners = outline.corners()
-    samples = [(points[:: max(1, len(points) // 5000)], matrices) for points, matrices in placed]
+    samples = [(points[:: max(1, len(points) // max(SAMPLED // len(all_of), 50))], all_of) for points, all_of in placed]
     return {
         "bounds": bounds,
         "core": np.percentile(np.concatenate(list(_worlds(samples))), [0.1, 99.9], axis=0),
-        "radius": max(float(np.linalg.norm(world - bounds.mean(0), axis=1).max()) for world in _worlds(placed)),
+        "radius": max(_farthest(world, bounds.mean(0)) for world in _worlds(placed)),
         "polygons": polygons,
         "instances": sum(len(matrices) for _, matrices in placed),
         "corners": corners,
     }
+
+
+def _farthest(points, centre):
+    """Distance of the point (of N, 3) that is the farthest from a centre."""
+    x, y, z = np.square(points - centre).T
+    return float(np.sqrt((x + y + z).max()))
 
 
 def _with_area(matrices):
