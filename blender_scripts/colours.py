@@ -87,13 +87,14 @@ def _show(ob, shown):
     attribute = mesh.color_attributes.get(usd_colours.NAME)
     if attribute is None and mesh.color_attributes:
         attribute = mesh.color_attributes[max(mesh.color_attributes.render_color_index, 0)]
-    if attribute is None or (_has_material(ob) and _says_nothing(attribute)):
+    of_instance = attribute is None and mesh.get(usd_colours.OF_INSTANCE)
+    if not of_instance and (attribute is None or (_has_material(ob) and _says_nothing(attribute))):
         return
     if not ob.material_slots:
         mesh.materials.append(None)
     for slot in ob.material_slots:
         if _is_plain(slot.material):
-            key = (slot.material, attribute.name)
+            key = (slot.material, None if of_instance else attribute.name)
             shown[key] = shown.get(key) or _material(*key)
             slot.material = shown[key]
 
@@ -122,11 +123,14 @@ def _is_plain(material):
 
 
 def _material(plain, name):
-    """Copy of a material, or a new one, whose colour is that of the attribute `name`."""
+    """Copy of a material, or a new one, whose colour is that of the attribute `name`; None: that of the instance."""
     material = plain.copy() if plain and plain.use_nodes else bpy.data.materials.new("vertex colours")
     material.use_nodes = True
     tree = material.node_tree
-    reader = tree.nodes.new("ShaderNodeVertexColor")
-    reader.layer_name = name
+    reader = tree.nodes.new("ShaderNodeVertexColor" if name else "ShaderNodeAttribute")
+    if name:
+        reader.layer_name = name
+    else:
+        reader.attribute_type, reader.attribute_name = "INSTANCER", usd_colours.NAME
     tree.links.new(reader.outputs["Color"], surface_of(material).inputs["Base Color"])
     return material

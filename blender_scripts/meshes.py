@@ -9,13 +9,21 @@ def rendered(instanced=True):
     # None stands for what was removed a moment ago
     objects = dict.fromkeys(filter(None, bpy.context.view_layer.objects))
     for ob in list(objects) if instanced else ():
-        if ob.instance_type == "COLLECTION" and ob.instance_collection:
-            objects |= dict.fromkeys(ob.instance_collection.all_objects)
+        for collection in _instanced_by(ob):
+            objects |= dict.fromkeys(collection.all_objects)
     return [
         ob
         for ob in objects
         if ob.type == "MESH" and not ob.hide_render and not ob.data.is_editmode and ob.data.polygons
     ]
+
+
+def _instanced_by(ob):
+    """Collections that an object shows: its own, and, as points of a USD do, those that its geometry nodes name."""
+    own = ob.instance_collection if ob.instance_type == "COLLECTION" else None
+    groups = [modifier.node_group for modifier in ob.modifiers if modifier.type == "NODES" and modifier.node_group]
+    nodes = [node for group in groups for node in group.nodes if node.type == "COLLECTION_INFO"]
+    return filter(None, [own, *(node.inputs["Collection"].default_value for node in nodes)])
 
 
 def read(collection, name, width=1, kind=np.float32):

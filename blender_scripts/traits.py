@@ -1,6 +1,8 @@
 """Says what an imported object has: textures, vertex colours, animation. Facts of its shard, and what `--only` goes by."""
 
 import bpy
+import meshes
+import usd_colours
 from importers import Unusable
 
 FACT = {"textured": "textured", "colored": "has_vertex_colors", "animated": "animated"}  # of --only -> name of the fact
@@ -13,7 +15,7 @@ def traits():
     return {
         "textured": any(node.type == "TEX_IMAGE" and _has_pixels(node.image) for node in nodes),
         "has_vertex_colors": any(node.type in READS_COLOURS for node in nodes)
-        and any(ob.type == "MESH" and ob.data.color_attributes for ob in bpy.context.scene.objects),
+        and any(ob.data.color_attributes or ob.data.get(usd_colours.OF_INSTANCE) for ob in meshes.rendered()),
         "animated": bool(bpy.data.actions),
     }
 
@@ -27,7 +29,8 @@ def check(wanted, found):
 
 def _trees():
     """Node trees of the materials of the scene's objects, groups within them included, each once."""
-    materials = {slot.material for ob in bpy.context.scene.objects for slot in ob.material_slots}
+    objects = {*bpy.context.scene.objects, *meshes.rendered()}
+    materials = {slot.material for ob in objects for slot in ob.material_slots}
     found, left = [], [material.node_tree for material in materials if material and material.node_tree]
     while left:
         tree = left.pop()

@@ -5,6 +5,7 @@ import math
 import bpy
 
 NAME = "displayColor"
+OF_INSTANCE = "colour of the instance"  # mark of a mesh that shows a colour of NAME of each place that it has
 
 
 class HandDown(bpy.types.USDHook):
@@ -21,7 +22,10 @@ class HandDown(bpy.types.USDHook):
     def on_import(context):
         stage = context.get_stage()
         HandDown.of_instances = any(_colour(prim) for prim in _instances(stage))
-        for path, made in context.get_prim_map().items():
+        prims = context.get_prim_map()
+        for path, made in prims.items():
+            for cloud in (one for one in made if isinstance(one, bpy.types.PointCloud)):
+                _paint_places(stage.GetPrimAtPath(path), cloud, prims)
             bare = [one for one in made if isinstance(one, bpy.types.Mesh) and NAME not in one.color_attributes]
             if bare and (colour := _colour(stage.GetPrimAtPath(path))):
                 for mesh in bare:
@@ -53,6 +57,22 @@ def _colour(prim):
         return None
     colour = [float(value) for value in values[0]]
     return colour if len(colour) == 3 and all(map(math.isfinite, colour)) else None
+
+
+def _paint_places(prim, cloud, prims):
+    """Give places (of a PointInstancer) the colours that it has for each, and mark the meshes that stand there."""
+    from pxr import Usd, UsdGeom
+
+    primvar = UsdGeom.PrimvarsAPI(prim).GetPrimvar(NAME)
+    values = primvar.ComputeFlattened(Usd.TimeCode.EarliestTime()) if primvar and primvar.HasValue() else None
+    if not values or len(values) != len(cloud.points) or primvar.GetInterpolation() == UsdGeom.Tokens.constant:
+        return
+    attribute = cloud.attributes.new(NAME, "FLOAT_COLOR", "POINT")
+    attribute.data.foreach_set("color", [part for value in values for part in (*map(float, value), 1.0)])
+    shown = tuple(f"{path}/" for path in UsdGeom.PointInstancer(prim).GetPrototypesRel().GetForwardedTargets())
+    for mesh in (one for path, made in prims.items() if f"{path}/".startswith(shown) for one in made):
+        if isinstance(mesh, bpy.types.Mesh):
+            mesh[OF_INSTANCE] = True
 
 
 def _paint(mesh, colour):
