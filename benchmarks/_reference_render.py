@@ -72,7 +72,7 @@ def load(job: dict[str, Any], stages: dict[str, float]) -> None:
     stages["reset"] = time.perf_counter() - start
     start = time.perf_counter()
     importers.load(job["path"], job["format"])
-    repair.repair(job["format"], job["path"], job.get("colours", {}))
+    repair.repair(job["format"], job["path"])
     stages["import"] = time.perf_counter() - start
     start = time.perf_counter()
     normalize.normalize(job["normalize"], job["limits"])
