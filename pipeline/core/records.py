@@ -20,10 +20,13 @@ from pipeline.core.errors import Retry, Skip
 # Of a scene's facts, those that the ledger keeps too.
 LEDGER_FACTS = (
     *("coverage", "visible", "black", "contrast"),
-    *("cameras_fit", "views_missing", "left_out", "left_out_views"),
+    *("cameras_fit", "views_missing", "left_out", "left_out_views", "views_wrong"),
     *("textured", "has_vertex_colors", "animated", "missing_textures", "missing_materials", "mended", "read_by"),
 )
 HEARTBEAT = "heartbeat"  # a file in a worker's scratch folder: the number of views rendered so far, and the uid
+LEAST_SHARE = (
+    0.5  # of a scene's views that must be left after those without a picture or with a wrong camera are left out
+)
 HELD_OUT = ("val", "test")  # roles of views that never train
 
 
@@ -51,7 +54,8 @@ class Posed:
 
     images: V encoded files (PNG, JPEG, WebP, TIFF, AVIF), with or without alpha (straight). c2w: (V, 4, 4) as in Scene.
     fxfycxcy: (V, 4) pixels of the images as they are encoded; pixel centres at +0.5. lenses: V of them, or () for pinholes.
-    roles: V of them ("train", "val", "test"), or () where the set has no split of its views. meta: facts (JSON-able).
+    roles: V of them ("train", "val", "test"), or () where the set has no split of its views.
+    names: V of the pictures, as the set says them, or (). meta: facts (JSON-able).
     layer: (name, index of an image) -> what the set says of its pixels beside colour, as large as the image: "depth" (H, W) along
     the camera's axis in units of the world, infinite where nothing is; "normals" (H, W, 3) of length 1 in axes of the world, 0
     where nothing is; "albedo" (H, W, 3) sRGB bytes. Raises Skip: layer_missing, broken_image. None where the set says nothing.
@@ -70,6 +74,15 @@ class Posed:
     def name(self, view: int) -> str:
         """Name of a view for messages."""
         return self.names[view] if self.names else f"view {view}"
+
+    def part(self, views: Sequence[int]) -> Posed:
+        """These of the views alone."""
+        some, whole = list(views), self.layer
+        layer = None if whole is None else lambda name, index: whole(name, some[index])
+        lenses = [self.lenses[view] for view in some] if self.lenses else ()
+        roles, names = ([of[view] for view in some] if of else () for of in (self.roles, self.names))
+        pictures = [self.images[view] for view in some]
+        return Posed(pictures, self.c2w[some], self.fxfycxcy[some], lenses, roles, self.meta, layer, names)
 
 
 @dataclass(frozen=True)

@@ -108,12 +108,12 @@ def _common_scale(poses: np.ndarray) -> float:
 
 
 def _unique(frames: list[dict[str, Any]], file: str) -> list[dict[str, Any]]:
-    """Drop frames whose picture came before. Raises Skip("bad_cameras") for a frame without file_path."""
+    """Of frames with the same picture and pose, keep one. Raises Skip("bad_cameras") for a frame without file_path."""
     for place, frame in enumerate(frames):
         if not isinstance(named := frame.get("file_path"), str) or not named:
             said = f"frame {place} of {file} has file_path {str(named)[:40]!r}"
             raise Skip("bad_cameras", f"{said}, and the name of a picture is needed")
-    return list({frame["file_path"]: frame for frame in frames}.values())
+    return list({(frame["file_path"], repr(frame.get("transform_matrix"))): frame for frame in frames}.values())
 
 
 def _camera(frame: Mapping[str, Any], hw: tuple[int, int]) -> tuple[np.ndarray, Lens]:

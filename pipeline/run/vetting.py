@@ -10,6 +10,7 @@ from pipeline.config.run import RunConfig
 from pipeline.config.views import ImportConfig
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
+from pipeline.run import turntables
 from pipeline.worker import silhouettes
 from pipeline.worker.silhouettes import TO_CHECK, VERDICT_KEY, Verdict
 
@@ -62,7 +63,7 @@ class Vetting:
         if found is None:
             self.unchecked += outcome.scene is not None
             return outcome
-        verdict = Verdict(**found)
+        verdict: Verdict = found
         self.verdicts.append(verdict)
         if verdict.says != "does_not_fit":
             return outcome
@@ -96,10 +97,16 @@ class Vetting:
         parts = [f"{counts['fits']} scenes fit", f"{counts['undecided']} cannot be told by their pictures"]
         parts[1] += " and were taken as they are" if counts["undecided"] else ""
         parts += [f"{counts['does_not_fit']} do not and were left out ({REASON})"] if counts["does_not_fit"] else []
+        taken = [verdict for verdict in self.verdicts if verdict.says != "does_not_fit"]
+        wrong = sum(len(verdict.wrong) for verdict in taken)
+        parts += [f"{wrong} views of scenes that were taken do not and were left out (views_wrong)"] if wrong else []
+        untold = sum(view.says == "undecided" for verdict in taken for view in verdict.views)
+        parts += [f"of {untold} views alone pictures cannot tell"] if untold else []
         parts += [f"{self.unchecked} were not looked at"] if self.unchecked else []
         _, figures = silhouettes.judge(self.verdicts)
         medians = figures.partition("; ")[2]
-        head = "cameras fit" if counts["fits"] == len(self.verdicts) and not self.unchecked else "cameras"
+        all_fit = counts["fits"] == len(self.verdicts) and not (self.unchecked or wrong or untold)
+        head = "cameras fit" if all_fit else "cameras"
         return [f"{head}: {', '.join(parts)}{'; ' + medians if medians else ''}"]
 
     def _suggestion(self, held: list[Outcome]) -> str:
@@ -110,5 +117,5 @@ class Vetting:
             :SUGGEST_FROM
         ]
         scenes = [source.load(item, Path(item.extra.get("path", item.url)), self.cfg) for item in seen]
-        found = silhouettes.best_turntable(scenes, self.cfg.scene.mix)
+        found = turntables.best_turntable(scenes, self.cfg.scene.mix)
         return str(found) if found else ""

@@ -6,7 +6,7 @@ import functools
 import importlib
 import itertools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 from types import ModuleType
@@ -20,7 +20,7 @@ from pipeline.config.views import ImportConfig
 from pipeline.core import cameras, images
 from pipeline.core.cameras import Lens
 from pipeline.core.errors import Skip, UserError
-from pipeline.core.records import Item, Posed
+from pipeline.core.records import LEAST_SHARE, Item, Posed
 from pipeline.core.text import reasons_text, shown
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
@@ -46,10 +46,16 @@ LOOKS = (  # other posed sources, and patterns of files or folders that one fold
     ("arb-objaverse", (r"camera\.json", r"color_\w+_\d+\.png")),
 )
 UNPACK = "--input FOLDER; an archive of captures has to be unpacked first"
-LEAST_SHARE = 0.5  # of a capture's views whose pictures and cameras must be there
-OF_ONE_VIEW = ("image_missing", "broken_image", "bad_cameras", "no_cameras")  # reasons that leave a view out
+OF_ONE_VIEW = (
+    "image_missing",
+    "broken_image",
+    "bad_cameras",
+    "no_cameras",
+    "listed_twice",
+)  # reasons that leave a view out
 NAMED, NAMED_LENGTH = 8, 200  # views left out that `meta` names, and characters about each
 DOES_WITHOUT = LEAVES_OUT = True
+SAME_POSE = 1e-6  # of the largest number of two poses: closer ones are one
 
 
 def reader(source: str) -> ModuleType:
@@ -177,6 +183,9 @@ class _Usable:
                 self.left[number] = Skip("image_missing", f"{_name(view)} is not there")
             elif flaw := cameras.flaw(view.c2w):
                 self.left[number] = Skip("bad_cameras", f"{_name(view)} has {flaw}")
+        for number in _listed_twice(views, [number for number in range(len(views)) if number not in self.left]):
+            said = f"{_name(views[number])} is listed more than once, with different poses; at most one can be right"
+            self.left[number] = Skip("listed_twice", said)
 
     def chosen(self, most: int | None) -> list[int]:
         """Numbers of at most so many views, spread over those that are whole, all of which are `taken`."""
@@ -221,6 +230,23 @@ class _Usable:
             some = [failure.detail[:NAMED_LENGTH] for failure in self.left.values()][:NAMED]
             facts |= {"views_missing": len(self.left), "left_out": self._reasons(), "left_out_views": some}
         return facts
+
+
+def _listed_twice(views: Sequence[View], numbers: Sequence[int]) -> list[int]:
+    """Numbers, of those given, of the views whose picture is listed with different poses too, at most one of which is right.
+
+    A picture at different times is one of a scene that moves, where that may be meant.
+    """
+    same: dict[tuple[Path | None, float | None], list[int]] = defaultdict(list)
+    for number in numbers:
+        picture = views[number].picture
+        same[picture.resolve() if picture else None, views[number].time].append(number)
+    return [number for those in same.values() if _differ([views[one].c2w for one in those]) for number in those]
+
+
+def _differ(poses: Sequence[np.ndarray]) -> bool:
+    off = SAME_POSE * max(1.0, float(np.abs(poses[0][:3]).max()))
+    return any(not np.allclose(poses[0][:3], other[:3], rtol=0, atol=off) for other in poses[1:])
 
 
 def _name(view: View) -> str:

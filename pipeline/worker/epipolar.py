@@ -8,8 +8,11 @@ may be hidden there, but never stand before what is seen.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -27,32 +30,59 @@ SCALES = (0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.4, 1.6)  # focal lengths that are tri
 BESIDE = (0.8, 1.25)  # of SCALES: focal lengths that must fit worse, or the stated one is not confirmed
 SAME_PLACE = 1e-6  # of the cameras' distances from the origin: closer ones stand at one place
 ENOUGH = 400  # matches after which no further set of views is tried
+PARTNERS, TRIES = 4, 10  # other views with which each view is compared, and most that are tried for them
+STRONGEST, ALIKE_AMONG = (
+    64,
+    256,
+)  # features of a view by which it is found alike, and views in a row that are looked through
+CLEARLY, DISTINCT = (
+    0.8,
+    0.75,
+)  # of the distance to the next best counterpart: nearer ones count, in a search and as matches
+VIEW_FITS, VIEW_WRONG = 1.5, 2.5  # median pixels between the matches of a view, or of a pair of views, and their lines
+BLAMED = 2 / 3  # of a view's pairs: where more contradict, it is the view that is wrong
+LEAST_PAIRS = 2  # of a view, to say anything of it; 1 in scenes of two views
 DEPTH_VIEWS, POINTS = 8, 1500  # views whose depth is compared, and most points of each
 DEPTH_OFF = 0.01  # of a point's depth: nearer ones count as equal
 TELLING = 0.1  # share of points that wrong cameras must put before surfaces, or right ones are not confirmed
 LEAST_POINTS = 300  # seen or contradicted; fewer decide nothing
 
+Says = Literal["fits", "does_not_fit", "undecided"]
+
 
 @dataclass(frozen=True)
 class _Picture:
-    """Features of a view: places (N, 2) on the image plane at depth 1 (undistorted), descriptors (N, 128), pixels per unit."""
+    """Features of a view, the strongest first: places (N, 2) on the image plane at depth 1 (undistorted), descriptors (N, 128) of
+    bytes, pixels of FEATURE_SIDE per unit.
+    """
 
     places: np.ndarray
     descriptors: np.ndarray
     focal: float
     c2w: np.ndarray
 
-    def zoomed(self, scale: float) -> _Picture:
-        """Picture of a camera whose focal length is `scale` times as long; places (N, 2) of its matches are divided by it."""
-        return replace(self, focal=self.focal * scale)
 
+@dataclass(frozen=True)
+class _Pair:
+    """Matched places a, b (M, 2) of two views."""
 
-def _pictures(posed: Posed) -> Iterator[list[_Picture]]:
-    """Yield sets of views to match with each other: spread widely first, then closer. Features are detected once per view."""
-    features = functools.cache(functools.partial(_features, posed))
-    for part in (1, 4, 16):
-        if (count := len(posed.images) // part) > 1:
-            yield [features(view) for view in cameras.spread(count, FEATURE_VIEWS).tolist()]
+    one: _Picture
+    other: _Picture
+    a: np.ndarray
+    b: np.ndarray
+
+    def apart(self) -> np.ndarray:
+        """Pixels (M,) of FEATURE_SIDE between matches and their lines, see `_apart`."""
+        return _apart(self.one, self.other, self.a, self.b)
+
+    def rolled(self) -> _Pair:
+        """Pair with places matched at random."""
+        return replace(self, b=np.roll(self.b, len(self.b) // 2, 0))
+
+    def zoomed(self, scale: float) -> _Pair:
+        """Pair of cameras whose focal lengths are `scale` times as long."""
+        one, other = (replace(picture, focal=picture.focal * scale) for picture in (self.one, self.other))
+        return _Pair(one, other, self.a / scale, self.b / scale)
 
 
 def _features(posed: Posed, view: int) -> _Picture:
@@ -70,14 +100,16 @@ def _features(posed: Posed, view: int) -> _Picture:
         rgb = images.shrink(straight, hw)
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     points, descriptors = cv2.SIFT_create(FEATURES).detectAndCompute(grey, covered)  # type: ignore[attr-defined]
+    strongest = np.argsort([-point.response for point in points], kind="stable").astype(int)
     fx, fy, cx, cy = posed.fxfycxcy[view] * np.array([hw[1] / straight.shape[1], hw[0] / straight.shape[0]] * 2)
     places = np.array([point.pt for point in points], np.float64).reshape(-1, 2) + 0.5
     places = (places - [cx, cy]) / [fx, fy]
     if posed.lenses and not posed.lenses[view].is_pinhole:
         places = posed.lenses[view].straighten(places)
-    found = np.zeros((0, 128), np.float32) if descriptors is None else descriptors
+    # SIFT's descriptors are whole numbers up to 255
+    found = np.zeros((0, 128), np.uint8) if descriptors is None else descriptors.astype(np.uint8)
     focal = float(np.sqrt(fx * fy)) * FEATURE_SIDE / max(hw)  # so that thresholds are relative to the picture's size
-    shown = np.isfinite(places).all(-1)
+    shown = strongest[np.isfinite(places[strongest]).all(-1)]
     return _Picture(places[shown], found[shown], focal, np.asarray(posed.c2w[view], np.float64))
 
 
@@ -101,25 +133,126 @@ class Lines:
     rise: float = 1.0
 
 
-def explained(posed: Posed) -> Lines:
-    """Compare matches of several views with the poses. Raises OSError for a picture that cannot be read."""
-    random, found, apart = 0, [], np.zeros(0)
-    for pictures in _pictures(posed):
-        for i, one in enumerate(pictures):
-            for other in pictures[i + 1 :]:
-                a, b = _sound_matches(one, other)
-                if len(a) >= LEAST_MATCHES:
-                    found.append((one, other, a, b))
-                    apart = np.append(apart, _apart(one, other, a, b))
-                    random += int((_apart(one, other, a, np.roll(b, len(b) // 2, 0)) < NEAR_LINE).sum())
-        if len(apart) >= ENOUGH:
+class Matches:
+    """Matched features of a scene's views, found without their poses. Views are read, and pairs of them compared, once each.
+
+    Raises OSError for a picture that cannot be read.
+    """
+
+    def __init__(self, posed: Posed) -> None:
+        self.count = len(posed.images)
+        self.picture = functools.cache(functools.partial(_features, posed))
+        self.between = functools.cache(self._between)
+
+    def _between(self, i: int, j: int) -> _Pair | None:
+        """Compare views i < j; None where too few features match, or nothing moved between them."""
+        one, other = self.picture(i), self.picture(j)
+        a, b = _sound_matches(one, other)
+        return _Pair(one, other, a, b) if len(a) >= LEAST_MATCHES else None
+
+    def neighbours(self) -> dict[tuple[int, int], _Pair]:
+        """Pairs of views (i < j) by which every view is compared with PARTNERS others, as far as so many match.
+
+        Of each view those that look most alike are tried first: poses have no say, since they may be wrong.
+        """
+        found: dict[tuple[int, int], _Pair | None] = {}
+        for block in np.array_split(np.arange(self.count), -(-self.count // ALIKE_AMONG)):
+            alike = _alike([self.picture(view).descriptors for view in block.tolist()])
+            for row, view in enumerate(block.tolist()):
+                having = sum(pair is not None and view in key for key, pair in found.items())
+                for other in block[np.argsort(-alike[row], kind="stable")][:TRIES].tolist():
+                    if having >= PARTNERS:
+                        break
+                    key = (min(view, other), max(view, other))
+                    if view != other and key not in found:
+                        found[key] = self.between(*key)
+                        having += found[key] is not None
+        return {key: pair for key, pair in found.items() if pair is not None}
+
+
+def _alike(descriptors: list[np.ndarray]) -> np.ndarray:
+    """Likeness (V, V) of views: how many of the strongest features of either have one clear counterpart in the other."""
+    unit = np.zeros((len(descriptors), STRONGEST, 128), np.float32)
+    for view, rows in enumerate(descriptors):
+        some = rows[:STRONGEST].astype(np.float32)
+        unit[view, : len(some)] = some / np.maximum(np.linalg.norm(some, axis=-1, keepdims=True), 1e-9)
+    everything = unit.reshape(-1, 128)
+    votes = np.zeros((len(unit), len(unit)), int)
+    for view, own in enumerate(unit):
+        cosines = (own @ everything.T).reshape(STRONGEST, len(unit), STRONGEST)
+        second, best = np.moveaxis(np.partition(cosines, STRONGEST - 2, -1)[..., -2:], -1, 0)
+        votes[view] = ((1 - best < CLEARLY**2 * (1 - second)) & (best > 0)).sum(
+            0
+        )  # squared distances are 2 - 2 cosines
+    np.fill_diagonal(votes, 0)
+    return np.asarray(votes + votes.T)
+
+
+@dataclass(frozen=True)
+class View:
+    """Verdict on one view. apart: median over the views with which it is compared of the median distance between matches and
+    lines in pixels of FEATURE_SIDE, infinite for what is behind a camera; None without matches. name: for its user.
+    """
+
+    says: Says
+    apart: float | None = None
+    name: str = ""
+
+
+def by_view(matches: Matches) -> list[View]:
+    """Verdict on every view of a scene, from its neighbours. Raises OSError for a picture that cannot be read."""
+    apart = {key: float(np.median(pair.apart())) for key, pair in matches.neighbours().items()}
+    wrong = _blamed({key: not distance <= VIEW_WRONG for key, distance in apart.items()})
+    verdicts = []
+    for view in range(matches.count):
+        others = wrong - {view}
+        own = [distance for key, distance in apart.items() if view in key and not others.intersection(key)]
+        if not own:
+            verdicts.append(View("undecided"))
+            continue
+        median = float(np.median(own))
+        sure = len(own) >= min(LEAST_PAIRS, matches.count - len(wrong) - 1) and median <= VIEW_FITS
+        verdicts.append(View("does_not_fit" if view in wrong else "fits" if sure else "undecided", median))
+    return verdicts
+
+
+def _blamed(contradict: Mapping[tuple[int, int], bool]) -> set[int]:
+    """Views that contradict most of their neighbours, of which some agree with others: the worst first, then without it anew."""
+    wrong: set[int] = set()
+    while True:
+        pairs: dict[int, dict[int, bool]] = defaultdict(dict)
+        for (i, j), bad in contradict.items():
+            if not wrong & {i, j}:
+                pairs[i][j] = pairs[j][i] = bad
+        trusted = {view for view, others in pairs.items() if not all(others.values())}
+        scores = [
+            (sum(others.values()) / len(others), len(others), -view)
+            for view, others in pairs.items()
+            if len(others) >= LEAST_PAIRS and sum(others.values()) > BLAMED * len(others)
+            if any(bad and other in trusted for other, bad in others.items())
+        ]
+        if not scores:
+            return wrong
+        wrong.add(-max(scores)[2])
+
+
+def explained(matches: Matches, views: Sequence[int]) -> Lines:
+    """Compare matches of several of the views with the poses: of those spread widely first, then of closer ones."""
+    found: list[_Pair] = []
+    for part in (1, 4, 16):
+        count = len(views) // part
+        some = sorted(views[place] for place in cameras.spread(count, FEATURE_VIEWS).tolist()) if count > 1 else []
+        pairs = [matches.between(i, j) for i, j in itertools.combinations(some, 2)]
+        found += [pair for pair in pairs if pair is not None]
+        if sum(len(pair.a) for pair in found) >= ENOUGH:
             break
     if not found:
         return Lines()
+    apart = np.concatenate([pair.apart() for pair in found])
+    random = sum(int((pair.rolled().apart() < NEAR_LINE).sum()) for pair in found)
     medians = {1.0: float(np.median(apart))}
     for scale in SCALES:
-        scaled = [_apart(one.zoomed(scale), other.zoomed(scale), a / scale, b / scale) for one, other, a, b in found]
-        medians[scale] = float(np.median(np.concatenate(scaled)))
+        medians[scale] = float(np.median(np.concatenate([pair.zoomed(scale).apart() for pair in found])))
     best = min(medians, key=lambda scale: medians[scale])
     rise = min(medians[scale] for scale in BESIDE) / max(medians[1.0], 1e-9)
     good = int((apart < NEAR_LINE).sum())
@@ -133,21 +266,28 @@ def _sound_matches(one: _Picture, other: _Picture) -> tuple[np.ndarray, np.ndarr
     nothing = np.zeros((0, 2))
     if min(len(one.places), len(other.places)) < LEAST_MATCHES:
         return nothing, nothing
-    pairs = cv2.BFMatcher(cv2.NORM_L2).knnMatch(one.descriptors, other.descriptors, k=2)
-    kept = [best for best, second in pairs if best.distance < 0.75 * second.distance]
-    if len(kept) < LEAST_MATCHES:
+    first, second = _counterparts(one.descriptors, other.descriptors)
+    if len(first) < LEAST_MATCHES:
         return nothing, nothing
-    a = one.places[[match.queryIdx for match in kept]]
-    b = other.places[[match.trainIdx for match in kept]]
-    a, b = _unique(a, b)
-    pixels = np.sqrt(one.focal * other.focal)
-    if len(a) < LEAST_MATCHES or np.median(np.linalg.norm(a - b, axis=-1)) * pixels < LEAST_SHIFT:
+    a, b = _unique(one.places[first], other.places[second])
+    pixels_a, pixels_b = a * one.focal, b * other.focal
+    if len(a) < LEAST_MATCHES or np.median(np.linalg.norm(pixels_a - pixels_b, axis=-1)) < LEAST_SHIFT:
         return nothing, nothing
     cv2.setRNGSeed(0)
-    _, sound = cv2.findFundamentalMat(a * pixels, b * pixels, cv2.FM_RANSAC, NEAR_LINE / 2, 0.999, 2000)
+    _, sound = cv2.findFundamentalMat(pixels_a, pixels_b, cv2.FM_RANSAC, NEAR_LINE / 2, 0.999, 2000)
     if sound is None or sound.sum() < 0.4 * len(a):
         return nothing, nothing
     return a[sound[:, 0] > 0], b[sound[:, 0] > 0]
+
+
+def _counterparts(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (M,) into two views' descriptors (N, 128): of those that are each other's nearest, and clearly so."""
+    a, b = one.astype(np.float32), other.astype(np.float32)
+    squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * (a @ b.T)
+    best = squared.argmin(1)
+    nearest, second = np.partition(squared, 1, axis=1)[:, :2].T
+    kept = (nearest < DISTINCT**2 * second) & (squared.argmin(0)[best] == np.arange(len(a)))
+    return np.flatnonzero(kept), best[kept]
 
 
 def _unique(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

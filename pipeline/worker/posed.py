@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,17 @@ class Importer:
             return loaded
         with timed(timings, "encode"):
             loaded, scene = self.encoded(item, path, loaded)
-        if item.extra.get(silhouettes.TO_CHECK) or self._verifies(item):
+        if isinstance(loaded, Posed) and (item.extra.get(silhouettes.TO_CHECK) or self._verifies(item)):
             with timed(timings, "verify"):
                 verdict = silhouettes.check(loaded)
-            scene.meta[silhouettes.VERDICT_KEY] = asdict(verdict)
-            scene.meta["cameras_fit"] = verdict.score
+            kept = list(range(len(loaded.images)))
+            if verdict.says != "does_not_fit" and verdict.wrong:
+                kept = [view for view in kept if view not in verdict.wrong]
+                scene = self.encode(item, loaded.part(kept))
+                scene.meta["views_wrong"] = [verdict.views[view].name for view in verdict.wrong]
+            stored = [kept[view] for view in cameras.spread(len(kept), self.cfg.scene.views)]
+            scene.meta[silhouettes.VERDICT_KEY] = verdict
+            scene.meta["cameras_fit"] = verdict.part(stored).score
         return scene
 
     def encoded(self, item: Item, path: Path, loaded: Any) -> tuple[Any, Scene]:

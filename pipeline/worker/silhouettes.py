@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from pipeline.config.views import MixCameras
 from pipeline.core import cameras, images
-from pipeline.core.records import Posed
+from pipeline.core.records import LEAST_SHARE, Posed
 from pipeline.worker import epipolar
+from pipeline.worker.epipolar import Says, View
 
 SIDE = 256  # pixels of a silhouette's side
 RAYS, FEW_RAYS = 160, 64  # per view; fewer where many cameras are tried
@@ -25,23 +25,20 @@ DEPTHS = 224  # points along each ray
 SOLID, EMPTY = 128, 8  # alpha of 255: rays go through pixels above SOLID; pixels up to EMPTY hold nothing of the object
 WHOLLY = 250  # in place of SOLID for pictures smaller than SIDE, whose enlarged edges are soft
 SEEN = 3  # pictures whose frame must hold a point of the hull; outside its frame a picture says nothing
-SILHOUETTE_VIEWS = 12  # most per scene
-ELEVATIONS = (-30.0, -20.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 45.0, 50.0, 60.0)
-FOVS = (30.0, 39.6, 49.134, 60.0)
-FOV_MARGIN = 0.002  # another field of view has to fill the silhouettes better by this share
-
-Says = Literal["fits", "does_not_fit", "undecided"]
-
+SILHOUETTE_VIEWS = 12  # most per scene whose hull is carved
+NAMED = 5  # most views that a line for the user names
 
 # Thresholds between the values of right and of wrong cameras; docs/sources.md has the measurements.
 HULL_FITS, HULL_WRONG = 0.997, 0.988
 HULL_FITS_COARSE = 0.992  # in place of HULL_FITS for pictures smaller than SIDE
+OUTLINE_FITS, OUTLINE_WRONG = 0.99, 0.97  # share of one view's silhouette that the hull of others fills
 CONTROL = 0.95  # where wrong cameras fill the silhouettes more than this, silhouettes cannot confirm the right ones
 APART_FITS, APART_WRONG = 0.8, 2.5  # median pixels of 512 between matches and their lines
 FOCAL_GAIN = 0.85  # another focal length that brings matches this much nearer to their lines is the right one
 FOCAL_PAIRS, FEW_PAIRS_GAIN = 4, 0.6  # in place of FOCAL_GAIN for scenes with matches in fewer pairs of views
 FOCAL_RISE = 1.4  # a focal length is confirmed where those off by a quarter move matches away by this factor
 MATCHES = 40  # least number that decides
+FEW_MATCHES, FEW_LINES = 25, 0.1  # least number that refuses where at most this share lies on lines
 FLOATING_FITS, FLOATING_WRONG = 0.01, 0.1  # share of points of depth that stand before surfaces
 
 TO_CHECK = "vet"  # key in Item.extra: a worker is to check the cameras of this item
@@ -56,7 +53,7 @@ class Verdict:
     matches: number. apart: their median distance. focal: factor by which longer focal lengths would fit the matches better; rise:
     factor by which other focal lengths fit worse, near 1 where matches do not tell.
     coarse: True if pictures are smaller than SIDE. floating: share of points of depth that contradict other views' depth, None
-    without depth.
+    without depth. views: one for every view that was looked at.
     """
 
     says: Says
@@ -71,6 +68,7 @@ class Verdict:
     rise: float = float("inf")
     coarse: bool = False
     floating: float | None = None
+    views: tuple[View, ...] = ()
 
     def __str__(self) -> str:
         parts = [] if self.hull is None else [f"silhouettes filled {self.hull:.1%} (control {self.control or 0:.1%})"]
@@ -84,6 +82,11 @@ class Verdict:
         elif self.apart is not None and self.rise < FOCAL_RISE:
             parts.append("other focal lengths fit as well")
         parts += [] if self.floating is None else [f"{self.floating:.1%} of the points of depth stand before surfaces"]
+        if wrong := [self.views[view].name for view in self.wrong]:
+            more = ", ..." if len(wrong) > NAMED else ""
+            parts.append(
+                f"{len(wrong)} of {len(self.views)} views contradict the others ({', '.join(wrong[:NAMED])}{more})"
+            )
         return f"{self.says}: {', '.join(parts) or 'neither silhouettes nor enough matches'}"
 
     @property
@@ -91,19 +94,83 @@ class Verdict:
         """Verdict and figures as far as there are any, JSON-able."""
         names = ("hull", "floating", "lines", "apart", "rise") if self.matches else ("hull", "floating")
         figures = {name: getattr(self, name) for name in names}
-        kept = {name: round(value, 4) for name, value in figures.items() if value is not None and np.isfinite(value)}
-        return {"says": self.says, **kept, **({"matches": self.matches} if self.matches else {})}
+        kept: dict[str, Any] = {name: found for name, value in figures.items() if (found := _number(value)) is not None}
+        kept |= {"matches": self.matches} if self.matches else {}
+        if self.views:
+            kept["views"] = {
+                "apart": [_number(view.apart, 2) for view in self.views],
+                "undecided": [index for index, view in enumerate(self.views) if view.says == "undecided"],
+            }
+        return {"says": self.says, **kept}
+
+    @property
+    def wrong(self) -> list[int]:
+        """Views whose cameras do not fit those of the others."""
+        return [index for index, view in enumerate(self.views) if view.says == "does_not_fit"]
+
+    def part(self, views: Sequence[int]) -> Verdict:
+        """Verdict with these of the views alone."""
+        return replace(self, views=tuple(self.views[view] for view in views) if self.views else ())
+
+
+def _number(value: float | None, digits: int = 4) -> float | None:
+    """Round what is a number; None for what is none or infinite."""
+    return round(value, digits) if value is not None and np.isfinite(value) else None
 
 
 def check(posed: Posed) -> Verdict:
-    """Test the cameras of one scene; undecided if it moves (views with times of their own), or a picture cannot be read."""
+    """Test the cameras of one scene, and of each of its views; `wrong` of the verdict names views without which it fits.
+
+    Undecided if the scene moves (views with times of their own), or a picture cannot be read.
+    """
     if "times" in posed.meta:
         return Verdict("undecided")
     try:
-        shapes = silhouettes(posed)
-        lines = epipolar.explained(posed)
+        matches = epipolar.Matches(posed)
+        views = epipolar.by_view(matches)
+        verdict = _judged(posed, matches, range(len(views)))
+        kept = [index for index, view in enumerate(views) if view.says != "does_not_fit"]
+        if len(kept) < len(views):
+            enough = len(kept) >= max(2, LEAST_SHARE * len(views))
+            rest = _judged(posed.part(kept), matches, kept) if enough else replace(verdict, says="does_not_fit")
+            # a scene that is wrong as a whole is not saved by the views that contradict the others least
+            verdict = verdict if verdict.says == "does_not_fit" and rest.says == "undecided" else rest
+        views = _by_outline(posed, verdict, views)
     except OSError:
         return Verdict("undecided")
+    names = posed.names or [f"view {index}" for index in range(len(views))]
+    return replace(verdict, views=tuple(replace(view, name=name) for view, name in zip(views, names, strict=True)))
+
+
+def _by_outline(posed: Posed, verdict: Verdict, views: list[View]) -> list[View]:
+    """Verdicts on views that matches leave undecided, where the scene's silhouettes fit: does its hull fill theirs too?"""
+    kept = [index for index, view in enumerate(views) if view.says != "does_not_fit"]
+    untold = [index for index in kept if views[index].says == "undecided"]
+    shapes = silhouettes(posed.part(kept)) if untold and _hull_says(verdict) == "fits" else None
+    if shapes is None:
+        return views
+    sure = [kept[place] for place in shapes.views]
+    told: dict[int, Says] = dict.fromkeys(sure, "fits")
+    others, half = [index for index in untold if index not in told], SILHOUETTE_VIEWS // 2
+    for start in range(0, len(others), half):
+        # one view's rays cannot tell that it shows too little, but those of others in a hull that it helps to carve
+        group = silhouettes(posed, [*sure[:half], *others[start : start + half]])
+        if group is None:
+            continue
+        full = group.filled()[0] >= (HULL_FITS_COARSE if verdict.coarse else HULL_FITS)
+        for index, share in zip(group.views, shapes.shares(group)[0], strict=True):
+            if index not in sure and share is not None:
+                fits = full and share >= OUTLINE_FITS
+                told[index] = "fits" if fits else "does_not_fit" if share <= OUTLINE_WRONG else "undecided"
+    return [
+        replace(view, says=told.get(index, view.says)) if index in untold else view for index, view in enumerate(views)
+    ]
+
+
+def _judged(posed: Posed, matches: epipolar.Matches, views: Sequence[int]) -> Verdict:
+    """Verdict on a scene of these views of the matches. Raises OSError for a picture that cannot be read."""
+    shapes = silhouettes(posed)
+    lines = epipolar.explained(matches, views)
     verdict = Verdict("undecided", floating=epipolar.floating(posed))
     if shapes is not None:
         hull, side = shapes.filled()
@@ -133,12 +200,22 @@ def _says(verdict: Verdict) -> Says:
             votes.add("does_not_fit")
         elif verdict.apart <= APART_FITS:
             votes.add("fits" if verdict.rise >= FOCAL_RISE else "undecided")
-    if verdict.hull is not None and verdict.control is not None:
-        if verdict.hull <= HULL_WRONG:
-            votes.add("does_not_fit")
-        elif verdict.control <= CONTROL:
-            votes.add("fits" if verdict.hull >= (HULL_FITS_COARSE if verdict.coarse else HULL_FITS) else "undecided")
+    elif verdict.lines is not None and verdict.matches >= FEW_MATCHES and verdict.lines <= FEW_LINES:
+        votes.add("does_not_fit")
+    if (outline := _hull_says(verdict)) is not None:
+        votes.add(outline)
     return votes.pop() if len(votes) == 1 else "undecided"
+
+
+def _hull_says(verdict: Verdict) -> Says | None:
+    """What silhouettes alone say; None where there are none, or wrong cameras would fill them too."""
+    if verdict.hull is None or verdict.control is None:
+        return None
+    if verdict.hull <= HULL_WRONG:
+        return "does_not_fit"
+    if verdict.control > CONTROL:
+        return None
+    return "fits" if verdict.hull >= (HULL_FITS_COARSE if verdict.coarse else HULL_FITS) else "undecided"
 
 
 def judge(verdicts: Sequence[Verdict]) -> tuple[Says, str]:
@@ -170,12 +247,15 @@ def judge(verdicts: Sequence[Verdict]) -> tuple[Says, str]:
 
 @dataclass(frozen=True)
 class Silhouettes:
-    """alphas (V, SIDE, SIDE) in [0, 255], c2w (V, 4, 4), fxfycxcy (V, 4) in pixels of the alphas. solid: see SOLID."""
+    """alphas (V, SIDE, SIDE) in [0, 255], c2w (V, 4, 4), fxfycxcy (V, 4) in pixels of the alphas. solid: see SOLID. views: V
+    places in the scene.
+    """
 
     alphas: np.ndarray
     c2w: np.ndarray
     fxfycxcy: np.ndarray
     solid: int = SOLID
+    views: tuple[int, ...] = ()
 
     def shuffled(self) -> Silhouettes:
         """Silhouettes permuted among the cameras: a control with wrong poses."""
@@ -189,25 +269,29 @@ class Silhouettes:
 
         A ray is not counted if its only points inside all silhouettes lie in the frames of fewer than SEEN pictures.
         """
-        directions = [self._rays(view, count) for view in range(len(self.alphas))]
-        middle, reach = self._region(directions)
+        shares, side = self.shares(self, count)
+        known = [share for share in shares if share is not None]
+        return float(np.mean(known)) if known else 1.0, side
+
+    def shares(self, of: Silhouettes, count: int = RAYS) -> tuple[list[float | None], float | None]:
+        """Share of each silhouette of `of` that this hull fills, None where too little can be told; and the longest side."""
+        middle, reach = self._region([self._rays(view, count) for view in range(len(self.alphas))])
         wide = self._widened()
-        shares, low, high = [], [], []
-        for view, rays in enumerate(directions):
-            eye = self.c2w[view, :3, 3]
+        shares: list[float | None] = []
+        low, high = [], []
+        for view in range(len(of.alphas)):
+            rays, eye = of._rays(view, count), of.c2w[view, :3, 3]
             distance = np.linalg.norm(middle - eye)
             along = np.linspace(max(0.02 * distance, distance - reach), distance + reach, DEPTHS)
             points = eye + rays[:, None] * along[:, None]
             seen = self._seen(points.reshape(-1, 3), wide).reshape(points.shape[:2])
             inside = seen >= SEEN
             filled, carved = inside.any(1).sum(), (~seen.any(1)).sum()
-            if filled + carved > 0.1 * len(rays):
-                shares.append(filled / (filled + carved))
+            shares.append(float(filled / (filled + carved)) if filled + carved > 0.1 * len(rays) else None)
             if inside.any():
                 low.append(points[inside].min(0))
                 high.append(points[inside].max(0))
-        side = float((np.max(high, 0) - np.min(low, 0)).max()) if low else None
-        return float(np.mean(shares)) if shares else 1.0, side
+        return shares, float((np.max(high, 0) - np.min(low, 0)).max()) if low else None
 
     def _rays(self, view: int, count: int) -> np.ndarray:
         """Unit directions (R, 3) in the world through evenly chosen solid pixels of a silhouette, R at most `count`."""
@@ -252,76 +336,15 @@ class Silhouettes:
         return inside
 
 
-@dataclass(frozen=True)
-class Suggestion:
-    """The best-fitting cameras of a turntable, and the share of the silhouettes that these and the present ones fill."""
+def silhouettes(posed: Posed, views: Sequence[int] | None = None) -> Silhouettes | None:
+    """Silhouettes of these views, or of SILHOUETTE_VIEWS spread evenly. Raises OSError.
 
-    best: MixCameras
-    filled: float
-    filled_now: float
-
-    def __str__(self) -> str:
-        fields = ("elevation_deg", "fov_x_deg", "radius", "clockwise")
-        flags = [_flag(name, getattr(self.best, name)) for name in fields]
-        return f"{' '.join(flags)} fits: {self.filled:.3f} instead of {self.filled_now:.3f}"
-
-
-def _flag(name: str, value: float | bool) -> str:
-    dashed = name.replace("_", "-")
-    return (f"--{dashed}" if value else f"--no-{dashed}") if isinstance(value, bool) else f"--{dashed} {value:g}"
-
-
-def best_turntable(scenes: Sequence[Posed], now: MixCameras) -> Suggestion | None:
-    """The turntable that fits the scenes' silhouettes best: direction, elevation, field of view and radius. None without any.
-
-    scenes: as loaded with the cameras `now`. The azimuth of view 0 only turns the world, so pictures cannot tell it. Radius
-    and field of view follow from the objects' size, which is 1 along the longest side.
+    None if pictures are opaque, distorted, or fewer than 3 show where an object ends.
     """
-    shapes = [found for posed in scenes if (found := silhouettes(posed)) is not None]
-    if not shapes:
-        return None
-
-    def filled(mix: MixCameras) -> float:
-        return float(np.mean([_turned(shape, now, mix).filled(FEW_RAYS)[0] for shape in shapes]))
-
-    scored = {now: filled(now)}
-
-    def better(mixes: list[MixCameras], margin: float = 0.0) -> MixCameras:
-        for mix in mixes:
-            if mix not in scored:
-                scored[mix] = filled(mix) - margin
-        return max(scored, key=lambda mix: scored[mix])
-
-    best = better([replace(now, elevation_deg=up, clockwise=way) for way in (False, True) for up in ELEVATIONS])
-    best = better([replace(best, elevation_deg=best.elevation_deg + change) for change in (-2.5, 2.5)])
-    # the score hardly depends on the field of view: require a clear gain
-    best = better([replace(best, fov_x_deg=fov) for fov in FOVS], FOV_MARGIN)
-    best = better([replace(best, elevation_deg=best.elevation_deg + change) for change in (-2.5, 2.5)])
-    sides = [side for shape in shapes if (side := _turned(shape, now, best).filled()[1]) is not None]
-    if sides and abs(np.median(sides) - 1) > 0.1:
-        best = replace(best, radius=float(np.round(best.radius / np.median(sides), 2)))
-    return Suggestion(best, filled(best), scored[now])
-
-
-def _turned(shapes: Silhouettes, now: MixCameras, mix: MixCameras) -> Silhouettes:
-    """Silhouettes of turntable `now` with the cameras of turntable `mix`."""
-    x, y = shapes.c2w[:, 0, 3], shapes.c2w[:, 1, 3]
-    steps = (np.arctan2(y, x) - np.radians(now.azimuth_deg)) * (-1 if now.clockwise else 1)
-    azimuth = np.radians(mix.azimuth_deg) + steps * (-1 if mix.clockwise else 1)
-    elevation = np.radians(mix.elevation_deg)
-    flat = np.cos(elevation)
-    eyes = np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.full_like(azimuth, np.sin(elevation))], -1)
-    zoom = np.tan(np.radians(now.fov_x_deg) / 2) / np.tan(np.radians(mix.fov_x_deg) / 2)
-    fxfycxcy = shapes.fxfycxcy * [zoom, zoom, 1, 1]
-    return replace(shapes, c2w=cameras.look_at(mix.radius * eyes), fxfycxcy=fxfycxcy)
-
-
-def silhouettes(posed: Posed) -> Silhouettes | None:
-    """Silhouettes of up to SILHOUETTE_VIEWS views; None if pictures are opaque, distorted, or fewer than 3. Raises OSError."""
     if not all(lens.is_pinhole for lens in posed.lenses):
         return None
     alphas, chosen, scales, solid = [], [], [], SOLID
-    for view in cameras.spread(len(posed.images), SILHOUETTE_VIEWS):
+    for view in cameras.spread(len(posed.images), SILHOUETTE_VIEWS).tolist() if views is None else views:
         picture = images.decode_straight(posed.images[view])
         if picture.shape[2] == 3:
             return None
@@ -334,4 +357,4 @@ def silhouettes(posed: Posed) -> Silhouettes | None:
     if len(alphas) < 3:
         return None
     c2w, fxfycxcy = np.asarray(posed.c2w, np.float64)[chosen], np.asarray(posed.fxfycxcy, np.float64)[chosen]
-    return Silhouettes(np.stack(alphas), c2w, fxfycxcy * np.stack(scales), solid)
+    return Silhouettes(np.stack(alphas), c2w, fxfycxcy * np.stack(scales), solid, tuple(chosen))

@@ -253,12 +253,18 @@ def test_folders_and_what_is_wrong_in_some(world: World, source: str) -> None:
     assert "ok: " in world.run("verify", "out")
 
 
-def in_a_room(folder: Path, wrong: bool) -> None:
-    """Seven photographs in a textured room; wrong: with each other's poses."""
+def in_a_room(folder: Path, wrong: bool, tilted: int | None = None) -> None:
+    """Seven photographs in a textured room; wrong: with each other's poses. tilted: a view whose pose looks 20 degrees up."""
     eyes = balls.walk(7, (216, 240), step=0.2)
     foreign.nerfstudio(folder, eyes, in_room=True)
+    facts = foreign.read_json(folder / "transforms.json")
+    if tilted is not None:
+        pose = np.array(facts["frames"][tilted]["transform_matrix"])
+        sine, cosine = np.sin(np.radians(20)), np.cos(np.radians(20))
+        pose[:3, :3] = pose[:3, :3] @ [[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]
+        facts["frames"][tilted]["transform_matrix"] = pose.tolist()
+        (folder / "transforms.json").write_text(json.dumps(facts))
     if wrong:
-        facts = foreign.read_json(folder / "transforms.json")
         poses = [frame["transform_matrix"] for frame in facts["frames"]]
         for i, frame in enumerate(facts["frames"]):
             frame["transform_matrix"] = poses[(3 * i + 1) % 7]
@@ -269,15 +275,20 @@ def in_a_room(folder: Path, wrong: bool) -> None:
 def test_scenes_whose_cameras_do_not_fit_are_left_out_by_themselves(world: World, n: int) -> None:
     """Among the first scenes, before anything is written, and later."""
     for i in range(n + n // 3):
-        in_a_room(world.folder / "in" / f"{i:02d}", wrong=i % 4 == 3)
+        in_a_room(world.folder / "in" / f"{i:02d}", wrong=i % 4 == 3, tilted=4 if i == 1 else None)
     said = run(world, "--source", "nerfstudio", "--input", "in", "--n", n + 1, "--res", 64, expect=3)
     assert f"delivered {n} + failed {n // 3} (cameras_do_not_fit {n // 3})" in said
     assert f"cameras: {n} scenes fit, 0 cannot be told by their pictures, {n // 3} do not and were left out" in said
-    assert set(shards(world)[64]) == {f"{i:02d}" for i in range(n + n // 3) if i % 4 != 3}
+    assert "1 views of scenes that were taken do not and were left out (views_wrong)" in said
+    views = Counter(shards(world)[64])
+    assert views == {f"{i:02d}": 6 if i == 1 else 7 for i in range(n + n // 3) if i % 4 != 3}
     with Ledger(world.folder / "out/ledger.sqlite", readonly=True) as ledger:
         rows = dict(ledger.db.execute("SELECT uid, facts FROM item WHERE state = 'delivered'"))
         (detail,) = ledger.db.execute("SELECT detail FROM item WHERE uid = '03'").fetchone()
-    assert json.loads(rows["00"])["cameras_fit"]["says"] == "fits"
+    fit, left = json.loads(rows["00"])["cameras_fit"], json.loads(rows["01"])
+    assert fit["says"] == left["cameras_fit"]["says"] == "fits" and len(fit["views"]["apart"]) == 7
+    assert left["views_wrong"] == ["images/frame_00004.png"] and max(left["cameras_fit"]["views"]["apart"]) < 0.8
+    assert len(left["cameras_fit"]["views"]["apart"]) == 6 and "views_wrong" not in json.loads(rows["00"])
     assert "median distance" in detail and "--no-verify-cameras" in detail
     meta = json.loads(pq.read_table(next((world.folder / "out/64").glob("train*")))["meta"][0].as_py())
     assert meta["cameras_fit"]["apart"] < 0.8 and not [name for name in meta if name.startswith("_")]

@@ -509,6 +509,32 @@ def test_uids_of_captures_that_are_given_by_themselves(folder: str, uid: str, tm
     assert posed_views.uid_of(path, path, {folder.split("/")[0]}) == folder.split("/")[0]
 
 
+def test_a_picture_with_two_poses_is_left_out_by_name(tmp_path: Path) -> None:
+    folder = foreign.nerfstudio(tmp_path / "in", balls.walk(4, (90, 120)))
+    facts = foreign.read_json(folder / "transforms.json")
+    frames = facts["frames"]
+    again = frames[1] | {"transform_matrix": frames[3]["transform_matrix"], "file_path": "./images/frame_00001.png"}
+    write_json(folder / "transforms.json", facts | {"frames": [*frames, again]})
+    scene = only(imported("nerfstudio", folder, tmp_path))
+    assert scene.meta["left_out"] == {"listed_twice": 2}
+    assert [said.partition(" ")[0] for said in scene.meta["left_out_views"]] == [
+        frames[1]["file_path"],
+        again["file_path"],
+    ]
+    assert (scene.meta["views_found"], len(scene.c2w)) == (3, 3) and importing.errors(scene, 64).max() < 0.06
+    same = again | {"transform_matrix": frames[1]["transform_matrix"]}
+    write_json(folder / "transforms.json", facts | {"frames": [*frames, same]})
+    scene = only(imported("nerfstudio", folder, tmp_path))
+    assert "left_out" not in scene.meta and scene.meta["views_found"] == 5
+    more = [frame | {"transform_matrix": frames[0]["transform_matrix"]} for frame in frames[1:]]
+    write_json(folder / "transforms.json", facts | {"frames": frames + more})
+    (end,) = imported("nerfstudio", folder, tmp_path).values()
+    assert isinstance(end, Skip) and end.reason == "listed_twice"
+    assert (
+        "(the first: images/frame_00001.png is listed more than once, with different poses; at most one" in end.detail
+    )
+
+
 @pytest.mark.parametrize(
     ("model", "pictures"),
     [

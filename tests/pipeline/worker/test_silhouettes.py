@@ -13,7 +13,8 @@ import pytest
 from pipeline.config.views import MixCameras
 from pipeline.core import cameras
 from pipeline.core.records import Posed
-from pipeline.worker import silhouettes
+from pipeline.run import turntables
+from pipeline.worker import epipolar, silhouettes
 from pipeline.worker.silhouettes import Verdict, check, judge
 from tests import balls
 from tests.balls import Eye
@@ -38,6 +39,14 @@ def turntable(size: int = 256) -> Posed:
         np.stack([c2w_of(one) for one in eyes]),
         np.array([one.k for one in eyes]),
     )
+
+
+@functools.cache
+def turntable_of(count: int) -> Posed:
+    """As many views of the balls, which show no features."""
+    eyes = balls.circle(count, 35 / 32, 256)
+    files = [balls.png(picture) for picture in balls.pictures(eyes)]
+    return Posed(files, np.stack([c2w_of(one) for one in eyes]), np.array([one.k for one in eyes]))
 
 
 @functools.cache
@@ -147,13 +156,13 @@ def test_an_object_that_leaves_the_picture_is_no_error(margin: int) -> None:
 def test_the_cameras_that_fit_are_suggested() -> None:
     right, used = turntable(), MixCameras(radius=1.5, elevation_deg=45.0, clockwise=True)
     c2w = cameras.circle(12, used.elevation_deg, used.radius, clockwise=used.clockwise)
-    suggestion = silhouettes.best_turntable([replace(right, c2w=c2w)], used)
+    suggestion = turntables.best_turntable([replace(right, c2w=c2w)], used)
     assert suggestion is not None
     assert suggestion.best.elevation_deg == 30 and not suggestion.best.clockwise
     assert suggestion.filled > 0.998 > 0.9 > suggestion.filled_now
     assert suggestion.best.radius == pytest.approx(2.0, rel=0.06)
     assert "--elevation-deg 30" in str(suggestion) and "--no-clockwise" in str(suggestion)
-    assert silhouettes.best_turntable([room()], used) is None
+    assert turntables.best_turntable([room()], used) is None
 
 
 # ---- epipolar lines
@@ -277,7 +286,100 @@ def test_cameras_that_only_turn_have_points_for_lines() -> None:
         np.array([one.k for one in turned]),
     )
     assert check(posed).says == "fits"
-    assert check(replace(posed, c2w=posed.c2w[[0, 2, 1, 3]])).says == "does_not_fit"
+    assert check(replace(posed, c2w=posed.c2w[[0, 2, 1, 3]])).wrong == [1, 2]
+    assert check(replace(posed, c2w=posed.c2w[[3, 2, 1, 0]])).says == "does_not_fit"
+
+
+# ---- single views
+
+
+def tilted(degrees: float, axis: int) -> np.ndarray:
+    """Pose of a camera that is turned about one of its axes: pitch, yaw, roll."""
+    turn = np.eye(4)
+    turn[:3, :3] = cv2.Rodrigues(np.eye(3)[axis] * np.radians(degrees))[0]
+    return turn
+
+
+def with_poses(posed: Posed, poses: dict[int, np.ndarray]) -> Posed:
+    c2w = posed.c2w.copy()
+    for view, pose in poses.items():
+        c2w[view] = pose
+    return replace(posed, c2w=c2w)
+
+
+def longer(posed: Posed, view: int, factor: float) -> Posed:
+    fxfycxcy = posed.fxfycxcy.copy()
+    fxfycxcy[view, :2] *= factor
+    return replace(posed, fxfycxcy=fxfycxcy)
+
+
+SPOILT = {
+    "pitch": ([2], lambda posed: with_poses(posed, {2: posed.c2w[2] @ tilted(10, 0)})),
+    "yaw": ([0], lambda posed: with_poses(posed, {0: posed.c2w[0] @ tilted(-10, 1)})),
+    "roll": ([6], lambda posed: with_poses(posed, {6: posed.c2w[6] @ tilted(10, 2)})),
+    "twice the focal length": ([3], lambda posed: longer(posed, 3, 2)),
+    "half the focal length": ([5], lambda posed: longer(posed, 5, 0.5)),
+    "another view's pose": ([1], lambda posed: with_poses(posed, {1: posed.c2w[5]})),
+    "two views swapped": ([1, 4], lambda posed: with_poses(posed, {1: posed.c2w[4], 4: posed.c2w[1]})),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_single_wrong_view_is_told_and_the_others_fit(how: str) -> None:
+    wrong, spoil = SPOILT[how]
+    names = [f"{view}.png" for view in range(7)]
+    verdict = check(replace(spoil(room()), names=names))
+    assert verdict.wrong == wrong and verdict.says == "fits"
+    assert {view.says for index, view in enumerate(verdict.views) if index not in wrong} == {"fits"}
+    assert f"{len(wrong)} of 7 views contradict the others ({', '.join(names[view] for view in wrong)})" in str(verdict)
+    left = verdict.part([view for view in range(7) if view not in wrong]).score["views"]
+    assert max(left["apart"]) < 0.5 and len(left["apart"]) == 7 - len(wrong) and left["undecided"] == []
+
+
+def test_too_many_wrong_views_are_a_wrong_scene() -> None:
+    posed = room()
+    spoilt = with_poses(posed, {view: posed.c2w[view] @ tilted(10 + 5 * view, view % 3) for view in (0, 2, 4, 5)})
+    assert check(spoilt).says == "does_not_fit"
+    assert check(with_poses(posed, {2: posed.c2w[2] @ tilted(20, 0)}).part([2, 5])).says == "does_not_fit"
+
+
+def test_of_a_view_without_matches_nothing_is_said() -> None:
+    posed = room()
+    blank = balls.photo(np.full((216, 240, 4), 0.5))
+    verdict = check(replace(posed, images=[*posed.images[:3], blank, *posed.images[4:]]))
+    assert verdict.says == "fits" and not verdict.wrong
+    assert verdict.views[3].says == "undecided" and verdict.views[3].apart is None
+    assert verdict.score["views"]["undecided"] == [3] and verdict.score["views"]["apart"][3] is None
+
+
+def test_a_view_is_blamed_only_where_others_agree() -> None:
+    blamed = epipolar._blamed
+    around = {(0, 1): False, (1, 2): False, (0, 2): False}
+    assert blamed(around | {(0, 3): True, (1, 3): True}) == {3}
+    assert blamed(around | {(0, 3): True, (1, 3): True, (2, 3): False}) == set()  # two thirds are not enough
+    assert blamed(around | {(0, 3): True}) == set()  # nor one pair
+    assert blamed(dict.fromkeys([*around, (0, 3), (1, 3), (2, 3)], True)) == set()  # nobody agrees with anybody
+    many = {(i, j): bool({i, j} & {3, 7}) for i in range(9) for j in range(i + 1, 9)}
+    assert blamed(many) == {3, 7} and blamed(many | {(3, 7): False}) == {3, 7}
+
+
+def test_few_matches_refuse_where_none_lie_on_their_lines_and_never_confirm() -> None:
+    seen = Verdict("undecided", lines=0.0, chance=0.0, matches=28, apart=40.0)
+    assert silhouettes._says(seen) == "does_not_fit"
+    for kept in (replace(seen, matches=24), replace(seen, lines=0.2), replace(seen, lines=1.0, apart=0.2, rise=3)):
+        assert silhouettes._says(kept) == "undecided"
+
+
+@pytest.mark.parametrize("how", ["pitch", "twice the focal length"])
+def test_silhouettes_judge_views_that_matches_do_not(how: str) -> None:
+    """Of 15 views the hull is carved from 12; the others are held against it."""
+    right = turntable_of(15)
+    assert set(cameras.spread(15, silhouettes.SILHOUETTE_VIEWS).tolist()).isdisjoint({4, 9, 14})
+    assert {view.says for view in checked(turntable_of, 15).views} == {"fits"}
+    spoilt = with_poses(right, {9: right.c2w[9] @ tilted(10, 0)}) if how == "pitch" else longer(right, 9, 2)
+    verdict = check(spoilt)
+    assert verdict.says == "fits" and verdict.wrong == [9]
+    assert {view.says for index, view in enumerate(verdict.views) if index not in (4, 9, 14)} == {"fits"}
 
 
 # ---- together
@@ -288,7 +390,7 @@ def test_what_cannot_be_read_is_undecided() -> None:
     assert check(replace(right, images=[b"no picture"] * 12)).says == "undecided"
     white = balls.photo(np.zeros((64, 64, 4)))
     verdict = check(Posed([white] * 4, right.c2w[:4], right.fxfycxcy[:4]))
-    assert verdict == Verdict("undecided") and "neither" in str(verdict)
+    assert {view.says for view in verdict.views} == {verdict.says} == {"undecided"} and "neither" in str(verdict)
     assert check(Posed([right.images[0]], right.c2w[:1], right.fxfycxcy[:1])).says == "undecided"
 
 
