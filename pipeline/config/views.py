@@ -91,8 +91,8 @@ class ImportConfig(Granting, Fetching, Running):
     """Take pictures of captures that links lead to, also out of their folder. Archives never hold links."""
     scene: Annotated[PosedConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=PosedConfig)
     verify_cameras: bool = True
-    """Check that poses and pictures of each scene fit (silhouettes, epipolar lines): scenes that do not are left out, as
-    cameras_do_not_fit, and a run whose first scenes do not ends."""
+    """Check that poses and pictures of each scene fit (silhouettes, epipolar lines): views that do not are left out, as
+    views_wrong, scenes that do not as cameras_do_not_fit, and a run whose first scenes do not ends."""
     verify_percent: float = 100.0
     """Share of the scenes to check, chosen by a hash of the uid. The first ones always are."""
     uids: Path | None = None

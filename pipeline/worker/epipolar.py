@@ -40,8 +40,7 @@ CLEARLY, DISTINCT = (
     0.75,
 )  # of the distance to the next best counterpart: nearer ones count, in a search and as matches
 VIEW_FITS, VIEW_WRONG = 1.5, 2.5  # median pixels between the matches of a view, or of a pair of views, and their lines
-BLAMED = 2 / 3  # of a view's pairs: where more contradict, it is the view that is wrong
-LEAST_PAIRS = 2  # of a view, to say anything of it; 1 in scenes of two views
+LEAST_PAIRS = 2  # of a view, to say that it fits; 1 in scenes of two views
 DEPTH_VIEWS, POINTS = 8, 1500  # views whose depth is compared, and most points of each
 DEPTH_OFF = 0.01  # of a point's depth: nearer ones count as equal
 TELLING = 0.1  # share of points that wrong cameras must put before surfaces, or right ones are not confirmed
@@ -228,7 +227,7 @@ def _blamed(contradict: Mapping[tuple[int, int], bool]) -> set[int]:
         scores = [
             (sum(others.values()) / len(others), len(others), -view)
             for view, others in pairs.items()
-            if len(others) >= LEAST_PAIRS and sum(others.values()) > BLAMED * len(others)
+            if 2 * sum(others.values()) > len(others)
             if any(bad and other in trusted for other, bad in others.items())
         ]
         if not scores:

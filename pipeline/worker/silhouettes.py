@@ -129,22 +129,28 @@ def check(posed: Posed) -> Verdict:
         matches = epipolar.Matches(posed)
         views = epipolar.by_view(matches)
         verdict = _judged(posed, matches, range(len(views)))
-        kept = [index for index, view in enumerate(views) if view.says != "does_not_fit"]
-        if len(kept) < len(views):
-            enough = len(kept) >= max(2, LEAST_SHARE * len(views))
-            rest = _judged(posed.part(kept), matches, kept) if enough else replace(verdict, says="does_not_fit")
+        kept = _kept(views)
+        if 1 < len(kept) < len(views):
+            rest = _judged(posed.part(kept), matches, kept)
             # a scene that is wrong as a whole is not saved by the views that contradict the others least
             verdict = verdict if verdict.says == "does_not_fit" and rest.says == "undecided" else rest
         views = _by_outline(posed, verdict, views)
     except OSError:
         return Verdict("undecided")
+    if len(_kept(views)) < LEAST_SHARE * len(views):
+        verdict = replace(verdict, says="does_not_fit")
     names = posed.names or [f"view {index}" for index in range(len(views))]
     return replace(verdict, views=tuple(replace(view, name=name) for view, name in zip(views, names, strict=True)))
 
 
+def _kept(views: Sequence[View]) -> list[int]:
+    """Places of the views that are not known to be wrong."""
+    return [index for index, view in enumerate(views) if view.says != "does_not_fit"]
+
+
 def _by_outline(posed: Posed, verdict: Verdict, views: list[View]) -> list[View]:
     """Verdicts on views that matches leave undecided, where the scene's silhouettes fit: does its hull fill theirs too?"""
-    kept = [index for index, view in enumerate(views) if view.says != "does_not_fit"]
+    kept = _kept(views)
     untold = [index for index in kept if views[index].says == "undecided"]
     shapes = silhouettes(posed.part(kept)) if untold and _hull_says(verdict) == "fits" else None
     if shapes is None:

@@ -356,8 +356,9 @@ def test_a_view_is_blamed_only_where_others_agree() -> None:
     blamed = epipolar._blamed
     around = {(0, 1): False, (1, 2): False, (0, 2): False}
     assert blamed(around | {(0, 3): True, (1, 3): True}) == {3}
-    assert blamed(around | {(0, 3): True, (1, 3): True, (2, 3): False}) == set()  # two thirds are not enough
-    assert blamed(around | {(0, 3): True}) == set()  # nor one pair
+    assert blamed(around | {(0, 3): True}) == {3}
+    assert blamed(around | {(0, 3): True, (1, 3): False}) == set()  # half are not enough
+    assert blamed({(0, 1): True}) == blamed({(0, 1): True, (1, 2): True, (0, 2): True}) == set()
     assert blamed(dict.fromkeys([*around, (0, 3), (1, 3), (2, 3)], True)) == set()  # nobody agrees with anybody
     many = {(i, j): bool({i, j} & {3, 7}) for i in range(9) for j in range(i + 1, 9)}
     assert blamed(many) == {3, 7} and blamed(many | {(3, 7): False}) == {3, 7}
