@@ -39,7 +39,7 @@ CLEARLY, DISTINCT = (
     0.8,
     0.75,
 )  # of the distance to the next best counterpart: nearer ones count, in a search and as matches
-VIEW_FITS, VIEW_WRONG = 1.5, 2.5  # median pixels between the matches of a view, or of a pair of views, and their lines
+VIEW_FITS, VIEW_WRONG = 1.0, 2.5  # median pixels between the matches of a view, or of a pair of views, and their lines
 LEAST_PAIRS = 2  # of a view, to say that it fits; 1 in scenes of two views
 DEPTH_VIEWS, POINTS = 8, 1500  # views whose depth is compared, and most points of each
 DEPTH_OFF = 0.01  # of a point's depth: nearer ones count as equal

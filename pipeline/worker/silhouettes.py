@@ -31,14 +31,14 @@ NAMED = 5  # most views that a line for the user names
 # Thresholds between the values of right and of wrong cameras; docs/sources.md has the measurements.
 HULL_FITS, HULL_WRONG = 0.997, 0.988
 HULL_FITS_COARSE = 0.992  # in place of HULL_FITS for pictures smaller than SIDE
-OUTLINE_FITS, OUTLINE_WRONG = 0.99, 0.97  # share of one view's silhouette that the hull of others fills
+OUTLINE_FITS, OUTLINE_WRONG = 0.97, 0.96  # share of one view's silhouette that the hull of others fills
 CONTROL = 0.95  # where wrong cameras fill the silhouettes more than this, silhouettes cannot confirm the right ones
 APART_FITS, APART_WRONG = 0.8, 2.5  # median pixels of 512 between matches and their lines
 FOCAL_GAIN = 0.85  # another focal length that brings matches this much nearer to their lines is the right one
 FOCAL_PAIRS, FEW_PAIRS_GAIN = 4, 0.6  # in place of FOCAL_GAIN for scenes with matches in fewer pairs of views
 FOCAL_RISE = 1.4  # a focal length is confirmed where those off by a quarter move matches away by this factor
 MATCHES = 40  # least number that decides
-FEW_MATCHES, FEW_LINES = 25, 0.1  # least number that refuses where at most this share lies on lines
+FEW_MATCHES, FEW_LINES = 25, 0.05  # least number that refuses where at most this share lies on lines
 FLOATING_FITS, FLOATING_WRONG = 0.01, 0.1  # share of points of depth that stand before surfaces
 
 TO_CHECK = "vet"  # key in Item.extra: a worker is to check the cameras of this item

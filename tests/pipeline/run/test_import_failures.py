@@ -240,7 +240,7 @@ def studio(folder: Path, frame: dict[str, Any] | None = None, **shared: Any) -> 
 NERFSTUDIO: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "good": ({}, {}, ""),
     "a suffix missing": ({"file_path": "images/frame_00001"}, {}, ""),
-    "a frame twice": ({"file_path": "images/frame_00000.png"}, {}, ""),
+    "a frame twice": ({"file_path": "images/frame_00000.png"}, {}, "listed_twice"),
     "3x4 poses": ({"transform_matrix": foreign.opengl_c2w(balls.walk(3, (90, 120))[1])[:3]}, {}, ""),
     "no camera_model": ({}, {"camera_model": ...}, ""),
     "camera_model in small letters": ({}, {"camera_model": "pinhole"}, ""),

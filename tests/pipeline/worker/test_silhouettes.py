@@ -367,7 +367,7 @@ def test_a_view_is_blamed_only_where_others_agree() -> None:
 def test_few_matches_refuse_where_none_lie_on_their_lines_and_never_confirm() -> None:
     seen = Verdict("undecided", lines=0.0, chance=0.0, matches=28, apart=40.0)
     assert silhouettes._says(seen) == "does_not_fit"
-    for kept in (replace(seen, matches=24), replace(seen, lines=0.2), replace(seen, lines=1.0, apart=0.2, rise=3)):
+    for kept in (replace(seen, matches=24), replace(seen, lines=0.1), replace(seen, lines=1.0, apart=0.2, rise=3)):
         assert silhouettes._says(kept) == "undecided"
 
 
