@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
+import itertools
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from typing import Any
 import botocore.session
 import botocore.validate
 import kubernetes_validate
+import psutil
 import pytest
 import yaml
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
@@ -477,10 +479,10 @@ def wait_until(ready: Callable[[], bool], seconds: float) -> None:
 def writing_to(folder: Path) -> list[int]:
     """Processes whose output goes to files of a folder, as that of all of a Ray's does."""
     found = []
-    for output in Path("/proc").glob("[0-9]*/fd/[12]"):
+    for number, output in itertools.product(psutil.pids(), (1, 2)):
         with contextlib.suppress(OSError):  # it has ended, or is not ours
-            if output.readlink().is_relative_to(folder):
-                found.append(int(output.parts[2]))
+            if Path(f"/proc/{number}/fd/{output}").readlink().is_relative_to(folder):
+                found.append(number)
     return found
 
 

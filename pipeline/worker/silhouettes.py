@@ -8,6 +8,7 @@ stand before what another's shows. None of the tests depends on the choice of th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,7 @@ DEPTHS = 224  # points along each ray
 SOLID, EMPTY = 128, 8  # alpha of 255: rays go through pixels above SOLID; pixels up to EMPTY hold nothing of the object
 WHOLLY = 250  # in place of SOLID for pictures smaller than SIDE, whose enlarged edges are soft
 SEEN = 3  # pictures whose frame must hold a point of the hull; outside its frame a picture says nothing
+GOLDEN = (5**0.5 - 1) / 2  # multiples of which lie far apart, modulo 1
 SILHOUETTE_VIEWS = 12  # most per scene whose hull is carved
 NAMED = 5  # most views that a line for the user names
 
@@ -128,7 +130,7 @@ def check(posed: Posed) -> Verdict:
     try:
         matches = epipolar.Matches(posed)
         views = epipolar.by_view(matches)
-        verdict = _judged(posed, matches, range(len(views)))
+        whole = verdict = _judged(posed, matches, range(len(views)))
         kept = _kept(views)
         if 1 < len(kept) < len(views):
             rest = _judged(posed.part(kept), matches, kept)
@@ -138,7 +140,7 @@ def check(posed: Posed) -> Verdict:
     except OSError:
         return Verdict("undecided")
     if len(_kept(views)) < LEAST_SHARE * len(views):
-        verdict = replace(verdict, says="does_not_fit")
+        verdict = replace(whole, says="does_not_fit")
     names = posed.names or [f"view {index}" for index in range(len(views))]
     return replace(verdict, views=tuple(replace(view, name=name) for view, name in zip(views, names, strict=True)))
 
@@ -164,8 +166,9 @@ def _by_outline(posed: Posed, verdict: Verdict, views: list[View]) -> list[View]
         if group is None:
             continue
         full = group.filled()[0] >= (HULL_FITS_COARSE if verdict.coarse else HULL_FITS)
-        for index, share in zip(group.views, shapes.shares(group)[0], strict=True):
-            if index not in sure and share is not None:
+        those = group.part([place for place, index in enumerate(group.views) if index not in sure])
+        for index, share in zip(those.views, shapes.shares(those)[0], strict=True):
+            if share is not None:
                 fits = full and share >= OUTLINE_FITS
                 told[index] = "fits" if fits else "does_not_fit" if share <= OUTLINE_WRONG else "undecided"
     return [
@@ -263,6 +266,12 @@ class Silhouettes:
     solid: int = SOLID
     views: tuple[int, ...] = ()
 
+    def part(self, places: Sequence[int]) -> Silhouettes:
+        """Those at these of the V places alone."""
+        some = list(places)
+        views = tuple(self.views[place] for place in some)
+        return replace(self, alphas=self.alphas[some], c2w=self.c2w[some], fxfycxcy=self.fxfycxcy[some], views=views)
+
     def shuffled(self) -> Silhouettes:
         """Silhouettes permuted among the cameras: a control with wrong poses."""
         order = np.random.default_rng(0).permutation(
@@ -329,17 +338,26 @@ class Silhouettes:
 
     def _seen(self, points: np.ndarray, wide: np.ndarray) -> np.ndarray:
         """For each point (N, 3) the number of pictures whose frame holds the point; 0 if any silhouette excludes it."""
-        left, seen = np.arange(len(points)), np.zeros(len(points), int)
-        for mask, c2w, fxfycxcy in zip(wide, self.c2w, self.fxfycxcy, strict=True):  # tests the points left so far
-            with np.errstate(all="ignore"):
-                pixels, depth = cameras.project(points[left], c2w, fxfycxcy)
-                place = np.nan_to_num(np.clip(np.floor(pixels) + 1, 0, SIDE + 1)).astype(int)
-            kept = (depth > 0) & mask[place[:, 1], place[:, 0]]
-            left, place = left[kept], place[kept]
+        left, rest, seen = np.arange(len(points)), points, np.zeros(len(points), int)
+        matrices = cameras.projection(self.c2w, self.fxfycxcy)
+        for view in self._apart:  # tests the points left so far
+            across = rest @ matrices[view, :, :3].T + matrices[view, :, 3]
+            ahead = across[:, 2] > 0
+            with np.errstate(over="ignore"):
+                place = np.clip(across[ahead, :2] / across[ahead, 2:] + 1, 0, SIDE + 1).astype(int)
+            inside = wide[view][place[:, 1], place[:, 0]]
+            kept, place = np.flatnonzero(ahead)[inside], place[inside]
+            left, rest = left[kept], rest[kept]
             seen[left] += ((place > 0) & (place <= SIDE)).all(-1)
-        inside = np.zeros_like(seen)
-        inside[left] = seen[left]
-        return inside
+        found = np.zeros_like(seen)
+        found[left] = seen[left]
+        return found
+
+    @functools.cached_property
+    def _apart(self) -> list[int]:
+        """Views in an order in which each looks from elsewhere than those before it: they carve most at once."""
+        count = len(self.alphas)
+        return sorted(range(count), key=lambda view: view * GOLDEN % 1)
 
 
 def silhouettes(posed: Posed, views: Sequence[int] | None = None) -> Silhouettes | None:
