@@ -34,11 +34,11 @@ def example(verb: str) -> str:
 SMALL_MODEL = "--model.dim 64 --model.layers 4 --model.encoder-layers 2"
 LESS = {  # than the examples ask for: a later flag counts
     "render": "--n 3 --samples 4",
-    "import": "--n 1 --executor inline",  # `render` and `cycle` start a Ray
+    "import": "--n 1 --executor inline",  # `render` starts a Ray
     "clip": "--n 2 --executor inline",
     "train": "--steps 2 --batch 2",
     "plan": f"--n 10 --pilot 4 --samples 4 --executor inline {SMALL_MODEL}",
-    "cycle": f"--n 8 --samples 4 {SMALL_MODEL}",
+    "cycle": f"--n 8 --samples 4 --executor inline {SMALL_MODEL}",
     "latent": "--frames 3 --views 2 --res 32",
     "manifest": "--n 5",
 }

@@ -30,6 +30,7 @@ from pipeline.cluster.executors import connected  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from pipeline.storage.train_run import commits  # noqa: E402
 from tests.lvsm_train.training.test_train import config, losses, weights  # noqa: E402
+from tests.warm import without_dashboard  # noqa: E402
 
 PYTHON = [sys.executable, "-c"]
 TINY = ModelConfig(
@@ -83,8 +84,10 @@ def test_accumulation_is_a_larger_batch(data: Path, alone: Path, tmp_path: Path)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """A Ray that tests share: to start one takes longer than they do."""
-    with connected(None, 3):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        without_dashboard(patch.setattr)
+        with connected(None, 3):
+            yield
 
 
 RAY = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within Ray Data, which Ray Train imports

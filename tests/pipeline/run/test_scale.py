@@ -26,7 +26,7 @@ from pipeline.storage.uids import Uids
 from pipeline.storage.uploads import InFolder
 
 ROOT = Path(__file__).parents[3]
-MANY = 3000
+MANY = 1500
 
 
 def test_a_driver_is_killed_and_each_uid_is_there_once(tmp_path: Path) -> None:

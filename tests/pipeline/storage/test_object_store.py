@@ -21,7 +21,7 @@ from tests.buckets import BUCKET, Buckets
 from tests.conftest import lvsm_data
 from tests.pipeline.run.test_run import count_in_ledger, start, wait_for
 
-MANY = 24
+MANY = 18
 TINY = ("--res", 16, 24, "--views", 2, "--samples", 1, "--shard-mb", 0.005, "--val-percent", 30)
 
 
