@@ -32,11 +32,11 @@ demo: setup  ## Render 24 objects (under two minutes on 2 cores) and make a page
 
 # a thousand processes of the tests import the same modules: compiled once, also where the environment says not to keep that
 test: export PYTHONDONTWRITEBYTECODE :=
-# one more than there are cores: tests wait for what they start, too
-test: WORKERS := $(shell expr $$(nproc 2>/dev/null || sysctl -n hw.ncpu) + 1)
+# One process more than there are cores, since tests wait for what they start.
 test: setup-test lint types  ## Lint, types and tests: what CI runs
 	@$(BIN)/python --version
-	@$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+	@processes=$$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))'); \
+	$(BIN)/python -m pytest -n $$processes --dist loadscope --no-loadscope-reorder
 
 lint: setup-test  ## Check style and formatting
 	@$(BIN)/ruff check .
