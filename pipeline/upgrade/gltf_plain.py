@@ -56,7 +56,9 @@ def _extensions(document: Document) -> bool:
         left -= set(PICTURES)
     unreadable = sorted(name for name in left if not name.startswith(TRIMMINGS))
     if unreadable:
-        advice = "install opengl-basisu (pip install -e '.[ktx2]'), or " if BASIS in unreadable and not READS_BASIS else ""
+        advice = (
+            "install opengl-basisu (pip install -e '.[ktx2]'), or " if BASIS in unreadable and not READS_BASIS else ""
+        )
         raise Skip("unsupported_extension", f"{', '.join(unreadable)[:200]}; {advice}export it without")
     taken = [name for name in required if name in TAKEN]
     used = document.json.get("extensionsUsed", [])
