@@ -145,5 +145,6 @@ def _next_step(status: dict[str, Any]) -> list[str]:
     if status["state"] in ("stopped", "interrupted"):
         return ["the same command goes on where it stopped"]
     if status["state"] == "exhausted":
-        return ["the source has no more objects; the same command takes what it has got since"]
+        again = "; with --retry-failed also those that failed" if status["failed"] and not status["cycle"] else ""
+        return [f"the source has no more objects; the same command takes what it has got since{again}"]
     return [f"hint: {hint}" for hint in status["why"].splitlines()[1:]]

@@ -234,6 +234,7 @@ def test_failures_are_replaced_counted_and_explained(assets: Path, tmp_path: Pat
     assert stored(tmp_path / "run") == ["off_origin.glb", "red.ply", "tiny.glb"]
     status = lvsm_data("status", tmp_path / "run").stdout
     assert "cut.glb: truncated" in status
+    assert "takes what it has got since; with --retry-failed also those that failed" in status
     retried = lvsm_data("render", "--n", 4, *options, "--retry-failed")
     assert retried.returncode == 3
     assert "trying 5 failed objects again" in retried.stderr
