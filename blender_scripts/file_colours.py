@@ -80,6 +80,11 @@ def _data(path, start):
         return file.read()
 
 
+def _rows(data, order):
+    """Words of each line of a PLY in text that has any; None for one in bytes, which have an order."""
+    return None if order else [line.split() for line in data.splitlines() if line.strip()]
+
+
 def _is_read(properties):
     kinds = {name: kind for name, kind, _ in properties}
     return _names(properties) == NAMES[0] and kinds["red"] in READ
@@ -87,7 +92,7 @@ def _is_read(properties):
 
 def _of_element(data, order, elements, wanted, choices=NAMES):
     """Colours (N, 3), in the file's numbers, of one element; of other `choices` of names as many columns as these have."""
-    rows, place = None if order else [line.split() for line in data.splitlines() if line.strip()], 0
+    rows, place = _rows(data, order), 0
     for name, count, properties in elements:
         names = _names(properties, choices) if name == wanted else None
         if rows is not None:
@@ -199,8 +204,8 @@ def _row_by_row(data, place, order, count, properties, names):
 
 
 def _of_faces(data, order, elements):
-    """What `places_of_ply` says of corners."""
-    rows, place = None if order else [line.split() for line in data.splitlines() if line.strip()], 0
+    """Read what `places_of_ply` says of corners."""
+    rows, place = _rows(data, order), 0
     for name, count, properties in elements:
         if name == "face":
             break

@@ -162,7 +162,7 @@ class Gradients:
         target_k: Tensor,
         layers: Tensor | None = None,
     ) -> tuple[Tensor, Terms]:
-        """What is to be minimised, and what a step reports: "loss", of the pictures alone, and all terms.
+        """Value to be minimised, and what a step reports: "loss", of the pictures alone, and all terms.
 
         late: include the terms that start at loss.perceptual_from. layers: targets of --aux, whose terms are aux_NAME.
         """

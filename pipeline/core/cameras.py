@@ -222,7 +222,7 @@ def quaternion_of(rotation: np.ndarray) -> np.ndarray:
 
 
 def flaw(c2w: np.ndarray, tolerance: float = 1e-3) -> str:
-    """What keeps a c2w (4, 4) from being rigid; "" for one that is. tolerance: how far R^T R may be off the identity."""
+    """Say what keeps a c2w (4, 4) from being rigid; "" for one that is. tolerance: how far R^T R may be off the identity."""
     rotation = c2w[:3, :3]
     if not np.isfinite(c2w).all():
         return "a pose that is no matrix of finite numbers"

@@ -24,9 +24,8 @@ LEDGER_FACTS = (
     *("textured", "has_vertex_colors", "animated", "missing_textures", "missing_materials", "mended", "read_by"),
 )
 HEARTBEAT = "heartbeat"  # a file in a worker's scratch folder: the number of views rendered so far, and the uid
-LEAST_SHARE = (
-    0.5  # of a scene's views that must be left after those without a picture or with a wrong camera are left out
-)
+# Of a scene's views, those that must be left after the ones without a picture or with a wrong camera are left out.
+LEAST_SHARE = 0.5
 HELD_OUT = ("val", "test")  # roles of views that never train
 
 
@@ -55,11 +54,10 @@ class Posed:
     images: V encoded files (PNG, JPEG, WebP, TIFF, AVIF), with or without alpha (straight). c2w: (V, 4, 4) as in Scene.
     fxfycxcy: (V, 4) pixels of the images as they are encoded; pixel centres at +0.5. lenses: V of them, or () for pinholes.
     roles: V of them ("train", "val", "test"), or () where the set has no split of its views.
-    names: V of the pictures, as the set says them, or (). meta: facts (JSON-able).
+    names: V of the pictures, as the set says them, for messages and meta, or (). meta: facts (JSON-able).
     layer: (name, index of an image) -> what the set says of its pixels beside colour, as large as the image: "depth" (H, W) along
     the camera's axis in units of the world, infinite where nothing is; "normals" (H, W, 3) of length 1 in axes of the world, 0
     where nothing is; "albedo" (H, W, 3) sRGB bytes. Raises Skip: layer_missing, broken_image. None where the set says nothing.
-    names: V of them, of the pictures' files, for messages; or ().
     """
 
     images: list[bytes]
@@ -76,7 +74,7 @@ class Posed:
         return self.names[view] if self.names else f"view {view}"
 
     def part(self, views: Sequence[int]) -> Posed:
-        """These of the views alone."""
+        """Take these of the views alone."""
         some, whole = list(views), self.layer
         layer = None if whole is None else lambda name, index: whole(name, some[index])
         lenses = [self.lenses[view] for view in some] if self.lenses else ()

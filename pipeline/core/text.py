@@ -61,7 +61,7 @@ def reasons_text(reasons: dict[str, int]) -> str:
 
 
 def no_picture(data: bytes) -> str:
-    """What a file is that cannot be read as a picture, by its first bytes, and what helps."""
+    """Say what a file is that cannot be read as a picture, by its first bytes, and what helps."""
     if not data:
         return "an empty file; copy it again"
     if data.startswith(b"version https://git-lfs"):

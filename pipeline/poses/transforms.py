@@ -108,7 +108,7 @@ def _common_scale(poses: np.ndarray) -> float:
 
 
 def _unique(frames: list[dict[str, Any]], file: str) -> list[dict[str, Any]]:
-    """Of frames with the same picture and pose, keep one. Raises Skip("bad_cameras") for a frame without file_path."""
+    """Keep one of the frames with the same picture and pose. Raises Skip("bad_cameras") for a frame without file_path."""
     for place, frame in enumerate(frames):
         if not isinstance(named := frame.get("file_path"), str) or not named:
             said = f"frame {place} of {file} has file_path {str(named)[:40]!r}"

@@ -46,13 +46,8 @@ LOOKS = (  # other posed sources, and patterns of files or folders that one fold
     ("arb-objaverse", (r"camera\.json", r"color_\w+_\d+\.png")),
 )
 UNPACK = "--input FOLDER; an archive of captures has to be unpacked first"
-OF_ONE_VIEW = (
-    "image_missing",
-    "broken_image",
-    "bad_cameras",
-    "no_cameras",
-    "listed_twice",
-)  # reasons that leave a view out
+# reasons that leave a view out
+OF_ONE_VIEW = ("image_missing", "broken_image", "bad_cameras", "no_cameras", "listed_twice")
 NAMED, NAMED_LENGTH = 8, 200  # views left out that `meta` names, and characters about each
 DOES_WITHOUT = LEAVES_OUT = True
 SAME_POSE = 1e-6  # of the largest number of two poses: closer ones are one

@@ -31,10 +31,8 @@ BESIDE = (0.8, 1.25)  # of SCALES: focal lengths that must fit worse, or the sta
 SAME_PLACE = 1e-6  # of the cameras' distances from the origin: closer ones stand at one place
 ENOUGH = 400  # matches after which no further set of views is tried
 PARTNERS, TRIES = 4, 10  # other views with which each view is compared, and most that are tried for them
-STRONGEST, ALIKE_AMONG = (
-    64,
-    256,
-)  # features of a view by which it is found alike, and views in a row that are looked through
+STRONGEST = 64  # features of a view by which it is found alike
+ALIKE_AMONG = 256  # views in a row that are looked through for alike ones
 CLEARLY, DISTINCT = (
     0.8,
     0.75,

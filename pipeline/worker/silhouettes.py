@@ -217,7 +217,7 @@ def _says(verdict: Verdict) -> Says:
 
 
 def _hull_says(verdict: Verdict) -> Says | None:
-    """What silhouettes alone say; None where there are none, or wrong cameras would fill them too."""
+    """Verdict by silhouettes alone; None where there are none, or wrong cameras would fill them too."""
     if verdict.hull is None or verdict.control is None:
         return None
     if verdict.hull <= HULL_WRONG:
@@ -267,7 +267,7 @@ class Silhouettes:
     views: tuple[int, ...] = ()
 
     def part(self, places: Sequence[int]) -> Silhouettes:
-        """Those at these of the V places alone."""
+        """Take those at these of the V places alone."""
         some = list(places)
         views = tuple(self.views[place] for place in some)
         return replace(self, alphas=self.alphas[some], c2w=self.c2w[some], fxfycxcy=self.fxfycxcy[some], views=views)
