@@ -33,10 +33,8 @@ ENOUGH = 400  # matches after which no further set of views is tried
 PARTNERS, TRIES = 4, 10  # other views with which each view is compared, and most that are tried for them
 STRONGEST = 64  # features of a view by which it is found alike
 ALIKE_AMONG = 256  # views in a row that are looked through for alike ones
-CLEARLY, DISTINCT = (
-    0.8,
-    0.75,
-)  # of the distance to the next best counterpart: nearer ones count, in a search and as matches
+# of the distance to the next best counterpart: nearer ones count, in a search and as matches
+CLEARLY, DISTINCT = 0.8, 0.75
 VIEW_FITS, VIEW_WRONG = 1.0, 2.5  # median pixels between the matches of a view, or of a pair of views, and their lines
 LEAST_PAIRS = 2  # of a view, to say that it fits; 1 in scenes of two views
 DEPTH_VIEWS, POINTS = 8, 1500  # views whose depth is compared, and most points of each

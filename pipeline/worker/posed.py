@@ -62,7 +62,7 @@ class Importer:
         return scene
 
     def encoded(self, item: Item, path: Path, loaded: Any) -> tuple[Any, Scene]:
-        """Encode what was loaded, and return both. A picture that does not decode is left out, if the source can do without it."""
+        """Encode what was loaded, and return both. A picture that does not decode is left out where the source can do without."""
         try:
             return loaded, self.encode(item, loaded)
         except Skip as failure:
