@@ -329,29 +329,31 @@ class Silhouettes:
         return middle, 1.75 * float(np.median(reach))
 
     def _widened(self) -> np.ndarray:
-        """Masks (V, SIDE + 2, SIDE + 2) of where the object may be; the extra border is set if the object reaches the edge."""
-        wide = np.pad(self.alphas > EMPTY, ((0, 0), (1, 1), (1, 1)))
-        border = np.zeros_like(wide[0])
-        border[[0, -1]] = border[:, [0, -1]] = True
+        """Places (V, SIDE + 2, SIDE + 2) of pictures and a border: 0 where the object is not, 1 outside the frame where it may be
+        (if the object reaches the edge), 2 within.
+        """
+        wide = np.pad(self.alphas > EMPTY, ((0, 0), (1, 1), (1, 1))).astype(np.uint8) * 2
+        border = np.ones_like(wide[0])
+        border[1:-1, 1:-1] = 0
         edge = wide[:, [1, -2]].any((1, 2)) | wide[:, :, [1, -2]].any((1, 2))
         return np.asarray(wide | (border & edge[:, None, None]))
 
     def _seen(self, points: np.ndarray, wide: np.ndarray) -> np.ndarray:
         """For each point (N, 3) the number of pictures whose frame holds the point; 0 if any silhouette excludes it."""
-        left, rest, seen = np.arange(len(points)), points, np.zeros(len(points), int)
+        left, rest, seen = np.arange(len(points)), np.ascontiguousarray(points.T), np.zeros(len(points), int)
         matrices = cameras.projection(self.c2w, self.fxfycxcy)
         for view in self._apart:  # tests the points left so far
-            across = rest @ matrices[view, :, :3].T + matrices[view, :, 3]
-            ahead = across[:, 2] > 0
+            x, y, z = matrices[view, :, :3] @ rest + matrices[view, :, 3:]
+            ahead = z > 0
             with np.errstate(over="ignore"):
-                place = np.clip(across[ahead, :2] / across[ahead, 2:] + 1, 0, SIDE + 1).astype(int)
-            inside = wide[view][place[:, 1], place[:, 0]]
-            kept, place = np.flatnonzero(ahead)[inside], place[inside]
-            left, rest = left[kept], rest[kept]
-            seen[left] += ((place > 0) & (place <= SIDE)).all(-1)
-        found = np.zeros_like(seen)
-        found[left] = seen[left]
-        return found
+                places = [np.divide(across, z, out=np.zeros_like(z), where=ahead) + 1 for across in (x, y)]
+            column, row = (np.clip(place, 0, SIDE + 1).astype(int) for place in places)
+            found = wide[view].ravel()[row * (SIDE + 2) + column] * ahead
+            kept = np.flatnonzero(found)
+            left, rest, seen = left[kept], rest[:, kept], seen[kept] + (found[kept] - 1)
+        count = np.zeros(len(points), int)
+        count[left] = seen
+        return count
 
     @functools.cached_property
     def _apart(self) -> list[int]:
