@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import signal
@@ -58,6 +59,14 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     if isinstance(val, str) and (len(val) > MOST_OF_AN_ID or "\n" in val):
         return f"{' '.join(val[:MOST_OF_AN_ID].split())}..."
     return None
+
+
+gc.disable()  # while what stays to the end is imported and collected, which is not looked through again afterwards
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -37,8 +37,8 @@ LESS = {  # than the examples ask for: a later flag counts
     "import": "--n 1 --executor inline",  # `render` starts a Ray
     "clip": "--n 2 --executor inline",
     "train": "--steps 2 --batch 2",
-    "plan": f"--n 10 --pilot 4 --samples 4 --executor inline {SMALL_MODEL}",
-    "cycle": f"--n 8 --samples 4 --executor inline {SMALL_MODEL}",
+    "plan": f"--n 10 --pilot 4 --samples 4 --views 12 --executor inline {SMALL_MODEL}",
+    "cycle": f"--n 8 --samples 4 --views 12 --passes 2 --executor inline {SMALL_MODEL}",
     "latent": "--frames 3 --views 2 --res 32",
     "manifest": "--n 5",
 }

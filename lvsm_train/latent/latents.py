@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from ot.lp import emd
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
@@ -242,6 +241,8 @@ def transport(
     the plan is an assignment. The weight of a pair, at either end, is its share of the token's weight. At most N + M - 1
     pairs. Raises ValueError for masses that are not positive.
     """
+    from ot.lp import emd  # a second to import, with all of SciPy
+
     a, b = (_shares(each, given) for each, given in ((one, mass), (other, other_mass)))
     plan = emd(a, b, costs(one, other).double().cpu().numpy(), numItermax=10_000_000)
     rows, columns = np.nonzero(plan)
