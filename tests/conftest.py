@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import io
 import os
@@ -94,23 +95,29 @@ def no_run_outlives_its_test() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that tests/assets.py makes."""
-    folder = tmp_path_factory.mktemp("assets")
-    made = subprocess.run(
-        [sys.executable, "-I", HERE / "assets.py", folder], cwd=folder, capture_output=True, text=True, timeout=300
-    )
-    assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
+    """A folder with the files that tests/assets.py makes: once, whichever of pytest's processes comes first."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "assets"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            part = folder.with_suffix(".part")
+            part.mkdir(exist_ok=True)
+            command = [sys.executable, "-I", HERE / "assets.py", part]
+            made = subprocess.run(command, cwd=part, capture_output=True, text=True, timeout=300)
+            assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
+            part.rename(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def blender(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Blender]:
+def blender(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Blender]:
     """One Blender for all who need no other: it stays up between tests, and starts anew after a crash.
 
     It may read whatever tests have made, so that none of their folders takes a process of its own.
     """
     limits, made = Limits(timeout_s=120), tmp_path_factory.getbasetemp()
-    with contextlib.closing(Blender(tmp_path_factory.mktemp("blender"), limits, readable=[made])) as shared:
+    with contextlib.closing(Blender(tmp_path_factory.mktemp("blender"), limits, readable=[made, assets])) as shared:
         yield shared
 
 
