@@ -44,18 +44,20 @@ def surface_of(material):
     return links[0].from_node if links else None
 
 
+def opacity_of(material):
+    """Input of a material's surface that says how opaque it is, linked or not; None where it has none."""
+    node = surface_of(material)
+    if node is not None and node.type == "BSDF_PRINCIPLED":
+        return node.inputs["Alpha"]
+    if node is not None and node.type == "MIX_SHADER" and _comes_from(node.inputs[1], "BSDF_TRANSPARENT"):
+        return node.inputs[0]  # how materials without light are read
+    return None
+
+
 def _alpha(material):
     """Socket that holds a material's constant alpha; None where a texture says it, or nothing."""
-    node = surface_of(material)
-    if node is None:
-        return None
-    if node.type == "BSDF_PRINCIPLED":
-        socket = node.inputs["Alpha"]
-    elif node.type == "MIX_SHADER" and _comes_from(node.inputs[1], "BSDF_TRANSPARENT"):
-        socket = node.inputs[0]  # how materials without light are read
-    else:
-        return None
-    if not socket.is_linked:
+    socket = opacity_of(material)
+    if socket is None or not socket.is_linked:
         return socket
     factor = socket.links[0].from_node
     if factor.type == "MATH" and factor.operation == "MULTIPLY":  # of a texture's alpha and a factor

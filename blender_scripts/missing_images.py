@@ -10,7 +10,7 @@ FLAT_NORMAL = (0.5, 0.5, 1.0, 1.0)
 
 def fill():
     """Replace images without pixels, and give one to texture nodes without. Returns the number of both."""
-    readers = [node for tree in _trees() for node in tree.nodes if node.type in ("TEX_IMAGE", "TEX_ENVIRONMENT")]
+    readers = [node for tree in trees() for node in tree.nodes if node.type in ("TEX_IMAGE", "TEX_ENVIRONMENT")]
     missing = 0
     for image in bpy.data.images:
         if not _is_missing(image):
@@ -25,7 +25,7 @@ def fill():
     return missing
 
 
-def _trees():
+def trees():
     """Node trees of materials, and groups."""
     return [material.node_tree for material in bpy.data.materials if material.node_tree] + list(bpy.data.node_groups)
 
@@ -63,7 +63,7 @@ def _goes_on(link):
     node, name = link.to_node, link.to_socket.identifier
     if node.type == "GROUP_OUTPUT":
         users = (
-            each for tree in _trees() for each in tree.nodes if each.type == "GROUP" and each.node_tree == node.id_data
+            each for tree in trees() for each in tree.nodes if each.type == "GROUP" and each.node_tree == node.id_data
         )
         return [socket for user in users for socket in user.outputs if socket.identifier == name]
     if node.type == "GROUP" and node.node_tree:

@@ -5,6 +5,7 @@ import apart
 import bpy
 import colours
 import missing_images
+import picture_alpha
 import winding
 
 
@@ -21,6 +22,9 @@ def repair(file_format, path):
         if ob.type == "LIGHT":
             ob.hide_render = True  # never deleted: a light may be the parent of something visible
     flags = {"missing_textures": missing_images.fill()}
+    picture_alpha.settle(file_format)
+    if file_format != "blend":
+        picture_alpha.keep_colours()
     mended = {
         "alpha": alpha.mend(file_format, path),
         "color_range": colours.show(file_format, path),

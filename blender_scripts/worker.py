@@ -31,6 +31,7 @@ import importers  # noqa: E402
 import ktx2  # noqa: E402
 import meshopt  # noqa: E402
 import normalize  # noqa: E402
+import picture_alpha  # noqa: E402
 import ply_pictures  # noqa: E402
 import relink  # noqa: E402
 import repair  # noqa: E402
@@ -75,6 +76,8 @@ def load(job, timings, channel):
     read = importers.load(job["path"], job["format"], job["crashed"], tell)
     ply_pictures.show(job["path"], job.get("textures", []))
     relinked = relink.relink(job.get("pictures", {}))
+    if relinked and job["format"] == "fbx" and "read_by" not in read:
+        picture_alpha.use_of_fbx()
     facts = joined(read, repair.repair(job["format"], job["path"]), {"mended": ["links"]} if relinked else {})
     facts |= traits.traits()
     traits.check(job.get("only", ()), facts)
