@@ -103,6 +103,22 @@ def test_each_reason(stats: list[ViewStats], expected: str) -> None:
     assert reason(stats) == expected
 
 
+def soft(colour: tuple[int, int, int], edge: int, inside: slice) -> ViewStats:
+    """A rectangle with edges half of which is the white background, `edge` pixels wide."""
+    rgb, alpha = np.full((64, 64, 3), 255, np.uint8), np.zeros((64, 64), np.float32)
+    rows = slice(inside.start - edge, inside.stop + edge)
+    rgb[rows, rows], alpha[rows, rows] = 186, 0.51
+    rgb[inside, inside], alpha[inside, inside] = colour, 1
+    return quality.measure(rgb, alpha, alpha.size)
+
+
+def test_edges_do_not_hide_that_an_object_is_black() -> None:
+    assert reason([soft((0, 0, 0), 3, slice(20, 30))] * 4) == "black"
+    assert reason([soft((9, 0, 0), 3, slice(20, 30))] * 4) == ""
+    assert reason([soft((0, 0, 0), 10, slice(30, 34))] * 4) == ""  # 16 of 576 pixels: the rest is the object, too
+    assert quality.facts([soft((0, 0, 0), 10, slice(30, 34))])["black"] == pytest.approx(16 / 576, abs=1e-4)
+
+
 def test_the_border_matters_only_to_framed_cameras() -> None:
     assert reason([CUT] * 4, framed=False) == ""
     assert reason([EMPTY] * 4, framed=False) == "all_background"
