@@ -3,17 +3,24 @@
 import os
 
 import bpy
+import other_pictures
 
 NEUTRAL = (0.5, 0.5, 0.5, 1.0)
 FLAT_NORMAL = (0.5, 0.5, 1.0, 1.0)
 
 
 def fill():
-    """Replace images without pixels, and give one to texture nodes without. Returns the number of both."""
+    """Replace images without pixels, and give one to texture nodes without.
+
+    Returns the number of both, and that of images of other kinds than Blender reads, which were decoded instead.
+    """
     readers = [node for tree in trees() for node in tree.nodes if node.type in ("TEX_IMAGE", "TEX_ENVIRONMENT")]
-    missing = 0
+    missing, decoded = 0, 0
     for image in bpy.data.images:
         if not _is_missing(image):
+            continue
+        if image.source != "SEQUENCE" and other_pictures.decode(image):
+            decoded += 1
             continue
         _make_even(image, any(node.image == image and _feeds_normals(node) for node in readers))
         missing += 1
@@ -22,7 +29,7 @@ def fill():
             node.image = bpy.data.images.new("missing", 4, 4)
             _make_even(node.image, _feeds_normals(node))
             missing += 1
-    return missing
+    return missing, decoded
 
 
 def trees():
@@ -31,10 +38,10 @@ def trees():
 
 
 def _is_missing(image):
-    if image.source in ("FILE", "TILED"):
+    if image.source in ("FILE", "TILED", "MOVIE"):
         return not image.size[0]  # reading the size tries to load the file
     path = bpy.path.abspath(image.filepath, library=image.library)
-    return image.source in ("SEQUENCE", "MOVIE") and not image.packed_file and not os.path.exists(path)
+    return image.source == "SEQUENCE" and not image.packed_file and not os.path.exists(path)
 
 
 def _make_even(image, is_normal_map):

@@ -14,14 +14,15 @@ def repair(file_format, path):
 
     mended: what was wrong and is not any more, sorted; left out if nothing was. alpha: invisible by mistake. color_range:
     colours 0 to 255 taken for 0 to 1. coincident_faces: moved apart. normals: against their faces. unchecked: what was not
-    looked for everywhere, since the scene is too large.
+    looked for everywhere, since the scene is too large. pictures: of kinds that Blender does not read.
     """
     if file_format == "procedural":  # our own, which is as it is meant
         return {"missing_textures": 0}
     for ob in bpy.context.scene.objects:
         if ob.type == "LIGHT":
             ob.hide_render = True  # never deleted: a light may be the parent of something visible
-    flags = {"missing_textures": missing_images.fill()}
+    missing, decoded = missing_images.fill()
+    flags = {"missing_textures": missing}
     picture_alpha.settle(file_format)
     if file_format != "blend":
         picture_alpha.keep_colours()
@@ -29,6 +30,7 @@ def repair(file_format, path):
         "alpha": alpha.mend(file_format, path),
         "color_range": colours.show(file_format, path),
         "normals": winding.agree(),
+        "pictures": bool(decoded),
     }
     mended["coincident_faces"], all_looked_at = apart.separate()
     if any(mended.values()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from pathlib import Path
 
@@ -95,3 +97,37 @@ def test_a_part_that_a_picture_makes_invisible_stays_so_beside_others(tmp_path: 
     assert mended(outcome) == []
     red, green_, blue = np.median(shown(outcome), axis=0)
     assert green_ > 2 * max(red, blue)
+
+
+@pytest.mark.parametrize(("form", "kind"), [("obj", "GIF"), ("dae", "GIF"), ("obj", "PCX"), ("obj", "PPM")])
+def test_pictures_that_blender_does_not_read_are_decoded(tmp_path: Path, render: Render, form: str, kind: str) -> None:
+    name = f"paint.{kind.lower()}"
+    Image.new("RGB", (4, 4), RED).save(tmp_path / name, kind)
+    outcome = render(painted(tmp_path, form, name), views=1, alpha=True)
+    assert is_red(outcome)
+    assert mended(outcome) == ["pictures"]
+    assert outcome.scene is not None and outcome.scene.meta["missing_textures"] == 0
+
+
+def gif() -> bytes:
+    made = io.BytesIO()
+    Image.new("RGB", (4, 4), RED).save(made, "GIF")
+    return made.getvalue()
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_picture_within_a_gltf_is_decoded_or_counts_as_missing(
+    tmp_path: Path, render: Render, is_whole: bool
+) -> None:
+    picture = gif() if is_whole else gif()[:20]
+    uri = "data:image/gif;base64," + base64.b64encode(picture).decode()
+    path = tmp_path / "box.gltf"
+    path.write_text(json.dumps(parts.document(images=[{"uri": uri}])))
+    (tmp_path / "box.bin").write_bytes(parts.CUBE)
+    outcome = render(path, views=1, alpha=True)
+    assert mended(outcome) == (["pictures"] if is_whole else [])
+    assert outcome.scene is not None and outcome.scene.meta["missing_textures"] == int(not is_whole)
+    if is_whole:
+        assert is_red(outcome)
+    else:
+        assert np.ptp(shown(outcome).astype(int), axis=1).max() < 12  # grey, where Blender shows magenta
