@@ -16,14 +16,24 @@ def relink(pictures):
             image.source not in ("FILE", "TILED") or image.packed_file or image.size[0]
         ):  # the size tries to load the file
             continue
-        parts = [part.casefold() for part in image.filepath.replace("\\", "/").split("/")]
-        files = pictures.get(unicodedata.normalize("NFC", parts[-1]))
-        if files:
+        if file := near(image, pictures):
             image.source = "FILE"
-            image.filepath = min(files, key=lambda path: -_alike(path.casefold().split("/"), parts))
+            image.filepath = file
             image.reload()
             found += image.size[0] > 0
     return found
+
+
+def near(block, files):
+    """File that is most like the path of an image or library: the nearest of its base name, "" if there is none."""
+    wanted = [part.casefold() for part in parts(block.filepath)]
+    found = files.get(unicodedata.normalize("NFC", wanted[-1]), ())
+    return min(found, key=lambda path: -_alike(path.casefold().split("/"), wanted), default="")
+
+
+def parts(path):
+    """Names of a path of any system."""
+    return path.replace("\\", "/").split("/")
 
 
 def _alike(one, other):

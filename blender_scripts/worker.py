@@ -29,6 +29,7 @@ import bpy  # noqa: E402
 import engines  # noqa: E402
 import importers  # noqa: E402
 import ktx2  # noqa: E402
+import libraries  # noqa: E402
 import meshopt  # noqa: E402
 import normalize  # noqa: E402
 import picture_alpha  # noqa: E402
@@ -75,16 +76,25 @@ def load(job, timings, channel):
 
     read = importers.load(job["path"], job["format"], job["crashed"], tell)
     ply_pictures.show(job["path"], job.get("textures", []))
-    relinked = relink.relink(job.get("pictures", {}))
+    relinked = libraries.find(job.get("pictures", {})) + relink.relink(job.get("pictures", {}))
     if relinked and job["format"] == "fbx" and "read_by" not in read:
         picture_alpha.use_of_fbx()
     facts = joined(read, repair.repair(job["format"], job["path"]), {"mended": ["links"]} if relinked else {})
+    if lost := libraries.missing():
+        facts["missing_libraries"] = lost
     facts |= traits.traits()
     traits.check(job.get("only", ()), facts)
     timings["import"] = time.perf_counter() - start
 
     start = time.perf_counter()
-    measured, corners = normalize.normalize(job["normalize"], job["limits"])
+    try:
+        measured, corners = normalize.normalize(job["normalize"], job["limits"])
+    except importers.Unusable as error:
+        if error.reason == "empty" and lost:
+            raise importers.Unusable(
+                "missing_file", f"{lost[0][:200]!r}, which it links to, is not there; fetch it too"
+            ) from None
+        raise
     timings["normalize"] = time.perf_counter() - start
     return facts | measured, corners
 

@@ -140,8 +140,10 @@ class Folder:
         return made
 
     def near(self, source: Path) -> dict[str, list[str]]:
-        """Base name in lower case -> pictures of the folder nearest to that of `source` which has one."""
-        return {key: files for key, files in self._nearby(source).everything().items() if key.endswith(PICTURES)}
+        """Base name in lower case -> pictures and .blend files of the folder nearest to that of `source` which has one."""
+        itself, kinds = base_name(source.name), (*PICTURES, ".blend")
+        found = self._nearby(source).everything().items()
+        return {key: files for key, files in found if key.endswith(kinds) and key != itself}
 
     def _nearby(self, source: Path) -> Nearby:
         start = Path(os.path.realpath(self.place(source).parent))
