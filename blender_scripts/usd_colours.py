@@ -3,6 +3,8 @@
 import math
 
 import bpy
+import meshes
+import numpy as np
 
 NAME = "displayColor"
 OF_INSTANCE = "colour of the instance"  # mark of a mesh that shows a colour of NAME of each place that it has
@@ -26,10 +28,8 @@ class HandDown(bpy.types.USDHook):
         for path, made in prims.items():
             for cloud in (one for one in made if isinstance(one, bpy.types.PointCloud)):
                 _paint_places(stage.GetPrimAtPath(path), cloud, prims)
-            bare = [one for one in made if isinstance(one, bpy.types.Mesh) and NAME not in one.color_attributes]
-            if bare and (colour := _colour(stage.GetPrimAtPath(path))):
-                for mesh in bare:
-                    _paint(mesh, colour)
+            for mesh in (one for one in made if isinstance(one, bpy.types.Mesh)):
+                _paint_mesh(stage.GetPrimAtPath(path), mesh)
         return True
 
 
@@ -57,6 +57,37 @@ def _colour(prim):
         return None
     colour = [float(value) for value in values[0]]
     return colour if len(colour) == 3 and all(map(math.isfinite, colour)) else None
+
+
+def _paint_mesh(prim, mesh):
+    """Give a mesh without colours the one that its prim has or is handed down, or its own ones of faces and points.
+
+    Of meshes with attributes on which it crashes Blender's importer has read none; those of the faces of shapes as Cube and
+    Sphere it reads from anywhere.
+    """
+    from pxr import Usd, UsdGeom
+
+    has_read = NAME in mesh.color_attributes
+    if has_read and prim.IsA(UsdGeom.Mesh):
+        return
+    if not has_read and (colour := _colour(prim)):
+        _paint(mesh, colour)
+        return
+    primvar = UsdGeom.PrimvarsAPI(prim).GetPrimvar(NAME)
+    kinds, how = UsdGeom.Tokens, primvar.GetInterpolation() if primvar and primvar.HasValue() else ""
+    if has_read and how != kinds.uniform:
+        return
+    if has_read:
+        mesh.color_attributes.remove(mesh.color_attributes[NAME])
+    values = primvar.ComputeFlattened(Usd.TimeCode.EarliestTime()) if how else None
+    counts = {kinds.uniform: len(mesh.polygons), kinds.vertex: len(mesh.vertices), kinds.varying: len(mesh.vertices)}
+    if not values or len(values) != counts.get(how):
+        return
+    colours = np.nan_to_num(np.array(values, np.float32).reshape(len(values), -1)[:, :3])
+    if how == kinds.uniform:
+        colours = np.repeat(colours, meshes.starts_and_lengths(mesh)[1], 0)
+    attribute = mesh.color_attributes.new(NAME, "FLOAT_COLOR", "CORNER" if how == kinds.uniform else "POINT")
+    attribute.data.foreach_set("color", np.pad(colours, ((0, 0), (0, 1)), constant_values=1).ravel())
 
 
 def _paint_places(prim, cloud, prims):

@@ -464,6 +464,27 @@ def Mesh "box"
     assert is_red(render(tmp_path / "box.usda", alpha=True))
 
 
+FACES_AND_POINTS = {"Cube": (6, 8), "Sphere": (100, 92), "Cylinder": (30, 42), "Cone": (20, 31), "Capsule": (90, 82)}
+
+
+@pytest.mark.parametrize("how", ["uniform", "vertex", "wrong"])
+@pytest.mark.parametrize("shape", FACES_AND_POINTS)
+def test_colours_of_shapes_of_usd(tmp_path: Path, render: Render, shape: str, how: str) -> None:
+    """Half of the faces or points are red, the others blue; as many as are wrong show as none."""
+    number = {"uniform": FACES_AND_POINTS[shape][0], "vertex": FACES_AND_POINTS[shape][1], "wrong": 3}[how]
+    colours = ["(0.8, 0, 0)"] * (number // 2) + ["(0, 0, 0.8)"] * (number - number // 2)
+    path = tmp_path / "shape.usda"
+    path.write_text(
+        f'#usda 1.0\ndef {shape} "it"\n{{\n    color3f[] primvars:displayColor = [{", ".join(colours)}] (\n'
+        f'        interpolation = "{how.replace("wrong", "uniform")}"\n    )\n}}\n'
+    )
+    outcome = render(path, views=4, alpha=True)
+    if how == "wrong":
+        assert np.ptp(shown(outcome).astype(int), 1).max() < 20
+    else:
+        assert min(share_of(0, outcome), share_of(2, outcome)) > 0.1
+
+
 POINTS_OF_USD = (
     'def PointInstancer "top" {{{{\n{own}\npoint3f[] positions = [(0, 0, 0), (3, 0, 0)]\nint[] protoIndices = [0, 0]\n'
     'rel prototypes = </top/of>\ndef Xform "of" {{{{\n{inner}\n{{box}}\n}}}}\n}}}}'
