@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import blend_file
 import bpy
@@ -11,6 +12,7 @@ import procedural
 import second_reader
 import usd_colours
 
+ENDS_TRACEBACK = re.compile(r"[\w.]*(Error|Exception)(: |$)")
 GEOMETRY = {"MESH", "CURVE", "CURVES", "SURFACE", "META", "FONT", "VOLUME", "POINTCLOUD"}
 
 
@@ -107,25 +109,33 @@ def load(path, file_format, crashed=-1, tell=lambda number: None):
 
     crashed: number of a reader that ended the process on this file; it is left out if there is another. tell: is called with
     each reader's number before it starts. Returns facts of how the file was read: {"read_by": the reader, unless it is the
-    format's usual one, "mended": words for what was wrong}. Raises Unusable("import_failed") with the end of the first reader's
-    error.
+    format's usual one, "mended": words for what was wrong}. Raises Unusable("import_failed") with what each reader said.
     """
     readers = dict(enumerate(_readers(os.path.abspath(path), file_format)))
     if len(readers) > 1:
         readers.pop(crashed, None)
-    facts, failure = None, None
+    facts, failures = None, []
     for number, reader in readers.items():
         tell(number)
         try:
             facts = _facts(reader())
         except (RuntimeError, OSError) as error:  # RuntimeError: any failure of an operator, Python tracebacks included
-            failure = failure or error
+            failures.append(_said(error))
         else:
             if _has_faces():
                 break
     if facts is None:
-        raise Unusable("import_failed", str(failure).strip()[-2000:]) from failure
+        raise Unusable("import_failed", "; ".join(dict.fromkeys(failures)))
     return facts
+
+
+def _said(error):
+    """What a reader says of a failure, in one line; of a Python traceback the line that ends it, if Blender left it whole."""
+    lines = [line.strip() for line in str(error).replace(", see console for detail", "").splitlines() if line.strip()]
+    if "Traceback" in str(error):
+        ends = [line for line in lines if ENDS_TRACEBACK.match(line)]
+        return (ends or ["an error of the importer"])[-1][:500]
+    return ". ".join(dict.fromkeys(line.removeprefix("Error: ") for line in lines))[:500]
 
 
 def _readers(path, file_format):

@@ -33,7 +33,8 @@ def normalize(how, limits):
     Returns facts (transform, bounds, counts), and points (K, 3) whose hull holds all that is rendered (None: not known).
 
     how: "sphere" (the smallest sphere around the box's centre that holds all gets radius 0.5) or "box" (the longest side gets
-    length 1). limits: {"max_polygons": int}. Raises Unusable: empty, not_finite, degenerate, absurd_scale, too_many_polygons,
+    length 1). limits: {"max_polygons": int}. Raises Unusable: empty, only_points, only_lines, not_finite, degenerate,
+    absurd_scale, too_many_polygons,
     outlier_geometry, normalize_failed.
     """
     scene = bpy.context.scene
@@ -97,8 +98,19 @@ def _measure_when_visible():
     if "bounds" not in measured:
         if measured["polygons"]:
             raise Unusable("degenerate", f"all {measured['polygons']} faces have no area, scale 0 or alpha 0")
-        raise Unusable("empty", "nothing that the engine would render")
+        raise Unusable(*_nothing_seen())
     return measured
+
+
+def _nothing_seen():
+    """(reason, detail) of a scene without a face: what else its meshes hold."""
+    bare = [ob.data for ob in bpy.context.scene.objects if ob.type == "MESH" and not ob.data.polygons]
+    points, lines = sum(len(mesh.vertices) for mesh in bare), sum(len(mesh.edges) for mesh in bare)
+    if lines:
+        return "only_lines", f"{lines} lines between {points} points, and no face; give them a surface first"
+    if points:
+        return "only_points", f"{points} points, and no face; make a surface of them first, as MeshLab does"
+    return "empty", "nothing that the engine would render"
 
 
 def _measure(outline=None):

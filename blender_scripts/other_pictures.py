@@ -2,10 +2,15 @@
 
 import io
 import os
+import struct
+import zlib
 
 import bpy
 
 KINDS = "GIF PCX PPM ICO QOI AVIF WEBP PNG JPEG PSD TIFF DDS BMP TGA".split()  # none that starts another program
+# what hostile bytes make of a decoder
+BROKEN = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError)
+BROKEN += (SyntaxError, TypeError, ValueError, struct.error, zlib.error)
 MAX_BYTES = 2**28
 MAX_PIXELS = 2**28  # as of any picture
 
@@ -21,7 +26,7 @@ def decode(image):
                 return False
             made = io.BytesIO()
             picture.convert("RGBA").save(made, "PNG", compress_level=1)
-    except Exception:  # whatever hostile bytes make of a decoder: the picture counts as missing
+    except (*BROKEN, Image.DecompressionBombError):
         return False
     image.source = "GENERATED"  # one that has failed is tried again only as another
     image.source = "FILE"

@@ -17,6 +17,7 @@ import resource
 import sys
 import time
 
+ALL_SAID = "lvsm-data: all is said"  # follows what was printed about an unusable file
 PIPE_BYTES = 1 << 20  # Linux's limit for unprivileged users
 faulthandler.enable()  # a crash prints its Python line; the parent keeps the last lines
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -134,6 +135,7 @@ def main():
         try:
             render(json.loads(line), channel)
         except importers.Unusable as error:
+            print(ALL_SAID, file=sys.stderr, flush=True)
             channel.send({"type": "skip", "reason": error.reason, "detail": str(error), "rss_mb": rss_mb()})
 
 

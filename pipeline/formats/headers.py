@@ -16,6 +16,8 @@ from pipeline.core.errors import Skip
 Read = Callable[[int, int], bytes]  # (offset, size) -> at most `size` bytes; fewer at the end of the file
 
 WINDOW = 2**16
+BLANK = bytes(range(33))
+LAST = 1024  # bytes, at the end of a text, in which its last words are
 MAX_SIDE, MAX_PIXELS = 32768, 2**28  # of a picture: 16384 x 16384 are 4 GB as Blender's floats
 MAX_UNPACKED = 2**32  # bytes, of all that one file holds compressed
 MAX_MEMBERS, MAX_NODES, MAX_DEPTH = 10_000, 2_000_000, 64
@@ -44,6 +46,32 @@ def reader(stream: BinaryIO) -> Read:
 def part(read: Read, start: int, size: int) -> Read:
     """Make a function that reads a stretch of a file as if it were a file."""
     return lambda offset, wanted: read(start + offset, max(0, min(wanted, size - offset)))
+
+
+KINDS = (  # of a file's first bytes, whatever its name says
+    (re.compile(rb"glTF[\x01\x02]\0\0\0"), "glb"),
+    (re.compile(re.escape(FBX_MAGIC)), "fbx"),
+    (re.compile(rb"; FBX \d"), "fbx"),
+    (re.compile(rb"ply\r?\n(format|comment|obj_info)"), "ply"),
+    (re.compile(rb"Ogawa"), "abc"),
+    (re.compile(rb"PXR-USDC"), "usdc"),
+    (re.compile(rb"#usda 1"), "usda"),
+    (re.compile(rb"PK\x03\x04.{26}[^\0]{0,200}?\.usd[ac]?", re.S), "usdz"),
+    (re.compile(rb"\s*(<\?xml.{0,400}?)?<COLLADA\b", re.S), "dae"),
+    (re.compile(rb"\s*\{.{0,400}?\"(asset|accessors|scenes?|nodes|buffers)\"\s*:", re.S), "gltf"),
+    (re.compile(rb"solid\b[^\n]{0,200}\n\s*facet\b", re.I), "stl"),
+    (
+        re.compile(
+            rb"(?:[ \t]*(?:#[^\n]*|(?:mtllib|o|g|s|usemtl|vt|vn) [^\n]*)?\r?\n)*[ \t]*v(?: +-?[\d.]+(?:e[-+]?\d+)?){3}"
+        ),
+        "obj",
+    ),
+)
+
+
+def kind(head: bytes) -> str:
+    """Format of a file whose first bytes are `head`, "" where they do not tell; never blend, which has to be asked for."""
+    return next((name for pattern, name in KINDS if pattern.match(head)), "")
 
 
 # ---- pictures
@@ -146,20 +174,25 @@ def _tiff(read: Read, order: str) -> tuple[int, int] | None:
 # ---- meshes
 
 
-def check_stl(head: bytes, size: int, max_polygons: int) -> None:
+def check_stl(read: Read, size: int, max_polygons: int) -> None:
     """Check a binary STL: 50 bytes for each declared triangle after a head of 84. A text STL starts with "solid".
 
-    Raises Skip: truncated, too_many_polygons, empty.
+    Raises Skip: truncated (a text that does not end with a whole facet, too), too_many_polygons, empty.
     """
+    head = read(0, 512)
     text = head.lstrip().lower()
     if text.startswith(b"solid") and b"facet" in text:
+        last = read(max(0, size - LAST), LAST).rstrip(BLANK).lower()
+        if not re.search(rb"(endfacet|endloop|endsolid[^\r\n]*)$", last):
+            raise Skip("truncated", f"a text of {size} bytes that ends within a facet; fetch it again")
         return
     if text.startswith(b"solid") and b"endsolid" in text:
         raise Skip("empty", "a text STL without a facet")
     if size < 84:
         raise Skip("truncated", f"{size} bytes are no STL")
     (triangles,) = struct.unpack_from("<I", head, 80)
-    if size < 84 + 50 * triangles and not head.startswith(b"solid"):
+    is_text = head.startswith(b"solid") and all(byte >= 32 or byte in b"\t\r\n" for byte in head)
+    if size < 84 + 50 * triangles and not is_text:
         raise Skip("truncated", f"{size} bytes, {triangles} triangles need {84 + 50 * triangles}")
     if triangles > max_polygons and size >= 84 + 50 * triangles:
         raise Skip("too_many_polygons", f"{triangles} triangles, the limit is {max_polygons}")
@@ -191,8 +224,11 @@ def check_ply(read: Read, size: int, max_polygons: int) -> None:
 
 
 def check_abc(read: Read, size: int) -> None:
-    """Check an Alembic file (Ogawa): the writer ends by storing where its root is. Raises Skip("truncated")."""
+    """Check an Alembic file (Ogawa): the writer ends by storing where its root is. Raises Skip: truncated, unsupported_format."""
     head = read(0, 16)
+    if head.startswith(b"\x89HDF"):
+        said = "an Alembic file of the older kind, HDF5, which Blender cannot read; `abcconvert -toOgawa IN OUT` makes the newer"
+        raise Skip("unsupported_format", said)
     if head.startswith(b"Ogawa"):
         (root,) = struct.unpack("<Q", head[8:].ljust(8, b"\0"))
         children = read(root, 8) if 16 <= root <= size - 8 else b""

@@ -38,6 +38,13 @@ ERRORS = [
     re.compile(r"Fatal Python error: "),
     re.compile(r"[^:]{0,40}\b(?:fatal|error|assert\w*)\b", re.I),
 ]
+ALL_SAID = "lvsm-data: all is said"  # which the process prints after what it has to say about an unusable file
+CAUSES = [  # how importers of Blender, USD and Python say what is wrong with a file
+    re.compile(r"(?:Runtime|Coding) Error: in \S+ at line \d+ of \S+ -- (.+)"),
+    re.compile(r"ERROR \(io\.(?!fbx)\w+\): \S+ \w+: (.+)"),
+    re.compile(r"([\w.]*(?:Error|Exception): .+)"),
+]
+ADVICE = "open it in the program that it comes from and save it anew, or fetch it again"
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 
 
@@ -157,7 +164,8 @@ class Blender:
             self.served += 1
             self.rss_mb = message["rss_mb"]
             if kind == "skip":
-                raise Skip(message["reason"], message["detail"])
+                said = self._said(message["detail"]) if message["reason"] == "import_failed" else message["detail"]
+                raise Skip(message["reason"], said)
         finally:
             if not finished or self._worn_out():
                 if crashed < 0 and self.process and self.process.returncode in FAULTS:
@@ -300,6 +308,16 @@ class Blender:
             return f"Blender ended with {how}\n{self._tail()}"
         said = [line for line in self.log if not line.startswith("Extension modules: ")]
         return "\n".join([f"Blender ended with {how}", *said, *error_line(said)])
+
+    def _said(self, detail: str) -> str:
+        """Why no reader took a file: what they say, the cause that they printed, and what helps."""
+        end = time.monotonic() + 1.0  # what was printed comes by a pipe of its own
+        while ALL_SAID not in self.log and time.monotonic() < end:
+            time.sleep(0.01)
+        lines = list(self.log)
+        causes = [found[1] for pattern in CAUSES for line in lines if (found := pattern.match(line))]
+        more = [cause for cause in causes[:1] if (cause.partition(": ")[2] or cause) not in detail]
+        return "; ".join([detail, *more, ADVICE])
 
     def _tail(self) -> str:
         return "\n".join(self.log)

@@ -16,7 +16,7 @@ from pipeline.core.paths import leaf
 from pipeline.formats import gltf, headers, references
 from pipeline.formats.references import Span
 from pipeline.upgrade import copies, crate, gltf_old, gltf_plain, plain_text
-from pipeline.upgrade.folder import BINARY, Folder, check_regular, named_by, outer, shown
+from pipeline.upgrade.folder import BINARY, USD, Folder, check_regular, named_by, outer, shown
 from pipeline.upgrade.nearby import slashed
 
 FORMATS = frozenset("procedural glb gltf obj fbx stl ply usd usda usdc usdz dae abc blend".split())
@@ -32,6 +32,8 @@ MAGIC = {  # first bytes, for formats that have them
 }
 STAGED = "staged"  # folder of the worker's in which copies for Blender stand
 DECODED = "decoded"  # the same for texts in other encodings
+RENAMED = "renamed"  # the same for USD under another format's name, which readers of USD go by
+HEAD = 4096  # bytes that tell what a file is
 
 
 @dataclass
@@ -89,13 +91,28 @@ def prepare(
         if encoding and not scratch:
             return Checked(path, file_format)
         text = plain_text.plain(path, encoding, copies.anew(scratch / DECODED)) if encoding and scratch else path
-        _check_bytes(text, file_format)
         if file_format == "procedural":
+            _check_bytes(text, file_format)
             return Checked(path, file_format)
-        checked = _Asset(text, file_format, Folder(root, {text: path}), scratch).checked(max_polygons)
-        return checked if text == path else checked.with_word("encoding")
+        found = _content(text, file_format)
+        _check_bytes(text, found)
+        named = text
+        if found != file_format and found in USD and scratch:
+            named = copies.rewritten(text, (), copies.anew(scratch / RENAMED), f"{text.stem}.{found}")
+        checked = _Asset(named, found, Folder(root, {named: path}), scratch).checked(max_polygons)
+        checked = checked if text == path else checked.with_word("encoding")
+        return checked if found == file_format else checked.with_word("suffix")
     except OSError as error:
         raise Skip("file_unreadable", f"{path.name}: {error.strerror}") from None
+
+
+def _content(path: Path, file_format: str) -> str:
+    """Format of a file by its first bytes, where they belong to another one than its name's."""
+    with path.open("rb") as stream:
+        head = stream.read(HEAD)
+    found = headers.kind(head)
+    same = {found, file_format} <= {"glb", "gltf"} or {found, file_format} <= USD - {"usdz"}
+    return file_format if same or not found or head.startswith(MAGIC.get(file_format, ())) else found
 
 
 def _check_bytes(path: Path, file_format: str) -> None:
@@ -107,8 +124,8 @@ def _check_bytes(path: Path, file_format: str) -> None:
         raise Skip("lfs_pointer", "a Git LFS pointer, not the file that it stands for")
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise Skip("html_page", "a web page under a model's name")
-    if file_format in MAGIC and not head.startswith(MAGIC[file_format]):
-        raise Skip("wrong_magic", f"{path.name} starts with {head[:8]!r}")
+    if (file_format in MAGIC and not head.startswith(MAGIC[file_format])) or (file_format == "obj" and b"\0" in head):
+        raise Skip("wrong_magic", f"{path.name} starts with {head[:8]!r}, as no {file_format} does")
 
 
 class _Asset:
@@ -136,9 +153,8 @@ class _Asset:
             read, size = headers.reader(stream), self.path.stat().st_size
             match self.format:
                 case "stl":
-                    head = read(0, 512)
-                    headers.check_stl(head, size, max_polygons)
-                    if b"FACET" in head and self.scratch:
+                    headers.check_stl(read, size, max_polygons)
+                    if b"FACET" in read(0, 512) and self.scratch:
                         return Checked(copies.stl(self.path, copies.anew(self.scratch / STAGED)), "stl")
                 case "ply":
                     headers.check_ply(read, size, max_polygons)
@@ -223,7 +239,7 @@ class _Asset:
         return checked.with_word("encoding") if decoded else checked
 
     def _ply(self) -> Checked:
-        files = self.folder.follow(self.path, "picture", references.references(self.path))
+        files = self.folder.follow(self.path, "picture", references.references(self.path, "ply"))
         relinked = not all(self.folder.opens(self.path, name, file) for name, file in files.items())
         textures = tuple(os.path.abspath(files[name]) if name in files else "" for name in references.ply(self.path))
         return Checked(self.path, "ply", {"mended": ["links"]} if relinked else {}, textures=textures)
@@ -287,7 +303,7 @@ class _Asset:
         return Checked(self._rewritten(inside, new), "usdz", {"mended": ["links"]} if mended else {})
 
     def _fbx(self) -> Checked:
-        self.folder.follow(self.path, "fbx", references.references(self.path))
+        self.folder.follow(self.path, "fbx", references.references(self.path, "fbx"))
         with self.path.open("rb") as stream:
             headers.check_fbx(headers.reader(stream), self.path.stat().st_size)
         if not self.folder.refused:

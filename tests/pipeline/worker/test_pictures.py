@@ -131,3 +131,31 @@ def test_a_picture_within_a_gltf_is_decoded_or_counts_as_missing(
         assert is_red(outcome)
     else:
         assert np.ptp(shown(outcome).astype(int), axis=1).max() < 12  # grey, where Blender shows magenta
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PCX", "PPM", "ICO"])
+def test_broken_pictures_of_other_kinds_do_no_harm(tmp_path: Path, render: Render, kind: str) -> None:
+    made = io.BytesIO()
+    Image.new("RGB", (16, 16), RED).save(made, kind)
+    rng, whole = np.random.default_rng(0), np.frombuffer(made.getvalue(), np.uint8)
+    document = parts.document(images=[])
+    material = document["materials"][0]
+    document |= {"materials": [], "textures": [], "meshes": []}
+    primitive = parts.document()["meshes"][0]["primitives"][0]
+    for number in range(30):  # in one file, since each object costs a render
+        broken = whole.copy()
+        places = rng.integers(0, len(broken), 3)
+        broken[places] = rng.integers(0, 256, 3)
+        (tmp_path / f"{number}.{kind.lower()}").write_bytes(broken[: rng.integers(1, len(broken) + 1)].tobytes())
+        document["images"].append({"uri": f"{number}.{kind.lower()}"})
+        document["textures"].append({"source": number})
+        colour = material["pbrMetallicRoughness"] | {"baseColorTexture": {"index": number}}
+        document["materials"].append(material | {"pbrMetallicRoughness": colour})
+        document["meshes"].append({"primitives": [primitive | {"material": number}]})
+    document["nodes"] = [{"mesh": number, "translation": [2 * number, 0, 0]} for number in range(30)]
+    document["scenes"] = [{"nodes": list(range(30))}]
+    (tmp_path / "box.bin").write_bytes(parts.CUBE)
+    (tmp_path / "boxes.gltf").write_text(json.dumps(document))
+    outcome = render(tmp_path / "boxes.gltf", views=1)
+    assert outcome.reason in ("", "image_too_large")
+    assert not outcome.scene or outcome.scene.meta["missing_textures"] > 0

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import struct
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import Skip
-from pipeline.formats import references
+from pipeline.formats import headers, references
 from pipeline.upgrade import folder as folders
 from pipeline.worker import preflight
 from tests import parts
@@ -108,7 +109,6 @@ def test_good_files_pass(folder: Path, suffix: str) -> None:
         ("capitals.stl", TEXT_STL.upper()),
         ("text.glb", GOOD["gltf"]),
         ("binary.gltf", GOOD["glb"]),
-        ("hdf5.abc", b"\x89HDF\r\n\x1a\n" + bytes(20)),
         ("zstd.blend", b"\x28\xb5\x2f\xfd" + bytes(20)),
         ("gzip.blend", b"\x1f\x8b\x08" + bytes(20)),
         ("text.fbx", b"; FBX 7.3.0 project file\n"),
@@ -159,11 +159,39 @@ def test_good_variants_pass(folder: Path, name: str, data: bytes) -> None:
         ("short.stl", binary_stl()[:83], "truncated"),
         ("cut.stl", binary_stl()[:-1], "truncated"),
         ("cut_text.stl", b"solid it\n", "truncated"),
+        ("cut_within.stl", TEXT_STL[: TEXT_STL.index(b"endloop") - 3], "truncated"),
+        ("cut_named_solid.stl", b"solid" + binary_stl(3)[5:-1], "truncated"),
+        ("hdf5.abc", b"\x89HDF\r\n\x1a\n" + bytes(20), "unsupported_format"),
+        ("picture.obj", b"\xff\xd8\xff\xe0\0\x10JFIF", "wrong_magic"),
+        ("blend.obj", b"BLENDER-v405" + bytes(9), "wrong_magic"),  # never opened where --allow-blend is not asked
         ("no_facet.stl", b"solid it\nendsolid it\n", "empty"),
     ],
 )
 def test_each_reason(folder: Path, name: str, data: bytes, reason: str) -> None:
     assert look(folder, name, data) == reason
+
+
+@pytest.mark.parametrize("content", sorted({*GOOD} - {"blend", "procedural", "usd"}))
+def test_a_file_is_what_its_content_says(folder: Path, content: str) -> None:
+    """Whatever its name says, except that a .blend has to be asked for and that a text of one JSON format is one of it."""
+    data = {"stl": TEXT_STL, "dae": b'<?xml version="1.0"?>\n<COLLADA version="1.4.1"></COLLADA>'}.get(
+        content, GOOD[content]
+    )
+    for suffix in sorted({*GOOD} - {"blend", "procedural"}):
+        found = look(folder, f"misnamed.{suffix}", data)
+        if {content, suffix} <= {"glb", "gltf"} or {content, suffix} <= {"usd", "usda", "usdc"}:
+            assert found in (suffix, "wrong_magic")
+        else:
+            assert found == content, suffix
+
+
+@pytest.mark.parametrize(
+    "head", [b"v 1 2 3\n" * 9, b"\n" * 4000, b"# " * 2000, b"v " * 2000, b"  \r\n" * 900, b"v 1 1 " * 700]
+)
+def test_what_a_file_is_takes_no_time_to_say(head: bytes) -> None:
+    start = time.monotonic()
+    assert headers.kind(head) in ("", "obj")
+    assert time.monotonic() - start < 0.1
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -394,7 +422,8 @@ documents = st.dictionaries(
 @settings(deadline=None, max_examples=300)
 @given(suffix=st.sampled_from(SUFFIXES), start=any_start, rest=st.binary(max_size=120))
 def test_random_bytes_end_in_a_format_or_a_reason(folder: Path, suffix: str, start: bytes, rest: bytes) -> None:
-    assert look(folder, f"random.{suffix}", start + rest) in REASONS | {suffix}
+    of_content = headers.kind(start + rest)
+    assert look(folder, f"random.{suffix}", start + rest) in REASONS | {suffix, of_content}
 
 
 @settings(deadline=None, max_examples=200)
