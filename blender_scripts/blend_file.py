@@ -6,11 +6,16 @@ The file's own scene may have compositor trees, borders, overrides, Freestyle sc
 import contextlib
 
 import bpy
+import old_blend
 
 
 def open_file(filepath):
-    """Make a scene of the file's rendered objects the current one. Returns {"mended": ["edit_mode"]} if any was being edited."""
+    """Make a scene of the file's rendered objects the current one.
+
+    Returns facts: mended "edit_mode" if any was being edited, and those of `old_blend`.
+    """
     bpy.ops.wm.open_mainfile(filepath=filepath, use_scripts=False, load_ui=False)
+    facts = old_blend.restore(filepath)
     old = bpy.context.scene
     edited = _leave_modes(old)
     rendered = {ob for ob in _rendered(bpy.context.view_layer.layer_collection) if not ob.hide_render}
@@ -26,7 +31,7 @@ def open_file(filepath):
         if scene is not new:
             bpy.data.scenes.remove(scene)
     _part_instances(new)
-    return {"mended": ["edit_mode"]} if edited else {}
+    return facts | ({"mended": [*facts.get("mended", ()), "edit_mode"]} if edited else {})
 
 
 def _leave_modes(scene):

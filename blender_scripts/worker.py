@@ -101,8 +101,9 @@ def load(job, timings, channel):
 
 
 def joined(*parts):
-    """Facts of all parts; the words of what each has mended add up, and are left out if there are none."""
+    """Facts of all parts; numbers of missing textures add up, and words of what was mended, left out if there are none."""
     facts = {name: value for part in parts for name, value in part.items()}
+    facts["missing_textures"] = sum(part.get("missing_textures", 0) for part in parts)
     words = {word for part in parts for word in part.get("mended", ())}
     return facts | ({"mended": sorted(words)} if words else {})
 

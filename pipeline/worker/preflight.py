@@ -124,7 +124,9 @@ def _check_bytes(path: Path, file_format: str) -> None:
         raise Skip("lfs_pointer", "a Git LFS pointer, not the file that it stands for")
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise Skip("html_page", "a web page under a model's name")
-    if (file_format in MAGIC and not head.startswith(MAGIC[file_format])) or (file_format == "obj" and b"\0" in head):
+    if (file_format in MAGIC and not head.startswith(MAGIC[file_format])) or (
+        file_format == "obj" and b"\0" in head[:16]
+    ):
         raise Skip("wrong_magic", f"{path.name} starts with {head[:8]!r}, as no {file_format} does")
 
 
