@@ -19,7 +19,7 @@ PICTURE_GONE, MTL_GONE, FOUND = {"missing_textures": 1}, {"missing_materials": 1
 BLENDS: dict[str, tuple[str, dict[str, Any]]] = {  # FOLDER/it.blend
     "blend_runs_scripts": (RENDERED, {}),
     "blend_picture_outside": (RENDERED, PICTURE_GONE),
-    "blend_library_outside": ("empty", {}),
+    "blend_library_outside": ("missing_file", {}),
 }
 
 
@@ -533,6 +533,6 @@ glb(
 content("abc_garbage/it.abc", "truncated", b"Ogawa\xff\0\1" + bytes(range(256)) * 40)
 content("abc_garbage_within/it.abc", "empty", b"Ogawa\xff\0\1" + struct.pack("<QQ", 16, 4) + bytes(range(256)) * 40)
 content("usdc_garbage/it.usdc", "import_failed", b"PXR-USDC\0\x08\0\0" + bytes(range(256)) * 40)
-content("obj_indices/it.obj", "empty", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 7 8 9\nf -4 -5 -6\nf 1 2 4000000000\n")
+content("obj_indices/it.obj", "only_points", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 7 8 9\nf -4 -5 -6\nf 1 2 4000000000\n")
 content("obj_nan/it.obj", "degenerate", "v nan nan nan\nv nan inf 0\nv -nan 0 0\nf 1 2 3\n")
 content("obj_huge/it.obj", "absurd_scale", "v 1e30 0 0\nv 0 1e30 0\nv 0 0 1e30\nf 1 2 3\n")
