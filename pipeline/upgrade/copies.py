@@ -24,7 +24,7 @@ from pipeline.formats import references
 from pipeline.formats.gltf import BIN_CHUNK, JSON_CHUNK, Document, data_uri_reader, is_embedded
 from pipeline.formats.headers import Read, reader
 from pipeline.formats.references import library_words, map_of
-from pipeline.upgrade import crate, plain_text
+from pipeline.upgrade import crate, mtl, plain_text
 from pipeline.upgrade.folder import Folder, outer
 
 LINE = 2**20  # bytes
@@ -136,7 +136,7 @@ def obj(source: Path, libraries: Sequence[Path], find: Callable[[str, Path], Pat
     target = rewritten(source, comments, folder)
     with target.with_suffix(".mtl").open("xb") as sink:
         for library in libraries:
-            for line in plain_text.lines(library, LINE):
+            for line in mtl.plain(plain_text.lines(library, LINE)):
                 sink.write(_map_line(line, library, find))
             sink.write(b"\n")
     return target

@@ -16,6 +16,8 @@ MARKS = (  # the longer first, whose start the shorter are
 STARTS = {"ply": ("ply",), "stl": ("solid",), "fbx": (";", "fbxheader"), "obj": ("",), "mtl": ("",)}
 STARTS |= dict.fromkeys(("usda", "usd"), ("#usda",))
 HEAD, CHUNK = 512, 2**22  # bytes
+OLD_MAC = "carriage returns"  # in the place of an encoding: lines end by these alone, which Blender takes for one line
+HOLDS = {"ply": b"format ascii", "stl": b"facet", "obj": b"", "mtl": b""}  # of the formats that are read by lines
 
 
 def encoding(path: Path, file_format: str) -> str:
@@ -25,6 +27,9 @@ def encoding(path: Path, file_format: str) -> str:
     with path.open("rb") as stream:
         head = stream.read(HEAD)
     found = next((name for mark, name in MARKS if head.startswith(mark)), "") or _without_mark(head)
+    if not found and b"\r" in head and not {b"\n", b"\0"} & {head[at : at + 1] for at in range(len(head))}:
+        starts = head.lstrip().lower().startswith(STARTS[file_format][0].encode())
+        return OLD_MAC if starts and file_format in HOLDS and HOLDS[file_format] in head.lower() else ""
     text = head.decode(found, "ignore").lstrip().lower() if found else ""
     return found if text.startswith(STARTS[file_format]) else ""
 
@@ -39,7 +44,12 @@ def _without_mark(head: bytes) -> str:
 
 def lines(path: Path, most: int) -> Iterator[bytes]:
     """Yield the lines of a text, or what `most` letters of a longer one are, in UTF-8. Raises OSError."""
-    if name := encoding(path, "mtl"):
+    name = encoding(path, "mtl")
+    if name == OLD_MAC:
+        with path.open(encoding="latin-1", newline="\r") as text:
+            for line in iter(lambda: text.readline(most), ""):
+                yield line.replace("\r", "\n").encode("latin-1")
+    elif name:
         with path.open(encoding=name, errors="replace", newline="\n") as text:
             yield from (line.encode() for line in iter(lambda: text.readline(most), ""))
     else:
@@ -50,6 +60,11 @@ def lines(path: Path, most: int) -> Iterator[bytes]:
 def plain(source: Path, name: str, folder: Path) -> Path:
     """Copy of a text of the encoding `name` in UTF-8, in a folder that is there. Raises OSError."""
     target = folder / source.name
+    if name == OLD_MAC:
+        with source.open("rb") as stream, target.open("xb") as sink:
+            while chunk := stream.read(CHUNK):
+                sink.write(chunk.replace(b"\r", b"\n"))
+        return target
     decoder = codecs.getincrementaldecoder(name)("replace")
     with source.open("rb") as stream, target.open("xb") as sink:
         while chunk := stream.read(CHUNK):

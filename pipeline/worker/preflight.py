@@ -15,7 +15,7 @@ from pipeline.core.errors import Skip
 from pipeline.core.paths import leaf
 from pipeline.formats import gltf, headers, references
 from pipeline.formats.references import Span
-from pipeline.upgrade import copies, crate, gltf_old, gltf_plain, plain_text
+from pipeline.upgrade import copies, crate, gltf_old, gltf_plain, mtl, plain_text
 from pipeline.upgrade.folder import BINARY, USD, Folder, check_regular, named_by, outer, shown
 from pipeline.upgrade.nearby import slashed
 
@@ -229,15 +229,16 @@ class _Asset:
         facts: dict[str, Any] = {"missing_materials": gone} if gone else {}
         libraries = list(dict.fromkeys(files.values()))
         decoded = any(plain_text.encoding(path, "mtl") for path in libraries)
+        odd = not all(map(mtl.is_plain, libraries))
         relinked = not all(self.folder.opens(self.path, name, found) for name, found in files.items())
-        if not (
-            relinked or decoded or self.folder.refused or (self.folder.place(self.path) != self.path and libraries)
-        ):
+        stands_elsewhere = self.folder.place(self.path) != self.path and libraries
+        if not (relinked or decoded or odd or self.folder.refused or stands_elsewhere):
             return Checked(self.path, "obj", facts, self.folder.moved())
         path = self.path
         if self.scratch:
             path = copies.obj(path, libraries, self._picture, copies.anew(self.scratch / STAGED))
         checked = Checked(path, "obj", facts | ({"mended": ["links"]} if relinked or self.folder.moved() else {}))
+        checked = checked.with_word("materials") if odd else checked
         return checked.with_word("encoding") if decoded else checked
 
     def _ply(self) -> Checked:

@@ -159,3 +159,32 @@ def test_broken_pictures_of_other_kinds_do_no_harm(tmp_path: Path, render: Rende
     outcome = render(tmp_path / "boxes.gltf", views=1)
     assert outcome.reason in ("", "image_too_large")
     assert not outcome.scene or outcome.scene.meta["missing_textures"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("NEWMTL paint\nMAP_KD paint.png\n", "materials"),
+        ("newmtl paint\nKd 0 0 0\nmap_Ka paint.png\n", "materials"),
+        ("newmtl paint\rmap_Kd paint.png\r", "encoding"),
+    ],
+)
+def test_materials_of_writers_that_blender_does_not_follow(
+    tmp_path: Path, render: Render, text: str, word: str
+) -> None:
+    Image.new("RGB", (4, 4), RED).save(tmp_path / "paint.png")
+    path = painted(tmp_path, "obj")
+    (tmp_path / "paint.mtl").write_bytes(text.encode())
+    outcome = render(path, views=1, alpha=True)
+    assert is_red(outcome)
+    assert mended(outcome) == [word]
+
+
+@pytest.mark.parametrize("form", ["obj", "ply"])
+def test_texts_whose_lines_end_as_on_old_macs(tmp_path: Path, render: Render, form: str) -> None:
+    Image.new("RGB", (4, 4), RED).save(tmp_path / "paint.png")
+    path = painted(tmp_path, form)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r"))
+    outcome = render(path, views=1, alpha=True)
+    assert is_red(outcome)
+    assert mended(outcome) == ["encoding"]
