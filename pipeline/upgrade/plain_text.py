@@ -17,7 +17,14 @@ STARTS = {"ply": ("ply",), "stl": ("solid",), "fbx": (";", "fbxheader"), "obj": 
 STARTS |= dict.fromkeys(("usda", "usd"), ("#usda",))
 HEAD, CHUNK = 512, 2**22  # bytes
 OLD_MAC = "carriage returns"  # in the place of an encoding: lines end by these alone, which Blender takes for one line
-HOLDS = {"ply": b"format ascii", "stl": b"facet", "obj": b"", "mtl": b""}  # of the formats that are read by lines
+HOLDS = {
+    "ply": b"format ascii",
+    "stl": b"facet",
+    "obj": b"",
+    "mtl": b"",
+    "usda": b"",
+    "usd": b"",
+}  # of the formats that are read by lines
 
 
 def encoding(path: Path, file_format: str) -> str:

@@ -30,6 +30,14 @@ MAGIC = {  # first bytes, for formats that have them
     "abc": (b"Ogawa", b"\x89HDF"),
     "blend": (b"BLENDER", b"\x28\xb5\x2f\xfd", b"\x1f\x8b"),
 }
+ARCHIVES = {
+    b"PK\x03\x04": "ZIP",
+    b"\x1f\x8b": "gzip",
+    b"7z\xbc\xaf": "7z",
+    b"Rar!": "RAR",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+}
 STAGED = "staged"  # folder of the worker's in which copies for Blender stand
 DECODED = "decoded"  # the same for texts in other encodings
 RENAMED = "renamed"  # the same for USD under another format's name, which readers of USD go by
@@ -124,6 +132,9 @@ def _check_bytes(path: Path, file_format: str) -> None:
         raise Skip("lfs_pointer", "a Git LFS pointer, not the file that it stands for")
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         raise Skip("html_page", "a web page under a model's name")
+    packed = next((name for magic, name in ARCHIVES.items() if head.startswith(magic)), "")
+    if packed and not head.startswith(MAGIC.get(file_format, ())):
+        raise Skip("wrong_magic", f"{path.name} is a {packed} archive, and no {file_format}; unpack it")
     if (file_format in MAGIC and not head.startswith(MAGIC[file_format])) or (
         file_format == "obj" and b"\0" in head[:16]
     ):
@@ -229,7 +240,8 @@ class _Asset:
         facts: dict[str, Any] = {"missing_materials": gone} if gone else {}
         libraries = list(dict.fromkeys(files.values()))
         decoded = any(plain_text.encoding(path, "mtl") for path in libraries)
-        odd = not all(map(mtl.is_plain, libraries))
+        # of several files on one line Blender reads none
+        odd = not all(map(mtl.is_plain, libraries)) or bool(several - files.keys())
         relinked = not all(self.folder.opens(self.path, name, found) for name, found in files.items())
         stands_elsewhere = self.folder.place(self.path) != self.path and libraries
         if not (relinked or decoded or odd or self.folder.refused or stands_elsewhere):

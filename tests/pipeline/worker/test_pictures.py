@@ -180,7 +180,17 @@ def test_materials_of_writers_that_blender_does_not_follow(
     assert mended(outcome) == [word]
 
 
-@pytest.mark.parametrize("form", ["obj", "ply"])
+def test_several_files_of_materials_on_one_line(tmp_path: Path, render: Render) -> None:
+    Image.new("RGB", (4, 4), RED).save(tmp_path / "paint.png")
+    path = painted(tmp_path, "obj")
+    (tmp_path / "other.mtl").write_text("newmtl other\nKd 0 0 1\n")
+    path.write_text(path.read_text().replace("mtllib paint.mtl", "mtllib other.mtl paint.mtl"))
+    outcome = render(path, views=1, alpha=True)
+    assert is_red(outcome)
+    assert mended(outcome) == ["materials"]
+
+
+@pytest.mark.parametrize("form", ["obj", "ply", "usda"])
 def test_texts_whose_lines_end_as_on_old_macs(tmp_path: Path, render: Render, form: str) -> None:
     Image.new("RGB", (4, 4), RED).save(tmp_path / "paint.png")
     path = painted(tmp_path, form)

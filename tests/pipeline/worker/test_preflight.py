@@ -162,6 +162,8 @@ def test_good_variants_pass(folder: Path, name: str, data: bytes) -> None:
         ("cut_within.stl", TEXT_STL[: TEXT_STL.index(b"endloop") - 3], "truncated"),
         ("cut_named_solid.stl", b"solid" + binary_stl(3)[5:-1], "truncated"),
         ("hdf5.abc", b"\x89HDF\r\n\x1a\n" + bytes(20), "unsupported_format"),
+        ("zip.stl", b"PK\x03\x04" + bytes(200), "wrong_magic"),
+        ("gz.obj", b"\x1f\x8b\x08\0", "wrong_magic"),
         ("picture.obj", b"\xff\xd8\xff\xe0\0\x10JFIF", "wrong_magic"),
         ("blend.obj", b"BLENDER-v405" + bytes(9), "wrong_magic"),  # never opened where --allow-blend is not asked
         ("no_facet.stl", b"solid it\nendsolid it\n", "empty"),
