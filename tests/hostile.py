@@ -301,7 +301,7 @@ def obj_with(
 
 obj_with("obj_library_upwards", "mtllib UP/secret.mtl", facts=MTL_GONE)
 obj_with("obj_library_on_the_next_line", "  mtllib \\\n UP/secret.mtl", facts=MTL_GONE)
-obj_with("obj_second_library", "mtllib paint.mtl UP/secret.mtl", facts=MTL_GONE)
+obj_with("obj_second_library", "mtllib paint.mtl UP/secret.mtl", facts=MTL_GONE | {"mended": ["materials"]})
 obj_with("mtl_absolute", line="map_Kd OUTSIDE/secret.png")
 obj_with("mtl_upwards", line="map_Kd -s 1 1 1 -clamp on UP/secret.png")
 obj_with("mtl_backslash", line="bump -bm 0.5 ..\\..\\outside\\secret.png")
