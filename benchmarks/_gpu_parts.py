@@ -290,12 +290,11 @@ def loader(options: Options, before: list[Row]) -> Figures:
             ours = _rate(lambda: next(batches), device, seconds) * cfg.data.batch
         views = cfg.data.inputs + cfg.data.targets
         numbers = data.planner.train[:64].tolist()
-        jpegs = {number: data.index.jpegs(number, Files()) for number in numbers}
+        found = {number: data.index.packed(number, Files()) for number in numbers}
         out = np.empty((len(numbers), views, 3, *data.hw), np.uint8)
 
         def decode(place: int) -> None:
-            for view in range(views):
-                data.index.decode(numbers[place], view, jpegs[numbers[place]][view], out[place, view])
+            data.index.decode(numbers[place], range(views), found[numbers[place]], out[place])
 
         with ThreadPoolExecutor(data.workers) as pool:
             alone = _rate(lambda: list(pool.map(decode, range(len(numbers)))), torch.device("cpu"), seconds)

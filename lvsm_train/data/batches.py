@@ -103,11 +103,11 @@ END = End()
 
 @dataclass(frozen=True)
 class _Pending:
-    """A batch under way. rows: (B, V + T) of its views in the index. pixels, layers (of its targets): perhaps still being filled
-    by `jobs`, None where the device has those of all views. aux: layers are asked for."""
+    """A batch under way. pixels, layers (of its targets): perhaps still being filled by `jobs`, None where the device has those
+    of all views; rows: then (B, V + T) of its views in the index, else None. aux: layers are asked for."""
 
     samples: Sequence[Sample]
-    rows: torch.Tensor
+    rows: torch.Tensor | None
     c2w: torch.Tensor
     fxfycxcy: torch.Tensor
     pixels: torch.Tensor | None
@@ -276,35 +276,37 @@ class Data:
         cached = self.pixels is not None and index is self.index
         if len({(len(sample.inputs), len(sample.targets)) for sample in some}) != 1:
             raise ValueError("samples of one batch need equally many inputs, and equally many targets")
-        views = np.array([sample.inputs + sample.targets for sample in some])
-        rows = views + index.first[[sample.number for sample in some]][:, None]
+        views = [sample.inputs + sample.targets for sample in some]
+        rows = np.array(views) + index.first[[sample.number for sample in some]][:, None]
         c2w = index.c2w[rows]
         if any(sample.angle for sample in some):
             c2w = view_sampling.rotate_z(c2w, np.array([sample.angle for sample in some]))
         for place, sample in enumerate(some):
             if sample.is_scene:
                 c2w[place] = view_sampling.normalise_poses(c2w[place])
-        row, pose, k = (self._pinned(torch.from_numpy(each)) for each in (rows, c2w, index.fxfycxcy[rows]))
+        pose, k = (self._pinned(torch.from_numpy(each)) for each in (c2w, index.fxfycxcy[rows]))
         if cached and self.cached == "device":
-            return _Pending(some, row, pose, k, None, None, [], aux)
-        pixels, targets = self._empty((*rows.shape, 3, *self.hw)), np.s_[:, len(some[0].inputs) :]
-        layers = (
-            self._empty((*rows[targets].shape, channels(self.aux), *self.hw), 2).view(torch.float16) if aux else None
-        )
+            return _Pending(some, self._pinned(torch.from_numpy(rows)), pose, k, None, None, [], aux)
+        pixels, inputs = self._empty((*rows.shape, 3, *self.hw)), len(some[0].inputs)
+        layers, asked = None, rows[:, inputs:]
+        if aux:
+            layers = self._empty((*asked.shape, channels(self.aux), *self.hw), 2).view(torch.float16)
         if cached and self.pixels is not None:
             np.take(self.pixels.numpy(), rows, 0, pixels.numpy(), mode="clip")  # other modes copy first
             if layers is not None and self.layers is not None:
-                np.take(self.layers.numpy(), rows[targets], 0, layers.numpy(), mode="clip")
-            return _Pending(some, row, pose, k, pixels, layers, [], aux)
+                np.take(self.layers.numpy(), asked, 0, layers.numpy(), mode="clip")
+            return _Pending(some, None, pose, k, pixels, layers, [], aux)
         rows_of: dict[int, list[int]] = defaultdict(list)
         for each, sample in enumerate(some):
             rows_of[sample.number].append(each)
-        out = pixels.numpy()
-        jobs = [submit(self._read, index, number, within, views, out) for number, within in rows_of.items()]
+        objects, pictures = [*rows_of.items()], pixels.flatten(0, 1).numpy()
+        parts = min(len(objects), max(1, self.workers))  # a job costs about as much as a small picture
+        jobs = [submit(self._read, index, objects[at::parts], views, pictures) for at in range(1, parts)]
         if layers is not None:
-            out, views = layers.numpy(), views[targets]
-            jobs += [submit(self._read_layers, index, number, within, views, out) for number, within in rows_of.items()]
-        return _Pending(some, row, pose, k, pixels, layers, jobs, aux)
+            out, targets = layers.numpy(), np.array([sample.targets for sample in some])
+            jobs += [submit(self._read_layers, index, number, within, targets, out) for number, within in objects]
+        self._read(index, objects[::parts], views, pictures)
+        return _Pending(some, None, pose, k, pixels, layers, jobs, aux)
 
     def _empty(self, shape: tuple[int, ...], size: int = 1) -> torch.Tensor:
         """Tensor of uint8 with any content, whose last axis holds numbers of `size` bytes; pinned for a GPU."""
@@ -315,17 +317,23 @@ class Data:
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
-    def _read(self, index: Index, number: int, within: list[int], views: np.ndarray, out: np.ndarray) -> None:
-        """Decode the views of an object, each once, into rows `within` of a batch. views: (B, S). out: (B, S, 3, H, W)."""
-        jpegs = index.jpegs(number, self.files)
-        done: dict[int, np.ndarray] = {}
-        for row in within:
-            for view, planes in zip(views[row].tolist(), out[row], strict=True):
-                if view in done:
-                    planes[:] = done[view]
-                else:
-                    index.decode(number, view, jpegs[view], planes)
-                    done[view] = planes
+    def _read(
+        self,
+        index: Index,
+        objects: Iterable[tuple[int, list[int]]],
+        views: Sequence[Sequence[int]],
+        out: np.ndarray,
+    ) -> None:
+        """Decode views of objects, each once. objects: number and rows of each in a batch. views: (B, S).
+
+        out: (B * S, 3, H, W).
+        """
+        size = len(views[0])
+        for number, rows in objects:
+            at = {view: place for row in rows for place, view in enumerate(views[row], row * size)}
+            index.decode(number, [*at], index.packed(number, self.files), [out[place] for place in at.values()])
+            for row in rows if len(at) < len(rows) * size else ():  # some views occur again
+                out[row * size : (row + 1) * size] = out[[at[view] for view in views[row]]]
 
     def _read_layers(self, index: Index, number: int, within: list[int], views: np.ndarray, out: np.ndarray) -> None:
         """Read the layers of an object's targets, each once, into rows `within`. views: (B, T). out: (B, T, C, H, W)."""
@@ -338,26 +346,28 @@ class Data:
         """Wait for decoding, and copy to the device."""
         for job in pending.jobs:
             job.result()
-        inputs = len(pending.samples[0].inputs)
-        rows, c2w, k = (one.to(self.device, non_blocking=True) for one in (pending.rows, pending.c2w, pending.fxfycxcy))
-        if pending.pixels is not None:
-            pixels = pending.pixels.to(self.device, non_blocking=True)
-        else:
+        counts = len(pending.samples[0].inputs), len(pending.samples[0].targets)
+        pixels, layers = pending.pixels, pending.layers
+        if pending.rows is not None:
             assert self.pixels is not None
+            rows = pending.rows.to(self.device, non_blocking=True)
             pixels = _rows_of(self.pixels, rows)
-        layers = None if pending.layers is None else pending.layers.to(self.device, non_blocking=True)
-        if pending.aux and layers is None:
-            assert self.layers is not None
-            layers = _rows_of(self.layers, rows[:, inputs:])
+            if pending.aux:
+                assert self.layers is not None
+                layers = _rows_of(self.layers, rows[:, counts[0] :])
+        assert pixels is not None
+        (image, target_image), (c2w, target_c2w), (k, target_k) = (
+            each.to(self.device, non_blocking=True).split(counts, 1) for each in (pixels, pending.c2w, pending.fxfycxcy)
+        )
         return Batch(
-            image=pixels[:, :inputs],
-            c2w=c2w[:, :inputs],
-            fxfycxcy=k[:, :inputs],
-            target_image=pixels[:, inputs:],
-            target_c2w=c2w[:, inputs:],
-            target_fxfycxcy=k[:, inputs:],
+            image=image,
+            c2w=c2w,
+            fxfycxcy=k,
+            target_image=target_image,
+            target_c2w=target_c2w,
+            target_fxfycxcy=target_k,
             uids=[sample.uid for sample in pending.samples],
-            target_layers=layers,
+            target_layers=None if layers is None else layers.to(self.device, non_blocking=True),
         )
 
 

@@ -13,12 +13,12 @@ LENGTH = struct.Struct("<I")
 DATA_PAGE, PLAIN, RLE = 0, 0, 3  # PageType and Encoding of parquet.thrift
 
 
-def byte_strings(chunk: bytes, count: int) -> list[memoryview]:
-    """Values of a chunk of `count` values.
+def byte_strings(chunk: bytes | memoryview, count: int) -> list[tuple[int, int]]:
+    """Start and end of each value of a chunk of `count` values.
 
     Raises ValueError if the chunk is not plain, has nulls, or is broken: values have to fill their pages exactly.
     """
-    found: list[memoryview] = []
+    found: list[tuple[int, int]] = []
     view, at = memoryview(chunk), 0
     try:
         while len(found) < count:
@@ -31,7 +31,7 @@ def byte_strings(chunk: bytes, count: int) -> list[memoryview]:
             for _ in range(data[1]):
                 start = at + LENGTH.size
                 at = start + LENGTH.unpack_from(view, at)[0]
-                found.append(view[start:at])
+                found.append((start, at))
             if at != end or end > len(view):
                 raise ValueError("values that do not fill their page")
     except (KeyError, TypeError, IndexError, RecursionError, struct.error) as error:

@@ -79,7 +79,7 @@ class Planner:
 
     def _able(self, number: int) -> np.ndarray:
         """Views of an object that may train, ascending: all but those that their set keeps for validation or tests."""
-        return np.flatnonzero(self.index.trains[self.index.of(number)])
+        return self.index.trains[self.index.of(number)].nonzero()[0]
 
     def training(self, step: int, part: int, parts: int) -> list[Sample]:
         """Samples of part `part` of a step, which all ranks cut into `parts`; their union does not depend on `parts`.
@@ -109,13 +109,12 @@ class Planner:
         able = self._able(number)
         if self.is_scene[number]:
             return self._clip(number, able, rng, inputs, targets, cfg.target_among_inputs)
-        turn = item_rng(cfg.seed, str(position), "turn")  # a second generator, so that --no-rotate changes no views
-        angle = float(turn.uniform(0, 2 * np.pi)) if cfg.rotate else 0.0
+        angle = 0.0
+        if cfg.rotate:  # by a second generator, so that --no-rotate changes no views
+            angle = 2 * np.pi * item_rng(cfg.seed, str(position), "turn").random()
         able = able[: len(able) - cfg.held_views]
-        centres = self.index.c2w[self.index.of(number)][able, :3, 3]
-        shown, target = view_sampling.object_views(
-            rng, centres, inputs, targets, cfg.farthest_inputs, cfg.target_among_inputs
-        )
+        centres = self.index.c2w[self.index.of(number), :3, 3][able] if cfg.farthest_inputs else None
+        shown, target = view_sampling.object_views(rng, len(able), inputs, targets, cfg.target_among_inputs, centres)
         return self._sample(number, able[shown], able[target], angle)
 
     def _clip(

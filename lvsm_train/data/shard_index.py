@@ -91,4 +91,9 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, IndexError) as error:
-        raise UserError(f"{path} cannot be read: {error}", HINT) from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """What the user is told of a file that raised an error."""
+    return UserError(f"{path} cannot be read: {error}", HINT)

@@ -47,14 +47,15 @@ def farthest_points(points: np.ndarray, count: int, start: int) -> np.ndarray:
 
 
 def object_views(
-    rng: np.random.Generator, centres: np.ndarray, inputs: int, targets: int, farthest: bool, among: bool
+    rng: np.random.Generator, views: int, inputs: int, targets: int, among: bool, centres: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Input views (inputs,) and target views (targets,) of an object with V >= inputs + targets cameras at centres (V, 3).
+    """Input views (inputs,) and target views (targets,) of an object with `views` >= inputs + targets of them.
 
-    farthest: inputs are farthest points from a random first one. among: targets may be among the inputs.
+    among: targets may be among the inputs. centres: (views, 3) of cameras, for inputs that are farthest points from a random
+    first one.
     """
-    pool = rng.permutation(len(centres))
-    if farthest:
+    pool = rng.permutation(views)
+    if centres is not None:
         shown = farthest_points(centres, inputs, int(pool[0]))
         pool = np.concatenate([shown, pool[~np.isin(pool, shown)]])
     return _split(rng, pool, inputs, targets, among)

@@ -62,7 +62,7 @@ def test_the_number_of_inputs_varies_by_step(run: Path) -> None:
 def test_views_of_objects(seed: int, inputs: int, targets: int, more: int, farthest: bool, among: bool) -> None:
     rng = np.random.default_rng(seed)
     centres = rng.integers(0, 3, (inputs + targets + more, 3)).astype(float)  # some cameras stand at one place
-    shown, asked = view_sampling.object_views(rng, centres, inputs, targets, farthest, among)
+    shown, asked = view_sampling.object_views(rng, len(centres), inputs, targets, among, centres if farthest else None)
     assert (len(shown), len(asked)) == (len(set(shown)), len(set(asked))) == (inputs, targets)
     assert {*shown, *asked} <= set(range(len(centres)))
     assert among or not set(shown) & set(asked)
