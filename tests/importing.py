@@ -49,7 +49,8 @@ def opencv(bent: Sequence[float]) -> Lens:
 
 def config(source: str, given: Path | None, cache: Path, **scene: Any) -> ImportConfig:
     """Resolved, as the run hands it to a source."""
-    made = ImportConfig(source=source, input=given, cache=cache, scene=PosedConfig(**({"quality": 100} | scene)))  # type: ignore[arg-type]
+    taken = PosedConfig(**({"quality": 100} | scene))  # type: ignore[arg-type]
+    made = ImportConfig(source=source, input=given, cache=cache, verify_cameras=False, scene=taken)
     return made.resolved()
 
 
@@ -92,7 +93,7 @@ def imported(source: str, given: Path, work: Path, **scene: Any) -> dict[str, Sc
         place = places[item.uid]
         try:
             if isinstance(place, Path):
-                ends[item.uid] = importer.encoded(item, place, module.load(item, place, cfg))[1]
+                ends[item.uid] = importer.make(item, lambda _, place=place: place, {})
             else:
                 ends[item.uid] = place
         except Skip as failure:

@@ -74,6 +74,11 @@ class Posed:
         """Name of a view for messages."""
         return self.names[view] if self.names else f"view {view}"
 
+    def of(self, view: int) -> Callable[[str], np.ndarray] | None:
+        """Layers of a view by name, None where the set says nothing."""
+        whole = self.layer
+        return None if whole is None else lambda name: whole(name, view)
+
     def part(self, views: Sequence[int]) -> Posed:
         """Take these of the views alone."""
         some, whole = list(views), self.layer

@@ -93,7 +93,10 @@ def _layer(folder: Path, finder: Finder, frame: int, camera: CameraOf, name: str
     if name == "normals":
         return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-6)
     height, width = values.shape
-    fx, fy, cx, cy = camera((height, width))[0]
+    try:
+        fx, fy, cx, cy = camera((height, width))[0]
+    except Skip as failure:
+        raise Skip("broken_image", f"{file}: {failure.detail}") from None
     y, x = np.mgrid[:height, :width] + 0.5
     along = values / _metres(folder.parent.parent) / np.sqrt(1 + ((x - cx) / fx) ** 2 + ((y - cy) / fy) ** 2)
     return np.where(along > 0, along, np.inf).astype(np.float32)

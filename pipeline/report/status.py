@@ -75,10 +75,9 @@ def _of_imports(run: Path, ledger: Ledger) -> tuple[dict[str, Any], dict[str, An
     """`undecided` and `left_out` of `read_status`; without reading the ledger where the run is no import."""
     path = run / "run.json"
     source = read_json(path)["identity"].get("source") if path.exists() else None
-    if source not in names("posed"):
-        return {"scenes": 0, "uids": []}, dataclasses.asdict(LeftOut())
-    uids = [uid for uid, _ in ledger.with_fact("$.cameras_fit.says", "undecided")]
-    return {"scenes": len(uids), "uids": uids[:SHOWN_SCENES]}, dataclasses.asdict(left_out(ledger))
+    untold = ledger.with_fact("$.cameras_fit.says", "undecided") if source in names("posed") else []
+    uids = [uid for uid, _ in untold]
+    return {"scenes": len(uids), "uids": uids[:SHOWN_SCENES]}, dataclasses.asdict(left_out(ledger, source))
 
 
 def _missing(run: Path, ledger: Ledger) -> int:

@@ -20,7 +20,6 @@ from pipeline.cluster.nodes import Share
 from pipeline.config.clip import ClipConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.shared import Granting, default_workers
-from pipeline.config.source_table import CAPTURES
 from pipeline.core import licenses
 from pipeline.core.disk import is_full
 from pipeline.core.errors import UserError
@@ -251,8 +250,7 @@ class Driver:
         if session.delivered >= session.cfg.n:
             shutil.rmtree(session.out / "raw", ignore_errors=True)
         notes = [*session.to_repeat, *self.policy.lines()]
-        if session.cfg.source in CAPTURES:
-            notes += left_out(ledger).lines(session.cfg.store or shown(session.out))
+        notes += left_out(ledger, session.cfg.source).lines(session.cfg.store or shown(session.out))
         if isinstance(session.cfg, ClipConfig):
             notes.append(availability.write(session.out, ledger))
         totals = ledger.totals()

@@ -1,14 +1,16 @@
-"""Views that imported scenes do without, since their pictures or poses are missing or broken: counted from the ledger's facts."""
+"""Views that imported scenes do without: missing, broken, or contradicting the others. Counted from the ledger."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.config.source_table import names
 from pipeline.core.text import reasons_text
 from pipeline.storage.ledger import Ledger
 
-SCENES = 5  # that are named
+SCENES, NAMED = 5, 8  # that are named, and views of one
+FACTS = ("views_missing", "views_wrong")  # of scenes that do without some of their views
 
 
 @dataclass
@@ -33,27 +35,31 @@ class LeftOut:
         return f"{sum(self.reasons.values())} views of {self.scenes} scenes ({reasons_text(self.reasons)})"
 
 
-def left_out(ledger: Ledger) -> LeftOut:
-    """Count the views that delivered scenes of a run do without."""
+def left_out(ledger: Ledger, source: str | None) -> LeftOut:
+    """Count the views that delivered scenes of a run do without. source: the run's; only posed ones leave views out."""
     found = LeftOut()
-    for uid, facts in ledger.with_fact("$.views_missing"):
+    facts = {uid: of for fact in FACTS for uid, of in ledger.with_fact(f"$.{fact}")} if source in names("posed") else {}
+    for uid, of in sorted(facts.items()):
         found.scenes += 1
-        for reason, count in reasons_of(facts).items():
+        for reason, count in reasons_of(of).items():
             found.reasons[reason] = found.reasons.get(reason, 0) + count
         if len(found.first) < SCENES:
-            found.first.append((uid, says(facts)))
+            found.first.append((uid, says(of)))
     return found
 
 
 def reasons_of(facts: dict[str, Any]) -> dict[str, int]:
     """Why views of a scene were left out -> number of them; earlier versions left out missing pictures alone."""
-    reasons: dict[str, int] = facts.get("left_out") or {"image_missing": facts["views_missing"]}
-    return reasons
+    missing, wrong = facts.get("views_missing", 0), len(facts.get("views_wrong", []))
+    reasons = dict(facts.get("left_out") or ({"image_missing": missing} if missing else {}))
+    return reasons | ({"views_wrong": wrong} if wrong else {})
 
 
 def says(facts: dict[str, Any]) -> str:
     """How many views of a scene were left out, and which were the first."""
     some = facts.get("left_out_views", [])
-    more = ", ..." if 0 < len(some) < facts["views_missing"] else ""
-    count = facts["views_missing"]
-    return f"{count} view{'s' if count > 1 else ''} left out{': ' if some else ''}{', '.join(some)}{more}"
+    wrong = [f"the camera of {name} contradicts the others" for name in facts.get("views_wrong", [])]
+    count = sum(reasons_of(facts).values())
+    named = [*some, *wrong][:NAMED]
+    more = ", ..." if 0 < len(named) < count else ""
+    return f"{count} view{'s' if count > 1 else ''} left out{': ' if named else ''}{', '.join(named)}{more}"

@@ -42,7 +42,7 @@ def best_turntable(scenes: Sequence[Posed], now: MixCameras) -> Suggestion | Non
     scenes: as loaded with the cameras `now`. The azimuth of view 0 only turns the world, so pictures cannot tell it. Radius
     and field of view follow from the objects' size, which is 1 along the longest side.
     """
-    shapes = [found for posed in scenes if (found := silhouettes.silhouettes(posed)) is not None]
+    shapes = [found for posed in scenes if (found := silhouettes.Outlines(posed).spread()) is not None]
     if not shapes:
         return None
 

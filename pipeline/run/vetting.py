@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from pipeline import sources
 from pipeline.config.run import RunConfig
@@ -11,7 +14,7 @@ from pipeline.config.views import ImportConfig
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.run import turntables
-from pipeline.worker import silhouettes
+from pipeline.worker.epipolar import Says
 from pipeline.worker.silhouettes import TO_CHECK, VERDICT_KEY, Verdict
 
 SCENES = 8  # to verify before anything is written; fewer if --n is smaller
@@ -77,7 +80,7 @@ class Vetting:
         held, self.held = self.held, []
         if not self.verdicts or self.decided:
             return held
-        fit, figures = silhouettes.judge(self.verdicts)
+        fit, figures = judge(self.verdicts)
         assumed = getattr(sources.load(self.cfg.source), "CAMERAS_ASSUMED", False)
         if fit == "does_not_fit" or (fit == "undecided" and assumed):
             hint = self._suggestion(held) if assumed else ""
@@ -103,7 +106,7 @@ class Vetting:
         untold = sum(view.says == "undecided" for verdict in taken for view in verdict.views)
         parts += [f"of {untold} views alone pictures cannot tell"] if untold else []
         parts += [f"{self.unchecked} were not looked at"] if self.unchecked else []
-        _, figures = silhouettes.judge(self.verdicts)
+        _, figures = judge(self.verdicts)
         medians = figures.partition("; ")[2]
         all_fit = counts["fits"] == len(self.verdicts) and not (self.unchecked or wrong or untold)
         head = "cameras fit" if all_fit else "cameras"
@@ -119,3 +122,27 @@ class Vetting:
         scenes = [source.load(item, Path(item.extra.get("path", item.url)), self.cfg) for item in seen]
         found = turntables.best_turntable(scenes, self.cfg.scene.mix)
         return str(found) if found else ""
+
+
+def judge(verdicts: Sequence[Verdict]) -> tuple[Says, str]:
+    """Verdict on a source from several of its scenes, and a line that explains the verdict to a user.
+
+    A scene may look wrong for reasons of its own (culled faces, motion), but hardly right by chance: so half of the scenes
+    that are decided suffice for "fits", and "does_not_fit" takes three quarters.
+    """
+    fit = sum(verdict.says == "fits" for verdict in verdicts)
+    wrong = sum(verdict.says == "does_not_fit" for verdict in verdicts)
+    says: Says = "undecided"
+    if fit and fit >= wrong:
+        says = "fits"
+    elif wrong >= 3 * fit and wrong:
+        says = "does_not_fit"
+    figures = []
+    told = (("hull", "silhouettes filled"), ("floating", "points of depth before surfaces"))
+    for name, what in (*told, ("lines", "matches on their epipolar lines")):
+        values = [value for verdict in verdicts if (value := getattr(verdict, name)) is not None]
+        if values:
+            figures.append(f"{what} {np.median(values):.1%}")
+    rest = len(verdicts) - fit - wrong
+    line = f"{fit} scenes fit, {wrong} do not, {rest} cannot tell"
+    return says, f"{line}; median: {', '.join(figures)}" if figures else line

@@ -10,7 +10,7 @@ lists and downloads no payload. The items' files come to a worker in one of two 
   table's `fetched` whether this run needs `fetch_many` at all.
 
 Optional: LEAVES_OUT (`items` takes `ended`, uids that it may leave out), CAMERAS_ASSUMED (the poses are a guess and must be
-verified), DOES_WITHOUT (`load` takes `decode`, which leaves out pictures that do not decode, at the price of decoding all).
+verified), LOADS_WHOLE (`load` takes `whole`, which reads all that a view needs, and takes others for those that lack some of it).
 A posed source has `load(item, path, cfg) -> Posed` besides, or a Scene that is ready; one of videos `load(...) -> Clip`.
 """
 

@@ -6,11 +6,10 @@ import functools
 import importlib
 import itertools
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -20,14 +19,15 @@ from pipeline.config.views import ImportConfig
 from pipeline.core import cameras, images
 from pipeline.core.cameras import Lens
 from pipeline.core.errors import Skip, UserError
-from pipeline.core.records import LEAST_SHARE, Item, Posed
-from pipeline.core.text import reasons_text, shown
+from pipeline.core.records import Item, Posed
+from pipeline.core.text import shown
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
 from pipeline.poses import transforms
 from pipeline.poses.capture import View, check_intrinsics, json_object
 from pipeline.poses.pictures import Finder, pictures_in
 from pipeline.sources import posed_views
+from pipeline.sources.posed_views import Needs
 
 SAYS = "captures"
 HOWTO = f"{' | '.join(f'--source {name}' for name in CAPTURES)} --input FOLDER"
@@ -46,10 +46,7 @@ LOOKS = (  # other posed sources, and patterns of files or folders that one fold
     ("arb-objaverse", (r"camera\.json", r"color_\w+_\d+\.png")),
 )
 UNPACK = "--input FOLDER; an archive of captures has to be unpacked first"
-# reasons that leave a view out
-OF_ONE_VIEW = ("image_missing", "broken_image", "bad_cameras", "no_cameras", "listed_twice")
-NAMED, NAMED_LENGTH = 8, 200  # views left out that `meta` names, and characters about each
-DOES_WITHOUT = LEAVES_OUT = True
+LEAVES_OUT = LOADS_WHOLE = True
 SAME_POSE = 1e-6  # of the largest number of two poses: closer ones are one
 
 
@@ -145,32 +142,34 @@ def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None, ended: Conta
     return bundles.never_empty(found, f"{root} holds no {form.SAYS}", hint)
 
 
-def load(item: Item, path: Path, cfg: ImportConfig, decode: bool = False) -> Posed:
+def load(item: Item, path: Path, cfg: ImportConfig, whole: bool = False) -> Posed:
     """Read one scene; views whose picture is missing or broken, or whose camera is none, are left out and counted.
 
-    decode: leave out pictures that do not decode, too; else their headers are read. Raises Skip: no_cameras, no_images,
-    unsupported_camera, escapes_folder; one of OF_ONE_VIEW where fewer than LEAST_SHARE of the views are left.
+    whole: leave out those whose picture does not decode, or that lack what the run needs beside it, too; else headers are read.
+    Raises Skip: no_cameras, no_images, unsupported_camera, escapes_folder; one of OF_ONE_VIEW where fewer than LEAST_SHARE of the
+    views are left.
     """
     given = posed_views.input_of(cfg)
     root, only = (given.parent, given.name) if given.is_file() else (given, "")
     capture = reader(cfg.source).read(path, Finder((path, root), cfg.follow_links), only)
-    usable = _Usable(capture.views, path, decode)
+    usable = _Usable(capture.views, path, Needs.of(cfg) if whole else None)
     chosen = usable.chosen(cfg.scene.views)
     views = [capture.views[i] for i in chosen]
     pictures, fxfycxcy, lenses = zip(*(usable.taken[i] for i in chosen), strict=True)
     times = [view.time for view in views]
-    meta = capture.meta | ({"times": times} if len(set(times)) > 1 else {}) | usable.facts()
+    meta = capture.meta | ({"times": times} if len(set(times)) > 1 else {}) | {"views_found": len(capture.views)}
+    meta |= posed_views.left_out_facts(usable.left, meta["views_found"])
     roles = [view.role for view in views] if any(view.role for view in views) else []
     c2w, names = np.stack([view.c2w for view in views]), [_name(view) for view in views]
-    layer = functools.partial(_layer, views)
+    layer = None if all(view.layer is None for view in views) else functools.partial(_layer, views)
     return Posed(list(pictures), c2w, np.stack(fxfycxcy), lenses, roles, meta, layer, names)
 
 
 class _Usable:
     """Views of a capture by their numbers: those that were read, and those that are left out."""
 
-    def __init__(self, views: Sequence[View], path: Path, decode: bool) -> None:
-        self.views, self.path, self.decode = views, path, decode
+    def __init__(self, views: Sequence[View], path: Path, needs: Needs | None) -> None:
+        self.views, self.path, self.needs = views, path, needs
         self.taken: dict[int, tuple[bytes, np.ndarray, Lens]] = {}
         self.left: dict[int, Skip] = {}
         for number, view in enumerate(views):
@@ -185,7 +184,7 @@ class _Usable:
     def chosen(self, most: int | None) -> list[int]:
         """Numbers of at most so many views, spread over those that are whole, all of which are `taken`."""
         while True:
-            self._check()
+            posed_views.check_enough(self.left, len(self.views), str(self.path))
             usable = [number for number in range(len(self.views)) if number not in self.left]
             chosen = [usable[i] for i in cameras.spread(len(usable), most)]
             if self.taken.keys() >= set(chosen):
@@ -196,35 +195,11 @@ class _Usable:
 
     def _take(self, number: int) -> None:
         try:
-            self.taken[number] = _read(self.views[number], self.decode)
+            self.taken[number] = _read(self.views[number], self.needs)
         except Skip as failure:
-            if failure.reason not in OF_ONE_VIEW:
+            if failure.reason not in posed_views.OF_ONE_VIEW:
                 raise
             self.left[number] = failure
-
-    def _check(self) -> None:
-        """Raise Skip where too few views are left: with the reason of most of those that are left out."""
-        count = len(self.views)
-        if len(self.left) < count and count - len(self.left) >= LEAST_SHARE * count:
-            return
-        reasons = self._reasons()
-        reason = max(reasons, key=lambda name: reasons[name])
-        first = next(failure for failure in self.left.values() if failure.reason == reason)
-        what = "pictures are not there" if list(reasons) == ["image_missing"] else "views cannot be used"
-        why = f"{reasons_text(reasons)}; " if len(reasons) > 1 else ""
-        said = f"{len(self.left)} of {count} {what} in {self.path} ({why}the first: {first.detail})"
-        raise Skip(reason, f"{said}; at least {LEAST_SHARE:.0%} must be")
-
-    def _reasons(self) -> dict[str, int]:
-        return dict(Counter(failure.reason for failure in self.left.values()))
-
-    def facts(self) -> dict[str, Any]:
-        """Facts for meta: views_found; of those left out their number, why, and the first of them."""
-        facts: dict[str, Any] = {"views_found": len(self.views) - len(self.left)}
-        if self.left:
-            some = [failure.detail[:NAMED_LENGTH] for failure in self.left.values()][:NAMED]
-            facts |= {"views_missing": len(self.left), "left_out": self._reasons(), "left_out_views": some}
-        return facts
 
 
 def _listed_twice(views: Sequence[View], numbers: Sequence[int]) -> list[int]:
@@ -247,10 +222,10 @@ def _differ(poses: Sequence[np.ndarray]) -> bool:
 def _name(view: View) -> str:
     """Name of a view for messages and `meta`, which hold no path of a machine: of an absolute one its end."""
     name = view.name.replace("\\", "/")
-    return (name.rpartition("/")[2] if PureWindowsPath(view.name).anchor else name)[:NAMED_LENGTH]
+    return (name.rpartition("/")[2] if PureWindowsPath(view.name).anchor else name)[: posed_views.NAMED_LENGTH]
 
 
-def _read(view: View, decode: bool) -> tuple[bytes, np.ndarray, Lens]:
+def _read(view: View, needs: Needs | None) -> tuple[bytes, np.ndarray, Lens]:
     """A view's picture, fxfycxcy (4,) and lens. Raises Skip: OF_ONE_VIEW, unsupported_camera."""
     assert view.picture is not None
     name = _name(view)
@@ -265,8 +240,8 @@ def _read(view: View, decode: bool) -> tuple[bytes, np.ndarray, Lens]:
     except Skip as failure:
         said = failure.detail if Path(name).name in failure.detail else f"{name}: {failure.detail}"
         raise Skip(failure.reason, said + _turned(data)) from None
-    if decode:
-        posed_views.colours(data, name)
+    if needs is not None:
+        needs.check(data, name, view.layer)
     return data, fxfycxcy, lens
 
 
@@ -283,6 +258,5 @@ def _turned(data: bytes) -> str:
 def _layer(views: list[View], name: str, index: int) -> np.ndarray:
     """Implement Posed.layer."""
     layer = views[index].layer
-    if layer is None:
-        raise Skip("layer_missing", f"{name}: the format has none")
+    assert layer is not None  # of a format, all views have layers or none
     return layer(name)

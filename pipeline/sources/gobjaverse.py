@@ -11,6 +11,7 @@ x, y, z, which are -y, z and -x of ours; in alpha the depth along the axis, mean
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -177,13 +178,22 @@ def fetch_many(items: Sequence[Item], folder_of: Callable[[Item], Path], net: Fe
     for item in items:
         folder = folder_of(item)
         try:
-            for view in item.extra["views"]:
-                for name in (f"{view:05d}{end}" for end in ends):
-                    if not (folder / name).is_file():  # an earlier session may have fetched it
-                        net.get(f"{item.url}/{LEVEL}/{view:05d}/{name}", folder / name, owner=item.uid)
+            for view, end in itertools.product(item.extra["views"], ends):
+                name = f"{view:05d}{end}"
+                if not (folder / name).is_file():  # an earlier session may have fetched it
+                    _get(net, f"{item.url}/{LEVEL}/{view:05d}/{name}", folder / name, item, end in ENDS.values())
             yield item, folder
         except (Skip, Retry) as failure:
             yield item, failure
+
+
+def _get(net: Fetcher, url: str, path: Path, item: Item, spare: bool) -> None:
+    """Fetch a file of an object. spare: a view may lack it, and is left out then. Raises Skip, Retry."""
+    try:
+        net.get(url, path, owner=item.uid)
+    except Skip as failure:
+        if not spare or failure.reason != "missing":
+            raise
 
 
 def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:

@@ -8,8 +8,11 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +20,8 @@ from pipeline import sources
 from pipeline.config.views import ImportConfig
 from pipeline.core import images
 from pipeline.core.errors import Retry, Skip, UserError
-from pipeline.core.records import Fetched, Item
+from pipeline.core.records import LEAST_SHARE, Fetched, Item, Posed
+from pipeline.core.text import reasons_text
 from pipeline.download import huggingface
 from pipeline.download.fetch import Fetcher
 from pipeline.download.ranges import NoRanges
@@ -28,6 +32,11 @@ BUFFER = 1 << 20  # bytes that are fetched of a zip at once
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 # names that say nothing by themselves: folders inside of a capture, numbers, and what many people call a folder
 INSIDE = re.compile(r"sparse|dense|colmap|colmap_\w+|distorted|mvs")
+SHAPES = {"depth": (), "normals": (3,), "albedo": (3,)}  # of a pixel's values
+# reasons that leave a view out
+UNREADABLE = ("broken_image", "layer_missing")
+OF_ONE_VIEW = (*UNREADABLE, "image_missing", "bad_cameras", "no_cameras", "listed_twice")
+NAMED, NAMED_LENGTH = 8, 200  # views left out that `meta` names, and characters about each
 NAMELESS = re.compile(rf"\d{{1,3}}|images|input|data|{INSIDE.pattern}")
 
 
@@ -172,6 +181,90 @@ def numbers(data: bytes, name: str, channels: int) -> np.ndarray:
     if found.shape[2:] != ((channels,) if channels > 1 else ()):
         raise Skip("broken_image", f"{name}: {found.shape} numbers, where {channels} of each pixel are needed")
     return found.astype(np.float32)
+
+
+# ---- views that are left out
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run needs of a view beside its camera and a picture's header. layers: names, as of Posed.layer."""
+
+    layers: Sequence[str]
+    alpha: bool
+
+    @classmethod
+    def of(cls, cfg: ImportConfig) -> Needs:
+        """Needs of a run."""
+        return cls(cfg.scene.layers, cfg.scene.alpha)
+
+    def check(self, data: bytes, name: str, layer: Callable[[str], np.ndarray] | None) -> None:
+        """Raise Skip (UNREADABLE) where a picture does not decode, or one of the layers cannot be had as large as it is."""
+        try:
+            straight = images.decode_straight(data)
+        except OSError as error:
+            raise Skip("broken_image", f"{name}: {error}") from None
+        if self.alpha and straight.shape[2] == 3:
+            raise Skip("layer_missing", opaque(name))
+        for kind in self.layers:
+            beside(layer, kind, name, straight.shape[:2])
+
+
+def opaque(name: str) -> str:
+    """Words on a picture that has no transparency, where it is asked for."""
+    return f"alpha: {name} has no transparency; without --alpha it is taken as it is"
+
+
+def beside(layer: Callable[[str], np.ndarray] | None, kind: str, name: str, hw: tuple[int, ...]) -> np.ndarray:
+    """Values of the pixels of the picture `name`, of size hw, see Posed.layer. Raises Skip: layer_missing, broken_image."""
+    if layer is None:
+        raise Skip("layer_missing", f"{kind}: there is none; without --{kind} the scene is taken")
+    values = layer(kind)
+    if values.shape != (*hw, *SHAPES[kind]):
+        raise Skip("broken_image", f"{name}: {kind} of shape {values.shape} for {hw[1]}x{hw[0]} pixels")
+    return values
+
+
+def whole(posed: Posed, needs: Needs) -> Posed:
+    """Leave out the views of a scene that lack what a run needs. Raises Skip where too few are left."""
+    left: dict[int, Skip] = {}
+    for view, data in enumerate(posed.images):
+        try:
+            needs.check(data, posed.name(view), posed.of(view))
+        except Skip as failure:
+            if failure.reason not in UNREADABLE:
+                raise
+            left[view] = failure
+    check_enough(left, len(posed.images), "it")
+    facts = left_out_facts(left, posed.meta.get("views_found", len(posed.images)))
+    part = posed.part([view for view in range(len(posed.images)) if view not in left])
+    return replace(part, meta=posed.meta | facts)
+
+
+def check_enough(left: Mapping[int, Skip], count: int, where: str) -> None:
+    """Raise Skip where too few of the views of a scene stay, with the reason of most of those that are left out."""
+    if len(left) < count and count - len(left) >= LEAST_SHARE * count:
+        return
+    reasons = Counter(failure.reason for failure in left.values())
+    reason = max(reasons, key=lambda name: reasons[name])
+    first = next(failure for failure in left.values() if failure.reason == reason)
+    what = "pictures are not there" if list(reasons) == ["image_missing"] else "views cannot be used"
+    why = f"{reasons_text(reasons)}; " if len(reasons) > 1 else ""
+    said = f"{len(left)} of {count} {what} in {where} ({why}the first: {first.detail})"
+    raise Skip(reason, f"{said}; at least {LEAST_SHARE:.0%} must be")
+
+
+def left_out_facts(left: Mapping[int, Skip], count: int) -> dict[str, Any]:
+    """Facts for meta: views_found; of those of `count` that are left out their number, why, and the first of them."""
+    facts: dict[str, Any] = {"views_found": count - len(left)}
+    if left:
+        some = [failure.detail[:NAMED_LENGTH] for failure in left.values()][:NAMED]
+        reasons = dict(Counter(failure.reason for failure in left.values()))
+        facts |= {"views_missing": len(left), "left_out": reasons, "left_out_views": some}
+    return facts
+
+
+# ---- pixels
 
 
 def colours(data: bytes, name: str) -> np.ndarray:

@@ -22,13 +22,13 @@ from pipeline.core.cameras import Lens
 from pipeline.core.errors import Skip
 from pipeline.core.records import Item, Posed, Scene, Views, item_rng, timed
 from pipeline.poses.capture import check_intrinsics
+from pipeline.sources import posed_views
 from pipeline.worker import quality, silhouettes
 
 GRID = 65  # points along each side of the picture at which a distortion is tested
 # least and greatest factor by which undistorting may change the focal length; a fisheye's middle keeps at least its scale
 ZOOMS = {"none": (0.25, 4.0), "fov": (1.0, 4.0), "theta": (1.0, 4.0)}
 FLAT_LEVELS = 8  # of 255: a picture with less contrast counts as blank
-SHAPES = {"depth": (), "normals": (3,), "albedo": (3,)}  # of a pixel's values
 FACING_STEP = 7  # every which normal is looked at
 LEAST_FACING = 0.7  # of a scene's normals must point towards the camera; of normals in axes of the camera, half do
 
@@ -46,30 +46,42 @@ class Importer:
             loaded = self._loaded(item, path)
         if isinstance(loaded, Scene):
             return loaded
+        try:
+            return self._scene(item, loaded, timings)
+        except Skip as failure:
+            if failure.reason not in posed_views.UNREADABLE or not isinstance(loaded, Posed):
+                raise
+        with timed(timings, "fetch"):
+            loaded = self._whole(item, path, loaded)
+        return self._scene(item, loaded, timings)
+
+    def _scene(self, item: Item, loaded: Any, timings: dict[str, float]) -> Scene:
+        """Encode what was loaded, without the views whose cameras contradict the others."""
+        if not isinstance(loaded, Posed) or not (item.extra.get(silhouettes.TO_CHECK) or self._verifies(item)):
+            with timed(timings, "encode"):
+                return self.encode(item, loaded)
+        with timed(timings, "verify"):
+            verdict = silhouettes.check(loaded)
+        kept = list(range(len(loaded.images)))
+        wrong = verdict.wrong if verdict.says != "does_not_fit" else []
+        if wrong:
+            kept = [view for view in kept if view not in wrong]
+            loaded = loaded.part(kept)
         with timed(timings, "encode"):
-            loaded, scene = self.encoded(item, path, loaded)
-        if isinstance(loaded, Posed) and (item.extra.get(silhouettes.TO_CHECK) or self._verifies(item)):
-            with timed(timings, "verify"):
-                verdict = silhouettes.check(loaded)
-            kept = list(range(len(loaded.images)))
-            if verdict.says != "does_not_fit" and verdict.wrong:
-                kept = [view for view in kept if view not in verdict.wrong]
-                scene = self.encode(item, loaded.part(kept))
-                scene.meta["views_wrong"] = [verdict.views[view].name for view in verdict.wrong]
-            stored = [kept[view] for view in cameras.spread(len(kept), self.cfg.scene.views)]
-            scene.meta[silhouettes.VERDICT_KEY] = verdict
-            scene.meta["cameras_fit"] = verdict.part(stored).score
+            scene = self.encode(item, loaded)
+        if wrong:
+            scene.meta["views_wrong"] = [verdict.views[view].name for view in wrong]
+        stored = [kept[view] for view in cameras.spread(len(kept), self.cfg.scene.views)]
+        scene.meta[silhouettes.VERDICT_KEY] = verdict
+        scene.meta["cameras_fit"] = verdict.part(stored).score
         return scene
 
-    def encoded(self, item: Item, path: Path, loaded: Any) -> tuple[Any, Scene]:
-        """Encode what was loaded, and return both. A picture that does not decode is left out where the source can do without."""
-        try:
-            return loaded, self.encode(item, loaded)
-        except Skip as failure:
-            if failure.reason != "broken_image" or not getattr(self.source, "DOES_WITHOUT", False):
-                raise
-        loaded = self._loaded(item, path, decode=True)
-        return loaded, self.encode(item, loaded)
+    def _whole(self, item: Item, path: Path, loaded: Posed) -> Posed:
+        """Leave out the views whose picture cannot be read, or that lack what is asked for beside it."""
+        assert isinstance(self.cfg, ImportConfig)
+        if getattr(self.source, "LOADS_WHOLE", False):  # and takes others in their place
+            return self._loaded(item, path, whole=True)
+        return posed_views.whole(loaded, posed_views.Needs.of(self.cfg))
 
     def _loaded(self, item: Item, path: Path, **how: bool) -> Any:
         loaded = self.source.load(item, path, self.cfg, **how)
@@ -113,7 +125,8 @@ def to_scene(item: Item, posed: Posed, cfg: PosedConfig) -> Scene:
             straight = images.decode_straight(posed.images[view])
         except OSError as error:
             raise Skip("broken_image", f"{posed.name(view)}: {error}") from None
-        beside = {name: _beside(posed, name, view, straight.shape[:2]) for name in cfg.layers}
+        layer, hw = posed.of(view), straight.shape[:2]
+        beside = {kind: posed_views.beside(layer, kind, posed.name(view), hw) for kind in cfg.layers}
         album.add(posed.name(view), straight, fxfycxcy[view], lenses[view], beside, posed.images[view])
         if "normals" in beside:
             album.face(beside["normals"], c2w[view], fxfycxcy[view])
@@ -147,16 +160,6 @@ def rigid(c2w: np.ndarray, name: Callable[[int], str] = "view {}".format) -> np.
         raise Skip("bad_cameras", str(error)) from None
 
 
-def _beside(posed: Posed, name: str, view: int, hw: tuple[int, ...]) -> np.ndarray:
-    """Values of a picture's pixels in its set, see Posed.layer. Raises Skip: layer_missing, broken_image (also: another size)."""
-    if posed.layer is None:
-        raise Skip("layer_missing", f"{name}: there is none; without --{name} the scene is taken")
-    values = posed.layer(name, view)
-    if values.shape != (*hw, *SHAPES[name]):
-        raise Skip("broken_image", f"{posed.name(view)}: {name} of shape {values.shape} for {hw[1]}x{hw[0]} pixels")
-    return values
-
-
 class _Album:
     """Collects the views of one scene at all resolutions."""
 
@@ -172,7 +175,7 @@ class _Album:
         self.zooms: set[float] = set()
         self.maps: dict[tuple[Any, ...], _Undistorted] = {}
         self.facing: list[float] = []
-        self.transparent = False
+        self.opaque: list[str] = []
 
     def add(
         self,
@@ -191,7 +194,8 @@ class _Album:
         height, width = whole = straight.shape[:2]
         check_intrinsics(view, fxfycxcy, (height, width))
         self.sizes.add((height, width))
-        self.transparent |= straight.shape[2] == 4
+        if straight.shape[2] == 3:
+            self.opaque.append(view)
         square = self.cfg.crop == "square"
         if not lens.is_pinhole:
             if beside:
@@ -260,10 +264,8 @@ class _Album:
             raise Skip(*bad)
         if np.median(self.contrast) < FLAT_LEVELS:
             raise Skip("blank", f"median contrast {np.median(self.contrast):.0f} of 255 levels")
-        if self.cfg.alpha and not self.transparent:
-            raise Skip(
-                "layer_missing", "alpha: the pictures have no transparency; without --alpha they are taken as they are"
-            )
+        if self.cfg.alpha and self.opaque:
+            raise Skip("layer_missing", posed_views.opaque(self.opaque[0]))
         if self.facing and np.mean(self.facing) < LEAST_FACING:
             said = f"{np.mean(self.facing):.0%} of the normals point towards their cameras: they are not in axes of the world"
             raise Skip("normals_do_not_fit", f"{said}; without --normals the scene is taken")
@@ -275,7 +277,7 @@ class _Album:
     def facts(self) -> dict[str, Any]:
         """original_hw: distinct input sizes. coverage: mean, if pictures have alpha. undistorted_zoom: focal length factors."""
         facts: dict[str, Any] = {"original_hw": [list(hw) for hw in sorted(self.sizes)][:8]}
-        if self.transparent:
+        if len(self.opaque) < len(self.stats):
             facts["coverage"] = round(float(np.mean([view.coverage for view in self.stats])), 4)
         if self.zooms:
             facts["undistorted_zoom"] = sorted(self.zooms)[:8]

@@ -28,6 +28,8 @@ WHOLLY = 250  # in place of SOLID for pictures smaller than SIDE, whose enlarged
 SEEN = 3  # pictures whose frame must hold a point of the hull; outside its frame a picture says nothing
 GOLDEN = (5**0.5 - 1) / 2  # multiples of which lie far apart, modulo 1
 SILHOUETTE_VIEWS = 12  # most per scene whose hull is carved
+OUTLIERS = 2  # most views that silhouettes alone blame for a hull that is not full
+LEAST_CARVERS = 4  # fewer other views carve too little to blame one
 NAMED = 5  # most views that a line for the user names
 
 # Thresholds between the values of right and of wrong cameras; docs/sources.md has the measurements.
@@ -128,15 +130,16 @@ def check(posed: Posed) -> Verdict:
     if "times" in posed.meta:
         return Verdict("undecided")
     try:
-        matches = epipolar.Matches(posed)
-        views = epipolar.by_view(matches)
-        whole = verdict = _judged(posed, matches, range(len(views)))
+        look = _Look(posed)
+        views = epipolar.by_view(look.matches)
+        whole = verdict = look.judged(range(len(views)))
         kept = _kept(views)
         if 1 < len(kept) < len(views):
-            rest = _judged(posed.part(kept), matches, kept)
+            rest = look.judged(kept)
             # a scene that is wrong as a whole is not saved by the views that contradict the others least
             verdict = verdict if verdict.says == "does_not_fit" and rest.says == "undecided" else rest
-        views = _by_outline(posed, verdict, views)
+        verdict, views = _without_outliers(look, verdict, views)
+        views = _by_outline(look, verdict, views)
     except OSError:
         return Verdict("undecided")
     if len(_kept(views)) < LEAST_SHARE * len(views):
@@ -150,19 +153,71 @@ def _kept(views: Sequence[View]) -> list[int]:
     return [index for index, view in enumerate(views) if view.says != "does_not_fit"]
 
 
-def _by_outline(posed: Posed, verdict: Verdict, views: list[View]) -> list[View]:
+class _Look:
+    """What a scene's pictures show, seen once each: matches between them, and silhouettes. Raises OSError like `images`."""
+
+    def __init__(self, posed: Posed) -> None:
+        self.posed, self.matches, self.outlines = posed, epipolar.Matches(posed), Outlines(posed)
+
+    def judged(self, views: Sequence[int]) -> Verdict:
+        """Verdict on a scene of these views."""
+        shapes = self.outlines.spread(views)
+        lines = epipolar.explained(self.matches, views)
+        verdict = Verdict("undecided", floating=epipolar.floating(self.posed.part(views)))
+        if shapes is not None:
+            hull, side = shapes.filled()
+            control, coarse = shapes.shuffled().filled()[0], shapes.solid == WHOLLY
+            verdict = replace(verdict, hull=hull, control=control, longest_side=side, coarse=coarse)
+        if lines.apart is not None and lines.apart_scaled is not None:
+            n = lines.matches
+            gain = FOCAL_GAIN if lines.pairs >= FOCAL_PAIRS else FEW_PAIRS_GAIN
+            focal = lines.scale if lines.apart_scaled < gain * lines.apart else 1.0
+            good, chance = lines.good / n, lines.random / n
+            verdict = replace(
+                verdict, lines=good, chance=chance, matches=n, apart=lines.apart, focal=focal, rise=lines.rise
+            )
+        return replace(verdict, says=_says(verdict))
+
+
+def _without_outliers(look: _Look, verdict: Verdict, views: list[View]) -> tuple[Verdict, list[View]]:
+    """Verdict on a scene whose silhouettes do not fit, and on its views: those are wrong without which all others fit.
+
+    At most OUTLIERS of them, or the scene is wrong as it is.
+    """
+    kept, wrong = _kept(views), list[int]()
+    while _hull_says(verdict) == "does_not_fit" and len(wrong) < OUTLIERS:
+        shapes = look.outlines.spread(kept)
+        if shapes is None or len(shapes.views) <= LEAST_CARVERS:
+            break
+        places = range(len(shapes.views))
+        rests = [shapes.part([other for other in places if other != place]) for place in places]
+        wrong.append(shapes.views[int(np.argmax([rest.filled(FEW_RAYS)[0] for rest in rests]))])
+        if views[wrong[-1]].says == "fits":
+            break
+        kept = [view for view in kept if view not in wrong]
+        rest = look.judged(kept)
+        if rest.says == "fits":
+            return rest, [
+                replace(view, says="does_not_fit") if index in wrong else view for index, view in enumerate(views)
+            ]
+        if _hull_says(rest) != "does_not_fit":
+            break
+    return verdict, views
+
+
+def _by_outline(look: _Look, verdict: Verdict, views: list[View]) -> list[View]:
     """Verdicts on views that matches leave undecided, where the scene's silhouettes fit: does its hull fill theirs too?"""
     kept = _kept(views)
     untold = [index for index in kept if views[index].says == "undecided"]
-    shapes = silhouettes(posed.part(kept)) if untold and _hull_says(verdict) == "fits" else None
+    shapes = look.outlines.spread(kept) if untold and _hull_says(verdict) == "fits" else None
     if shapes is None:
         return views
-    sure = [kept[place] for place in shapes.views]
+    sure = shapes.views
     told: dict[int, Says] = dict.fromkeys(sure, "fits")
     others, half = [index for index in untold if index not in told], SILHOUETTE_VIEWS // 2
     for start in range(0, len(others), half):
         # one view's rays cannot tell that it shows too little, but those of others in a hull that it helps to carve
-        group = silhouettes(posed, [*sure[:half], *others[start : start + half]])
+        group = look.outlines.of([*sure[:half], *others[start : start + half]])
         if group is None:
             continue
         full = group.filled()[0] >= (HULL_FITS_COARSE if verdict.coarse else HULL_FITS)
@@ -174,27 +229,6 @@ def _by_outline(posed: Posed, verdict: Verdict, views: list[View]) -> list[View]
     return [
         replace(view, says=told.get(index, view.says)) if index in untold else view for index, view in enumerate(views)
     ]
-
-
-def _judged(posed: Posed, matches: epipolar.Matches, views: Sequence[int]) -> Verdict:
-    """Verdict on a scene of these views of the matches. Raises OSError for a picture that cannot be read."""
-    shapes = silhouettes(posed)
-    lines = epipolar.explained(matches, views)
-    verdict = Verdict("undecided", floating=epipolar.floating(posed))
-    if shapes is not None:
-        hull, side = shapes.filled()
-        verdict = replace(
-            verdict, hull=hull, control=shapes.shuffled().filled()[0], longest_side=side, coarse=shapes.solid == WHOLLY
-        )
-    if lines.apart is not None and lines.apart_scaled is not None:
-        n = lines.matches
-        gain = FOCAL_GAIN if lines.pairs >= FOCAL_PAIRS else FEW_PAIRS_GAIN
-        focal = lines.scale if lines.apart_scaled < gain * lines.apart else 1.0
-        good, chance = lines.good / n, lines.random / n
-        verdict = replace(
-            verdict, lines=good, chance=chance, matches=n, apart=lines.apart, focal=focal, rise=lines.rise
-        )
-    return replace(verdict, says=_says(verdict))
 
 
 def _says(verdict: Verdict) -> Says:
@@ -225,30 +259,6 @@ def _hull_says(verdict: Verdict) -> Says | None:
     if verdict.control > CONTROL:
         return None
     return "fits" if verdict.hull >= (HULL_FITS_COARSE if verdict.coarse else HULL_FITS) else "undecided"
-
-
-def judge(verdicts: Sequence[Verdict]) -> tuple[Says, str]:
-    """Verdict on a source from several of its scenes, and a line that explains the verdict to a user.
-
-    A scene may look wrong for reasons of its own (culled faces, motion), but hardly right by chance: so half of the scenes
-    that are decided suffice for "fits", and "does_not_fit" takes three quarters.
-    """
-    fit = sum(verdict.says == "fits" for verdict in verdicts)
-    wrong = sum(verdict.says == "does_not_fit" for verdict in verdicts)
-    says: Says = "undecided"
-    if fit and fit >= wrong:
-        says = "fits"
-    elif wrong >= 3 * fit and wrong:
-        says = "does_not_fit"
-    figures = []
-    told = (("hull", "silhouettes filled"), ("floating", "points of depth before surfaces"))
-    for name, what in (*told, ("lines", "matches on their epipolar lines")):
-        values = [value for verdict in verdicts if (value := getattr(verdict, name)) is not None]
-        if values:
-            figures.append(f"{what} {np.median(values):.1%}")
-    rest = len(verdicts) - fit - wrong
-    line = f"{fit} scenes fit, {wrong} do not, {rest} cannot tell"
-    return says, f"{line}; median: {', '.join(figures)}" if figures else line
 
 
 # ---- silhouettes
@@ -362,25 +372,50 @@ class Silhouettes:
         return sorted(range(count), key=lambda view: view * GOLDEN % 1)
 
 
-def silhouettes(posed: Posed, views: Sequence[int] | None = None) -> Silhouettes | None:
-    """Silhouettes of these views, or of SILHOUETTE_VIEWS spread evenly. Raises OSError.
+@dataclass(frozen=True)
+class _Outline:
+    """Silhouette of a view. alpha (SIDE, SIDE) in [0, 255]. scale (4,): of fxfycxcy to its pixels. small: see WHOLLY."""
 
-    None if pictures are opaque, distorted, or fewer than 3 show where an object ends.
-    """
-    if not all(lens.is_pinhole for lens in posed.lenses):
-        return None
-    alphas, chosen, scales, solid = [], [], [], SOLID
-    for view in cameras.spread(len(posed.images), SILHOUETTE_VIEWS).tolist() if views is None else views:
-        picture = images.decode_straight(posed.images[view])
+    alpha: np.ndarray
+    scale: np.ndarray
+    small: bool
+
+
+class Outlines:
+    """Silhouettes of a scene, by its views. Those that were asked for last are kept: pictures are decoded once."""
+
+    def __init__(self, posed: Posed) -> None:
+        self.posed = posed
+        self._outline = functools.lru_cache(3 * SILHOUETTE_VIEWS)(self._decoded)
+
+    def spread(self, views: Sequence[int] | None = None) -> Silhouettes | None:
+        """Silhouettes `of` SILHOUETTE_VIEWS spread evenly over these views, or over all."""
+        some = range(len(self.posed.images)) if views is None else views
+        return self.of([some[place] for place in cameras.spread(len(some), SILHOUETTE_VIEWS).tolist()])
+
+    def of(self, views: Sequence[int]) -> Silhouettes | None:
+        """Silhouettes of views; None if pictures are opaque, distorted, or fewer than 3 show where an object ends. OSError."""
+        if not all(lens.is_pinhole for lens in self.posed.lenses):
+            return None
+        found = {view: outline for view in views if (outline := self._outline(view)) is not None}
+        if len(found) < len(views):
+            return None
+        solid = WHOLLY if any(outline.small for outline in found.values()) else SOLID
+        shown = {
+            view: one for view, one in found.items() if (one.alpha > solid).any() and not (one.alpha > EMPTY).all()
+        }
+        if len(shown) < 3:
+            return None
+        chosen, scales = list(shown), np.stack([one.scale for one in shown.values()])
+        c2w, fxfycxcy = (np.asarray(of, np.float64)[chosen] for of in (self.posed.c2w, self.posed.fxfycxcy))
+        alphas = np.stack([one.alpha for one in shown.values()])
+        return Silhouettes(alphas, c2w, fxfycxcy * scales, solid, tuple(chosen))
+
+    def _decoded(self, view: int) -> _Outline | None:
+        """Silhouette of a view; None if its picture is opaque."""
+        picture = images.decode_straight(self.posed.images[view])
         if picture.shape[2] == 3:
             return None
+        height, width = picture.shape[:2]
         alpha = images.resize_area(picture[..., 3:].astype(np.float32), (SIDE, SIDE))[..., 0]
-        solid = WHOLLY if min(picture.shape[:2]) < SIDE else solid
-        if (alpha > solid).any() and not (alpha > EMPTY).all():
-            alphas.append(alpha)
-            chosen.append(view)
-            scales.append(np.array([SIDE / picture.shape[1], SIDE / picture.shape[0]] * 2))
-    if len(alphas) < 3:
-        return None
-    c2w, fxfycxcy = np.asarray(posed.c2w, np.float64)[chosen], np.asarray(posed.fxfycxcy, np.float64)[chosen]
-    return Silhouettes(np.stack(alphas), c2w, fxfycxcy * np.stack(scales), solid, tuple(chosen))
+        return _Outline(alpha, np.array([SIDE / width, SIDE / height] * 2), min(height, width) < SIDE)

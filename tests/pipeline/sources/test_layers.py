@@ -300,15 +300,77 @@ def ends(found: dict[str, object]) -> str:
     return end.reason
 
 
-def test_a_missing_layer_is_a_reason_and_a_set_without_one_a_refusal(tmp_path: Path) -> None:
+def without(found: dict[str, object]) -> tuple[dict[str, int], list[str]]:
+    """Why views of the one scene were left out, and what is said of them; the others are there."""
+    scene = only(found)  # type: ignore[arg-type]
+    assert scene.meta["views_found"] == len(scene.c2w) == 6 - scene.meta["views_missing"]
+    assert all(len(views.layers["depth"]) == len(scene.c2w) for views in scene.by_width.values())
+    return scene.meta["left_out"], scene.meta["left_out_views"]
+
+
+LACKING: dict[str, tuple[bytes | None, str, str]] = {
+    "missing": (None, "layer_missing", "00003_nd.exr"),
+    "of another size": (exr(np.zeros((SIZE // 2, SIZE // 2, 4))), "broken_image", "00003.png: depth of shape"),
+    "no picture": (b"no picture", "broken_image", "00003_nd.exr"),
+    "cut off": (exr(np.ones((8, 8, 4)))[:200], "broken_image", "00003_nd.exr"),
+    "a head alone": (b"\x76\x2f\x31\x01 and nothing", "broken_image", "00003_nd.exr"),
+}
+
+
+@pytest.mark.parametrize("how", LACKING)
+def test_a_view_that_lacks_a_layer_is_left_out(tmp_path: Path, how: str) -> None:
+    """Counted and named; where most lack it, the scene ends."""
+    data, reason, said = LACKING[how]
+    folder = gobjaverse(tmp_path / "in")
+
+    def spoil(view: int) -> None:
+        path = folder / f"1/7/campos_512_v4/{view:05d}/{view:05d}_nd.exr"
+        path.unlink()
+        if data is not None:
+            path.write_bytes(data)
+
+    spoil(3)
+    whole = shots()[1]
+    found = imported("gobjaverse", folder, tmp_path, depth=True)
+    assert without(found)[0] == {reason: 1} and said in without(found)[1][0]
+    right = np.stack([one.c2w for view, one in enumerate(whole) if view != 3])
+    np.testing.assert_allclose(only(found).c2w, right, atol=1e-6)
+    for view in (0, 1, 4):
+        spoil(view)
+    assert ends(imported("gobjaverse", folder, tmp_path, depth=True)) == reason
+
+
+def test_a_picture_without_transparency_among_others_lacks_its_alpha(tmp_path: Path) -> None:
+    folder = gobjaverse(tmp_path / "in")
+    path = folder / "1/7/campos_512_v4/00002/00002.png"
+    opaque = Image.open(path).convert("RGB")
+    opaque.save(path)
+    kept = imported("gobjaverse", folder, tmp_path, alpha=True, depth=True)
+    assert without(kept) == (
+        {"layer_missing": 1},
+        ["alpha: 00002.png has no transparency; without --alpha it is taken as it is"],
+    )
+    assert len(only(imported("gobjaverse", folder, tmp_path)).c2w) == 6
+
+
+def test_a_frame_of_hypersim_without_its_depth_makes_place_for_another(tmp_path: Path) -> None:
+    """`--views` takes as many of those that are whole."""
+    root = foreign.hypersim(tmp_path / "in", balls.walk(6, (64, 80)))
+    scene = root / "scenes/ai_001_001"
+    (scene / "_detail/metadata_scene.csv").write_text("parameter_name,parameter_value\nmeters_per_asset_unit,1\n")
+    for frame in (0, 2, 4, 8, 10):
+        data = foreign.hdf5(np.full((64, 80), 2.0 if frame else 0.0, np.float16)[: 64 if frame else 7])
+        foreign.write_files(scene / "images/scene_cam_01_geometry_hdf5", {f"frame.{frame:04d}.depth_meters.hdf5": data})
+    found = only(imported("hypersim", root, tmp_path, depth=True, views=3))
+    assert found.view_count == 3 and found.meta["left_out"]["broken_image"] == 1
+    assert any("frame.0000.depth_meters.hdf5: " in said for said in found.meta["left_out_views"])
+    everything = only(imported("hypersim", root, tmp_path, depth=True))
+    assert everything.view_count == 4 and everything.meta["left_out"] == {"broken_image": 1, "layer_missing": 1}
+
+
+def test_a_set_without_a_layer_is_a_refusal(tmp_path: Path) -> None:
     folder = gobjaverse(tmp_path / "in")
     (folder / "1/7/campos_512_v4/00003/00003_nd.exr").unlink()
-    assert ends(imported("gobjaverse", folder, tmp_path, normals=True)) == "layer_missing"
-    (folder / "1/7/campos_512_v4/00003/00003_nd.exr").write_bytes(exr(np.zeros((SIZE // 2, SIZE // 2, 4))))
-    assert ends(imported("gobjaverse", folder, tmp_path, normals=True)) == "broken_image"
-    for broken in (b"no picture", exr(np.ones((8, 8, 4)))[:200], b"\x76\x2f\x31\x01 and nothing"):
-        (folder / "1/7/campos_512_v4/00003/00003_nd.exr").write_bytes(broken)
-        assert ends(imported("gobjaverse", folder, tmp_path, depth=True)) == "broken_image"
     assert only(imported("gobjaverse", folder, tmp_path, albedo=True)).by_width[64].layers.keys() == {"albedo"}
     for source, flag in (
         ("cap3d", "normals"),

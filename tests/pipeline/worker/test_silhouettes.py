@@ -14,8 +14,9 @@ from pipeline.config.views import MixCameras
 from pipeline.core import cameras
 from pipeline.core.records import Posed
 from pipeline.run import turntables
+from pipeline.run.vetting import judge
 from pipeline.worker import epipolar, silhouettes
-from pipeline.worker.silhouettes import Verdict, check, judge
+from pipeline.worker.silhouettes import Verdict, check
 from tests import balls
 from tests.balls import Eye
 from tests.importing import opencv
