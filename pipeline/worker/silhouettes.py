@@ -9,7 +9,7 @@ stand before what another's shows. None of the tests depends on the choice of th
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -189,9 +189,7 @@ def _without_outliers(look: _Look, verdict: Verdict, views: list[View]) -> tuple
         shapes = look.outlines.spread(kept)
         if shapes is None or len(shapes.views) <= LEAST_CARVERS:
             break
-        places = range(len(shapes.views))
-        rests = [shapes.part([other for other in places if other != place]) for place in places]
-        wrong.append(shapes.views[int(np.argmax([rest.filled(FEW_RAYS)[0] for rest in rests]))])
+        wrong.append(shapes.views[int(np.argmax(shapes.filled_without_each()))])
         if views[wrong[-1]].says == "fits":
             break
         kept = [view for view in kept if view not in wrong]
@@ -300,23 +298,43 @@ class Silhouettes:
 
     def shares(self, of: Silhouettes, count: int = RAYS) -> tuple[list[float | None], float | None]:
         """Share of each silhouette of `of` that this hull fills, None where too little can be told; and the longest side."""
-        middle, reach = self._region([self._rays(view, count) for view in range(len(self.alphas))])
         wide = self._widened()
         shares: list[float | None] = []
         low, high = [], []
-        for view in range(len(of.alphas)):
-            rays, eye = of._rays(view, count), of.c2w[view, :3, 3]
-            distance = np.linalg.norm(middle - eye)
-            along = np.linspace(max(0.02 * distance, distance - reach), distance + reach, DEPTHS)
-            points = eye + rays[:, None] * along[:, None]
+        for points in self._along(of, count):
             seen = self._seen(points.reshape(-1, 3), wide).reshape(points.shape[:2])
             inside = seen >= SEEN
             filled, carved = inside.any(1).sum(), (~seen.any(1)).sum()
-            shares.append(float(filled / (filled + carved)) if filled + carved > 0.1 * len(rays) else None)
+            shares.append(float(filled / (filled + carved)) if filled + carved > 0.1 * len(points) else None)
             if inside.any():
                 low.append(points[inside].min(0))
                 high.append(points[inside].max(0))
         return shares, float((np.max(high, 0) - np.min(low, 0)).max()) if low else None
+
+    def filled_without_each(self) -> np.ndarray:
+        """Mean share (V,) of the other silhouettes that the hull fills without each of the views."""
+        wide, count = self._widened(), len(self.alphas)
+        full, all_of = np.zeros(count), np.zeros(count)
+        for own, points in enumerate(self._along(self, FEW_RAYS)):
+            rows = np.ascontiguousarray(points.reshape(-1, 3).T)
+            shown = np.stack([self._shown(view, rows, wide) for view in range(count)])
+            shown = shown.reshape(count, *points.shape[:2])
+            may, framed = shown > 0, shown == 2
+            for view in set(range(count)) - {own}:
+                seen = np.where((~may).sum(0) == ~may[view], framed.sum(0) - framed[view], 0)
+                inside, carved = (seen >= SEEN).any(1), ~seen.any(1)
+                full[view] += inside.sum()
+                all_of[view] += (inside | carved).sum()
+        return full / np.maximum(all_of, 1)
+
+    def _along(self, of: Silhouettes, count: int) -> Iterator[np.ndarray]:
+        """Points (R, DEPTHS, 3) along rays through each silhouette of `of`, around where these look."""
+        middle, reach = self._region([self._rays(view, count) for view in range(len(self.alphas))])
+        for view in range(len(of.alphas)):
+            rays, eye = of._rays(view, count), of.c2w[view, :3, 3]
+            distance = np.linalg.norm(middle - eye)
+            along = np.linspace(max(0.02 * distance, distance - reach), distance + reach, DEPTHS)
+            yield eye + rays[:, None] * along[:, None]
 
     def _rays(self, view: int, count: int) -> np.ndarray:
         """Unit directions (R, 3) in the world through evenly chosen solid pixels of a silhouette, R at most `count`."""
@@ -351,19 +369,26 @@ class Silhouettes:
     def _seen(self, points: np.ndarray, wide: np.ndarray) -> np.ndarray:
         """For each point (N, 3) the number of pictures whose frame holds the point; 0 if any silhouette excludes it."""
         left, rest, seen = np.arange(len(points)), np.ascontiguousarray(points.T), np.zeros(len(points), int)
-        matrices = cameras.projection(self.c2w, self.fxfycxcy)
         for view in self._apart:  # tests the points left so far
-            x, y, z = matrices[view, :, :3] @ rest + matrices[view, :, 3:]
-            ahead = z > 0
-            with np.errstate(over="ignore"):
-                places = [np.divide(across, z, out=np.zeros_like(z), where=ahead) + 1 for across in (x, y)]
-            column, row = (np.clip(place, 0, SIDE + 1).astype(int) for place in places)
-            found = wide[view].ravel()[row * (SIDE + 2) + column] * ahead
-            kept = np.flatnonzero(found)
-            left, rest, seen = left[kept], rest[:, kept], seen[kept] + (found[kept] - 1)
+            shown = self._shown(view, rest, wide)
+            kept = np.flatnonzero(shown)
+            left, rest, seen = left[kept], rest[:, kept], seen[kept] + (shown[kept] - 1)
         count = np.zeros(len(points), int)
         count[left] = seen
         return count
+
+    def _shown(self, view: int, points: np.ndarray, wide: np.ndarray) -> np.ndarray:
+        """For each of the points (3, N): 0 where this view shows that the object is not, 1 outside its frame, 2 within."""
+        x, y, z = self._matrices[view, :, :3] @ points + self._matrices[view, :, 3:]
+        ahead = z > 0
+        with np.errstate(over="ignore"):
+            places = [np.divide(across, z, out=np.zeros_like(z), where=ahead) + 1 for across in (x, y)]
+        column, row = (np.clip(place, 0, SIDE + 1).astype(int) for place in places)
+        return np.asarray(wide[view].ravel()[row * (SIDE + 2) + column] * ahead)
+
+    @functools.cached_property
+    def _matrices(self) -> np.ndarray:
+        return cameras.projection(self.c2w, self.fxfycxcy)
 
     @functools.cached_property
     def _apart(self) -> list[int]:

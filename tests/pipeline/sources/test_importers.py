@@ -706,9 +706,9 @@ def test_llff_pictures_must_be_as_many_as_poses(tmp_path: Path) -> None:
     """And smaller copies stand in for those that are not there; a size of another shape is refused."""
     folder = foreign.llff(tmp_path / "in", balls.circle(12, 1.1, 96, 20.0)[:3], "images_4")
     assert importing.errors(only(imported("llff", folder, tmp_path)), 64).max() < 0.06
-    (folder / "images_4/IMG_001.png").unlink()
+    (folder / "images_4/IMG_000.png").unlink()
     (end,) = imported("llff", folder, tmp_path).values()
-    assert isinstance(end, Skip) and end.reason == "count_mismatch"
+    assert isinstance(end, Skip) and end.reason == "count_mismatch" and "3 poses and 2 pictures" in end.detail
     rows = np.load(folder / "poses_bounds.npy")
     for wrong, reason in (
         (rows[:2] * np.nan, "bad_cameras"),
@@ -718,6 +718,43 @@ def test_llff_pictures_must_be_as_many_as_poses(tmp_path: Path) -> None:
         (folder / "poses_bounds.npy").write_bytes(foreign.npy(np.ascontiguousarray(wrong)))
         (end,) = imported("llff", folder, tmp_path).values()
         assert isinstance(end, Skip) and end.reason == reason
+
+
+@pytest.mark.parametrize("missing", [(2,), (5,), (1, 4), (0,), (1, 3, 5), (4, 5)])
+@pytest.mark.parametrize("model", [False, True])
+def test_an_llff_picture_that_is_missing_is_left_out_where_it_is_certain_which(
+    tmp_path: Path, missing: tuple[int, ...], model: bool
+) -> None:
+    """By the numbers in the names, or a COLMAP model of the same cameras beside; a model of others says nothing."""
+    eyes = balls.circle(12, 1.1, 96, 20.0)[:6]
+    folder = foreign.llff(tmp_path / "in", eyes)
+    if model:
+        foreign.colmap(tmp_path / "made", eyes, "PINHOLE", False)
+        for name in ("cameras.txt", "images.txt"):
+            text = (tmp_path / "made/sparse/0" / name).read_text()
+            for view in range(6):
+                text = text.replace(f"left eye/{view:03d}.jpg", f"IMG_{view:03d}.png")
+            foreign.write_files(folder / "sparse/0", {name: text.encode()})
+    for view in missing:
+        (folder / f"images/IMG_{view:03d}.png").unlink()
+    (end,) = imported("llff", folder, tmp_path).values()
+    certain = model or missing not in ((0,), (1, 3, 5))
+    if not certain:
+        assert isinstance(end, Skip) and end.reason == "count_mismatch"
+        return
+    assert isinstance(end, Scene) and importing.errors(end, 64).max() < 0.1
+    right = np.stack([np.stack([one.right, -one.up, -one.back, one.position], -1) for one in eyes])
+    np.testing.assert_allclose(end.c2w[:, :3], np.delete(right, missing, 0), atol=1e-6)
+    assert end.meta["left_out"] == {"image_missing": len(missing)}
+    assert end.meta["pictures_matched"] == (
+        "by the names in the COLMAP model beside" if model else "by the numbers in their names"
+    )
+    if model and missing == (0,):
+        rows = np.load(folder / "poses_bounds.npy")
+        rows[:, 3] += 0.1 * np.arange(6)
+        (folder / "poses_bounds.npy").write_bytes(foreign.npy(rows))
+        (end,) = imported("llff", folder, tmp_path).values()
+        assert isinstance(end, Skip) and end.reason == "count_mismatch"
 
 
 def test_what_is_wrong_with_npz_cameras(tmp_path: Path) -> None:
