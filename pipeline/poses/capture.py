@@ -141,13 +141,17 @@ def json_lists(data: bytes, name: str) -> list[dict[str, Any]]:
 
 
 def number(record: Mapping[str, Any], name: str) -> float | None:
-    """Get a finite number from a JSON object, None if absent. Raises Skip("bad_cameras")."""
+    """Get a finite number from a JSON object, also one in quotes, None if absent. Raises Skip("bad_cameras")."""
     value = record.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        found = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
+    except (ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
         raise Skip("bad_cameras", f"{name} is {str(value)[:40]!r}, not a number")
-    return float(value)
+    return found
 
 
 def focal(size: float, fov: float) -> float:

@@ -91,6 +91,7 @@ class Registered:
 
 SAYS = "COLMAP models with their images"
 FOLDERS = ("images", *SMALLER)
+OTHERS = ("input", "image", "rgb", "color", "frames")  # folders of pictures where there is none of FOLDERS
 MODELS = ("sparse", "colmap_sparse", "colmap_text")  # folders that hold a model, or models by number
 UNDISTORTED = ("dense", "mvs", "colmap_dense")  # folders with a model and pictures of their own
 
@@ -142,8 +143,9 @@ def _by_number(folder: Path) -> tuple[int, str]:
 
 
 def _places(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Folders of these names that exist in `folder`; `folder` itself if there is none."""
-    return [place for place in (named(folder, name) for name in names) if place.is_dir()] or [folder]
+    """Folders of these names that exist in `folder`; without any, `folder` itself and those of OTHERS."""
+    found, others = ([place for name in some if (place := named(folder, name)).is_dir()] for some in (names, OTHERS))
+    return found or [folder, *others]
 
 
 def _rank(views: list[View]) -> tuple[int, int]:

@@ -34,12 +34,19 @@ COEFFICIENTS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "sx1", "sy1", "o
 PARAMS = ("k1", "k2", "k3", "k4", "p1", "p2")  # of distortion_params, in nerfstudio's order
 READ = {"is_fisheye", "fisheye_crop_radius", "distortion_params", "camera_model", *COEFFICIENTS}
 GEOMETRY = re.compile(  # names of what changes where a point is seen
-    r"[kps]\d+|s[xy]\d+|omega|xi|skew|rolling.?shutter.*|ftheta.*|camera_?type|projection.*|lens.*"
-    r"|.*(?:fish.?eye|distort|equirect|lat_?long|ortho|panoram|spherical|omnidir|cylindr|stereo|vr_?180).*",
+    r"[kps]\d+|s[xy]\d+|omega|xi|skew|.*shutter.*|read_?out.*|shift_?[xy]|ftheta.*|camera_?type|projection.*|lens.*"
+    r"|pano|(?:is_?)?360.*|.*(?:fish.?eye|distort|equirect|lat_?long|ortho|panoram|spherical|omnidir|cylindr|stereo|vr_?180).*",
     re.IGNORECASE,
 )
+KINDS = re.compile(
+    r"type|kind|mode|model|camera", re.IGNORECASE
+)  # names of what may be a camera's kind, by their value
+BESIDE = {  # ScanNet++'s files -> the folder beside theirs that holds the pictures
+    "transforms.json": "resized_images",
+    "transforms_undistorted.json": "resized_undistorted_images",
+}
 ROLE = "_role"  # key that `read` adds to frames
-PLAIN = ("perspective", "pinhole", "none", "")  # values that say: nothing out of the ordinary
+PLAIN = ("perspective", "persp", "pinhole", "global", "none", "")  # values that say: nothing out of the ordinary
 NGP_MODELS = {
     "": "OPENCV",
     "PERSPECTIVE": "OPENCV",
@@ -77,8 +84,17 @@ def read(folder: Path, finder: Finder, only: str = "") -> Capture:
     if (scale := _common_scale(poses)) != 1:
         poses[:, :3, :3] /= scale  # rays keep their directions
         meta["rotation_scale"] = round(scale, 6)
+    if (beside := folder.parent / BESIDE.get(names[0], "")) != folder.parent and beside.is_dir():
+        finder = finder.within(beside)
+        for frame in frames:
+            frame["file_path"] = _beside(frame["file_path"], folder, beside)
     views = [_view(frame, pose, folder, finder) for frame, pose in zip(frames, cameras.from_opengl(poses), strict=True)]
     return Capture(views, meta)
+
+
+def _beside(name: str, folder: Path, beside: Path) -> str:
+    """Name of a picture: in the folder beside, where a bare name is not in the folder itself."""
+    return name if Path(name).name != name or (folder / name).exists() else f"../{beside.name}/{name}"
 
 
 def _view(frame: dict[str, Any], pose: np.ndarray, folder: Path, finder: Finder) -> View:
@@ -126,7 +142,7 @@ def _camera(frame: Mapping[str, Any], hw: tuple[int, int]) -> tuple[np.ndarray, 
     fx, fy = _focal(frame, "x", width), _focal(frame, "y", height)
     fx, fy = fy if fx is None else fx, fx if fy is None else fy  # square pixels where one is not said
     if fx is None or fy is None:
-        raise Skip("no_cameras", "neither fl_x nor camera_angle_x nor x_fov")
+        raise Skip("no_cameras", "neither fl_x nor camera_angle_x nor x_fov says a focal length")
     cx, cy = values["cx"], values["cy"]
     made = [fx, fy, width / 2 if cx is None else cx, height / 2 if cy is None else cy]
     crop = (number(frame, "fisheye_crop_radius") or 0.0) / width
@@ -153,7 +169,8 @@ def _lens(frame: Mapping[str, Any]) -> Lens:
     for name, value in frame.items():
         if name == "lens" and isinstance(value, int | float):  # millimetres, which fl_x or an angle say too
             continue
-        if name not in READ and GEOMETRY.fullmatch(name) and _says_something(value):
+        speaks = value if KINDS.fullmatch(name) and isinstance(value, str) else name
+        if name not in READ and GEOMETRY.fullmatch(speaks) and _says_something(value):
             raise Skip("unsupported_camera", f"{name} is {str(value)[:40]}; {lenses.NEEDED}")
     stated = frame.get("camera_model", "")
     model = str(stated or "").upper()

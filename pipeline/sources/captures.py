@@ -33,7 +33,11 @@ SAYS = "captures"
 HOWTO = f"{' | '.join(f'--source {name}' for name in CAPTURES)} --input FOLDER"
 PARTS = (".bin", ".txt", ".npy", ".npz", ".jgz")  # suffixes of files that captures are read by, beside JSON
 SPLIT = "transforms_train.json"
-LOOKED_AT, FEW_FILES = 200, 2000  # folders of a level and files of a folder that are looked at to recognise them
+LOOKED_AT, FEW_FILES, FEW_JSON = (
+    200,
+    2000,
+    20,
+)  # folders of a level and files of a folder that are looked at to recognise them
 LOOKS = (  # other posed sources, and patterns of files or folders that one folder of theirs holds
     ("shards", (r"(train|val)-\d{6}\.parquet",)),
     ("zero123", (r"\d{3}\.png", r"\d{3}\.npy")),
@@ -79,7 +83,21 @@ def recognised(given: Path) -> tuple[str, str]:
     hint = hint if given.is_dir() else f"{UNPACK}; {hint}"
     if given.is_dir() and pictures_in(given):
         hint = f"pictures alone say not where they were taken: COLMAP finds that, and makes a capture of them; {hint}"
+    if given.is_dir() and (other := _frames_in(given)):
+        hint = f"--input {other} takes its frames as nerfstudio's; {hint}"
     raise UserError(f"{given} looks like no capture that is known", hint)
+
+
+def _frames_in(folder: Path) -> Path | None:
+    """File of a folder that is a transforms.json by another name: JSON with frames that have a transform_matrix."""
+    for path in sorted(folder.glob("*.json"))[:FEW_JSON]:
+        try:
+            frames = json_object(bundles.read_file(path), path.name).get("frames")
+        except Skip:
+            continue
+        if isinstance(frames, list) and any(isinstance(one, dict) and "transform_matrix" in one for one in frames[:1]):
+            return path
+    return None
 
 
 def _left_out(source: str, looks: Sequence[tuple[Path, list[str]]]) -> str:

@@ -28,8 +28,8 @@ WHOLLY = 250  # in place of SOLID for pictures smaller than SIDE, whose enlarged
 SEEN = 3  # pictures whose frame must hold a point of the hull; outside its frame a picture says nothing
 GOLDEN = (5**0.5 - 1) / 2  # multiples of which lie far apart, modulo 1
 SILHOUETTE_VIEWS = 12  # most per scene whose hull is carved
-OUTLIERS = 2  # most views that silhouettes alone blame for a hull that is not full
-LEAST_CARVERS = 4  # fewer other views carve too little to blame one
+OUTLIERS = 6  # of so many views that carve a hull, silhouettes alone blame at most one for what it does not fill
+LEAST_CARVERS = 7  # others must carve it, or the hull of so few is full by chance
 NAMED = 5  # most views that a line for the user names
 
 # Thresholds between the values of right and of wrong cameras; docs/sources.md has the measurements.
@@ -182,12 +182,14 @@ class _Look:
 def _without_outliers(look: _Look, verdict: Verdict, views: list[View]) -> tuple[Verdict, list[View]]:
     """Verdict on a scene whose silhouettes do not fit, and on its views: those are wrong without which all others fit.
 
-    At most OUTLIERS of them, or the scene is wrong as it is.
+    At most one of every OUTLIERS that carve, which must spoil the hull as a wrong one does; or the scene is wrong as it is.
     """
     kept, wrong = _kept(views), list[int]()
-    while _hull_says(verdict) == "does_not_fit" and len(wrong) < OUTLIERS:
+    rest = verdict
+    while rest.hull is not None and rest.hull <= OUTLINE_WRONG:
         shapes = look.outlines.spread(kept)
-        if shapes is None or len(shapes.views) <= LEAST_CARVERS:
+        count = 0 if shapes is None else len(shapes.views)
+        if shapes is None or count <= LEAST_CARVERS or (len(wrong) + 1) * OUTLIERS > len(wrong) + count:
             break
         wrong.append(shapes.views[int(np.argmax(shapes.filled_without_each()))])
         if views[wrong[-1]].says == "fits":
@@ -198,8 +200,6 @@ def _without_outliers(look: _Look, verdict: Verdict, views: list[View]) -> tuple
             return rest, [
                 replace(view, says="does_not_fit") if index in wrong else view for index, view in enumerate(views)
             ]
-        if _hull_says(rest) != "does_not_fit":
-            break
     return verdict, views
 
 
