@@ -27,7 +27,6 @@ from pipeline.poses import transforms
 from pipeline.poses.capture import View, check_intrinsics, json_object
 from pipeline.poses.pictures import Finder, pictures_in
 from pipeline.sources import posed_views
-from pipeline.sources.posed_views import Needs
 
 SAYS = "captures"
 HOWTO = f"{' | '.join(f'--source {name}' for name in CAPTURES)} --input FOLDER"
@@ -163,20 +162,20 @@ def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None, ended: Conta
 def load(item: Item, path: Path, cfg: ImportConfig, whole: bool = False) -> Posed:
     """Read one scene; views whose picture is missing or broken, or whose camera is none, are left out and counted.
 
-    whole: leave out those whose picture does not decode, or that lack what the run needs beside it, too; else headers are read.
+    whole: leave out those whose picture does not decode, or whose layers are not there or broken, too; else headers are read.
     Raises Skip: no_cameras, no_images, unsupported_camera, escapes_folder; one of OF_ONE_VIEW where fewer than LEAST_SHARE of the
     views are left.
     """
     given = posed_views.input_of(cfg)
     root, only = (given.parent, given.name) if given.is_file() else (given, "")
     capture = reader(cfg.source).read(path, Finder((path, root), cfg.follow_links), only)
-    usable = _Usable(capture.views, path, Needs.of(cfg) if whole else None)
+    usable = _Usable(capture.views, path, cfg.scene.layers if whole else None)
     chosen = usable.chosen(cfg.scene.views)
     views = [capture.views[i] for i in chosen]
     pictures, fxfycxcy, lenses = zip(*(usable.taken[i] for i in chosen), strict=True)
     times = [view.time for view in views]
-    meta = capture.meta | ({"times": times} if len(set(times)) > 1 else {}) | {"views_found": len(capture.views)}
-    meta |= posed_views.left_out_facts(usable.left, meta["views_found"])
+    meta = capture.meta | ({"times": times} if len(set(times)) > 1 else {})
+    meta |= posed_views.left_out_facts(usable.left, len(capture.views))
     roles = [view.role for view in views] if any(view.role for view in views) else []
     c2w, names = np.stack([view.c2w for view in views]), [_name(view) for view in views]
     layer = None if all(view.layer is None for view in views) else functools.partial(_layer, views)
@@ -186,8 +185,8 @@ def load(item: Item, path: Path, cfg: ImportConfig, whole: bool = False) -> Pose
 class _Usable:
     """Views of a capture by their numbers: those that were read, and those that are left out."""
 
-    def __init__(self, views: Sequence[View], path: Path, needs: Needs | None) -> None:
-        self.views, self.path, self.needs = views, path, needs
+    def __init__(self, views: Sequence[View], path: Path, layers: Sequence[str] | None) -> None:
+        self.views, self.path, self.layers = views, path, layers
         self.taken: dict[int, tuple[bytes, np.ndarray, Lens]] = {}
         self.left: dict[int, Skip] = {}
         for number, view in enumerate(views):
@@ -213,7 +212,7 @@ class _Usable:
 
     def _take(self, number: int) -> None:
         try:
-            self.taken[number] = _read(self.views[number], self.needs)
+            self.taken[number] = _read(self.views[number], self.layers)
         except Skip as failure:
             if failure.reason not in posed_views.OF_ONE_VIEW:
                 raise
@@ -243,7 +242,7 @@ def _name(view: View) -> str:
     return (name.rpartition("/")[2] if PureWindowsPath(view.name).anchor else name)[: posed_views.NAMED_LENGTH]
 
 
-def _read(view: View, needs: Needs | None) -> tuple[bytes, np.ndarray, Lens]:
+def _read(view: View, layers: Sequence[str] | None) -> tuple[bytes, np.ndarray, Lens]:
     """A view's picture, fxfycxcy (4,) and lens. Raises Skip: OF_ONE_VIEW, unsupported_camera."""
     assert view.picture is not None
     name = _name(view)
@@ -258,8 +257,8 @@ def _read(view: View, needs: Needs | None) -> tuple[bytes, np.ndarray, Lens]:
     except Skip as failure:
         said = failure.detail if Path(name).name in failure.detail else f"{name}: {failure.detail}"
         raise Skip(failure.reason, said + _turned(data)) from None
-    if needs is not None:
-        needs.check(data, name, view.layer)
+    if layers is not None:
+        posed_views.check_readable(data, name, view.layer, layers)
     return data, fxfycxcy, lens
 
 

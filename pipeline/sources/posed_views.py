@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,33 +186,11 @@ def numbers(data: bytes, name: str, channels: int) -> np.ndarray:
 # ---- views that are left out
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a run needs of a view beside its camera and a picture's header. layers: names, as of Posed.layer."""
-
-    layers: Sequence[str]
-    alpha: bool
-
-    @classmethod
-    def of(cls, cfg: ImportConfig) -> Needs:
-        """Needs of a run."""
-        return cls(cfg.scene.layers, cfg.scene.alpha)
-
-    def check(self, data: bytes, name: str, layer: Callable[[str], np.ndarray] | None) -> None:
-        """Raise Skip (UNREADABLE) where a picture does not decode, or one of the layers cannot be had as large as it is."""
-        try:
-            straight = images.decode_straight(data)
-        except OSError as error:
-            raise Skip("broken_image", f"{name}: {error}") from None
-        if self.alpha and straight.shape[2] == 3:
-            raise Skip("layer_missing", opaque(name))
-        for kind in self.layers:
-            beside(layer, kind, name, straight.shape[:2])
-
-
-def opaque(name: str) -> str:
-    """Words on a picture that has no transparency, where it is asked for."""
-    return f"alpha: {name} has no transparency; without --alpha it is taken as it is"
+def check_readable(data: bytes, name: str, layer: Callable[[str], np.ndarray] | None, layers: Sequence[str]) -> None:
+    """Raise Skip (UNREADABLE) where a picture does not decode, or one of the layers cannot be had as large as it is."""
+    hw = colours(data, name).shape[:2]
+    for kind in layers:
+        beside(layer, kind, name, hw)
 
 
 def beside(layer: Callable[[str], np.ndarray] | None, kind: str, name: str, hw: tuple[int, ...]) -> np.ndarray:
@@ -225,12 +203,12 @@ def beside(layer: Callable[[str], np.ndarray] | None, kind: str, name: str, hw: 
     return values
 
 
-def whole(posed: Posed, needs: Needs) -> Posed:
-    """Leave out the views of a scene that lack what a run needs. Raises Skip where too few are left."""
+def whole(posed: Posed, layers: Sequence[str]) -> Posed:
+    """Leave out the views of a scene whose picture or layers cannot be read. Raises Skip where too few are left."""
     left: dict[int, Skip] = {}
     for view, data in enumerate(posed.images):
         try:
-            needs.check(data, posed.name(view), posed.of(view))
+            check_readable(data, posed.name(view), posed.of(view), layers)
         except Skip as failure:
             if failure.reason not in UNREADABLE:
                 raise

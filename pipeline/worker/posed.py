@@ -81,7 +81,7 @@ class Importer:
         assert isinstance(self.cfg, ImportConfig)
         if getattr(self.source, "LOADS_WHOLE", False):  # and takes others in their place
             return self._loaded(item, path, whole=True)
-        return posed_views.whole(loaded, posed_views.Needs.of(self.cfg))
+        return posed_views.whole(loaded, self.cfg.scene.layers)
 
     def _loaded(self, item: Item, path: Path, **how: bool) -> Any:
         loaded = self.source.load(item, path, self.cfg, **how)
@@ -175,7 +175,7 @@ class _Album:
         self.zooms: set[float] = set()
         self.maps: dict[tuple[Any, ...], _Undistorted] = {}
         self.facing: list[float] = []
-        self.opaque: list[str] = []
+        self.transparent = False
 
     def add(
         self,
@@ -194,8 +194,7 @@ class _Album:
         height, width = whole = straight.shape[:2]
         check_intrinsics(view, fxfycxcy, (height, width))
         self.sizes.add((height, width))
-        if straight.shape[2] == 3:
-            self.opaque.append(view)
+        self.transparent |= straight.shape[2] == 4
         square = self.cfg.crop == "square"
         if not lens.is_pinhole:
             if beside:
@@ -264,8 +263,10 @@ class _Album:
             raise Skip(*bad)
         if np.median(self.contrast) < FLAT_LEVELS:
             raise Skip("blank", f"median contrast {np.median(self.contrast):.0f} of 255 levels")
-        if self.cfg.alpha and self.opaque:
-            raise Skip("layer_missing", posed_views.opaque(self.opaque[0]))
+        if self.cfg.alpha and not self.transparent:
+            raise Skip(
+                "layer_missing", "alpha: the pictures have no transparency; without --alpha they are taken as they are"
+            )
         if self.facing and np.mean(self.facing) < LEAST_FACING:
             said = f"{np.mean(self.facing):.0%} of the normals point towards their cameras: they are not in axes of the world"
             raise Skip("normals_do_not_fit", f"{said}; without --normals the scene is taken")
@@ -277,7 +278,7 @@ class _Album:
     def facts(self) -> dict[str, Any]:
         """original_hw: distinct input sizes. coverage: mean, if pictures have alpha. undistorted_zoom: focal length factors."""
         facts: dict[str, Any] = {"original_hw": [list(hw) for hw in sorted(self.sizes)][:8]}
-        if len(self.opaque) < len(self.stats):
+        if self.transparent:
             facts["coverage"] = round(float(np.mean([view.coverage for view in self.stats])), 4)
         if self.zooms:
             facts["undistorted_zoom"] = sorted(self.zooms)[:8]

@@ -66,6 +66,25 @@ def test_views_that_an_earlier_version_left_out_are_counted(captures: Path) -> N
     assert "left out: 14 views of 2 scenes (image_missing 14)" in status_of(captures)[1]
 
 
+def test_views_of_any_posed_source_are_counted_alike(tmp_path: Path) -> None:
+    """At the end of the run and by `status`: those that lack what was asked for, and those whose cameras are wrong."""
+    uids = [f"{digit}" * 32 for digit in "ab"]
+    for uid in uids:
+        files = foreign.gobjaverse_files(balls.circle(12, 1.38889, 96, 15.0))
+        foreign.write_files(tmp_path / "in" / uid, files)
+    cut = tmp_path / "in" / uids[0] / "00003/00003.png"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    other = tmp_path / "in" / uids[1] / "00005/00005.json"
+    other.write_bytes((tmp_path / "in" / uids[1] / "00009/00009.json").read_bytes())
+    said = imported(tmp_path / "in", "--source", "gobjaverse", "--n", 2, status=0)
+    line = next(line for line in said.splitlines() if line.startswith("left out: "))
+    status, told = status_of(tmp_path / "in")
+    assert status["left_out"]["reasons"] == {"broken_image": 1, "views_wrong": 1} and status["left_out"]["scenes"] == 2
+    for says in ("left out: 2 views of 2 scenes (broken_image 1, views_wrong 1)", "1 view left out: 00003.png: "):
+        assert says in line and says in told
+    assert "1 view left out: the camera of 00005.png contradicts the others" in told
+
+
 def test_a_run_that_is_refused_says_why(captures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(silhouettes, "check", lambda loaded: Verdict("does_not_fit", apart=9.0, lines=0.1, matches=99))
     imported(captures, "--n", 3, status=2)

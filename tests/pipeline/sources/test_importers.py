@@ -17,10 +17,11 @@ import torch
 
 from pipeline.config.views import MixCameras
 from pipeline.core.errors import Skip, UserError
-from pipeline.core.records import Scene
+from pipeline.core.records import Item, Posed, Scene
 from pipeline.formats import hdf5
 from pipeline.sources import captures, posed_views
 from pipeline.worker import silhouettes
+from pipeline.worker.posed import Importer, to_scene
 from tests import balls, foreign, importing
 from tests.conftest import put_anew
 from tests.importing import config, imported, only, seven_zipped, tarred, under, write_json, zipped
@@ -570,6 +571,116 @@ def test_of_several_colmap_models_the_one_with_most_pictures_is_taken(tmp_path: 
     assert len(only(imported("colmap", tmp_path / "in", tmp_path)).c2w) == 3
 
 
+def test_a_scene_is_encoded_once_however_many_views_are_wrong(tmp_path: Path) -> None:
+    """And a picture that does not decode is left out before the cameras are compared."""
+    folder = foreign.nerf_synthetic(tmp_path / "in", balls.circle(12, 1.1, 128, 20.0))
+    facts = foreign.read_json(folder / "transforms_train.json")
+    facts["frames"][2]["transform_matrix"] = facts["frames"][4]["transform_matrix"]
+    write_json(folder / "transforms_train.json", facts)
+    cfg = replace(config("nerf-synthetic", tmp_path / "in", tmp_path), verify_cameras=True)
+    encoded: list[int] = []
+
+    def encode(item: Item, loaded: Posed) -> Scene:
+        encoded.append(len(loaded.images))
+        return to_scene(item, loaded, cfg.scene)
+
+    (item,) = captures.items(cfg, 0)
+    importer = Importer(cfg, encode)
+    scene = importer.make(item, lambda item: Path(item.url), {})
+    assert scene.meta["views_wrong"] == ["./train/r_2"] and encoded == [11] == [scene.view_count]
+    cut = folder / "test/r_0.png"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    scene = importer.make(item, lambda item: Path(item.url), {})
+    assert scene.meta["views_wrong"] == ["./train/r_2"] and scene.meta["left_out"] == {"broken_image": 1}
+    assert encoded == [11, 12, 10] and scene.view_count == 10 == len(scene.meta["cameras_fit"]["views"]["apart"])
+
+
+@pytest.mark.parametrize("place", ["input", "rgb", "Color"])
+def test_colmap_pictures_in_a_folder_of_another_name(tmp_path: Path, place: str) -> None:
+    """Where there is no images/; masks of the same names are no pictures."""
+    folder = foreign.colmap(tmp_path / "in", balls.walk(3, (90, 120)), "PINHOLE", True)
+    (folder / "images").rename(folder / place)
+    assert importing.errors(only(imported("colmap", folder, tmp_path)), 64).max() < 0.08
+    shutil.copytree(folder / place, folder / "images")
+    (folder / "images/left eye/001.jpg").unlink()  # of undistorted pictures: the one in input/ is another
+    assert only(imported("colmap", folder, tmp_path)).meta["left_out"] == {"image_missing": 1}
+    shutil.rmtree(folder / "images")
+    (folder / place).rename(folder / "masks")
+    (end,) = imported("colmap", folder, tmp_path).values()
+    assert isinstance(end, Skip) and end.reason == "image_missing"
+
+
+def test_scannetpps_pictures_lie_beside_the_folder_of_its_files(tmp_path: Path) -> None:
+    """Those of the lens and undistorted ones, each with its own file."""
+    made = foreign.nerfstudio(tmp_path / "made", balls.walk(3, (90, 120)))
+    facts = foreign.read_json(made / "transforms.json")
+    for frame in facts["frames"]:
+        frame["file_path"] = Path(frame["file_path"]).name
+    folder = tmp_path / "in/0a5c/dslr"
+    (folder / "nerfstudio").mkdir(parents=True)
+    for name, place in (
+        ("transforms.json", "resized_images"),
+        ("transforms_undistorted.json", "resized_undistorted_images"),
+    ):
+        shutil.copytree(made / "images", folder / place)
+        write_json(folder / "nerfstudio" / name, facts)
+    first = folder / "resized_images/frame_00000.png"
+    first.write_bytes(first.read_bytes()[:-100])
+    scene = only(imported("nerfstudio", tmp_path / "in", tmp_path))
+    assert importing.errors(scene, 64).max() < 0.08 and scene.meta["left_out"] == {"broken_image": 1}
+    scene = only(imported("nerfstudio", folder / "nerfstudio/transforms_undistorted.json", tmp_path))
+    assert importing.errors(scene, 64).max() < 0.08 and scene.view_count == 3
+
+
+def test_numbers_in_quotes_are_numbers(tmp_path: Path) -> None:
+    folder = foreign.nerfstudio(tmp_path / "in", balls.walk(3, (90, 120)))
+    facts = foreign.read_json(folder / "transforms.json")
+    quoted = {name: str(value) for name, value in facts.items() if isinstance(value, int | float)}
+    write_json(folder / "transforms.json", facts | quoted)
+    assert importing.errors(only(imported("nerfstudio", folder, tmp_path)), 64).max() < 0.06
+    for wrong in ("wide", "", "inf", "nan", True, [120]):
+        write_json(folder / "transforms.json", facts | {"fl_x": wrong})
+        (end,) = imported("nerfstudio", folder, tmp_path).values()
+        assert isinstance(end, Skip) and end.reason == "bad_cameras" and "not a number" in end.detail
+
+
+KEYS: dict[str, list[tuple[str, object]]] = {
+    "unsupported_camera": [
+        ("shutter_type", "ROLLING_TOP_TO_BOTTOM"),
+        ("readout_time", 0.02),
+        ("type", "ORTHO"),
+        ("type", "PANO"),
+        ("is_360", True),
+        ("shift_x", 0.1),
+        ("rolling_shutter", [0, 0.01, 0, 0]),
+        ("orthographic_scale", 2.0),
+    ],
+    "": [
+        ("shutter_type", "GLOBAL"),
+        ("readout_time", 0),
+        ("type", "PERSP"),
+        ("type", "train"),
+        ("panoptic_path", "a.png"),
+        ("dataset", "mipnerf360"),
+        ("scene_360", "garden"),
+        ("is_360", False),
+        ("camera_type", "perspective"),
+    ],
+}
+
+
+@pytest.mark.parametrize("reason", KEYS)
+def test_keys_that_speak_of_other_cameras_are_not_passed_over(tmp_path: Path, reason: str) -> None:
+    """And those that only sound like it, or say that nothing is out of the ordinary, refuse nothing."""
+    folder = foreign.nerfstudio(tmp_path / "in", balls.walk(3, (90, 120)))
+    facts = foreign.read_json(folder / "transforms.json")
+    for name, value in KEYS[reason]:
+        write_json(folder / "transforms.json", facts | {name: value})
+        (end,) = imported("nerfstudio", folder, tmp_path).values()
+        assert (end.reason if isinstance(end, Skip) else "") == reason, (name, value)
+        assert not reason or f"{name} is {value}" in str(end)
+
+
 def test_colmap_text_with_a_byte_order_mark(tmp_path: Path) -> None:
     folder = foreign.colmap(tmp_path / "in", balls.walk(3, (90, 120)), "PINHOLE", False)
     for name in ("cameras", "images"):
@@ -679,6 +790,12 @@ def test_what_is_recognised_twice_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="looks like no capture"):
         captures.recognised(tmp_path / "empty")
+    made = foreign.nerfstudio(tmp_path / "named", balls.walk(3, (90, 120)))
+    (made / "transforms.json").rename(made / "transforms_opencv.json")
+    write_json(made / "another.json", [1])
+    with pytest.raises(UserError, match="looks like no capture") as other:
+        captures.recognised(made)
+    assert f"--input {made / 'transforms_opencv.json'} takes its frames" in other.value.hint
     (tmp_path / "captures.zip").write_bytes(b"PK")
     with pytest.raises(UserError, match="looks like no capture") as packed:
         captures.recognised(tmp_path / "captures.zip")

@@ -340,19 +340,6 @@ def test_a_view_that_lacks_a_layer_is_left_out(tmp_path: Path, how: str) -> None
     assert ends(imported("gobjaverse", folder, tmp_path, depth=True)) == reason
 
 
-def test_a_picture_without_transparency_among_others_lacks_its_alpha(tmp_path: Path) -> None:
-    folder = gobjaverse(tmp_path / "in")
-    path = folder / "1/7/campos_512_v4/00002/00002.png"
-    opaque = Image.open(path).convert("RGB")
-    opaque.save(path)
-    kept = imported("gobjaverse", folder, tmp_path, alpha=True, depth=True)
-    assert without(kept) == (
-        {"layer_missing": 1},
-        ["alpha: 00002.png has no transparency; without --alpha it is taken as it is"],
-    )
-    assert len(only(imported("gobjaverse", folder, tmp_path)).c2w) == 6
-
-
 def test_a_frame_of_hypersim_without_its_depth_makes_place_for_another(tmp_path: Path) -> None:
     """`--views` takes as many of those that are whole."""
     root = foreign.hypersim(tmp_path / "in", balls.walk(6, (64, 80)))

@@ -384,6 +384,35 @@ def test_silhouettes_judge_views_that_matches_do_not(how: str) -> None:
     assert {view.says for index, view in enumerate(verdict.views) if index not in (4, 9, 14)} == {"fits"}
 
 
+@pytest.mark.parametrize("how", [*SPOILT, "w2c for c2w"])
+def test_a_wrong_view_that_spoils_the_hull_is_left_out_alone(how: str) -> None:
+    """Of views without features, all of which carve; as long as they are few, and enough others carve too."""
+    right = turntable()
+    wrong, spoil = SPOILT.get(how, ([3], lambda posed: with_poses(posed, {3: np.linalg.inv(posed.c2w[3])})))
+    verdict = check(spoil(right))
+    assert verdict.says == "fits" and verdict.wrong == wrong
+    assert {view.says for index, view in enumerate(verdict.views) if index not in wrong} == {"fits"}
+    more = with_poses(spoil(right), {view: right.c2w[view] @ tilted(15, view % 3) for view in (8, 10)})
+    assert check(more).says == "does_not_fit"
+    few = spoil(right).part(range(7))
+    assert check(few).says == "does_not_fit"
+
+
+def test_pictures_are_decoded_once_for_silhouettes(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, decoded = turntable_of(32), list[int]()
+    places = {id(data): view for view, data in enumerate(right.images)}
+    outline = silhouettes.Outlines._decoded
+
+    def counted(self: silhouettes.Outlines, view: int) -> silhouettes._Outline | None:
+        decoded.append(view)
+        return outline(self, view)
+
+    monkeypatch.setattr(silhouettes.Outlines, "_decoded", counted)
+    wrong = with_poses(right, {5: right.c2w[5] @ tilted(10, 0), 30: right.c2w[30] @ tilted(10, 2)})
+    assert check(wrong).wrong == [5, 30]
+    assert len(places) == 32 and sorted(decoded) == list(range(32))
+
+
 # ---- together
 
 
