@@ -70,12 +70,15 @@ def _pictures(folder: Path, rows: np.ndarray, counts: dict[str, list[str]]) -> t
         if len(set(registered) & set(found)) >= LEAST_SHARE * len(rows):
             return place, registered, {"pictures_matched": "by the names in the COLMAP model beside"}
     for place, found in counts.items():
+        if alike := _as_beside(folder, found, len(rows)):
+            return place, alike, {"pictures_matched": "by the names in a folder beside"}
         if numbered := _numbered(found, len(rows)):
             return place, numbered, {"pictures_matched": "by the numbers in their names"}
     most = max(map(len, counts.values()))
-    said = f"{len(rows)} poses and {most} pictures; {FILE} has no names, and neither the pictures' numbers nor a COLMAP model"
+    said = f"{len(rows)} poses and {most} pictures; {FILE} has no names, and neither numbers in names, a COLMAP model"
     raise Skip(
-        "count_mismatch", f"{said} beside it say which are which: put back, or take away, the pictures that differ"
+        "count_mismatch",
+        f"{said} nor a folder beside says which are which: put back, or take away, the pictures that differ",
     )
 
 
@@ -91,6 +94,16 @@ def _registered(folder: Path, rows: np.ndarray) -> list[str]:
             off = np.abs(inverted(np.stack(w2c))[:, :3, 3] - rows[:, [3, 8, 13]]).max()
             if off < SAME_CENTRE * max(1e-9, np.ptp(rows[:, [3, 8, 13]], 0).max()):
                 return [image.name for image in images]
+    return []
+
+
+def _as_beside(folder: Path, found: Sequence[str], count: int) -> list[str]:
+    """Names as those of the pictures in a folder beside (masks, depth) that has one for each pose, and all that are found."""
+    named = {Path(name).stem: name for name in found}
+    for child in sorted(folder.iterdir()):
+        others = pictures_in(child)
+        if len(others) == count and named.keys() <= {Path(name).stem for name in others}:
+            return [named.get(Path(name).stem, name) for name in others]
     return []
 
 

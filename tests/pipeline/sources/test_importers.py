@@ -838,11 +838,14 @@ def test_llff_pictures_must_be_as_many_as_poses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [(2,), (5,), (1, 4), (0,), (1, 3, 5), (4, 5)])
-@pytest.mark.parametrize("model", [False, True])
+@pytest.mark.parametrize(
+    "beside", ["numbers in their names", "names in the COLMAP model beside", "names in a folder beside"]
+)
 def test_an_llff_picture_that_is_missing_is_left_out_where_it_is_certain_which(
-    tmp_path: Path, missing: tuple[int, ...], model: bool
+    tmp_path: Path, missing: tuple[int, ...], beside: str
 ) -> None:
-    """By the numbers in the names, or a COLMAP model of the same cameras beside; a model of others says nothing."""
+    """By the numbers in the names, a COLMAP model of the same cameras beside, or masks; a model of others says nothing."""
+    model, masks = "model" in beside, "folder" in beside
     eyes = balls.circle(12, 1.1, 96, 20.0)[:6]
     folder = foreign.llff(tmp_path / "in", eyes)
     if model:
@@ -852,10 +855,12 @@ def test_an_llff_picture_that_is_missing_is_left_out_where_it_is_certain_which(
             for view in range(6):
                 text = text.replace(f"left eye/{view:03d}.jpg", f"IMG_{view:03d}.png")
             foreign.write_files(folder / "sparse/0", {name: text.encode()})
+    if masks:
+        foreign.write_files(folder / "masks", {f"IMG_{view:03d}.jpg": b"" for view in range(6)})
     for view in missing:
         (folder / f"images/IMG_{view:03d}.png").unlink()
     (end,) = imported("llff", folder, tmp_path).values()
-    certain = model or missing not in ((0,), (1, 3, 5))
+    certain = model or masks or missing not in ((0,), (1, 3, 5))
     if not certain:
         assert isinstance(end, Skip) and end.reason == "count_mismatch"
         return
@@ -863,9 +868,7 @@ def test_an_llff_picture_that_is_missing_is_left_out_where_it_is_certain_which(
     right = np.stack([np.stack([one.right, -one.up, -one.back, one.position], -1) for one in eyes])
     np.testing.assert_allclose(end.c2w[:, :3], np.delete(right, missing, 0), atol=1e-6)
     assert end.meta["left_out"] == {"image_missing": len(missing)}
-    assert end.meta["pictures_matched"] == (
-        "by the names in the COLMAP model beside" if model else "by the numbers in their names"
-    )
+    assert end.meta["pictures_matched"] == f"by the {beside}"
     if model and missing == (0,):
         rows = np.load(folder / "poses_bounds.npy")
         rows[:, 3] += 0.1 * np.arange(6)
