@@ -39,7 +39,7 @@ from lvsm_train.models import lvsm
 from lvsm_train.training.gradients import Gradients
 from lvsm_train.training.state import State
 from lvsm_train.training.train import train_fn
-from lvsm_train.weights.trained import open_run
+from lvsm_train.weights.trained import open_model
 
 LAUNCHES = {  # what a profiler calls that starts something on a GPU
     *("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch"),
@@ -340,7 +340,7 @@ def thesis64(options: Options, before: list[Row]) -> Figures:
         clock = time.perf_counter()
         done = train_fn(cfg).step
         spent = time.perf_counter() - clock
-        trained = open_run(cfg.folder, device=options.device)
+        trained = open_model(cfg.folder, device=options.device)
         with contextlib.closing(Data(cfg.data, device=device, split="val")) as data, torch.no_grad():
             samples = data.planner.evaluation("val", cfg.data.inputs, 10, 64)
             with autocast(cfg.precision, device):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lvsm_train.config.parts import DataConfig, LossConfig, ModelConfig, OptimConfig
+from lvsm_train.config.places import place_of
 from pipeline.config.shared import absolute, address_of
 from pipeline.core.errors import UserError
 
@@ -41,7 +42,7 @@ class TrainConfig:
     curriculum: tuple[str, ...] = ()
     """Smaller pictures first: WIDTH:STEP, each up to its step, ascending, then --res. For example 64:2000 128:6000."""
     start_from: Path | None = None
-    """Initial weights: a run of train, or a checkpoint of the official LVSM."""
+    """Initial weights: a run of train, an exported model, a checkpoint of the official LVSM, or hf:OWNER/NAME[@REVISION]."""
     export_official: Path | None = None
     """Write the weights at the end as the official LVSM's code reads them: a checkpoint file."""
     eval_every: int = 200
@@ -119,8 +120,10 @@ class TrainConfig:
             )
         data = dataclasses.replace(self.data, data=tuple(absolute(path) or path for path in self.data.data))
         out = absolute(self.out or Path("runs") / self.preset)
-        start_from, export_official = absolute(self.start_from), absolute(self.export_official)
-        return dataclasses.replace(self, data=data, out=out, start_from=start_from, export_official=export_official)
+        start_from = place_of(self.start_from) if self.start_from else None
+        return dataclasses.replace(
+            self, data=data, out=out, start_from=start_from, export_official=absolute(self.export_official)
+        )
 
     @property
     def folder(self) -> Path:

@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 import tyro
 
+from lvsm_train.config.places import on_hub, place_of
+from lvsm_train.config.train import Published
 from pipeline.config.shared import absolute
 from pipeline.core.errors import UserError
 
@@ -20,7 +22,9 @@ class EvalConfig:
     """An evaluation of a trained model."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a run of lvsm-data train."""
+    """Folder of a run of lvsm-data train, or of an exported model; a .safetensors or .pt file; or hf:OWNER/NAME[@REVISION]."""
+    preset: Published | None = None
+    """What a checkpoint of the official LVSM, which does not say it, was trained as."""
     protocol: Literal["gslrm-objects", "clips", "re10k", "index"] | None = None
     """Which views are shown and asked for: docs/training.md. Default: gslrm-objects, clips, or index where there is --index."""
     index: Path | None = None
@@ -89,7 +93,9 @@ class LatentConfig:
     """What is done with the latents of an encoder_decoder."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a run of lvsm-data train --kind encoder_decoder."""
+    """An encoder_decoder: folder of a run of lvsm-data train, or any other place that `eval` takes."""
+    preset: Published | None = None
+    """What a checkpoint of the official LVSM, which does not say it, was trained as."""
     objects: tuple[str, ...] = ()
     """Their uids. All are edited, the first is shown, and mixed with the second. Default: three that do not train."""
     only: tuple[Operation, ...] = ()
@@ -136,9 +142,12 @@ class LatentConfig:
 
 
 def _absolute(cfg: Config) -> Config:
-    """Copy with absolute paths. Raises UserError for paths that are no folders."""
-    for path in (cfg.run, *cfg.data):
+    """Copy with absolute paths. Raises UserError for paths at which there is nothing."""
+    if not on_hub(cfg.run) and not cfg.run.expanduser().exists():
+        raise UserError(f"{cfg.run} is no folder, nor a file of weights", "RUN is the --out of lvsm-data train")
+    for path in cfg.data:
         if not path.expanduser().is_dir():
             raise UserError(f"{path} is no folder", "RUN is the --out of lvsm-data train, --data that of render")
     paths: dict[str, Any] = {name: absolute(path) for name, path in vars(cfg).items() if isinstance(path, Path)}
+    paths["run"] = place_of(cfg.run)
     return dataclasses.replace(cfg, data=tuple(absolute(path) or path for path in cfg.data), **paths)

@@ -23,7 +23,7 @@ from lvsm_train.evaluation.protocols import PROTOCOLS
 from lvsm_train.evaluation.stopwatch import Timed
 from lvsm_train.losses.metrics import load_lpips
 from lvsm_train.media.films import write_film
-from lvsm_train.weights.trained import Trained, open_run
+from lvsm_train.weights.trained import Trained, open_model
 from pipeline.core import cameras
 from pipeline.core.errors import UserError
 
@@ -37,12 +37,12 @@ def assess(cfg: EvalConfig) -> Assessment:
     cfg is resolved. Scores do not depend on a seed; only times differ between calls. Raises UserError: no such run or
     checkpoint, a protocol that does not suit the data, no objects with enough views, broken shards.
     """
-    trained = open_run(cfg.run, cfg.step, cfg.device)
+    trained = open_model(cfg.run, cfg.step, cfg.device, cfg.preset)
     device = next(trained.net.parameters()).device
     with contextlib.closing(Data(trained.data_config(cfg, batch=cfg.batch), device=device)) as data:
         trained.cfg.model.check_pictures(data.hw)
         protocol = protocols.choose(cfg.protocol, cfg.index, data.planner.is_scene)
-        out = cfg.out or cfg.run / "eval" / f"{protocol}-{trained.step:08d}"
+        out = cfg.out or trained.results("eval") / f"{protocol}-{trained.step:08d}"
         with torch.no_grad(), autocast(trained.cfg.precision, device):
             found = _measured(cfg, trained, protocol, data, out)
             write_table(out / "objects.csv", found.rows())
@@ -52,11 +52,11 @@ def assess(cfg: EvalConfig) -> Assessment:
 
 
 def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out: Path) -> Assessment:
-    split, seen = _split(cfg, trained)
+    split, seen, said = _split(cfg, trained)
     if PROTOCOLS[protocol].indexed and split == "val":  # an index may name training objects too
         seen = {data.index.uids[number] for number in data.planner.train}
     samples = protocols.plan(protocol, data.planner, split, cfg.index)
-    notes = list(data.notes) if split == "val" else not_white(data.index.paths)
+    notes = [*trained.notes, *said, *(data.notes if split == "val" else not_white(data.index.paths))]
     if trained_on := [sample for sample in samples if sample.uid in seen]:
         notes.append(f"{len(trained_on)} of {len(samples)} objects are left out: by their names, they were trained on")
         samples = [sample for sample in samples if sample.uid not in seen]
@@ -95,23 +95,33 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
 
 def _other_kinds(trained: Trained, samples: Sequence[Sample]) -> list[str]:
     """A note if some of these samples are of a kind that the model was not trained on, as its card says; else []."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no card, or one of an earlier version
-        known = json.loads((trained.run / "card.json").read_text())["data"]["kinds"]
+    with contextlib.suppress(KeyError, TypeError):  # no card, or one of an earlier version
+        known = trained.card["data"]["kinds"]
         strange = {KINDS[sample.is_scene] for sample in samples if not known[KINDS[sample.is_scene]]}
         return [f"the model was not trained on {kind}: its scores on them say little" for kind in sorted(strange)]
     return []
 
 
-def _split(cfg: EvalConfig, trained: Trained) -> tuple[Split, set[str]]:
-    """(split, seen): the split to evaluate on, and the uids that the model was trained on, to be left out of other data."""
+def _split(cfg: EvalConfig, trained: Trained) -> tuple[Split, set[str], list[str]]:
+    """(split, seen, notes): the split to evaluate on, and the uids that the model was trained on, to be left out of other data.
+
+    What a model that was passed on was trained on is not known: of its kind only objects for validation never train.
+    """
     own = trained.cfg.data
+    if not cfg.split and not own.data:
+        if not trained.card:  # trained by other programs
+            return "all", set(), []
+        note = (
+            "which objects it was trained on is not known here: those for validation are taken; --split all takes all"
+        )
+        return "val", set(), [note]
     if cfg.split or not cfg.data or set(cfg.data) & {path.absolute() for path in own.data}:
-        return cfg.split or "val", set()
+        return cfg.split or "val", set(), []
     try:
         index = read_index(own.data, own.res, 1)
     except UserError:  # the shards of the training data are gone by now
-        return "all", set()
-    return "all", {index.uids[number] for number in Planner(own, index).train}
+        return "all", set(), []
+    return "all", {index.uids[number] for number in Planner(own, index).train}, []
 
 
 # ---- controls, as functions from batch to batch: two must worsen a model that uses its inputs and cameras, one is neutral

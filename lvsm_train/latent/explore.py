@@ -26,7 +26,7 @@ from lvsm_train.latent.study import Study, change, measure
 from lvsm_train.latent.workbench import Bench, open_bench
 from lvsm_train.losses.metrics import Lpips, load_lpips
 from lvsm_train.media.films import LEAST, write_film
-from lvsm_train.weights.trained import open_run
+from lvsm_train.weights.trained import open_model
 from pipeline.core import images
 
 FPS = 12.0  # of films
@@ -40,12 +40,12 @@ def explore(cfg: LatentConfig) -> Report:
     Deterministic for a seed; float32 throughout. Raises UserError for a missing run or checkpoint, another kind of model, objects
     or tokens that do not exist, and broken shards.
     """
-    trained = open_run(cfg.run, cfg.step, cfg.device)
+    trained = open_model(cfg.run, cfg.step, cfg.device, cfg.preset)
     device = next(trained.net.parameters()).device
     with contextlib.closing(Data(trained.data_config(cfg), device=device)) as data, torch.no_grad():
         bench = open_bench(trained, data, cfg)
         lpips, notes = load_lpips(cfg.lpips, cfg.lpips_weights, device)
-        report = Report(cfg.out or cfg.run / "latent", _facts(bench, lpips), notes=notes)
+        report = Report(cfg.out or trained.results("latent"), _facts(bench, lpips), notes=[*trained.notes, *notes])
         report.out.mkdir(parents=True, exist_ok=True)
         _render_objects(bench, report, lpips)
         report.laws = laws(bench)

@@ -34,7 +34,8 @@ class State:
     def __init__(self, cfg: TrainConfig, device: torch.device, ranks: Ranks) -> None:
         self.cfg, self.device, self.out, self.ranks = cfg, device, cfg.folder, ranks
         self.net: LVSM = lvsm.build(cfg.model, cfg.data.seed)
-        self.notes = [start_weights(self.net, cfg.start_from)] if cfg.start_from else []
+        new = not commits(cfg.folder)  # a run that goes on has its own weights, wherever the first ones are by now
+        self.notes = [start_weights(self.net, cfg.start_from)] if cfg.start_from and new else []
         self.sharded = should_shard(cfg, count(self.net.parameters()), device, ranks)
         if self.sharded:
             shard(self.net, device)

@@ -35,7 +35,7 @@ def _user_errors(what: str) -> Iterator[None]:
         yield
     except MALFORMED as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{what} cannot be read ({said})", "fetch it again, or name another with --vgg") from None
+        raise UserError(f"{what} cannot be read ({said})", "fetch it again, or name another file") from None
 
 
 def _mmap(path: Path) -> memoryview:
@@ -150,13 +150,19 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         data = _mmap(path)
         (size,) = struct.unpack_from("<Q", data, 0)
         header, body = json.loads(bytes(data[8 : 8 + size])), data[8 + size :]
-        tensors = {}
-        for name, entry in header.items():
-            if name == "__metadata__" or entry["dtype"] not in SAFE_TYPES:
-                continue
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        tensors, filled = {}, 0
+        for name, entry in sorted(entries.items(), key=lambda pair: pair[1]["data_offsets"]):
             begin, end = entry["data_offsets"]
+            if begin != filled or end < begin:  # so that no bytes are read twice
+                raise ValueError(f"{name} does not begin where the tensor before it ends")
+            filled = end
+            if entry["dtype"] not in SAFE_TYPES:
+                continue
             raw = bytearray(body[begin:end])  # a copy: torch has no read-only tensors
             tensors[name] = torch.frombuffer(raw, dtype=SAFE_TYPES[entry["dtype"]]).reshape(entry["shape"])
+        if filled != len(body):
+            raise ValueError(f"its tensors take {filled} bytes, and it has {len(body)} for them")
     return tensors
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import os
 import re
 import shutil
@@ -54,7 +55,7 @@ def list_file(net: Fetcher, repo: str, path: str, folder: Path) -> Path:
     _session(net)
 
     def attempt() -> Path:
-        with _classified():
+        with classified():
             return Path(huggingface_hub.hf_hub_download(repo, path, repo_type="dataset", local_dir=folder))
 
     try:
@@ -94,7 +95,7 @@ def facts(net: Fetcher, repo: str, paths: Sequence[str]) -> dict[str, tuple[int,
         some = list(paths[start : start + PATHS_PER_REQUEST])
 
         def attempt(some: list[str] = some) -> list[Any]:
-            with _classified():
+            with classified():
                 return list(api.get_paths_info(repo, some, repo_type="dataset"))
 
         try:
@@ -120,7 +121,7 @@ def get(net: Fetcher, repo: str, path: str, to: Path, wanted: Wanted) -> Path:
         blob = Path(cached).resolve()  # which a cache entry links to, named without suffix
         return _link_cached(blob, to, net, wanted)
     address = huggingface_hub.hf_hub_url(repo, path, repo_type="dataset")
-    with _classified():
+    with classified():
         return net.get_with(_session(net), address, to, wanted, build_hf_headers())
 
 
@@ -155,8 +156,17 @@ def _session(net: Fetcher) -> Any:
     return session
 
 
+def identity(file: Path, like: str) -> str:
+    """Hash of a file of the kind that `like` is: SHA-256, or Git's SHA-1 of a blob."""
+    with file.open("rb") as stream:
+        if len(like) == 64:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        data = stream.read()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
 @contextlib.contextmanager
-def _classified() -> Iterator[None]:
+def classified() -> Iterator[None]:
     """Turn errors of huggingface_hub into Skip if permanent, Passing if they may pass, Retry if offline or already retried."""
     import httpx2
     from huggingface_hub.errors import (

@@ -7,7 +7,6 @@ was not made, the Hub keeps the files that had come. huggingface_hub finds the t
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from pipeline.config.export import PushConfig
 from pipeline.core.disk import is_full
 from pipeline.core.errors import UserError
 from pipeline.core.text import size
+from pipeline.download.huggingface import identity
 from pipeline.export import hub
 from pipeline.storage.shards import is_shard
 
@@ -50,7 +50,7 @@ def push(cfg: PushConfig, run: Path) -> list[str]:
         if branch != MAIN:
             api.create_branch(repo, branch=branch, repo_type="dataset", exist_ok=True)
         there = _standing(api, repo, branch)
-        same = {path for path, file in files.items() if path in there and _identity(file, there[path]) == there[path]}
+        same = {path for path, file in files.items() if path in there and identity(file, there[path]) == there[path]}
         strange = {path for path in there if _is_shard(path)} - same
         if strange and not cfg.replace:
             raise UserError(
@@ -80,15 +80,6 @@ def _is_shard(path: str) -> bool:
     """True for the path of a shard in a dataset: 64/train-000000.parquet."""
     folder, _, name = path.rpartition("/")
     return folder.isdecimal() and is_shard(name)
-
-
-def _identity(file: Path, like: str) -> str:
-    """Hash of a file of the kind that `like` is: SHA-256, or Git's SHA-1 of a blob."""
-    with file.open("rb") as stream:
-        if len(like) == 64:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-        data = stream.read()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def _upload(api: Any, repo: str, branch: str, files: Mapping[str, Path], strange: list[str]) -> None:

@@ -21,7 +21,7 @@ from lvsm_train.latent.latent_page import Report  # noqa: E402
 from lvsm_train.latent.operations import EDITS, MIXTURES  # noqa: E402
 from lvsm_train.losses.metrics import Lpips  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
-from lvsm_train.weights.trained import open_run  # noqa: E402
+from lvsm_train.weights.trained import open_model  # noqa: E402
 from pipeline.core import images  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from tests.lvsm_train.training.test_train import config  # noqa: E402
@@ -123,7 +123,7 @@ def test_what_a_model_has_learned_is_a_share_of_what_differs() -> None:
 
 
 def test_frames_of_two_scenes_are_alike(run: Path) -> None:
-    trained, cfg = open_run(run, device="cpu"), settings(run, objects=("ball-4", "ball-1"))
+    trained, cfg = open_model(run, device="cpu"), settings(run, objects=("ball-4", "ball-1"))
     loader = Data(trained.data_config(cfg))
     bench = workbench.open_bench(trained, loader, cfg)
     plain = loader.planner.named(cfg.objects, 3, 2)

@@ -25,7 +25,7 @@ from lvsm_train.training.guards import BASELINE, HUNG, MAX_SPIKES, RECENT, Spike
 from lvsm_train.training.optim import Optimizers  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
 from lvsm_train.weights.official import to_official  # noqa: E402
-from lvsm_train.weights.trained import open_run  # noqa: E402
+from lvsm_train.weights.trained import open_model  # noqa: E402
 from pipeline.cluster.executors import connected  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from pipeline.storage.train_run import commits  # noqa: E402
@@ -231,7 +231,7 @@ def test_a_process_that_hangs_ends_and_says_where() -> None:
 def test_weights_of_others_to_start_from(data: Path, alone: Path, tmp_path: Path) -> None:
     none = OptimConfig(lr=1e-12, warmup=0)
     train_fn(short(data, tmp_path / "more", steps=1, start_from=alone, optim=none))
-    ours, theirs = open_run(tmp_path / "more").net.state_dict(), open_run(alone).net.state_dict()
+    ours, theirs = open_model(tmp_path / "more").net.state_dict(), open_model(alone).net.state_dict()
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-7)
     other = short(data, tmp_path / "other", start_from=alone, model=dataclasses.replace(TINY, dim=48))
@@ -274,7 +274,7 @@ def test_curves_strips_and_a_card_are_written(data: Path, tmp_path: Path) -> Non
     assert "not known" in card["data"]["what_they_allow"]["passing on"]
     assert card["training"]["steps"] == 20 and card["training"]["passes_over_the_data"] == 10
     assert result.scores is not None and card["held_out_objects"]["psnr"] == result.scores.psnr
-    assert card["model"]["weights"] == sum(value.numel() for value in open_run(out).net.parameters())
+    assert card["model"]["weights"] == sum(value.numel() for value in open_model(out).net.parameters())
 
 
 def test_wandb_that_is_not_here(data: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from lvsm_train.models.lvsm import BY_KIND, build  # noqa: E402
 from lvsm_train.training.gradients import Gradients  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
 from lvsm_train.weights import official  # noqa: E402
-from lvsm_train.weights.trained import open_run  # noqa: E402
+from lvsm_train.weights.trained import open_model  # noqa: E402
 from pipeline.config.render import SceneConfig  # noqa: E402
 from pipeline.core import cameras, images  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
@@ -376,7 +376,7 @@ def test_the_loss_of_a_run_stays_that_of_pictures(run: Path, tmp_path: Path) -> 
     for name in ("mse", *(f"aux_{name}" for name in ALL)):
         assert lines[-1][name] < lines[0][name], name
     assert all(line["loss"] == line["mse"] for line in lines)
-    net, batch = open_run(out, device="cpu").net, batches(settings_of(run), 1)[1][0]
+    net, batch = open_model(out, device="cpu").net, batches(settings_of(run), 1)[1][0]
     given = batch.rgb, batch.c2w, batch.fxfycxcy, batch.target_c2w, batch.target_fxfycxcy
     assert net(*given).shape == batch.target_image.shape and net.config.aux == ALL
 
@@ -401,7 +401,7 @@ def test_weights_go_from_runs_with_heads_to_runs_without_and_back(
     train_fn(trained(run, tmp_path / "one", ("depth", "alpha"), start_from=tmp_path / "two", **few))
     said = " ".join(capsys.readouterr().err.split())
     assert f"--start-from {tmp_path / 'two'}: its --aux alpha is new; its --aux normals is left out" in said
-    before, after = (open_run(tmp_path / name, device="cpu").net.state_dict() for name in ("two", "one"))
+    before, after = (open_model(tmp_path / name, device="cpu").net.state_dict() for name in ("two", "one"))
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before.keys() & after.keys())
     assert {name for name in after if name.startswith("aux.")} >= {"aux.depth.linear.weight", "aux.alpha.linear.weight"}
     train_fn(trained(run, tmp_path / "none", (), start_from=tmp_path / "one", **few))

@@ -12,7 +12,7 @@ from lvsm_train.config.train import DataConfig, LossConfig, ModelConfig, OptimCo
 from lvsm_train.data.batches import Data  # noqa: E402
 from lvsm_train.evaluation.scores import measure, render_of  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
-from lvsm_train.weights.trained import open_run  # noqa: E402
+from lvsm_train.weights.trained import open_model  # noqa: E402
 from tests.conftest import lvsm_data_here  # noqa: E402
 
 
@@ -47,7 +47,9 @@ def test_views_that_train_are_known_in_the_end(tmp_path: Path, blender_lent: Non
     loader = Data(cfg.data)
     samples = loader.planner.evaluation("all", 2, 2)
     with torch.no_grad():
-        scores = measure(render_of(open_run(tmp_path / "run", device="cpu").net), loader.evaluation_batches(samples, 3))
+        scores = measure(
+            render_of(open_model(tmp_path / "run", device="cpu").net), loader.evaluation_batches(samples, 3)
+        )
     loader.close()
     assert scores.targets == 6
     assert scores.psnr > 30 > 25 > scores.best_input, scores.line()

@@ -23,7 +23,7 @@ from lvsm_train.data.batches import Data  # noqa: E402
 from lvsm_train.evaluation.scores import baselines, measure  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
 from lvsm_train.weights import checkpoint  # noqa: E402
-from lvsm_train.weights.trained import open_run  # noqa: E402
+from lvsm_train.weights.trained import open_model  # noqa: E402
 from pipeline.core import images  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from pipeline.report import training  # noqa: E402
@@ -200,10 +200,10 @@ def test_settings_survive_json(data: Path, tmp_path: Path) -> None:
 
 def test_a_run_can_be_opened(data: Path, tmp_path: Path) -> None:
     train_fn(config(data, tmp_path / "run", steps=4, eval_every=0))
-    opened = open_run(tmp_path / "run", device="cpu")
+    opened = open_model(tmp_path / "run", device="cpu")
     assert opened.step == 4 and opened.cfg.model == config(data, tmp_path).model
     _same(dict(opened.net.state_dict()), weights(tmp_path / "run")["average"]["weights"])
     with pytest.raises(UserError, match="no checkpoint of step 3"):
-        open_run(tmp_path / "run", 3)
+        open_model(tmp_path / "run", 3)
     with pytest.raises(UserError, match="has no checkpoint"):
-        open_run(tmp_path)
+        open_model(tmp_path)

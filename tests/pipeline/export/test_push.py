@@ -29,6 +29,7 @@ from PIL import Image
 import pipeline
 from pipeline.core import cameras
 from pipeline.core.errors import UserError
+from pipeline.download.huggingface import identity
 from pipeline.export import card, push
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import locked
@@ -344,7 +345,7 @@ STUBBORN = "from pipeline import cli; from pipeline.export import push; push.COM
 def test_killed_twice_it_goes_on_and_sends_nothing_twice(run: Path, hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     shards = sorted(run.glob("16*/*.parquet"))
-    last = push._identity(shards[-2], "0" * 64)
+    last = identity(shards[-2], "0" * 64)
     command = [sys.executable, "-c", STUBBORN, "push", str(run), "--repo", "me/try"]
 
     def started() -> subprocess.Popen[str]:
