@@ -20,7 +20,7 @@ from lvsm_train.config.train import TrainConfig
 from lvsm_train.config.trained import EvalConfig, LatentConfig
 from pipeline.config.clip import ClipConfig
 from pipeline.config.cycle import CycleConfig, PlanConfig, Shares, divide
-from pipeline.config.export import ExportConfig, PathsConfig, PushConfig
+from pipeline.config.export import MODEL, ExportConfig, PathsConfig, PushConfig
 from pipeline.config.manifest import ManifestConfig
 from pipeline.config.render import RenderConfig
 from pipeline.config.run import RunConfig
@@ -342,12 +342,21 @@ def view(
 def export_run(cfg: Annotated[ExportConfig, tyro.conf.OmitArgPrefixes]) -> int:
     """Write a run's views in the format of another tool, with the bytes of the pictures as they are where it takes JPEG.
 
+    Of a training run: its model, as safetensors with a config and a card beside it. docs/models.md.
+
     Example: lvsm-data export data/try --to nerfstudio --out exports/try
 
     """
+    cfg = cfg.resolved()
+    if cfg.to == MODEL:
+        with _torch_needed():
+            from lvsm_train.weights.publish import export as export_model
+
+        print(*export_model(cfg), sep="\n")
+        return 0
     from pipeline.export.exporter import export
 
-    print(*export(cfg.resolved()).lines(), sep="\n")
+    print(*export(cfg).lines(), sep="\n")
     return 0
 
 
@@ -355,10 +364,18 @@ def push(cfg: Annotated[PushConfig, tyro.conf.OmitArgPrefixes]) -> int:
     """Upload a run to the Hugging Face Hub, as far as it came: its shards, a card, a sample picture, the table of credits.
 
     The same command goes on where it stopped, and uploads nothing that stands there. HF_TOKEN, or `hf auth login`, says who you
-    are. `export --to hf` writes the same to a folder, to look at.
+    are. `export --to hf` writes the same to a folder, to look at. Of a training run: its model, as `export` writes it.
 
     Example: lvsm-data push data/try --repo me/try --private
     """
+    from pipeline.report.training import is_model
+
+    if is_model(cfg.run):
+        with _torch_needed():
+            from lvsm_train.weights.publish import push as push_model
+
+        print(*push_model(cfg), sep="\n")
+        return 0
     from pipeline.export.push import push as upload
     from pipeline.storage.copies import at_hand
 

@@ -2,6 +2,7 @@
 demand.
 
     root/datasets/<owner>/<name>/<path>   a dataset repository; *.glb *.parquet *.7z *.tar *.zip are LFS files, others blobs
+    root/models/<owner>/<name>/<path>     a model's repository, known as models/<owner>/<name>; *.safetensors *.pt *.bin are large
     root/branches/<branch>/<owner>/<name> another branch of it
     root/www/<path>                       every other path
     root/git/<owner>/<name>.git           bare repositories, served at /git/ by `git http-backend`
@@ -14,6 +15,7 @@ its token on the way. Uploads go the way of Git LFS: huggingface_hub takes it wh
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -29,24 +31,28 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 
+import huggingface_hub
+import pytest
 import yaml
+from huggingface_hub.utils._http import close_session
 
 from pipeline.report.attribution import HUB
 from tests.serving import BoundedServer
 
-LFS_SUFFIXES = (".glb", ".parquet", ".7z", ".tar", ".zip")
+LFS_SUFFIXES = (".glb", ".parquet", ".7z", ".tar", ".zip", ".safetensors", ".pt", ".bin")
 INSTEAD = frozenset({"status", "429", "html", "redirect_loop", "hang"})  # of an answer
 WITHIN = frozenset(
     {"truncate", "reset", "slow", "wrong_bytes", "no_length", "ignore_range", "endless"}
 )  # the bytes of a file
 CHUNK = 1 << 16
+REPO = "(?:datasets/|(?=models/))((?:models/)?[^/]+/[^/]+)"  # datasets/me/try -> me/try, models/me/try -> models/me/try
 
 
 @dataclass
@@ -237,14 +243,16 @@ class Hub:
             return self._validate(json.loads(request.body)["content"])
         if request.path == "/api/repos/create":
             return self._create(request)
-        if found := re.fullmatch(r"/datasets/([^/]+/[^/]+)\.git/info/lfs/objects/batch", request.path):
-            return self._lfs_upload(request, found[1])
-        if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/(preupload|commit|branch)/([^/]+)", raw_path):
+        if found := re.fullmatch(r"/(?:datasets/)?((?!git/)[^/]+/[^/]+)\.git/info/lfs/objects/batch", request.path):
+            repo = found[1] if request.path.startswith("/datasets/") else f"models/{found[1]}"
+            if (self.root / self.home(repo)).is_dir():
+                return self._lfs_upload(request, repo)
+        if found := re.fullmatch(rf"/api/{REPO}/(preupload|commit|branch)/([^/]+)", raw_path):
             return self._write(request, *map(unquote, found.groups()))
-        if found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", raw_path):
-            repo, revision, path = map(unquote, found.groups())
-            return self._resolve(request, repo, revision, path)
-        if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/([a-z-]+)/([^/]+)(?:/(.+))?)?", raw_path):
+        if found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", raw_path):
+            kind, repo, revision, path = (unquote(part or "") for part in found.groups())
+            return self._resolve(request, repo if kind else f"models/{repo}", revision, path)
+        if found := re.fullmatch(rf"/api/{REPO}(?:/([a-z-]+)/([^/]+)(?:/(.+))?)?", raw_path):
             repo, verb, revision, path = (unquote(part or "") for part in found.groups())
             return self._api(request, repo, verb or "revision", revision or "main", path)
         if request.path.endswith(".git/info/lfs/objects/batch"):
@@ -253,10 +261,14 @@ class Hub:
             return self._git(request)
         return self._file(request, "www", request.path[1:], {}, "md5")
 
+    def home(self, repo: str) -> str:
+        """Folder below the root of a repository's main branch."""
+        return repo if repo.startswith("models/") else f"datasets/{repo}"
+
     def tree(self, repo: str, revision: str = "main") -> str:
         """Folder below the root with the files of a repository at a revision."""
         branch = f"branches/{revision}/{repo}"
-        return branch if (self.root / branch).is_dir() else f"datasets/{repo}"
+        return branch if (self.root / branch).is_dir() else self.home(repo)
 
     def _inside(self, folder: str, path: str) -> Path | None:
         """The file root/folder/path, unless there is none or the path leaves the folder."""
@@ -299,7 +311,7 @@ class Hub:
 
     def _refusal(self, request: Request, repo: str, revision: str, gated: bool) -> Reply | None:
         """The Hub tells nobody without a token whether a repository is missing or private."""
-        if not (self.root / "datasets" / repo).is_dir():
+        if not (self.root / self.home(repo)).is_dir():
             return Reply.error(404 if request.token else 401, "RepoNotFound", "Repository not found")
         if gated and repo in self.gated and request.token != self.gated[repo]:
             message = f"Access to dataset {repo} is restricted."
@@ -316,6 +328,8 @@ class Hub:
             return refusal
         commit = revision if re.fullmatch(r"[0-9a-f]{40}", revision) else self.commit(repo)
         tree = self.tree(repo, revision)
+        if tree != self.home(repo):  # caches keep the files of two commits apart
+            commit = hashlib.sha1(f"{commit} {revision}".encode()).hexdigest()
         found = self._inside(tree, path)
         if found is None:
             return Reply.error(404, "EntryNotFound", "Entry not found", X_Repo_Commit=commit)
@@ -340,7 +354,7 @@ class Hub:
             return self._take(request)
         path = request.path.removeprefix("/cdn/")
         disposition = f'inline; filename="{path.rsplit("/", 1)[-1]}";'
-        folder = "" if path.startswith("branches/") else "datasets"
+        folder = "" if path.startswith(("branches/", "models/")) else "datasets"
         return self._file(request, folder, path, {"Content-Disposition": disposition}, "sha256")
 
     def _api(self, request: Request, repo: str, verb: str, revision: str, path: str) -> Reply:
@@ -349,11 +363,20 @@ class Hub:
             return refusal
         if verb == "revision":
             tree = self.tree(repo, revision)
-            names = [entry["path"] for entry in self._entries(tree, "", True) if entry["type"] == "file"]
+            files = [entry for entry in self._entries(tree, "", True) if entry["type"] == "file"]
+            siblings = [
+                {"rfilename": one["path"], "size": one["size"], "blobId": one["oid"]} | _lfs(one) for one in files
+            ]
             sha = revision if revision in self._commits[repo] or tree != self.tree(repo) else self.commit(repo)
-            info = {"id": repo, "author": repo.split("/")[0], "sha": sha, "private": repo in self.private, "tags": []}
+            info = {
+                "id": repo.removeprefix("models/"),
+                "author": repo.split("/")[-2],
+                "sha": sha,
+                "private": repo in self.private,
+                "tags": [],
+            }
             gated = "auto" if repo in self.gated else False
-            return Reply.of(info | {"gated": gated, "disabled": False, "siblings": [{"rfilename": n} for n in names]})
+            return Reply.of(info | {"gated": gated, "disabled": False, "siblings": siblings})
         if verb == "paths-info" and request.method == "POST":
             if "json" in request.headers.get("content-type", ""):
                 wanted = json.loads(request.body)["paths"]
@@ -401,7 +424,7 @@ class Hub:
     def _refused_writer(self, request: Request, repo: str = "") -> Reply | None:
         if not request.token or request.token not in self.writers:
             return Reply.error(401, "", "Invalid username or password.")
-        if repo and repo.split("/")[0] != self.writers[request.token]:
+        if repo and repo.split("/")[-2] != self.writers[request.token]:
             return Reply.error(403, "", f"You don't have the rights to write to {repo}")
         return None
 
@@ -416,13 +439,13 @@ class Hub:
     def _create(self, request: Request) -> Reply:
         asked = json.loads(request.body)
         repo = f"{asked['organization'] or self.writers.get(request.token)}/{asked['name']}"
-        assert asked["type"] == "dataset"
+        made = Reply.of({"url": f"{self.url}/{'datasets/' * (asked['type'] == 'dataset')}{repo}", "name": repo})
+        repo = {"dataset": repo, "model": f"models/{repo}"}[asked.get("type", "model")]
         if refusal := self._refused_writer(request, repo):
             return refusal
-        made = Reply.of({"url": f"{self.url}/datasets/{repo}", "name": repo})
-        if (self.root / "datasets" / repo).is_dir():
+        if (self.root / self.home(repo)).is_dir():
             return dataclasses.replace(made, status=409)
-        (self.root / "datasets" / repo).mkdir(parents=True)
+        (self.root / self.home(repo)).mkdir(parents=True)
         if asked.get("visibility") == "private":
             self.private.add(repo)
         return made
@@ -434,7 +457,7 @@ class Hub:
             new = self.root / "branches" / revision / repo
             if new.is_dir():
                 return Reply.of({"error": "Reference already exists"}, 409)
-            shutil.copytree(self.root / "datasets" / repo, new)
+            shutil.copytree(self.root / self.home(repo), new)
             return Reply.of({})
         if refusal := self._refusal(request, repo, revision, gated=True):
             return refusal
@@ -469,7 +492,7 @@ class Hub:
             else:
                 assert line["key"] == "deletedFile"
         sha = self.new_commit(repo)
-        url = f"{self.url}/datasets/{repo}/commit/{sha}"
+        url = f"{self.url}/{repo.removeprefix('models/') if repo != self.home(repo) else repo}/commit/{sha}"
         return Reply.of({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
 
     def _lfs_upload(self, request: Request, repo: str) -> Reply:
@@ -544,6 +567,30 @@ class Hub:
             else:
                 objects.append(made | {"error": {"code": 404, "message": "Object does not exist on the server"}})
         return Reply.of({"transfer": "basic", "objects": objects, "hash_algo": "sha256"}, 200, kind)
+
+
+@contextlib.contextmanager
+def known_alone(hub: Hub, home: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In this process huggingface_hub knows this Hub alone, as its first writer, with an empty cache below `home`."""
+    constants = huggingface_hub.constants
+    patch.setattr(constants, "ENDPOINT", hub.url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}")
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setattr(constants, "HF_HUB_CACHE", str(home / "hf"))
+    patch.setattr(constants, "HF_TOKEN_PATH", str(home / "no token"))
+    patch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    patch.setenv("HF_TOKEN", next(iter(hub.writers)))
+    patch.setenv("HOME", str(home))
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+    yield
+    close_session()
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+
+
+def _lfs(entry: dict[str, Any]) -> dict[str, Any]:
+    """What a listing says of a large file, {} of another."""
+    lfs = entry.get("lfs")
+    return {"lfs": {"sha256": lfs["oid"], "size": lfs["size"], "pointerSize": lfs["pointerSize"]}} if lfs else {}
 
 
 class _Server(BoundedServer):

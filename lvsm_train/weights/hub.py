@@ -7,10 +7,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvsm_train.weights.published import CONFIG, WEIGHTS, read_config
+from lvsm_train.weights.published import read_config
 from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.download.fetch import Passing
 from pipeline.download.huggingface import classified, identity
+from pipeline.storage.train_run import CONFIG, WEIGHTS
 
 ADDRESS = re.compile(r"hf:([\w.-]+/[\w.-]+?)(?:@([^/@]+))?(?:/(.+))?")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")  # of files of weights
@@ -19,10 +20,10 @@ LOGIN = "HF_TOKEN=... logs in, HF_ENDPOINT=URL asks a mirror"
 
 @dataclass(frozen=True)
 class _Repo:
-    """A repository at a commit. files: path -> (bytes, SHA-256 or Git's SHA-1), None where the Hub was not asked."""
+    """A repository. revision: None for its main branch. files: path -> (bytes, SHA-256 or Git's SHA-1), None if not known."""
 
     name: str
-    commit: str | None
+    revision: str | None
     files: dict[str, tuple[int, str]] | None
 
 
@@ -85,7 +86,7 @@ def _asked(name: str, revision: str | None, where: str) -> _Repo:
     files = {
         one.rfilename: (one.size or 0, one.lfs.sha256 if one.lfs else one.blob_id or "") for one in info.siblings or []
     }
-    return _Repo(name, info.sha, files)
+    return _Repo(name, revision, files)
 
 
 def _fetched(repo: _Repo, file: str, where: str) -> Path:
@@ -93,7 +94,7 @@ def _fetched(repo: _Repo, file: str, where: str) -> Path:
     import huggingface_hub
 
     if repo.files is None:
-        cached = huggingface_hub.try_to_load_from_cache(repo.name, file, revision=repo.commit)
+        cached = huggingface_hub.try_to_load_from_cache(repo.name, file, revision=repo.revision)
         if not isinstance(cached, str):
             raise UserError(
                 f"{file} of {where} is not on this machine", f"unset HF_HUB_OFFLINE, look at the network; {LOGIN}"
@@ -103,7 +104,7 @@ def _fetched(repo: _Repo, file: str, where: str) -> Path:
         raise UserError(f"{where}: there is no file {file}", f"there are {', '.join(sorted(repo.files)[:8]) or 'none'}")
     try:
         with classified():
-            path = Path(huggingface_hub.hf_hub_download(repo.name, file, revision=repo.commit))
+            path = Path(huggingface_hub.hf_hub_download(repo.name, file, revision=repo.revision))
     except (Skip, Retry, Passing) as error:
         raise UserError(
             f"{file} of {where} cannot be had: {error}", f"the same command goes on later; {LOGIN}"

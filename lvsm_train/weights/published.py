@@ -17,8 +17,8 @@ from pipeline.core.disk import read_json
 from pipeline.core.errors import UserError
 from pipeline.core.text import size
 from pipeline.download.fetch import sha256_of
+from pipeline.storage.train_run import CHECKPOINTS, CONFIG, WEIGHTS
 
-WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
 LIBRARY, VERSION = "lvsm-data", 1
 AGAIN = "fetch or export it again"
 
@@ -39,7 +39,7 @@ class Published:
 
 def is_published(folder: Path) -> bool:
     """True for a folder that holds an exported model."""
-    return (folder / CONFIG).is_file() and not (folder / "checkpoints").is_dir()
+    return (folder / CONFIG).is_file() and not (folder / CHECKPOINTS).is_dir()
 
 
 def read_config(path: Path) -> Published:

@@ -24,7 +24,7 @@ from lvsm_train.weights.official import config_of, from_official
 from lvsm_train.weights.readers import read_safetensors, read_torch
 from pipeline.core.errors import UserError
 from pipeline.core.paths import file_stem
-from pipeline.storage.train_run import CHECKPOINTS, COMMIT
+from pipeline.storage.train_run import CHECKPOINTS, COMMIT, CONFIG, WEIGHTS
 
 AUX_HEADS = "aux."  # begins the names of weights that rendering does without
 PLACES = "a run of `lvsm-data train`, an exported model, a .safetensors or .pt file, or hf:OWNER/NAME"
@@ -131,7 +131,7 @@ def _find(where: Path | str, step: int | None, device: torch.device) -> _Found:
     of_run = COMMIT.fullmatch(path.with_suffix(".json").name) if path.parent.name == CHECKPOINTS else None
     if of_run and path.is_file():
         return _of_run(path.parent.parent, int(of_run[1]), device)
-    if path.name == published.WEIGHTS and published.is_published(path.parent):
+    if path.name == WEIGHTS and published.is_published(path.parent):
         path = path.parent
     if path.is_dir() and not published.is_published(path):
         return _of_run(path, step, device)
@@ -169,7 +169,7 @@ def _file(path: Path, where: Path | str) -> dict[str, Tensor]:
     if any(name.startswith("image_tokens.") for name in weights):
         raise UserError(
             f"{where} has weights of lvsm-data without what says of which model they are",
-            f"give the folder of the run, or of the exported model, whose {published.CONFIG} says it",
+            f"give the folder of the run, or of the exported model, whose {CONFIG} says it",
         )
     return weights
 

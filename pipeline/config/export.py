@@ -27,11 +27,12 @@ FORMATS = {  # name -> the function or class, as module:name, that makes a write
 }
 NO_SPLITS = ("colmap", "llff", "neus", "instant-ngp", "zero123")  # formats that say of no view what it is for
 ABSOLUTE = ("lvsm",)  # formats whose files say where they stand
+MODEL = "safetensors"  # what a training run is written as
 HUB = "hf"  # the format that is shards as they stand, with a card: what `push` uploads
 if TYPE_CHECKING:
     FormatName = str
 else:  # the type of the flag, made from the table
-    FormatName = Literal[(*FORMATS, HUB)]
+    FormatName = Literal[(*FORMATS, HUB, MODEL)]
 
 
 def _outside_runs(out: Path) -> None:
@@ -44,14 +45,19 @@ def _outside_runs(out: Path) -> None:
             )
 
 
+def _is_model(run: Path) -> bool:
+    """True for the folder of a training run."""
+    return not address_of(run) and (run.expanduser() / "train.json").is_file()
+
+
 @dataclass(frozen=True)
 class ExportConfig:
-    """Which views of which objects go out, and how."""
+    """Which views of which objects go out, and how; or the model of a training run."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a run, of one resolution, or an address of a run."""
-    to: FormatName = "nerfstudio"
-    """The format. docs/exports.md says what reads it."""
+    """Folder of a run, of one resolution, or an address of a run. Or the folder of a training run."""
+    to: FormatName | None = None
+    """The format. docs/exports.md says what reads it. Default: nerfstudio, and safetensors for a training run."""
     out: Path | None = None
     """A new folder. Default: RUN-FORMAT beside the run."""
     res: int | None = None
@@ -67,9 +73,16 @@ class ExportConfig:
     split_indices: Path | None = None
     """JSON file with the views of each split, for all objects or by uid: {"train": [0, 2], "test": [1]} or {UID: {"train": ...}}.
     Views that it does not name stay out. Default: no split, or what the format needs."""
+    step: int | None = None
+    """Of a training run: the checkpoint. Default: the newest."""
 
     def resolved(self) -> ExportConfig:
         """Copy with absolute paths and defaults. Raises UserError for flags out of range."""
+        cfg = dataclasses.replace(self, to=self.to or (MODEL if _is_model(self.run) else "nerfstudio"))
+        return cfg._resolved()
+
+    def _resolved(self) -> ExportConfig:
+        self._check_model()
         if self.every < 1 or (self.n is not None and self.n < 1):
             raise UserError("--every and --n must be 1 or more", "--every 4 takes views 0, 4, 8, ...")
         if self.split_indices and (self.every > 1 or self.keep_ends):
@@ -96,22 +109,38 @@ class ExportConfig:
         _outside_runs(out)
         return dataclasses.replace(self, out=out, split_indices=absolute(self.split_indices))
 
+    def _check_model(self) -> None:
+        """Raise UserError where a model is asked for of what is none, views of a model, or flags for views with a model."""
+        if _is_model(self.run) != (self.to == MODEL):
+            what = "is a training run, which has no views" if self.to != MODEL else "is no training run"
+            raise UserError(f"--to {self.to}: {self.run} {what}", f"--to {MODEL} is for the --out of lvsm-data train")
+        if self.step is not None and self.to != MODEL:
+            raise UserError("--step names the checkpoint of a training run", "leave it out")
+        views = {name: getattr(self, name) for name in ("res", "uid", "n", "keep_ends", "split_indices")}
+        views["every"] = self.every > 1
+        if self.to == MODEL and (given := [name for name, value in views.items() if value]):
+            raise UserError(
+                f"--{given[0].replace('_', '-')} is for views, and {self.run} is a training run", "leave it out"
+            )
+
 
 @dataclass(frozen=True)
 class PushConfig:
-    """A run on its way to the Hugging Face Hub."""
+    """A run, or a trained model, on its way to the Hugging Face Hub."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a run that has ended or was stopped, or its address."""
+    """Folder of a run that has ended or was stopped, or its address. Or the folder of a training run, or of an exported model."""
     repo: str
-    """Name of the dataset: OWNER/NAME, or NAME for one of your own. It is made where it is not there."""
+    """Name of the dataset, or of the model: OWNER/NAME, or NAME for one of your own. It is made where it is not there."""
     private: bool = False
     """Make it a private one, where it is made."""
     revision: str | None = None
     """Branch to upload to, made where it is not there. Default: main."""
     replace: bool = False
     """Delete shards that stand there and are not the run's. Without it they end the upload before it begins, since whoever loads
-    the dataset would get them too."""
+    the dataset would get them too. Of a model: take the place of another run's."""
+    step: int | None = None
+    """Of a training run: the checkpoint. Default: the newest."""
 
 
 @dataclass(frozen=True)

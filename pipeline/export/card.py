@@ -204,13 +204,14 @@ def _statistics(told: Told) -> list[str]:
 def _settings(told: Told) -> list[str]:
     """Settings as JSON. Of paths the last part alone: they are of the machine that made the run."""
     chosen = {name: told.facts.get(name) for name in ("source", "seed", "settings", "config_hash", "versions")}
-    said = json.dumps(_without_paths(chosen), indent=1).replace("`", "\\u0060")
+    said = json.dumps(without_paths(chosen), indent=1).replace("`", "\\u0060")
     return ["## Settings", "", "```json", said, "```", ""]
 
 
-def _without_paths(value: Any) -> Any:
+def without_paths(value: Any) -> Any:
+    """Copy of JSON values without None, and of absolute paths the last part alone."""
     if isinstance(value, dict):
-        return {name: _without_paths(one) for name, one in value.items() if one is not None}
+        return {name: without_paths(one) for name, one in value.items() if one is not None}
     if isinstance(value, list | tuple):
-        return [_without_paths(one) for one in value]
+        return [without_paths(one) for one in value]
     return PurePath(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value

@@ -51,7 +51,7 @@ def export(cfg: ExportConfig) -> Exported:
     Raises UserError: nothing to read, unknown uids or views, no object that the format can hold, damaged
     shards, a disk that is full or cannot be written. It leaves no folder then.
     """
-    assert cfg.out is not None
+    assert cfg.out is not None and cfg.to is not None
     with whole(cfg.out) as part:
         made = _export_shards(cfg, part) if cfg.to == HUB else _export_views(cfg, part)
     made.notes = [note.replace(str(part), str(cfg.out)) for note in made.notes]
@@ -60,7 +60,7 @@ def export(cfg: ExportConfig) -> Exported:
 
 def _export_shards(cfg: ExportConfig, part: Path) -> Exported:
     """Write a run's shards as they stand, with their card, into the folder `part`, which becomes cfg.out."""
-    assert cfg.out is not None
+    assert cfg.out is not None and cfg.to is not None
     told = hub.write(at_hand(cfg.run, shards=None), part, cfg.out.name, cfg.res).told
     place = json.dumps(str(cfg.out))
     read = f"`load_dataset({place})` and `pipeline.open({place})` read it; `lvsm-data push` uploads it"
@@ -69,7 +69,7 @@ def _export_shards(cfg: ExportConfig, part: Path) -> Exported:
 
 def _export_views(cfg: ExportConfig, part: Path) -> Exported:
     """Write views by the writer of a format into the folder `part`, which becomes cfg.out."""
-    assert cfg.out is not None
+    assert cfg.out is not None and cfg.to is not None
     data = opened(cfg.run, cfg.res)
     numbers = _numbers(cfg, data)
     roles = _split_indices(cfg)

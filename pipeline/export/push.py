@@ -1,4 +1,4 @@
-"""Upload of a run to the Hugging Face Hub, which goes on where it was stopped.
+"""Upload of a run, or of a trained model, to the Hugging Face Hub, which goes on where it was stopped.
 
 Shards go in commits of some gigabytes, the card last. What stands there with the same bytes is not sent again; of a commit that
 was not made, the Hub keeps the files that had come. huggingface_hub finds the token (HF_TOKEN, `hf auth login`) and the address.
@@ -7,9 +7,11 @@ was not made, the Hub keeps the files that had come. huggingface_hub finds the t
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from pipeline.core.text import size
 from pipeline.download.huggingface import identity
 from pipeline.export import hub
 from pipeline.storage.shards import is_shard
+from pipeline.storage.train_run import CONFIG
 
 COMMIT_BYTES, COMMIT_FILES = 4e9, 50  # after which a commit is made: what a kill costs at most is the commit
 MAIN = "main"
@@ -32,48 +35,113 @@ def push(cfg: PushConfig, run: Path) -> list[str]:
 
     Raises UserError: the run goes on or has objects in no shard, the repository holds other shards, or the Hub refuses.
     """
-    import huggingface_hub
-
-    api = huggingface_hub.HfApi()
-    with tempfile.TemporaryDirectory(prefix="lvsm-data-push-") as made, _explained(cfg.repo):
-        huggingface_hub.utils.validate_repo_id(cfg.repo)  # type: ignore[attr-defined]
-        owner, _, name = cfg.repo.rpartition("/")
-        repo = cfg.repo if owner else f"{api.whoami()['name']}/{name}"
-        whole = hub.contents(run, Path(made), repo)
-        files = whole.files
-        branch = cfg.revision or MAIN
-        api.create_repo(repo, repo_type="dataset", private=cfg.private or None, exist_ok=True)
-        if cfg.private and not api.repo_info(repo, repo_type="dataset").private:
-            raise UserError(
-                f"{repo} is there already, and public", "another --repo; or make it private in its settings"
-            )
-        if branch != MAIN:
-            api.create_branch(repo, branch=branch, repo_type="dataset", exist_ok=True)
-        there = _standing(api, repo, branch)
-        same = {path for path, file in files.items() if path in there and identity(file, there[path]) == there[path]}
-        strange = {path for path in there if _is_shard(path)} - same
+    with _ready(cfg) as (api, repo, made):
+        whole = hub.contents(run, made, repo)
+        target = _opened(api, repo, "dataset", cfg)
+        same = target.same(whole.files)
+        strange = {path for path in target.there if _is_shard(path)} - same
         if strange and not cfg.replace:
             raise UserError(
                 f"{repo} holds shards that are not of {run}: {', '.join(sorted(strange)[:3])}"
                 f"{', ...' if len(strange) > 3 else ''}",
                 "another --repo; or --replace, which deletes them (the Hub's history keeps them)",
             )
-        missing = {path: file for path, file in files.items() if path not in same}
-        _upload(api, repo, branch, missing, [path for path in strange if path not in files])
-        sent = sum(file.stat().st_size for file in missing.values())
-    at = f"@{branch}" if branch != MAIN else ""
+        sent = target.send(whole.files, same, [path for path in strange if path not in whole.files])
+    at = target.at
     return [
         *filter(None, [whole.told.fewer]),
-        f"{len(missing)} files, {size(sent)} sent; {len(files) - len(missing)} stood there already",
-        f"{api.endpoint}/datasets/{repo}" + (f"/tree/{branch}" if at else ""),
-        f'load_dataset("{repo}"{f", revision={branch!r}" if at else ""}) and pipeline.open("hf:{repo}{at}") read it',
+        *sent,
+        f'load_dataset("{repo}"{f", revision={target.branch!r}" if at else ""}) and pipeline.open("hf:{repo}{at}") read it',
     ]
 
 
-def _standing(api: Any, repo: str, branch: str) -> dict[str, str]:
-    """Path -> SHA-256 (of large files) or Git's SHA-1 (of others), of all files in the repository."""
-    tree = api.list_repo_tree(repo, recursive=True, revision=branch, repo_type="dataset")
-    return {one.path: one.lfs.sha256 if one.lfs else one.blob_id for one in tree if hasattr(one, "blob_id")}
+def push_model(cfg: PushConfig, make: Callable[[Path, str], Mapping[str, Path]]) -> list[str]:
+    """Upload a trained model. make: (an empty folder, name of the repository) -> path there -> file. Returns lines for the user.
+
+    Raises UserError: the repository holds another model, or the Hub refuses.
+    """
+    with _ready(cfg) as (api, repo, made):
+        files = make(made, repo)
+        target = _opened(api, repo, "model", cfg)
+        if CONFIG in target.there and not cfg.replace and _run_there(target, made) != _run_of(files[CONFIG]):
+            raise UserError(
+                f"{repo} holds a model that is not of {cfg.run}, by its {CONFIG}",
+                "another --repo; or --replace, which puts this one in its place (the Hub's history keeps it)",
+            )
+        sent = target.send(files, target.same(files))
+    return [*sent, f"hf:{repo}{target.at} stands for it in `eval`, `latent` and `train --start-from`"]
+
+
+def _run_there(target: _Target, folder: Path) -> str | None:
+    import huggingface_hub
+
+    found = huggingface_hub.hf_hub_download(target.repo, CONFIG, revision=target.branch, cache_dir=folder / "cache")
+    return _run_of(Path(found))
+
+
+def _run_of(config: Path) -> str | None:
+    """Which training run the config.json of a model is of; None for one of other programs."""
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8"))["run"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def _ready(cfg: PushConfig) -> Iterator[tuple[Any, str, Path]]:
+    """(API, whole name of the repository, empty folder). Errors inside come out as UserError."""
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi()
+    with tempfile.TemporaryDirectory(prefix="lvsm-data-push-") as made, _explained(cfg.repo):
+        huggingface_hub.utils.validate_repo_id(cfg.repo)  # type: ignore[attr-defined]
+        owner, _, name = cfg.repo.rpartition("/")
+        yield api, cfg.repo if owner else f"{api.whoami()['name']}/{name}", Path(made)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A branch of a repository. kind: dataset or model. there: path -> SHA-256 (of large files) or Git's SHA-1 (of others)."""
+
+    api: Any
+    repo: str
+    kind: str
+    branch: str
+    there: dict[str, str]
+
+    @property
+    def at(self) -> str:
+        """What an address has after the name: "" for the main branch."""
+        return f"@{self.branch}" if self.branch != MAIN else ""
+
+    def same(self, files: Mapping[str, Path]) -> set[str]:
+        """Paths at which the same bytes stand already."""
+        there = self.there
+        return {path for path, file in files.items() if path in there and identity(file, there[path]) == there[path]}
+
+    def send(self, files: Mapping[str, Path], same: set[str], strange: Sequence[str] = ()) -> list[str]:
+        """Upload files but for the same, and delete the strange. Returns lines for the user."""
+        missing = {path: file for path, file in files.items() if path not in same}
+        _upload(self, missing, strange)
+        sent = sum(file.stat().st_size for file in missing.values())
+        folder = "datasets/" if self.kind == "dataset" else ""
+        return [
+            f"{len(missing)} files, {size(sent)} sent; {len(files) - len(missing)} stood there already",
+            f"{self.api.endpoint}/{folder}{self.repo}" + (f"/tree/{self.branch}" if self.at else ""),
+        ]
+
+
+def _opened(api: Any, repo: str, kind: str, cfg: PushConfig) -> _Target:
+    """Branch to upload to, made where it is not there."""
+    branch = cfg.revision or MAIN
+    api.create_repo(repo, repo_type=kind, private=cfg.private or None, exist_ok=True)
+    if cfg.private and not api.repo_info(repo, repo_type=kind).private:
+        raise UserError(f"{repo} is there already, and public", "another --repo; or make it private in its settings")
+    if branch != MAIN:
+        api.create_branch(repo, branch=branch, repo_type=kind, exist_ok=True)
+    tree = api.list_repo_tree(repo, recursive=True, revision=branch, repo_type=kind)
+    there = {one.path: one.lfs.sha256 if one.lfs else one.blob_id for one in tree if hasattr(one, "blob_id")}
+    return _Target(api, repo, kind, branch, there)
 
 
 def _is_shard(path: str) -> bool:
@@ -82,7 +150,7 @@ def _is_shard(path: str) -> bool:
     return folder.isdecimal() and is_shard(name)
 
 
-def _upload(api: Any, repo: str, branch: str, files: Mapping[str, Path], strange: list[str]) -> None:
+def _upload(target: _Target, files: Mapping[str, Path], strange: Sequence[str]) -> None:
     """Commit files, some at a time; with the last ones go the strange."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -92,15 +160,16 @@ def _upload(api: Any, repo: str, branch: str, files: Mapping[str, Path], strange
         operations: list[Any] = [CommitOperationAdd(path, str(file)) for path, file in batch.items()]
         if number == len(batches):
             operations += [CommitOperationDelete(path) for path in strange]
-        api.create_commit(
-            repo,
+        target.api.create_commit(
+            target.repo,
             operations,
             commit_message=f"Upload by lvsm-data ({number} of {len(batches)})",
-            repo_type="dataset",
-            revision=branch,
+            repo_type=target.kind,
+            revision=target.branch,
         )
         done += sum(file.stat().st_size for file in batch.values())
-        print(f"{repo}: commit {number} of {len(batches)}, {size(done)} of {size(total)}", file=sys.stderr, flush=True)
+        said = f"{target.repo}: commit {number} of {len(batches)}, {size(done)} of {size(total)}"
+        print(said, file=sys.stderr, flush=True)
 
 
 def _batches(files: Mapping[str, Path]) -> Iterator[dict[str, Path]]:

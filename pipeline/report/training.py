@@ -17,7 +17,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.text import duration, duration_words, size
 from pipeline.report.charts import Plot, smooth
 from pipeline.report.findings import Block, Figure, Section, Table, write_page
-from pipeline.storage.train_run import CHECKPOINTS, LOG, SETTINGS, TrainingLog, commits, strips
+from pipeline.storage.train_run import CHECKPOINTS, CONFIG, LOG, SETTINGS, WEIGHTS, TrainingLog, commits, strips
 
 FRESH_S = 120.0  # since the last line of a log: later it is not known whether the run still works
 STRIPS = 6  # pictures of held-out objects on a page
@@ -74,6 +74,11 @@ class TrainRun:
 def is_training(folder: Path) -> bool:
     """True for the folder of a training run."""
     return (folder / SETTINGS).is_file()
+
+
+def is_model(folder: Path) -> bool:
+    """True for the folder of a training run, and for that of a model that was exported from one."""
+    return is_training(folder) or ((folder / WEIGHTS).is_file() and (folder / CONFIG).is_file())
 
 
 def read(folder: Path) -> TrainRun:

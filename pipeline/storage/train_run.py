@@ -11,6 +11,7 @@ from typing import Any
 
 LOG = "log.jsonl"
 SETTINGS = "train.json"
+WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"  # of a model that is passed on
 STRIP = re.compile(r"step-(\d+)\.png")
 LATELY = 50  # steps that the pace is taken from
 

@@ -23,7 +23,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from huggingface_hub.utils._http import close_session
 from PIL import Image
 
 import pipeline
@@ -37,7 +36,7 @@ from pipeline.storage.shards import CAPTION, LAYERS, NUMBERS, ROLE, Rows, find_s
 from pipeline.storage.writer import ShardWriter
 from tests.buckets import BUCKET, Buckets
 from tests.conftest import RUNS, lvsm_data_here
-from tests.hub import Hub
+from tests.hub import Hub, known_alone
 from tests.pipeline.dataset.test_opened import UIDS, VIEWS, scene
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub to its HTTP client
@@ -89,26 +88,14 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 @pytest.fixture
 def here(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     """Run `lvsm-data` in this process, which then knows no other Hub; gives what it said. Exit status as in `status`."""
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    monkeypatch.setenv("HF_TOKEN", "hf_me")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    huggingface_hub.HfFileSystem.clear_instance_cache()
 
     def said(*arguments: object, status: int = 0) -> str:
         done = lvsm_data_here(*arguments)
         assert done.returncode == status, done.stderr
         return done.stdout + done.stderr
 
-    yield said
-    close_session()
-    huggingface_hub.HfFileSystem.clear_instance_cache()
+    with known_alone(hub, tmp_path, monkeypatch):
+        yield said
 
 
 # ---- what stands there afterwards

@@ -1,0 +1,400 @@
+"""Models that are passed on: exported, pushed to a Hub on this machine, opened again; and what is damaged, strange or hostile."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import yaml
+
+torch = pytest.importorskip("torch")
+
+import safetensors.torch  # noqa: E402
+
+from lvsm_train.config.train import DataConfig, ModelConfig, OptimConfig  # noqa: E402
+from lvsm_train.models import lvsm  # noqa: E402
+from lvsm_train.training.train import train_fn  # noqa: E402
+from lvsm_train.weights.official import to_official  # noqa: E402
+from lvsm_train.weights.trained import open_model  # noqa: E402
+from pipeline.core.errors import UserError  # noqa: E402
+from tests import noise  # noqa: E402
+from tests.conftest import lvsm_data_here  # noqa: E402
+from tests.hub import Hub, known_alone  # noqa: E402
+from tests.lvsm_train.training.test_engine import short  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub to its HTTP client
+
+FILES = {"model.safetensors", "config.json", "README.md"}
+OFFICIAL = ModelConfig(kind="decoder_only", dim=32, head_dim=16, layers=2)
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with averaged weights and two checkpoints, which has looked at objects that do not train."""
+    out = tmp_path_factory.mktemp("published") / "run"
+    train_fn(short(data, out, eval_every=4, wandb=None, address=None))
+    return out
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    out = run.with_name("exported")
+    done = lvsm_data_here("export", run, "--to", "safetensors", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "step 4" in done.stdout and "averaged" in done.stdout
+    return out
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of three clips of noise, all of them to train on, and an index of their frames."""
+    folder = tmp_path_factory.mktemp("re10k")
+    scenes = [noise.scene(f"clip{i}", (24,), 30, np.arange(0, 90, 3)) for i in range(3)]
+    index = {f"clip{i}": {"context": [3, 60], "target": [9, 30, 51]} for i in (0, 2)}
+    (folder / "index.json").write_text(json.dumps(index))
+    return noise.write(folder / "clips", scenes)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub(tmp_path / "hub", writers={"hf_me": "me"}) as served, known_alone(served, tmp_path, monkeypatch):
+        yield served
+
+
+def said(*arguments: object, status: int = 0) -> str:
+    done = lvsm_data_here(*arguments)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def weights(where: Path | str, **more: Any) -> dict[str, Any]:
+    return dict(open_model(where, device="cpu", **more).net.state_dict())
+
+
+def equal(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def copy(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to))
+
+
+# ---- export
+
+
+def test_what_is_exported_comes_back_bit_by_bit(run: Path, exported: Path) -> None:
+    assert {path.name for path in exported.iterdir()} == FILES
+    average = torch.load(run / "checkpoints/step-00000004.pt", weights_only=True)["average"]["weights"]
+    found = open_model(exported, device="cpu")
+    assert equal(dict(found.net.state_dict()), average) and (found.step, found.cfg.data.data) == (4, ())
+    assert found.cfg.model == open_model(run, device="cpu").cfg.model
+    assert equal(safetensors.torch.load_file(exported / "model.safetensors"), average)  # as others read it
+    for place in (run, run / "checkpoints/step-00000004.pt", exported / "model.safetensors"):
+        assert equal(weights(place), average)
+    assert not equal(weights(run / "checkpoints/step-00000002.pt"), average)
+
+
+def test_equal_models_make_equal_bytes_and_other_steps_others(run: Path, exported: Path, tmp_path: Path) -> None:
+    said("export", run, "--out", tmp_path / "again")  # a training run needs no --to
+    same = [(tmp_path / "again" / name).read_bytes() == (exported / name).read_bytes() for name in sorted(FILES)]
+    assert same == [False, True, True]  # README.md names its folder
+    said("export", run, "--out", tmp_path / "before", "--step", 2)
+    before = open_model(tmp_path / "before", device="cpu")
+    assert before.step == 2 and equal(dict(before.net.state_dict()), weights(run, step=2))
+    assert "held_out_objects" not in before.card  # scores are of step 4
+
+
+def test_the_config_and_the_card_say_all_but_the_machine(run: Path, exported: Path, data: Path) -> None:
+    config = json.loads((exported / "config.json").read_text())
+    assert config["pictures"] == {"height": 32, "width": 32, "patch": 8}
+    assert config["views"] == {"inputs": [2, 2], "targets": [2, 2]} and config["step"] == 4
+    assert config["settings"]["model"]["dim"] == 32 and "OpenCV" in config["conventions"]["c2w"]
+    assert config["weights"]["numbers"] == sum(value.numel() for value in weights(run).values())
+    card = (exported / "README.md").read_text()
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head["license"] == "unknown" and "novel-view-synthesis" in head["tags"]
+    psnr = json.loads((run / "card.json").read_text())["held_out_objects"]["psnr"]
+    assert f"| PSNR | {psnr:.2f} dB |" in card and "8 of 10 objects" in card
+    for text in (card, json.dumps(config)):
+        assert str(run.parent) not in text and str(data.parent) not in text and "/tmp" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--to", "nerfstudio"), "is a training run, which has no views"),
+        (("--res", 64), "--res is for views"),
+        (("--uid", "a"), "--uid is for views"),
+        (("--step", 3), "has no checkpoint of step 3; it has 2, 4"),
+    ],
+)
+def test_exports_that_make_no_sense(arguments: tuple[object, ...], error: str, run: Path, tmp_path: Path) -> None:
+    assert error in said("export", run, "--out", tmp_path / "out", *arguments, status=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_shards_is_no_model(data: Path, tmp_path: Path) -> None:
+    assert "is no training run" in said("export", data, "--to", "safetensors", "--out", tmp_path / "out", status=2)
+    assert "--step names" in said("export", data, "--step", 2, "--out", tmp_path / "out", status=2)
+
+
+# ---- what is damaged, strange or hostile
+
+
+def spoil_weights(folder: Path) -> None:
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    tensors["head.linear.weight"][0, 0] += 1
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})  # as long as before
+
+
+def declare(folder: Path, tensors: dict[str, Any]) -> None:
+    """Other weights, which config.json says rightly the size and the hash of."""
+    from pipeline.download.fetch import sha256_of
+
+    file = folder / "model.safetensors"
+    safetensors.torch.save_file(tensors, file)
+    change(folder, weights={"bytes": file.stat().st_size, "sha256": sha256_of(file)})
+
+
+def change(folder: Path, **parts: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for name, value in parts.items():
+        config[name] = config[name] | value if isinstance(value, dict) and value else value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def renamed(folder: Path) -> None:
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    declare(folder, {name.replace("head.linear", "head.lin"): value for name, value in tensors.items()})
+
+
+def reshaped(folder: Path) -> None:
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    declare(folder, tensors | {"head.linear.weight": tensors["head.linear.weight"][:5].clone()})
+
+
+def cut(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 1000)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (spoil_weights, "has the sha256"),
+        (cut, "(1,000 bytes), and config.json says"),
+        (renamed, "head.linear.weight is missing, and 1 more"),
+        (reshaped, "head.linear.weight is (5, 32), and (192, 32) is expected"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no model.safetensors"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is no JSON"),
+        (lambda folder: change(folder, library="transformers"), "is not of a model of lvsm-data"),
+        (lambda folder: change(folder, version=2), "is of version 2"),
+        (lambda folder: change(folder, settings={}), "is not whole"),
+        (lambda folder: change(folder, weights=[]), "is not whole"),
+        (lambda folder: change(folder, settings={"model": {"kind": "os.system"}}), "kind 'os.system' is unknown"),
+        (lambda folder: change(folder, settings={"model": {"layers": 10**9}}), "too few for 1000000000 layers"),
+        (lambda folder: change(folder, settings={"model": {"dim": "32"}}), "is not whole"),
+    ],
+)
+def test_what_is_wrong_with_an_exported_model_is_said(
+    spoil: Callable[[Path], Any], error: str, exported: Path, tmp_path: Path
+) -> None:
+    folder = copy(exported, tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(UserError) as failure:
+        open_model(folder, device="cpu")
+    assert error in str(failure.value) and failure.value.hint
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, ("owned",)
+
+
+def test_a_planted_pickle_does_nothing(
+    exported: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    ours, bare = hub.root / "models/me/ours", hub.root / "models/me/bare"
+    copy(exported, ours)
+    bare.mkdir(parents=True)
+    for folder, names in ((ours, ("model.bin", "pytorch_model.pt")), (bare, ("model.pt",))):
+        for name in names:
+            (folder / name).write_bytes(pickle.dumps({"model": Hostile()}, 2))
+    assert equal(weights("hf:me/ours"), weights(exported))
+    for place in ("hf:me/bare", "hf:me/ours/pytorch_model.pt", bare / "model.pt"):
+        assert "cannot be read" in said("eval", place, "--preset", "official-dec", "--data", tmp_path, status=2)
+    torch.save({"model": Hostile()}, bare / "model.pt")
+    hub.new_commit("models/me/bare")
+    assert "cannot be read" in said("eval", "hf:me/bare", "--preset", "official-dec", "--data", tmp_path, status=2)
+    assert list((tmp_path / "here").iterdir()) == []  # no folder "owned"
+
+
+# ---- the Hub
+
+
+def test_pushed_and_opened_again(run: Path, exported: Path, hub: Hub, data: Path, tmp_path: Path) -> None:
+    told = said("push", run, "--repo", "try", "--private")
+    assert "3 files" in told and f"{hub.url}/me/try" in told and "models/me/try" in hub.private
+    assert {path.name for path in (hub.root / "models/me/try").iterdir()} == FILES
+    assert equal(weights("hf:me/try"), weights(run))
+    brought = {name.strip("/"): count for name, count in hub.payloads().items()}
+    assert brought == {f"models/me/try/{name}": 1 for name in FILES - {"README.md"}}
+    assert equal(weights("hf:me/try@main"), weights(run)) and sum(hub.payloads().values()) == 2  # out of the cache
+    # the same again sends nothing, an older step both files anew, another run nothing without --replace
+    assert "0 files, 0 B sent; 3 stood there" in said("push", run, "--repo", "me/try")
+    assert "3 files" in said("push", run, "--repo", "me/try", "--step", 2, "--revision", "early")
+    assert open_model("hf:me/try@early", device="cpu").step == 2 and open_model("hf:me/try", device="cpu").step == 4
+    said("push", exported, "--repo", "me/copied")
+    assert equal(weights("hf:me/copied"), weights(run))
+    other = tmp_path / "other"
+    train_fn(short(data, other, steps=2, optim=OptimConfig(lr=1e-3)))
+    assert "holds a model that is not of" in said("push", other, "--repo", "me/try", status=2)
+    assert equal(weights("hf:me/try"), weights(run))
+    said("push", other, "--repo", "me/try", "--replace")
+    assert equal(weights("hf:me/try"), weights(other))
+
+
+def test_training_starts_from_the_hub_and_goes_on_without_it(
+    run: Path, hub: Hub, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said("push", run, "--repo", "me/try")
+    none = OptimConfig(lr=1e-12, warmup=0)
+    cfg = short(data, tmp_path / "on", steps=1, optim=none, start_from=Path("hf:me/try")).resolved()
+    assert str(cfg.start_from) == "hf:me/try"
+    train_fn(cfg)
+    for name, value in weights(tmp_path / "on").items():
+        torch.testing.assert_close(value, weights(run)[name], rtol=1e-5, atol=1e-7)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    train_fn(short(data, tmp_path / "on", steps=2, optim=none, start_from=Path("hf:me/try")))
+    with pytest.raises(UserError, match="is not on this machine"):
+        train_fn(short(data, tmp_path / "new", steps=1, start_from=Path("hf:me/try")))
+
+
+def test_what_was_fetched_is_there_without_the_hub(exported: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy(exported, hub.root / "models/me/try")
+    weights("hf:me/try")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert equal(weights("hf:me/try"), weights(exported))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert equal(weights("hf:me/try"), weights(exported))
+
+
+@pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        ("hf:me", "is no address of a model"),
+        ("hf:me/..", "is no address of a model"),
+        ("hf:me/none", "cannot be had"),
+        ("hf:me/try@gone", "cannot be had"),
+        ("hf:me/try/other.pt", "there is no file other.pt"),
+        ("hf:me/two", "holds 2 files of weights: a.pt, b.safetensors"),
+        ("hf:me/card", "holds no weights"),
+        ("hf:me/lies", "the sha256"),
+        ("hf:me/strange", "is not of a model of lvsm-data"),
+    ],
+)
+def test_addresses_that_lead_nowhere(address: str, error: str, exported: Path, hub: Hub) -> None:
+    models = hub.root / "models/me"
+    for name in ("try", "lies", "strange"):
+        copy(exported, models / name)
+    spoil_weights(models / "lies")
+    change(models / "strange", library="diffusers")
+    for name, files in (("two", ("a.pt", "b.safetensors")), ("card", ("README.md",))):
+        (models / name).mkdir()
+        for file in files:
+            (models / name / file).write_bytes(b"x")
+    assert error in said("eval", address, "--data", exported, status=2)
+    assert not [name for name in hub.payloads() if name.endswith("lies/model.safetensors")]  # it was not fetched
+
+
+def test_a_file_that_came_damaged_is_not_kept(exported: Path, hub: Hub) -> None:
+    copy(exported, hub.root / "models/me/try")
+    hub.fault("model.safetensors", "wrong_bytes")
+    with pytest.raises(UserError, match="is damaged"):
+        open_model("hf:me/try", device="cpu")
+    assert equal(weights("hf:me/try"), weights(exported))
+
+
+# ---- eval
+
+
+def test_an_exported_model_scores_as_its_run(run: Path, exported: Path, data: Path, tmp_path: Path) -> None:
+    few = ("--no-lpips", "--video", 0)
+    assert "does not say where data are" in said("eval", exported, *few, status=2)
+    said("eval", run, *few, "--out", tmp_path / "run")
+    told = said("eval", exported, "--data", data, *few, "--out", tmp_path / "exported")
+    assert "those for validation are taken" in told
+    means = [
+        json.loads((tmp_path / name / "summary.json").read_text())["means_over_images"] for name in ("run", "exported")
+    ]
+    assert means[0] == means[1]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_checkpoint_of_the_official_lvsm(
+    suffix: str, clips: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = lvsm.build(OFFICIAL, 5)
+    file = hub.root / f"models/them/lvsm/scene{suffix}"
+    file.parent.mkdir(parents=True)
+    extra = {"loss_computer.vgg.weight": torch.zeros(3)}
+    if suffix == ".pt":
+        torch.save({"model": to_official(model) | extra, "param_update_step": 100}, file)
+    else:
+        safetensors.torch.save_file(to_official(model) | extra, file)
+    few = ("--res", 24, "--no-lpips", "--video", 0, "--data", clips, "--protocol", "re10k")
+    few = (*few, "--index", clips.parent / "index.json")
+    found = {}
+    for place in (file, "hf:them/lvsm", f"hf:them/lvsm/scene{suffix}"):
+        told = said("eval", place, "--preset", "official-dec", *few)
+        assert "2 objects, 6 images" in told and "left out" not in told
+        assert "is not of the size of official-dec: dim 32, there 768" in told
+        (summary,) = (tmp_path / "eval").rglob("summary.json")
+        found[str(place)] = json.loads(summary.read_text())["means_over_images"]
+        shutil.rmtree(tmp_path / "eval")
+    assert len({json.dumps(means) for means in found.values()}) == 1
+    assert equal(weights(file, preset="official-dec"), dict(model.state_dict()))
+    for preset, error in (
+        ((), "does not say how it was trained"),
+        (("--preset", "official-encdec"), "is a decoder_only, and --preset official-encdec is not of one"),
+    ):
+        refused = said("eval", file, *preset, *few, status=2)
+        assert error in refused and "--preset official-dec (or official-dec-objects)" in refused
+
+
+def test_checkpoints_that_are_not_whole_are_refused(run: Path, exported: Path, tmp_path: Path) -> None:
+    whole = to_official(lvsm.build(OFFICIAL, 5))
+    name = "transformer_blocks.1.attn.fc.weight"
+    cases = {
+        "missing": ({key: value for key, value in whole.items() if key != name}, f"first {name}"),
+        "strange": (whole | {"pose_embedding.weight": torch.ones(3)}, "unexpected, first pose_embedding.weight"),
+        "shape": (whole | {name: torch.ones(32, 31)}, "(32, 31)"),
+        "nothing": ({}, "no weight begins with transformer_blocks."),
+        "ours": (weights(run), "without what says of which model they are"),
+    }
+    for case, (tensors, error) in cases.items():
+        torch.save(tensors, tmp_path / f"{case}.pt")
+        with pytest.raises(UserError) as failure:
+            open_model(tmp_path / f"{case}.pt", device="cpu", preset="official-dec")
+        assert error in str(failure.value), case
+    for place, error in ((tmp_path / "none.pt", "is not there"), (tmp_path, "has no checkpoint")):
+        with pytest.raises(UserError, match=error):
+            open_model(place, device="cpu")
+    for place in (run, exported):
+        with pytest.raises(UserError, match="says itself what it is"):
+            open_model(place, device="cpu", preset="official-dec")
+    with pytest.raises(UserError, match="--step 2 is for the folder of a run"):
+        open_model(exported, 2, "cpu")
+    assert DataConfig(()).data == open_model(exported, device="cpu").cfg.data.data
