@@ -69,7 +69,7 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
     lpips, more = load_lpips(cfg.lpips, cfg.lpips_weights, data.device)
     notes += more
     timed = Timed(trained.net)
-    found = scores.examine(timed, data.evaluation_batches(samples, cfg.batch), lpips)
+    found = scores.examine(timed, data.evaluation_batches(samples, cfg.batch), lpips, whole=True)
     facts = {
         "run": str(trained.run),
         "step": trained.step,

@@ -15,6 +15,7 @@ from lvsm_train.evaluation.scores import BASELINES, ImageScores, Scores, finite
 from lvsm_train.evaluation.stopwatch import Lap
 
 NAMES = {"nearest": "nearest input", "best_input": "best input", "mean": "mean of inputs", "white": "white"}
+METRICS = ("psnr", "ssim", "lpips")
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,14 @@ class Assessment:
     def lines(self) -> list[str]:
         """Lines of text for the terminal: scores of model and baselines, speed, controls, notes."""
         scores, speed, facts = self.images.scores(), self.speed(), self.facts
-        lpips = {"model": scores.lpips, "nearest input": scores.nearest_lpips}
         report = [
             f"{facts['protocol']}: {facts['says']}",
             f"{facts['objects']} objects, {facts['images']} images, step {facts['step']}; means over images:",
         ]
-        for name, value in {"model": scores.psnr, **{NAMES[one]: getattr(scores, one) for one in BASELINES}}.items():
-            beside = f"  foreground {scores.foreground_psnr:.2f} dB  SSIM {scores.ssim:.3f}" if name == "model" else ""
-            found = "" if lpips.get(name) is None else f"  LPIPS {lpips[name]:.3f}"
-            report.append(f"  {name:<15}PSNR {value:6.2f} dB{beside}{found}")
+        for name, values in table(scores).items():
+            beside = [f"  {metric.upper()} {value:.3f}" for metric, value in values.items() if metric != "psnr"]
+            foreground = f"  foreground {scores.foreground_psnr:.2f} dB" if name == "model" else ""
+            report.append(f"  {name:<15}PSNR {values['psnr']:6.2f} dB{''.join(beside)}{foreground}")
         report.append(f"mean over objects: PSNR {self.images.over_objects().psnr:.2f} dB")
         report += self.left_out()
         report.append(
@@ -120,6 +120,13 @@ class Assessment:
             "notes": self.notes,
         }
         return dict(finite(report))
+
+
+def table(scores: Scores) -> dict[str, dict[str, float]]:
+    """Scores of the model and of what needs none: name for people -> psnr, ssim, lpips, as far as they were measured."""
+    model = {metric: getattr(scores, metric) for metric in METRICS}
+    rows = {"model": model} | {NAMES[one]: {metric: scores.of(one, metric) for metric in METRICS} for one in BASELINES}
+    return {name: {metric: value for metric, value in row.items() if value is not None} for name, row in rows.items()}
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -10,7 +10,7 @@ import torch
 
 from lvsm_train.data.batches import Batch
 from lvsm_train.data.samples import Sample
-from lvsm_train.evaluation.assessment import NAMES, Assessment
+from lvsm_train.evaluation.assessment import NAMES, Assessment, table
 from lvsm_train.evaluation.scores import BASELINES, enlarged, strip_row
 from pipeline.core import images
 from pipeline.report.charts import Plot
@@ -43,17 +43,17 @@ def write(found: Assessment, show: Show, path: Path) -> Path:
 
 def _summary(found: Assessment) -> Section:
     scores, over_objects = found.images.scores(), found.images.over_objects()
-    model = [
-        _db(scores.psnr),
-        _db(over_objects.psnr),
-        _db(scores.foreground_psnr),
-        f"{scores.ssim:.3f}",
-        _index(scores.lpips),
+    over = {"model": over_objects.psnr} | {NAMES[name]: over_objects.of(name, "psnr") for name in BASELINES}
+    rows = [
+        [
+            name,
+            _db(values["psnr"]),
+            _db(over[name]),
+            _db(scores.foreground_psnr) if name == "model" else "",
+            *(_index(values.get(metric)) for metric in ("ssim", "lpips")),
+        ]
+        for name, values in table(scores).items()
     ]
-    rows = [["model", *model]]
-    for name in BASELINES:
-        lpips = _index(scores.nearest_lpips) if name == "nearest" else ""
-        rows.append([NAMES[name], _db(getattr(scores, name)), _db(getattr(over_objects, name)), "", "", lpips])
     header = ["", "PSNR, dB", "over objects", "foreground", "SSIM", "LPIPS"]
     speed, facts = found.speed(), found.facts
     rates = [f"{float(f'{speed[name]:.3g}'):,g}" for name in ("encode_ms", "ms_per_view", "fps", "rays_per_s")]
@@ -144,8 +144,8 @@ def _objects(found: Assessment) -> Section:
     return Section("All objects", text, [Table(header, rows[:LINES])])
 
 
-def _db(value: float) -> str:
-    return f"{value:.2f}"
+def _db(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _index(value: float | None) -> str:

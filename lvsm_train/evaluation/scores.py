@@ -26,11 +26,11 @@ Render = Callable[[Batch], torch.Tensor]
 class Scores:
     """Mean scores over images, as papers give them: each target counts alike, so that objects with more targets count for more.
 
-    In decibels except ssim, lpips and nearest_lpips. nearest: PSNR of the input whose camera is nearest to the target's;
-    best_input: of the input with the highest PSNR; mean: of the mean of the inputs; white: of a white picture. lpips,
-    nearest_lpips: None if not measured. Left out of the means: PSNRs of inf, of pictures equal to their target (`equal` counts
-    the model's), and the foreground PSNR of `blank` targets, which have no foreground. If nothing else is left, the mean is inf,
-    or NaN without any value. A model that renders NaN has NaN for its means.
+    In decibels except what ends in ssim or lpips. nearest: PSNR of the input whose camera is nearest to the target's; best_input:
+    of the input with the highest PSNR; mean: of the mean of the inputs; white: of a white picture; nearest_ssim, white_lpips ...:
+    the same pictures by SSIM and LPIPS, None if not measured. Left out of the means: PSNRs of inf, of pictures equal to their
+    target (`equal` counts the model's), and the foreground PSNR of `blank` targets, which have no foreground. If nothing else is
+    left, the mean is inf, or NaN without any value. A model that renders NaN has NaN for its means.
     """
 
     psnr: float
@@ -45,6 +45,18 @@ class Scores:
     nearest_lpips: float | None = None
     equal: int = 0
     blank: int = 0
+    nearest_ssim: float | None = None
+    best_input_ssim: float | None = None
+    mean_ssim: float | None = None
+    white_ssim: float | None = None
+    best_input_lpips: float | None = None
+    mean_lpips: float | None = None
+    white_lpips: float | None = None
+
+    def of(self, baseline: str, metric: str) -> float | None:
+        """Score of one of BASELINES by psnr, ssim or lpips; None if not measured."""
+        found: float | None = getattr(self, baseline if metric == "psnr" else f"{baseline}_{metric}")
+        return found
 
     def line(self) -> str:
         """Format the scores as one line of text."""
@@ -102,8 +114,11 @@ def measure(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None
     return examine(render, batches, lpips).scores()
 
 
-def examine(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None) -> ImageScores:
-    """Score each target image of `batches`. render: a batch -> (B, T, 3, H, W) in [0, 1]."""
+def examine(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None, whole: bool = False) -> ImageScores:
+    """Score each target image of `batches`. render: a batch -> (B, T, 3, H, W) in [0, 1].
+
+    whole: measure all baselines by SSIM and LPIPS too, which takes about five times as long; else the nearest by LPIPS alone.
+    """
     uids: list[str] = []
     found: dict[str, list[torch.Tensor]] = defaultdict(list)
     for batch in batches:
@@ -114,10 +129,14 @@ def examine(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None
             "foreground_psnr": foreground_psnr(made, target),
             "ssim": ssim(made, target),
         }
-        values |= baselines(batch)
+        beside = {name: pictures.flatten(0, 1) for name, pictures in baselines(batch).items()}
+        values |= {name: psnr(pictures, target) for name, pictures in beside.items()}
+        if whole:
+            values |= {f"{name}_ssim": ssim(pictures, target) for name, pictures in beside.items()}
         if lpips is not None:
             values["lpips"] = in_parts(lpips, made, target)
-            values["nearest_lpips"] = in_parts(lpips, nearest(batch).flatten(0, 1), target)
+            for name in BASELINES if whole else ("nearest",):
+                values[f"{name}_lpips"] = in_parts(lpips, beside[name], target)
         for name, some in values.items():
             found[name].append(some.cpu())
         uids += np.repeat(batch.uids, batch.target_image.shape[1]).tolist()
@@ -131,14 +150,15 @@ def nearest(batch: Batch) -> torch.Tensor:
 
 
 def baselines(batch: Batch) -> dict[str, torch.Tensor]:
-    """PSNR (B * T,) in dB of each of BASELINES, by name."""
+    """Pictures (B, T, 3, H, W) in [0, 1] of each of BASELINES, by name."""
     inputs, target = batch.rgb, batch.target_rgb  # (B, V, 3, H, W), (B, T, 3, H, W)
     each = torch.stack([_psnr(view[:, None].expand_as(target), target) for view in inputs.unbind(1)])
+    best = each.argmax(0).unflatten(0, target.shape[:2])  # (B, T)
     return {
-        "nearest": _psnr(nearest(batch), target),
-        "best_input": each.max(0).values,
-        "mean": _psnr(inputs.mean(1, keepdim=True).expand_as(target), target),
-        "white": _psnr(torch.ones_like(target), target),
+        "nearest": nearest(batch),
+        "best_input": inputs[torch.arange(len(best), device=best.device)[:, None], best],
+        "mean": inputs.mean(1, keepdim=True).expand_as(target),
+        "white": torch.ones_like(target),
     }
 
 

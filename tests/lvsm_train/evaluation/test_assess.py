@@ -32,6 +32,7 @@ TINY = ModelConfig(
     kind="unidirectional", dim=32, head_dim=16, layers=2, encoder_layers=1, prope=True, init="width_aware"
 )
 MEANS = ("psnr", "foreground_psnr", "ssim", "nearest", "best_input", "mean", "white")
+SSIMS = ("nearest_ssim", "best_input_ssim", "mean_ssim", "white_ssim")
 
 
 def untrained(out: Path, *data: Path, **more: Any) -> Path:
@@ -64,7 +65,7 @@ def test_rows_add_up_to_the_summary(told: dict[str, Any]) -> None:
     assert [row["uid"] for row in rows] and {row["uid"] for row in rows} == {"ball-4", "ball-9"}
     weights = [int(row["targets"]) for row in rows]
     assert sum(weights) == summary["facts"]["images"] == 16  # 12 views less 4
-    for name in MEANS:
+    for name in (*MEANS, *SSIMS):
         values = [float(row[name]) for row in rows]
         assert np.average(values, weights=weights) == pytest.approx(summary["means_over_images"][name], rel=1e-9)
         assert np.mean(values) == pytest.approx(summary["means_over_objects"][name], rel=1e-9)
@@ -92,6 +93,8 @@ def test_what_is_said(told: dict[str, Any]) -> None:
     summary, said = told["summary"], told["stdout"]
     for name in ("psnr", "nearest", "white"):
         assert f"PSNR {summary['means_over_images'][name]:6.2f} dB" in said
+    for name in ("ssim", *SSIMS):
+        assert f"SSIM {summary['means_over_images'][name]:.3f}" in said
     assert "2 objects, 16 images, step 7" in said and "gslrm-objects-00000007/index.html" in said
     assert said.count("ms per view") == 1 and "PSNR by number of inputs" in said
 
@@ -110,6 +113,8 @@ def test_the_page_shows_it_all(told: dict[str, Any]) -> None:
     assert html.count("<video") == 2 and html.count("<img") == 2 and html.count("<svg") == 1
     for name in ("psnr", "nearest", "best_input", "mean", "white"):
         assert f"<td>{told['summary']['means_over_images'][name]:.2f}</td>" in html
+    for name in ("ssim", *SSIMS):
+        assert f"<td>{told['summary']['means_over_images'][name]:.3f}</td>" in html
 
 
 @needs_browser

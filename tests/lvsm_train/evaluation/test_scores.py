@@ -26,6 +26,7 @@ from lvsm_train.evaluation.scores import (  # noqa: E402
     strip,
 )
 from lvsm_train.evaluation.stopwatch import Lap, Timed  # noqa: E402
+from lvsm_train.losses.metrics import ssim  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
 from pipeline.core import cameras  # noqa: E402
 
@@ -125,6 +126,32 @@ class Lightness(torch.nn.Module):
     def forward(self, render: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         assert len(render) <= LPIPS_AT_ONCE
         return (render - target).abs().mean((1, 2, 3))
+
+
+def test_baselines_by_ssim_and_lpips(batches: list[Batch]) -> None:
+    few, found = examine(noisy, batches, Lightness()), examine(noisy, batches, Lightness(), whole=True)  # type: ignore[arg-type]
+    wanted: dict[str, list[float]] = {f"{name}_{metric}": [] for name in BASELINES for metric in ("ssim", "lpips")}
+    for batch in batches:
+        for b, t in np.ndindex(*batch.target_image.shape[:2]):
+            target, inputs = batch.target_rgb[b, t], batch.rgb[b]
+            apart = (batch.c2w[b, :, :3, 3] - batch.target_c2w[b, t, :3, 3]).norm(dim=-1)
+            each = [decibels(view.numpy(), target.numpy()) for view in inputs]
+            shown = {
+                "nearest": inputs[int(apart.argmin())],
+                "best_input": inputs[int(np.argmax(each))],
+                "mean": inputs.mean(0),
+                "white": torch.ones_like(target),
+            }
+            for name, picture in shown.items():
+                wanted[f"{name}_ssim"].append(float(ssim(picture[None], target[None])))
+                wanted[f"{name}_lpips"].append(float((picture - target).abs().mean()))
+    scores = found.scores()
+    for key, values in wanted.items():
+        np.testing.assert_allclose(found.values[key], values, rtol=1e-4, atol=1e-6)
+        name, _, metric = key.rpartition("_")
+        assert scores.of(name, metric) == pytest.approx(np.mean(values), rel=1e-4)
+        assert few.scores().of(name, metric) is None or key == "nearest_lpips"
+    assert scores.psnr == few.scores().psnr and scores.of("white", "psnr") == scores.white
 
 
 def test_lpips_of_the_model_and_of_the_nearest_input(batches: list[Batch]) -> None:
