@@ -28,7 +28,8 @@ class EvalConfig:
     protocol: Literal["gslrm-objects", "clips", "re10k", "index"] | None = None
     """Which views are shown and asked for: docs/training.md. Default: gslrm-objects, clips, or index where there is --index."""
     index: Path | None = None
-    """For re10k and index: {key of a clip: {"context": [frames], "target": [frames]}}, a JSON file, as of pixelSplat."""
+    """For re10k and index: {key of a clip: {"context": [frames], "target": [frames]}}, a JSON file. Default, of re10k: that of
+    pixelSplat, fetched once."""
     data: tuple[Path, ...] = ()
     """Folders of runs of lvsm-data to measure on. Default: those that the model was trained on."""
     split: Split | None = None

@@ -17,7 +17,7 @@ from lvsm_train.data.batches import Batch, Data, not_white
 from lvsm_train.data.index import read_index
 from lvsm_train.data.samples import KINDS, Planner, Sample
 from lvsm_train.device.devices import autocast
-from lvsm_train.evaluation import eval_page, flight, protocols, scores
+from lvsm_train.evaluation import eval_page, flight, protocols, published_index, scores
 from lvsm_train.evaluation.assessment import Assessment, Control, write_table
 from lvsm_train.evaluation.protocols import PROTOCOLS
 from lvsm_train.evaluation.stopwatch import Timed
@@ -26,6 +26,7 @@ from lvsm_train.media.films import write_film
 from lvsm_train.weights.trained import Trained, open_model
 from pipeline.core import cameras
 from pipeline.core.errors import UserError
+from pipeline.formats.trajectories import evaluation_index
 
 FPS = 24.0  # frame rate of films
 TURN, SHIFT = (0.5, -0.3, 0.6, 0.4), (0.3, -0.5, 0.2)  # a quaternion; a translation in units of the world
@@ -41,7 +42,10 @@ def assess(cfg: EvalConfig) -> Assessment:
     device = next(trained.net.parameters()).device
     with contextlib.closing(Data(trained.data_config(cfg, batch=cfg.batch), device=device)) as data:
         trained.cfg.model.check_pictures(data.hw)
-        protocol = protocols.choose(cfg.protocol, cfg.index, data.planner.is_scene)
+        fetched = Path(published_index.FILE) if cfg.protocol == published_index.PROTOCOL else None
+        protocol = protocols.choose(cfg.protocol, cfg.index or fetched, data.planner.is_scene)
+        if protocol == published_index.PROTOCOL:
+            cfg = dataclasses.replace(cfg, index=cfg.index or published_index.obtain())
         out = cfg.out or trained.results("eval") / f"{protocol}-{trained.step:08d}"
         with torch.no_grad(), autocast(trained.cfg.precision, device):
             found = _measured(cfg, trained, protocol, data, out)
@@ -57,6 +61,7 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
         seen = {data.index.uids[number] for number in data.planner.train}
     samples = protocols.plan(protocol, data.planner, split, cfg.index)
     notes = [*trained.notes, *said, *(data.notes if split == "val" else not_white(data.index.paths))]
+    notes += _lacking(cfg.index, len(samples)) if PROTOCOLS[protocol].indexed else []
     if trained_on := [sample for sample in samples if sample.uid in seen]:
         notes.append(f"{len(trained_on)} of {len(samples)} objects are left out: by their names, they were trained on")
         samples = [sample for sample in samples if sample.uid not in seen]
@@ -91,6 +96,13 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
     if cfg.controls:
         made = _with_controls(made, trained, data, split)
     return _with_films(made, cfg, trained, data)
+
+
+def _lacking(index: Path | None, found: int) -> list[str]:
+    """A note if the shards have not all that an index names; else []."""
+    assert index is not None
+    named = len(evaluation_index(index))
+    return [f"{found:,} of {named:,} entries of {index.name} are in the shards"] if found < named else []
 
 
 def _other_kinds(trained: Trained, samples: Sequence[Sample]) -> list[str]:

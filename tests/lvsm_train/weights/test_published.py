@@ -20,11 +20,13 @@ torch = pytest.importorskip("torch")
 import safetensors.torch  # noqa: E402
 
 from lvsm_train.config.train import DataConfig, ModelConfig, OptimConfig  # noqa: E402
+from lvsm_train.evaluation import published_index  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
 from lvsm_train.weights.official import to_official  # noqa: E402
 from lvsm_train.weights.trained import open_model  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
+from pipeline.download.fetch import sha256_of  # noqa: E402
 from tests import noise  # noqa: E402
 from tests.conftest import lvsm_data_here  # noqa: E402
 from tests.hub import Hub, known_alone  # noqa: E402
@@ -158,8 +160,6 @@ def spoil_weights(folder: Path) -> None:
 
 def declare(folder: Path, tensors: dict[str, Any]) -> None:
     """Other weights, which config.json says rightly the size and the hash of."""
-    from pipeline.download.fetch import sha256_of
-
     file = folder / "model.safetensors"
     safetensors.torch.save_file(tensors, file)
     change(folder, weights={"bytes": file.stat().st_size, "sha256": sha256_of(file)})
@@ -372,6 +372,28 @@ def test_a_checkpoint_of_the_official_lvsm(
     ):
         refused = said("eval", file, *preset, *few, status=2)
         assert error in refused and "--preset official-dec (or official-dec-objects)" in refused
+
+
+def test_the_published_index_is_fetched_once(
+    run: Path, clips: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(to_official(lvsm.build(OFFICIAL, 5)), tmp_path / "scene.pt")
+    command = ["eval", tmp_path / "scene.pt", "--preset", "official-dec", "--data", clips, "--protocol", "re10k"]
+    command += ["--res", 24, "--no-lpips", "--video", 0, "--out", tmp_path / "out"]
+    served = hub.root / "www/evaluation_index_re10k.json"
+    served.parent.mkdir(parents=True)
+    served.write_bytes((clips.parent / "index.json").read_bytes() + b" ")
+    monkeypatch.setattr(published_index, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(published_index, "URL", f"{hub.url}/{served.name}")
+    refused = said(*command, status=2)  # another file than the one that is known
+    assert "needs --index FILE" in refused and published_index.URL in refused
+    monkeypatch.setattr(published_index, "SHA256", sha256_of(served))
+    assert "2 objects, 6 images" in said(*command)
+    hub.clear()
+    assert "2 objects, 6 images" in said(*command) and not hub.requests
+    gone = json.loads(served.read_text()) | {"elsewhere": {"context": [3, 60], "target": [9, 30, 51]}, "never": None}
+    (tmp_path / "more.json").write_text(json.dumps(gone))
+    assert "2 of 3 entries of more.json are in the shards" in said(*command, "--index", tmp_path / "more.json")
 
 
 def test_checkpoints_that_are_not_whole_are_refused(run: Path, exported: Path, tmp_path: Path) -> None:
