@@ -59,6 +59,7 @@ def write(trained: Trained, folder: Path, name: str) -> dict[str, Path]:
     save_file(weights, files[WEIGHTS], metadata={"format": "pt"})
     said = config(trained, files[WEIGHTS], len(weights), sum(value.numel() for value in weights.values()))
     write_json(files[CONFIG], said)
+    files[WEIGHTS].chmod(files[CONFIG].stat().st_mode)  # safetensors lets nobody else read it
     files[README].write_text(readme.text(said, name), encoding="utf-8")
     return files
 

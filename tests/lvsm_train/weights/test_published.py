@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ from tests.lvsm_train.training.test_engine import short  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub to its HTTP client
 
 FILES = {"model.safetensors", "config.json", "README.md"}
+DOCS = (Path(__file__).parents[3] / "docs/models.md").read_text(encoding="utf-8")
 OFFICIAL = ModelConfig(kind="decoder_only", dim=32, head_dim=16, layers=2)
 
 
@@ -95,6 +97,7 @@ def copy(folder: Path, to: Path) -> Path:
 
 def test_what_is_exported_comes_back_bit_by_bit(run: Path, exported: Path) -> None:
     assert {path.name for path in exported.iterdir()} == FILES
+    assert len({path.stat().st_mode for path in exported.iterdir()}) == 1
     average = torch.load(run / "checkpoints/step-00000004.pt", weights_only=True)["average"]["weights"]
     found = open_model(exported, device="cpu")
     assert equal(dict(found.net.state_dict()), average) and (found.step, found.cfg.data.data) == (4, ())
@@ -264,6 +267,15 @@ def test_pushed_and_opened_again(run: Path, exported: Path, hub: Hub, data: Path
     assert equal(weights("hf:me/try"), weights(other))
 
 
+def test_an_upload_that_was_stopped_goes_on(run: Path, hub: Hub) -> None:
+    fault = hub.fault("/commit/", "status", methods=("POST",), code=412)
+    assert "another writer" in said("push", run, "--repo", "me/try", status=2)
+    assert fault.hits and not list((hub.root / "models/me/try").iterdir())
+    said("push", run, "--repo", "me/try")
+    assert len(hub.matching("PUT")) == 1  # the weights, which came before the commit
+    assert equal(weights("hf:me/try"), weights(run))
+
+
 def test_training_starts_from_the_hub_and_goes_on_without_it(
     run: Path, hub: Hub, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,6 +406,42 @@ def test_the_published_index_is_fetched_once(
     gone = json.loads(served.read_text()) | {"elsewhere": {"context": [3, 60], "target": [9, 30, 51]}, "never": None}
     (tmp_path / "more.json").write_text(json.dumps(gone))
     assert "2 of 3 entries of more.json are in the shards" in said(*command, "--index", tmp_path / "more.json")
+
+
+def test_what_the_docs_say_runs(
+    data: Path,
+    clips: Path,
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name, folder in (("try", data), ("re10k", clips)):
+        (tmp_path / "data" / name).symlink_to(folder)
+    size = ["--dim", 32, "--head-dim", 16, "--layers", 2, "--encoder-layers", 1, "--res", 32]
+    train = [*size, "--steps", 1, "--batch", 2, "--eval-every", 0, "--no-tensorboard"]
+    said("train", "--data", "data/try", *train, "--out", "runs/try")
+    theirs = hub.root / "models/coast01/LVSM"
+    theirs.mkdir(parents=True)
+    for kind in ("decoder_only", "encoder_decoder"):
+        model = lvsm.build(ModelConfig(kind=kind, dim=32, head_dim=16, layers=2, encoder_layers=1, latents=8), 5)
+        torch.save({"model": to_official(model)}, theirs / f"scene_{kind}_256.pt")
+    index = clips.parent / "index.json"
+    monkeypatch.setattr(published_index, "CACHE", index.parent)
+    monkeypatch.setattr(published_index, "FILE", index.name)
+    monkeypatch.setattr(published_index, "SHA256", sha256_of(index))
+    commands = [line.partition("#")[0] for line in DOCS.splitlines() if line.startswith("lvsm-data ")]
+    assert len(commands) == 6
+    for line in commands:
+        _, verb, *words = line.split()
+        less = {"train": train, "eval": ["--no-lpips", "--video", 0], "push": [], "export": []}[verb]
+        said(verb, *words, *less, *(["--res", 24] if "re10k" in words else []))
+    assert (tmp_path / "models/try/README.md").is_file() and (tmp_path / "runs/more/card.json").is_file()
+    (block,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    exec(block, {})
+    assert capsys.readouterr().out == "1 unidirectional 32\n"
 
 
 def test_checkpoints_that_are_not_whole_are_refused(run: Path, exported: Path, tmp_path: Path) -> None:
