@@ -15,6 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import lvsm_train  # noqa: E402
@@ -25,6 +26,7 @@ from lvsm_train.models.blocks import attend  # noqa: E402
 from lvsm_train.models.lvsm import LVSM, ModelConfig, build  # noqa: E402
 from lvsm_train.training.optim import Optimizers  # noqa: E402
 from lvsm_train.weights.official import config_of, from_official, official_names, to_official  # noqa: E402
+from lvsm_train.weights.trained import open_model  # noqa: E402
 from tests.lvsm_train.models.test_lvsm import cameras, gradients, largest, posed, tiny  # noqa: E402
 
 PARITY = Path(__file__).parents[4] / "shared" / "parity" / "decoder_only.pt"
@@ -78,6 +80,19 @@ def test_every_step_is_the_official_one(recorded: dict[str, Any], nonsquare: boo
         rough = model(*inputs_of(case))
     assert rough.isfinite().all()
     assert 0 < float((rough - case["output"]).abs().max()) < 0.02  # the official one is 0.0085 off
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_of_official_weights_renders_as_the_official_model(
+    recorded: dict[str, Any], suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"scene{suffix}"
+    if suffix == ".pt":
+        torch.save({"model": recorded["state_dict"]}, path)
+    else:
+        save_file(recorded["state_dict"], path)
+    net = open_model(path, device="cpu", preset="official-dec").net
+    assert float((net(*inputs_of(recorded)) - recorded["output"]).abs().max()) < 1e-5
 
 
 def test_gradients_are_the_official_ones(recorded: dict[str, Any]) -> None:
