@@ -46,7 +46,7 @@ def assess(cfg: EvalConfig) -> Assessment:
         protocol = protocols.choose(cfg.protocol, cfg.index or fetched, data.planner.is_scene)
         if protocol == published_index.PROTOCOL:
             cfg = dataclasses.replace(cfg, index=cfg.index or published_index.obtain())
-        out = cfg.out or trained.results("eval") / f"{protocol}-{trained.step:08d}"
+        out = cfg.out or trained.results("eval") / (f"{protocol}-{trained.step:08d}" if trained.step else protocol)
         with torch.no_grad(), autocast(trained.cfg.precision, device):
             found = _measured(cfg, trained, protocol, data, out)
             write_table(out / "objects.csv", found.rows())
@@ -77,7 +77,7 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
     found = scores.examine(timed, data.evaluation_batches(samples, cfg.batch), lpips, whole=True)
     facts = {
         "run": str(trained.run),
-        "step": trained.step,
+        "step": trained.step or None,  # of checkpoints of other programs it is not known
         "kind": trained.cfg.model.kind,
         "prope": trained.cfg.model.prope,
         "protocol": protocol,

@@ -79,7 +79,7 @@ class Assessment:
         scores, speed, facts = self.images.scores(), self.speed(), self.facts
         report = [
             f"{facts['protocol']}: {facts['says']}",
-            f"{facts['objects']} objects, {facts['images']} images, step {facts['step']}; means over images:",
+            f"{facts['objects']} objects, {facts['images']} images{self.of_step(', ')}; means over images:",
         ]
         for name, values in table(scores).items():
             beside = [f"  {metric.upper()} {value:.3f}" for metric, value in values.items() if metric != "psnr"]
@@ -96,6 +96,10 @@ class Assessment:
             each = ", ".join(f"{count}: {found.psnr:.2f}" for count, found in self.by_inputs.items())
             report.append(f"PSNR by number of inputs, in dB: {each}")
         return report + self.notes
+
+    def of_step(self, before: str) -> str:
+        """Words for the model's step, after `before`; "" where it is not known."""
+        return f"{before}step {self.facts['step']}" if self.facts["step"] else ""
 
     def left_out(self) -> list[str]:
         """Lines of text that say how many images are left out of the mean PSNRs, and why."""

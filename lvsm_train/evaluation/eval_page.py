@@ -27,7 +27,7 @@ def write(found: Assessment, show: Show, path: Path) -> Path:
     facts = found.facts
     lead = (
         f"{facts['says']}: {facts['objects']} objects, {facts['images']} images of {facts['height_width'][1]}x"
-        f"{facts['height_width'][0]} pixels.\n{facts['kind']}{' with PRoPE' if facts['prope'] else ''}, step {facts['step']} of "
+        f"{facts['height_width'][0]} pixels.\n{facts['kind']}{' with PRoPE' if facts['prope'] else ''}{found.of_step(', ')} of "
         f"{facts['run']}.\nObjects of {', '.join(facts['data'])} ({facts['split']})."
     )
     sections = [

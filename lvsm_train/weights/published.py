@@ -58,6 +58,7 @@ def read_config(path: Path) -> Published:
     try:
         cfg, weights = TrainConfig.from_json(said["settings"]), said["weights"]
         cfg.model.check()
+        cfg.data.check()
         return Published(cfg, int(said["step"]), dict(said["card"]), int(weights["bytes"]), str(weights["sha256"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not whole: {type(error).__name__}: {error}", AGAIN) from None

@@ -205,8 +205,12 @@ def _built(weights: Mapping[str, Tensor], config: ModelConfig, where: Path | str
         raise UserError(
             f"{where} has {len(weights)} weights, too few for {config.layers} layers", "look where it is from"
         )
-    with torch.device("meta"):
-        net = lvsm.BY_KIND[config.kind](config)
+    try:
+        with torch.device("meta"):  # sizes cost nothing before they are compared
+            net = lvsm.BY_KIND[config.kind](config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        said = str(error).splitlines()[0]
+        raise UserError(f"{where}: there is no model of these settings: {said}", f"look at its {CONFIG}") from None
     own = {name: tuple(weight.shape) for name, weight in net.state_dict().items()}
     wrong = [f"{name} is missing" for name in sorted(own.keys() - weights.keys())]
     wrong += [f"{name} is of no such model" for name in sorted(weights.keys() - own.keys())]
