@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvsm_train.weights.published import read_config
+from lvsm_train.weights.published import is_ours, read_config
 from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.download.fetch import Passing
 from pipeline.download.huggingface import classified, identity
@@ -40,6 +40,8 @@ def obtain(where: Path | str) -> Path:
         )
     name, revision, file = parsed.groups()
     repo = _asked(name, revision, str(where))
+    if file == WEIGHTS and CONFIG in (repo.files or ()) and is_ours(_fetched(repo, CONFIG, str(where)).parent):
+        file = None  # the config says what the weights are of
     if file is None and (repo.files is None or {CONFIG, WEIGHTS} <= repo.files.keys()):
         config = _fetched(repo, CONFIG, str(where))
         said = read_config(config)
@@ -77,7 +79,7 @@ def _asked(name: str, revision: str | None, where: str) -> _Repo:
         raise UserError(f"{where} is no address of a model: {str(error).splitlines()[0]}", "hf:OWNER/NAME") from None
     except Skip as error:
         raise UserError(
-            f"{where} cannot be had: {error.detail.splitlines()[0]}", f"look at the name; {LOGIN}"
+            f"{where} cannot be had: {(error.detail or error.reason).splitlines()[0]}", f"look at the name; {LOGIN}"
         ) from None
     except (Retry, Passing) as error:
         if error.reason != "offline":
@@ -105,7 +107,7 @@ def _fetched(repo: _Repo, file: str, where: str) -> Path:
     try:
         with classified():
             path = Path(huggingface_hub.hf_hub_download(repo.name, file, revision=repo.revision))
-    except (Skip, Retry, Passing) as error:
+    except (Skip, Retry, Passing, OSError) as error:  # the last of a disk: full, or not ours to write
         raise UserError(
             f"{file} of {where} cannot be had: {error}", f"the same command goes on later; {LOGIN}"
         ) from None

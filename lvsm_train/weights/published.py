@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ class Published:
 def is_published(folder: Path) -> bool:
     """True for a folder that holds an exported model."""
     return (folder / CONFIG).is_file() and not (folder / CHECKPOINTS).is_dir()
+
+
+def is_ours(folder: Path) -> bool:
+    """True if a folder's config.json is of a model of ours, whole or not."""
+    try:
+        return bool(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["library"] == LIBRARY)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def read_config(path: Path) -> Published:

@@ -131,7 +131,7 @@ def _find(where: Path | str, step: int | None, device: torch.device) -> _Found:
     of_run = COMMIT.fullmatch(path.with_suffix(".json").name) if path.parent.name == CHECKPOINTS else None
     if of_run and path.is_file():
         return _of_run(path.parent.parent, int(of_run[1]), device)
-    if path.name == WEIGHTS and published.is_published(path.parent):
+    if path.name == WEIGHTS and published.is_ours(path.parent):
         path = path.parent
     if path.is_dir() and not published.is_published(path):
         return _of_run(path, step, device)

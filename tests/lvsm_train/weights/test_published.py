@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -241,7 +242,9 @@ def test_a_planted_pickle_does_nothing(
     for folder, names in ((ours, ("model.bin", "pytorch_model.pt")), (bare, ("model.pt",))):
         for name in names:
             (folder / name).write_bytes(pickle.dumps({"model": Hostile()}, 2))
-    assert equal(weights("hf:me/ours"), weights(exported))
+    assert equal(weights("hf:me/ours"), weights(exported)) and equal(
+        weights("hf:me/ours/model.safetensors"), weights(exported)
+    )
     for place in ("hf:me/bare", "hf:me/ours/pytorch_model.pt", bare / "model.pt"):
         assert "cannot be read" in said("eval", place, "--preset", "official-dec", "--data", tmp_path, status=2)
     torch.save({"model": Hostile()}, bare / "model.pt")
@@ -450,6 +453,30 @@ def test_what_the_docs_say_runs(
     (block,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
     exec(block, {})
     assert capsys.readouterr().out == "1 unidirectional 32\n"
+
+
+def test_official_weights_beside_a_config_of_others(hub: Hub) -> None:
+    model, folder = lvsm.build(OFFICIAL, 5), hub.root / "models/them/lvsm"
+    folder.mkdir(parents=True)
+    safetensors.torch.save_file(to_official(model), folder / "model.safetensors")
+    (folder / "config.json").write_text('{"architectures": ["LVSM"]}')
+    for place in (folder / "model.safetensors", "hf:them/lvsm/model.safetensors"):
+        assert equal(weights(place, preset="official-dec"), dict(model.state_dict()))
+    for whole in (folder, "hf:them/lvsm"):
+        with pytest.raises(UserError, match="is not of a model of lvsm-data") as failure:
+            open_model(whole, device="cpu", preset="official-dec")
+        assert "name the file of weights itself, with --preset" in failure.value.hint
+
+
+def test_a_disk_that_is_full(exported: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy(exported, hub.root / "models/me/try")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    with pytest.raises(UserError, match="No space left"):
+        open_model("hf:me/try", device="cpu")
 
 
 def test_checkpoints_that_are_not_whole_are_refused(run: Path, exported: Path, tmp_path: Path) -> None:
