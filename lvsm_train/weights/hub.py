@@ -78,9 +78,8 @@ def _asked(name: str, revision: str | None, where: str) -> _Repo:
     except huggingface_hub.errors.HFValidationError as error:
         raise UserError(f"{where} is no address of a model: {str(error).splitlines()[0]}", "hf:OWNER/NAME") from None
     except Skip as error:
-        raise UserError(
-            f"{where} cannot be had: {(error.detail or error.reason).splitlines()[0]}", f"look at the name; {LOGIN}"
-        ) from None
+        said = " ".join(error.detail.split())[:200] or error.reason
+        raise UserError(f"{where} cannot be had: {said}", f"look at the name; {LOGIN}") from None
     except (Retry, Passing) as error:
         if error.reason != "offline":
             print(f"{where}: the Hub does not answer ({error.reason}); looking into the cache", file=sys.stderr)

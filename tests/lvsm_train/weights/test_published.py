@@ -318,7 +318,7 @@ def test_what_was_fetched_is_there_without_the_hub(exported: Path, hub: Hub, mon
     [
         ("hf:me", "is no address of a model"),
         ("hf:me/..", "is no address of a model"),
-        ("hf:me/none", "cannot be had"),
+        ("hf:me/none", "Repository Not Found"),
         ("hf:me/try@gone", "cannot be had"),
         ("hf:me/try/other.pt", "there is no file other.pt"),
         ("hf:me/two", "holds 2 files of weights: a.pt, b.safetensors"),
