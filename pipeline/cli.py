@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from lvsm_train.config.presets import PRESETS
+from lvsm_train.config.synthesis import SynthesisConfig
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.config.trained import EvalConfig, LatentConfig
 from pipeline.config.clip import ClipConfig
@@ -222,6 +223,25 @@ def evaluate_run(cfg: Annotated[EvalConfig, tyro.conf.OmitArgPrefixes]) -> int:
     found = assess(cfg)
     print(*found.lines(), sep="\n")
     print(f"page: {shown(found.out)}/index.html; objects.csv and summary.json are beside it")
+    return 0
+
+
+def synthesize(cfg: Annotated[SynthesisConfig, tyro.conf.OmitArgPrefixes]) -> int:
+    """Render new views of your own photos, or of an object of a run, by a trained LVSM.
+
+    Writes pictures, film.mp4, cameras.json and index.html into --out. docs/synthesis.md.
+
+    Example: lvsm-data synthesize runs/try --data data/try --poses orbit --out views/try
+    """
+    cfg = cfg.resolved()
+    with _torch_needed():
+        from lvsm_train.synthesis.synthesize import synthesize as render_views
+
+    made = render_views(cfg)
+    for warning in made.plan.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(*made.lines(), sep="\n")
+    print(f"page: {shown(made.out)}/index.html")
     return 0
 
 
@@ -450,6 +470,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "cycle": cycle,
     "audit": audit,
     "eval": evaluate_run,
+    "synthesize": synthesize,
     "latent": latent,
     "manifest": manifest,
     "status": status,

@@ -22,7 +22,7 @@ LAYOUT = {
         "core formats poses upgrade config storage dataset download video sources worker cluster run cycle plan report export "
         "system doctor cli __main__"
     ).split(),
-    "lvsm_train": "config models device weights losses data media evaluation training cycle latent".split(),
+    "lvsm_train": "config models device weights losses data media evaluation synthesis training cycle latent".split(),
 }
 ROOF = ("__main__", "cli", "doctor", "system")  # of pipeline: no room, and nobody imports them but each other
 SHELVES = ("poses", "sources", "latent")  # plug-ins side by side: more of them than a room may have modules

@@ -107,6 +107,12 @@ class _Undistorted:
     map_y: np.ndarray
     fxfycxcy: np.ndarray
 
+    def take(self, rgba: np.ndarray) -> np.ndarray:
+        """Old picture (H, W, C) -> the new one, of equal size."""
+        import cv2
+
+        return cv2.remap(rgba, self.map_x, self.map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
 
 def to_scene(item: Item, posed: Posed, cfg: PosedConfig) -> Scene:
     """The scene that shards store: at most cfg.views of its views, at every width of cfg.res (cfg is resolved).
@@ -237,8 +243,6 @@ class _Album:
             self.contrast.append(max(int(np.ptp(some[..., channel])) for channel in range(3)))
 
     def _undistort(self, rgba: np.ndarray, fxfycxcy: np.ndarray, lens: Lens) -> tuple[np.ndarray, np.ndarray]:
-        import cv2
-
         key = (rgba.shape[:2], tuple(fxfycxcy), lens)
         if key not in self.maps:
             if len(self.maps) > 3:  # each view may have its own camera: keeping all maps would fill the memory
@@ -246,7 +250,7 @@ class _Album:
             self.maps[key] = undistortion(rgba.shape[:2], fxfycxcy, lens)
         made = self.maps[key]
         self.zooms.add(round(float(made.fxfycxcy[0] / fxfycxcy[0]), 4))
-        return cv2.remap(rgba, made.map_x, made.map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), made.fxfycxcy
+        return made.take(rgba), made.fxfycxcy
 
     def face(self, normals: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray) -> None:
         """Note the share of a view's normals (H, W, 3) that point towards its camera."""

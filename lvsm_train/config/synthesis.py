@@ -1,0 +1,119 @@
+"""Settings of new views by a trained model. Imports no torch: the command line reads this module."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import tyro
+
+from pipeline.config.export import outside_runs
+from pipeline.config.shared import absolute, address_of
+from pipeline.core.errors import UserError
+from pipeline.core.paths import file_stem
+
+Route = Literal["orbit", "circle", "spiral", "lissajous", "views", "others"]
+ROUTES: tuple[Route, ...] = get_args(Route)
+ASPECTS = ("trained", "photos")
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """New views of photos with known cameras, or of an object of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run of lvsm-data train."""
+    input: Path | None = None
+    """Folder of photos with cameras of COLMAP, nerfstudio, transforms.json, ...: all that `import` reads from this machine."""
+    data: Path | None = None
+    """In place of --input: a run of lvsm-data with the object --uid."""
+    uid: str | None = None
+    """Object of --data, or the one of several captures in --input. Default: the first of --data, the only one of --input."""
+    poses: str | None = None
+    """A file, as `lvsm-data paths` writes them, in the world of the photos; or orbit, circle, spiral, lissajous: around what the
+    cameras look at; views: through the inputs; others: where the photos that are no inputs were taken, to compare. Default: orbit
+    for objects, views for scenes."""
+    frames: int = 48
+    """Pictures along a path that has a name."""
+    fps: float = 24.0
+    """Frames per second of the film."""
+    inputs: int | None = None
+    """Number of photos that the model sees. Default: as in training."""
+    views: tuple[int, ...] = ()
+    """Exactly these photos, counted from 0 in the order of the camera file. Default: chosen, as --choose says."""
+    choose: Literal["far", "near", "even"] | None = None
+    """Photos far from each other, near the path, or evenly spread in their order. Default: far for objects; for scenes near, and
+    even for --poses views."""
+    kind: Literal["object", "scene"] | None = None
+    """What the photos show. Cameras of scenes are normalised as in training on clips. Default: what the shards say, or what the
+    model was trained on."""
+    world: Literal["keep", "fit"] | None = None
+    """Of objects: keep the world's origin and scale, or move and scale it as those of rendered objects are. Default: fit where
+    cameras do not look at the origin from about as far as in training."""
+    res: int | None = None
+    """Width of the pictures in pixels, to whole patches. Default: as many pixels as in training."""
+    aspect: str = "trained"
+    """Shape of the pictures: trained, photos (the first one's), or W:H, such as 16:9. Photos are cropped around their middle."""
+    verify_cameras: bool = True
+    """Check that photos and cameras fit (silhouettes, epipolar lines), and warn where they do not."""
+    batch: int = 8
+    """Pictures that are rendered together."""
+    step: int | None = None
+    """Checkpoint to take. Default: the newest."""
+    out: Path | None = None
+    """A new folder. Default: synthesized/NAME-POSES."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ... auto: the GPU where there is one."""
+
+    @property
+    def path_file(self) -> Path | None:
+        """File with the poses; None for a path that has a name."""
+        return Path(self.poses).expanduser() if self.poses and self.poses not in ROUTES else None
+
+    @property
+    def shape(self) -> tuple[float, float] | None:
+        """(width, height) that --aspect names by numbers; None for those of ASPECTS."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", self.aspect)
+        return (float(found[1]), float(found[2])) if found else None
+
+    def resolved(self) -> SynthesisConfig:
+        """Copy with absolute paths and defaults. Raises UserError for flags out of range or without effect."""
+        if (self.input is None) == (self.data is None):
+            raise UserError("synthesize needs --input PHOTOS or --data RUN, one of them", "--input captures/flower")
+        if not self.run.expanduser().is_dir():
+            raise UserError(f"{self.run} is no folder", "RUN is the --out of lvsm-data train")
+        given = self.input or self.data
+        assert given is not None
+        if not address_of(given) and not given.expanduser().exists():
+            raise UserError(f"--{'input' if self.input else 'data'} {given} does not exist")
+        self._check_numbers()
+        if self.path_file and not self.path_file.is_file():
+            hint = f"a file of `lvsm-data paths`, or one of {', '.join(ROUTES)}"
+            raise UserError(f"--poses {self.poses} is no path and no file", hint)
+        stem = file_stem(self.path_file.stem if self.path_file else self.poses or "views")
+        out = absolute(self.out or Path("synthesized") / f"{file_stem(self.uid or given.name)}-{stem}")
+        assert out is not None
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} is there already", "--out with the name of a new folder")
+        outside_runs(out)
+        run = absolute(self.run) or self.run
+        return dataclasses.replace(self, run=run, input=absolute(self.input), data=absolute(self.data), out=out)
+
+    def _check_numbers(self) -> None:
+        """Raise UserError for numbers out of range."""
+        for name in ("frames", "inputs", "res", "batch"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise UserError(f"--{name} {number} is not positive")
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise UserError(f"--fps {self.fps} is no rate", "--fps 24")
+        if min(self.views, default=0) < 0 or len(set(self.views)) < len(self.views):
+            raise UserError("--views are numbers of photos, each once, counted from 0", "--views 0 5 9")
+        if self.views and (self.inputs or self.choose):
+            raise UserError("--views names the inputs, which --inputs and --choose would choose", "leave --views out")
+        shape = self.shape
+        if self.aspect not in ASPECTS and (shape is None or not all(0 < side < 1e4 for side in shape)):
+            raise UserError(f"--aspect {self.aspect} is no shape", f"{', '.join(ASPECTS)}, or W:H such as 16:9")
