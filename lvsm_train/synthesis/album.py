@@ -33,11 +33,13 @@ WHERE = "docs/sources.md shows what belongs into a capture"
 
 @dataclass(frozen=True)
 class Album:
-    """Photos of one object or scene. subject: "objects", "clips", or "" where nothing says it. notes: for the user."""
+    """Photos of one object or scene. subject: "objects", "clips", or "" where nothing says it. says: as what a capture was
+    read. notes: warnings for the user."""
 
     name: str
     posed: Posed
     subject: str = ""
+    says: str = ""
     notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -120,8 +122,7 @@ def _of_capture(cfg: SynthesisConfig, decode: bool) -> Album:
     found = list(itertools.islice(sources.load(source).items(reading, 0), LISTED))
     item = _chosen(found, cfg)
     posed = _loaded(item, reading, decode)
-    notes = [says, *_left_out(posed)]
-    return Album(item.uid, posed, notes=notes)
+    return Album(item.uid, posed, says=says, notes=_left_out(posed))
 
 
 def _chosen(found: Sequence[Item], cfg: SynthesisConfig) -> Item:

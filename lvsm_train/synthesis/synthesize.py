@@ -55,6 +55,7 @@ class Synthesized:
         height, width = made.hw
         names = ", ".join(made.album.posed.name(view) for view in made.inputs)
         lines = [
+            *filter(None, [made.album.says]),
             f"{made.album.name}: {len(made.inputs)} of {len(made.album)} photos are shown, {made.choice}: {names}",
             f"{len(made.c2w)} pictures of {width}x{height} pixels: {shown(self.out)}/pictures"
             f"{', film.mp4' if len(made.c2w) > 1 else ''}; cameras.json has their cameras",
