@@ -13,6 +13,7 @@ import tyro
 
 from pipeline.config.export import outside_runs
 from pipeline.config.shared import absolute, address_of
+from pipeline.config.source_table import AUTO, PosedSource
 from pipeline.core.errors import UserError
 from pipeline.core.paths import file_stem
 
@@ -29,6 +30,8 @@ class SynthesisConfig:
     """Folder of a run of lvsm-data train."""
     input: Path | None = None
     """Folder of photos with cameras of COLMAP, nerfstudio, transforms.json, ...: all that `import` reads from this machine."""
+    source: PosedSource = AUTO
+    """What the photos of --input and their cameras look like; auto: recognised. docs/sources.md."""
     data: Path | None = None
     """In place of --input: a run of lvsm-data with the object --uid."""
     uid: str | None = None
@@ -90,6 +93,8 @@ class SynthesisConfig:
         assert given is not None
         if not address_of(given) and not given.expanduser().exists():
             raise UserError(f"--{'input' if self.input else 'data'} {given} does not exist")
+        if self.data and self.source != AUTO:
+            raise UserError("--source is for --input; --data is shards of lvsm-data", "leave it out")
         self._check_numbers()
         if self.path_file and not self.path_file.is_file():
             hint = f"a file of `lvsm-data paths`, or one of {', '.join(ROUTES)}"

@@ -14,6 +14,7 @@ import numpy as np
 from lvsm_train.config.synthesis import SynthesisConfig
 from lvsm_train.models.lvsm import HW
 from pipeline import sources
+from pipeline.config.source_table import AUTO, SOURCES
 from pipeline.config.views import ImportConfig, PosedConfig
 from pipeline.core import cameras, images
 from pipeline.core.errors import Retry, Skip, UserError
@@ -97,7 +98,7 @@ def _of_shards(run: Path, uid: str | None, width: int | None) -> Album:
     white = data.facts.get("background", [255, 255, 255]) == [255, 255, 255]
     notes = [] if white else ["the background of this run is another than white"]
     posed = Posed(list(one.jpegs), one.c2w, one.fxfycxcy, roles=list(one.roles or []), names=names)
-    return Album(one.uid, posed, subject_of(data.facts, columns), notes)
+    return Album(one.uid, posed, subject_of(data.facts, columns), notes=notes)
 
 
 def _stored_width(run: Path, width: int | None) -> int | None:
@@ -113,16 +114,16 @@ def _stored_width(run: Path, width: int | None) -> int | None:
 
 def _of_capture(cfg: SynthesisConfig, decode: bool) -> Album:
     assert cfg.input is not None
-    source, says = recognised(cfg.input)
+    source, says = recognised(cfg.input) if cfg.source == AUTO else (cfg.source, "")
     if source == "shards":
         raise UserError(f"{cfg.input} holds shards of lvsm-data", f"--data {cfg.input} --uid UID")
     reading = ImportConfig(source=source, input=cfg.input, scene=PosedConfig(crop="none"))
     if sources.is_remote(reading):
-        raise UserError(f"{says}, an archive whose scenes have to be unpacked first", "--input FOLDER")
+        raise UserError(f"{cfg.input} is an archive, whose scenes have to be unpacked first", "--input FOLDER")
     found = list(itertools.islice(sources.load(source).items(reading, 0), LISTED))
     item = _chosen(found, cfg)
     posed = _loaded(item, reading, decode)
-    return Album(item.uid, posed, says=says, notes=_left_out(posed))
+    return Album(item.uid, posed, "objects" if SOURCES[source].objects else "", says, _left_out(posed))
 
 
 def _chosen(found: Sequence[Item], cfg: SynthesisConfig) -> Item:
