@@ -120,7 +120,8 @@ def _of_sizes(model: Model, hw: HW, shown: Pictures, lost: float) -> list[str]:
     if model.hw and hw != model.hw:
         said.append(
             f"pictures of {hw[1]}x{hw[0]} pixels, and the model was trained at {model.hw[1]}x{model.hw[0]}: expect blur and "
-            "artefacts, the more the farther size and shape are from that; without --res and --aspect they are as in training"
+            "artefacts, the more the farther size and shape are from that (docs/synthesis.md has figures); without --res and "
+            "--aspect they are as in training"
         )
     if shown.lost > LOSS:
         said.append(
