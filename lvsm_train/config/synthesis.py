@@ -11,6 +11,8 @@ from typing import Literal, get_args
 
 import tyro
 
+from lvsm_train.config.places import place_of
+from lvsm_train.config.train import Published
 from pipeline.config.export import outside_runs
 from pipeline.config.shared import absolute, address_of
 from pipeline.config.source_table import AUTO, PosedSource
@@ -27,7 +29,9 @@ class SynthesisConfig:
     """New views of photos with known cameras, or of an object of a run."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a run of lvsm-data train."""
+    """A trained model: folder of a run of lvsm-data train, or any other place that `eval` takes."""
+    preset: Published | None = None
+    """What a checkpoint of the official LVSM, which does not say it, was trained as."""
     input: Path | None = None
     """Folder of photos with cameras of COLMAP, nerfstudio, transforms.json, ...: all that `import` reads from this machine."""
     source: PosedSource = AUTO
@@ -87,8 +91,6 @@ class SynthesisConfig:
         """Copy with absolute paths and defaults. Raises UserError for flags out of range or without effect."""
         if (self.input is None) == (self.data is None):
             raise UserError("synthesize needs --input PHOTOS or --data RUN, one of them", "--input captures/flower")
-        if not self.run.expanduser().is_dir():
-            raise UserError(f"{self.run} is no folder", "RUN is the --out of lvsm-data train")
         given = self.input or self.data
         assert given is not None
         if not address_of(given) and not given.expanduser().exists():
@@ -105,8 +107,9 @@ class SynthesisConfig:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is there already", "--out with the name of a new folder")
         outside_runs(out)
-        run = absolute(self.run) or self.run
-        return dataclasses.replace(self, run=run, input=absolute(self.input), data=absolute(self.data), out=out)
+        return dataclasses.replace(
+            self, run=place_of(self.run), input=absolute(self.input), data=absolute(self.data), out=out
+        )
 
     def _check_numbers(self) -> None:
         """Raise UserError for numbers out of range."""

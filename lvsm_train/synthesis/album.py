@@ -21,8 +21,8 @@ from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import HELD_OUT, Item, Posed
 from pipeline.export.runs import intact, opened
 from pipeline.poses.capture import check_intrinsics
+from pipeline.sources import posed_views
 from pipeline.sources.captures import recognised
-from pipeline.sources.posed_views import hw_of
 from pipeline.storage.shards import find_shards, subject_of
 from pipeline.worker import posed as importing
 from pipeline.worker import silhouettes
@@ -58,7 +58,7 @@ class Album:
 
     def shape(self) -> HW:
         """(height, width) of the first photo."""
-        return hw_of(self.posed.images[0], self.posed.name(0))
+        return posed_views.hw_of(self.posed.images[0], self.posed.name(0))
 
     def doubts(self, inputs: Sequence[int]) -> list[str]:
         """Say where the cameras of these photos do not fit them, as `import` checks it."""
@@ -141,10 +141,12 @@ def _loaded(item: Item, reading: ImportConfig, decode: bool) -> Posed:
     """Read a capture. Raises UserError where it cannot be used."""
     source, path = sources.load(reading.source), Path(item.url)
     with _told(item.uid):
-        how = {"decode": True} if decode and getattr(source, "DOES_WITHOUT", False) else {}
-        posed = source.load(item, path, reading, **how)
+        loads_whole = getattr(source, "LOADS_WHOLE", False)
+        posed = source.load(item, path, reading, **({"whole": True} if decode and loads_whole else {}))
         if not isinstance(posed, Posed) or not posed.images:
             raise Skip("no_images", "it has no photos with cameras")
+        if decode and not loads_whole:
+            posed = posed_views.whole(posed, ())
         return Posed(**vars(posed) | {"c2w": importing.rigid(posed.c2w, posed.name)})
 
 
@@ -158,7 +160,7 @@ def _told(name: str) -> Iterator[None]:
     try:
         yield
     except (Skip, Retry) as failure:
-        kind = BrokenPhoto if failure.reason == "broken_image" else UserError
+        kind = BrokenPhoto if failure.reason in posed_views.UNREADABLE else UserError
         raise kind(f"{name} cannot be used: {failure}", WHERE) from None
 
 

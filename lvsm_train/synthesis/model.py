@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,7 +16,7 @@ from lvsm_train.data.samples import KINDS
 from lvsm_train.data.view_sampling import normalise_poses
 from lvsm_train.device.devices import autocast
 from lvsm_train.models.lvsm import HW
-from lvsm_train.weights.trained import Trained, open_run
+from lvsm_train.weights.trained import Trained, open_model
 from pipeline.config.shared import address_of
 from pipeline.core import cameras
 from pipeline.core.errors import UserError
@@ -26,12 +25,13 @@ Array: TypeAlias = "np.ndarray | torch.Tensor"
 AT_ONCE = 8  # views decoded in one call
 
 
-def load(path: Path | str, step: int | None = None, device: str = "auto") -> Model:
-    """Load a trained model: the folder of a run of lvsm-data train, at a step, by default of the newest checkpoint.
+def load(where: Path | str, step: int | None = None, device: str = "auto", preset: str | None = None) -> Model:
+    """Load a trained model: the folder of a run of lvsm-data train (at a step, by default of the newest checkpoint), an exported
+    model, a checkpoint of the official LVSM (of which `preset`), or hf:OWNER/NAME; see `open_model`.
 
     device: cpu, cuda, cuda:1, ...; auto: a GPU if there is one. Raises UserError where there is nothing to load.
     """
-    return Model(open_run(Path(path).expanduser(), step, device))
+    return Model(open_model(where, step, device, preset))
 
 
 class Model:
@@ -49,7 +49,8 @@ class Model:
         cfg = trained.cfg
         self.inputs, self.patch = cfg.data.inputs, cfg.model.patch
         self.device = next(trained.net.parameters()).device
-        card = _card(trained.run)
+        said = trained.card.get("data")
+        card = said if isinstance(said, dict) else {}
         self.kinds: dict[str, int] = card.get("kinds", {})
         clips, objects = (self.kinds.get(KINDS[scene], 0) for scene in (True, False))
         self.is_scene = bool(clips and not objects) if clips or objects else cfg.data.scenes
@@ -159,21 +160,13 @@ def _array(given: Array) -> np.ndarray:
     return given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
 
 
-def _card(run: Path) -> dict[str, Any]:
-    """Part about the data of the card of a run; empty for runs without one, or with one of an earlier version."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        data = json.loads((run / "card.json").read_text())["data"]
-        return data if isinstance(data, dict) else {}
-    return {}
-
-
-def _size(card: dict[str, Any], trained: Trained) -> HW | None:
+def _size(card: Mapping[str, Any], trained: Trained) -> HW | None:
     """(height, width) of the pictures of training: as the card says, or the shards that it used, where they are still there."""
     with contextlib.suppress(ValueError, TypeError):
         height, width = card.get("size", ())
         return int(height), int(width)
     cfg = trained.cfg.data
-    if not any(map(address_of, cfg.data)):  # which would be copied here, all of them
+    if cfg.data and not any(map(address_of, cfg.data)):  # which would be copied here, all of them
         with contextlib.suppress(UserError):
             return read_index(cfg.data, cfg.res, 1).hw
     return None

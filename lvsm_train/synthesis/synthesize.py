@@ -72,7 +72,7 @@ def synthesize(cfg: SynthesisConfig) -> Synthesized:
     Raises UserError: no such model, photos, uid or path, cameras that are none, too few photos, a disk that is full.
     """
     assert cfg.out is not None
-    model = load(cfg.run, cfg.step, cfg.device)
+    model = load(cfg.run, cfg.step, cfg.device, cfg.preset)
     width = cfg.res or (model.hw[1] if model.hw else None)
     try:
         made = plan(cfg, model, album(cfg, width))

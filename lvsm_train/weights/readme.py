@@ -75,10 +75,10 @@ def _use(name: str) -> list[str]:
         "```",
         "",
         "```python",
-        "from lvsm_train.weights.trained import open_model",
+        "import lvsm_train",
         "",
-        f"net = open_model({json.dumps(place)}).net",
-        "views = net(image, c2w, fxfycxcy, target_c2w, target_fxfycxcy)  # (B, V, 3, H, W) and cameras -> (B, T, 3, H, W)",
+        f"model = lvsm_train.load({json.dumps(place)})",
+        "views = model.render(images, c2w, fxfycxcy, target_c2w, target_fxfycxcy)  # (N, H, W, 3) and cameras -> (F, H, W, 3)",
         "```",
         "",
     ]

@@ -21,7 +21,7 @@ from lvsm_train.evaluation.assess import assess  # noqa: E402
 from lvsm_train.evaluation.scores import render_of  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
 from lvsm_train.weights import checkpoint  # noqa: E402
-from lvsm_train.weights.trained import open_run  # noqa: E402
+from lvsm_train.weights.trained import open_model  # noqa: E402
 from pipeline.config import rig  # noqa: E402
 from pipeline.config.export import ExportConfig  # noqa: E402
 from pipeline.core import cameras, images  # noqa: E402
@@ -87,7 +87,7 @@ def rendered(run: Path, data: Path, sample: Sample) -> np.ndarray:
     """Pictures of the targets as `eval` renders them, (F, H, W, 3) in levels of 255."""
     found = Data(DataConfig((data,), cache="none"))
     with torch.no_grad():
-        made = render_of(open_run(run, device="cpu").net)(found.gather([sample]))[0].clamp(0, 1)
+        made = render_of(open_model(run, device="cpu").net)(found.gather([sample]))[0].clamp(0, 1)
     found.close()
     return (255 * made.movedim(1, -1)).numpy()
 
