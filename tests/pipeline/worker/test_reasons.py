@@ -24,7 +24,7 @@ POINTS = "v 0 0 0\nv 1 0 0\nv 0 1 0\n"
         ("lines.obj", POINTS + "l 1 2\nl 2 3\n", "only_lines", "2 lines between 3 points"),
         ("nothing.dae", parts.dae("").replace('<instance_geometry url="#box"/>', ""), "empty", "nothing"),
         ("typo.usda", parts.usda().replace("def Mesh", "def = Mesh"), "import_failed", "typo.usda:"),
-        ("cut.usdc", "PXR-USDC" + "\0" * 40, "import_failed", "too small to contain"),
+        pytest.param("cut.usdc", "PXR-USDC" + "\0" * 40, "import_failed", "too small to contain", id="cut.usdc"),
         ("none.ply", "ply\nformat ascii 1.0\nelement vertex 0\nend_header\n", "import_failed", "PLY Importer: "),
         ("few.gltf", None, "import_failed", "IndexError"),
         ("junk.fbx", "Kaydara FBX Binary  \0\x1a\0" + "\1" * 99, "import_failed", "FBX Import"),
