@@ -113,9 +113,9 @@ class Lines:
     """Counts of matches that some geometry explains, of those that the poses explain (good), and of random pairings that they do.
 
     apart: median distance in pixels of FEATURE_SIDE between matches and their lines, infinite for what is behind a camera; None
-    without matches. scale: factor of all focal lengths among SCALES that makes it least; apart_scaled: that least distance.
-    pairs: of views that have matches. rise: factor by which shorter and longer focal lengths (BESIDE) both move matches away at
-    least; near 1, matches do not tell the focal length.
+    without matches. scale: factor of all focal lengths among SCALES that makes it least; gain: by what factor. rise: factor by
+    which shorter and longer focal lengths (BESIDE) both move matches away at least; near 1, matches do not tell the focal
+    length. pairs: of views whose matches tell of it.
     """
 
     matches: int = 0
@@ -123,7 +123,7 @@ class Lines:
     random: int = 0
     apart: float | None = None
     scale: float = 1.0
-    apart_scaled: float | None = None
+    gain: float = 1.0
     pairs: int = 0
     rise: float = 1.0
 
@@ -145,6 +145,7 @@ class Matches:
         a, b = _sound_matches(one, other)
         return _Pair(one, other, a, b) if len(a) >= LEAST_MATCHES else None
 
+    @functools.cached_property
     def neighbours(self) -> dict[tuple[int, int], _Pair]:
         """Pairs of views (i < j) by which every view is compared with PARTNERS others, as far as so many match.
 
@@ -196,7 +197,7 @@ class View:
 
 def by_view(matches: Matches) -> list[View]:
     """Verdict on every view of a scene, from its neighbours. Raises OSError for a picture that cannot be read."""
-    apart = {key: float(np.median(pair.apart())) for key, pair in matches.neighbours().items()}
+    apart = {key: float(np.median(pair.apart())) for key, pair in matches.neighbours.items()}
     wrong = _blamed({key: not distance <= VIEW_WRONG for key, distance in apart.items()})
     verdicts = []
     for view in range(matches.count):
@@ -245,13 +246,19 @@ def explained(matches: Matches, views: Sequence[int]) -> Lines:
         return Lines()
     apart = np.concatenate([pair.apart() for pair in found])
     random = sum(int((pair.rolled().apart() < NEAR_LINE).sum()) for pair in found)
-    medians = {1.0: float(np.median(apart))}
-    for scale in SCALES:
-        medians[scale] = float(np.median(np.concatenate([pair.zoomed(scale).apart() for pair in found])))
-    best = min(medians, key=lambda scale: medians[scale])
-    rise = min(medians[scale] for scale in BESIDE) / max(medians[1.0], 1e-9)
+    telling = found
+    if len(apart) < ENOUGH:  # a few may be nearer to their lines with another focal length by chance
+        kept = set(views)
+        near = [pair for key, pair in matches.neighbours.items() if kept.issuperset(key)]
+        telling = list({id(pair): pair for pair in (*found, *near)}.values())
+    medians = {
+        scale: float(np.median(np.concatenate([pair.zoomed(scale).apart() for pair in telling])))
+        for scale in (1.0, *SCALES)
+    }
+    best, stated = min(medians, key=lambda scale: medians[scale]), max(medians[1.0], 1e-9)
+    rise, gain = min(medians[scale] for scale in BESIDE) / stated, medians[best] / stated
     good = int((apart < NEAR_LINE).sum())
-    return Lines(len(apart), good, random, medians[1.0], best, medians[best], len(found), rise)
+    return Lines(len(apart), good, random, float(np.median(apart)), best, gain, len(telling), rise)
 
 
 def _sound_matches(one: _Picture, other: _Picture) -> tuple[np.ndarray, np.ndarray]:

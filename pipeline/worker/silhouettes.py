@@ -168,10 +168,10 @@ class _Look:
             hull, side = shapes.filled()
             control, coarse = shapes.shuffled().filled()[0], shapes.solid == WHOLLY
             verdict = replace(verdict, hull=hull, control=control, longest_side=side, coarse=coarse)
-        if lines.apart is not None and lines.apart_scaled is not None:
+        if lines.apart is not None:
             n = lines.matches
             gain = FOCAL_GAIN if lines.pairs >= FOCAL_PAIRS else FEW_PAIRS_GAIN
-            focal = lines.scale if lines.apart_scaled < gain * lines.apart else 1.0
+            focal = lines.scale if lines.gain < gain else 1.0
             good, chance = lines.good / n, lines.random / n
             verdict = replace(
                 verdict, lines=good, chance=chance, matches=n, apart=lines.apart, focal=focal, rise=lines.rise

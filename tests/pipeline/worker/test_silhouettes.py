@@ -214,6 +214,19 @@ def test_a_focal_length_that_pictures_cannot_tell_is_not_confirmed() -> None:
         assert wrong.says == "undecided" and wrong.apart is not None and wrong.apart < 0.1 and wrong.matches > 1000
 
 
+def test_a_few_matches_that_another_focal_length_suits_better_do_not_outvote_those_of_neighbours() -> None:
+    matches = epipolar.Matches(room())
+    alone, near = epipolar.Matches(room()), matches.neighbours
+    pair = matches.between(0, 1)
+    assert pair is not None
+    few = replace(pair.zoomed(1.1), a=pair.a[:20] / 1.1, b=pair.b[:20] / 1.1)
+    alone.between = matches.between = lambda i, j: few if (i, j) == (0, 1) else None  # type: ignore[method-assign, assignment]
+    alone.neighbours, matches.neighbours = {}, near
+    misled, told = (epipolar.explained(of, range(7)) for of in (alone, matches))
+    assert misled.matches == told.matches == 20 and misled.scale == 0.9 and misled.gain < silhouettes.FOCAL_GAIN
+    assert told.scale == 1 and told.gain == 1 and told.rise > 3 and told.pairs == 1 + len(near)
+
+
 def from_afar(factor: float) -> Posed:
     """A shallow relief, seen from 40 of its sizes through a long lens; focal lengths are said to be `factor` times as long."""
     rng, size, focal = np.random.default_rng(1), 320, 40 * 320.0
