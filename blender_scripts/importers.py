@@ -130,7 +130,7 @@ def load(path, file_format, crashed=-1, tell=lambda number: None):
 
 
 def _said(error):
-    """What a reader says of a failure, in one line; of a Python traceback the line that ends it, if Blender left it whole."""
+    """Words of a reader about a failure, in one line; of a Python traceback the line that ends it, if Blender left it whole."""
     lines = [line.strip() for line in str(error).replace(", see console for detail", "").splitlines() if line.strip()]
     if "Traceback" in str(error):
         ends = [line for line in lines if ENDS_TRACEBACK.match(line)]

@@ -13,7 +13,7 @@ import tyro
 
 from lvsm_train.config.places import place_of
 from lvsm_train.config.train import Published
-from pipeline.config.export import outside_runs
+from pipeline.config.export import check_new
 from pipeline.config.shared import absolute, address_of
 from pipeline.config.source_table import AUTO, PosedSource
 from pipeline.core.errors import UserError
@@ -104,9 +104,7 @@ class SynthesisConfig:
         stem = file_stem(self.path_file.stem if self.path_file else self.poses or "views")
         out = absolute(self.out or Path("synthesized") / f"{file_stem(self.uid or given.name)}-{stem}")
         assert out is not None
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} is there already", "--out with the name of a new folder")
-        outside_runs(out)
+        check_new(out)
         return dataclasses.replace(
             self, run=place_of(self.run), input=absolute(self.input), data=absolute(self.data), out=out
         )

@@ -95,5 +95,5 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    """What the user is told of a file that raised an error."""
+    """Error to tell the user of a file that raised one."""
     return UserError(f"{path} cannot be read: {error}", HINT)

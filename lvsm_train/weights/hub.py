@@ -69,7 +69,7 @@ def _only_weights(repo: _Repo, where: str) -> str:
 
 
 def _asked(name: str, revision: str | None, where: str) -> _Repo:
-    """What the Hub says of a repository; without files where it does not answer."""
+    """Ask the Hub what a repository holds; without files where it does not answer."""
     import huggingface_hub
 
     try:

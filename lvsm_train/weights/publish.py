@@ -65,7 +65,7 @@ def write(trained: Trained, folder: Path, name: str) -> dict[str, Path]:
 
 
 def config(trained: Trained, file: Path, tensors: int, numbers: int) -> dict[str, Any]:
-    """What config.json says of a model: all that one needs to use it, and nothing of the machine that it was trained on."""
+    """Contents of config.json: all that one needs to use it, and nothing of the machine that it was trained on."""
     cfg = trained.cfg
     card = {name: value for name, value in without_paths(dict(trained.card)).items() if name != "model"}
     for part in ("data", "training"):

@@ -175,7 +175,7 @@ def _file(path: Path, where: Path | str) -> dict[str, Tensor]:
 
 
 def _official(found: _Found, preset: str | None) -> _Found:
-    """The same weights by our names, with the settings of a preset for all that the weights do not say."""
+    """Rename official weights to our names, with the settings of a preset for all that the weights do not say."""
     try:
         config = config_of(found.weights)
         weights = from_official(found.weights).state_dict()

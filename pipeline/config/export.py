@@ -35,7 +35,7 @@ else:  # the type of the flag, made from the table
     FormatName = Literal[(*FORMATS, HUB, MODEL)]
 
 
-def outside_runs(out: Path) -> None:
+def _outside_runs(out: Path) -> None:
     """Raise UserError for a folder that is a run's or a training run's, or lies in one: its files are its own."""
     marks = (("run.json",), ("train.json", "log.jsonl"))
     for folder in (out, *out.parents):
@@ -43,6 +43,13 @@ def outside_runs(out: Path) -> None:
             raise UserError(
                 f"--out {out}: {folder} is the folder of a run", "--out with the name of a folder elsewhere"
             )
+
+
+def check_new(out: Path) -> None:
+    """Raise UserError for a folder that is there already, unless it is empty, and for one in a run or a training run."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already", "--out with the name of a new folder")
+    _outside_runs(out)
 
 
 def _is_model(run: Path) -> bool:
@@ -104,9 +111,7 @@ class ExportConfig:
                 out = whole.parent.with_name(f"{whole.parent.name}-{out.name}")
         out = absolute(out)
         assert out is not None
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} is there already", "--out with the name of a new folder")
-        outside_runs(out)
+        check_new(out)
         return dataclasses.replace(self, out=out, split_indices=absolute(self.split_indices))
 
     def _check_model(self) -> None:
@@ -208,5 +213,5 @@ class PathsConfig:
             raise UserError("--views names one view, and a path goes through two or more", "--kind views --views 0 5 9")
         out = absolute(self.out or Path("paths") / self.kind)
         assert out is not None
-        outside_runs(out)
+        _outside_runs(out)
         return dataclasses.replace(self, out=out)

@@ -111,7 +111,7 @@ class _Target:
 
     @property
     def at(self) -> str:
-        """What an address has after the name: "" for the main branch."""
+        """Part of an address after the name: "" for the main branch."""
         return f"@{self.branch}" if self.branch != MAIN else ""
 
     def same(self, files: Mapping[str, Path]) -> set[str]:
