@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lvsm_train.config import shapes
 from pipeline.core.errors import UserError
 
 KINDS = ("decoder_only", "encoder_decoder", "unidirectional")
@@ -86,6 +87,9 @@ class DataConfig:
     """Folders of runs of lvsm-data, or of one of their resolutions; or addresses, s3://BUCKET/RUN, hf:OWNER/NAME."""
     res: int | None = None
     """Width of the pictures in pixels. Default: the largest that is stored. Smaller ones are area averages in linear light."""
+    aspect: tuple[str, ...] = ()
+    """Shapes W:H: each step draws one of them and crops the middle of that shape, in whole patches. What does not train is
+    looked at in the first. For example 1:1 16:9 3:2. Default: as the pictures are."""
     batch: int = 8
     """Samples per step and rank; with --global-batch, at most. A sample is one object or clip with its inputs and targets."""
     inputs: int = 4
@@ -126,6 +130,7 @@ class DataConfig:
 
     def check(self) -> None:
         """Raise UserError for values out of range or in conflict."""
+        shapes.sizes(self.aspect, (1, 1), 1)
         least = self.least_inputs
         counts = least, self.least_targets, self.batch, self.samples_per_object, self.prefetch
         if min(counts) < 1 or least > self.inputs or self.least_targets > self.targets:

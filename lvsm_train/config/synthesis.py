@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import tyro
 
+from lvsm_train.config import shapes
 from lvsm_train.config.places import place_of
 from lvsm_train.config.train import Published
 from pipeline.config.export import check_new
@@ -84,8 +84,7 @@ class SynthesisConfig:
     @property
     def shape(self) -> tuple[float, float] | None:
         """(width, height) that --aspect names by numbers; None for those of ASPECTS."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", self.aspect)
-        return (float(found[1]), float(found[2])) if found else None
+        return None if self.aspect in ASPECTS else shapes.parsed(self.aspect)
 
     def resolved(self) -> SynthesisConfig:
         """Copy with absolute paths and defaults. Raises UserError for flags out of range or without effect."""
@@ -120,6 +119,5 @@ class SynthesisConfig:
             raise UserError("--views are numbers of photos, each once, counted from 0", "--views 0 5 9")
         if self.views and (self.inputs or self.choose):
             raise UserError("--views names the inputs, which --inputs and --choose would choose", "leave --views out")
-        shape = self.shape
-        if self.aspect not in ASPECTS and (shape is None or not all(0 < side < 1e4 for side in shape)):
-            raise UserError(f"--aspect {self.aspect} is no shape", f"{', '.join(ASPECTS)}, or W:H such as 16:9")
+        if self.aspect not in ASPECTS:
+            shapes.parsed(self.aspect, ASPECTS)

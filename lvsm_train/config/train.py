@@ -178,7 +178,8 @@ class TrainConfig:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainConfig:
         """Inverse of `as_json`. Missing fields get their defaults, unknown ones (of older versions) are ignored."""
-        data = _build(DataConfig, values["data"], data=tuple(map(Path, values["data"]["data"])))
+        own = values["data"]
+        data = _build(DataConfig, own, data=tuple(map(Path, own["data"])), aspect=tuple(own.get("aspect", ())))
         loss = _build(LossConfig, values["loss"], **_paths(values["loss"], "vgg", "lpips_weights"))
         model, optim = _build(ModelConfig, values["model"]), _build(OptimConfig, values["optim"])
         return _build(
@@ -202,6 +203,8 @@ class TrainConfig:
         free = ("data", "cache", "check_images", "workers", "prefetch")
         data = {name: value for name, value in settings["data"].items() if name not in free}
         data["batch"] = self.samples(ranks)
+        if not self.data.aspect:  # models that were passed on before there were shapes keep their name
+            del data["aspect"]
         if not self.cycle:
             del settings["optim"]["cooldown"]
         kept = ("model", "loss", "optim", "precision", "curriculum", "start_from")

@@ -65,7 +65,9 @@ def measure(cfg: TrainConfig, closed: threading.Event) -> None:
     device = device_of(cfg.device)
     state = State(cfg, device, Ranks())
     gradients = Gradients(cfg, state.net, device, Ranks())
-    with contextlib.closing(Data(cfg.data, device=device, accumulate=cfg.accumulate, aux=cfg.model.aux)) as data:
+    model = cfg.model
+    opened = Data(cfg.data, device=device, accumulate=cfg.accumulate, aux=model.aux, patch=model.patch)
+    with contextlib.closing(opened) as data:
         enough = _enough(closed)
         with contextlib.closing(data.batches()) as batches:
             for number in itertools.count():

@@ -20,7 +20,9 @@ import cv2
 import numpy as np
 import torch
 
+from lvsm_train.config import shapes
 from lvsm_train.config.parts import DataConfig, Layer
+from lvsm_train.config.shapes import HW
 from lvsm_train.data import samples, view_sampling
 from lvsm_train.data.index import Files, Index, decode_all, memory_free, read_index
 from lvsm_train.data.layers import channels, check_layers, decode_layers, read_layers
@@ -67,6 +69,26 @@ class Batch:
     def target_rgb(self) -> torch.Tensor:
         """Targets in [0, 1], float32."""
         return self.target_image.float() / 255
+
+    def cropped(self, hw: HW) -> Batch:
+        """Middle of all pictures, of size hw; intrinsics follow. The same memory."""
+        high, wide = self.image.shape[-2:]
+        if hw == (high, wide):
+            return self
+        top, left = (high - hw[0]) // 2, (wide - hw[1]) // 2
+        shift = self.fxfycxcy.new_tensor([0, 0, left, top])
+
+        def middle(pictures: torch.Tensor) -> torch.Tensor:
+            return pictures[..., top : top + hw[0], left : left + hw[1]]
+
+        return replace(
+            self,
+            image=middle(self.image),
+            fxfycxcy=self.fxfycxcy - shift,
+            target_image=middle(self.target_image),
+            target_fxfycxcy=self.target_fxfycxcy - shift,
+            target_layers=None if self.target_layers is None else middle(self.target_layers),
+        )
 
     def to(self, device: str | torch.device) -> Batch:
         """Copy to a device; asynchronously from pinned memory."""
@@ -141,8 +163,8 @@ class Memory:
 class Data:
     """Batches from some shards. Each rank has its own, with the whole index.
 
-    index: objects and cameras. planner: chooses views. notes: for the user. cached: where decoded images are kept, "memory",
-    "device" or "none".
+    index: objects and cameras. planner: chooses views. notes: for the user. sizes: (height, width) of pictures; training steps
+    have one of them, all else has the first. cached: where decoded images are kept, "memory", "device" or "none".
     """
 
     def __init__(
@@ -154,9 +176,10 @@ class Data:
         accumulate: int = 1,
         split: str = "",
         aux: Sequence[Layer] = (),
+        patch: int = 1,
     ) -> None:
         """Read the index, and decode all images if they are cached. accumulate: batches per step and rank. split: as in
-        read_index. aux: layers that training batches have besides.
+        read_index. aux: layers that training batches have besides. patch: pictures of cfg.aspect are multiples of it.
 
         Raises UserError like DataConfig.check and read_index, for broken images, and for shards without these layers.
         """
@@ -170,6 +193,7 @@ class Data:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = max(1, len(os.sched_getaffinity(0)) // ranks_here)
         self.index = read_index(cfg.data, cfg.res, cores, split, cfg.check_images)
+        self.sizes = shapes.sizes(cfg.aspect, self.index.hw, patch)
         self.planner = samples.Planner(cfg, self.index)
         self.notes = self.planner.notes + not_white(self.index.paths)
         self.aux = tuple(aux)
@@ -194,15 +218,15 @@ class Data:
 
     @property
     def hw(self) -> tuple[int, int]:
-        """(height, width) of all images."""
-        return self.index.hw
+        """(height, width) of pictures that do not train, and without cfg.aspect of all."""
+        return self.sizes[0]
 
     def summary(self) -> str:
         """Sizes and cache of the data, for display."""
         planner = self.planner
-        height, width = self.hw
+        at = " or ".join(dict.fromkeys(f"{width}x{height}" for height, width in self.sizes))
         return (
-            f"{len(planner.train)} objects train at {width}x{height} pixels, {len(planner.val)} are held out; "
+            f"{len(planner.train)} objects train at {at} pixels, {len(planner.val)} are held out; "
             f"decoded pictures in {self.cached if self.cached != 'none' else 'no cache: read as they are needed'}"
         )
 
@@ -217,18 +241,26 @@ class Data:
 
     def gather(self, some: Sequence[Sample]) -> Batch:
         """Load samples as a batch. Raises ValueError if their numbers of views differ, UserError for broken shards."""
-        return self._finish(self._begin(lambda: (self.index, some), _run_now, False))
+        return self._finish(self._begin(lambda: (self.index, some), _run_now, False)).cropped(self.hw)
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Yield this rank's batches of all steps from `start` on, endlessly, prefetched by threads. Close after use."""
         steps = itertools.count(start)
         plan = self.planner.training
         plans = (functools.partial(plan, step, part, self.parts) for step in steps for part in self.ours)
-        return self._prefetched(plans, bool(self.aux))
+        with contextlib.closing(self._prefetched(plans, bool(self.aux))) as made:
+            for number, batch in enumerate(made):
+                yield self.shaped(batch, start + number // len(self.ours))
+
+    def shaped(self, batch: Batch, step: int) -> Batch:
+        """Batch of a training step in that step's size."""
+        return batch.cropped(self.sizes[view_sampling.shape_number(self.cfg.seed, step, len(self.sizes))])
 
     def evaluation_batches(self, of: Sequence[Sample], size: int) -> Iterator[Batch]:
         """Yield batches of at most `size` samples in order; each has samples with equal numbers of views."""
-        return self._prefetched((functools.partial(list, some) for some in samples.equal_views(of, size)), False)
+        lists = samples.equal_views(of, size)
+        with contextlib.closing(self._prefetched((functools.partial(list, some) for some in lists), False)) as made:
+            yield from (batch.cropped(self.hw) for batch in made)
 
     def _prefetched(self, plans: Iterator[Callable[[], Sequence[Sample]]], aux: bool) -> Generator[Batch, None, None]:
         with contextlib.closing(self.poll((functools.partial(self._planned, plan) for plan in plans), aux)) as batches:
@@ -287,10 +319,10 @@ class Data:
         pose, k = (self._pinned(torch.from_numpy(each)) for each in (c2w, index.fxfycxcy[rows]))
         if cached and self.cached == "device":
             return _Pending(some, self._pinned(torch.from_numpy(rows)), pose, k, None, None, [], aux)
-        pixels, inputs = self._empty((*rows.shape, 3, *self.hw)), len(some[0].inputs)
+        pixels, inputs = self._empty((*rows.shape, 3, *self.index.hw)), len(some[0].inputs)
         layers, asked = None, rows[:, inputs:]
         if aux:
-            layers = self._empty((*asked.shape, channels(self.aux), *self.hw), 2).view(torch.float16)
+            layers = self._empty((*asked.shape, channels(self.aux), *self.index.hw), 2).view(torch.float16)
         if cached and self.pixels is not None:
             np.take(self.pixels.numpy(), rows, 0, pixels.numpy(), mode="clip")  # other modes copy first
             if layers is not None and self.layers is not None:

@@ -65,12 +65,12 @@ class EpochSource:
 
     def steps(self, start: int) -> Generator[StepInput, None, None]:
         """Yield the inputs of all steps from `start` on."""
-        first, cfg = 0, self.cfg
+        first, cfg, patch = 0, self.cfg, self.cfg.model.patch
         for end, res in cfg.stages():
             if start < end:
                 settings = dataclasses.replace(cfg.data, res=res)
                 opened = Data(
-                    settings, self.ranks.rank, self.ranks.world, self.device, cfg.accumulate, aux=cfg.model.aux
+                    settings, self.ranks.rank, self.ranks.world, self.device, cfg.accumulate, "", cfg.model.aux, patch
                 )
                 with contextlib.closing(opened) as data:
                     cfg.model.check_pictures(data.hw)
@@ -122,7 +122,8 @@ class Stream:
                 return
             time.sleep(LOOK_AGAIN_S)
         cfg, ranks = self.cfg, self.ranks
-        opened = Data(cfg.data, ranks.rank, ranks.world, self.device, cfg.accumulate, "val", cfg.model.aux)
+        model = cfg.model
+        opened = Data(cfg.data, ranks.rank, ranks.world, self.device, cfg.accumulate, "val", model.aux, model.patch)
         with contextlib.closing(opened) as data:
             self.say(*not_white(data.index.paths))
             self.say(f"{len(data.index.uids)} objects at {data.hw[1]}x{data.hw[0]} pixels are held out")
@@ -175,6 +176,7 @@ class Stream:
                 data.files.forget(self.files.pop(slot)[0])
         self.trained = taken.after
         slots = dict(Counter(taken.entries[:, 0].tolist()))
+        batches = [data.shaped(batch, step) for batch in batches]
         return StepInput(step, data, batches, waited, progress, taken.last, taken.after, slots)
 
     def _plans(self, step: int) -> Iterator[Plan | None]:

@@ -35,6 +35,11 @@ def view_count(seed: int, step: int, kind: str, least: int, most: int) -> int:
     return least if least == most else int(item_rng(seed, str(step), kind).integers(least, most + 1))
 
 
+def shape_number(seed: int, step: int, shapes: int) -> int:
+    """Which of `shapes` shapes the pictures of a step have: each as often."""
+    return 0 if shapes == 1 else int(item_rng(seed, str(step), "shape").integers(shapes))
+
+
 def farthest_points(points: np.ndarray, count: int, start: int) -> np.ndarray:
     """Indices (count,) of points (N, D): `start`, then always the point farthest from all chosen ones (the first if equal)."""
     chosen = [start]

@@ -40,7 +40,8 @@ def assess(cfg: EvalConfig) -> Assessment:
     """
     trained = open_model(cfg.run, cfg.step, cfg.device, cfg.preset)
     device = next(trained.net.parameters()).device
-    with contextlib.closing(Data(trained.data_config(cfg, batch=cfg.batch), device=device)) as data:
+    own, patch = trained.data_config(cfg, batch=cfg.batch), trained.cfg.model.patch
+    with contextlib.closing(Data(own, device=device, patch=patch)) as data:
         trained.cfg.model.check_pictures(data.hw)
         fetched = Path(published_index.FILE) if cfg.protocol == published_index.PROTOCOL else None
         protocol = protocols.choose(cfg.protocol, cfg.index or fetched, data.planner.is_scene)

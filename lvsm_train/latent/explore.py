@@ -42,7 +42,8 @@ def explore(cfg: LatentConfig) -> Report:
     """
     trained = open_model(cfg.run, cfg.step, cfg.device, cfg.preset)
     device = next(trained.net.parameters()).device
-    with contextlib.closing(Data(trained.data_config(cfg), device=device)) as data, torch.no_grad():
+    own, patch = trained.data_config(cfg), trained.cfg.model.patch
+    with contextlib.closing(Data(own, device=device, patch=patch)) as data, torch.no_grad():
         bench = open_bench(trained, data, cfg)
         lpips, notes = load_lpips(cfg.lpips, cfg.lpips_weights, device)
         report = Report(cfg.out or trained.results("latent"), _facts(bench, lpips), notes=[*trained.notes, *notes])

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lvsm_train.config.shapes import HW
 from lvsm_train.data import view_sampling
 from lvsm_train.data.batches import Batch, Data
 from lvsm_train.data.samples import Sample
 from lvsm_train.latent import latents
 from lvsm_train.latent.latents import LatentScene
-from lvsm_train.models.lvsm import HW, EncoderDecoder
+from lvsm_train.models.lvsm import EncoderDecoder
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lvsm_train.config.parts import AUX, ModelConfig
+from lvsm_train.config.shapes import HW
 from lvsm_train.models import prope
 from lvsm_train.models.blocks import Block, Head, KeysValues, SceneKeys, Stack, Tokenizer, initialise, layer_norm
 from lvsm_train.models.prope import Codes
-
-HW = tuple[int, int]
 
 
 class Tokens(NamedTuple):

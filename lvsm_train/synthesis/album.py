@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from lvsm_train.config.shapes import HW
 from lvsm_train.config.synthesis import SynthesisConfig
-from lvsm_train.models.lvsm import HW
 from pipeline import sources
 from pipeline.config.source_table import AUTO, SOURCES
 from pipeline.config.views import ImportConfig, PosedConfig

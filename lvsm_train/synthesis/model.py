@@ -11,11 +11,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from lvsm_train.config import shapes
+from lvsm_train.config.shapes import HW
 from lvsm_train.data.index import read_index
 from lvsm_train.data.samples import KINDS
 from lvsm_train.data.view_sampling import normalise_poses
 from lvsm_train.device.devices import autocast
-from lvsm_train.models.lvsm import HW
 from lvsm_train.weights.trained import Trained, open_model
 from pipeline.config.shared import address_of
 from pipeline.core import cameras
@@ -40,7 +41,8 @@ class Model:
     NumPy arrays or tensors.
 
     inputs: number of pictures that it was shown in training. patch: both sides of a picture are multiples of it. hw: (height,
-    width) of the pictures of training, None if that is not known any more. is_scene: True if it was trained on clips alone,
+    width) of the pictures of training, None if that is not known any more; sizes: all of them, where it was trained at several
+    (--aspect). is_scene: True if it was trained on clips alone,
     whose cameras are normalised. kinds: number of clips and of objects that it was trained on, empty if that is not known.
     """
 
@@ -54,7 +56,8 @@ class Model:
         self.kinds: dict[str, int] = card.get("kinds", {})
         clips, objects = (self.kinds.get(KINDS[scene], 0) for scene in (True, False))
         self.is_scene = bool(clips and not objects) if clips or objects else cfg.data.scenes
-        self.hw = _size(card, trained)
+        self.sizes = _sizes(card, trained)
+        self.hw = self.sizes[0] if self.sizes else None
 
     def render(
         self,
@@ -160,13 +163,12 @@ def _array(given: Array) -> np.ndarray:
     return given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
 
 
-def _size(card: Mapping[str, Any], trained: Trained) -> HW | None:
-    """(height, width) of the pictures of training: as the card says, or the shards that it used, where they are still there."""
+def _sizes(card: Mapping[str, Any], trained: Trained) -> list[HW]:
+    """(height, width) of pictures of training: as the card says, or the shards that it used, where they are still there."""
     with contextlib.suppress(ValueError, TypeError):
-        height, width = card.get("size", ())
-        return int(height), int(width)
+        return [(int(height), int(width)) for height, width in card.get("sizes") or [card.get("size", ())]]
     cfg = trained.cfg.data
     if cfg.data and not any(map(address_of, cfg.data)):  # which would be copied here, all of them
         with contextlib.suppress(UserError):
-            return read_index(cfg.data, cfg.res, 1).hw
-    return None
+            return shapes.sizes(cfg.aspect, read_index(cfg.data, cfg.res, 1).hw, trained.cfg.model.patch)
+    return []

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lvsm_train.config.shapes import HW, cropped_hw, whole_patches
 from lvsm_train.config.synthesis import SynthesisConfig
 from lvsm_train.data.samples import KINDS
-from lvsm_train.models.lvsm import HW
 from lvsm_train.synthesis import routes, stage
 from lvsm_train.synthesis.album import Album, Pictures, framed, pictures
 from lvsm_train.synthesis.model import Model
@@ -83,18 +83,19 @@ def plan(cfg: SynthesisConfig, model: Model, album: Album) -> Plan:
 
 
 def _picture_hw(cfg: SynthesisConfig, model: Model, album: Album) -> HW:
-    """(height, width) of the pictures: whole patches, of the shape that is asked for, as many pixels as in training."""
+    """(height, width) of the pictures, in whole patches: a size of training that is of the shape that is asked for, else as many
+    pixels as in training."""
     trained = model.hw or (album.shape() if cfg.data else (cfg.res, cfg.res) if cfg.res else None)
     if trained is None:
         raise UserError(f"{cfg.run} does not say at which size it was trained, and its data are gone", "--res 256")
     width, height = cfg.shape or (album.shape() if cfg.aspect == "photos" else trained)[::-1]
+    known = model.sizes or [trained]
+    most = max(high for high, _ in known), max(wide for _, wide in known)
+    if cfg.res is None and (cropped := cropped_hw((width, height), most, model.patch)) in known:
+        return cropped
     wide = cfg.res or math.sqrt(trained[0] * trained[1] * width / height)
     high = wide * height / width
-    return _patches(high, model.patch), _patches(wide, model.patch)
-
-
-def _patches(side: float, patch: int) -> int:
-    return max(1, round(side / patch)) * patch
+    return whole_patches(high, model.patch), whole_patches(wide, model.patch)
 
 
 def _is_scene(cfg: SynthesisConfig, model: Model, album: Album) -> bool:
@@ -117,9 +118,10 @@ def _of_kind(model: Model, is_scene: bool) -> list[str]:
 def _of_sizes(model: Model, hw: HW, shown: Pictures, lost: float) -> list[str]:
     """Warn of a size or shape that is not the trained one, of what was cropped, and of photos that were enlarged."""
     said = []
-    if model.hw and hw != model.hw:
+    if model.sizes and hw not in model.sizes:
+        at = " and ".join(f"{width}x{height}" for height, width in dict.fromkeys(model.sizes))
         said.append(
-            f"pictures of {hw[1]}x{hw[0]} pixels, and the model was trained at {model.hw[1]}x{model.hw[0]}: expect blur and "
+            f"pictures of {hw[1]}x{hw[0]} pixels, and the model was trained at {at}: expect blur and "
             "artefacts, the more the farther size and shape are from that (docs/synthesis.md has figures); without --res and "
             "--aspect they are as in training"
         )

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lvsm_train.config.shapes import HW
 from lvsm_train.config.synthesis import Route, SynthesisConfig
-from lvsm_train.models.lvsm import HW
 from lvsm_train.synthesis.album import framed
 from pipeline.config.export import PathsConfig
 from pipeline.config.rig import read_path

@@ -61,6 +61,7 @@ def card(cfg: TrainConfig, data: Data, step: int, scores: Scores | None) -> dict
             "kinds": data.planner.kinds(),
             "views": len(data.index.c2w),
             "size": list(data.hw),
+            "sizes": [list(hw) for hw in data.sizes],
             "licenses": licenses,
             "what_they_allow": findings(Account(cfg.data.data[0], licenses, {}, {}, 0)),
             "settings": settings["data"],

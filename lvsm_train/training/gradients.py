@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from lvsm_train.config.shapes import HW
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.data.batches import Batch
 from lvsm_train.data.layers import channels
@@ -21,7 +23,7 @@ from lvsm_train.device.ranks import Ranks
 from lvsm_train.device.sharding import is_sharded
 from lvsm_train.losses.layers import layer_loss
 from lvsm_train.losses.loss import Loss
-from lvsm_train.models.lvsm import HW, LVSM, image_size
+from lvsm_train.models.lvsm import LVSM, image_size
 from pipeline.core.errors import UserError
 
 Terms = dict[str, Tensor]
@@ -40,8 +42,9 @@ class Gradients:
         self.recorded: Recorded | None = None
         self.prepared: set[HW] = set()
 
-    def prepare(self, batch: Batch) -> list[str]:
-        """Prepare for batches of this image size, once, and return notes for the user.
+    def prepare(self, batch: Batch, sizes: Sequence[HW] = ()) -> list[str]:
+        """Prepare for batches of this image size, once, and return notes for the user. sizes: of all that come before the
+        curriculum's next stage.
 
         Raises UserError for --compile graphs where steps cannot be recorded.
         """
@@ -57,15 +60,16 @@ class Gradients:
             kernels = ("auto",) if self.cfg.deterministic else None  # a measurement may choose another one next time
             notes.append(tuning.use_attention(tuning.choose_attention(shapes, self.device, dtype, kernels)))
         if not self.prepared:
-            notes += self._start(training_flops(self.cfg.model, *counts, hw), hw)
+            largest = max((*sizes, hw), key=math.prod)
+            notes += self._start(training_flops(self.cfg.model, *counts, largest), largest, len({*sizes, hw}) == 1)
         self.prepared.add(hw)
         return notes
 
-    def _start(self, flops: float, hw: HW) -> list[str]:
-        """Set up compilation and recomputation, then DDP, which has to know both."""
+    def _start(self, flops: float, hw: HW, one_size: bool) -> list[str]:
+        """Set up compilation and recomputation, then DDP, which has to know both. hw: the largest of this stage."""
         cfg, data, notes = self.cfg, self.cfg.data, []
         fixed = data.least_inputs == data.inputs and data.least_targets == data.targets
-        recordable = fixed and self.ranks.world == 1
+        recordable = fixed and one_size and self.ranks.world == 1
         mode = tuning.compile_mode(self.device, flops, recordable) if cfg.compile == "auto" else cfg.compile
         if mode == "graphs" and not recordable:
             raise UserError(

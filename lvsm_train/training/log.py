@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from lvsm_train.config.shapes import HW
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.data.step_inputs import StepInput
 from lvsm_train.device.flops import peak_flops, training_flops
 from lvsm_train.device.ranks import Ranks
 from lvsm_train.evaluation.scores import Scores, finite
-from lvsm_train.models.lvsm import HW, image_size
+from lvsm_train.models.lvsm import image_size
 from pipeline.core import images
 from pipeline.core.disk import append, patiently, replace_text
 from pipeline.core.errors import UserError

@@ -85,7 +85,7 @@ def train_fn(cfg: TrainConfig) -> Result:
             behind = Behind(state, log, ranks)
             with contextlib.closing(source.steps(start)) as steps:
                 for step_input in barrier.steps(steps) if cfg.cycle else steps:
-                    log.say(*gradients.prepare(step_input.batches[0]))
+                    log.say(*gradients.prepare(step_input.batches[0], step_input.data.sizes))
                     terms = gradients(step_input.batches, step_input.step)
                     done = step_input.step + 1
                     looks = bool(cfg.eval_every) and (done % cfg.eval_every == 0 or step_input.last)

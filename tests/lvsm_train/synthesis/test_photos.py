@@ -228,6 +228,17 @@ def test_another_shape_is_warned_of_and_never_stretched(run: Path, walked: Path,
     assert not (tmp_path / "o/film.mp4").exists()
 
 
+def test_shapes_of_training_are_taken_without_a_warning(data: Path, tmp_path: Path) -> None:
+    several = run_of(tmp_path / "run", data, aspect=("1:1", "16:9", "2:3"))
+    assert lvsm_train.load(several, device="cpu").sizes == [(32, 32), (16, 32), (32, 24)]
+    views = ["--data", data, "--poses", "circle", "--frames", 1]
+    for aspect, hw in (("16:9", (16, 32)), ("2:3", (32, 24)), ("trained", (32, 32))):
+        _, warned = synthesize(several, *views, "--aspect", aspect, "--out", tmp_path / aspect.replace(":", "-"))
+        assert pictures_in(tmp_path / aspect.replace(":", "-")).shape[1:3] == hw and "artefacts" not in warned
+    _, warned = synthesize(several, *views, "--aspect", "3:1", "--out", tmp_path / "wide")
+    assert "trained at 32x32 and 32x16 and 24x32" in warned
+
+
 def test_a_broken_photo_is_left_out(run: Path, walked: Path, tmp_path: Path) -> None:
     photos = shutil.copytree(walked, tmp_path / "in")
     first = photos / "images/left eye/000.jpg"

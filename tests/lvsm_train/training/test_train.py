@@ -208,3 +208,14 @@ def test_a_run_can_be_opened(data: Path, tmp_path: Path) -> None:
         open_model(tmp_path / "run", 3)
     with pytest.raises(UserError, match="has no checkpoint"):
         open_model(tmp_path)
+
+
+def test_steps_of_several_shapes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shaped = DataConfig((data,), inputs=3, targets=4, batch=4, aspect=("1:1", "16:9", "2:3"))
+    done = train_fn(config(data, tmp_path / "run", data=shaped, steps=8, eval_every=8))
+    assert done.scores is not None and len(losses(tmp_path / "run")) == 8
+    assert "at 32x32 or 32x16 or 24x32 pixels" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run/card.json").read_text())["data"]["sizes"] == [[32, 32], [16, 32], [32, 24]]
+    assert open_model(tmp_path / "run").cfg.data.aspect == shaped.aspect
+    with pytest.raises(UserError, match="aspect"):  # other shapes make other weights
+        train_fn(config(data, tmp_path / "run", data=dataclasses.replace(shaped, aspect=("1:1",)), steps=9))
