@@ -83,6 +83,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, hub: Hub, films: tuple[V
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(workplace: Path, hub: Hub) -> subprocess.CompletedProcess[str]:
+    """The example of `train`, whose run others take up in the same folder."""
+    return run_example("train", workplace, hub)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_in_the_readme_with_its_example_and_in_its_help(verb: str) -> None:
     assert f"`{example(verb)}`" in README
@@ -92,10 +98,10 @@ def test_every_verb_is_in_the_readme_with_its_example_and_in_its_help(verb: str)
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "render"])
-def test_every_example_runs(verb: str, workplace: Path, hub: Hub) -> None:
+def test_every_example_runs(verb: str, workplace: Path, trained: subprocess.CompletedProcess[str], hub: Hub) -> None:
     if verb == "latent":
         encoder_decoder(workplace)
-    run = run_example(verb, workplace, hub)
+    run = trained if verb == "train" else run_example(verb, workplace, hub)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.strip()
 
@@ -119,6 +125,7 @@ print(json.dumps([[r["uid"], int(r["view"]), len(r["image"]["bytes"]), [float(v)
 
 
 @pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=lambda block: block.split()[1])
+@pytest.mark.usefixtures("trained")
 def test_every_python_block_runs(block: str, workplace: Path) -> None:
     """The one of Ray in a small Ray, which then reads everything."""
     first, rest = block.split("\n", 1)
