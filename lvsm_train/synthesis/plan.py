@@ -18,6 +18,9 @@ from lvsm_train.synthesis.routes import Cameras
 from lvsm_train.synthesis.stage import Stage
 from pipeline.core.errors import UserError
 
+LARGER = (
+    1.2  # times the pixels of training, from which enlarging is better; shapes of as many pixels differ by rounding
+)
 LOSS = 0.02  # share of a picture; less is cropped without a warning
 CHOICES = {
     "given": "as asked for",
@@ -120,10 +123,15 @@ def _of_sizes(model: Model, hw: HW, shown: Pictures, lost: float) -> list[str]:
     said = []
     if model.sizes and hw not in model.sizes:
         at = " and ".join(f"{width}x{height}" for height, width in dict.fromkeys(model.sizes))
+        larger = math.prod(hw) > LARGER * max(map(math.prod, model.sizes))
+        way_out = (
+            "pictures of the trained size, without --res, are better, also when they are enlarged afterwards"
+            if larger
+            else "without --res and --aspect they are as in training, and `train --aspect` makes models for several shapes"
+        )
         said.append(
-            f"pictures of {hw[1]}x{hw[0]} pixels, and the model was trained at {at}: expect blur and "
-            "artefacts, the more the farther size and shape are from that (docs/synthesis.md has figures); without --res and "
-            "--aspect they are as in training"
+            f"pictures of {hw[1]}x{hw[0]} pixels, and the model was trained at {at}: expect blur and artefacts, the more the "
+            f"farther size and shape are from that (docs/synthesis.md has figures); {way_out}"
         )
     if shown.lost > LOSS:
         said.append(
