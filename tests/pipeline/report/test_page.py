@@ -26,15 +26,12 @@ from pipeline.report.page import write_page
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import read_objects
 from pipeline.storage.writer import ShardWriter
+from tests.chromium import BROWSER, QUIET, needs_browser
 
 VIEWS = 3
 EVIL = '</script><script>document.body.dataset.pwned=1</script><img src=x onerror="document.body.dataset.pwned=1">'
 ODD = [EVIL, "folder one/a \"b\" 'c' & <d>.glb", "100%41 é #?", "<!--DATA-->"]
 VOID = {"meta", "link", "input", "img", "br"}
-BROWSER = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
 
 
 def picture(seed: int, width: int) -> bytes:
@@ -323,9 +320,7 @@ def test_the_state_says_when_a_driver_died(run: Path) -> None:
 
 def browse(url: str, tmp_path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     assert BROWSER
-    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    quiet += " --disable-component-update --disable-sync --hide-scrollbars --force-device-scale-factor=1"
-    command = [BROWSER, *quiet.split(), f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000"]
+    command = [BROWSER, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000"]
     return subprocess.run([*command, *flags, url], capture_output=True, text=True, timeout=300, check=True)
 
 
