@@ -229,19 +229,32 @@ def evaluate_run(cfg: Annotated[EvalConfig, tyro.conf.OmitArgPrefixes]) -> int:
 def synthesize(cfg: Annotated[SynthesisConfig, tyro.conf.OmitArgPrefixes]) -> int:
     """Render new views of your own photos, or of an object of a run, by a trained LVSM.
 
-    Writes pictures, film.mp4, cameras.json and index.html into --out. docs/synthesis.md.
+    Writes pictures, film.mp4, cameras.json and index.html into --out; with --serve, shows a page to turn it by hand.
+    docs/synthesis.md.
 
     Example: lvsm-data synthesize runs/try --data data/try --poses orbit --out views/try
     """
     cfg = cfg.resolved()
     with _torch_needed():
+        from lvsm_train.synthesis import server
+        from lvsm_train.synthesis.live import Live
+        from lvsm_train.synthesis.synthesize import read
         from lvsm_train.synthesis.synthesize import synthesize as render_views
 
-    made = render_views(cfg)
-    for warning in made.plan.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(*made.lines(), sep="\n")
-    print(f"page: {shown(made.out)}/index.html")
+    with contextlib.nullcontext() if cfg.port is None else server.Server(cfg.port) as page:
+        seen = read(cfg)
+        for warning in seen.plan.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        print(*seen.lines(), sep="\n")
+        if cfg.out:
+            made = render_views(cfg, seen)
+            print(*made.lines(), sep="\n")
+            print(f"page: {shown(made.out)}/index.html")
+        if page:
+            live = Live(seen)
+            print(f"open {page.url} in a browser on this machine; Ctrl-C ends it", flush=True)
+            page.serve(live)
+            print(f"ended after {live.rendered:,} views")
     return 0
 
 

@@ -22,6 +22,7 @@ from pipeline.core.paths import file_stem
 Route = Literal["orbit", "circle", "spiral", "lissajous", "views", "others"]
 ROUTES: tuple[Route, ...] = get_args(Route)
 ASPECTS = ("trained", "photos")
+PORT = 8765  # of --serve
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,17 @@ class SynthesisConfig:
     step: int | None = None
     """Checkpoint to take. Default: the newest."""
     out: Path | None = None
-    """A new folder. Default: synthesized/NAME-POSES."""
+    """A new folder. Default: synthesized/NAME-POSES; none with --serve."""
+    serve: tuple[int, ...] | None = None
+    """Show a page on this machine, at http://127.0.0.1:PORT/, where any view is rendered as you turn it. Ctrl-C ends it. Default
+    port: 8765; 0: a free one."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ... auto: the GPU where there is one."""
+
+    @property
+    def port(self) -> int | None:
+        """Port of --serve, None without it."""
+        return None if self.serve is None else self.serve[0] if self.serve else PORT
 
     @property
     def path_file(self) -> Path | None:
@@ -100,13 +109,33 @@ class SynthesisConfig:
         if self.path_file and not self.path_file.is_file():
             hint = f"a file of `lvsm-data paths`, or one of {', '.join(ROUTES)}"
             raise UserError(f"--poses {self.poses} is no path and no file", hint)
+        self._check_serve()
         stem = file_stem(self.path_file.stem if self.path_file else self.poses or "views")
-        out = absolute(self.out or Path("synthesized") / f"{file_stem(self.uid or given.name)}-{stem}")
-        assert out is not None
-        check_new(out)
+        place = Path("synthesized") / f"{file_stem(self.uid or given.name)}-{stem}" if self.serve is None else None
+        if out := absolute(self.out or place):
+            check_new(out)
         return dataclasses.replace(
             self, run=place_of(self.run), input=absolute(self.input), data=absolute(self.data), out=out
         )
+
+    def _check_serve(self) -> None:
+        """Raise UserError for what is no port, and for what is of files where none are written."""
+        if self.serve is None:
+            return
+        if len(self.serve) > 1 or not all(0 <= port < 65536 for port in self.serve):
+            raise UserError(
+                f"--serve {' '.join(map(str, self.serve))} is no port", f"--serve {PORT}, or 0 for a free one"
+            )
+        if self.out:
+            return
+        for name in ("fps", "batch"):
+            if getattr(self, name) != getattr(SynthesisConfig, name):
+                raise UserError(
+                    f"--{name} is for files, and --serve writes none without --out", "add --out, or leave it out"
+                )
+        if self.poses == "others":
+            said = "--poses others is to compare pictures, and --serve writes none without --out"
+            raise UserError(said, "add --out, or another --poses")
 
     def _check_numbers(self) -> None:
         """Raise UserError for numbers out of range."""

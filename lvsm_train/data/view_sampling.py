@@ -122,17 +122,25 @@ def normalise_poses(c2w: np.ndarray) -> np.ndarray:
     arbitrary scale and origin; never for objects.
     """
     c2w = np.asarray(c2w, np.float64)
+    turn, centre, unit = mean_frame(c2w)
+    relative = c2w.copy()
+    relative[:, :3, :3] = turn @ c2w[:, :3, :3]
+    relative[:, :3, 3] = (c2w[:, :3, 3] - centre) @ turn.T / unit
+    return relative.astype(np.float32)
+
+
+def mean_frame(c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Frame that `normalise_poses` puts cameras (V, 4, 4) in: (turn, centre, unit): a point x is at turn (x - centre) / unit.
+
+    turn: rotation (3, 3), its rows the axes of the mean camera. centre: (3,). unit: a length, 1 for cameras that never move.
+    """
     down, forward, centre = np.moveaxis(c2w[:, :3, 1:].mean(0), -1, 0)
     if min(np.linalg.norm(forward), np.linalg.norm(np.cross(down, forward))) < 1e-6:
         down, forward = c2w[0, :3, 1], c2w[0, :3, 2]  # directions cancel out: take the first camera's
     forward = forward / np.linalg.norm(forward)
     right = np.cross(down, forward)
     right /= np.linalg.norm(right)
-    mean = np.stack([right, np.cross(forward, right), forward], -1)  # its columns are the axes
-    relative = c2w.copy()
-    relative[:, :3, :3] = mean.T @ c2w[:, :3, :3]
-    relative[:, :3, 3] = (c2w[:, :3, 3] - centre) @ mean
-    farthest = np.abs(relative[:, :3, 3]).max()
-    if farthest > 1e-9 * (1 + np.abs(centre).max()):
-        relative[:, :3, 3] /= POSE_SCALE * farthest
-    return relative.astype(np.float32)
+    turn = np.stack([right, np.cross(forward, right), forward])
+    farthest = float(np.abs((c2w[:, :3, 3] - centre) @ turn.T).max())
+    moves = farthest > 1e-9 * (1 + np.abs(centre).max())
+    return turn, centre, POSE_SCALE * farthest if moves else 1.0

@@ -1,7 +1,8 @@
-"""Cameras of new views: along a path with a name, of a file, or where the photos were taken that a model is not shown."""
+"""Cameras of new views: along a path with a name, of a file, where photos were taken that a model is not shown, or by hand."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,3 +80,49 @@ def through(c2w: np.ndarray, frames: int) -> np.ndarray:
     if len(c2w) < 2:
         raise UserError("--poses views goes through two inputs or more", "--inputs 2, or --poses circle")
     return camera_paths.through(c2w, frames)
+
+
+@dataclass(frozen=True)
+class Viewpoint:
+    """Camera beside the origin of the stage, by six numbers that stand for one pose each, also where it looks elsewhere.
+
+    azimuth: from +x towards +y, elevation: above the horizon, both of where it looks from. roll: clockwise, of the camera. All in
+    degrees. distance: depth of the origin. right, down: of the camera from where it would look at the origin.
+    """
+
+    azimuth: float
+    elevation: float
+    roll: float
+    distance: float
+    right: float = 0.0
+    down: float = 0.0
+
+    @classmethod
+    def of(cls, c2w: np.ndarray) -> Viewpoint:
+        """Viewpoint of a camera (4, 4) on the stage. The roll of one that looks straight up or down is 0."""
+        right, down, forward, centre = c2w[:3].T
+        level = math.hypot(forward[0], forward[1])
+        azimuth = math.atan2(-forward[1], -forward[0]) if level > 1e-9 else math.atan2(-right[0], right[1])
+        level_right, level_down = _level(azimuth, forward)
+        return cls(
+            math.degrees(azimuth),
+            math.degrees(math.atan2(-forward[2], level)),
+            math.degrees(math.atan2(right @ level_down, right @ level_right)),
+            *(float(length) for length in (-centre @ forward, centre @ right, centre @ down)),
+        )
+
+    def c2w(self) -> np.ndarray:
+        """Pose (4, 4) on the stage."""
+        azimuth, elevation, roll = (math.radians(angle) for angle in (self.azimuth, self.elevation, self.roll))
+        forward = -camera_paths.direction(np.array(azimuth), np.array(elevation))
+        right, down = _level(azimuth, forward)
+        right, down = math.cos(roll) * right + math.sin(roll) * down, math.cos(roll) * down - math.sin(roll) * right
+        made = np.eye(4)
+        made[:3] = np.stack([right, down, forward, self.right * right + self.down * down - self.distance * forward], -1)
+        return made
+
+
+def _level(azimuth: float, forward: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Axes (3,) to the right and down of a camera without roll, from its azimuth in radians and where it looks."""
+    right = np.array([-math.sin(azimuth), math.cos(azimuth), 0.0])
+    return right, np.cross(forward, right)

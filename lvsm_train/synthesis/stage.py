@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lvsm_train.data.view_sampling import farthest_points
+from lvsm_train.data.view_sampling import farthest_points, mean_frame
 from pipeline.core import cameras
 
 UPRIGHT = 0.5  # cosine of the angle to the mean up of the cameras, up to which the world's z counts as up
@@ -109,6 +109,12 @@ def fitted(c2w: np.ndarray, fov_deg: float) -> Stage:
     found = centred(c2w)
     distance = float(np.linalg.norm(c2w[:, :3, 3] - found.origin, axis=-1).mean())
     return Stage(found.rotation, found.origin, FRAMED * cameras.fitting_distance(fov_deg, "sphere") / distance)
+
+
+def of_clip(c2w: np.ndarray) -> Stage:
+    """Stage on which all of these cameras (N, 4, 4) stand as those of a clip do in training."""
+    turn, centre, unit = mean_frame(np.asarray(c2w, np.float64))
+    return Stage(turn, centre, 1 / unit)
 
 
 def far(c2w: np.ndarray, count: int) -> list[int]:

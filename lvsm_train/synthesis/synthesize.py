@@ -16,10 +16,12 @@ from rich.progress import track
 from lvsm_train.config.synthesis import SynthesisConfig
 from lvsm_train.device.devices import now
 from lvsm_train.media.films import write_film
+from lvsm_train.models.lvsm import HW
 from lvsm_train.synthesis import page, stage
 from lvsm_train.synthesis.album import BrokenPhoto, album
 from lvsm_train.synthesis.model import Encoded, Model, load
 from lvsm_train.synthesis.plan import Plan, plan
+from lvsm_train.synthesis.stage import Stage
 from pipeline.config import rig
 from pipeline.core import images
 from pipeline.core.text import shown
@@ -53,10 +55,7 @@ class Synthesized:
         """Lines for the user."""
         facts, made = self.facts, self.plan
         height, width = made.hw
-        names = ", ".join(made.album.posed.name(view) for view in made.inputs)
         lines = [
-            *filter(None, [made.album.says]),
-            f"{made.album.name}: {len(made.inputs)} of {len(made.album)} photos are shown, {made.choice}: {names}",
             f"{len(made.c2w)} pictures of {width}x{height} pixels: {shown(self.out)}/pictures"
             f"{', film.mp4' if len(made.c2w) > 1 else ''}; cameras.json has their cameras",
             f"{facts['views_per_s']:.3g} views/s on {facts['device']}, after the inputs were read in {facts['encode_ms']:.3g} ms",
@@ -66,40 +65,72 @@ class Synthesized:
         return lines
 
 
-def synthesize(cfg: SynthesisConfig) -> Synthesized:
-    """Render new views as cfg (resolved) asks, and write pictures, a film, cameras.json and index.html into cfg.out.
+@dataclass(frozen=True)
+class Read:
+    """Photos of a plan as a model has read them. place: the world of the photos -> where the model sees it. seconds: it took."""
 
-    Raises UserError: no such model, photos, uid or path, cameras that are none, too few photos, a disk that is full.
+    model: Model
+    plan: Plan
+    encoded: Encoded
+    place: Stage
+    seconds: float
+
+    def views(
+        self, c2w: np.ndarray, fxfycxcy: np.ndarray, hw: HW | None = None, batch: int = 1
+    ) -> Iterator[np.ndarray]:
+        """Yield what cameras in the world of the photos see, as `Encoded.views` does."""
+        return self.encoded.views(self.place.to(c2w), fxfycxcy, hw, batch)
+
+    def lines(self) -> list[str]:
+        """Lines for the user: what the photos are, and which of them the model sees."""
+        made = self.plan
+        names = ", ".join(made.album.posed.name(view) for view in made.inputs)
+        said = f"{made.album.name}: {len(made.inputs)} of {len(made.album)} photos are shown, {made.choice}: {names}"
+        return [*filter(None, [made.album.says]), said]
+
+
+def read(cfg: SynthesisConfig) -> Read:
+    """Load the model, plan what cfg (resolved) asks for, and show the model its photos.
+
+    Raises UserError: no such model, photos, uid or path, cameras that are none, too few photos.
     """
-    assert cfg.out is not None
     model = load(cfg.run, cfg.step, cfg.device, cfg.preset)
     width = cfg.res or (model.hw[1] if model.hw else None)
     try:
         made = plan(cfg, model, album(cfg, width))
     except BrokenPhoto:  # to decode all of them takes long, and hardly ever is needed
         made = plan(cfg, model, album(cfg, width, decode=True))
+    place = stage.of_clip(np.concatenate([made.input_c2w, made.c2w])) if made.is_scene else made.stage
+    begun = now(model.device)
+    encoded = model.encode(made.shown.image, place.to(made.input_c2w), made.shown.fxfycxcy)
+    return Read(model, made, encoded, place, now(model.device) - begun)
+
+
+def synthesize(cfg: SynthesisConfig, seen: Read) -> Synthesized:
+    """Render the views that are planned, and write pictures, a film, cameras.json and index.html into cfg.out.
+
+    Raises UserError for a disk that is full, or a folder that cannot be written.
+    """
+    assert cfg.out is not None
     with whole(cfg.out) as part:
-        return _rendered(cfg, model, made, part)
+        return _rendered(cfg, seen, part)
 
 
-def _rendered(cfg: SynthesisConfig, model: Model, made: Plan, part: Path) -> Synthesized:
+def _rendered(cfg: SynthesisConfig, seen: Read, part: Path) -> Synthesized:
     """Render a plan into the folder `part`, which becomes cfg.out."""
     assert cfg.out is not None
-    place = stage.AS_IS if made.is_scene else made.stage
-    own, asked = model.normalised(place.to(made.input_c2w), place.to(made.c2w), made.is_scene)
-    begun = now(model.device)
-    encoded = model.encode(made.shown.image, own, made.shown.fxfycxcy)
-    speed, psnr = Speed(now(model.device) - begun), list[float]()
+    model, made = seen.model, seen.plan
+    speed, psnr = Speed(seen.seconds), list[float]()
     (part / "pictures").mkdir()
-    frames = _frames(cfg, encoded, asked, made, part / "pictures", speed, psnr)
-    if len(asked) > 1:
+    frames = _frames(cfg, seen, part / "pictures", speed, psnr)
+    if len(made.c2w) > 1:
         write_film(part / "film.mp4", frames, cfg.fps)
     else:
         list(frames)
     facts = {
         "run": str(cfg.run),
         "step": model.trained.step,
-        "device": _device(model),
+        "device": device_name(model),
         "encode_ms": 1000 * speed.encode_s,
         "views_per_s": speed.views_per_s,
     }
@@ -109,7 +140,7 @@ def _rendered(cfg: SynthesisConfig, model: Model, made: Plan, part: Path) -> Syn
     return found
 
 
-def _device(model: Model) -> str:
+def device_name(model: Model) -> str:
     """Name of the device for people: the GPU's, or how many threads of a CPU compute."""
     import torch
 
@@ -120,20 +151,12 @@ def _device(model: Model) -> str:
     )
 
 
-def _frames(
-    cfg: SynthesisConfig,
-    encoded: Encoded,
-    c2w: np.ndarray,
-    made: Plan,
-    folder: Path,
-    speed: Speed,
-    psnr: list[float],
-) -> Iterator[np.ndarray]:
+def _frames(cfg: SynthesisConfig, seen: Read, folder: Path, speed: Speed, psnr: list[float]) -> Iterator[np.ndarray]:
     """Yield new views (H, W, 3) uint8, each also written to `folder`; note times in `speed`, and what compares in `psnr`."""
-    device, number = encoded.model.device, 0
-    chunks = encoded.views(c2w, made.fxfycxcy, batch=cfg.batch)
+    made, device, number = seen.plan, seen.model.device, 0
+    chunks = seen.views(made.c2w, made.fxfycxcy, batch=cfg.batch)
     console = Console(stderr=True)
-    calls = range(-(-len(c2w) // cfg.batch))
+    calls = range(-(-len(made.c2w) // cfg.batch))
     for _ in track(calls, "rendering", console=console, transient=True, disable=not sys.stderr.isatty()):
         begun = now(device)
         views = next(chunks)
@@ -141,10 +164,15 @@ def _frames(
         for view in views:
             if made.truth:
                 psnr.append(_psnr(view, made.truth.image[number]))
-            pixels = np.round(view * 255).astype(np.uint8)
+            pixels = levels(view)
             (folder / picture_name(number)).write_bytes(images.encode_png(pixels))
             yield pixels
             number += 1
+
+
+def levels(view: np.ndarray) -> np.ndarray:
+    """Round a view in [0, 1] to bytes."""
+    return np.asarray(np.round(view * 255), np.uint8)
 
 
 def picture_name(number: int) -> str:

@@ -98,9 +98,9 @@ def around(cfg: PathsConfig, distance: float) -> np.ndarray:
     if cfg.kind in ("orbit", "spiral"):
         turns = cfg.turns if cfg.kind == "spiral" else 1.0
         last = math.radians(cfg.elevation_to_deg if cfg.kind == "spiral" else cfg.elevation_deg)
-        towards = _direction(azimuth + 2 * np.pi * turns * share, elevation + (last - elevation) * share)
+        towards = direction(azimuth + 2 * np.pi * turns * share, elevation + (last - elevation) * share)
         return cameras.look_at(target + distance * towards, target)
-    middle = cameras.look_at(target + distance * _direction(np.array(azimuth), np.array(elevation)), target)
+    middle = cameras.look_at(target + distance * direction(np.array(azimuth), np.array(elevation)), target)
     periods = (1, 1) if cfg.kind == "circle" else LISSAJOUS
     right, up = np.sin(2 * np.pi * periods[0] * share), np.cos(2 * np.pi * periods[1] * share)
     offset = cfg.radius * (right[:, None] * middle[:3, 0] - up[:, None] * middle[:3, 1])
@@ -116,7 +116,7 @@ def _distance(cfg: PathsConfig, one: Object | None) -> float:
     return 1.1 * cameras.fitting_distance(cfg.fov_x_deg, "sphere")
 
 
-def _direction(azimuth: np.ndarray, elevation: np.ndarray) -> np.ndarray:
+def direction(azimuth: np.ndarray, elevation: np.ndarray) -> np.ndarray:
     """Unit vectors (..., 3): azimuth from +x towards +y, elevation above the horizon, both in radians."""
     azimuth, elevation = np.broadcast_arrays(azimuth, elevation)
     return np.stack([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)], -1)
