@@ -261,7 +261,8 @@ def synthesize(cfg: Annotated[SynthesisConfig, tyro.conf.OmitArgPrefixes]) -> in
 def latent(cfg: Annotated[LatentConfig, tyro.conf.OmitArgPrefixes]) -> int:
     """Edit, mix and measure the latent tokens of a trained encoder_decoder, and show what becomes of its pictures on a page.
 
-    Writes index.html, latent.json, pictures and films into RUN/latent, the same for the same seed. docs/latent.md.
+    Writes index.html, latent.json, latent.safetensors, pictures and films into RUN/latent, the same for the same seed.
+    docs/latent.md.
 
     Example: lvsm-data latent runs/encdec --frames 25
     """
@@ -271,7 +272,7 @@ def latent(cfg: Annotated[LatentConfig, tyro.conf.OmitArgPrefixes]) -> int:
 
     report = explore(cfg)
     print(*report.lines(), sep="\n")
-    print(f"page: {shown(report.out)}/index.html; latent.json, pictures and films are beside it")
+    print(f"page: {shown(report.out)}/index.html; latent.json, latent.safetensors, pictures and films are beside it")
     return 0
 
 

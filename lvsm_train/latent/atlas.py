@@ -28,7 +28,8 @@ SHADES = "half as red a quarter of it"
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of an analysis, besides studies. pictures: file name -> (caption, (h, w, 3) uint8). told: entries of latent.json."""
+    """Result of an analysis, besides studies. pictures: file name -> (caption, (h, w, 3) uint8). facts: entries of latent.json.
+    tensors: of latent.safetensors."""
 
     name: str
     title: str
@@ -37,6 +38,7 @@ class Finding:
     blocks: list[Table | Plot]
     facts: dict[str, Any]
     studies: list[Study] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 # ---- influence
@@ -44,31 +46,34 @@ class Finding:
 
 def influences(bench: Bench) -> Finding:
     """Influence of each token on pictures: per pixel, per camera, and per token."""
-    rows, entries = [], []
-    for subject in bench.subjects:
-        strength = bench.strength(subject)
+    rows, entries, tensors = [], [], {}
+    for number, subject in enumerate(bench.subjects, 1):
+        tensors[f"object-{number}/influence"] = strength = bench.strength(subject)
         mean = strength.mean(1).sort(descending=True).values
         half = int((mean.cumsum(0) < mean.sum() / 2).sum()) + 1
         numbers = [float(mean[0]), float(mean.median()), float(mean[-1])]
         rows.append([subject.uid, *(f"{each:.4f}" for each in numbers), f"{half} of {len(mean)}"])
         entries.append({"object": subject.uid, "rms_change": _rounded(strength), "tokens_for_half": half})
     table = Table(["object", "strongest", "median", "weakest", "tokens for half of the sum"], rows)
-    pictures = {"influence": _maps(bench, bench.subjects[0])}
+    strongest, maps = bench.strongest(bench.subjects[0])[:SHOWN], "influence/maps"
+    tensors["influence/tokens"] = strongest
+    tensors[maps] = influence.maps(bench.net, bench.subjects[0], strongest, bench.cfg.batch)
+    pictures = {"influence": _maps(bench, bench.subjects[0], strongest, tensors[maps])}
     blocks: list[Table | Plot] = [table]
     if not bench.samples[0].is_scene:
-        around, plot = _around(bench, bench.subjects[0])
-        pictures["influence-cameras"] = around
+        pictures["influence-cameras"], plot, around = _around(bench, bench.subjects[0])
+        tensors |= {f"influence/orbit/{name}": values for name, values in around.items()}
         blocks.append(plot)
     says = (
         "The weight of one token after the other goes to 0. Its influence on a picture is the root mean squared change of values "
         "in [0, 1]; the table has the mean over cameras."
     )
-    return Finding("influence", "What each token is for", says, pictures, blocks, {"influence": entries})
+    title, facts = "What each token is for", {"influence": entries}
+    return Finding("influence", title, says, pictures, blocks, facts, tensors=tensors)
 
 
-def _maps(bench: Bench, subject: Subject) -> tuple[str, np.ndarray]:
-    order, unedited = bench.strongest(subject)[:SHOWN], subject.render(bench.net)
-    maps = influence.maps(bench.net, subject, order, bench.cfg.batch)
+def _maps(bench: Bench, subject: Subject, order: Tensor, maps: Tensor) -> tuple[str, np.ndarray]:
+    unedited = subject.render(bench.net)
     top = float(maps.max())
     rows = [("unedited", unedited)]
     strength = bench.strength(subject).mean(1)
@@ -80,7 +85,8 @@ def _maps(bench: Bench, subject: Subject) -> tuple[str, np.ndarray]:
     return caption, grids.sheet(rows)
 
 
-def _around(bench: Bench, subject: Subject) -> tuple[tuple[str, np.ndarray], Plot]:
+def _around(bench: Bench, subject: Subject) -> tuple[tuple[str, np.ndarray], Plot, dict[str, Tensor]]:
+    """Picture with its caption, plot, and tensors of how much tokens change views of an orbit."""
     sample = bench.samples[0]
     views = bench.data.index.first[sample.number] + np.array(sample.inputs)
     index = bench.data.index
@@ -102,7 +108,8 @@ def _around(bench: Bench, subject: Subject) -> tuple[tuple[str, np.ndarray], Plo
     plot = Plot(
         series, "degrees around the object", "root mean squared change", "The four strongest tokens over an orbit."
     )
-    return (caption, picture), plot
+    tensors = {"tokens": order, "change": strength, "c2w": c2w, "fxfycxcy": k}
+    return (caption, picture), plot, tensors
 
 
 # ---- principal components
@@ -136,8 +143,10 @@ def spectrum(bench: Bench) -> Finding | None:
         f"All {len(points.flatten(0, 1))} tokens of {len(subjects)} objects as points, and each object but {first.uid} as one: "
         "its tokens' directions in the order of their slots."
     )
+    tensors = {f"pca/{name}/{part}": values for name, found in both.items() for part, values in vars(found).items()}
+    tensors["pca/scenes/coordinates"] = places
     studies = _studies(bench, tokens, scenes)
-    return Finding("pca", "Principal components", says, pictures, [table], {"pca": numbers}, studies)
+    return Finding("pca", "Principal components", says, pictures, [table], {"pca": numbers}, studies, tensors)
 
 
 def _studies(bench: Bench, tokens: Components, scenes: Components) -> list[Study]:

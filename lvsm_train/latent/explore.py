@@ -17,7 +17,7 @@ from rich.progress import track
 from lvsm_train.config.trained import OPERATIONS, LatentConfig
 from lvsm_train.data.batches import Data
 from lvsm_train.evaluation.scores import enlarged, pixels
-from lvsm_train.latent import grids, latent_page
+from lvsm_train.latent import grids, latent_page, latents
 from lvsm_train.latent.atlas import FINDINGS
 from lvsm_train.latent.latent_page import Report
 from lvsm_train.latent.laws import laws
@@ -27,6 +27,7 @@ from lvsm_train.latent.workbench import Bench, open_bench
 from lvsm_train.losses.metrics import Lpips, load_lpips
 from lvsm_train.media.films import LEAST, write_film
 from lvsm_train.weights.trained import open_model
+from lvsm_train.weights.writers import write_safetensors
 from pipeline.core import images
 
 FPS = 12.0  # of films
@@ -35,7 +36,7 @@ LEARNED = 0.2  # of the targets' variance: renders of a model that has learned a
 
 
 def explore(cfg: LatentConfig) -> Report:
-    """Run the operations of cfg (resolved), and write pictures, films, latent.json and index.html into cfg.out.
+    """Run the operations of cfg (resolved), and write pictures, films, numbers, tensors and index.html into cfg.out.
 
     Deterministic for a seed; float32 throughout. Raises UserError for a missing run or checkpoint, another kind of model, objects
     or tokens that do not exist, and broken shards.
@@ -52,7 +53,11 @@ def explore(cfg: LatentConfig) -> Report:
         report.laws = laws(bench)
         for study in _studies(bench, report):
             _save(study, bench, report, lpips)
-    (report.out / "latent.json").write_text(json.dumps(report.as_json(), indent=1, allow_nan=False))
+    told = report.as_json()
+    (report.out / "latent.json").write_text(json.dumps(told, indent=1, allow_nan=False))
+    about = {"objects": [each["uid"] for each in report.objects], "step": trained.step, "seed": cfg.seed}
+    about |= {"pca_objects": told["pca"]["objects"]} if "pca" in told else {}
+    write_safetensors(report.tensors, report.out / "latent.safetensors", ("about", json.dumps(about)))
     latent_page.write(report, report.out / "index.html")
     return report
 
@@ -87,6 +92,9 @@ def _render_objects(bench: Bench, report: Report, lpips: Lpips | None) -> None:
         _write(report.out / name, grids.sheet(rows))
         to_target = change(render, subject.target, lpips)
         report.objects.append({"uid": subject.uid, "picture": name, "to_target": to_target})
+        mine = {"tokens": subject.scene.tokens, "direction": latents.direction(subject.scene.tokens)}
+        mine |= {"frame": subject.scene.frame, "c2w": subject.c2w, "fxfycxcy": subject.fxfycxcy, "render": render}
+        report.tensors |= {f"object-{number}/{part}": values for part, values in mine.items()}
     share = explained(renders, [subject.target for subject in bench.subjects])
     if share < LEARNED:
         report.notes.append(
@@ -131,6 +139,7 @@ def _findings(name: str, bench: Bench, report: Report) -> list[Study]:
     for file, (_, picture) in finding.pictures.items():
         _write(report.out / f"{file}.png", picture)
     report.findings.append(finding)
+    report.tensors |= finding.tensors
     return finding.studies
 
 
@@ -152,6 +161,7 @@ def _save(study: Study, bench: Bench, report: Report, lpips: Lpips | None) -> No
         for name in entry["films"]:
             write_film(report.out / name, frames + frames[-2:0:-1], FPS)  # there and back, since films loop
     report.says[study.name] = study.says
+    report.tensors |= study.tensors
     report.studies.append(entry)
 
 

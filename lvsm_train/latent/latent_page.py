@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lvsm_train.latent.atlas import Finding
 from lvsm_train.latent.laws import Law
 from lvsm_train.latent.study import mean_of
@@ -198,7 +200,8 @@ def _small(value: float) -> str:
 @dataclass
 class Report:
     """Results of the experiments. facts: about the run. objects: scores of each object's unedited rendering. studies: results of
-    study.measure with their files. says: name of a study -> what was done. notes: lines that a user should read."""
+    study.measure with their files. says: name of a study -> what was done. notes: lines that a user should read. tensors: of
+    latent.safetensors."""
 
     out: Path
     facts: dict[str, Any]
@@ -208,6 +211,7 @@ class Report:
     studies: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """JSON values of latent.json: all numbers."""

@@ -232,9 +232,11 @@ def interpolate(bench: Bench, one: Subject, other: Subject) -> list[Study]:
     made = []
     for name in bench.cfg.pairings:
         plan = paired(bench, name, one, other)
+        pairs = _tensors(f"pairing/{name}", plan)
         for path in ("linear",) if name == "union" else bench.cfg.paths:  # without motion, paths are equal
             title = f"From one object to another: {name}" + ("" if name == "union" else f", {path}")
-            made.append(_way(bench, (one, other), theirs, plan, path, f"{name}-{path}", title, SAYS[name]))
+            way = _way(bench, (one, other), theirs, plan, path, f"{name}-{path}", title, SAYS[name])
+            made.append(dataclasses.replace(way, tensors=pairs))
     half = bench.order(other, "sizes")[: max(1, len(theirs) // 2)]
     few = theirs.only(half)
     for name in bench.cfg.pairings:
@@ -244,8 +246,13 @@ def interpolate(bench: Bench, one: Subject, other: Subject) -> list[Study]:
         )
         title = f"Different numbers of tokens: {name}"
         plan = paired(bench, name, one, other, half)
-        made.append(_way(bench, (one, other), few, plan, "linear", f"sizes-{name}", title, says))
+        way = _way(bench, (one, other), few, plan, "linear", f"sizes-{name}", title, says)
+        made.append(dataclasses.replace(way, tensors=_tensors(f"sizes/{name}", plan) | {"sizes/tokens": half}))
     return made
+
+
+def _tensors(name: str, plan: Pairing) -> dict[str, Tensor]:
+    return {f"{name}/{part}": values for part, values in vars(plan).items()}
 
 
 def paired(bench: Bench, name: str, one: Subject, other: Subject, of_other: Tensor | None = None) -> Pairing:

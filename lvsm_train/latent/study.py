@@ -26,7 +26,8 @@ class Study:
     """An operation on one object or two.
 
     name: stem of files, equal for all objects. says: caption. unedited, goal: renders (T, 3, H, W) of the first and second
-    object, with which `steps` are compared. frames: (F, T, 3, H, W) of a film. facts: further numbers.
+    object, with which `steps` are compared. frames: (F, T, 3, H, W) of a film. facts: further numbers. tensors: of
+    latent.safetensors.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Study:
     goal: Tensor | None = None
     frames: Tensor | None = None
     facts: dict[str, float] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 def change(image: Tensor, other: Tensor, lpips: Lpips | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lvsm_train.config.places import on_hub
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.weights import published, readme
 from lvsm_train.weights.trained import Trained, open_model
+from lvsm_train.weights.writers import write_safetensors
 from pipeline.config.export import ExportConfig, PushConfig
 from pipeline.core.disk import write_json
 from pipeline.core.errors import UserError
@@ -52,14 +53,11 @@ def push(cfg: PushConfig) -> list[str]:
 
 def write(trained: Trained, folder: Path, name: str) -> dict[str, Path]:
     """Write a model into a folder: file's name -> file. name: that the card loads it by. Of equal models come equal bytes."""
-    from safetensors.torch import save_file
-
-    weights = {key: value.detach().cpu().contiguous() for key, value in trained.net.state_dict().items()}
+    weights = trained.net.state_dict()
     files = {file: folder / file for file in (WEIGHTS, CONFIG, README)}
-    save_file(weights, files[WEIGHTS], metadata={"format": "pt"})
+    write_safetensors(weights, files[WEIGHTS], ("format", "pt"))
     said = config(trained, files[WEIGHTS], len(weights), sum(value.numel() for value in weights.values()))
     write_json(files[CONFIG], said)
-    files[WEIGHTS].chmod(files[CONFIG].stat().st_mode)  # safetensors lets nobody else read it
     files[README].write_text(readme.text(said, name), encoding="utf-8")
     return files
 
