@@ -355,10 +355,12 @@ def test_names_of_photos_are_text(served: Server) -> None:
 # ---- the command
 
 
-def test_the_command_shows_a_page_until_it_is_interrupted(run: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("out", [False, True])
+def test_the_command_shows_a_page_until_it_is_interrupted(out: bool, run: Path, data: Path, tmp_path: Path) -> None:
+    """And writes nothing, or, with --out, its files first."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    got: list[tuple[int, bytes]] = []
+    got: list[tuple[int, bytes, bool]] = []
 
     def look() -> None:
         try:
@@ -367,25 +369,24 @@ def test_the_command_shows_a_page_until_it_is_interrupted(run: Path, data: Path,
                 wait_for(lambda connection=connection: connected(connection))  # type: ignore[misc]
                 connection.request("GET", path)
                 reply = connection.getresponse()
-                got.append((reply.status, reply.read()))
+                got.append((reply.status, reply.read(), (tmp_path / "o/index.html").is_file()))
                 connection.close()
         finally:
             os.kill(os.getpid(), signal.SIGINT)
 
     browser = threading.Thread(target=look)
     browser.start()
-    before = sorted(tmp_path.iterdir())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        ended = lvsm_data_here("synthesize", run, "--data", data, "--serve", port)
+        more = ["--frames", 2, "--fps", 2, "--out", "o"] if out else []
+        ended = lvsm_data_here("synthesize", run, "--data", data, "--serve", port, *more)
     browser.join()
     assert ended.returncode == 0 and ended.stderr == ""
-    assert ended.stdout.splitlines()[1:] == [
-        f"open http://127.0.0.1:{port}/ in a browser on this machine; Ctrl-C ends it",
-        "ended after 0 views",
-    ]
-    assert [status for status, _ in got] == [200, 400] and b"Views of ball-" in got[0][1]
-    assert sorted(tmp_path.iterdir()) == before
+    lines = ended.stdout.splitlines()
+    said = f"open http://127.0.0.1:{port}/ in a browser on this machine; Ctrl-C ends it"
+    assert lines[-2:] == [said, "ended after 0 views"] and len(lines) == (6 if out else 3)
+    assert [(status, there) for status, _, there in got] == [(200, out), (400, out)] and b"Views of ball-" in got[0][1]
+    assert [path.name for path in tmp_path.iterdir()] == ["o"] * out
 
 
 def connected(connection: http.client.HTTPConnection) -> bool:
