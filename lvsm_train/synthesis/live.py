@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from lvsm_train.config.shapes import HW
 from lvsm_train.device.devices import now
-from lvsm_train.models.lvsm import HW
 from lvsm_train.synthesis.routes import Viewpoint
 from lvsm_train.synthesis.synthesize import Read, levels
 from pipeline.config import rig

@@ -13,10 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from lvsm_train.config.shapes import HW
 from lvsm_train.config.synthesis import SynthesisConfig
 from lvsm_train.device.devices import now
 from lvsm_train.media.films import write_film
-from lvsm_train.models.lvsm import HW
 from lvsm_train.synthesis import page, stage
 from lvsm_train.synthesis.album import BrokenPhoto, album
 from lvsm_train.synthesis.model import Encoded, Model, load
