@@ -25,6 +25,7 @@ from pipeline.config.export import MODEL, ExportConfig, PathsConfig, PushConfig
 from pipeline.config.manifest import ManifestConfig
 from pipeline.config.render import RenderConfig
 from pipeline.config.run import RunConfig
+from pipeline.config.shared import port_of
 from pipeline.config.source_table import AUTO, CAPTURES
 from pipeline.config.views import ImportConfig
 from pipeline.core.errors import FEWER_THAN_ASKED, UserError
@@ -339,8 +340,11 @@ def view(
     out: Path | None = None,
     objects: int = 64,
     png: Path | None = None,
+    serve: tuple[int, ...] | None = None,
 ) -> int:
     """Write a self-contained HTML page: contact sheet to search, cameras in 3D, failures by reason, throughput.
+
+    With --serve, show all objects on a page of this machine, to filter, sort and look at one by one.
 
     Of training runs, up to four: curves, scores beside the baselines, pictures over time, and settings that differ.
 
@@ -351,6 +355,7 @@ def view(
         out: The page. Default: FOLDER/index.html.
         objects: How many objects the contact sheet shows and searches.
         png: Write a picture instead of a page: a row of views per object.
+        serve: Show all objects at http://127.0.0.1:PORT/ until Ctrl-C, and write nothing. Default port: 8764; 0: a free one.
     """
     from pipeline.report import training
     from pipeline.report.page import write_page, write_sheet
@@ -359,12 +364,21 @@ def view(
     if not folders:
         raise UserError("view needs a folder", "lvsm-data view RUN, the --out of a run")
     if all(map(training.is_training, folders)):
+        if serve is not None:
+            raise UserError("--serve is for runs with shards", "lvsm-data view RUN writes the page of a training run")
         if png is not None:
             raise UserError("--png is for runs with shards", f"{folders[0] / 'strips'} has the pictures of training")
         print(f"page: {training.write_training_page(folders, out or folders[0] / 'index.html')}")
         return 0
     if len(folders) > 1:
         raise UserError(f"view shows one run at a time, not {len(folders)}", "several training runs can be compared")
+    if serve is not None:
+        from pipeline.viewer import gallery
+
+        if out is not None or png is not None:
+            raise UserError("--serve writes no page and no picture", "leave --out and --png out, or --serve")
+        gallery.show(at_hand(folders[0], shards=None), port_of(serve, gallery.PORT))
+        return 0
     folder = at_hand(folders[0], shards=1)
     if png is not None:
         print(f"picture: {write_sheet(folder, png, objects)}")

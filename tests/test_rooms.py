@@ -20,7 +20,7 @@ SCRIPTS = sorted((ROOT / "blender_scripts").rglob("*.py"))
 LAYOUT = {
     "pipeline": (
         "core formats poses upgrade config storage dataset download video sources worker cluster run cycle plan report export "
-        "system doctor cli __main__"
+        "viewer system doctor cli __main__"
     ).split(),
     "lvsm_train": "config models device weights losses data media evaluation synthesis training cycle latent".split(),
 }

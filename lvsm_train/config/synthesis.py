@@ -14,7 +14,7 @@ from lvsm_train.config import shapes
 from lvsm_train.config.places import place_of
 from lvsm_train.config.train import Published
 from pipeline.config.export import check_new
-from pipeline.config.shared import absolute, address_of
+from pipeline.config.shared import absolute, address_of, port_of
 from pipeline.config.source_table import AUTO, PosedSource
 from pipeline.core.errors import UserError
 from pipeline.core.paths import file_stem
@@ -83,7 +83,7 @@ class SynthesisConfig:
     @property
     def port(self) -> int | None:
         """Port of --serve, None without it."""
-        return None if self.serve is None else self.serve[0] if self.serve else PORT
+        return None if self.serve is None else port_of(self.serve, PORT)
 
     @property
     def path_file(self) -> Path | None:
@@ -122,10 +122,7 @@ class SynthesisConfig:
         """Raise UserError for what is no port, and for what is of files where none are written."""
         if self.serve is None:
             return
-        if len(self.serve) > 1 or not all(0 <= port < 65536 for port in self.serve):
-            raise UserError(
-                f"--serve {' '.join(map(str, self.serve))} is no port", f"--serve {PORT}, or 0 for a free one"
-            )
+        port_of(self.serve, PORT)
         if self.out:
             return
         for name in ("fps", "batch"):

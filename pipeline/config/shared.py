@@ -315,3 +315,10 @@ def config_hash(scene: Any) -> str:
     chosen = {name: value for name, value in plain(scene).items() if value != defaults[name]}
     canonical = json.dumps(chosen | {"look": LOOK}, sort_keys=True)
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+def port_of(given: tuple[int, ...], usual: int) -> int:
+    """Port that --serve names, `usual` where it names none. Raises UserError for what is no port."""
+    if len(given) > 1 or not all(0 <= port < 65536 for port in given):
+        raise UserError(f"--serve {' '.join(map(str, given))} is no port", f"--serve {usual}, or 0 for a free one")
+    return given[0] if given else usual

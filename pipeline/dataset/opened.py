@@ -181,9 +181,13 @@ class Dataset(Sequence[Object]):
         shard = int(np.searchsorted(self._first, number, side="right")) - 1
         return self.shards[shard], number - int(self._first[shard])
 
+    def shard_of(self, which: int | str) -> str:
+        """Name of the shard that an object is in: train-000000. Raises like indexing."""
+        return Path(self._place(which)[0]).stem
+
     def split_of(self, which: int | str) -> str:
         """Split that the run has put an object into: train or val. Raises like indexing."""
-        return "val" if Path(self._place(which)[0]).name.startswith("val") else "train"
+        return "val" if self.shard_of(which).startswith("val") else "train"
 
     def number(self, uid: str) -> int:
         """Number of an object. Raises KeyError."""

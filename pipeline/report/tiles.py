@@ -67,10 +67,16 @@ def _spread(count: int, wanted: int) -> list[int]:
 
 
 def _tile(rows: Rows, shard: str, budget: float, strip: int) -> dict[str, Any]:
-    """Object in the form that the page's script reads: poses as the first three rows of c2w, pictures as base64 JPEG."""
-    kept = _spread(len(rows.jpegs), POSES)
-    pictured = [kept[i] for i in _spread(len(kept), strip)]
+    """Description of an object with pictures of `strip` views as base64 JPEG."""
+    made = described(rows, shard)
+    pictured = [made["views"][i] for i in _spread(len(made["views"]), strip)]
     jpegs = _thumbnails([rows.jpegs[i] for i in pictured], budget * strip / STRIP_VIEWS, rows.hw)
+    return made | {"jpegs": {view: base64.b64encode(jpeg).decode() for view, jpeg in zip(pictured, jpegs, strict=True)}}
+
+
+def described(rows: Rows, shard: str) -> dict[str, Any]:
+    """Object in the form that the pages' scripts read, without pictures: facts, and poses as the first three rows of c2w."""
+    kept = _spread(len(rows.jpegs), POSES)
     k = rows.intrinsics[kept]
     plain, nested = _facts_of_object(rows)
     return {
@@ -87,7 +93,6 @@ def _tile(rows: Rows, shard: str, budget: float, strip: int) -> dict[str, Any]:
         "c2w": _numbers(rows.c2w[kept, :3].reshape(-1, 12)),
         "ortho": rows.projection == "ortho",
         "k": _numbers(k[:1] if (k == k[0]).all() else k),
-        "jpegs": {view: base64.b64encode(jpeg).decode() for view, jpeg in zip(pictured, jpegs, strict=True)},
     }
 
 

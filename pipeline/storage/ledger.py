@@ -401,6 +401,12 @@ class Ledger:
         """train, val -> number of delivered items."""
         return self._sums("split", "delivered")
 
+    def ended(self, state: str) -> Iterator[tuple[str, str, str, str, str, str]]:
+        """Yield (uid, source, license, reason, detail, facts as JSON) of all items of a state, delivered or failed, by uid."""
+        source, facts = self._read("source"), self._read("facts")
+        query = f"SELECT uid, {source}, license, reason, detail, {facts} FROM item WHERE state = ? ORDER BY uid"
+        yield from self.db.execute(query, (state,))
+
     def licenses_of(self) -> dict[str, str]:
         """Delivered uid -> license, if recorded: earlier versions lost some licenses in a crash."""
         return dict(self.db.execute("SELECT uid, license FROM item WHERE state = 'delivered' AND license <> ''"))

@@ -27,11 +27,12 @@ torch = pytest.importorskip("torch")
 from lvsm_train.config.synthesis import SynthesisConfig  # noqa: E402
 from lvsm_train.synthesis.live import ALONE_DEG, Live, Newest, Wish, _apart  # noqa: E402
 from lvsm_train.synthesis.routes import Viewpoint  # noqa: E402
-from lvsm_train.synthesis.server import LONGEST, Server, page_of  # noqa: E402
+from lvsm_train.synthesis.server import Server, page_of  # noqa: E402
 from lvsm_train.synthesis.synthesize import Read, read  # noqa: E402
 from pipeline.config.rig import read_path  # noqa: E402
 from pipeline.core import cameras, images  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
+from pipeline.viewer.local_server import LONGEST  # noqa: E402
 from tests import noise  # noqa: E402
 from tests.chromium import needs_browser, tab  # noqa: E402
 from tests.conftest import lvsm_data_here  # noqa: E402

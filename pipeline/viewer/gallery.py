@@ -1,0 +1,168 @@
+"""Page of all objects of a run, and what it asks for: columns to filter by, an object's facts and cameras, its pictures."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+import re
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.core import images
+from pipeline.core.errors import UserError
+from pipeline.core.signals import first_interrupt
+from pipeline.dataset.opened import Dataset, Object
+from pipeline.report import markup
+from pipeline.report.tiles import described
+from pipeline.storage.shards import CONVENTION, PNGS, layer_of
+from pipeline.viewer.catalog import Catalog, moment_of, read_catalog
+from pipeline.viewer.local_server import Answer, LocalServer, said
+
+PORT = 8764  # of `view --serve`
+READERS = 4  # threads that read shards: each keeps files open
+THUMB_WIDTH, THUMBS = 128, 8192  # pixels of a picture in the gallery, and how many stay in memory
+OBJECTS = 16  # that were looked at last, and stay in memory
+HTML, JSON, JPEG, PNG = "text/html; charset=utf-8", "application/json", "image/jpeg", "image/png"
+KEPT = {"Cache-Control": "private, max-age=3600"}  # of what an address always gives: it names the catalog
+PLACE = re.compile(r"/(\d{1,9})/(columns|object|thumb|view|layer)(?:/(\d{1,9}))?(?:/(\d{1,9}))?(?:/([a-z]{1,20}))?")
+PARTS = {"columns": 0, "object": 1, "thumb": 1, "view": 2, "layer": 3}  # of an address, after its kind
+ADDRESSES = "there are /, and of catalog C: /C/columns, /C/object/N, /C/thumb/N, /C/view/N/VIEW, /C/layer/N/VIEW/NAME"
+
+
+class Gallery:
+    """Answers of the page. A page shows the catalog that it was loaded with; loading it again looks for new shards.
+
+    Raises UserError where there is nothing to show.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._readers = ThreadPoolExecutor(READERS, "reader")
+        self._shows(read_catalog(folder), secrets.randbelow(10**8))  # browsers keep pictures of other runs at this port
+
+    def _shows(self, catalog: Catalog, number: int) -> None:
+        self.catalog, self.number = catalog, number
+        self._thumb = functools.lru_cache(THUMBS)(functools.partial(_thumb, catalog))
+        self._object = functools.lru_cache(OBJECTS)(functools.partial(_object, catalog))
+        self._columns = functools.lru_cache(1)(lambda: gzip.compress(_json(catalog.columns()), 1))
+
+    def close(self) -> None:
+        """Read nothing any more."""
+        self._readers.shutdown(cancel_futures=True)
+
+    def answer(self, path: str, query: str) -> Answer:
+        """Answer to an address of the page. For any thread."""
+        if path == "/" and not query:
+            return self._page()
+        found = PLACE.fullmatch(path)
+        if not found or query or 3 - found.groups()[2:].count(None) != PARTS[found[2]]:
+            return said(404, ADDRESSES)
+        if int(found[1]) != self.number:
+            return said(410, "the run has changed meanwhile: load the page again")
+        which, view = (int(part or 0) for part in found.group(3, 4))
+        data = self.catalog.data
+        if found[2] != "columns" and (data is None or which >= len(data)):
+            return said(404, f"there is no object {which}")
+        answers: dict[str, Callable[[], Answer]] = {
+            "columns": lambda: Answer(self._columns(), JSON, more={"Content-Encoding": "gzip"}),
+            "object": lambda: Answer(_json(self._told(which)), JSON, more=KEPT),
+            "thumb": lambda: Answer(self._thumb(which), JPEG, more=KEPT),
+            "view": lambda: Answer(self._object(which).jpegs[view], JPEG, more=KEPT),
+            "layer": lambda: Answer(_layer(self._object(which), view, found[5]), PNG, more=KEPT),
+        }
+        try:
+            return self._readers.submit(answers[found[2]]).result()
+        except (IndexError, KeyError):
+            return said(404, f"object {which} has no such view or layer")
+        except (UserError, OSError, ValueError) as error:  # damaged, or deleted by a cycle since
+            return said(500, f"object {which} cannot be read: {error}")
+
+    def _page(self) -> Answer:
+        with self._lock:
+            try:
+                if moment_of(self.folder) != self.catalog.moment:
+                    self._shows(read_catalog(self.folder), self.number + 1)
+            except UserError as error:
+                return said(500, str(error))
+            catalog, number = self.catalog, self.number
+        delivered = len(catalog.data) if catalog.data else 0
+        page = markup.render(
+            "gallery.html",
+            title=f"{self.folder.name} · lvsm-data",
+            name=self.folder.name,
+            place=str(self.folder),
+            delivered=delivered,
+            failed=len(catalog.failed),
+            number=number,
+            width=catalog.data.width if catalog.data else 0,
+            convention=CONVENTION,
+        )
+        return Answer(str(page).encode(errors="replace"), HTML)
+
+    def _told(self, which: int) -> dict[str, Any]:
+        assert self.catalog.data is not None
+        one = self._object(which)
+        return described(one, self.catalog.data.shard_of(which)) | {"layers": list(one.layers)}
+
+
+def show(folder: Path, port: int) -> None:
+    """Show the page of a run's folder at a port of this machine, 0 for one that is free, until Ctrl-C.
+
+    Raises UserError: nothing to show there, a port that cannot be had.
+    """
+    gallery, ended = Gallery(folder.absolute()), threading.Event()
+    try:
+        with LocalServer(port, gallery.answer) as server, first_interrupt(ended.set):
+            server.begin()
+            print(f"open {server.url} in a browser on this machine; Ctrl-C ends it", flush=True)
+            while not ended.wait(0.5):
+                pass
+            server.shutdown()
+    finally:
+        gallery.close()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode(errors="replace")
+
+
+def _object(catalog: Catalog, which: int) -> Object:
+    assert catalog.data is not None
+    return catalog.data[which]
+
+
+def _thumb(catalog: Catalog, which: int) -> bytes:
+    """First picture of an object as a JPEG of at most THUMB_WIDTH pixels."""
+    data, small = catalog.data, catalog.small
+    assert data is not None and small is not None
+    first = _first(small, data.uids[which])
+    pixels = images.decode(first)
+    if pixels.shape[1] <= THUMB_WIDTH:
+        return first
+    hw = max(1, round(THUMB_WIDTH * pixels.shape[0] / pixels.shape[1])), THUMB_WIDTH
+    return images.encode_jpeg(images.shrink(pixels, hw), 85)
+
+
+def _first(data: Dataset, uid: str) -> bytes:
+    return data[uid].jpegs[0]
+
+
+def _layer(one: Object, view: int, name: str) -> bytes:
+    """Picture of a companion of a view: depth from white (near) to black, normals as colours, shares as grey."""
+    (values,) = layer_of(name, [one.layers[name][view]], one.hw)
+    if name in PNGS:
+        return images.encode_png(values)
+    if name == "normals":
+        return images.encode_png(np.round(127.5 * (np.nan_to_num(values) + 1)).clip(0, 255).astype(np.uint8))
+    there = np.isfinite(values)
+    near, far = (float(values[there].min()), float(values[there].max())) if there.any() else (0.0, 1.0)
+    grey = np.where(there, 1 - 0.8 * (np.where(there, values, near) - near) / max(far - near, 1e-9), 0)
+    return images.encode_png(np.round(255 * grey).astype(np.uint8))
