@@ -8,7 +8,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from pipeline.core.errors import Skip
@@ -177,14 +177,14 @@ def _tiff(read: Read, order: str) -> tuple[int, int] | None:
 def check_stl(read: Read, size: int, max_polygons: int) -> None:
     """Check a binary STL: 50 bytes for each declared triangle after a head of 84. A text STL starts with "solid".
 
-    Raises Skip: truncated (a text that does not end with a whole facet, too), too_many_polygons, empty.
+    Raises Skip: truncated (a text that does not end with endsolid, too), too_many_polygons, empty.
     """
     head = read(0, 512)
     text = head.lstrip().lower()
     if text.startswith(b"solid") and b"facet" in text:
         last = read(max(0, size - LAST), LAST).rstrip(BLANK).lower()
-        if not re.search(rb"(endfacet|endloop|endsolid[^\r\n]*)$", last):
-            raise Skip("truncated", f"a text of {size} bytes that ends within a facet; fetch it again")
+        if not re.search(rb"endsolid[^\r\n]*$", last):
+            raise Skip("truncated", f"a text of {size} bytes that ends without endsolid; fetch it again")
         return
     if text.startswith(b"solid") and b"endsolid" in text:
         raise Skip("empty", "a text STL without a facet")
@@ -198,7 +198,29 @@ def check_stl(read: Read, size: int, max_polygons: int) -> None:
         raise Skip("too_many_polygons", f"{triangles} triangles, the limit is {max_polygons}")
 
 
-def check_ply(read: Read, size: int, max_polygons: int) -> None:
+@dataclass(frozen=True)
+class PlyElement:
+    """An element of a PLY. properties: (type,) of each, or (type of its length, type) of a list."""
+
+    rows: int
+    properties: list[tuple[str, ...]] = field(default_factory=list)
+
+    @property
+    def lists(self) -> bool:
+        """True if any property is a list."""
+        return any(len(types) > 1 for types in self.properties)
+
+
+@dataclass(frozen=True)
+class PlyHeader:
+    """What a PLY says of itself. order: of its bytes, "<" or ">", "" for a text. start: byte of its first row."""
+
+    order: str
+    start: int
+    elements: list[PlyElement]
+
+
+def check_ply(read: Read, size: int, max_polygons: int) -> PlyHeader:
     """Check a PLY. Raises Skip: broken_header, truncated (more rows declared than fit), too_many_polygons."""
     head, found, _ = read(0, 2**20).partition(b"end_header")
     if not found:
@@ -206,21 +228,28 @@ def check_ply(read: Read, size: int, max_polygons: int) -> None:
     lines = [line.split() for line in head.decode("latin-1").splitlines()]
     text = ["format", "ascii", "1.0"] in lines
     needed, rows, width = 0, 0, 0
+    elements: list[PlyElement] = []
     for words in [*lines, ["element", "end", "0"]]:
         if words[:1] == ["element"] and len(words) == 3:
             needed += rows * max(width, 1)
             if not words[2].isdecimal() or len(words[2]) > 18:
                 raise Skip("broken_header", f"{' '.join(words)[:80]}: no number that a count could have")
             rows, width = int(words[2]), 0
+            elements.append(PlyElement(rows))
             if words[1] == "face" and rows > max_polygons:
                 reason = "truncated" if rows > size else "too_many_polygons"
                 raise Skip(reason, f"{rows} faces in {size} bytes; the limit is {max_polygons}")
         elif words[:1] == ["property"] and len(words) >= 3:
             kind = words[2] if words[1] == "list" else words[1]
             width += 2 if text else PLY_WIDTHS.get(kind, 4)  # of a list, its length: it may be empty
-    have = size - len(head) - len(found)  # with the end of the header's line; a text's last line may lack its own
+            if elements:
+                elements[-1].properties.append(tuple(words[2:4] if words[1] == "list" else words[1:2]))
+    start = len(head) + len(found)
+    have = size - start  # with the end of the header's line; a text's last line may lack its own
     if needed > have:
         raise Skip("truncated", f"{have} bytes of data, the header's counts need {needed} at least")
+    order = "" if text else ">" if ["format", "binary_big_endian", "1.0"] in lines else "<"
+    return PlyHeader(order, start + len(read(start, WINDOW).partition(b"\n")[0]) + 1, elements[:-1])
 
 
 def check_abc(read: Read, size: int) -> None:

@@ -15,7 +15,7 @@ from pipeline.core.errors import Skip
 from pipeline.core.paths import leaf
 from pipeline.formats import gltf, headers, references
 from pipeline.formats.references import Span
-from pipeline.upgrade import copies, crate, gltf_old, gltf_plain, mtl, plain_text
+from pipeline.upgrade import copies, crate, cut_off, gltf_old, gltf_plain, mtl, plain_text
 from pipeline.upgrade.folder import BINARY, USD, Folder, check_regular, named_by, outer, shown
 from pipeline.upgrade.nearby import slashed
 
@@ -170,7 +170,7 @@ class _Asset:
                     if b"FACET" in read(0, 512) and self.scratch:
                         return Checked(copies.stl(self.path, copies.anew(self.scratch / STAGED)), "stl")
                 case "ply":
-                    headers.check_ply(read, size, max_polygons)
+                    cut_off.check_ply(read, size, headers.check_ply(read, size, max_polygons))
                     return self._ply()
                 case "abc":
                     headers.check_abc(read, size)
@@ -227,6 +227,8 @@ class _Asset:
                 raise Skip("lfs_pointer", f"{shown(uri)} is a Git LFS pointer, not the geometry that it stands for")
 
     def _obj(self) -> Checked:
+        with self.path.open("rb") as stream:
+            cut_off.check_obj(headers.reader(stream), self.path.stat().st_size)
         named = dict.fromkeys(name for name in references.libraries(self.path) if name)
         own = self.folder.place(self.path).with_suffix(".mtl")  # read unasked
         unasked = [own.name] if os.path.lexists(own) and own.name not in named else []
@@ -321,9 +323,10 @@ class _Asset:
         self.folder.follow(self.path, "fbx", references.references(self.path, "fbx"))
         with self.path.open("rb") as stream:
             headers.check_fbx(headers.reader(stream), self.path.stat().st_size)
+            if is_text := references.is_fbx_text(self.path):
+                cut_off.check_fbx(headers.reader(stream), self.path.stat().st_size)
         if not self.folder.refused:
             return Checked(self.path, "fbx", pictures=self.folder.moved(self.path))
-        is_text = references.is_fbx_text(self.path)
 
         def new(span: Span) -> bytes:
             size = span.end - span.start

@@ -127,8 +127,8 @@ def test_a_ply_of_text_with_returns_alone(tmp_path: Path, render: Render) -> Non
     assert meta(render(tmp_path / "text.ply"))["polygons"] == 1
 
 
-def test_a_ply_that_ends_early(tmp_path: Path, render: Render) -> None:
-    """Blender's importer refuses the whole file; the faces that are there can be shown."""
+def test_a_ply_with_fewer_faces_than_it_says(tmp_path: Path, render: Render) -> None:
+    """Blender's importer refuses the whole file; its faces can be shown, since they have all of its points."""
     head = ["ply", "format ascii 1.0", "element vertex 3", *(f"property float {axis}" for axis in "xyz")]
     head += ["element face 20", "property list uchar int vertex_indices", "end_header"]
     (tmp_path / "faces.ply").write_text("\n".join([*head, "0 0 0", "1 0 0", "0 1 0.5", *["3 0 1 2"] * 12, ""]))
