@@ -16,7 +16,7 @@ def relink(pictures):
             image.source not in ("FILE", "TILED") or image.packed_file or image.size[0]
         ):  # the size tries to load the file
             continue
-        if file := near(image, pictures):
+        if file := near(image, pictures) or of_stem(image, pictures):
             image.source = "FILE"
             image.filepath = file
             image.reload()
@@ -24,10 +24,27 @@ def relink(pictures):
     return found
 
 
+def of_stem(image, pictures):
+    """The only picture of an image's stem, under another suffix; "" if there is none."""
+    base = _base(image)
+    stems = {base, base.rpartition(".")[0]} - {""}
+    found = {
+        file
+        for name, files in pictures.items()
+        if name.rpartition(".")[0] in stems and not name.endswith(".blend")
+        for file in files
+    }
+    return found.pop() if len(found) == 1 else ""
+
+
+def _base(block):
+    return unicodedata.normalize("NFC", parts(block.filepath)[-1].casefold())
+
+
 def near(block, files):
     """File that is most like the path of an image or library: the nearest of its base name, "" if there is none."""
     wanted = [part.casefold() for part in parts(block.filepath)]
-    found = files.get(unicodedata.normalize("NFC", wanted[-1]), ())
+    found = files.get(_base(block), ())
     return min(found, key=lambda path: -_alike(path.casefold().split("/"), wanted), default="")
 
 

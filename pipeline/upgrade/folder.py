@@ -25,6 +25,7 @@ USD = {"usd", "usda", "usdc", "usdz"}
 USD_LAYERS = (".usd", ".usda", ".usdc", ".usdz", ".abc", ".mtlx", ".sdf")  # of names whose content makes up the shape
 PICTURES = tuple(".png .jpg .jpeg .tga .bmp .tif .tiff .webp .exr .hdr .gif .dds .psd .jp2".split())
 BINARY = "usdc"  # some of whose words only look like a layer's name, so what leads elsewhere is left to Blender's walls
+PAINTED = {"mtl", "fbx", "picture"}  # of formats that name pictures alone, besides what is followed as a layer
 LAYERS = USD | {"dae"}  # formats whose files may refer to further files of a format in here
 MAX_FILES = 5000  # that one asset may refer to, directly or not
 
@@ -111,7 +112,7 @@ class Folder:
                 raise
             self.refused[source, name] = why
             found = []
-        near = None if found or kind in LAYERS else self._nearest(place, source)
+        near = None if found or kind in LAYERS else self._nearest(place, source, kind)
         # geometry has to stand where it is said to, at most in another case
         if near and (kind != "gltf" or near.parent == Path(os.path.realpath(self.place(source).parent))):
             check_regular(near, self.root)
@@ -121,10 +122,16 @@ class Folder:
         self.found += [(source, name, path) for path in found[:1]]
         return found
 
-    def _nearest(self, name: str, source: Path) -> Path | None:
-        """File with the base name of `name` in any case: in the nearest folder, then the most alike, then the first."""
+    def _nearest(self, name: str, source: Path, kind: str) -> Path | None:
+        """File with the base name of `name` in any case: in the nearest folder, then the most alike, then the first.
+
+        For want of one, of what can only be a picture, the only picture of its stem.
+        """
         parts = [part.casefold() for part in slashed(urllib.parse.unquote(name)).split("/")]
-        near = self._nearby(source).get(base_name(urllib.parse.unquote(name)))
+        base = base_name(urllib.parse.unquote(name))
+        near = self._nearby(source).get(base)
+        if not near and kind in PAINTED:
+            near = self._nearby(source).of_stem(base, PICTURES)
         return Path(min(near, key=lambda path: -alike(path.casefold().split("/"), parts))) if near else None
 
     def moved(self, to: Path | None = None) -> dict[str, list[str]]:

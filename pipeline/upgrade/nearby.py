@@ -28,6 +28,14 @@ class Nearby:
             pass
         return self.found.get(base, [])
 
+    def of_stem(self, base: str, suffixes: tuple[str, ...]) -> list[str]:
+        """[the only file] that has the stem of that base name, or all of it, before another suffix, one of these; else []."""
+        stem = os.path.splitext(base)[0]
+        if stem == base:
+            return []
+        found = [path for end in suffixes for of in {stem, base} for path in self.everything().get(of + end, [])]
+        return found if len(found) == 1 else []
+
     def everything(self) -> dict[str, list[str]]:
         """Base name -> sorted files."""
         while self._step():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -432,6 +433,28 @@ def test_no_picture_outside_of_the_root_is_taken(render: Render, tmp_path: Path,
     outcome = render(path, path.parent)
     assert is_red(outcome)  # a file below the root of that name is another
     assert facts(outcome) == {"mended": ["links"]}
+
+
+@pytest.mark.parametrize("suffix", ["gltf", "obj", "usda", "dae", "ply", "fbx", "blend"])
+def test_pictures_under_another_suffix_are_found_by_their_stem(
+    render: Render, binaries: Path, tmp_path: Path, suffix: str
+) -> None:
+    if suffix in ("fbx", "blend"):
+        path = Path(shutil.copy(binaries / f"it.{suffix}", tmp_path))
+    else:
+        path = named_by(tmp_path, suffix, "old/tex/Oak.tga")
+    base = "Oak.tga" if path.parent != tmp_path else "Paint.png"
+    stem = base.partition(".")[0]
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / f"{stem}.JPEG").write_bytes(parts.png(8, 8, RED))
+    (tmp_path / f"{stem}.txt").write_text("no picture")
+    outcome = render(path, tmp_path)
+    assert is_red(outcome)
+    assert facts(outcome) == {"mended": ["links"]}
+    (tmp_path / f"{base}.bmp").write_bytes(parts.png(8, 8, RED))
+    outcome = render(path, tmp_path)
+    assert not is_red(outcome)  # two that may be meant
+    assert facts(outcome) == {"missing_textures": 1}
 
 
 BINARIES = """
