@@ -6,6 +6,7 @@ with other words is the file, its new words and its new table of contents.
 
 from __future__ import annotations
 
+import io
 import shutil
 import struct
 from collections.abc import Callable
@@ -30,6 +31,11 @@ def words(path: Path) -> list[str]:
     """All words of the file; [] of one that is damaged, too large or of a version before 0.4. Raises OSError."""
     with path.open("rb") as stream:
         return _read(stream)[1]
+
+
+def words_of(data: bytes) -> list[str]:
+    """All words of a file of these bytes, as of `words`."""
+    return _read(io.BytesIO(data))[1]
 
 
 def renamed(source: Path, new: Callable[[str], str], target: Path) -> Path:

@@ -22,11 +22,17 @@ from pipeline.upgrade.nearby import MAX_PATH, Nearby, alike, base_name, slashed
 FORGIVING = {"obj", "mtl", "fbx", "dae", "picture"}
 OPTIONAL = FORGIVING - {"dae"}  # without these an object is shown all the same
 USD = {"usd", "usda", "usdc", "usdz"}
-USD_LAYERS = (".usd", ".usda", ".usdc", ".usdz", ".abc", ".mtlx", ".sdf")  # of names whose content makes up the shape
+UNREAD = (".drc", ".abc")  # layers of formats for which Blender's USD has no plug-in
+USD_LAYERS = (".usd", ".usda", ".usdc", ".usdz", ".mtlx", ".sdf", *UNREAD)  # of names whose content makes up the shape
+ASSETS = (
+    *UNREAD,
+    *".obj .fbx .gltf .glb .stl .ply .dae .3ds .splat .spz".split(),
+)  # which plug-ins of others take as layers
 PICTURES = tuple(".png .jpg .jpeg .tga .bmp .tif .tiff .webp .exr .hdr .gif .dds .psd .jp2".split())
 BINARY = "usdc"  # some of whose words only look like a layer's name, so what leads elsewhere is left to Blender's walls
 PAINTED = {"mtl", "fbx", "picture"}  # of formats that name pictures alone, besides what is followed as a layer
 LAYERS = USD | {"dae"}  # formats whose files may refer to further files of a format in here
+MAX_MEMBER = 2**26  # bytes of a binary layer in an archive whose words are read
 MAX_FILES = 5000  # that one asset may refer to, directly or not
 
 
@@ -260,6 +266,34 @@ def named_by(path: Path, kind: str) -> list[str]:
         found = dict.fromkeys(word for word in crate.words(path) if word.lower().endswith((*PICTURES, *USD_LAYERS)))
         return [*itertools.islice(found, references.MAX_NAMES)]
     return [] if kind == "usdz" else references.references(path, kind)
+
+
+def unread(path: Path, root: Path) -> str:
+    """Name of a file that a USD or a layer of it is made of and that Blender's USD has no plug-in for; "" if it names none."""
+    layers = [path]
+    if path.suffix.lower() != ".usdz":
+        kind, folder = BINARY if crate.is_crate(path) else "usda", Folder(root)
+        with contextlib.suppress(Skip):
+            folder.follow(path, kind, named_by(path, kind))
+        layers += [found for _, _, found in folder.found]
+    names = (name for layer in dict.fromkeys(layers) for name in _words(layer))
+    return next((name for name in names if outer(name).lower().endswith(ASSETS)), "")
+
+
+def _words(layer: Path) -> Iterator[str]:
+    """Yield what a USD of any kind names, and other words; nothing of other files. Of an archive, its members too."""
+    if crate.is_crate(layer):
+        yield from crate.words(layer)
+    elif layer.suffix.lower() == ".usdz":
+        yield from (span.name for _, span in references.within_usdz(layer))
+        with layer.open("rb") as stream:
+            read = headers.reader(stream)
+            for member in headers.usdz_members(read, layer.stat().st_size):
+                yield member.name
+                if read(member.offset, len(crate.MAGIC)) == crate.MAGIC and member.size < MAX_MEMBER:
+                    yield from crate.words_of(read(member.offset, member.size))
+    elif references.is_usda(layer):
+        yield from references.references(layer, "usda")
 
 
 def opens(source: Path, name: str, found: Path) -> bool:

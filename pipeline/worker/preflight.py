@@ -16,7 +16,7 @@ from pipeline.core.paths import leaf
 from pipeline.formats import gltf, headers, references
 from pipeline.formats.references import Span
 from pipeline.upgrade import copies, crate, cut_off, gltf_old, gltf_plain, mtl, plain_text
-from pipeline.upgrade.folder import BINARY, USD, Folder, check_regular, named_by, outer, shown
+from pipeline.upgrade.folder import BINARY, UNREAD, USD, Folder, check_regular, named_by, outer, shown, unread
 from pipeline.upgrade.nearby import slashed
 
 FORMATS = frozenset("procedural glb gltf obj fbx stl ply usd usda usdc usdz dae abc blend".split())
@@ -112,6 +112,18 @@ def prepare(
         return checked if found == file_format else checked.with_word("suffix")
     except OSError as error:
         raise Skip("file_unreadable", f"{path.name}: {error.strerror}") from None
+
+
+def why_empty(path: Path, root: Path, checked: Checked) -> Skip | None:
+    """Why Blender found nothing in a file of which it could show something if it were whole; None if nothing tells."""
+    if checked.format in USD and (name := unread(path, root)):
+        said = f"{shown(name)}, which {path.name} is made of, is of a format that Blender's USD has no plug-in for"
+        return Skip("unsupported_extension", f"{said}; flatten it to USD in the program that it comes from")
+    if checked.missing:
+        return Skip(
+            "missing_file", f"{checked.missing[0][:200]!r}, which {path.name} is made of, is not there; fetch it too"
+        )
+    return None
 
 
 def _content(path: Path, file_format: str) -> str:
@@ -289,9 +301,9 @@ class _Asset:
         layers = {path for path in found if references.is_usda(path) or crate.is_crate(path)}
         self.folder.check_refused([self.path, *layers])
         relinked = not all(self.folder.opens(source, outer(name), to) for source, name, to in self.folder.found)
-        gone = sum(
-            of != BINARY for of in self.folder.missing.values()
-        )  # some words of a binary file only look like names
+        # some words of a binary file only look like names
+        gone = sum(of != BINARY for of in self.folder.missing.values())
+        gone += len({to for of, _, to in self.folder.found if to.suffix.lower() in UNREAD and references.is_usda(of)})
         facts: dict[str, Any] = ({"missing_layers": gone} if gone else {}) | ({"mended": ["links"]} if relinked else {})
         missing = tuple(self.folder.missing)
         if not (relinked or self.folder.refused or (self.folder.place(self.path) != self.path and files)):
@@ -309,15 +321,17 @@ class _Asset:
 
     def _usdz(self) -> Checked:
         inside = dict(self.folder.check_usdz(self.path))
+        gone = sum(name.lower().endswith(UNREAD) for name in references.references(self.path, "usdz"))
+        facts: dict[str, Any] = {"missing_layers": gone} if gone else {}
         if not inside:
-            return Checked(self.path, "usdz")
+            return Checked(self.path, "usdz", facts)
 
         def new(span: Span) -> bytes:
             size, near = span.end - span.start, inside[span].encode()
             return copies.padded(near if 0 < len(near) <= size else leaf(span.name).encode(), size)
 
         mended = any(0 < len(near.encode()) <= span.end - span.start for span, near in inside.items())
-        return Checked(self._rewritten(inside, new), "usdz", {"mended": ["links"]} if mended else {})
+        return Checked(self._rewritten(inside, new), "usdz", facts | ({"mended": ["links"]} if mended else {}))
 
     def _fbx(self) -> Checked:
         self.folder.follow(self.path, "fbx", references.references(self.path, "fbx"))

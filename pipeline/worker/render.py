@@ -49,10 +49,8 @@ class Renderer:
         try:
             return self._render(item, checked, root, timings)
         except Skip as skip:
-            if skip.reason == "empty" and checked.missing:
-                said = f"{checked.missing[0][:200]!r}, which {path.name} is made of, is not there; fetch it too"
-                raise Skip("missing_file", said) from None
-            raise
+            why = preflight.why_empty(path, root, checked) if skip.reason == "empty" else None
+            raise why or skip from None
 
     def _root_of(self, item: Item, path: Path) -> Path:
         """Folder that the object may read: the source's `root`, else the user's input folder around it, else path.parent."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from pipeline.core import images
 from pipeline.core.records import Outcome
 from pipeline.worker.blender import error_line
 from tests import parts
-from tests.conftest import Render
+from tests.conftest import HERE, Render
 
 BOX = [[0, 0, 0], [1, 1, 2]]  # bounds of the box that tests/parts.py writes
 
@@ -255,6 +258,49 @@ def test_layers_that_are_not_there(tmp_path: Path, render: Render) -> None:
     assert (outcome.reason, "./gone.usda" in outcome.detail) == ("missing_file", True)
     (tmp_path / "part.usda").write_text(text + 'def Cube "cube"\n{\n    double size = 1\n}\n')
     assert meta(render(tmp_path / "part.usda"))["missing_layers"] == 1
+
+
+def of_asset(name: str) -> str:
+    """A USD whose mesh is in another file, as Draco's plug-in writes it."""
+    mesh = f'def Mesh "box" (\n prepend references = @{name}@\n) {{ }}'
+    return f'#usda 1.0\n(\n defaultPrim = "it"\n)\ndef Xform "it"\n{{\n{mesh}\n}}\n'
+
+
+@pytest.mark.parametrize("form", ["usda", "layer", "usdz"])
+@pytest.mark.parametrize("name", ["./box.drc", "box.abc", "box.OBJ"])
+def test_meshes_of_formats_that_blenders_usd_does_not_read(
+    tmp_path: Path, render: Render, form: str, name: str
+) -> None:
+    (tmp_path / name).write_bytes(b"DRACO\2\2")
+    path = tmp_path / f"it.{form}"
+    match form:
+        case "usdz":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("it.usda", of_asset(name))
+                archive.write(tmp_path / name, name)
+        case "layer":
+            (tmp_path / "inner.usda").write_text(of_asset(name))
+            path = tmp_path / "it.usda"
+            path.write_text(of_asset("inner.usda"))
+        case _:
+            path.write_text(of_asset(name))
+    outcome = render(path)
+    assert outcome.reason == "unsupported_extension"
+    assert name.removeprefix("./") in outcome.detail
+    if form == "usda" and name != "box.OBJ":
+        path.write_text(of_asset(name) + 'def Cube "cube"\n{\n    double size = 1\n}\n')
+        assert meta(render(path))["missing_layers"] == 1
+
+
+def test_a_binary_usd_whose_meshes_are_in_another_format(tmp_path: Path, render: Render) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "it.usd").write_text(of_asset("./box.drc"))
+    subprocess.run(
+        [sys.executable, "-I", HERE / "binary_usd.py", tmp_path], check=True, capture_output=True, timeout=120
+    )
+    for name in ("it.usd", "it.usdz"):
+        outcome = render(tmp_path / "one" / name)
+        assert (outcome.reason, "box.drc" in outcome.detail) == ("unsupported_extension", True), name
 
 
 def test_a_usd_on_whose_colours_the_importer_crashes(tmp_path: Path, render: Render) -> None:
