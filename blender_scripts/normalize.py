@@ -24,6 +24,7 @@ FLAT = 1e-6  # width over length of what has no area; float32 coordinates hardly
 THIN = 1e-4  # width over the length of a usual face of what nobody sees
 LATER = (0.25, 0.5, 0.75, 1.0)  # shares of an animation at which something may be visible that its start does not show
 CHUNK = 2**20  # points that are transformed at once
+LEAST = 1e-4  # area of all faces over the square of the size; below, no camera that holds the whole sees 0.5 % of its picture
 SAMPLED = 5000  # points of what an object shows, by which far outliers are found
 
 
@@ -33,14 +34,14 @@ def normalize(how, limits):
     Returns facts (transform, bounds, counts), and points (K, 3) whose hull holds all that is rendered (None: not known).
 
     how: "sphere" (the smallest sphere around the box's centre that holds all gets radius 0.5) or "box" (the longest side gets
-    length 1). limits: {"max_polygons": int}. Raises Unusable: empty, only_points, only_lines, not_finite, degenerate,
-    absurd_scale, too_many_polygons,
-    outlier_geometry, normalize_failed.
+    length 1). limits: {"max_polygons": int, "framed": True if all cameras hold the whole object}. Raises Unusable: empty,
+    only_points, only_lines, not_finite, degenerate, absurd_scale, too_many_polygons, outlier_geometry, tiny, normalize_failed.
     """
     scene = bpy.context.scene
     raw = _measure_when_visible()
     _judge(raw, limits)
     low, high = raw["bounds"]
+    _judge_area(raw, _size(raw, how), limits)
     scale = 1.0 / _size(raw, how)
     matrix = Matrix.Scale(scale, 4) @ Matrix.Translation((-(low + high) / 2).tolist())
 
@@ -121,7 +122,9 @@ def _measure(outline=None):
 
 
 def _measure_instances(depsgraph, outline):
-    """Bounds (2, 3), 0.1-99.9 percentile bounds, radius around the bounds' centre, polygon and instance counts.
+    """Bounds (2, 3), 0.1-99.9 percentile bounds, radius around the bounds' centre, polygon and instance counts, area.
+
+    area: at least that of all faces that can be seen; infinite where other things than faces are rendered.
 
     With an outline also its "corners"; None if points do not bound the geometry (curves and points have a thickness,
     volumes and particle hair have no points). Polygons alone if nothing can be seen.
@@ -139,8 +142,8 @@ def _measure_instances(depsgraph, outline):
         if len(geometry[key][0]):
             bounded = bounded and ob.type == "MESH" and not ob.particle_systems
     polygons = sum(geometry[key][1] * len(matrices) for key, matrices in places.items())
-    placed = [(geometry[key][0], _with_area(np.array(matrices, np.float64))) for key, matrices in places.items()]
-    placed = [(points, matrices) for points, matrices in placed if len(points) and len(matrices)]
+    seen = [(geometry[key], _with_area(np.array(matrices, np.float64))) for key, matrices in places.items()]
+    placed = [(points, matrices) for (points, _, _), matrices in seen if len(points) and len(matrices)]
     if not placed:
         return {"polygons": polygons}
     # column by column: numpy takes five times as long over rows of three
@@ -159,6 +162,7 @@ def _measure_instances(depsgraph, outline):
         "polygons": polygons,
         "instances": sum(len(matrices) for _, matrices in placed),
         "corners": corners,
+        "area": sum(area * _widening(matrices) for (_, _, area), matrices in seen) if bounded else np.inf,
     }
 
 
@@ -174,6 +178,12 @@ def _with_area(matrices):
     return matrices[(sizes[:, 1] > FLAT * sizes[:, 0]) | ~np.isfinite(matrices).all((1, 2))]
 
 
+def _widening(matrices):
+    """Sum over matrices (M, 4, 4) of the most by which each multiplies an area."""
+    sizes = np.linalg.svd(np.nan_to_num(matrices[:, :3, :3]), compute_uv=False)
+    return float((sizes[:, 0] * sizes[:, 1]).sum())
+
+
 def _worlds(placed):
     """World points (N, 3) of all instances, at most about CHUNK at a time. placed: [(points (P, 3), matrices (M, 4, 4))]."""
     for points, matrices in placed:
@@ -184,46 +194,48 @@ def _worlds(placed):
 
 
 def _points_and_faces(ob):
-    """Local points (N, 3) of whatever the object renders, and its number of faces."""
+    """Local points (N, 3) of whatever the object renders, its number of faces, and the area of those that can be seen."""
     if ob.type == "MESH":
-        return _visible_points(ob), len(ob.data.polygons)
+        points, area = _visible_points(ob)
+        return points, len(ob.data.polygons), area
     if ob.type in ("POINTCLOUD", "CURVES"):
         position = ob.data.attributes.get("position")
         points = np.empty(len(position.data) * 3 if position else 0, np.float32)
         if position:
             position.data.foreach_get("vector", points)
-        return points.reshape(-1, 3).astype(np.float64), 0
-    return np.array([tuple(corner) for corner in ob.bound_box], np.float64), 0
+        return points.reshape(-1, 3).astype(np.float64), 0, 0.0
+    return np.array([tuple(corner) for corner in ob.bound_box], np.float64), 0, 0.0
 
 
 def _visible_points(ob):
-    """Vertices (N, 3) of the faces of a mesh object that have an area and are not of alpha 0."""
+    """Vertices (N, 3) of the faces of a mesh object that have an area and are not of alpha 0, and the area of these."""
     mesh = ob.data
     count = len(mesh.polygons)
     if not count:
-        return np.empty((0, 3))
+        return np.empty((0, 3)), 0.0
     points, corners = meshes.points(mesh), meshes.corners(mesh)
     starts, sizes = meshes.starts_and_lengths(mesh)
-    seen = ~_is_clear(ob, count)
+    seen, areas = ~_is_clear(ob, count), np.zeros(count, np.float32)
     axes = np.ascontiguousarray(points.T)
     for size in np.flatnonzero(np.bincount(sizes)):
         chosen = sizes == size
         around = corners.reshape(-1, size) if chosen.all() else corners[starts[chosen][:, None] + np.arange(size)]
-        seen[chosen] &= _has_area([axes[:, corner] for corner in around.T])
+        is_wide, areas[chosen] = _has_area([axes[:, corner] for corner in around.T])
+        seen[chosen] &= is_wide
     if not seen.all():
         corners = corners[np.repeat(seen, sizes)]
     used = np.zeros(len(points), bool)
     used[corners] = True
-    return points[used].astype(np.float64)
+    return points[used].astype(np.float64), float(areas[seen].sum(dtype=np.float64))
 
 
 def _has_area(corners):
-    """Mask (F,) of faces that are wider than FLAT of their length, or than THIN of a usual face's: those can be seen.
+    """Mask (F,) of faces that are wider than FLAT of their length, or than THIN of a usual face's: those can be seen. Areas (F,).
 
     corners: K arrays (3, F), one for each corner of a face.
     """
     if len(corners) < 3:
-        return np.zeros(corners[0].shape[1], bool)
+        return np.zeros(corners[0].shape[1], bool), 0.0
     if len(corners) == 4:  # half the cross product of the diagonals is the area too, and spares one
         sides = [(corners[2] - corners[0], corners[3] - corners[1])]
     else:
@@ -237,7 +249,7 @@ def _has_area(corners):
     usual = np.partition(longest, (len(longest) - 1) // 2)[(len(longest) - 1) // 2]
     # what is not finite stays, and is judged with the bounds
     flat = (squared <= np.square(FLAT * longest)) & (squared <= longest * usual * THIN**2)
-    return ~flat | ~np.isfinite(squared)
+    return ~flat | ~np.isfinite(squared), np.sqrt(squared) / 2
 
 
 def _is_clear(ob, count):
@@ -266,3 +278,10 @@ def _judge(raw, limits):
     core = float((raw["core"][1] - raw["core"][0]).max())
     if core * 100 < size:
         raise Unusable("outlier_geometry", f"99.8 % of the vertices span {core:.3g} of {size:.3g}: broken coordinates")
+
+
+def _judge_area(raw, size, limits):
+    share = raw["area"] / size**2
+    if limits.get("framed") and share < LEAST:
+        said = f"all faces together have {share:.2g} of the square of the size, {size:.3g}"
+        raise Unusable("tiny", f"{said}; leave out what is far from the rest")

@@ -88,7 +88,10 @@ def verdict(stats: list[ViewStats], framed: bool, way_out: str = "") -> tuple[st
     if coverage.max() == 0:
         return "all_background", f"no view of {len(stats)} shows anything"
     if np.median(coverage) < TINY_COVERAGE:
-        return "tiny", f"median coverage {np.median(coverage):.2%} of the image"
+        return (
+            "tiny",
+            f"median coverage {np.median(coverage):.2%} of the image; leave out parts that lie far from the rest",
+        )
     if np.median(seen) < TINY_COVERAGE:
         return "blank", f"median {np.median(seen):.2%} of the pixels differ from the background{way_out}"
     if (black := facts(stats)["black"]) >= ALL_BLACK:

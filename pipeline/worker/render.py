@@ -146,7 +146,7 @@ def build_job(cfg: SceneConfig, uid: str, c2w: np.ndarray, threads: int) -> dict
         "seed": int(item_rng(cfg.seed, uid, "noise").integers(2**30)),
         "passes": [name for name in PASSES if getattr(cfg, name)],
         "threads": threads,
-        "limits": {"max_polygons": cfg.max_polygons},
+        "limits": {"max_polygons": cfg.max_polygons, "framed": cfg.framed},
         "normalize": cfg.normalize,
     }
 
