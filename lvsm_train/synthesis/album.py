@@ -58,7 +58,8 @@ class Album:
 
     def shape(self) -> HW:
         """(height, width) of the first photo."""
-        return posed_views.hw_of(self.posed.images[0], self.posed.name(0))
+        with _told(self.name):
+            return posed_views.hw_of(self.posed.images[0], self.posed.name(0))
 
     def doubts(self, inputs: Sequence[int]) -> list[str]:
         """Say where the cameras of these photos do not fit them, as `import` checks it."""

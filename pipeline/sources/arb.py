@@ -158,8 +158,9 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     if CAMERA not in names:
         raise Skip("no_cameras", f"{len(views)} images and no {CAMERA}")
     facts = capture.json_object(files.read(CAMERA), CAMERA)
-    pictures = [files.read(f"color_{light}_{view}.png") for view in views]
-    hws = [posed_views.hw_of(data, f"color_{light}_{view}.png") for view, data in zip(views, pictures, strict=True)]
+    named = [f"color_{light}_{view}.png" for view in views]
+    pictures = [files.read(name) for name in named]
+    hws = posed_views.sizes_of(pictures)
     fovs = [value for name in FOVS if (value := capture.number(facts, name)) is not None]
     focals = [capture.focal(hw[1], fovs[0] if fovs else FOV) for hw in hws]
     fxfycxcy = [[fx, fx, hw[1] / 2, hw[0] / 2] for fx, hw in zip(focals, hws, strict=True)]
@@ -167,7 +168,6 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     meta = {"views_found": sum(name.startswith(f"color_{light}_") for name in names), "light": light}
     meta |= {} if fovs else {"cameras": "field of view assumed"}
     layer = functools.partial(_layer, files, pictures, views, c2w)
-    named = [f"color_{light}_{view}.png" for view in views]
     return Posed(pictures, c2w, np.array(fxfycxcy), meta=meta, layer=layer, names=named)
 
 

@@ -117,13 +117,11 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     files = _files(item, path, cfg.scene.depth)
     views = posed_views.paired(sorted(filter(FILE.fullmatch, files)), ".json", f"no NNNNN.png in {item.uid}")
     chosen = [views[i] for i in cameras.spread(len(views), cfg.scene.views)]
-    pictures, poses, fxfycxcy, most = [], [], [], []
-    for view in chosen:
-        data = files[f"{view}.png"]
+    pictures, poses, fxfycxcy, most = [files[f"{view}.png"] for view in chosen], [], [], []
+    for view, hw in zip(chosen, posed_views.sizes_of(pictures), strict=True):
         facts = capture.json_object(files[f"{view}.json"], f"{view}.json")
-        pictures.append(data)
         poses.append(gobjaverse.c2w_of(facts, view))
-        fxfycxcy.append(gobjaverse.fxfycxcy_of(facts, posed_views.hw_of(data, f"{view}.png"), view))
+        fxfycxcy.append(gobjaverse.fxfycxcy_of(facts, hw, view))
         most.append(capture.number(facts, "max_depth"))
     layer = functools.partial(_depth, files, chosen, most)
     meta, named = {"views_found": len(views)}, [f"{view}.png" for view in chosen]

@@ -118,11 +118,9 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     if views[0] < 0 or views[-1] >= VIEWS or not isinstance(item.extra["distance"], float):
         raise Skip("bad_cameras", f"views {views[0]} to {views[-1]} at distance {item.extra['distance']}")
     chosen = [views[i] for i in cameras.spread(len(views), cfg.scene.views)]
-    pictures = [found[view][0] for view in chosen]
-    if not all(isinstance(data, bytes) for data in pictures):
-        raise Skip("broken_image", f"{path.name}: a view without a picture")
+    pictures = [data if isinstance(data := found[view][0], bytes) else b"" for view in chosen]
     layer = functools.partial(_layer, [found[view][1] for view in chosen])
-    fxfycxcy = [cameras.intrinsics(float(np.degrees(FOV)), posed_views.hw_of(data, FILE)) for data in pictures]
+    fxfycxcy = [cameras.intrinsics(float(np.degrees(FOV)), hw) for hw in posed_views.sizes_of(pictures)]
     c2w = dome(np.array(chosen), item.extra["distance"])
     return Posed(pictures, c2w, np.array(fxfycxcy), meta={"views_found": len(views)}, layer=layer)
 

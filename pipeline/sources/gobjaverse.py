@@ -203,13 +203,11 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     names = [name for name in files.names() if int(name[:5]) in UNIQUE and name[5:] in (".json", ".png")]
     views = posed_views.paired(names, ".json", f"no NNNNN.png in {path.name}")
     chosen = [views[i] for i in cameras.spread(len(views), cfg.scene.views)]
-    pictures, poses_found, fxfycxcy = [], [], []
-    for view in chosen:
-        data = files.read(f"{view}.png")
+    pictures, poses_found, fxfycxcy = [files.read(f"{view}.png") for view in chosen], [], []
+    for view, hw in zip(chosen, posed_views.sizes_of(pictures), strict=True):
         facts = capture.json_object(files.read(f"{view}.json"), f"{view}.json")
-        pictures.append(data)
         poses_found.append(c2w_of(facts, view))
-        fxfycxcy.append(fxfycxcy_of(facts, posed_views.hw_of(data, f"{view}.png"), view))
+        fxfycxcy.append(fxfycxcy_of(facts, hw, view))
     layer = functools.partial(_layer, files, chosen, np.stack(poses_found))
     meta = {"views_found": len(views)}
     named = [f"{view}.png" for view in chosen]

@@ -186,7 +186,6 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     c2w = cameras.circle(len(names), mix.elevation_deg, mix.radius, mix.azimuth_deg, mix.clockwise)
     chosen = cameras.spread(len(names), cfg.scene.views)
     pictures = [files.read(names[view]) for view in chosen]
-    hws = [posed_views.hw_of(data, names[view]) for view, data in zip(chosen, pictures, strict=True)]
-    fxfycxcy = np.array([cameras.intrinsics(mix.fov_x_deg, hw) for hw in hws])
+    fxfycxcy = np.array([cameras.intrinsics(mix.fov_x_deg, hw) for hw in posed_views.sizes_of(pictures)])
     meta = {"views_found": len(names), "cameras": "assumed"}
     return Posed(pictures, c2w[chosen], fxfycxcy, meta=meta, names=[names[view] for view in chosen])

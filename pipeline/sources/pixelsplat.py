@@ -94,14 +94,11 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     pictures, rows = _fields(clip)
     chosen = cameras.spread(len(pictures), cfg.scene.views)
     files = [pictures[view].tobytes() for view in chosen]
-    hws = np.array(
-        [posed_views.hw_of(data, f"frame {view}") for view, data in zip(chosen, files, strict=True)], np.float64
-    )
-    c2w, fxfycxcy = pixelsplat.cameras_of(rows[chosen], hws)
+    c2w, fxfycxcy = pixelsplat.cameras_of(rows[chosen], np.array(posed_views.sizes_of(files), np.float64))
     meta = {"views_found": len(pictures), "split": item.extra.get("split", "")}
     if isinstance(clip.get("url"), str):
         meta["video"] = clip["url"]
-    return Posed(files, c2w, fxfycxcy, meta=meta)
+    return Posed(files, c2w, fxfycxcy, meta=meta, names=[f"frame {view}" for view in chosen])
 
 
 def _fields(clip: dict[str, Any]) -> tuple[list[np.ndarray], np.ndarray]:

@@ -37,6 +37,7 @@ SHAPES = {"depth": (), "normals": (3,), "albedo": (3,)}  # of a pixel's values
 UNREADABLE = ("broken_image", "layer_missing")
 OF_ONE_VIEW = (*UNREADABLE, "image_missing", "bad_cameras", "no_cameras", "listed_twice")
 NAMED, NAMED_LENGTH = 8, 200  # views left out that `meta` names, and characters about each
+UNKNOWN = (1, 1)  # size of a picture whose header cannot be read
 NAMELESS = re.compile(rf"\d{{1,3}}|images|input|data|{INSIDE.pattern}")
 
 
@@ -170,6 +171,17 @@ def hw_of(data: bytes, name: str) -> tuple[int, int]:
         return images.size_of(data)
     except OSError as error:
         raise Skip("broken_image", f"{name}: {error}") from None
+
+
+def sizes_of(pictures: Sequence[bytes]) -> list[tuple[int, int]]:
+    """(height, width) of pictures by their headers; UNKNOWN of those without one: `whole` leaves these out."""
+    found = []
+    for data in pictures:
+        try:
+            found.append(images.size_of(data))
+        except OSError:
+            found.append(UNKNOWN)
+    return found
 
 
 def numbers(data: bytes, name: str, channels: int) -> np.ndarray:

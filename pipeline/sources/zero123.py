@@ -79,7 +79,6 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     chosen = [views[i] for i in cameras.spread(len(views), cfg.scene.views)]
     w2c_gl = capture.matrices([capture.npy(files.read(f"{view}.npy"), f"{view}.npy") for view in chosen])
     pictures = [files.read(f"{view}.png") for view in chosen]
-    hws = [posed_views.hw_of(data, f"{view}.png") for view, data in zip(chosen, pictures, strict=True)]
-    fxfycxcy = np.array([zero123.intrinsics(hw) for hw in hws])
+    fxfycxcy = np.array([zero123.intrinsics(hw) for hw in posed_views.sizes_of(pictures)])
     named = [f"{view}.png" for view in chosen]
     return Posed(pictures, zero123.from_w2c_gl(w2c_gl), fxfycxcy, meta={"views_found": len(views)}, names=named)

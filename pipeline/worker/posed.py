@@ -81,10 +81,13 @@ class Importer:
         assert isinstance(self.cfg, ImportConfig)
         if getattr(self.source, "LOADS_WHOLE", False):  # and takes others in their place
             return self._loaded(item, path, whole=True)
-        return posed_views.whole(loaded, self.cfg.scene.layers)
+        return self._several(posed_views.whole(loaded, self.cfg.scene.layers))
 
     def _loaded(self, item: Item, path: Path, **how: bool) -> Any:
-        loaded = self.source.load(item, path, self.cfg, **how)
+        return self._several(self.source.load(item, path, self.cfg, **how))
+
+    def _several(self, loaded: Any) -> Any:
+        """Return what was loaded. Raises Skip("single_view") for one view, unless one is asked for."""
         if isinstance(loaded, Posed) and len(loaded.images) == 1 and self.cfg.scene.views != 1:
             raise Skip("single_view", "one view, and a model learns from two or more; --views 1 takes it")
         return loaded

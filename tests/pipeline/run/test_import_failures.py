@@ -67,8 +67,12 @@ ZERO123: dict[str, tuple[Callable[[Files], Files], str]] = {
     "pose mirrored": (lambda files: files | {"001.npy": npy(POSE * [[-1], [1], [1]])}, "bad_cameras"),
     "pose of objects": (lambda files: files | {"001.npy": npy(POSE).replace(b"<f8", b"|O ")}, "bad_cameras"),
     "image cut off": (lambda files: files | {"001.png": files["001.png"][:500]}, "without broken_image"),
-    "image empty": (lambda files: files | {"001.png": b""}, "broken_image"),
-    "image of another kind": (lambda files: files | {"001.png": b"GIF89a" + bytes(40)}, "broken_image"),
+    "image empty": (lambda files: files | {"001.png": b""}, "without broken_image"),
+    "image of another kind": (lambda files: files | {"001.png": b"GIF89a" + bytes(40)}, "without broken_image"),
+    "images of another kind": (
+        lambda files: files | dict.fromkeys(("000.png", "001.png"), b"GIF89a" + bytes(40)),
+        "broken_image",
+    ),
 }
 
 

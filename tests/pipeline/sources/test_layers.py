@@ -11,12 +11,14 @@ import functools
 import io
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.core.errors import Skip, UserError
@@ -340,6 +342,76 @@ def test_a_view_that_lacks_a_layer_is_left_out(tmp_path: Path, how: str) -> None
     assert ends(imported("gobjaverse", folder, tmp_path, depth=True)) == reason
 
 
+def zero123(folder: Path) -> Path:
+    return foreign.write_files(folder / UID, foreign.zero123_files(balls.circle(6, 35 / 32, SIZE))).parent
+
+
+def mix(folder: Path) -> Path:
+    return foreign.write_files(folder / UID, foreign.mix_files(balls.circle(6, 35 / 32, SIZE))).parent
+
+
+def pixelsplat(folder: Path) -> Path:
+    folder.mkdir()
+    importing.write_json(folder / "index.json", {"clip": "000000.torch"})
+    torch.save([foreign.pixelsplat_clip(balls.walk(6, (SIZE, SIZE)))], folder / "000000.torch")
+    return folder
+
+
+# what writes a set; a view's picture: its file, its name
+PICTURES: dict[str, tuple[Callable[[Path], Path], str, str]] = {
+    "gobjaverse": (gobjaverse, "**/{0:05d}.png", "{0:05d}.png"),
+    "dome-objaverse": (dome, "**/10010.parquet", "view {0}"),
+    "cap3d": (cap3d, "outer.zip", "{0:05d}.png"),
+    "arb-objaverse": (arb_folder, "**/color_?_{0:02d}.png", "_{0:02d}.png"),
+    "zero123": (zero123, "**/{0:03d}.png", "{0:03d}.png"),
+    "objaverse-mix": (mix, "**/{0:03d}.png", "{0:03d}.png"),
+    "pixelsplat": (pixelsplat, "*.torch", "frame {0}"),
+}
+
+
+def without_headers(files: Path, views: range, own: str) -> None:
+    """Write nonsense in place of these views' pictures into a file that may hold all of them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if files.suffix == ".parquet":
+        rows = pq.read_table(files).to_pylist()
+        spoilt = [row | ({"image_png": b"no picture"} if row["view_id"] in views else {}) for row in rows]
+        pq.write_table(pa.Table.from_pylist(spoilt), files)
+    elif files.suffix == ".zip":
+        with zipfile.ZipFile(files.with_name("inner.zip")) as archive:
+            kept = {name: archive.read(name) for name in archive.namelist()}
+        inner = zipped(files.with_name("inner.zip"), kept | {own.format(view): b"no picture" for view in views})
+        zipped(files, {f"imgs/{UID}.zip": inner.read_bytes()})
+    elif files.suffix == ".torch":
+        (clip,) = torch.load(files)
+        for view in views:
+            clip["images"][view] = torch.zeros(99, dtype=torch.uint8)
+        torch.save([clip], files)
+    else:
+        files.write_bytes(b"no picture")
+
+
+@pytest.mark.parametrize("source", PICTURES)
+def test_a_picture_without_a_header_costs_its_view_alone(tmp_path: Path, source: str) -> None:
+    """In any set: left out, counted and named; where more than half are like that, the scene ends."""
+    write, files, name = PICTURES[source]
+    given = write(tmp_path / "in")
+
+    def spoil(views: range) -> None:
+        for path in {path for view in views for path in (tmp_path / "in").glob(files.format(view))}:
+            without_headers(path, views, name)
+
+    whole = only(imported(source, given, tmp_path / "whole", res=(SIZE,)))
+    spoil(range(2, 3))
+    scene = only(imported(source, given, tmp_path / "without", res=(SIZE,)))
+    assert scene.meta["left_out"] == {"broken_image": 1} and scene.meta["views_found"] == whole.view_count - 1
+    assert f"{name.format(2)}: no picture (it begins with" in scene.meta["left_out_views"][0]
+    np.testing.assert_array_equal(scene.c2w, np.delete(whole.c2w, 2, 0))
+    spoil(range(whole.view_count // 2 + 1))
+    assert ends(imported(source, given, tmp_path / "ends", res=(SIZE,))) == "broken_image"
+
+
 def test_a_frame_of_hypersim_without_its_depth_makes_place_for_another(tmp_path: Path) -> None:
     """`--views` takes as many of those that are whole."""
     root = foreign.hypersim(tmp_path / "in", balls.walk(6, (64, 80)))
@@ -396,7 +468,6 @@ def test_a_scene_of_arb_objaverse_has_one_light_and_says_what_was_assumed(tmp_pa
         ("camera.json", b"{}", "bad_cameras"),
         ("camera.json", b'{"transform_matrix": [[1, 2]]}', "bad_cameras"),
         ("camera.json", json.dumps({"transform_matrix": [["x"] * 16] * 6}).encode(), "bad_cameras"),
-        ("color_0_00.png", b"no picture", "broken_image"),
     ):
         foreign.write_files(
             tmp_path / "wrong" / UID, {**arb(tmp_path), name: change, name.replace("_0_", "_1_"): change}
