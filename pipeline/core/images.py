@@ -240,8 +240,8 @@ def decode_straight(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """A PNG, JPEG, WebP, TIFF or AVIF -> sRGB bytes (H, W, 3), or (H, W, 4) with straight alpha where it has transparency.
 
     Pixels are those of the file: orientation tags and colour profiles are ignored, as everything that computes poses
-    ignores them. Raises OSError where the file is broken, claims more than `max_pixels`, or is no colour picture
-    (16-bit grey, floats).
+    ignores them. 16 bits become 8, linearly. Raises OSError where the file is broken, claims more than `max_pixels`, or is no
+    colour picture (floats).
     """
     height, width = size_of(data)
     if height * width > max_pixels:
@@ -253,13 +253,21 @@ def decode_straight(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     if data[:4] in TIFF:
         return _decode_tiff(data)
     with _opened(data) as image:
-        if image.mode in ("F", "I") or image.mode.startswith("I;"):
+        if image.mode in ("F", "I"):
             raise OSError(f"pixels of mode {image.mode} are no colours; convert it to 8 bits")
         transparent = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
         try:
+            if image.mode.startswith("I;"):
+                return _grey_levels(np.asarray(image), image.info.get("transparency"))
             return np.asarray(image.convert("RGBA" if transparent else "RGB"))
         except (OSError, SyntaxError, ValueError, IndexError, struct.error, EOFError, zlib.error) as error:
             raise OSError(f"a broken {image.format} file ({error}); copy it again") from error
+
+
+def _grey_levels(grey: np.ndarray, clear: int | None) -> np.ndarray:
+    """16-bit grey (H, W) -> sRGB bytes (H, W, 3): the upper bits, as PIL takes them of colours; (H, W, 4) with a clear level."""
+    levels = np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, -1)
+    return levels if clear is None else np.dstack([levels, np.where(grey == clear, 0, 255).astype(np.uint8)])
 
 
 def decode_numbers(data: bytes) -> np.ndarray:
@@ -346,10 +354,10 @@ def _decode_tiff(data: bytes) -> np.ndarray:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype not in (np.uint8, np.uint16) or pixels.shape[:2] != size_of(data):
         raise OSError("a broken TIFF file, or one whose pixels are no colours")
-    if pixels.ndim == 2 or pixels.shape[2] not in (3, 4):
-        if pixels.dtype == np.uint16 or pixels.ndim != 2:
-            raise OSError(f"a TIFF of {pixels.dtype} and shape {pixels.shape}: its pixels are no colours")
+    if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, -1)
+    if pixels.shape[2] not in (3, 4):
+        raise OSError(f"a TIFF of shape {pixels.shape}: its pixels are no colours")
     levels = pixels if pixels.dtype == np.uint8 else np.round(pixels / 257).astype(np.uint8)
     return np.ascontiguousarray(levels[..., [2, 1, 0, 3][: pixels.shape[2]]])
 

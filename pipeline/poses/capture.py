@@ -21,7 +21,9 @@ MAX_JSON = 64_000_000  # bytes
 MOST_SKEW = 0.5  # pixels; more is a camera that fxfycxcy does not hold
 MOST_OFF_CENTRE = 0.45  # of half the picture; pictures of half or twice the size are farther off
 ROLES = ("train", "val", "test")
-COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
+TEXT = r'("(?:[^"\\]|\\.)*")'  # of JSON: what stands in it is no comment and no comma
+COMMENT = re.compile(TEXT + r"|//[^\n]*|/\*.*?\*/", re.DOTALL)
+TRAILING = re.compile(TEXT + r"|,(?=\s*[\]}])")
 
 CameraOf = Callable[[tuple[int, int]], tuple[np.ndarray, Lens]]
 
@@ -108,7 +110,7 @@ def npy(data: bytes, name: str) -> np.ndarray:
 
 
 def json_value(data: bytes, name: str) -> Any:
-    """Parse JSON, also with comments and a byte order mark, as tools for captures do. Raises Skip("bad_cameras")."""
+    """Parse JSON, also with comments, trailing commas and a byte order mark, as tools for captures do. Skip("bad_cameras")."""
     if len(data) > MAX_JSON:
         raise Skip("bad_cameras", f"{name} is {len(data)} bytes long")
     try:
@@ -116,7 +118,9 @@ def json_value(data: bytes, name: str) -> Any:
         try:
             return json.loads(text)
         except ValueError:
-            return json.loads(COMMENT.sub(lambda found: found[1] or " ", text))
+            for aside in (COMMENT, TRAILING):
+                text = aside.sub(lambda found: found[1] or " ", text)
+            return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Skip("bad_cameras", f"{name} is not JSON: {error}") from None
 

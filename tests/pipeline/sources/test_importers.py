@@ -351,6 +351,9 @@ TEXTS: dict[str, Callable[[str], bytes]] = {
     "comments": lambda text: (
         b'// instant-ngp allows "these"\n/* and { these */' + text.replace("{", "{ // so\n", 1).encode()
     ),
+    "trailing commas": lambda text: (
+        text.replace("]", ",]").replace("}", ", // so\n }").replace('"frames"', '"note": "1,] {,}", "frames"').encode()
+    ),
 }
 
 

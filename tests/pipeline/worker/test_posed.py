@@ -187,6 +187,7 @@ def test_tiff_and_avif() -> None:
         (tiff(rgba), rgba),
         (tiff(grey), np.repeat(grey[..., None], 3, -1)),
         (tiff(rgb.astype(np.uint16) * 257), rgb),
+        (tiff(grey.astype(np.uint16) * 257), np.repeat(grey[..., None], 3, -1)),
         (saved(rgb, "TIFF"), rgb),
     ]:
         assert images.size_of(data) == (66, 70)
@@ -199,7 +200,7 @@ def test_tiff_and_avif() -> None:
     for row, column in ((5, 5), (40, 20), (40, 80)):
         assert np.abs(decoded[row, column] - flat[row, column]).max() < 6
     broken = [data[:300], data[:60], data.replace(b"pixi", b"auxC"), data.replace(b"\0\0\0\x60", b"\0\0\0\x61")]
-    broken += [tiff(rgb)[:500], tiff(rgb.astype(np.float32)), tiff(grey.astype(np.uint16) * 257)]
+    broken += [tiff(rgb)[:500], tiff(rgb.astype(np.float32)), tiff(grey.astype(np.float32))]
     for bad in broken:
         with pytest.raises(OSError):
             images.decode_straight(bad)
@@ -242,6 +243,18 @@ def test_transparent_colours_of_a_palette_and_of_rgb() -> None:
         assert decoded.shape == (40, 48, 4) and (decoded[..., 3] == 0).any() and (decoded[..., 3] == 255).any()
 
 
+def test_grey_of_16_bits_is_the_grey_of_colours_of_16_bits() -> None:
+    grey = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    colours = bytes(cv2.imencode(".png", np.repeat(grey[..., None], 3, -1))[1])
+    decoded = images.decode_straight(to_bytes(Image.fromarray(grey)))
+    np.testing.assert_array_equal(decoded, images.decode_straight(colours))
+    assert decoded[0, 0, 0] == 0 and decoded[-1, -1, 0] == 255 and np.abs(decoded[..., 0] - grey / 257).max() < 1
+    stream = io.BytesIO()
+    Image.fromarray(grey).save(stream, "PNG", transparency=int(grey[3, 5]))
+    alpha = images.decode_straight(stream.getvalue())[..., 3]
+    assert np.argwhere(alpha == 0).tolist() == [[3, 5]]
+
+
 def test_orientation_tags_are_ignored_as_everybody_who_computes_poses_does() -> None:
     tags = Image.Exif()
     tags[0x0112] = 6  # turn by 90 degrees
@@ -249,7 +262,6 @@ def test_orientation_tags_are_ignored_as_everybody_who_computes_poses_does() -> 
 
 
 def test_pictures_that_are_none() -> None:
-    grey16 = Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64))
     huge = bytearray(saved(noise()))
     huge[16:24] = b"\0\0\xff\xff\0\0\xff\xff"  # of IHDR: 65535 x 65535 pixels
     good = saved(noise(), "JPEG")
@@ -258,7 +270,6 @@ def test_pictures_that_are_none() -> None:
         b"",
         b"<html>",
         good[: len(good) // 2],
-        to_bytes(grey16),
         bytes(huge),
         b"GIF89a" + bytes(100),
         b"BM" + bytes(100),
