@@ -63,7 +63,8 @@ class PosedConfig(PictureConfig):
     crop: Literal["square", "none"] = "square"
     """square: the centre of each picture, as LVSM takes it. The intrinsics follow."""
     alpha: bool = False
-    """Add a lossless coverage column (8-bit PNG). Scenes whose pictures have no transparency end as layer_missing."""
+    """Add a lossless coverage column (8-bit PNG). Scenes whose pictures have neither transparency nor masks as NeuS's end as
+    layer_missing."""
     depth: bool = False
     """Add a lossless depth column (float32, along the camera axis, units of the world), from rendered sets that have depth."""
     normals: bool = False

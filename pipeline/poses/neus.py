@@ -1,7 +1,7 @@
 """NeuS, IDR and their DTU scenes: cameras_sphere.npz or cameras.npz beside image/, a matrix per picture in the order of names.
 
 world_mat_i takes the world to pixels (K [R|t], OpenCV axes), counted from the centre of the first pixel: half a pixel is added.
-scale_mat_i takes the unit sphere to the object; poses stay in the world that it leads to.
+scale_mat_i takes the unit sphere to the object; poses stay in the world that it leads to. Masks in mask/ say what it covers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import io
 import re
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from pipeline.poses.shots import Folders, Shots, Writer
 SAYS = "cameras_sphere.npz or cameras.npz of NeuS and IDR with its images"
 FILES = ("cameras_sphere.npz", "cameras.npz")
 FOLDERS = ("image", "images", "rgb", ".")
+MASKS = ("mask", "masks")
 MATRIX = re.compile(r"world_mat_(\d+)")
 HALF_PIXEL = 0.5  # from the centre of the first pixel to its corner
 MOST = 100_000  # matrices
@@ -48,20 +50,47 @@ def read(folder: Path, finder: Finder, only: str = "") -> Capture:
     if place is None:
         raise Skip("no_images", f"no pictures in {FOLDERS[0]}/ beside {name}")
     found = pictures_in(folder / place)
-    views = []
-    for picture, matrix in zip(found, _matched(found, matrices, name), strict=True):
+    views, masks = [], _masks(folder, finder, found)
+    for picture, matrix, mask in zip(found, _matched(found, matrices, name), masks, strict=True):
         k, pose = decomposed(matrix)
         k += np.array([0, 0, HALF_PIXEL, HALF_PIXEL])
         file = finder.find(f"{place}/{picture}", folder)
-        views.append(View(f"{place}/{picture}", file, pose, functools.partial(unsized, k)))
+        views.append(View(f"{place}/{picture}", file, pose, functools.partial(unsized, k), mask=mask))
     return Capture(views)
+
+
+def _masks(folder: Path, finder: Finder, names: Sequence[str]) -> Sequence[Callable[[], bytes] | None]:
+    """Return what reads the mask of each picture: of its name or number, else, of as many, by order. None without masks."""
+    place = next((one for one in (named(folder, name) for name in MASKS) if pictures_in(one)), None)
+    if place is None:
+        return [None] * len(names)
+    masks = pictures_in(place)
+    by_key = {_key(mask): mask for mask in masks}
+    alike = [by_key.get(_key(name)) for name in names]
+    if not any(alike) and len(masks) == len(names):
+        alike = [*masks]
+    return [functools.partial(_mask, folder, finder, place.name, *pair) for pair in zip(names, alike, strict=True)]
+
+
+def _key(name: str) -> str | int:
+    """Number that is a file's name, else its stem."""
+    stem = Path(name).stem
+    return int(stem) if stem.isdecimal() else stem
+
+
+def _mask(folder: Path, finder: Finder, place: str, picture: str, name: str | None) -> bytes:
+    """Implement View.mask. Raises Skip: layer_missing, escapes_folder."""
+    path = finder.find(f"{place}/{name}", folder) if name else None
+    if path is None:
+        raise Skip("layer_missing", f"alpha: {place}/ has no mask of {picture}; without --alpha it is not needed")
+    return bundles.read_file(path)
 
 
 def _matched(names: list[str], matrices: dict[int, np.ndarray], file: str) -> list[np.ndarray]:
     """Matrix of each picture: by order where there are as many, else by the number that is its name."""
     if len(names) == len(matrices):
         return [matrices[number] for number in sorted(matrices)]
-    numbers = [int(stem) if (stem := Path(name).stem).isdecimal() else -1 for name in names]
+    numbers = [key if isinstance(key := _key(name), int) else -1 for name in names]
     if not set(numbers) <= matrices.keys():
         raise Skip("count_mismatch", f"{len(matrices)} matrices in {file} and {len(names)} pictures")
     return [matrices[number] for number in numbers]

@@ -110,15 +110,7 @@ class Shots:
             return images.encode_png(np.dstack([rgb, np.full(self.hw, 255, np.uint8)]))
         if self.background is None:
             raise Skip("not_expressible", "the background is no single colour and cannot be taken away again")
-        coverage = images.decode(self.alpha[view])
-        share = coverage[..., None] / np.float32(255)
-        behind = images.linear(np.array(self.background, np.uint8))
-        light = images.linear(rgb) - (1 - share) * behind
-        own = np.minimum(share / THIN, 1)
-        around = _sums_around(light) / np.maximum(_sums_around(share), 1 / 255)
-        straight = own * light / np.maximum(share, 1 / 255) + (1 - own) * around
-        straight[coverage == 0] = 0  # black as Blender writes it, not what JPEG left of the background
-        return images.encode_png(np.dstack([images.srgb8(np.clip(straight, 0, 1)), coverage]))
+        return images.encode_png(off_background(rgb, images.decode(self.alpha[view]), self.background))
 
     def near_far(self) -> tuple[np.ndarray, np.ndarray]:
         """Nearest and farthest depth (V,), (V,) along the axis of each view, from depth or the sphere around the scene.
@@ -155,6 +147,18 @@ class Shots:
     def w2c(self) -> np.ndarray:
         """World-to-camera (V, 4, 4) float64, OpenCV axes."""
         return cameras.w2c(self.c2w.astype(np.float64))
+
+
+def off_background(rgb: np.ndarray, coverage: np.ndarray, background: Sequence[int]) -> np.ndarray:
+    """sRGB bytes (H, W, 3) on a background and coverage (H, W) -> sRGB bytes with straight alpha (H, W, 4), see `Shots.rgba`."""
+    share = coverage[..., None] / np.float32(255)
+    behind = images.linear(np.array(background, np.uint8))
+    light = images.linear(rgb) - (1 - share) * behind
+    own = np.minimum(share / THIN, 1)
+    around = _sums_around(light) / np.maximum(_sums_around(share), 1 / 255)
+    straight = own * light / np.maximum(share, 1 / 255) + (1 - own) * around
+    straight[coverage == 0] = 0  # black as Blender writes it, not what JPEG left of the background
+    return np.dstack([images.srgb8(np.clip(straight, 0, 1)), coverage])
 
 
 def _sums_around(values: np.ndarray, reach: int = 2) -> np.ndarray:

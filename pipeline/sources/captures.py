@@ -169,7 +169,7 @@ def load(item: Item, path: Path, cfg: ImportConfig, whole: bool = False) -> Pose
     given = posed_views.input_of(cfg)
     root, only = (given.parent, given.name) if given.is_file() else (given, "")
     capture = reader(cfg.source).read(path, Finder((path, root), cfg.follow_links), only)
-    usable = _Usable(capture.views, path, cfg.scene.layers if whole else None)
+    usable = _Usable(capture.views, path, cfg.scene.layers if whole else None, cfg.scene.alpha)
     chosen = usable.chosen(cfg.scene.views)
     views = [capture.views[i] for i in chosen]
     pictures, fxfycxcy, lenses = zip(*(usable.taken[i] for i in chosen), strict=True)
@@ -185,8 +185,8 @@ def load(item: Item, path: Path, cfg: ImportConfig, whole: bool = False) -> Pose
 class _Usable:
     """Views of a capture by their numbers: those that were read, and those that are left out."""
 
-    def __init__(self, views: Sequence[View], path: Path, layers: Sequence[str] | None) -> None:
-        self.views, self.path, self.layers = views, path, layers
+    def __init__(self, views: Sequence[View], path: Path, layers: Sequence[str] | None, alpha: bool) -> None:
+        self.views, self.path, self.layers, self.alpha = views, path, layers, alpha
         self.taken: dict[int, tuple[bytes, np.ndarray, Lens]] = {}
         self.left: dict[int, Skip] = {}
         for number, view in enumerate(views):
@@ -212,7 +212,7 @@ class _Usable:
 
     def _take(self, number: int) -> None:
         try:
-            self.taken[number] = _read(self.views[number], self.layers)
+            self.taken[number] = _read(self.views[number], self.layers, self.alpha)
         except Skip as failure:
             if failure.reason not in posed_views.OF_ONE_VIEW:
                 raise
@@ -242,8 +242,8 @@ def _name(view: View) -> str:
     return (name.rpartition("/")[2] if PureWindowsPath(view.name).anchor else name)[: posed_views.NAMED_LENGTH]
 
 
-def _read(view: View, layers: Sequence[str] | None) -> tuple[bytes, np.ndarray, Lens]:
-    """A view's picture, fxfycxcy (4,) and lens. Raises Skip: OF_ONE_VIEW, unsupported_camera."""
+def _read(view: View, layers: Sequence[str] | None, alpha: bool) -> tuple[bytes, np.ndarray, Lens]:
+    """A view's picture, with its mask if alpha, fxfycxcy (4,) and lens. Raises Skip: OF_ONE_VIEW, unsupported_camera."""
     assert view.picture is not None
     name = _name(view)
     try:
@@ -259,6 +259,8 @@ def _read(view: View, layers: Sequence[str] | None) -> tuple[bytes, np.ndarray, 
         raise Skip(failure.reason, said + _turned(data)) from None
     if layers is not None:
         posed_views.check_readable(data, name, view.layer, layers)
+    if alpha and view.mask is not None:
+        data = posed_views.masked(data, name, view.mask())
     return data, fxfycxcy, lens
 
 

@@ -27,6 +27,7 @@ from pipeline.download.fetch import Fetcher
 from pipeline.download.ranges import NoRanges
 from pipeline.formats import archives, bundles
 from pipeline.formats.bundles import SceneOf
+from pipeline.poses.shots import off_background
 
 BUFFER = 1 << 20  # bytes that are fetched of a zip at once
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
@@ -37,6 +38,7 @@ SHAPES = {"depth": (), "normals": (3,), "albedo": (3,)}  # of a pixel's values
 UNREADABLE = ("broken_image", "layer_missing")
 OF_ONE_VIEW = (*UNREADABLE, "image_missing", "bad_cameras", "no_cameras", "listed_twice")
 NAMED, NAMED_LENGTH = 8, 200  # views left out that `meta` names, and characters about each
+SAME_LEVELS, MOSTLY = 8, 0.95  # of 255; share of the pixels around an object that say it stands on one colour
 UNKNOWN = (1, 1)  # size of a picture whose header cannot be read
 NAMELESS = re.compile(rf"\d{{1,3}}|images|input|data|{INSIDE.pattern}")
 
@@ -263,6 +265,28 @@ def colours(data: bytes, name: str) -> np.ndarray:
         return images.decode_straight(data)[..., :3]
     except OSError as error:
         raise Skip("broken_image", f"{name}: {error}") from None
+
+
+def masked(data: bytes, name: str, mask: bytes) -> bytes:
+    """Give an opaque picture the transparency that its mask says, white where the object covers; others stay as they are.
+
+    What its background added to edges is taken away, if that is of one colour. Raises Skip("broken_image").
+    """
+    try:
+        straight = images.decode_straight(data)
+    except OSError as error:
+        raise Skip("broken_image", f"{name}: {error}") from None
+    if straight.shape[2] == 4:
+        return data
+    coverage = colours(mask, f"the mask of {name}").max(-1)
+    if coverage.shape != straight.shape[:2]:
+        (height, width), hw = coverage.shape, straight.shape[:2]
+        raise Skip("broken_image", f"the mask of {name} is {width}x{height} pixels, the picture {hw[1]}x{hw[0]}")
+    around = straight[coverage == 0].astype(int)
+    behind = np.median(around, 0).astype(int) if len(around) else np.full(3, 255)
+    plain = len(around) and (np.abs(around - behind).max(-1) <= SAME_LEVELS).mean() > MOSTLY
+    rgba = off_background(straight, coverage, behind.tolist()) if plain else np.dstack([straight, coverage])
+    return images.encode_png(rgba, level=1)
 
 
 def covered(data: bytes, name: str) -> np.ndarray:

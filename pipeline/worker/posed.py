@@ -272,7 +272,8 @@ class _Album:
             raise Skip("blank", f"median contrast {np.median(self.contrast):.0f} of 255 levels")
         if self.cfg.alpha and not self.transparent:
             raise Skip(
-                "layer_missing", "alpha: the pictures have no transparency; without --alpha they are taken as they are"
+                "layer_missing",
+                "alpha: there is neither transparency nor a mask; without --alpha pictures are taken as they are",
             )
         if self.facing and np.mean(self.facing) < LEAST_FACING:
             said = f"{np.mean(self.facing):.0%} of the normals point towards their cameras: they are not in axes of the world"

@@ -368,11 +368,11 @@ def test_nerf_synthetic_as_its_loader_takes_it(kind: str, request: pytest.Fixtur
 # ---- there and back
 
 
-def back(source: str, out: Path) -> dict[str, Posed]:
+def back(source: str, out: Path, **scene: Any) -> dict[str, Posed]:
     """Uid -> views of an export as `import` reads them."""
     from pipeline import sources
 
-    cfg = ImportConfig(source=source, input=out).resolved()
+    cfg = ImportConfig(source=source, input=out, scene=PosedConfig(**scene)).resolved()
     module = sources.load(source)
     uid_of = {name: uid for uid, name in names(out).items()}
     found = {}
@@ -410,6 +410,20 @@ def test_zero123_comes_back(square: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(posed.c2w, one.c2w, atol=1e-6)
         np.testing.assert_allclose(posed.fxfycxcy, one.by_width[64].intrinsics, rtol=1e-5)
         assert images.decode_straight(posed.images[0]).shape == (64, 64, 4)
+
+
+def test_neus_comes_back_with_its_masks(rich: Path, tmp_path: Path) -> None:
+    exported(rich, "neus", tmp_path / "out")
+    for uid, posed in back("neus", tmp_path / "out", alpha=True).items():
+        one = scene(uid, "rich")
+        np.testing.assert_allclose(posed.c2w, one.c2w, atol=1e-5)
+        for data, alpha, jpeg in zip(
+            posed.images, one.by_width[64].layers["alpha"], one.by_width[64].jpegs, strict=True
+        ):
+            rgba = images.decode_straight(data)
+            np.testing.assert_array_equal(rgba[..., 3], images.decode(alpha))
+            again = images.srgb8(images.over(images.premultiplied(rgba), images.linear(np.array(GREY, np.uint8))))
+            assert np.percentile(np.abs(again.astype(int) - images.decode(jpeg)), 99) <= 2
 
 
 def test_colours_on_grey_are_taken_off_it(rich: Path, tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.config.views import MixCameras
 from pipeline.core.errors import Skip, UserError
@@ -393,6 +395,54 @@ def test_folders_of_pictures_in_another_case(form: str, tmp_path: Path) -> None:
     pictures.rename(pictures.with_name(pictures.name.upper()))
     scene = only(imported(form, given, tmp_path))
     assert "views_missing" not in scene.meta and importing.errors(scene, 64).max() < 0.06
+
+
+def neus_with_masks(at: Path, in_room: bool) -> tuple[Path, list[np.ndarray]]:
+    """DTU's names: image/000000.png and mask/000.png, white on black in three channels. Returns the coverage too."""
+    eyes = balls.walk(4, (90, 120))
+    folder, masks = foreign.neus(at, eyes), []
+    (folder / "mask").mkdir()
+    for view, (bare, picture) in enumerate(zip(balls.pictures(eyes), balls.pictures(eyes, in_room), strict=True)):
+        masks.append(np.round(255 * bare[..., 3]).astype(np.uint8))
+        Image.fromarray(np.repeat(masks[-1][..., None], 3, -1)).save(folder / f"mask/{view:03d}.png")
+        (folder / f"image/{view:03d}.png").unlink()
+        (folder / f"image/{view:06d}.png").write_bytes(balls.photo(picture, "PNG"))
+    return folder, masks
+
+
+@pytest.mark.parametrize("in_room", [False, True], ids=["on white", "before a background"])
+def test_masks_of_neus_are_the_alpha_column(tmp_path: Path, in_room: bool) -> None:
+    folder, masks = neus_with_masks(tmp_path / "in", in_room)
+    plain = only(imported("neus", folder, tmp_path, res=(120,), crop="none")).by_width[120]
+    assert not plain.layers
+    scene = only(imported("neus", folder, tmp_path, res=(120,), crop="none", alpha=True))
+    views = scene.by_width[120]
+    for view, mask in enumerate(masks):
+        np.testing.assert_array_equal(importing.pixels(views.layers["alpha"][view]), mask)
+        own, before = importing.pixels(views.jpegs[view]).astype(int), importing.pixels(plain.jpegs[view]).astype(int)
+        assert (
+            np.abs(own - before)[mask == 255].mean() < 2 and own[cv2.dilate(mask, np.ones((17, 17))) == 0].min() == 255
+        )
+        assert (
+            in_room or np.percentile(np.abs(own - before), 99) <= 3
+        )  # what stood on white is the same at its edges too
+    assert 0 < scene.meta["coverage"] < 0.5
+
+
+def test_a_view_of_neus_without_its_mask_is_left_out(tmp_path: Path) -> None:
+    folder, masks = neus_with_masks(tmp_path / "in", False)
+    (folder / "mask/001.png").unlink()
+    Image.fromarray(masks[2][:40]).save(folder / "mask/002.png")
+    scene = only(imported("neus", folder, tmp_path, alpha=True))
+    assert scene.view_count == 2 and scene.meta["left_out"] == {"layer_missing": 1, "broken_image": 1}
+    named = "; ".join(scene.meta["left_out_views"])
+    assert (
+        "mask/ has no mask of 000001.png" in named and "image/000002.png is 120x40 pixels, the picture 120x90" in named
+    )
+    assert only(imported("neus", folder, tmp_path)).view_count == 4
+    shutil.rmtree(folder / "mask")
+    (end,) = imported("neus", folder, tmp_path, alpha=True).values()
+    assert isinstance(end, Skip) and end.reason == "layer_missing"
 
 
 def test_frames_whose_pictures_are_missing_are_left_out(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_white_is_exact_where_nothing_is() -> None:
 
 def test_without_transparency_there_is_no_alpha_and_coverage_is_not_claimed() -> None:
     """Of a scene with some transparency, pictures without any are covered wholly."""
-    with pytest.raises(Skip, match="no transparency") as missing:
+    with pytest.raises(Skip, match="neither transparency nor a mask") as missing:
         scene_of(views(saved(noise())), alpha=True)
     assert missing.value.reason == "layer_missing"
     scene = scene_of(views(saved(noise())))
