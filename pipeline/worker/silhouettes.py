@@ -9,6 +9,7 @@ stand before what another's shows. None of the tests depends on the choice of th
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +31,7 @@ GOLDEN = (5**0.5 - 1) / 2  # multiples of which lie far apart, modulo 1
 SILHOUETTE_VIEWS = 12  # most per scene whose hull is carved
 OUTLIERS = 6  # of so many views that carve a hull, silhouettes alone blame at most one for what it does not fill
 LEAST_CARVERS = 7  # others must carve it, or the hull of so few is full by chance
+SWAPS = 3  # pairs of views, those without which the hull is fullest, that are tried as swapped
 NAMED = 5  # most views that a line for the user names
 
 # Thresholds between the values of right and of wrong cameras; docs/sources.md has the measurements.
@@ -165,9 +167,7 @@ class _Look:
         lines = epipolar.explained(self.matches, views)
         verdict = Verdict("undecided", floating=epipolar.floating(self.posed.part(views)))
         if shapes is not None:
-            hull, side = shapes.filled()
-            control, coarse = shapes.shuffled().filled()[0], shapes.solid == WHOLLY
-            verdict = replace(verdict, hull=hull, control=control, longest_side=side, coarse=coarse)
+            verdict = _with_hull(verdict, shapes)
         if lines.apart is not None:
             n = lines.matches
             gain = FOCAL_GAIN if lines.pairs >= FOCAL_PAIRS else FEW_PAIRS_GAIN
@@ -179,10 +179,18 @@ class _Look:
         return replace(verdict, says=_says(verdict))
 
 
+def _with_hull(verdict: Verdict, shapes: Silhouettes) -> Verdict:
+    """Add the figures of silhouettes to a verdict."""
+    hull, side = shapes.filled()
+    control, coarse = shapes.shuffled().filled()[0], shapes.solid == WHOLLY
+    return replace(verdict, hull=hull, control=control, longest_side=side, coarse=coarse)
+
+
 def _without_outliers(look: _Look, verdict: Verdict, views: list[View]) -> tuple[Verdict, list[View]]:
     """Verdict on a scene whose silhouettes do not fit, and on its views: those are wrong without which all others fit.
 
-    At most one of every OUTLIERS that carve, which must spoil the hull as a wrong one does; or the scene is wrong as it is.
+    At most one of every OUTLIERS that carve, which must spoil the hull as a wrong one does, or two that have each other's poses;
+    else the scene is wrong as it is.
     """
     kept, wrong = _kept(views), list[int]()
     rest = verdict
@@ -191,16 +199,41 @@ def _without_outliers(look: _Look, verdict: Verdict, views: list[View]) -> tuple
         count = 0 if shapes is None else len(shapes.views)
         if shapes is None or count <= LEAST_CARVERS or (len(wrong) + 1) * OUTLIERS > len(wrong) + count:
             break
-        wrong.append(shapes.views[int(np.argmax(shapes.filled_without_each()))])
+        wrong.append(shapes.views[int(np.argmax(shapes.filled_without([(place,) for place in range(count)])))])
         if views[wrong[-1]].says == "fits":
             break
         kept = [view for view in kept if view not in wrong]
         rest = look.judged(kept)
         if rest.says == "fits":
-            return rest, [
-                replace(view, says="does_not_fit") if index in wrong else view for index, view in enumerate(views)
-            ]
+            return rest, _blamed(views, wrong)
+    swapped = _swapped(look, views) if verdict.hull is not None and verdict.hull <= OUTLINE_WRONG else []
+    if swapped and (rest := look.judged([view for view in _kept(views) if view not in swapped])).says == "fits":
+        return rest, _blamed(views, swapped)
     return verdict, views
+
+
+def _blamed(views: Sequence[View], wrong: Sequence[int]) -> list[View]:
+    """Verdicts on views, of which these are wrong."""
+    return [replace(view, says="does_not_fit") if index in wrong else view for index, view in enumerate(views)]
+
+
+def _swapped(look: _Look, views: Sequence[View]) -> list[int]:
+    """Two views with whose poses swapped the hull of all that carve is full, so that nothing else is wrong; none without such.
+
+    Without two of them it may be full by chance: the two silhouettes prove it, each in the other's place.
+    """
+    shapes = look.outlines.spread(_kept(views))
+    if shapes is None or len(shapes.views) <= LEAST_CARVERS:
+        return []
+    pairs = list(itertools.combinations(range(len(shapes.views)), 2))
+    full = shapes.filled_without(pairs)
+    for best in np.argsort(-full, kind="stable")[:SWAPS].tolist():
+        two = [shapes.views[place] for place in pairs[best]]
+        if full[best] <= HULL_WRONG or any(views[view].says == "fits" for view in two):
+            continue
+        if _hull_says(_with_hull(Verdict("undecided"), shapes.swapped(*pairs[best]))) == "fits":
+            return two
+    return []
 
 
 def _by_outline(look: _Look, verdict: Verdict, views: list[View]) -> list[View]:
@@ -287,6 +320,12 @@ class Silhouettes:
         )  # random, since a turntable turned or mirrored may fit
         return replace(self, alphas=self.alphas[order])
 
+    def swapped(self, one: int, other: int) -> Silhouettes:
+        """Silhouettes of which those at two places have each other's poses."""
+        order = list(range(len(self.alphas)))
+        order[one], order[other] = other, one
+        return replace(self, c2w=self.c2w[order])
+
     def filled(self, count: int = RAYS) -> tuple[float, float | None]:
         """Mean share of the silhouettes that the hull fills, and the longest side of the hull's box (None for no hull).
 
@@ -311,20 +350,23 @@ class Silhouettes:
                 high.append(points[inside].max(0))
         return shares, float((np.max(high, 0) - np.min(low, 0)).max()) if low else None
 
-    def filled_without_each(self) -> np.ndarray:
-        """Mean share (V,) of the other silhouettes that the hull fills without each of the views."""
+    def filled_without(self, parts: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """Mean share (N,) of the other silhouettes that the hull fills without each of N parts of the views."""
         wide, count = self._widened(), len(self.alphas)
-        full, all_of = np.zeros(count), np.zeros(count)
+        full, all_of = np.zeros(len(parts)), np.zeros(len(parts))
         for own, points in enumerate(self._along(self, FEW_RAYS)):
             rows = np.ascontiguousarray(points.reshape(-1, 3).T)
             shown = np.stack([self._shown(view, rows, wide) for view in range(count)])
             shown = shown.reshape(count, *points.shape[:2])
-            may, framed = shown > 0, shown == 2
-            for view in set(range(count)) - {own}:
-                seen = np.where((~may).sum(0) == ~may[view], framed.sum(0) - framed[view], 0)
-                inside, carved = (seen >= SEEN).any(1), ~seen.any(1)
-                full[view] += inside.sum()
-                all_of[view] += (inside | carved).sum()
+            out, framed = (shown == 0).astype(np.int8), (shown == 2).astype(np.int8)
+            outs, frames = out.sum(0), framed.sum(0)
+            for number, part in enumerate(parts):
+                if own not in part:
+                    some = list(part)
+                    seen = np.where(outs == out[some].sum(0), frames - framed[some].sum(0), 0)
+                    inside, carved = (seen >= SEEN).any(1), ~seen.any(1)
+                    full[number] += inside.sum()
+                    all_of[number] += (inside | carved).sum()
         return full / np.maximum(all_of, 1)
 
     def _along(self, of: Silhouettes, count: int) -> Iterator[np.ndarray]:

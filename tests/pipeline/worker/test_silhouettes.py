@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import cv2
@@ -409,6 +410,32 @@ def test_a_wrong_view_that_spoils_the_hull_is_left_out_alone(how: str) -> None:
     assert check(more).says == "does_not_fit"
     few = spoil(right).part(range(7))
     assert check(few).says == "does_not_fit"
+
+
+@pytest.mark.parametrize("two", [(0, 1), (2, 7)])
+def test_two_swapped_views_of_few_are_left_out(two: tuple[int, int]) -> None:
+    """Each silhouette proves the other's pose: no other two, and none that are wrong in another way, are left out of so few."""
+    right = turntable_of(8)
+    i, j = two
+    swapped = with_poses(right, {i: right.c2w[j], j: right.c2w[i]})
+    verdict = check(swapped)
+    assert verdict.says == "fits" and verdict.wrong == [i, j]
+    assert {view.says for index, view in enumerate(verdict.views) if index not in two} == {"fits"}
+    assert check(swapped.part(range(1, 8))).says == "does_not_fit"  # 7 carve: the hull of so few may be full by chance
+
+
+NO_SWAP: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "two tilted": lambda c2w: np.stack([c2w[0], c2w[1] @ tilted(15, 0), *c2w[2:4], c2w[4] @ tilted(-12, 1), *c2w[5:]]),
+    "all shaken": lambda c2w: np.stack([pose @ tilted(1.5, view % 3) for view, pose in enumerate(c2w)]),
+    "three in a circle": lambda c2w: c2w[[1, 2, 0, 3, 4, 5, 6, 7]],
+    "two times two": lambda c2w: c2w[[1, 0, 3, 2, 4, 5, 6, 7]],
+}
+
+
+@pytest.mark.parametrize("how", NO_SWAP)
+def test_what_is_no_swap_is_not_mended(how: str) -> None:
+    right = turntable_of(8)
+    assert check(replace(right, c2w=NO_SWAP[how](right.c2w))).says == "does_not_fit"
 
 
 def test_pictures_are_decoded_once_for_silhouettes(monkeypatch: pytest.MonkeyPatch) -> None:
