@@ -12,7 +12,7 @@ from pipeline.core import licenses
 from pipeline.core.disk import read_json
 from pipeline.core.text import duration, reasons_text, size
 from pipeline.cycle.snapshot import take_snapshot
-from pipeline.run.left_out import LeftOut, left_out
+from pipeline.run.left_out import LeftOut, Untold, left_out, untold
 from pipeline.run.progress import doing
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import is_locked
@@ -29,7 +29,8 @@ def read_status(run: Path) -> dict[str, Any]:
 
     state: running, finished (n delivered), stopped (by the user, with fewer), exhausted (the source has no more objects), refused
     (`why` says it), interrupted (the driver died). undecided: number and some uids of imported scenes whose cameras could not be
-    told by their pictures; left_out: views that such scenes do without. cycle: a Snapshot as a dict, None if the run is no cycle.
+    told by their pictures; left_out: views that such scenes do without; untold: views that nothing vouches for. cycle: a Snapshot
+    as a dict, None if the run is no cycle.
     """
     with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
         counts, totals = ledger.counts(), ledger.totals()
@@ -42,7 +43,7 @@ def read_status(run: Path) -> dict[str, Any]:
         ]
         cycle = take_snapshot(run, ledger)
         missing = _missing(run, ledger)
-        undecided, without = _of_imports(run, ledger)
+        imported = _of_imports(run, ledger)
     path = run / "status.json"
     last: dict[str, Any] = read_json(path) if path.exists() else {}
     state = last.get("state", "interrupted")
@@ -60,8 +61,7 @@ def read_status(run: Path) -> dict[str, Any]:
         "failed": counts.get("failed", 0),
         "reasons": reasons,
         "failures": failures,
-        "undecided": undecided,
-        "left_out": without,
+        **imported,
         "licenses": by_license,
         **totals,
         "shards_missing": missing,
@@ -71,13 +71,14 @@ def read_status(run: Path) -> dict[str, Any]:
     }
 
 
-def _of_imports(run: Path, ledger: Ledger) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`undecided` and `left_out` of `read_status`; without reading the ledger where the run is no import."""
+def _of_imports(run: Path, ledger: Ledger) -> dict[str, Any]:
+    """`undecided`, `left_out` and `untold` of `read_status`; without reading the ledger where the run is no import."""
     path = run / "run.json"
     source = read_json(path)["identity"].get("source") if path.exists() else None
-    untold = ledger.with_fact("$.cameras_fit.says", "undecided") if source in names("posed") else []
-    uids = [uid for uid, _ in untold]
-    return {"scenes": len(uids), "uids": uids[:SHOWN_SCENES]}, dataclasses.asdict(left_out(ledger, source))
+    scenes = ledger.with_fact("$.cameras_fit.says", "undecided") if source in names("posed") else []
+    uids = [uid for uid, _ in scenes]
+    without, views = dataclasses.asdict(left_out(ledger, source)), dataclasses.asdict(untold(ledger, source))
+    return {"undecided": {"scenes": len(uids), "uids": uids[:SHOWN_SCENES]}, "left_out": without, "untold": views}
 
 
 def _missing(run: Path, ledger: Ledger) -> int:
@@ -126,7 +127,7 @@ def status_text(status: dict[str, Any]) -> str:
 
 
 def _import_lines(status: dict[str, Any]) -> list[str]:
-    """Lines on scenes whose cameras are undecided, and on views that were left out."""
+    """Lines on scenes and views whose cameras are undecided, and on views that were left out."""
     lines = []
     if count := status["undecided"]["scenes"]:
         uids = status["undecided"]["uids"]
@@ -136,6 +137,10 @@ def _import_lines(status: dict[str, Any]) -> list[str]:
     if without.scenes:
         lines.append(f"left out: {without.text}")
         lines += [f"  {uid}: {says}" for uid, says in without.first]
+    views = Untold(**status["untold"])
+    if views.views:
+        lines.append(f"nothing vouches for {views.text}")
+        lines += [f"  {uid}: {says}" for uid, says in views.first]
     return lines
 
 

@@ -28,7 +28,7 @@ from pipeline.core.signals import first_interrupt
 from pipeline.core.text import duration, reasons_text, shown, size
 from pipeline.download.ahead import Downloads
 from pipeline.run import availability
-from pipeline.run.left_out import left_out
+from pipeline.run.left_out import left_out, untold
 from pipeline.run.policy import ArrivalOrder, Listing, Policy, Session
 from pipeline.run.progress import Progress
 from pipeline.run.selection import captioned
@@ -250,7 +250,8 @@ class Driver:
         if session.delivered >= session.cfg.n:
             shutil.rmtree(session.out / "raw", ignore_errors=True)
         notes = [*session.to_repeat, *self.policy.lines()]
-        notes += left_out(ledger, session.cfg.source).lines(session.cfg.store or shown(session.out))
+        for views in (left_out, untold):
+            notes += views(ledger, session.cfg.source).lines(session.cfg.store or shown(session.out))
         if isinstance(session.cfg, ClipConfig):
             notes.append(availability.write(session.out, ledger))
         totals = ledger.totals()

@@ -1,4 +1,7 @@
-"""Views that imported scenes do without: missing, broken, or contradicting the others. Counted from the ledger."""
+"""Views that imported scenes do without (missing, broken, or contradicting the others), and those that nothing vouches for.
+
+Counted from the ledger.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,47 @@ class LeftOut:
     def text(self) -> str:
         """Number of views and of scenes, and why."""
         return f"{sum(self.reasons.values())} views of {self.scenes} scenes ({reasons_text(self.reasons)})"
+
+
+@dataclass
+class Untold:
+    """Views that were taken although nothing shows whether their cameras are right. of: all views of their scenes, which are
+    `scenes`. first: (uid, "views 3, 7 of 12") of some.
+    """
+
+    views: int = 0
+    of: int = 0
+    scenes: int = 0
+    first: list[tuple[str, str]] = field(default_factory=list)
+
+    def lines(self, at: str) -> list[str]:
+        """Line for the user; none if something vouches for every view. at: the run, as `status` takes it."""
+        if not self.views:
+            return []
+        uid, says = self.first[0]
+        return [f"nothing vouches for {self.text}; {uid}: {says}; more: lvsm-data status {at}"]
+
+    @property
+    def text(self) -> str:
+        """Number of views and of scenes, why, and what was done."""
+        scenes = f"{self.scenes} scene{'s' if self.scenes > 1 else ''}"
+        why = "too few matches with other views, and no silhouettes that tell"
+        return f"the cameras of {self.views} of {self.of} views of {scenes} ({why}); they were taken as they are"
+
+
+def untold(ledger: Ledger, source: str | None) -> Untold:
+    """Count the views of delivered scenes whose cameras their pictures cannot tell. source: the run's, as for `left_out`."""
+    found = Untold()
+    for uid, facts in ledger.with_fact("$.cameras_fit.views.undecided") if source in names("posed") else ():
+        told = facts["cameras_fit"]["views"]
+        if not (places := told["undecided"]):
+            continue
+        found.views, found.of, found.scenes = found.views + len(places), found.of + len(told["apart"]), found.scenes + 1
+        if len(found.first) < SCENES:
+            more = ", ..." if len(places) > NAMED else ""
+            count = f"{', '.join(map(str, places[:NAMED]))}{more} of {len(told['apart'])}"
+            found.first.append((uid, f"view{'s' if len(places) > 1 else ''} {count}"))
+    return found
 
 
 def left_out(ledger: Ledger, source: str | None) -> LeftOut:

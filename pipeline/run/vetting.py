@@ -104,7 +104,6 @@ class Vetting:
         wrong = sum(len(verdict.wrong) for verdict in taken)
         parts += [f"{wrong} views of scenes that were taken do not and were left out (views_wrong)"] if wrong else []
         untold = sum(view.says == "undecided" for verdict in taken for view in verdict.views)
-        parts += [f"of {untold} views alone pictures cannot tell"] if untold else []
         parts += [f"{self.unchecked} were not looked at"] if self.unchecked else []
         _, figures = judge(self.verdicts)
         medians = figures.partition("; ")[2]

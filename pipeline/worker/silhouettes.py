@@ -127,10 +127,12 @@ def _number(value: float | None, digits: int = 4) -> float | None:
 def check(posed: Posed) -> Verdict:
     """Test the cameras of one scene, and of each of its views; `wrong` of the verdict names views without which it fits.
 
-    Undecided if the scene moves (views with times of their own), or a picture cannot be read.
+    Undecided, with all of its views, if the scene moves (views with times of their own), or a picture cannot be read.
     """
+    names = posed.names or [f"view {index}" for index in range(len(posed.images))]
+    untold = Verdict("undecided", views=tuple(View("undecided", name=name) for name in names))
     if "times" in posed.meta:
-        return Verdict("undecided")
+        return untold
     try:
         look = _Look(posed)
         views = epipolar.by_view(look.matches)
@@ -143,10 +145,9 @@ def check(posed: Posed) -> Verdict:
         verdict, views = _without_outliers(look, verdict, views)
         views = _by_outline(look, verdict, views)
     except OSError:
-        return Verdict("undecided")
+        return untold
     if len(_kept(views)) < LEAST_SHARE * len(views):
         verdict = replace(whole, says="does_not_fit")
-    names = posed.names or [f"view {index}" for index in range(len(views))]
     return replace(verdict, views=tuple(replace(view, name=name) for view, name in zip(views, names, strict=True)))
 
 

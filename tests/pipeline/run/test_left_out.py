@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.report.status import read_status
@@ -83,6 +85,34 @@ def test_views_of_any_posed_source_are_counted_alike(tmp_path: Path) -> None:
     for says in ("left out: 2 views of 2 scenes (broken_image 1, views_wrong 1)", "1 view left out: 00003.png: "):
         assert says in line and says in told
     assert "1 view left out: the camera of 00005.png contradicts the others" in told
+
+
+def test_views_that_nothing_vouches_for_are_said_at_the_end_and_by_status(captures: Path) -> None:
+    """Whatever their poses: the pictures of two scenes show too little to tell, as one view of the third does."""
+    shutil.rmtree(captures / "c")
+    eyes = balls.walk(7, (216, 240), step=0.2)
+    room = foreign.nerfstudio(captures / "room", eyes, in_room=True)
+    (room / "images/frame_00003.png").write_bytes(balls.photo(np.full((216, 240, 4), 0.5), "PNG"))
+    facts = foreign.read_json(room / "transforms.json")
+    facts["frames"][3]["transform_matrix"] = foreign.opengl_c2w(balls.walk(4, (90, 120))[2])
+    write_json(room / "transforms.json", facts)
+    said = imported(captures, "--n", 3, status=0)
+    line = next(line for line in said.splitlines() if line.startswith("nothing vouches for "))
+    says = "the cameras of 7 of 13 views of 3 scenes (too few matches with other views, and no silhouettes that tell)"
+    assert says in line and "taken as they are; a: views 0, 1, 2, 3 of 4; more: lvsm-data status" in line
+    status, told = status_of(captures)
+    assert (status["untold"]["views"], status["untold"]["of"], status["untold"]["scenes"]) == (7, 13, 3)
+    assert f"nothing vouches for {says}" in told and "  room: view 3 of 7\n" in told
+
+
+def test_views_of_a_scene_that_moves_are_not_vouched_for(captures: Path) -> None:
+    for letter in "bc":
+        shutil.rmtree(captures / letter)
+    facts = foreign.read_json(captures / "a/transforms.json")
+    for place, frame in enumerate(facts["frames"]):
+        frame["time"] = place / 4
+    write_json(captures / "a/transforms.json", facts)
+    assert "nothing vouches for the cameras of 4 of 4 views of 1 scene (" in imported(captures, "--n", 1, status=0)
 
 
 def test_a_run_that_is_refused_says_why(captures: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -989,7 +989,8 @@ def test_scenes_that_move_say_their_times_and_are_not_judged(tmp_path: Path) -> 
     assert scene.meta["times"] == [0, 0.25, 0, 0.25] and list(scene.roles) == ["train"] * 2 + ["test"] * 2
     cfg = config("d-nerf", tmp_path / "in", tmp_path)
     (item,) = captures.items(cfg, 0)
-    assert silhouettes.check(captures.load(item, Path(item.url), cfg)).score == {"says": "undecided"}
+    verdict = silhouettes.check(captures.load(item, Path(item.url), cfg))
+    assert verdict.says == "undecided" and verdict.score["views"]["undecided"] == [0, 1, 2, 3]
 
 
 def test_keys_of_realestate10k_are_uids_and_roles_are_read(tmp_path: Path) -> None:

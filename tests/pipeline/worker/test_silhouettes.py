@@ -257,7 +257,8 @@ def test_the_score_is_what_a_shard_keeps() -> None:
     score = checked(room, PINHOLE).score
     assert score["says"] == "fits" and score["apart"] < 0.5 and score["lines"] > 0.97 and score["matches"] > 200
     assert checked(turntable).score["hull"] > 0.998
-    assert check(replace(turntable(), images=[b"no picture"] * 12)).score == {"says": "undecided"}
+    unread = {"apart": [None] * 12, "undecided": list(range(12))}
+    assert check(replace(turntable(), images=[b"no picture"] * 12)).score == {"says": "undecided", "views": unread}
     assert json.loads(json.dumps(check(WRONG["OpenGL for OpenCV"](room())).score))["says"] == "does_not_fit"
 
 
