@@ -29,7 +29,12 @@ POINTS = "v 0 0 0\nv 1 0 0\nv 0 1 0\n"
         ("none.ply", "ply\nformat ascii 1.0\nelement vertex 0\nend_header\n", "import_failed", "PLY Importer: "),
         ("few.gltf", None, "import_failed", "IndexError"),
         ("far_point.obj", FAR.format("1 0 0", "0 1 0", "1e5 0 0"), "tiny", "leave out what is far from the rest"),
-        ("far_face.obj", FAR.format("1e4 1 0", "1e4 0 0", "1e4 0 1"), "tiny", "all faces together have 1e-07 of the square"),
+        (
+            "far_face.obj",
+            FAR.format("1e4 1 0", "1e4 0 0", "1e4 0 1"),
+            "tiny",
+            "all faces together have 1e-07 of the square",
+        ),
         ("less_far.obj", FAR.format("100 1 0", "100 0 0", "100 0 1"), "tiny", "leave out parts that lie far"),
         ("junk.fbx", "Kaydara FBX Binary  \0\x1a\0" + "\1" * 99, "import_failed", "FBX Import"),
     ],
