@@ -55,7 +55,7 @@ def test_paths_look_at_their_target(
     if kind in ("orbit", "spiral"):
         np.testing.assert_allclose(far, distance)
     else:
-        middle = np.array(target) + distance * camera_paths._direction(np.array(0.0), np.array(math.radians(elevation)))
+        middle = np.array(target) + distance * camera_paths.direction(np.array(0.0), np.array(math.radians(elevation)))
         off = c2w[:, :3, 3] - middle
         assert (np.linalg.norm(off, axis=-1) <= 0.2 * math.sqrt(2) + 1e-9).all()
         np.testing.assert_allclose(off @ (middle - target), 0, atol=1e-9)
