@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from lvsm_train.config.shapes import HW
 from lvsm_train.device.devices import now
 from lvsm_train.synthesis.routes import Viewpoint
 from lvsm_train.synthesis.synthesize import Read, levels
 from pipeline.config import rig
-from pipeline.core import cameras, images
+from pipeline.core import images
 from pipeline.core.cameras import BOUNDING_RADIUS
 from pipeline.export.camera_paths import novelty
 from pipeline.report.findings import Figure
@@ -24,18 +22,15 @@ from pipeline.report.findings import Figure
 FARTHEST, NEAREST = 10.0, 0.01  # bounds of how far a viewpoint is away, times the distance of the farthest camera
 THUMB = 96  # pixels of width of the photos' small pictures
 SAME_DEG, SAME = 0.05, 1e-3  # angle, and share of what is far, below which a camera is that of a photo
-SLOW = 0.1  # seconds of a view, from which on smaller ones are tried while it moves
 ALONE, ALONE_DEG = 0.5, 30.0  # what is far from a single photo: a share of its distance from what it shows; degrees
-GAIN = 0.6  # share of these seconds that a smaller view may take, not to be given up
 
 
 @dataclass(frozen=True)
 class Wish:
-    """View to render. lens: 0 as the first camera has it, n as the n-th input. moving: a smaller picture will do."""
+    """View to render. lens: 0 as the first camera has it, n as the n-th input."""
 
     viewpoint: Viewpoint
     lens: int = 0
-    moving: bool = False
 
 
 class Newest:
@@ -89,8 +84,6 @@ class Live:
         self.lenses = [made.fxfycxcy[0], *made.shown.fxfycxcy]
         reach = float(np.linalg.norm(placed[:, :3, 3], axis=-1).max()) or 1.0
         self.farthest, self.nearest = FARTHEST * reach, NEAREST * reach
-        self.small = _half(made.hw, seen.model.patch)
-        self._fastest: dict[HW, float] = {}
         self._apart = _apart(made.input_c2w, ALONE * float(np.linalg.norm(placed[1, :3, 3])) / made.stage.scale)
 
     def work(self) -> None:
@@ -101,34 +94,24 @@ class Live:
                 answer.set_result(self.answer(wish))
 
     def answer(self, wish: Wish) -> dict[str, Any]:
-        """View as JSON: picture (a data URI of a PNG), ms, smaller (than asked for), near and warnings (for people), and camera,
-        in the world of the photos as a file that --poses takes."""
+        """View as JSON: picture (a data URI of a PNG), ms, near and warnings (for people), and camera, in the world of
+        the photos as a file that --poses takes."""
         made, device = self.seen.plan, self.seen.model.device
         c2w = made.stage.back(wish.viewpoint.c2w()[None])
-        k, hw = self.lenses[wish.lens], self._size(wish.moving)
+        k = self.lenses[wish.lens][None]
         begun = now(device)
-        (view,) = next(self.seen.views(c2w, cameras.resize_intrinsics(k[None], made.hw, hw), hw))
+        (view,) = next(self.seen.views(c2w, k))
         picture = images.encode_png(levels(view), level=1)
         seconds = now(device) - begun
-        self._fastest[hw] = min(seconds, self._fastest.get(hw, math.inf))
         self.rendered += 1
         near, warnings = self._worth(c2w)
         return {
             "picture": Figure(picture).address(),
             "ms": 1000 * seconds,
-            "smaller": hw != made.hw,
             "near": near,
             "warnings": warnings,
-            "camera": rig.ours(c2w, k[None], made.hw),
+            "camera": rig.ours(c2w, k, made.hw),
         }
-
-    def _size(self, moving: bool) -> HW:
-        """(height, width) to render: less while it moves, if views are slow, and as long as that makes them faster."""
-        hw, small = self.seen.plan.hw, self.small
-        slow = self._fastest.get(hw, 0.0)
-        if not moving or small is None or slow < SLOW or self._fastest.get(small, 0.0) > GAIN * slow:
-            return hw
-        return small
 
     def _worth(self, c2w: np.ndarray) -> tuple[str, list[str]]:
         """Say how far a camera (1, 4, 4) is from the photos, and warn where a model can only guess."""
@@ -164,11 +147,6 @@ class Live:
         pictures = [images.shrink(one, small) if width > THUMB else one for one in made.shown.image]
         names = [made.album.posed.name(view) for view in made.inputs]
         return [(name, Figure(images.encode_png(one)).address()) for name, one in zip(names, pictures, strict=True)]
-
-
-def _half(hw: HW, patch: int) -> HW | None:
-    """Half of a size, where that has whole patches; else None."""
-    return None if any(side % (2 * patch) for side in hw) else (hw[0] // 2, hw[1] // 2)
 
 
 def _apart(c2w: np.ndarray, alone: float) -> tuple[float, float]:

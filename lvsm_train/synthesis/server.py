@@ -82,15 +82,12 @@ def wish_of(query: str, live: Live) -> Wish:
     """Wish that the query of an address asks for. Raises ValueError, which says what is wrong, for any but the known numbers."""
     pairs = urllib.parse.parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=20)
     given = dict(pairs)
-    if sorted(given) != sorted([*NUMBERS, "lens", "moving"]) or len(given) < len(pairs):
-        raise ValueError(f"a view has {', '.join(NUMBERS)}, lens and moving, each once")
+    if sorted(given) != sorted([*NUMBERS, "lens"]) or len(given) < len(pairs):
+        raise ValueError(f"a view has {', '.join(NUMBERS)} and lens, each once")
     numbers = {name: _number(name, given[name], ANGLES.get(name, live.farthest)) for name in NUMBERS}
-    lens, moving = given["lens"], given["moving"]
-    if lens not in map(str, range(len(live.lenses))):
+    if (lens := given["lens"]) not in map(str, range(len(live.lenses))):
         raise ValueError(f"lens is a number from 0 to {len(live.lenses) - 1}")
-    if moving not in ("0", "1"):
-        raise ValueError("moving is 0 or 1")
-    return Wish(Viewpoint(**numbers), int(lens), moving == "1")
+    return Wish(Viewpoint(**numbers), int(lens))
 
 
 def _number(name: str, text: str, bound: float) -> float:

@@ -13,7 +13,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from lvsm_train.config.shapes import HW
 from lvsm_train.config.synthesis import SynthesisConfig
 from lvsm_train.device.devices import now
 from lvsm_train.media.films import write_film
@@ -75,11 +74,9 @@ class Read:
     place: Stage
     seconds: float
 
-    def views(
-        self, c2w: np.ndarray, fxfycxcy: np.ndarray, hw: HW | None = None, batch: int = 1
-    ) -> Iterator[np.ndarray]:
+    def views(self, c2w: np.ndarray, fxfycxcy: np.ndarray, batch: int = 1) -> Iterator[np.ndarray]:
         """Yield what cameras in the world of the photos see, as `Encoded.views` does."""
-        return self.encoded.views(self.place.to(c2w), fxfycxcy, hw, batch)
+        return self.encoded.views(self.place.to(c2w), fxfycxcy, batch=batch)
 
     def lines(self) -> list[str]:
         """Lines for the user: what the photos are, and which of them the model sees."""

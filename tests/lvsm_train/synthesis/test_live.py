@@ -61,7 +61,6 @@ class Held(Live):
 
     def __init__(self, seen: Read) -> None:
         super().__init__(seen)
-        self.small = None  # as on a machine that is fast enough
         self.may = threading.Event()
         self.may.set()
         self.begun = threading.Semaphore(0)
@@ -103,7 +102,7 @@ def answer_of(server: Server, path: str, method: str = "GET", **headers: str) ->
 
 
 def query(viewpoint: Viewpoint, **more: object) -> str:
-    return "/view?" + urllib.parse.urlencode(dataclasses.asdict(viewpoint) | {"lens": 0, "moving": 0} | more)
+    return "/view?" + urllib.parse.urlencode(dataclasses.asdict(viewpoint) | {"lens": 0} | more)
 
 
 def pixels(answer: dict[str, Any]) -> np.ndarray:
@@ -156,7 +155,7 @@ def test_a_view_is_what_the_model_renders(served: Server, seen: Read, tmp_path: 
     for viewpoint, lens in ((live.first, 0), (asked, 0), (live.inputs[2], 3)):
         status, body, _ = answer_of(served, query(viewpoint, lens=lens), Sec_Fetch_Site="same-origin")
         found = json.loads(body)
-        assert status == 200 and not found["smaller"] and found["ms"] > 0
+        assert status == 200 and found["ms"] > 0
         (tmp_path / "cameras.json").write_text(json.dumps(found["camera"]))
         camera = read_path(tmp_path / "cameras.json")
         assert camera.fxfycxcy is not None and camera.hw == made.hw
@@ -193,23 +192,6 @@ def test_how_far_a_view_is_from_the_photos(seen: Read) -> None:
     assert _apart(seen.plan.input_c2w[:1], 0.7) == (ALONE_DEG, 0.7)
     within = live.answer(Wish(dataclasses.replace(live.inputs[2], distance=0.4)))
     assert any("within the sphere" in one for one in within["warnings"])
-
-
-def test_smaller_views_while_it_moves_where_they_are_faster(seen: Read) -> None:
-    live = Live(seen)
-    assert live.small == (16, 16)
-    assert live._size(moving=True) == (32, 32)  # nothing is known yet
-    live._fastest = {(32, 32): 0.05}
-    assert live._size(moving=True) == (32, 32)  # fast enough
-    live._fastest = {(32, 32): 0.5}
-    assert live._size(moving=True) == (16, 16) and live._size(moving=False) == (32, 32)
-    found = live.answer(Wish(live.first, moving=True))
-    assert found["smaller"] and pixels(found).shape == (16, 16, 3) and found["camera"]["width"] == 32
-    k = cameras.resize_intrinsics(live.lenses[0][None], (32, 32), (16, 16))
-    (expected,) = next(seen.views(seen.plan.c2w[:1], k, (16, 16)))
-    assert np.abs(pixels(found) - 255 * expected).max() < 0.51
-    live._fastest[16, 16] = 0.4
-    assert live._size(moving=True) == (32, 32)  # hardly faster
 
 
 # ---- who is answered, and what
@@ -283,7 +265,7 @@ def test_only_the_page_of_this_place_is_answered(headers: dict[str, str], status
 @pytest.mark.parametrize(
     ("path", "status", "says"),
     [
-        ("/view", 400, "azimuth, elevation, roll, distance, right, down, lens and moving"),
+        ("/view", 400, "azimuth, elevation, roll, distance, right, down and lens"),
         ("{view}&azimuth=1", 400, "each once"),
         ("{view}&other=1", 400, "each once"),
         ("{view}" + "&a=1" * 30, 400, ""),
@@ -296,7 +278,6 @@ def test_only_the_page_of_this_place_is_answered(headers: dict[str, str], status
         ("{view:down=0x10}", 400, "down is a number"),
         ("{view:lens=5}", 400, "lens is a number from 0 to 4"),
         ("{view:lens=-1}", 400, "lens"),
-        ("{view:moving=yes}", 400, "moving is 0 or 1"),
         ("{view}&" + "x" * LONGEST, 414, "characters"),
         ("/other", 404, "/view"),
         ("/?x=1", 404, "/view"),
@@ -442,7 +423,7 @@ def test_a_browser_turns_the_view(served: Server, seen: Read, tmp_path: Path) ->
         x, y = left + width / 2, top + height / 2
 
         def view() -> dict[str, float]:
-            found: dict[str, float] = page.wait("!asking && shown.view === view && !shown.smaller && view")
+            found: dict[str, float] = page.wait("!asking && shown.view === view && view")
             return found
 
         def picture() -> str:
