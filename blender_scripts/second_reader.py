@@ -71,7 +71,7 @@ def _mesh(mesh, file_format):
         layer.data.foreach_set("color" if file_format in LINEAR else "color_srgb", colors.ravel())
     data.update(calc_edges=True)
     data.validate()  # before the normals, whose code crashes on triangles of one point
-    if mesh.normals:
+    if mesh.normals and file_format != "stl":  # whose writers put anything there
         data.polygons.foreach_set("use_smooth", np.ones(len(data.polygons), bool))
         data.normals_split_custom_set_from_vertices(_turned(_rows(mesh.normals, 3), file_format).tolist())
     return data

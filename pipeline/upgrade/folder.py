@@ -32,6 +32,7 @@ PICTURES = tuple(".png .jpg .jpeg .tga .bmp .tif .tiff .webp .exr .hdr .gif .dds
 BINARY = "usdc"  # some of whose words only look like a layer's name, so what leads elsewhere is left to Blender's walls
 PAINTED = {"mtl", "fbx", "picture"}  # of formats that name pictures alone, besides what is followed as a layer
 LAYERS = USD | {"dae"}  # formats whose files may refer to further files of a format in here
+CODES = ("cp1252", "cp932", "gbk", "cp1251", "cp437")  # of names: Western European, Japanese, Chinese, Cyrillic, DOS
 MAX_MEMBER = 2**26  # bytes of a binary layer in an archive whose words are read
 MAX_FILES = 5000  # that one asset may refer to, directly or not
 
@@ -134,10 +135,10 @@ class Folder:
         For want of one, of what can only be a picture, the only picture of its stem.
         """
         parts = [part.casefold() for part in slashed(urllib.parse.unquote(name)).split("/")]
-        base = base_name(urllib.parse.unquote(name))
-        near = self._nearby(source).get(base)
+        bases = [base_name(spelling) for spelling in _decoded(urllib.parse.unquote(name))]
+        near = next(filter(None, map(self._nearby(source).get, bases)), [])
         if not near and kind in PAINTED:
-            near = self._nearby(source).of_stem(base, PICTURES)
+            near = next(filter(None, (self._nearby(source).of_stem(base, PICTURES) for base in bases)), [])
         return Path(min(near, key=lambda path: -alike(path.casefold().split("/"), parts))) if near else None
 
     def moved(self, to: Path | None = None) -> dict[str, list[str]]:
@@ -341,6 +342,15 @@ def _spellings(name: str, kind: str) -> list[str]:
         bare = name.replace('"', "")
         found += [bare, bare.replace("_", " "), os.path.basename(slashed(bare))]
     return list(dict.fromkeys(spelling for spelling in found if spelling))
+
+
+def _decoded(name: str) -> list[str]:
+    """A name, or, of one whose bytes are no UTF-8, what they say in the encodings of writers that knew no other."""
+    data = name.encode("utf-8", "surrogateescape")
+    with contextlib.suppress(UnicodeDecodeError):
+        return [data.decode()]
+    found = (data.decode(code, "replace") for code in CODES)
+    return [text for text in found if "\ufffd" not in text]
 
 
 def _exists(target: str, kind: str) -> bool:

@@ -1,7 +1,8 @@
-"""Lines of an MTL as Blender takes them: words in its case, and the picture of the ambient colour for want of another."""
+"""Lines of an MTL as Blender takes them: words in its case, decimal points, the ambient picture for want of another."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pipeline.upgrade import plain_text
 
 LINE = 2**20  # bytes; what is longer names nothing
 WORDS = "newmtl Ka Kd Ks Ke Ns Ni Tr Tf illum d map_Ka map_Kd map_Ks map_Ke map_Ns map_d map_Bump bump refl norm Pr Pm Ps".split()
+NUMBERS = {b"Ka", b"Kd", b"Ks", b"Ke", b"Ns", b"Ni", b"Tr", b"d", b"Pr", b"Pm"}
 KNOWN = {word.lower().encode(): word.encode() for word in WORDS}
 
 
@@ -37,6 +39,9 @@ def _rewritten(lines: Iterable[bytes]) -> Iterator[tuple[bytes, list[bytes]]]:
         if known == b"map_Ka" and rest.strip():
             ambient = [b"map_Kd " + rest.strip() + b"\n"]
         painted = painted or known == b"map_Kd"
-        yield line, [*before, line if known == word else line.replace(word, known, 1)]
+        plain = line if known == word else line.replace(word, known, 1)
+        if known in NUMBERS:
+            plain = re.sub(rb"(?<=\d),(?=\d)", b".", plain)
+        yield line, [*before, plain]
     if ambient and not painted:
         yield b"", [b"\n", *ambient]

@@ -23,6 +23,7 @@ PLAIN = b"# a comment\nnewmtl m\n\tKd 1 0 0\nmap_Kd Kd newmtl.png\nd 0.5\nmap_Ka
             b"newmtl m\nmap_Ka a.png\nmap_Kd a.png\nnewmtl n\nmap_Kd b.png\n",
         ),
         (b"newmtl m\nmap_Kd b.png\nmap_Ka a.png\n", b"newmtl m\nmap_Kd b.png\nmap_Ka a.png\n"),
+        (b"newmtl m\nKD 0,8 0,05 1\nmap_Kd a1,2.png\n", b"newmtl m\nKd 0.8 0.05 1\nmap_Kd a1,2.png\n"),
         (b"newmtl m\nmap_Ka\n", b"newmtl m\nmap_Ka\n"),
     ],
 )

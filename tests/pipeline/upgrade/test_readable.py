@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -21,7 +22,7 @@ from pipeline.core import images
 from pipeline.core.errors import Skip
 from pipeline.core.records import Outcome
 from pipeline.formats import gltf
-from pipeline.upgrade import copies, crate, gltf_old
+from pipeline.upgrade import copies, crate, gltf_old, plain_text
 from pipeline.worker import preflight
 from tests import parts
 from tests.conftest import Render, put_anew
@@ -597,6 +598,40 @@ def test_an_mtl_in_another_encoding(render: Render, tmp_path: Path) -> None:
     outcome = render(tmp_path / "it.obj")
     assert is_red(outcome)
     assert facts(outcome) == {"mended": ["encoding"]}
+
+
+@pytest.mark.parametrize("suffix", ["obj", "ply", "stl", "STL"])
+def test_numbers_with_decimal_commas(render: Render, tmp_path: Path, suffix: str) -> None:
+    """As programs write them in countries that do; names keep theirs."""
+    (tmp_path / "a1,5.mtl").write_text("newmtl paint\nKd 0,8 0 0\n")
+    text = TEXTS[suffix.lower()].replace("häuser", "a1,5").replace("\nv ", "\nv  ")
+    text = re.sub(r"(?<!ascii )([0-2])\.0", lambda found: {"0": "0,0", "1": "1,5", "2": "2,0E+00"}[found[1]], text)
+    path = tmp_path / f"it.{suffix.lower()}"
+    path.write_text(text.upper() if suffix == "STL" else text)
+    outcome = render(path)
+    assert "encoding" in facts(outcome)["mended"]
+    assert outcome.scene is not None
+    low, high = np.array(outcome.scene.meta["raw_bounds"])
+    assert sorted(np.round(high - low, 4)) == [1.5, 1.5, 2.0]
+    if suffix == "obj":
+        assert is_red(outcome)
+
+
+def test_numbers_with_points_and_lists_by_commas_stay(tmp_path: Path) -> None:
+    for row in ("v 1,5 0.5 2", "v 1,2,3", "v 1, 2, 3", "v 1 2 3"):
+        (tmp_path / "it.obj").write_text(f"# 1,5\n{row}\n")
+        assert plain_text.encoding(tmp_path / "it.obj", "obj") == "", row
+
+
+@pytest.mark.parametrize(("name", "code"), [("Bäume", "latin-1"), ("木材", "cp932"), ("木材", "gbk")])
+def test_pictures_whose_names_are_no_utf_8(render: Render, tmp_path: Path, name: str, code: str) -> None:
+    (tmp_path / f"{name}.png").write_bytes(parts.png(8, 8, RED))
+    (tmp_path / "it.mtl").write_bytes(f"newmtl paint\nmap_Kd {name}.png\n".encode(code))
+    path = tmp_path / "it.obj"
+    path.write_text(parts.obj("mtllib it.mtl"))
+    outcome = render(path)
+    assert is_red(outcome)
+    assert facts(outcome) == {"mended": ["links"]}
 
 
 def test_an_stl_in_capitals(render: Render, tmp_path: Path) -> None:
