@@ -60,6 +60,11 @@ def reasons_text(reasons: dict[str, int]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]))
 
 
+def last_line(detail: str) -> str:
+    """Last line of what is known of a failure, which says most; "" of nothing."""
+    return detail.strip().splitlines()[-1] if detail.strip() else ""
+
+
 def no_picture(data: bytes) -> str:
     """Say what a file is that cannot be read as a picture, by its first bytes, and what helps."""
     if not data:

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.config.source_table import names
 from pipeline.core import licenses
 from pipeline.core.disk import read_json
-from pipeline.core.text import duration, reasons_text, size
+from pipeline.core.text import duration, last_line, reasons_text, size
 from pipeline.cycle.snapshot import take_snapshot
 from pipeline.run.left_out import LeftOut, Untold, left_out, untold
 from pipeline.run.progress import doing
@@ -119,8 +119,7 @@ def status_text(status: dict[str, Any]) -> str:
     if status["cycle"]:
         lines += status["cycle"]["text"]
     for failure in status["failures"]:
-        last_line = failure["detail"].strip().splitlines()[-1] if failure["detail"].strip() else ""
-        lines.append(f"  {failure['uid']}: {failure['reason']} {last_line}".rstrip())
+        lines.append(f"  {failure['uid']}: {failure['reason']} {last_line(failure['detail'])}".rstrip())
     if len(status["failures"]) < status["failed"]:
         lines.append(f"  ... and {status['failed'] - len(status['failures'])} more failures")
     return "\n".join([*lines, *_next_step(status)])

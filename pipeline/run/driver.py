@@ -25,7 +25,7 @@ from pipeline.core.disk import is_full
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.core.signals import first_interrupt
-from pipeline.core.text import duration, reasons_text, shown, size
+from pipeline.core.text import duration, last_line, reasons_text, shown, size
 from pipeline.download.ahead import Downloads
 from pipeline.run import availability
 from pipeline.run.left_out import left_out, untold
@@ -36,6 +36,8 @@ from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import check_identity, locked
 from pipeline.storage.uploads import LEDGER, Sink, attached, sink_of
 from pipeline.worker.worker import Packing, make_worker
+
+SHOWN_DETAIL = 500  # characters of a failure at the end of a run
 
 
 def deliver(cfg: RunConfig) -> Summary:
@@ -75,7 +77,9 @@ def opened(cfg: RunConfig) -> Iterator[Ledger]:
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of a run. drawn = delivered + failed, over all sessions of the run."""
+    """Counts of a run. drawn = delivered + failed, over all sessions of the run. failure: one that failed for the commonest
+    reason, and what is known of it; "" where nothing failed.
+    """
 
     n: int
     out: Path
@@ -89,6 +93,7 @@ class Summary:
     licenses: dict[str, int]
     notes: list[str]
     store: str | None
+    failure: str = ""
 
     @property
     def complete(self) -> bool:
@@ -106,16 +111,25 @@ class Summary:
         if not self.complete:
             why = "stopped; the same command goes on" if self.stopped else "the source has no more objects"
             lines.append(f"{self.n - self.delivered} fewer than requested: {why}")
-        if failed:
-            lines.append(f"details: lvsm-data status {at}")
+        lines += [self.failure] if self.failure else []
+        lines += [f"details: lvsm-data status {at}"] if failed else []
         lines += self.notes
         if set(self.licenses) - {"unknown", "CC0-1.0"}:  # attribution is due
             lines.append(f"licenses: {reasons_text(self.licenses)}; whom to name: lvsm-data licenses {at}")
         lines.append(
             f"{self.views} views, {size(self.shard_bytes)} of shards in {at}, {duration(self.seconds)} this session"
         )
-        lines.append(f"look at them: lvsm-data view {at}")
-        return lines
+        return lines + ([f"look at them: lvsm-data view {at}"] if self.views else [])
+
+
+def _a_failure(ledger: Ledger) -> str:
+    """Say what is known of an item that failed for the commonest reason; "" where nothing did, or nothing is."""
+    reasons = ledger.reasons()
+    commonest = max(reasons, key=lambda reason: reasons[reason], default="")
+    for uid, detail, _ in ledger.examples(commonest, 1):
+        if said := last_line(detail):
+            return f"{commonest}: {uid}: {said[:SHOWN_DETAIL]}"
+    return ""
 
 
 class Intake:
@@ -268,6 +282,7 @@ class Driver:
             licenses=licenses.tally(ledger.licenses()),
             notes=notes,
             store=session.cfg.store,
+            failure=_a_failure(ledger),
         )
 
     def _work(self, drawn: Iterator[Item | None]) -> None:

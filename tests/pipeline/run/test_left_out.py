@@ -61,6 +61,15 @@ def test_views_that_were_left_out_are_said_at_the_end_and_by_status(captures: Pa
     assert "left out: 4 views of 2 scenes" in again and status_of(captures)[0]["state"] == "finished"
 
 
+def test_a_run_without_a_scene_says_why_and_shows_nothing(captures: Path) -> None:
+    for letter in "ac":
+        shutil.rmtree(captures / letter)
+    shutil.rmtree(captures / "b/images")
+    said = imported(captures, "--n", 1)
+    why = f"image_missing: b: 4 of 4 pictures are not there in {captures / 'b'} (the first: images/frame_00000.png is not there)"
+    assert f"{why}; at least 50% must be\ndetails: lvsm-data status" in said and "look at them" not in said
+
+
 def test_views_that_an_earlier_version_left_out_are_counted(captures: Path) -> None:
     imported(captures, "--n", 2, "--no-verify-cameras", status=0)
     with Ledger(captures.parent / "out/ledger.sqlite") as ledger:
