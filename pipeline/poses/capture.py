@@ -30,7 +30,8 @@ CameraOf = Callable[[tuple[int, int]], tuple[np.ndarray, Lens]]
 
 @dataclass(frozen=True)
 class View:
-    """View of a capture. name: of its picture, as the camera file says it; picture: its file, None if that is missing.
+    """View of a capture. name: of its picture, as the camera file says it; picture: its file, None if that is missing. sought:
+    where it is not then, "in images" if the name does not say the folder.
 
     c2w (4, 4) with OpenCV axes, NaN where the file says no pose. camera: (height, width) of the picture -> fxfycxcy (4,) in its
     pixels, and the lens; raises Skip. role: one of ROLES, or "" where the capture has none. time: of a scene that moves, in the
@@ -46,6 +47,7 @@ class View:
     time: float | None = None
     layer: Callable[[str], np.ndarray] | None = None
     mask: Callable[[], bytes] | None = None
+    sought: str = "there"
 
 
 @dataclass(frozen=True)

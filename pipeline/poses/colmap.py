@@ -11,6 +11,7 @@ one at (0.5, 0.5).
 from __future__ import annotations
 
 import functools
+import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def read(folder: Path, finder: Finder, only: str = "") -> Capture:
     failure: Skip | None = None
     for model, places in _projects(folder):
         try:
-            views = _views(model, places, finder.within(*places))
+            views = _views(model, places, finder.within(*places), _said(places, folder))
         except Skip as error:
             failure = failure or error
             continue
@@ -138,6 +139,11 @@ def _projects(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
         yield folder, next((_places(one, FOLDERS) for one in around if _places(one, FOLDERS) != [one]), [folder])
 
 
+def _said(places: Sequence[Path], folder: Path) -> str:
+    """Name folders as they lie in the capture's."""
+    return f"in {' or '.join(Path(os.path.relpath(place, folder)).as_posix() for place in places)}"
+
+
 def _by_number(folder: Path) -> tuple[int, str]:
     return (int(folder.name) if folder.name.isdecimal() else 1 << 30), folder.name
 
@@ -152,7 +158,7 @@ def _rank(views: list[View]) -> tuple[int, int]:
     return sum(view.picture is not None for view in views), len(views)
 
 
-def _views(model: Path, places: list[Path], finder: Finder) -> list[View]:
+def _views(model: Path, places: list[Path], finder: Finder, sought: str) -> list[View]:
     cameras, registered = read_model(model)
     if not registered:
         raise Skip("no_images", "the model has no registered image")
@@ -166,7 +172,8 @@ def _views(model: Path, places: list[Path], finder: Finder) -> list[View]:
             raise Skip("bad_cameras", f"{image.name} has camera {image.camera}, which the model lacks")
         found = (finder.find(image.name, place) for place in places)
         picture = next((file for file in found if file is not None), None)
-        views.append(View(image.name, picture, pose, functools.partial(cameras[image.camera].at, name=image.name)))
+        camera = functools.partial(cameras[image.camera].at, name=image.name)
+        views.append(View(image.name, picture, pose, camera, sought=sought))
     return views
 
 

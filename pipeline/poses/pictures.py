@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
@@ -23,12 +24,20 @@ def named(folder: Path, name: str) -> Path:
     """Path `folder`/`name`, or that of the folder there whose name is equal but for its case."""
     if (folder / name).is_dir() or not folder.is_dir():
         return folder / name
-    alike = (child for child in sorted(os.listdir(folder)) if child.lower() == name.lower())
+    alike = (child for child in sorted(os.listdir(folder)) if _alike(child) == _alike(name))
     return next((folder / child for child in alike if (folder / child).is_dir()), folder / name)
 
 
+def _alike(name: str) -> str:
+    """Spelling that names share which some systems take for one: macOS splits accents off their letters, others do not."""
+    return unicodedata.normalize("NFC", name).lower()
+
+
 class Finder:
-    """Finds what a camera file names. roots: folders that files must stay in, after links are followed unless follow_links."""
+    """Finds what a camera file names, in any case and any spelling of accents.
+
+    roots: folders that files must stay in, after links are followed unless follow_links.
+    """
 
     def __init__(self, roots: Sequence[Path], follow_links: bool = True) -> None:
         self.roots = [Path(os.path.abspath(root)) for root in roots]
@@ -88,7 +97,7 @@ class Finder:
         folder = self._folder(path.parent)
         names = self._names(folder)
         for suffix in SUFFIXES:
-            if (known := names.get((path.name + suffix).lower())) and os.path.isfile(whole := folder / known):
+            if (known := names.get(_alike(path.name + suffix))) and os.path.isfile(whole := folder / known):
                 return whole
         return None
 
@@ -97,15 +106,15 @@ class Finder:
         if path not in self.folders:
             at = next((root for root in (*self.roots, *self.resolved) if path.is_relative_to(root)), path)
             for part in path.relative_to(at).parts:
-                at = at / part if os.path.isdir(at / part) else at / self._names(at).get(part.lower(), part)
+                at = at / part if os.path.isdir(at / part) else at / self._names(at).get(_alike(part), part)
             self.folders[path] = at
         return self.folders[path]
 
     def _names(self, folder: Path) -> dict[str, str]:
-        """Names in a folder by their lower case; read once."""
+        """Names in a folder as `_alike` spells them; read once."""
         if folder not in self.listed:
             try:
-                self.listed[folder] = {name.lower(): name for name in sorted(os.listdir(folder), reverse=True)}
+                self.listed[folder] = {_alike(name): name for name in sorted(os.listdir(folder), reverse=True)}
             except OSError:
                 self.listed[folder] = {}
         return self.listed[folder]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import itertools
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
@@ -48,6 +50,14 @@ LOOKS = (  # other posed sources, and patterns of files or folders that one fold
     ("gobjaverse", (r"(\d{5})/\1\.json",)),
     ("arb-objaverse", (r"camera\.json", r"color_\w+_\d+\.png")),
 )
+FOREIGN = (  # apps, by a file in a capture of theirs and what its first bytes hold, and how nerfstudio's tool converts it
+    ("Polycam", "keyframes/*cameras/*.json", b"t_00", "polycam --data {given}"),
+    ("Record3D", "metadata.json", b"poses", "record3d --data {beside}"),
+    ("Record3D", "*/metadata.json", b"poses", "record3d --data {beside}"),
+    ("Metashape", "*.xml", b"<chunk", "metashape --data {pictures} --xml {file}"),
+    ("RealityCapture", "*.csv", b"#name,", "realitycapture --data {pictures} --csv {file}"),
+)
+HEAD = 4096  # bytes of a file that tell what it is
 UNPACK = "--input FOLDER; an archive of captures has to be unpacked first"
 LEAVES_OUT = LOADS_WHOLE = True
 SAME_POSE = 1e-6  # of the largest number of two poses: closer ones are one
@@ -84,7 +94,30 @@ def recognised(given: Path) -> tuple[str, str]:
         hint = f"pictures alone say not where they were taken: COLMAP finds that, and makes a capture of them; {hint}"
     if given.is_dir() and (other := _frames_in(given)):
         hint = f"--input {other} takes its frames as nerfstudio's; {hint}"
+    if given.is_dir() and (foreign := _foreign(given)):
+        raise foreign
     raise UserError(f"{given} looks like no capture that is known", hint)
+
+
+def _foreign(given: Path) -> UserError | None:
+    """Name the app whose own files a folder holds, and what makes a transforms.json of them; None of others."""
+    pictures = given / "images"
+    for app, pattern, holds, arguments in FOREIGN:
+        for file in itertools.islice(given.glob(pattern), 1):
+            named = {
+                "given": given,
+                "beside": file.parent,
+                "pictures": pictures if pictures.is_dir() else given,
+                "file": file,
+            }
+            with contextlib.suppress(OSError), file.open("rb") as stream:
+                if holds in stream.read(HEAD):
+                    words = [
+                        word.format(**{name: shown(path) for name, path in named.items()}) for word in arguments.split()
+                    ]
+                    hint = f"ns-process-data {shlex.join(words)} --output-dir NEW (of nerfstudio), then --input NEW"
+                    return UserError(f"{shown(given)} holds {app}'s own files ({file.relative_to(given)})", hint)
+    return None
 
 
 def _frames_in(folder: Path) -> Path | None:
@@ -191,7 +224,7 @@ class _Usable:
         self.left: dict[int, Skip] = {}
         for number, view in enumerate(views):
             if view.picture is None:
-                self.left[number] = Skip("image_missing", f"{_name(view)} is not there")
+                self.left[number] = Skip("image_missing", f"{_name(view)} is not {view.sought}")
             elif flaw := cameras.flaw(view.c2w):
                 self.left[number] = Skip("bad_cameras", f"{_name(view)} has {flaw}")
         for number in _listed_twice(views, [number for number in range(len(views)) if number not in self.left]):

@@ -450,6 +450,12 @@ def test_damaged_models_are_named_with_file_and_place(tmp_path: Path) -> None:
     assert said.startswith(f"{folder / 'images.txt'}, line 4: invalid literal") and "'seven'" in said
 
 
+def test_folders_in_which_pictures_of_a_model_were_sought_are_named(tmp_path: Path) -> None:
+    folder = foreign.colmap(tmp_path / "in", EYES, "PINHOLE", binary=True, at="dense/sparse")
+    (folder / "dense/images").mkdir()  # an undistorted model's own
+    assert "(the first: left eye/000.jpg is not in dense/images)" in detail("colmap", folder, tmp_path)
+
+
 def test_pictures_and_frames_are_named_in_what_is_said(tmp_path: Path) -> None:
     """Where all views fail alike, the first of them, its file and what to do."""
     folder = studio(tmp_path / "bmp")

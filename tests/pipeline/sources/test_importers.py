@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -343,6 +344,10 @@ EVERYDAY: dict[str, Change] = {
         upper(folder, facts),
         renamed(lambda name: name.removesuffix(".png").upper())(folder, facts),
     )[0],
+    "accents apart from their letters": lambda folder, facts: (
+        (folder / "images").rename(folder / unicodedata.normalize("NFD", "Küche")),
+        renamed(lambda name: name.replace("images", "Küche"))(folder, facts),
+    )[1],
     "x_fov": degrees,
     "camera_angle": radians,
 }
@@ -857,6 +862,30 @@ def test_what_is_recognised_twice_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError) as alone:
         captures.recognised(tmp_path / "empty")
     assert "pictures alone" in str(alone.value.hint)
+
+
+OWN_FILES = {  # of apps, and what converts them
+    "Polycam": ("keyframes/corrected_cameras/17.json", '{"t_00": 1.0}', "polycam --data {0}"),
+    "Record3D": ("EXR_RGBD/metadata.json", '{"poses": []}', "record3d --data {0}/EXR_RGBD"),
+    "Metashape": (
+        "my cameras.xml",
+        '<?xml?><document><chunk label="1"/>',
+        "metashape --data {0}/images --xml '{0}/my cameras.xml'",
+    ),
+    "RealityCapture": ("cameras.csv", "#name,x,y,alt", "realitycapture --data {0}/images --csv {0}/cameras.csv"),
+}
+
+
+@pytest.mark.parametrize("app", OWN_FILES)
+def test_apps_own_files_are_named_with_what_converts_them(tmp_path: Path, app: str) -> None:
+    name, text, command = OWN_FILES[app]
+    foreign.write_files(tmp_path / "in", {name: text.encode(), "images/1.jpg": b""})
+    with pytest.raises(UserError, match=f"holds {app}'s own files") as refused:
+        captures.recognised(tmp_path / "in")
+    assert f"ns-process-data {command.format(tmp_path / 'in')} --output-dir NEW" in refused.value.hint
+    foreign.write_files(tmp_path / "in", {name: b"something else"})
+    with pytest.raises(UserError, match="looks like no capture"):
+        captures.recognised(tmp_path / "in")
 
 
 def test_what_an_import_leaves_out_is_said(tmp_path: Path) -> None:
