@@ -27,7 +27,7 @@ from pipeline.storage.writer import ShardWriter
 from pipeline.viewer.gallery import Gallery
 from pipeline.viewer.local_server import LocalServer
 
-RES, KINDS, PER_SHARD = 64, 64, 2000
+RES, KINDS, PER_SHARD = 64, 64, 500
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,50 +24,71 @@ LEAST = 64  # pixels of width from which on pictures show what an object is
 class Catalog:
     """Objects of a run at one moment. data: at the largest width. small: at the smallest one that shows what an object is.
 
-    failed: (uid, source, license, reason, detail) of each item that was not delivered. facts: by uid, those that the ledger has.
-    moment: as of `moment_of` when it was read.
+    failed: number of items that were not delivered. moment: as of `moment_of` when it was read.
     """
 
     folder: Path
     data: Dataset | None
     small: Dataset | None
-    failed: list[tuple[str, str, str, str, str]]
-    facts: dict[str, dict[str, Any]]
+    failed: int
     moment: tuple[Any, ...]
 
-    def __len__(self) -> int:
-        """Number of rows: the objects in the order of the shards, then what failed."""
-        return (len(self.data) if self.data else 0) + len(self.failed)
+    @property
+    def delivered(self) -> int:
+        """Number of objects in the shards."""
+        return len(self.data) if self.data else 0
 
     def columns(self) -> dict[str, Any]:
-        """Columns as JSON values.
+        """Read the columns: JSON values of each row, the objects in the order of the shards, then what failed.
 
-        uid: of each row. delivered: number of rows that are objects, the first ones. detail: of the others. words: name ->
+        uid: of each row. delivered: number of rows that are objects. detail: why, of the others. words: name ->
         {"names": [...], "of": [number of the name of each row]}. numbers: name -> value of each row or None.
         """
-        data, failed = self.data, self.failed
-        uids = [*(data.uids if data else []), *(uid for uid, *_ in failed)]
-        found = [self.facts.get(uid, {}) for uid in (data.uids if data else [])]
-        count = len(found)
-        columns: dict[str, list[Any]] = {
-            "split": [*(data.split_of(number) for number in range(count))] if data else [],
-            "source": [fact.get("source", "") for fact in found],
-            "license": [fact.get("license", "") for fact in found],
-            "reason": [""] * count,
-        }
-        for name, at in (("source", 1), ("license", 2), ("reason", 3)):
-            columns[name] += [row[at] for row in failed]
-        columns["split"] += [""] * len(failed)
-        words, numbers = _kinds(found)
-        for name in words:
-            columns[name] = [_word(fact.get(name)) for fact in found] + [""] * len(failed)
-        return {
-            "uid": uids,
-            "delivered": count,
-            "detail": [row[4] for row in failed],
-            "words": {name: _counted(values) for name, values in columns.items() if any(values)},
-            "numbers": {name: [fact.get(name) for fact in found] + [None] * len(failed) for name in numbers},
-        }
+        uids, details = list(self.data.uids) if self.data else [], list[str]()
+        table = _Table(self.delivered + self.failed)
+        for number in range(self.delivered):
+            assert self.data is not None
+            table.put(number, "split", self.data.split_of(number))
+        if (self.folder / LEDGER).exists():
+            with Ledger(self.folder / LEDGER, readonly=True) as books:
+                for uid, source, license_name, _, _, told in books.ended("delivered"):
+                    if self.data and uid in self.data:  # not of a shard that is still open, or gone
+                        facts = {"source": source, "license": license_name} | json.loads(told)
+                        table.put_all(self.data.number(uid), facts)
+                for uid, source, license_name, reason, detail, _ in books.ended("failed"):
+                    if len(details) < self.failed:  # others have come since
+                        table.put_all(len(uids), {"source": source, "license": license_name, "reason": reason})
+                        uids.append(uid)
+                        details.append(detail[:DETAIL])
+        return {"uid": uids, "delivered": self.delivered, "detail": details} | table.as_json(len(uids))
+
+
+class _Table:
+    """Values of facts by name and row, None where a row has none."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.columns: dict[str, list[Any]] = {}
+
+    def put(self, row: int, name: str, value: Any) -> None:
+        if name not in self.columns:
+            self.columns[name] = [None] * self.rows
+        self.columns[name][row] = value
+
+    def put_all(self, row: int, facts: dict[str, Any]) -> None:
+        for name, value in facts.items():
+            if isinstance(value, str | int | float):
+                self.put(row, name, value)
+
+    def as_json(self, rows: int) -> dict[str, Any]:
+        """Columns of the first `rows` rows: words, which flags are too, and numbers."""
+        words, numbers = {}, {}
+        for name, values in self.columns.items():
+            if any(isinstance(value, str | bool) for value in values):
+                words[name] = _counted([_word(value) for value in values[:rows]])
+            else:
+                numbers[name] = values[:rows]
+        return {"words": words, "numbers": numbers}
 
 
 def moment_of(folder: Path) -> tuple[Any, ...]:
@@ -94,26 +116,13 @@ def read_catalog(folder: Path) -> Catalog:
         data = Dataset(folder, max(found))
         width = min((one for one in found if one >= LEAST), default=max(found))
         small = data if width == max(found) else Dataset(folder, width)
-    failed, facts = [], {}
+    failed = 0
     if ledger.exists():
         with Ledger(ledger, readonly=True) as books:
-            for uid, source, license_name, _, _, told in books.ended("delivered"):
-                facts[uid] = {"source": source, "license": license_name} | json.loads(told)
-            for uid, source, license_name, reason, detail, _ in books.ended("failed"):
-                failed.append((uid, source, license_name, reason, detail[:DETAIL]))
+            failed = books.counts().get("failed", 0)
     if not data and not failed:
         raise UserError(f"{shown(folder)} holds no object and no failure yet", f"lvsm-data status {shown(folder)}")
-    return Catalog(folder, data, small, failed, facts, moment)
-
-
-def _kinds(found: Iterable[dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """Names of the facts that are words or yes and no, and of those that are numbers, of any object."""
-    kinds: dict[str, bool] = {}  # name -> True for words
-    for fact in found:
-        for name, value in fact.items():
-            if name not in ("source", "license") and isinstance(value, str | int | float):
-                kinds[name] = kinds.get(name, False) or isinstance(value, str | bool)
-    return [name for name, words in kinds.items() if words], [name for name, words in kinds.items() if not words]
+    return Catalog(folder, data, small, failed, moment)
 
 
 def _word(value: Any) -> str:
@@ -122,9 +131,7 @@ def _word(value: Any) -> str:
 
 def _counted(values: Sequence[str]) -> dict[str, Any]:
     """Distinct values, most frequent first, and which of them each row has."""
-    counts: dict[str, int] = {}
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
+    counts = Counter(values)
     names = sorted(counts, key=lambda name: (-counts[name], name))
     number = {name: at for at, name in enumerate(names)}
     return {"names": names, "of": [number[value] for value in values]}

@@ -93,14 +93,13 @@ class Gallery:
             except UserError as error:
                 return said(500, str(error))
             catalog, number = self.catalog, self.number
-        delivered = len(catalog.data) if catalog.data else 0
         page = markup.render(
             "gallery.html",
             title=f"{self.folder.name} · lvsm-data",
             name=self.folder.name,
             place=str(self.folder),
-            delivered=delivered,
-            failed=len(catalog.failed),
+            delivered=catalog.delivered,
+            failed=catalog.failed,
             number=number,
             width=catalog.data.width if catalog.data else 0,
             convention=CONVENTION,
