@@ -346,11 +346,14 @@ def _spellings(name: str, kind: str) -> list[str]:
 
 def _decoded(name: str) -> list[str]:
     """A name, or, of one whose bytes are no UTF-8, what they say in the encodings of writers that knew no other."""
-    data = name.encode("utf-8", "surrogateescape")
-    with contextlib.suppress(UnicodeDecodeError):
+    try:
+        data = name.encode("utf-8", "surrogateescape")
         return [data.decode()]
-    found = (data.decode(code, "replace") for code in CODES)
-    return [text for text in found if "\ufffd" not in text]
+    except UnicodeEncodeError:  # a lone surrogate is in no file's name
+        return [name]
+    except UnicodeDecodeError:
+        found = (data.decode(code, "replace") for code in CODES)
+        return [text for text in found if "\ufffd" not in text]
 
 
 def _exists(target: str, kind: str) -> bool:
