@@ -54,11 +54,13 @@ def _usd(path, **options):
     Normalising moves all that stands in the scene, and would move such instances twice. Instances with a colour to hand down
     become objects of their own.
     """
-    usd_colours.HandDown.of_instances = False
+    hook = usd_colours.HandDown
+    hook.of_instances = hook.wants_all = False
     bpy.ops.wm.usd_import(filepath=path, **options)
-    if usd_colours.HandDown.of_instances:
+    if hook.of_instances or hook.wants_all:
+        options |= {"support_scene_instancing": not hook.of_instances, "import_all_materials": hook.wants_all}
         clear()
-        bpy.ops.wm.usd_import(filepath=path, support_scene_instancing=False, **options)
+        bpy.ops.wm.usd_import(filepath=path, **options)
     for layer in list(bpy.context.view_layer.layer_collection.children):
         if layer.collection.hide_render:
             bpy.context.scene.collection.children.unlink(layer.collection)

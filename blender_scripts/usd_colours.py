@@ -5,6 +5,7 @@ import math
 import bpy
 import meshes
 import numpy as np
+import usd_subsets
 
 NAME = "displayColor"
 OF_INSTANCE = "colour of the instance"  # mark of a mesh that shows a colour of NAME of each place that it has
@@ -14,22 +15,26 @@ class HandDown(bpy.types.USDHook):
     """Called by Blender's importer at its end, with the open stage and what has become of each prim.
 
     of_instances: in the last import an instance had a colour to hand down, which what it shares with others cannot show.
+    wants_all: a mesh is bound to a material that was not imported.
     """
 
     bl_idname = "USD_handed_down_colours"
     bl_label = "Colours that prims hand down"
-    of_instances = False
+    of_instances = wants_all = False
 
     @staticmethod
     def on_import(context):
         stage = context.get_stage()
         HandDown.of_instances = any(_colour(prim) for prim in _instances(stage))
+        HandDown.wants_all = False
         prims = context.get_prim_map()
         for path, made in prims.items():
             for cloud in (one for one in made if isinstance(one, bpy.types.PointCloud)):
                 _paint_places(stage.GetPrimAtPath(path), cloud, prims)
             for mesh in (one for one in made if isinstance(one, bpy.types.Mesh)):
-                _paint_mesh(stage.GetPrimAtPath(path), mesh)
+                prim = stage.GetPrimAtPath(path)
+                _paint_mesh(prim, mesh)
+                HandDown.wants_all |= usd_subsets.finish(prim, mesh, prims)
         return True
 
 

@@ -260,6 +260,36 @@ def test_layers_that_are_not_there(tmp_path: Path, render: Render) -> None:
     assert meta(render(tmp_path / "part.usda"))["missing_layers"] == 1
 
 
+@pytest.mark.parametrize("bound", ["mesh", "above", "nothing"])
+def test_faces_of_a_usd_that_are_in_no_subset_keep_the_material_of_their_mesh(
+    tmp_path: Path, render: Render, bound: str
+) -> None:
+    """The importer gives them that of the first subset, and reads no other."""
+    api, kinds = (
+        'prepend apiSchemas = ["MaterialBindingAPI"]',
+        {"red": "(0.8, 0.02, 0.02)", "blue": "(0.02, 0.02, 0.8)"},
+    )
+    paints = "".join(
+        f'def Material "{name}"\n{{\ntoken outputs:surface.connect = </it/{name}/S.outputs:surface>\ndef Shader "S"\n{{\n'
+        f'uniform token info:id = "UsdPreviewSurface"\ncolor3f inputs:diffuseColor = {kind}\ntoken outputs:surface\n}}\n}}\n'
+        for name, kind in kinds.items()
+    )
+    subset = (
+        f'def GeomSubset "s" (\n{api}\n)\n{{\nuniform token elementType = "face"\nuniform token familyName = "materialBind"\n'
+        "int[] indices = [0, 1, 2]\nrel material:binding = </it/blue>\n}\n"
+    )
+    red = "rel material:binding = </it/red>\n"
+    text = parts.usda(api, paints + (red if bound == "above" else ""))
+    text = text.replace('def Mesh "box" {', f'def Mesh "box" (\n{api}\n)\n{{\n{subset}{red if bound == "mesh" else ""}')
+    (tmp_path / "it.usda").write_text(text)
+    outcome = render(tmp_path / "it.usda", views=8)
+    assert outcome.scene is not None, outcome.detail
+    pictures = np.stack([images.decode(jpeg) for jpeg in outcome.scene.by_width[64].jpegs]).astype(int)
+    red_, green, blue = pictures.reshape(-1, 3).T
+    shares = (red_ - blue > 50).mean(), (blue - red_ > 50).mean(), ((abs(red_ - blue) < 8) & (green < 240)).mean()
+    assert [share > 0.02 for share in shares] == [bound != "nothing", True, bound == "nothing"], shares
+
+
 def of_asset(name: str) -> str:
     """A USD whose mesh is in another file, as Draco's plug-in writes it."""
     mesh = f'def Mesh "box" (\n prepend references = @{name}@\n) {{ }}'
