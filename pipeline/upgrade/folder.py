@@ -181,24 +181,28 @@ class Folder:
     def check_usdz(self, path: Path) -> list[tuple[Span, str]]:
         """Check that layers inside name layers inside, and check the pictures inside like those of other formats.
 
-        Returns the names of pictures that lead out of the archive, in the order of the file, each with the relative path of the
-        member that has its base name, else "". They are `refused`.
+        Returns the names of pictures that lead out of the archive, which are `refused`, or to no member of it, in the order of
+        the file, each with the relative path of the member that has its base name or, as the only one, its stem, else "".
         """
         with path.open("rb") as stream:
             read = headers.reader(stream)
             members = list(headers.usdz_members(read, path.stat().st_size))
             for found in members:
                 headers.check_picture(headers.part(read, found.offset, found.size), shown(found.name))
-        inside = {base_name(member.name): member.name for member in reversed(members)}
+        names = [member.name for member in members]
         leave = []
         for member, span in within_usdz(path):
+            folder = posixpath.dirname(member)
             if _leaves(member, span.name):
                 why = Skip("escapes_folder", f"{shown(span.name)}, named by {shown(member)}")
                 if _is_layer(span.name):
                     raise why
                 self.refused[path, span.name] = why
-                near = inside.get(base_name(span.name))
-                leave.append((span, posixpath.relpath(near, posixpath.dirname(member) or ".") if near else ""))
+            elif posixpath.normpath(posixpath.join(folder, span.name)) in names or not _is_picture(span.name):
+                continue
+            near = _member_like(span.name, names)
+            if near or (path, span.name) in self.refused:
+                leave.append((span, posixpath.relpath(near, folder or ".") if near else ""))
         return leave
 
     def _existing(self, name: str, source: Path, kind: str) -> Iterator[Path]:
@@ -320,6 +324,20 @@ def check_regular(path: Path, root: Path) -> None:
 def _kind(mode: int) -> str:
     kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device"}
     return kinds.get(stat.S_IFMT(mode), "device")
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURES)
+
+
+def _member_like(name: str, names: list[str]) -> str:
+    """Member of an archive with the base name of `name`; else the only picture with its stem; else ""."""
+    base = base_name(name)
+    found = [member for member in names if base_name(member) == base][:1]
+    if not found:
+        stem = posixpath.splitext(base)[0]
+        found = [member for member in names if _is_picture(member) and posixpath.splitext(base_name(member))[0] == stem]
+    return found[0] if len(found) == 1 else ""
 
 
 def _leaves(member: str, name: str) -> bool:

@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -456,6 +457,30 @@ def test_pictures_under_another_suffix_are_found_by_their_stem(
     outcome = render(path, tmp_path)
     assert not is_red(outcome)  # two that may be meant
     assert facts(outcome) == {"missing_textures": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "is_found"),
+    [
+        ("textures/paint.tga", ["textures/paint.png"], True),
+        ("Textures/PAINT.png", ["textures/paint.png"], True),
+        ("old/textures/paint.png", ["paint.png"], True),
+        ("textures/paint.tga", ["textures/paint.png", "other/paint.jpg"], False),
+        ("./textures/paint.png", ["textures/paint.png"], None),
+    ],
+)
+def test_pictures_inside_a_usdz_are_found_by_their_names(
+    render: Render, tmp_path: Path, name: str, there: list[str], is_found: bool | None
+) -> None:
+    """None: it is where it is said to be."""
+    path = tmp_path / "it.usdz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("it.usda", parts.painted_usda(name))
+        for member in there:
+            archive.writestr(member, parts.png(8, 8, RED))
+    outcome = render(path)
+    assert is_red(outcome) == (is_found is not False)
+    assert facts(outcome) == {True: {"mended": ["links"]}, False: {"missing_textures": 1}, None: {}}[is_found]
 
 
 BINARIES = """
