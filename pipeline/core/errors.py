@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 FEWER_THAN_ASKED = 3  # exit status
+A_RUN = "give the --out of a run; of captures, lvsm-data import --input FOLDER makes one"  # hint where there is none
 
 
 class _Reason(Exception):

@@ -187,7 +187,8 @@ def unsized(fxfycxcy: np.ndarray, hw: tuple[int, int]) -> tuple[np.ndarray, Lens
     if not (off < MOST_OFF_CENTRE).all():
         cx, cy = fxfycxcy[2:]
         raise Skip(
-            "bad_cameras", f"a principal point of {cx:.4g}, {cy:.4g} for {hw[1]}x{hw[0]} pixels: of another size"
+            "bad_cameras",
+            f"a principal point of {cx:.4g}, {cy:.4g} for {hw[1]}x{hw[0]} pixels: of pictures of another size",
         )
     return np.asarray(fxfycxcy, np.float64), PINHOLE
 

@@ -130,10 +130,10 @@ def writer(root: Path) -> Writer:
 
 
 def _write(shots: Shots, folder: Path) -> None:
-    if shots.alpha is None:
-        raise Skip("not_expressible", "NeuS reads a mask for each view, and the run has no alpha (render --alpha)")
     if shots.radius is None:
         raise Skip("not_expressible", "NeuS wants the sphere that holds the object, which is not known of captures")
+    if shots.alpha is None:
+        raise Skip("not_expressible", "NeuS reads a mask for each view, and the run has no alpha (render --alpha)")
     for name in ("image", "mask"):
         (folder / name).mkdir(parents=True)
     for view, (jpeg, png) in enumerate(zip(shots.jpegs, shots.alpha, strict=True)):

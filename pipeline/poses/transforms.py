@@ -24,7 +24,18 @@ from pipeline.core.cameras import Lens
 from pipeline.core.errors import Skip
 from pipeline.formats import bundles
 from pipeline.poses import lenses
-from pipeline.poses.capture import ROLES, Capture, View, fitted, focal, json_object, matrices, matrices_of, number
+from pipeline.poses.capture import (
+    ROLES,
+    Capture,
+    View,
+    fitted,
+    focal,
+    json_object,
+    matrices,
+    matrices_of,
+    number,
+    unsized,
+)
 from pipeline.poses.pictures import Finder
 from pipeline.poses.shots import Folders, Shots, Writer, write_pictures, write_ply
 
@@ -145,6 +156,8 @@ def _camera(frame: Mapping[str, Any], hw: tuple[int, int]) -> tuple[np.ndarray, 
         raise Skip("no_cameras", "neither fl_x nor camera_angle_x nor x_fov says a focal length")
     cx, cy = values["cx"], values["cy"]
     made = [fx, fy, width / 2 if cx is None else cx, height / 2 if cy is None else cy]
+    if values["w"] is None:
+        unsized(np.array(made), hw)
     crop = (number(frame, "fisheye_crop_radius") or 0.0) / width
     lens = dataclasses.replace(stated, crop=crop) if crop > 0 else stated
     return fitted(np.array(made), (height, width), hw, Path(frame["file_path"]).name), lens

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.core import images, licenses
-from pipeline.core.errors import UserError
+from pipeline.core.errors import A_RUN, UserError
 from pipeline.core.text import duration, size
 from pipeline.report import cycle_section
 from pipeline.report.charts import Clock, throughput
@@ -177,7 +177,7 @@ def _read_run(folder: Path, log: TrainingLog | None = None) -> RunData:
             raise
         shards = {}
     if not shards and not ledger.exists():
-        raise UserError(f"{folder} holds neither a run nor shards", "give the --out of a run")
+        raise UserError(f"{folder} holds neither a run nor shards", A_RUN)
     books = _read_books(ledger, log) if ledger.exists() else None
     widest = shards[max(shards)] if shards else []
     if books:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import A_RUN, UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.storage.shards import Entry, Shard, number_of
 from pipeline.storage.uids import Uids
@@ -112,7 +112,7 @@ class Ledger:
 
     def __init__(self, path: Path, readonly: bool = False) -> None:
         if readonly and not path.exists():
-            raise UserError(f"{path.parent} holds no run (no {path.name})", "give the --out of a run")
+            raise UserError(f"{path.parent} holds no run (no {path.name})", A_RUN)
         self.path = path
         uri = f"{path.absolute().as_uri()}?mode={'ro' if readonly else 'rwc'}"
         self._db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False)

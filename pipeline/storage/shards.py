@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.config.source_table import SOURCES
 from pipeline.core import images
 from pipeline.core.disk import replacing
-from pipeline.core.errors import UserError
+from pipeline.core.errors import A_RUN, UserError
 from pipeline.core.records import Item, ledger_facts
 
 FORMAT_VERSION = "1"
@@ -188,7 +188,9 @@ def find_shards(folder: Path) -> dict[int, list[Path]]:
     if not any(found.values()) and (here := shard_paths(folder)):
         found = {int(facts_of(here[0])["width"]): here}
     if not any(found.values()):
-        raise UserError(f"{folder} holds no finished shard", f"lvsm-data status {folder} shows how the run stands")
+        is_run = (folder / "ledger.sqlite").exists()
+        hint = f"lvsm-data status {folder} shows how the run stands" if is_run else A_RUN
+        raise UserError(f"{folder} holds no finished shard", hint)
     return found
 
 

@@ -105,6 +105,11 @@ def test_splits_and_resolutions(tmp_path: Path, run: Path) -> None:
     ):
         with pytest.raises(UserError, match=error):
             pipeline.open(*arguments)
+    for say, hint in ((lambda: None, "of captures, lvsm-data import"), ((tmp_path / "ledger.sqlite").touch, "status")):
+        say()
+        with pytest.raises(UserError) as refused:
+            pipeline.open(tmp_path)
+        assert hint in refused.value.hint
 
 
 def test_what_is_not_there(run: Path) -> None:

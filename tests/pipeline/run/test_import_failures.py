@@ -291,6 +291,7 @@ NERFSTUDIO: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an angle of 200 degrees": ({}, {"fl_x": ..., "camera_angle_x": 3.5}, "bad_cameras"),
     "pictures of no size": ({}, {"w": 0, "h": 0}, "bad_cameras"),
     "pictures of another shape": ({}, {"w": 90, "h": 120}, "bad_cameras"),
+    "twice the size, which is not said": ({}, {"w": ..., "h": ..., "cx": 116, "cy": 88}, "bad_cameras"),
     "no pose": ({"transform_matrix": ...}, {}, "without bad_cameras"),
     "pose of text": ({"transform_matrix": "identity"}, {}, "without bad_cameras"),
     "pose of ragged rows": ({"transform_matrix": [[1, 2], [3]]}, {}, "without bad_cameras"),
