@@ -60,6 +60,11 @@ def reasons_text(reasons: dict[str, int]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]))
 
 
+def counted(count: int, noun: str) -> str:
+    """1, "view" -> 1 view; 2, "view" -> 2 views."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def last_line(detail: str) -> str:
     """Last line of what is known of a failure, which says most; "" of nothing."""
     return detail.strip().splitlines()[-1] if detail.strip() else ""

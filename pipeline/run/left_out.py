@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config.source_table import names
-from pipeline.core.text import reasons_text
+from pipeline.core.text import counted, reasons_text
 from pipeline.storage.ledger import Ledger
 
 SCENES, NAMED = 5, 8  # that are named, and views of one
@@ -35,7 +35,8 @@ class LeftOut:
     @property
     def text(self) -> str:
         """Number of views and of scenes, and why."""
-        return f"{sum(self.reasons.values())} views of {self.scenes} scenes ({reasons_text(self.reasons)})"
+        views = f"{counted(sum(self.reasons.values()), 'view')} of {counted(self.scenes, 'scene')}"
+        return f"{views} ({reasons_text(self.reasons)})"
 
 
 @dataclass
@@ -59,9 +60,9 @@ class Untold:
     @property
     def text(self) -> str:
         """Number of views and of scenes, why, and what was done."""
-        scenes = f"{self.scenes} scene{'s' if self.scenes > 1 else ''}"
         why = "too few matches with other views, and no silhouettes that tell"
-        return f"the cameras of {self.views} of {self.of} views of {scenes} ({why}); they were taken as they are"
+        views = f"{self.views} of {counted(self.of, 'view')} of {counted(self.scenes, 'scene')}"
+        return f"the cameras of {views} ({why}); they were taken as they are"
 
 
 def untold(ledger: Ledger, source: str | None) -> Untold:
@@ -74,8 +75,9 @@ def untold(ledger: Ledger, source: str | None) -> Untold:
         found.views, found.of, found.scenes = found.views + len(places), found.of + len(told["apart"]), found.scenes + 1
         if len(found.first) < SCENES:
             more = ", ..." if len(places) > NAMED else ""
-            count = f"{', '.join(map(str, places[:NAMED]))}{more} of {len(told['apart'])}"
-            found.first.append((uid, f"view{'s' if len(places) > 1 else ''} {count}"))
+            named = f"view{'s' if len(places) > 1 else ''} {', '.join(map(str, places[:NAMED]))}{more}"
+            every = len(places) == len(told["apart"])
+            found.first.append((uid, "all views" if every else f"{named} of {len(told['apart'])}"))
     return found
 
 
@@ -106,4 +108,4 @@ def says(facts: dict[str, Any]) -> str:
     count = sum(reasons_of(facts).values())
     named = [*some, *wrong][:NAMED]
     more = ", ..." if 0 < len(named) < count else ""
-    return f"{count} view{'s' if count > 1 else ''} left out{': ' if named else ''}{', '.join(named)}{more}"
+    return f"{counted(count, 'view')} left out{': ' if named else ''}{', '.join(named)}{more}"
