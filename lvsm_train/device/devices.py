@@ -19,10 +19,12 @@ def device_of(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(wanted)
         if device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise RuntimeError("this machine has no GPU that this torch can use")
             device = torch.device("cuda", local_rank if device.index is None else device.index)
             torch.cuda.set_device(device)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, AttributeError) as error:  # the last from a torch without CUDA
+    except (RuntimeError, AssertionError, AttributeError) as error:  # the last two from a torch without that device
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}", "--device cpu works everywhere") from None
     return device
 

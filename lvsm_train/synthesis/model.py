@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,12 +122,23 @@ class Encoded:
         """Yield what F cameras see, up to `batch` at a time: (n, H, W, 3) float32 in [0, 1]. c2w: as of `Model.normalised`."""
         poses = _poses(c2w, "target_c2w")
         k = _numbers(fxfycxcy, (len(poses), 4), "target_fxfycxcy")
-        model, size = self.model, hw or self.hw
+        model, size = self.model, self.hw if hw is None else _size(hw)
         for at in range(0, len(poses), batch):
             pose, own = (model._tensor(numbers[at : at + batch]) for numbers in (poses, k))
             with torch.no_grad(), autocast(model.trained.cfg.precision, model.device):
                 made = model.net.decode(self.scene, pose, own, size)[0]
             yield made.float().clamp(0, 1).movedim(1, -1).cpu().numpy()
+
+
+def _size(hw: HW) -> HW:
+    """(height, width) as plain numbers. Raises ValueError for what is none; whole patches are for the network to check."""
+    try:
+        height, width = map(operator.index, hw)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise ValueError(f"hw is {hw}: give (height, width) in pixels, such as (64, 64)")
+    return height, width
 
 
 def _pictures(images: Array) -> np.ndarray:
@@ -160,7 +172,10 @@ def _numbers(given: Array, shape: tuple[int, ...], name: str) -> np.ndarray:
 
 
 def _array(given: Array) -> np.ndarray:
-    return given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    if isinstance(given, torch.Tensor):
+        given = given.detach().cpu()
+        return (given.float() if given.dtype == torch.bfloat16 else given).numpy()  # NumPy has no bfloat16
+    return np.asarray(given)
 
 
 def _sizes(card: Mapping[str, Any], trained: Trained) -> list[HW]:

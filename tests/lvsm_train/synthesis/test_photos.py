@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from lvsm_train.synthesis.album import album, framed, pictures  # noqa: E402
 from lvsm_train.synthesis.model import Model  # noqa: E402
 from pipeline.config import rig  # noqa: E402
 from pipeline.core import cameras  # noqa: E402
+from pipeline.core.errors import UserError  # noqa: E402
 from pipeline.dataset.opened import Dataset, Object  # noqa: E402
 from tests import balls, foreign, noise  # noqa: E402
 from tests.conftest import lvsm_data_here  # noqa: E402
@@ -320,6 +322,8 @@ def test_render_takes_arrays_and_tensors(model: Model, one: Object) -> None:
     floats = (torch.tensor(given_[0]).float() / 255, *map(torch.tensor, given_[1:]))
     assert np.allclose(model.render(*floats), made, atol=1e-6)
     assert np.allclose(model.render(*given_, batch=1), made, atol=1e-5)
+    half = (floats[0].bfloat16(), *floats[1:])
+    assert np.allclose(model.render(*half), made, atol=0.05)
     assert model.render(*given_, hw=(24, 40)).shape == (3, 24, 40, 3)
     assert not np.allclose(model.render(*given_, is_scene=True), made, atol=1e-2)
 
@@ -345,6 +349,18 @@ def test_render_says_what_is_no_picture_or_camera(
     with pytest.raises(ValueError) as raised:
         model.render(*given_)
     assert says in str(raised.value)
+
+
+@pytest.mark.parametrize("hw", [(0, 32), (-8, 32), (32.0, 32.0), (32,), 32])
+def test_render_says_what_is_no_size(hw: Any, model: Model, one: Object) -> None:
+    with pytest.raises(ValueError, match="give \\(height, width\\) in pixels"):
+        model.render(one.images[:4], one.c2w[:4], one.fxfycxcy[:4], one.c2w[4:5], one.fxfycxcy[4:5], hw=hw)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says that there is no GPU")
+def test_a_gpu_that_is_not_there_is_named(run: Path) -> None:
+    with pytest.raises(UserError, match="--device cuda: this machine has no GPU"):
+        lvsm_train.load(run, device="cuda")
 
 
 def test_the_package_is_light_until_a_model_is_loaded() -> None:
