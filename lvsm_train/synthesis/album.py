@@ -19,6 +19,7 @@ from pipeline.config.views import ImportConfig, PosedConfig
 from pipeline.core import cameras, images
 from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.records import HELD_OUT, Item, Posed
+from pipeline.core.text import quoted
 from pipeline.export.runs import intact, opened
 from pipeline.poses.capture import check_intrinsics
 from pipeline.sources import posed_views
@@ -117,7 +118,7 @@ def _of_capture(cfg: SynthesisConfig, decode: bool) -> Album:
     assert cfg.input is not None
     source, says = recognised(cfg.input) if cfg.source == AUTO else (cfg.source, "")
     if source == "shards":
-        raise UserError(f"{cfg.input} holds shards of lvsm-data", f"--data {cfg.input} --uid UID")
+        raise UserError(f"{cfg.input} holds shards of lvsm-data", f"--data {quoted(cfg.input)} --uid UID")
     reading = ImportConfig(source=source, input=cfg.input, scene=PosedConfig(crop="none"))
     if sources.is_remote(reading):
         raise UserError(f"{cfg.input} is an archive, whose scenes have to be unpacked first", "--input FOLDER")

@@ -17,7 +17,7 @@ from lvsm_train.weights.writers import write_safetensors
 from pipeline.config.export import ExportConfig, PushConfig
 from pipeline.core.disk import write_json
 from pipeline.core.errors import UserError
-from pipeline.core.text import shown, size
+from pipeline.core.text import quoted, shown, size
 from pipeline.download.fetch import sha256_of
 from pipeline.export.card import without_paths
 from pipeline.export.folder import whole
@@ -32,9 +32,9 @@ def export(cfg: ExportConfig) -> list[str]:
     with whole(cfg.out) as part:
         files = write(trained, part, cfg.out.name)
         weights = files[WEIGHTS].stat().st_size
-    place = shown(cfg.out)
+    place = quoted(cfg.out)
     return [
-        f"step {trained.step}, {size(weights)} of weights{_averaged(trained)}: {place}",
+        f"step {trained.step}, {size(weights)} of weights{_averaged(trained)}: {shown(cfg.out)}",
         f"`lvsm-data eval {place} --data RUN` and `train --start-from {place}` read it; `lvsm-data push {place}` uploads it",
     ]
 

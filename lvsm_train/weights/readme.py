@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,8 @@ def _use(name: str) -> list[str]:
         "## Use",
         "",
         "```",
-        f"lvsm-data eval {place} --data SHARDS",
-        f"lvsm-data train --start-from {place} --data SHARDS   # with the flags of its model, below",
+        f"lvsm-data eval {shlex.quote(place)} --data SHARDS",
+        f"lvsm-data train --start-from {shlex.quote(place)} --data SHARDS   # with the flags of its model, below",
         "```",
         "",
         "```python",

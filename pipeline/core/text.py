@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 PICTURES = "PNG, JPEG, WebP, TIFF and AVIF are read"
@@ -27,6 +28,11 @@ def shown(path: Path) -> str:
     """`path` relative to the current folder where it lies below, else unchanged."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def quoted(path: Path) -> str:
+    """`path` as `shown`, as a shell takes it: for commands that are suggested."""
+    return shlex.quote(shown(path))
 
 
 def duration(seconds: float | None) -> str:

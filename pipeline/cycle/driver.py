@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.config.cycle import CycleConfig, Shares
 from pipeline.core.disk import write_json
 from pipeline.core.errors import FEWER_THAN_ASKED
-from pipeline.core.text import shown
+from pipeline.core.text import quoted, shown
 from pipeline.cycle.audit import Audit, audit
 from pipeline.cycle.protocol import TRAIN
 from pipeline.cycle.snapshot import take_snapshot
@@ -47,7 +47,7 @@ class Ended:
         with Ledger(out / "ledger.sqlite", readonly=True) as ledger:
             now = take_snapshot(out, ledger, self.log)
         lines += now.lines() if now else []
-        lines.append(f"page: {shown(out)}/index.html; lvsm-data eval {shown(out)}/train tells more of the model")
+        lines.append(f"page: {shown(out)}/index.html; lvsm-data eval {quoted(out / 'train')} tells more of the model")
         lines += compared
         if not self.complete:
             lines.append("stopped; the same command goes on")

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pipeline.core import images, licenses
 from pipeline.core.errors import A_RUN, UserError
-from pipeline.core.text import duration, size
+from pipeline.core.text import duration, quoted, size
 from pipeline.report import cycle_section
 from pipeline.report.charts import Clock, throughput
 from pipeline.report.markup import CONTROL, render, write
@@ -162,7 +162,9 @@ def write_sheet(folder: Path, out: Path, objects: int = 8) -> Path:
     """Write a PNG with a row of views for each of `objects` objects. Returns `out`. Raises UserError like `write_page`."""
     run = _read_run(folder.absolute())
     if not run.widest:
-        raise UserError(f"{folder} holds no finished shard", f"lvsm-data status {folder} shows how the run stands")
+        raise UserError(
+            f"{folder} holds no finished shard", f"lvsm-data status {quoted(folder)} shows how the run stands"
+        )
     sheet = _of_those_there(run.widest, lambda paths: make_sheet(paths, run.objects, objects))
     return write(out, images.encode_png(sheet))
 

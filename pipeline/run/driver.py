@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import itertools
+import shlex
 import shutil
 import sys
 import time
@@ -112,14 +113,14 @@ class Summary:
             why = "stopped; the same command goes on" if self.stopped else "the source has no more objects"
             lines.append(f"{self.n - self.delivered} fewer than requested: {why}")
         lines += [self.failure] if self.failure else []
-        lines += [f"details: lvsm-data status {at}"] if failed else []
+        lines += [f"details: lvsm-data status {shlex.quote(at)}"] if failed else []
         lines += self.notes
         if set(self.licenses) - {"unknown", "CC0-1.0"}:  # attribution is due
-            lines.append(f"licenses: {reasons_text(self.licenses)}; whom to name: lvsm-data licenses {at}")
+            lines.append(f"licenses: {reasons_text(self.licenses)}; whom to name: lvsm-data licenses {shlex.quote(at)}")
         lines.append(
             f"{self.views} views, {size(self.shard_bytes)} of shards in {at}, {duration(self.seconds)} this session"
         )
-        return lines + ([f"look at them: lvsm-data view {at}"] if self.views else [])
+        return lines + ([f"look at them: lvsm-data view {shlex.quote(at)}"] if self.views else [])
 
 
 def _a_failure(ledger: Ledger) -> str:

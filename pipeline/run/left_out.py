@@ -5,6 +5,7 @@ Counted from the ledger.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,7 @@ class LeftOut:
         if not self.scenes:
             return []
         uid, says = self.first[0]
-        more = f"; all: lvsm-data status {at}"
+        more = f"; all: lvsm-data status {shlex.quote(at)}"
         return [f"left out: {self.text}; {uid}: {says}{more}"]
 
     @property

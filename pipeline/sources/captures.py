@@ -22,7 +22,7 @@ from pipeline.core import cameras, images
 from pipeline.core.cameras import Lens
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.records import Item, Posed
-from pipeline.core.text import shown
+from pipeline.core.text import quoted, shown
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
 from pipeline.poses import transforms
@@ -93,7 +93,7 @@ def recognised(given: Path) -> tuple[str, str]:
     if given.is_dir() and pictures_in(given):
         hint = f"pictures alone say not where they were taken: COLMAP finds that, and makes a capture of them; {hint}"
     if given.is_dir() and (other := _frames_in(given)):
-        hint = f"--input {other} takes its frames as nerfstudio's; {hint}"
+        hint = f"--input {quoted(other)} takes its frames as nerfstudio's; {hint}"
     if given.is_dir() and (foreign := _foreign(given)):
         raise foreign
     raise UserError(f"{given} looks like no capture that is known", hint)

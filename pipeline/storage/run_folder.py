@@ -18,6 +18,7 @@ from pipeline.core.cameras import SAMPLERS
 from pipeline.core.disk import read_json, write_json
 from pipeline.core.errors import UserError
 from pipeline.core.images import version as pil_version
+from pipeline.core.text import quoted
 from pipeline.storage.ledger import Ledger
 
 NORMALIZED = {"sphere": "in a sphere of radius 0.5", "box": "longest side 1"}
@@ -90,7 +91,7 @@ def locked(out: Path) -> Iterator[None]:
             holder = handle.read().strip() or "unknown"
             raise UserError(
                 f"another run is writing to {out} (process {holder})",
-                f"lvsm-data status {out} shows it; wait for it, stop it, or use another --out",
+                f"lvsm-data status {quoted(out)} shows it; wait for it, stop it, or use another --out",
             ) from None
         handle.truncate(0)
         handle.write(str(os.getpid()))

@@ -21,6 +21,7 @@ from pipeline.core import images
 from pipeline.core.disk import replacing
 from pipeline.core.errors import A_RUN, UserError
 from pipeline.core.records import Item, ledger_facts
+from pipeline.core.text import quoted
 
 FORMAT_VERSION = "1"
 CONVENTION = (
@@ -189,7 +190,7 @@ def find_shards(folder: Path) -> dict[int, list[Path]]:
         found = {int(facts_of(here[0])["width"]): here}
     if not any(found.values()):
         is_run = (folder / "ledger.sqlite").exists()
-        hint = f"lvsm-data status {folder} shows how the run stands" if is_run else A_RUN
+        hint = f"lvsm-data status {quoted(folder)} shows how the run stands" if is_run else A_RUN
         raise UserError(f"{folder} holds no finished shard", hint)
     return found
 

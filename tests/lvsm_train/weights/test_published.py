@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,17 @@ def copy(folder: Path, to: Path) -> Path:
 
 
 # ---- export
+
+
+def test_commands_that_are_suggested_can_be_pasted(run: Path) -> None:
+    """Also where a folder has a name that a shell would take apart."""
+    out = run.with_name("my model; $(x)")
+    done = lvsm_data_here("export", run, "--to", "safetensors", "--out", out)
+    assert done.returncode == 0, done.stderr
+    commands = done.stdout.split("`")[1::2]
+    card = [line for line in (out / "README.md").read_text().splitlines() if line.startswith("lvsm-data ")]
+    assert [shlex.split(line)[place] for line, place in zip(commands, (2, 2, 2), strict=True)] == 3 * [str(out)]
+    assert [shlex.split(line)[place] for line, place in zip(card, (2, 3), strict=True)] == 2 * [out.name]
 
 
 def test_what_is_exported_comes_back_bit_by_bit(run: Path, exported: Path) -> None:
