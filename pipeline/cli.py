@@ -243,9 +243,7 @@ def synthesize(cfg: Annotated[SynthesisConfig, tyro.conf.OmitArgPrefixes]) -> in
         from lvsm_train.synthesis.synthesize import synthesize as render_views
 
     with contextlib.nullcontext() if cfg.port is None else server.Server(cfg.port) as page:
-        seen = read(cfg)
-        for warning in seen.plan.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+        seen = read(cfg, lambda warning: print(f"warning: {warning}", file=sys.stderr, flush=True))
         print(*seen.lines(), sep="\n")
         if cfg.out:
             made = render_views(cfg, seen)

@@ -73,7 +73,7 @@ class SynthesisConfig:
     step: int | None = None
     """Checkpoint to take. Default: the newest."""
     out: Path | None = None
-    """A new folder. Default: synthesized/NAME-POSES; none with --serve."""
+    """A new folder. Default: synthesized/NAME, or NAME-POSES; none with --serve."""
     serve: tuple[int, ...] | None = None
     """Show a page on this machine, at http://127.0.0.1:PORT/, where any view is rendered as you turn it. Ctrl-C ends it. Default
     port: 8765; 0: a free one."""
@@ -110,8 +110,8 @@ class SynthesisConfig:
             hint = f"a file of `lvsm-data paths`, or one of {', '.join(ROUTES)}"
             raise UserError(f"--poses {self.poses} is no path and no file", hint)
         self._check_serve()
-        stem = file_stem(self.path_file.stem if self.path_file else self.poses or "views")
-        place = Path("synthesized") / f"{file_stem(self.uid or given.name)}-{stem}" if self.serve is None else None
+        parts = [self.uid or given.name, self.path_file.stem if self.path_file else self.poses]
+        place = Path("synthesized") / "-".join(map(file_stem, filter(None, parts))) if self.serve is None else None
         if out := absolute(self.out or place):
             check_new(out)
         return dataclasses.replace(

@@ -21,6 +21,7 @@ from pipeline.core.errors import UserError
 LARGER = (
     1.2  # times the pixels of training, from which enlarging is better; shapes of as many pixels differ by rounding
 )
+MOST = 8  # times the side of pictures of training: more would take days, or all memory, and show nothing
 LOSS = 0.02  # share of a picture; less is cropped without a warning
 CHOICES = {
     "given": "as asked for",
@@ -98,6 +99,9 @@ def _picture_hw(cfg: SynthesisConfig, model: Model, album: Album) -> HW:
         return cropped
     wide = cfg.res or math.sqrt(trained[0] * trained[1] * width / height)
     high = wide * height / width
+    if max(high, wide) > MOST * max(most):
+        said = f"pictures of {wide:.0f}x{high:.0f} pixels are over {MOST} times as large as the {max(most)} of training"
+        raise UserError(said, f"--res {max(most)}, or less; pictures of the trained size can be enlarged afterwards")
     return whole_patches(high, model.patch), whole_patches(wide, model.patch)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,8 @@ class Read:
         return [*filter(None, [made.album.says]), said]
 
 
-def read(cfg: SynthesisConfig) -> Read:
-    """Load the model, plan what cfg (resolved) asks for, and show the model its photos.
+def read(cfg: SynthesisConfig, warn: Callable[[str], object] = lambda warning: None) -> Read:
+    """Load the model, plan what cfg (resolved) asks for, and show the model its photos. warn: gets the plan's warnings first.
 
     Raises UserError: no such model, photos, uid or path, cameras that are none, too few photos.
     """
@@ -97,6 +97,8 @@ def read(cfg: SynthesisConfig) -> Read:
         made = plan(cfg, model, album(cfg, width))
     except BrokenPhoto:  # to decode all of them takes long, and hardly ever is needed
         made = plan(cfg, model, album(cfg, width, decode=True))
+    for warning in made.warnings:
+        warn(warning)
     place = stage.of_clip(np.concatenate([made.input_c2w, made.c2w])) if made.is_scene else made.stage
     begun = now(model.device)
     encoded = model.encode(made.shown.image, place.to(made.input_c2w), made.shown.fxfycxcy)

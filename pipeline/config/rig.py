@@ -79,7 +79,9 @@ def _read(path: Path, flag: str) -> tuple[dict[str, Any], CameraPath]:
         raise UserError(f"{flag} {path}: {error.strerror}", f"{makes}; or {HINT}") from None
     except UnicodeDecodeError:
         raise UserError(f"{flag} {path} is no rig: no text", HINT) from None
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
+    except KeyError as error:
+        raise UserError(f"{flag} {path} is no rig: it has no {error.args[0]!r}", HINT) from None
+    except (ValueError, TypeError, IndexError, OverflowError, RecursionError) as error:
         raise UserError(f"{flag} {path} is no rig: {error}", HINT) from None
 
 

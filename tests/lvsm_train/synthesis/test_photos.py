@@ -282,6 +282,7 @@ def test_cameras_that_do_not_fit_are_warned_of(run: Path, tmp_path: Path) -> Non
         (["--data", "{data}", "--poses", "views", "--inputs", 1], "two inputs or more", "--inputs 2"),
         (["--data", "{data}", "--poses", "views", "--choose", "near"], "--choose near needs a path", "far"),
         (["--data", "{data}", "--aspect", "wide"], "is no shape", "16:9"),
+        (["--data", "{data}", "--res", "100000"], "over 8 times as large as the 32 of training", "--res 32"),
         (["--data", "{data}", "--out", "{walked}"], "is there already", "--out"),
         (["--data", "{data}", "--frames", 0], "--frames 0 is not positive", ""),
     ],
