@@ -170,14 +170,14 @@ def test_files_of_an_earlier_session_are_taken_over(bench: Bench) -> None:
 
 
 def test_stopping_is_prompt_and_leaves_what_is_whole(bench: Bench) -> None:
-    bench.hub.fault(".glb", "slow", times=None, rate=100)
+    bench.hub.fault(".glb", "slow", times=None, rate=10)
     opened = bench.open()
     stream = opened.stream(iter(bench.items), bench.failed.append)
     assert next(stream) is None
     wait_for(lambda: bench.hub.count("GET") >= 4)
     start = time.monotonic()
     opened.close()
-    assert time.monotonic() - start < 20  # of a hundred seconds
+    assert time.monotonic() - start < 300  # of a thousand seconds
     assert list(stream) == []
     assert not bench.failed
     assert not list(bench.raw.rglob("*.part"))

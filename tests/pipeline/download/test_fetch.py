@@ -279,7 +279,7 @@ def test_room_is_first_come_first_served(tmp_path: Path) -> None:
 
 def test_closing_sends_home_who_waits_and_who_reads(hub: Hub, net: Fetcher) -> None:
     net.disk_budget.reserve("others", BUDGET - 400_000)
-    hub.fault("a.bin", "slow", times=None, rate=5_000)  # a minute
+    hub.fault("a.bin", "slow", times=None, rate=250)  # twenty minutes
     ended: list[str] = []
 
     def run(owner: str) -> None:
@@ -295,7 +295,7 @@ def test_closing_sends_home_who_waits_and_who_reads(hub: Hub, net: Fetcher) -> N
     net.close()
     for thread in threads:
         thread.join()
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 300
     assert ended == ["stopped", "stopped"]
 
 

@@ -167,19 +167,19 @@ def test_a_host_that_hangs_is_given_up(remote: Remote, monkeypatch: pytest.Monke
     monkeypatch.setattr(git, "CONNECT_S", 1)
     monkeypatch.setattr(git, "TIMES_STALL", 1)
     commit = remote.commit({"a.glb": b"this"})
-    remote.hub.fault("info/refs", "hang", times=None, seconds=90)
+    remote.hub.fault("info/refs", "hang", times=None, seconds=900)
     start = time.monotonic()
     assert remote.reason(commit, "a.glb") in ("timeout", "connection")
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 300
 
 
 def test_stopping_ends_git(remote: Remote) -> None:
     commit = remote.commit({"a.glb": b"this"})
-    remote.hub.fault("info/refs", "hang", times=None, seconds=90)
+    remote.hub.fault("info/refs", "hang", times=None, seconds=900)
     threading.Timer(0.5, remote.net.close).start()
     start = time.monotonic()
     assert remote.reason(commit, "a.glb") == "stopped"
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 300
 
 
 def test_a_checkout_that_grows_too_large_is_cut_off(remote: Remote) -> None:

@@ -78,7 +78,7 @@ def test_an_item_that_has_ended_leaves_next_to_nothing_in_memory(
         finally:
             tracemalloc.stop()
     assert summary.delivered == 3000 and len(memory) == 3
-    assert (memory[2] - memory[1]) / 1000 < 40
+    assert min(memory[1] - memory[0], memory[2] - memory[1]) / 1000 < 40  # what is loaded once is in one of them
 
 
 def test_many_uids_are_a_set() -> None:

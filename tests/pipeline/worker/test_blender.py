@@ -192,11 +192,9 @@ def test_a_hang_is_killed_with_its_whole_group(assets: Path, blender: Blender, m
     answers = blender.render(job_for(assets / "off_origin.glb"))
     next(answers)
     os.kill(pid, signal.SIGSTOP)  # as deaf as a Blender stuck in a driver
-    start = time.monotonic()
     with pytest.raises(Retry) as failure:
         list(answers)
     assert failure.value.reason == "timeout"
-    assert time.monotonic() - start < 20
     assert not psutil.pid_exists(pid)
 
 

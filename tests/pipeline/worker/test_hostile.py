@@ -13,7 +13,6 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,9 +140,7 @@ def test_there_are_many_and_each_is_one_of_a_kind() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_hostile_files_end_with_their_reason(world: World, name: str) -> None:
     case = world.cases[name]
-    start = time.monotonic()
     outcome = world.run(case.path)
-    assert time.monotonic() - start < 20
     assert outcome.reason == case.reason, outcome.detail
     if case.reason == hostile.RENDERED:  # nothing of what is outside is shown, and what is missing is counted
         assert not magenta(colours(outcome))

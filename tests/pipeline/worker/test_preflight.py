@@ -191,9 +191,9 @@ def test_a_file_is_what_its_content_says(folder: Path, content: str) -> None:
     "head", [b"v 1 2 3\n" * 9, b"\n" * 4000, b"# " * 2000, b"v " * 2000, b"  \r\n" * 900, b"v 1 1 " * 700]
 )
 def test_what_a_file_is_takes_no_time_to_say(head: bytes) -> None:
-    start = time.monotonic()
+    start = time.thread_time()
     assert headers.kind(head) in ("", "obj")
-    assert time.monotonic() - start < 0.1
+    assert time.thread_time() - start < 1  # what grows with the square of the length takes minutes
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
