@@ -109,6 +109,10 @@ class SynthesisConfig:
         if self.path_file and not self.path_file.is_file():
             hint = f"a file of `lvsm-data paths`, or one of {', '.join(ROUTES)}"
             raise UserError(f"--poses {self.poses} is no path and no file", hint)
+        if self.frames != SynthesisConfig.frames and (self.path_file or self.poses == "others"):
+            raise UserError("--frames is for paths that have a name, and these poses are counted", "leave it out")
+        if self.world and self.kind == "scene":
+            raise UserError("--world is for objects: scenes are normalised as in training", "leave it out")
         self._check_serve()
         parts = [self.uid or given.name, self.path_file.stem if self.path_file else self.poses]
         place = Path("synthesized") / "-".join(map(file_stem, filter(None, parts))) if self.serve is None else None

@@ -162,9 +162,8 @@ def test_inputs_near_a_path_are_those_that_see_what_it_sees() -> None:
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_paths_that_have_a_name(route: str, run: Path, data: Path, tmp_path: Path) -> None:
-    said, _ = synthesize(
-        run, "--data", data, "--uid", "ball-3", "--poses", route, "--frames", 7, "--out", tmp_path / "o"
-    )
+    frames = [] if route == "others" else ["--frames", 7]
+    said, _ = synthesize(run, "--data", data, "--uid", "ball-3", "--poses", route, *frames, "--out", tmp_path / "o")
     cams = json.loads((tmp_path / "o/cameras.json").read_text())
     c2w, one = np.array(cams["c2w"]), Dataset(data)["ball-3"]
     count = 8 if route == "others" else 7
@@ -282,6 +281,8 @@ def test_cameras_that_do_not_fit_are_warned_of(run: Path, tmp_path: Path) -> Non
         (["--data", "{data}", "--poses", "views", "--inputs", 1], "two inputs or more", "--inputs 2"),
         (["--data", "{data}", "--poses", "views", "--choose", "near"], "--choose near needs a path", "far"),
         (["--data", "{data}", "--aspect", "wide"], "is no shape", "16:9"),
+        (["--data", "{data}", "--frames", "3", "--poses", "others"], "--frames is for paths", "leave it out"),
+        (["--data", "{data}", "--world", "fit", "--kind", "scene"], "--world is for objects", "leave it out"),
         (["--data", "{data}", "--res", "100000"], "over 8 times as large as the 32 of training", "--res 32"),
         (["--data", "{data}", "--out", "{walked}"], "is there already", "--out"),
         (["--data", "{data}", "--frames", 0], "--frames 0 is not positive", ""),
