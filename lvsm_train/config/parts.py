@@ -130,7 +130,8 @@ class DataConfig:
 
     def check(self) -> None:
         """Raise UserError for values out of range or in conflict."""
-        shapes.sizes(self.aspect, (1, 1), 1)
+        for aspect in self.aspect:
+            shapes.parsed(aspect)
         least = self.least_inputs
         counts = least, self.least_targets, self.batch, self.samples_per_object, self.prefetch
         if min(counts) < 1 or least > self.inputs or self.least_targets > self.targets:

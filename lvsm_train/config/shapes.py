@@ -27,9 +27,11 @@ def whole_patches(side: float, patch: int) -> int:
 def cropped_hw(shape: tuple[float, float], hw: HW, patch: int) -> HW:
     """Largest size of shape (width, height) that can be cropped out of pictures of size hw, in whole patches."""
     (width, height), (high, wide) = shape, hw
-    sides = min(high, wide * height / width), min(wide, high * width / height)
-    most = (side // patch * patch or side for side in hw)
-    return tuple(min(one, whole_patches(side, patch)) for one, side in zip(most, sides, strict=True))  # type: ignore[return-value]
+
+    def cropped(side: float, most: int) -> int:
+        return min(most // patch * patch or most, whole_patches(side, patch))
+
+    return cropped(min(high, wide * height / width), high), cropped(min(wide, high * width / height), wide)
 
 
 def sizes(aspects: Sequence[str], hw: HW, patch: int) -> list[HW]:

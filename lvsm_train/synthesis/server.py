@@ -15,11 +15,8 @@ from pipeline.core.signals import first_interrupt
 from pipeline.report import markup
 from pipeline.viewer.local_server import Answer, LocalServer, said
 
-ANGLES = {
-    "azimuth": 360.0,
-    "elevation": 90.0,
-    "roll": 360.0,
-}  # bounds of a viewpoint, both ways; the others are lengths
+# bounds of a viewpoint, both ways; the others are lengths
+ANGLES = {"azimuth": 360.0, "elevation": 90.0, "roll": 360.0}
 NUMBERS = tuple(field.name for field in dataclasses.fields(Viewpoint))
 
 

@@ -29,7 +29,7 @@ def check_obj(read: Read, size: int) -> None:
 
 
 def _obj(read: Read, size: int) -> str:
-    """What shows that an OBJ is cut off, "" if nothing does."""
+    """Sign that an OBJ is cut off, "" if there is none."""
     last = read(max(0, size - TAIL), TAIL)
     if last.endswith(ZEROS):
         return "it ends in zeros"
@@ -117,9 +117,8 @@ def _ply_bytes(read: Read, size: int, head: PlyHeader, elements: list[PlyElement
     at = head.start
     for element in elements:
         ends = _row_end(read, at, head.order, element)
-        alike = at + element.rows * (
-            ends - at
-        )  # where the element ends if all lists are as long as those of the first row
+        # where the element ends if all lists are as long as those of the first row
+        alike = at + element.rows * (ends - at)
         if element.lists and (alike > size or element is not elements[-1]):
             if ends > size or element.rows > MAX_ROWS:  # what a part of a row says is not believed
                 return ""

@@ -92,7 +92,7 @@ class _Table:
 
 
 def moment_of(folder: Path) -> tuple[Any, ...]:
-    """What changes when a run's objects do, and is quick to look at."""
+    """Values that change when a run's objects do, and are quick to look at."""
     books = [path.stat() for name in (LEDGER, f"{LEDGER}-wal") if (path := folder / name).exists()]
     written = [one.st_mtime_ns for one in books if one.st_size]  # whoever reads leaves an empty log behind
     return *written, *(path for paths in _shards(folder).values() for path in paths)

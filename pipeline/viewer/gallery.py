@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.core import images
 from pipeline.core.errors import UserError
 from pipeline.core.signals import first_interrupt
-from pipeline.dataset.opened import Dataset, Object
+from pipeline.dataset.opened import Object
 from pipeline.report import markup
 from pipeline.report.tiles import described
 from pipeline.storage.shards import CONVENTION, PNGS, layer_of
@@ -36,6 +36,22 @@ PARTS = {"columns": 0, "object": 1, "thumb": 1, "view": 2, "layer": 3}  # of an 
 ADDRESSES = "there are /, and of catalog C: /C/columns, /C/object/N, /C/thumb/N, /C/view/N/VIEW, /C/layer/N/VIEW/NAME"
 
 
+class _Shown:
+    """Catalog that a page was loaded with, and what is kept of it. number: in the addresses that the page asks for."""
+
+    def __init__(self, catalog: Catalog, number: int) -> None:
+        self.catalog, self.number = catalog, number
+        self.thumb = functools.lru_cache(THUMBS)(functools.partial(_thumb, catalog))
+        self.object = functools.lru_cache(OBJECTS)(functools.partial(_object, catalog))
+        self.columns = functools.cache(lambda: gzip.compress(_json(catalog.columns()), 1))
+
+    def told(self, which: int) -> dict[str, Any]:
+        """Facts and cameras of an object."""
+        assert self.catalog.data is not None
+        one = self.object(which)
+        return described(one, self.catalog.data.shard_of(which)) | {"layers": list(one.layers)}
+
+
 class Gallery:
     """Answers of the page. A page shows the catalog that it was loaded with; loading it again looks for new shards.
 
@@ -46,13 +62,13 @@ class Gallery:
         self.folder = folder
         self._lock = threading.Lock()
         self._readers = ThreadPoolExecutor(READERS, "reader")
-        self._shows(read_catalog(folder), secrets.randbelow(10**8))  # browsers keep pictures of other runs at this port
+        # by chance: browsers keep pictures of other runs that were shown at this port
+        self._shown = _Shown(read_catalog(folder), secrets.randbelow(10**8))
 
-    def _shows(self, catalog: Catalog, number: int) -> None:
-        self.catalog, self.number = catalog, number
-        self._thumb = functools.lru_cache(THUMBS)(functools.partial(_thumb, catalog))
-        self._object = functools.lru_cache(OBJECTS)(functools.partial(_object, catalog))
-        self._columns = functools.lru_cache(1)(lambda: gzip.compress(_json(catalog.columns()), 1))
+    @property
+    def number(self) -> int:
+        """Number of the catalog that a page gets now."""
+        return self._shown.number
 
     def close(self) -> None:
         """Read nothing any more."""
@@ -62,21 +78,20 @@ class Gallery:
         """Answer to an address of the page. For any thread."""
         if path == "/" and not query:
             return self._page()
-        found = PLACE.fullmatch(path)
+        found, shown = PLACE.fullmatch(path), self._shown
         if not found or query or 3 - found.groups()[2:].count(None) != PARTS[found[2]]:
             return said(404, ADDRESSES)
-        if int(found[1]) != self.number:
+        if int(found[1]) != shown.number:
             return said(410, "the run has changed meanwhile: load the page again")
         which, view = (int(part or 0) for part in found.group(3, 4))
-        data = self.catalog.data
-        if found[2] != "columns" and (data is None or which >= len(data)):
+        if found[2] != "columns" and which >= shown.catalog.delivered:
             return said(404, f"there is no object {which}")
         answers: dict[str, Callable[[], Answer]] = {
-            "columns": lambda: Answer(self._columns(), JSON, more={"Content-Encoding": "gzip"}),
-            "object": lambda: Answer(_json(self._told(which)), JSON, more=KEPT),
-            "thumb": lambda: Answer(self._thumb(which), JPEG, more=KEPT),
-            "view": lambda: Answer(self._object(which).jpegs[view], JPEG, more=KEPT),
-            "layer": lambda: Answer(_layer(self._object(which), view, found[5]), PNG, more=KEPT),
+            "columns": lambda: Answer(shown.columns(), JSON, more={"Content-Encoding": "gzip"}),
+            "object": lambda: Answer(_json(shown.told(which)), JSON, more=KEPT),
+            "thumb": lambda: Answer(shown.thumb(which), JPEG, more=KEPT),
+            "view": lambda: Answer(shown.object(which).jpegs[view], JPEG, more=KEPT),
+            "layer": lambda: Answer(_layer(shown.object(which), view, found[5]), PNG, more=KEPT),
         }
         try:
             return self._readers.submit(answers[found[2]]).result()
@@ -88,11 +103,12 @@ class Gallery:
     def _page(self) -> Answer:
         with self._lock:
             try:
-                if moment_of(self.folder) != self.catalog.moment:
-                    self._shows(read_catalog(self.folder), self.number + 1)
+                if moment_of(self.folder) != self._shown.catalog.moment:
+                    self._shown = _Shown(read_catalog(self.folder), self._shown.number + 1)
             except UserError as error:
                 return said(500, str(error))
-            catalog, number = self.catalog, self.number
+            shown = self._shown
+        catalog = shown.catalog
         page = markup.render(
             "gallery.html",
             title=f"{self.folder.name} · lvsm-data",
@@ -100,16 +116,11 @@ class Gallery:
             place=str(self.folder),
             delivered=catalog.delivered,
             failed=catalog.failed,
-            number=number,
+            number=shown.number,
             width=catalog.data.width if catalog.data else 0,
             convention=CONVENTION,
         )
         return Answer(str(page).encode(errors="replace"), HTML)
-
-    def _told(self, which: int) -> dict[str, Any]:
-        assert self.catalog.data is not None
-        one = self._object(which)
-        return described(one, self.catalog.data.shard_of(which)) | {"layers": list(one.layers)}
 
 
 def show(folder: Path, port: int) -> None:
@@ -142,16 +153,12 @@ def _thumb(catalog: Catalog, which: int) -> bytes:
     """First picture of an object as a JPEG of at most THUMB_WIDTH pixels."""
     data, small = catalog.data, catalog.small
     assert data is not None and small is not None
-    first = _first(small, data.uids[which])
+    first = small[data.uids[which]].jpegs[0]
     pixels = images.decode(first)
     if pixels.shape[1] <= THUMB_WIDTH:
         return first
     hw = max(1, round(THUMB_WIDTH * pixels.shape[0] / pixels.shape[1])), THUMB_WIDTH
     return images.encode_jpeg(images.shrink(pixels, hw), 85)
-
-
-def _first(data: Dataset, uid: str) -> bytes:
-    return data[uid].jpegs[0]
 
 
 def _layer(one: Object, view: int, name: str) -> bytes:
