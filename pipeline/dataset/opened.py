@@ -18,7 +18,17 @@ from pipeline.core import images
 from pipeline.core.errors import UserError
 from pipeline.core.records import HELD_OUT, item_rng
 from pipeline.storage.object_store import Store, unreachable
-from pipeline.storage.shards import Rows, facts_in, find_shards, is_shard, layer_of, open_shard, rows_of, uid_of
+from pipeline.storage.shards import (
+    Rows,
+    facts_in,
+    find_shards,
+    is_shard,
+    layer_of,
+    objects_in,
+    open_shard,
+    rows_of,
+    uid_of,
+)
 
 OPEN_FILES = 16  # shards that each thread keeps open: their footers take longer to read than an object does
 FOOTERS_AT_ONCE = 16  # shards of an object store whose footers are read at the same time
@@ -192,6 +202,37 @@ class Dataset(Sequence[Object]):
     def number(self, uid: str) -> int:
         """Number of an object. Raises KeyError."""
         return self._number[uid]
+
+    def objects(self) -> dict[str, list[Any]]:
+        """Read facts of all objects, without the objects: name -> a value of each in their order, None where one has none.
+
+        uid, shard, row_group, split, views, source, license, caption, polygons, coverage, elevation_min, ...: see
+        docs/shard_format.md. `pandas.DataFrame(data.objects())` is a table of them. Raises UserError for a damaged shard.
+        """
+        found: dict[str, list[Any]] = {}
+        done = 0
+        with ThreadPoolExecutor(FOOTERS_AT_ONCE if self.address else 1) as pool:
+            for shard, facts in zip(self.shards, pool.map(self._facts, self.shards), strict=True):
+                count, name = len(facts["uid"]), Path(shard).stem
+                split = "val" if name.startswith("val") else "train"
+                own = {
+                    "uid": facts["uid"],
+                    "shard": [name] * count,
+                    "row_group": list(range(count)),
+                    "split": [split] * count,
+                }
+                for fact, values in (own | {fact: facts[fact] for fact in facts if fact not in own}).items():
+                    found.setdefault(fact, [None] * done).extend(values)
+                done += count
+                for values in found.values():
+                    values += [None] * (done - len(values))
+        return found
+
+    def _facts(self, shard: str) -> dict[str, list[Any]]:
+        try:
+            return objects_in(self._file(shard))
+        except (*unreachable(), ValueError) as error:  # type: ignore[misc]
+            raise UserError(f"{shard} cannot be read: {error}", HINT) from None
 
     def views(self, count: int, seed: int = 0, layers: Sequence[str] = ()) -> Views:
         """Samples of `count` random views of each object, as dicts of arrays: what a DataLoader of PyTorch takes.

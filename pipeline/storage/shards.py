@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +45,10 @@ IMAGE_SHA = "image_sha"  # uint64 column of checksums, which shards of earlier v
 SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
 ENTRY_COLUMNS = ("uid", "source", "license", "sha256")  # fields of an Item that are columns
 METADATA_KEY = b"lvsm_data"
+OBJECTS_KEY = b"lvsm_data_objects"  # facts of each object, in the footer: what lists them need not read the objects
+OBJECT_COLUMNS = ("uid", "view", "c2w", "source", "license", "meta", "frame", CAPTION)  # that they are made from
+UNLISTED = ("url", "blender", "device")  # facts of one value that no list of objects needs
+TEXT_CHARS = 300  # of a text among these facts
 
 
 def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
@@ -143,6 +149,52 @@ def entries_of(objects: Sequence[pa.RecordBatch | pa.Table], widths: int) -> lis
     return entries
 
 
+def object_facts(rows: pa.RecordBatch | pa.Table, run: dict[str, Any]) -> dict[str, Any]:
+    """Facts of one object, a value each, from its rows at any number of resolutions, pictures aside. run: as of `facts_of`.
+
+    uid, views, source, license, caption; whatever its `meta` has of one value (coverage, polygons, textured, ...); cameras and
+    camera_score: what was found of given cameras; of objects, where their cameras are:
+    elevation_min, elevation_max in degrees above the ground, distance_min, distance_max in units of the world, from the origin.
+    """
+    first = {name: rows[name][0].as_py() for name in ("uid", "source", "license", "meta")}
+    meta = json.loads(first.pop("meta"))
+    facts = first | {"views": len(set(rows["view"].to_pylist()))}
+    if CAPTION in rows.schema.names:
+        facts[CAPTION] = rows[CAPTION][0].as_py()
+    facts |= {
+        name: value
+        for name, value in meta.items()
+        if isinstance(value, str | int | float) and name not in facts and name not in UNLISTED
+    }
+    if isinstance(fit := meta.get("cameras_fit"), dict):
+        facts |= {"cameras": fit.get("says"), "camera_score": fit.get("score")}
+    if subject_of(run, rows.schema.names) == "objects":
+        facts |= _ranges(_numbers(rows["c2w"]).reshape(-1, 4, 4)[:, :3, 3].astype(float))
+    return {
+        name: value[:TEXT_CHARS] if isinstance(value, str) else value
+        for name, value in facts.items()
+        if value is not None
+        and not (isinstance(value, float) and not math.isfinite(value))  # which JSON has no word for
+    }
+
+
+def _ranges(centres: np.ndarray) -> dict[str, float]:
+    """Ranges of the elevations and distances of camera centres (N, 3), without those at the origin or nowhere."""
+    distances = np.linalg.norm(centres, axis=1)
+    there = np.isfinite(distances) & (distances > 0)
+    if not there.any():
+        return {}
+    elevations = np.degrees(np.arcsin(centres[there, 2] / distances[there]))
+    found = {"elevation": elevations.round(1), "distance": distances[there].round(3)}
+    return {f"{name}_{end}": float(getattr(of, end)()) for name, of in found.items() for end in ("min", "max")}
+
+
+def by_column(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Values of facts by name, in the order of the rows; None where a row has none."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
 def is_web(url: str) -> bool:
     """True for an address that others can open too: with a scheme, and not file:."""
     return "://" in url and not url.startswith("file:")
@@ -235,6 +287,31 @@ def uid_of(file: pq.ParquetFile, group: int) -> str:
     return str(file.read_row_group(group, ["uid"])["uid"][0].as_py())
 
 
+def objects_in(file: pq.ParquetFile) -> dict[str, list[Any]]:
+    """Facts of the objects of a shard by name, in order, see `object_facts`: from its footer, or, of an earlier version's shard,
+    from its rows without the pictures."""
+    if told := _told(file.metadata):
+        return told
+    there = file.schema_arrow.names
+    rows = file.read([name for name in OBJECT_COLUMNS if name in there], use_threads=False)
+    counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    run, starts = facts_in(file.schema_arrow, "a shard"), itertools.accumulate(counts, initial=0)
+    return by_column([object_facts(rows.slice(*place), run) for place in zip(starts, counts, strict=False)])
+
+
+def objects_told(path: Path) -> dict[str, list[Any]]:
+    """Facts of the objects of a shard as its footer has them: {} of an earlier version's, and of a file that is none."""
+    try:
+        return _told(pq.read_metadata(path))
+    except (pa.ArrowInvalid, ValueError):  # told where its objects are read
+        return {}
+
+
+def _told(footer: pq.FileMetaData) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = json.loads((footer.metadata or {}).get(OBJECTS_KEY, b"{}"))
+    return found
+
+
 def uids_of(path: Path) -> list[str]:
     """Uids of the objects of a shard file, in order."""
     with open_shard(path) as file:
@@ -314,6 +391,12 @@ def read_objects(path: Path) -> Iterator[Rows]:
     yield from map(rows_of, _row_groups(path))
 
 
+def read_object(path: Path, group: int) -> Rows:
+    """Read the object of one row group of a shard file."""
+    with open_shard(path) as file:
+        return rows_of(file.read_row_group(group))
+
+
 def rows_of(table: pa.Table) -> Rows:
     """Convert the rows of one object, with all columns of a shard."""
     first = {name: table[name][0].as_py() for name in (*ENTRY_COLUMNS, "height", "width", "meta")}
@@ -348,7 +431,11 @@ def layer_of(name: str, cells: Sequence[bytes], hw: tuple[int, int]) -> np.ndarr
 
 def write_rows(table: pa.Table, path: Path) -> None:
     """Write the rows of one object, with all columns of a shard, as a file of their own, as a whole or not at all."""
+    kept = {
+        name: value for name, value in (table.schema.metadata or {}).items() if name != OBJECTS_KEY
+    }  # of the whole shard
     with replacing(path) as temporary:
+        table = table.replace_schema_metadata(kept)
         pq.write_table(table, temporary, row_group_size=table.num_rows, compression="none", use_dictionary=False)
 
 
@@ -359,5 +446,5 @@ def _row_groups(path: Path, columns: list[str] | None = None) -> Iterator[pa.Tab
             yield file.read_row_group(group, columns)
 
 
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    return np.asarray(column.combine_chunks().flatten())
+def _numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    return np.asarray((column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).flatten())

@@ -34,14 +34,17 @@ from pipeline.storage.shards import (
     LAYERS,
     METADATA_KEY,
     NUMBERS,
+    OBJECTS_KEY,
     PNGS,
     ROLE,
     Entry,
     Shard,
+    by_column,
     entries_of,
     image_sha,
     intrinsics_column,
     is_web,
+    object_facts,
     schema,
     shard_name,
     shard_paths,
@@ -156,8 +159,10 @@ class ShardWriter:
             batches.sort(key=lambda batch: place[batch.column("uid")[0].as_py()])
         file_bytes = 0
         if batches:
+            told = by_column([object_facts(batch, self.metadata) for batch in batches])
+            objects = json.dumps(told, separators=(",", ":"))
             for width in self.widths:
-                file_bytes += self._write_parquet(name, width, batches)
+                file_bytes += self._write_parquet(name, width, batches, objects)
         entries = tuple(entries_of(batches, len(self.widths)))
         if journal := self.open.pop(name, None):
             journal.sink.close()
@@ -180,7 +185,7 @@ class ShardWriter:
         self.open[name] = _Journal(path, sink)
         return self.open[name]
 
-    def _write_parquet(self, name: str, width: int, batches: list[pa.RecordBatch]) -> int:
+    def _write_parquet(self, name: str, width: int, batches: list[pa.RecordBatch], objects: str) -> int:
         final = self.out / str(width) / f"{name}.parquet"
         facts = json.dumps(self.metadata | {"width": width, "format_version": FORMAT_VERSION, "convention": CONVENTION})
         with_facts = self.schema.with_metadata((self.schema.metadata or {}) | {METADATA_KEY: facts.encode()})
@@ -205,6 +210,7 @@ class ShardWriter:
                     count = views * sum(1 for _ in alike)
                     writer.write_table(rows.slice(place, count), row_group_size=views)
                     place += count
+            writer.add_key_value_metadata({OBJECTS_KEY: objects})
         return final.stat().st_size
 
 

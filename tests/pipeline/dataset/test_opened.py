@@ -68,6 +68,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("opened") / "run")
 
 
+def test_facts_of_all_objects_are_read_without_the_objects(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Dataset(run)
+    monkeypatch.setattr(Dataset, "table", None)
+    facts = data.objects()
+    assert facts["uid"] == data.uids and facts["number"] == data.uids and facts["views"] == [VIEWS] * len(data)
+    assert facts["split"] == [data.split_of(uid) for uid in data.uids]
+    places = zip(facts["shard"], facts["row_group"], strict=True)
+    assert list(places) == [(data.shard_of(uid), data._place(uid)[1]) for uid in data.uids]
+    assert Dataset(run, split="val").objects()["uid"] == [uid for uid in data.uids if data.split_of(uid) == "val"]
+
+
 def check(data: Dataset) -> None:
     for uid in data.uids:
         expected, found = scene(uid), data[uid]
