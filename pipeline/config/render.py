@@ -14,12 +14,16 @@ import tyro
 
 from pipeline.config.rig import Rig, read_rig
 from pipeline.config.shared import LOOK, Fetching, Listing, Running, config_hash, folder_name, plain
+from pipeline.config.source_table import SOURCES
 from pipeline.core import cameras
 from pipeline.core.cameras import BOUNDING_RADIUS, ORTHO_MARGIN, SAMPLERS, is_framed
 from pipeline.core.errors import UserError
 
 PASSES = ("depth", "normals", "albedo", "roughness", "metallic")
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}  # sRGB bytes
+# of run.json, what decides which objects there are; `Listing.listing_identity`
+LISTED = ("input", "manifest", "xl_sources", "lvis", "license", "captions")
+ONE = "one.txt"  # list of a single uid
 SMALL = 128  # pixels of width: up to it, more samples improve quality more than a denoiser, and JPEG at 95 costs more than noise
 
 
@@ -234,3 +238,31 @@ class RenderConfig(Fetching, Running, Listing):
         if self.only:
             run["only"] = sorted(self.only)
         return self.listing_identity() | self.running_identity() | run | plain(self.scene)
+
+
+def again(identity: dict[str, Any], uid: str) -> str:
+    """Commands that render one object of a run again, as text for a shell; "" where the run made no renderings.
+
+    identity: of the run's run.json, see `RenderConfig.identity`.
+    """
+    if "engine" not in identity or identity.get("source") not in SOURCES:
+        return ""
+    plainly = plain(SceneConfig(res=tuple(identity["res"])).resolved())
+    rig, names = identity.get("rig"), [name for name in plainly if name in identity and name not in ("rig", "poses")]
+    asked = {name: identity[name] for name in ("source", *LISTED) if identity.get(name)}
+    asked |= {name: identity[name] for name in names if name == "res" or identity[name] != plainly[name]}
+    if rig:
+        alone = len(rig["c2w"]) == identity["views"]
+        asked = {name: value for name, value in asked.items() if not (alone and name in ("views", "cameras"))}
+        asked["poses" if alone else "cameras"] = "POSES.json"  # the file that the run was given
+    flags = [part for name, value in (asked | {"uids": ONE}).items() for part in _flag(name, value)]
+    return f"printf '%s\\n' {shlex.quote(uid)} > {ONE}\nlvsm-data render {' '.join(flags)} --n 1 --out again"
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    """A flag of the command line with its value, quoted."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    values = value if isinstance(value, list) else [value]
+    return [f"--{name}", *(shlex.quote(f"{one:g}" if isinstance(one, float) else str(one)) for one in values)]

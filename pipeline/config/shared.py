@@ -75,10 +75,8 @@ class Listing:
             raise UserError(f"--input does not go with --source {source}", "add --source local")
         if self.lvis and "lvis" not in known.flags:
             raise UserError("--lvis names categories of Objaverse", "add --source objaverse")
-        if known.endless and (self.uids or self.scores or self.license):
-            raise UserError(
-                f"--uids, --scores and --license choose from a list; {source} objects have none", "add --source"
-            )
+        if known.endless and (self.scores or self.license):
+            raise UserError(f"--scores and --license choose from a list; {source} objects have none", "add --source")
         if (self.scores is None) != (self.min_score is None):
             raise UserError("--scores and --min-score go together", "--scores scores.csv --min-score 5.5")
         for name in ("manifest", "uids", "scores"):

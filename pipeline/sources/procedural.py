@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.config.shared import Listing
 from pipeline.core.records import Item, item_rng
 from pipeline.download.fetch import Fetcher
+from pipeline.sources import asked_for
 
 SAYS = "procedural (embedded)"
+UID = re.compile(r"procedural-\d+-\d{7,}")
 HOWTO = "--source procedural"
 
 
 def items(cfg: Listing, seed: int, net: Fetcher | None) -> Iterator[Item]:
-    """Yield items without end. The uid names the seed, so objects of different seeds never collide."""
-    for index in itertools.count():
-        uid = f"procedural-{seed}-{index:07d}"
+    """Yield items without end, or those that --uids names. A uid names the seed: objects of different seeds never collide."""
+    asked = asked_for(cfg)
+    numbered = (f"procedural-{seed}-{index:07d}" for index in itertools.count())
+    for uid in numbered if asked is None else sorted(filter(UID.fullmatch, asked)):
         yield Item(uid=uid, source="procedural", license="CC0-1.0")
 
 

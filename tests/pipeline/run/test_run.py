@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -23,7 +25,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cluster import executors
-from pipeline.config.render import RenderConfig, SceneConfig
+from pipeline.config.render import RenderConfig, SceneConfig, again
+from pipeline.config.rig import Rig
 from pipeline.core.records import Outcome
 from pipeline.run.driver import deliver
 from pipeline.storage.shards import uids_of
@@ -139,6 +142,43 @@ def test_same_pixels_whatever_the_worker_and_the_order(finished: Path, tmp_path:
     before, now = pictures(finished), pictures(tmp_path / "again")
     assert len(now) == 9
     assert all(before[key] == jpeg for key, jpeg in now.items())
+
+
+def test_the_commands_that_render_an_object_again_do(finished: Path, tmp_path: Path) -> None:
+    identity, uid = json.loads((finished / "run.json").read_text())["identity"], procedural(8)[5]
+    listed, command = again(identity, uid).split("\n")
+    subprocess.run(["bash", "-c", listed], cwd=tmp_path, check=True)
+    words = shlex.split(command)
+    assert words[:2] == ["lvsm-data", "render"]
+    run = lvsm_data(*words[1:], "--executor", "inline", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    before, now = pictures(finished), pictures(tmp_path / "again")
+    assert len(now) == 3 and all(before[key] == jpeg for key, jpeg in now.items())
+
+
+def test_commands_that_render_an_object_again_are_quoted_and_complete() -> None:
+    scene = SceneConfig(res=(64, 32), lights="studio", fov_x_deg=40.5, depth=True, denoise="on", background="random")
+    cfg = RenderConfig(scene=scene, source="local", input=Path(__file__).parent, out=Path("x"), license=("cc0", "by"))
+    identity = json.loads(json.dumps(cfg.resolved().identity(), default=str))
+    listed, command = again(identity, "it's; rm -rf $HOME").split("\nlvsm-data ")
+    assert shlex.split(listed) == ["printf", "%s\\n", "it's; rm -rf $HOME", ">", "one.txt"]
+    flags = command.split(" --")
+    for flag in (
+        "source local",
+        "license by cc0",
+        "res 32 64",
+        "lights studio",
+        "fov-x-deg 40.5",
+        "depth",
+        "denoise on",
+        "n 1",
+    ):
+        assert flag in flags, flag
+    assert not {"engine", "seed", "views", "albedo", "quality"} & {flag.split()[0] for flag in flags}
+    rigged = dataclasses.replace(cfg.resolved().scene, rig=Rig((tuple(np.eye(4).ravel().tolist()),) * 2), views=2)
+    identity = json.loads(json.dumps(dataclasses.replace(cfg.resolved(), scene=rigged).identity(), default=str))
+    assert "--poses POSES.json" in again(identity, "a")
+    assert again({"source": "gobjaverse", "res": [64]}, "a") == ""
 
 
 def test_same_command_again_does_nothing_and_more_goes_on(finished: Path, tmp_path: Path) -> None:
