@@ -10,7 +10,6 @@ from lvsm_train.data.view_sampling import farthest_points, mean_frame
 from pipeline.core import cameras
 
 UPRIGHT = 0.5  # cosine of the angle to the mean up of the cameras, up to which the world's z counts as up
-NEAR_ORIGIN = 0.25  # distance of what cameras look at, up to which it counts as the origin; objects lie within 0.5
 DISTANCES = (
     0.6,
     2.5,
@@ -57,25 +56,6 @@ class Stage:
 AS_IS = Stage(np.eye(3), np.zeros(3))
 
 
-def looked_at(c2w: np.ndarray) -> np.ndarray:
-    """Point (3,) nearest to the optical axes of cameras (N, 4, 4), in front of them.
-
-    Where the axes do not meet in front of them (parallel ones, or a camera that turns on the spot), it lies before their middle,
-    as far as they stand apart, or 1 where they do not.
-    """
-    centres, axes = c2w[:, :3, 3], c2w[:, :3, 2]
-    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
-    total = across.sum(0)
-    if np.linalg.eigvalsh(total)[0] > 1e-3 * len(c2w):
-        point = np.linalg.solve(total, (across @ centres[:, :, None]).sum(0)[:, 0])
-        if (((point - centres) * axes).sum(-1) > 1e-6).mean() > 0.5:
-            return point
-    apart = float(np.linalg.norm(centres - centres.mean(0), axis=-1).max())
-    forward = axes.mean(0)
-    forward = axes[0] if np.linalg.norm(forward) < 1e-6 else forward / np.linalg.norm(forward)
-    return np.asarray(centres.mean(0) + (apart if apart > 1e-9 else 1.0) * forward)
-
-
 def centred(c2w: np.ndarray) -> Stage:
     """Stage with the point that cameras (N, 4, 4) look at in its origin, their up along z, unscaled."""
     up = -c2w[:, :3, 1].mean(0)
@@ -83,7 +63,7 @@ def centred(c2w: np.ndarray) -> Stage:
     up = up / length if length > 1e-6 else np.array([0.0, 0.0, 1.0])
     if up[2] >= UPRIGHT:
         up = np.array([0.0, 0.0, 1.0])
-    return Stage(_upright(up), looked_at(c2w))
+    return Stage(_upright(up), cameras.looked_at(c2w))
 
 
 def _upright(up: np.ndarray) -> np.ndarray:
@@ -101,7 +81,9 @@ def as_in_training(c2w: np.ndarray, fov_deg: float) -> bool:
     fov_deg: the smaller field of view.
     """
     distance = float(np.linalg.norm(c2w[:, :3, 3], axis=-1).mean()) / cameras.fitting_distance(fov_deg, "sphere")
-    return bool(np.linalg.norm(looked_at(c2w)) <= NEAR_ORIGIN and DISTANCES[0] <= distance <= DISTANCES[1])
+    return bool(
+        np.linalg.norm(cameras.looked_at(c2w)) <= cameras.NEAR_ORIGIN and DISTANCES[0] <= distance <= DISTANCES[1]
+    )
 
 
 def fitted(c2w: np.ndarray, fov_deg: float) -> Stage:

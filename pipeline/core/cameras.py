@@ -18,6 +18,7 @@ FLIP_YZ = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenCV camera axes <-> OpenGL/Blend
 # of the sphere around the origin that holds every object: its own sphere (around its box's centre) scaled to that, or the sphere
 # around a box with longest side 1
 BOUNDING_RADIUS = {"sphere": 0.5, "box": float(np.sqrt(3.0) / 2)}
+NEAR_ORIGIN = 0.25  # distance of what cameras look at, up to which it counts as the origin; objects lie within 0.5
 SENSOR_WIDTH_MM = 36.0
 ORTHO_MARGIN = (
     1.015  # width of an orthographic picture over the diameter of the bounding sphere: half a pixel a side at 64
@@ -175,6 +176,25 @@ def projection(c2w: np.ndarray, intrinsics: np.ndarray, ortho: bool = False) -> 
     rows = [fx, zero, offset[0], last[0], zero, fy, offset[1], last[1]]
     rows += [zero, zero, zero, zero + 1] if ortho else [zero, zero, zero + 1, zero]
     return np.asarray(np.stack(rows, -1).reshape(*fx.shape, 3, 4) @ w2c(np.asarray(c2w, np.float64)))
+
+
+def looked_at(c2w: np.ndarray) -> np.ndarray:
+    """Point (3,) nearest to the optical axes of cameras (N, 4, 4), in front of them.
+
+    Where the axes do not meet in front of them (parallel ones, or a camera that turns on the spot), it lies before their middle,
+    as far as they stand apart, or 1 where they do not.
+    """
+    centres, axes = c2w[:, :3, 3], c2w[:, :3, 2]
+    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
+    total = across.sum(0)
+    if np.linalg.eigvalsh(total)[0] > 1e-3 * len(c2w):
+        point = np.linalg.solve(total, (across @ centres[:, :, None]).sum(0)[:, 0])
+        if (((point - centres) * axes).sum(-1) > 1e-6).mean() > 0.5:
+            return point
+    apart = float(np.linalg.norm(centres - centres.mean(0), axis=-1).max())
+    forward = axes.mean(0)
+    forward = axes[0] if np.linalg.norm(forward) < 1e-6 else forward / np.linalg.norm(forward)
+    return np.asarray(centres.mean(0) + (apart if apart > 1e-9 else 1.0) * forward)
 
 
 def from_opengl(c2w_gl: np.ndarray) -> np.ndarray:

@@ -130,23 +130,33 @@ class Shots:
         """Points of the surfaces from depth, sorted by view; none without depth."""
         if self.depth is None:
             return Points(np.empty((0, 3)), np.empty((0, 3), np.uint8), np.empty(0, int), np.empty((0, 2)))
-        view, row, column = np.nonzero(np.isfinite(self.depth))
-        chosen = np.sort(item_rng(0, self.uid, "points").permutation(len(view))[:POINTS])
-        view, row, column = view[chosen], row[chosen], column[chosen]
-        z = self.depth[view, row, column].astype(np.float64)
-        k = self.fxfycxcy[view].astype(np.float64)
-        xy = np.stack([column, row], -1) + 0.5
-        local = np.concatenate([(xy - k[:, 2:]) / k[:, :2] * z[:, None], z[:, None]], -1)
-        world = np.einsum("pij,pj->pi", self.c2w[view, :3, :3].astype(np.float64), local) + self.c2w[view, :3, 3]
-        colours = np.empty((len(view), 3), np.uint8)
-        for number in np.unique(view):
-            own = view == number
-            colours[own] = images.decode(self.jpegs[number])[row[own], column[own]]
-        return Points(world, colours, view, xy)
+        return unprojected(self.uid, self.jpegs, self.depth, self.c2w, self.fxfycxcy)
 
     def w2c(self) -> np.ndarray:
         """World-to-camera (V, 4, 4) float64, OpenCV axes."""
         return cameras.w2c(self.c2w.astype(np.float64))
+
+
+def unprojected(
+    uid: str, jpegs: Sequence[bytes], depth: np.ndarray, c2w: np.ndarray, fxfycxcy: np.ndarray, most: int = POINTS
+) -> Points:
+    """Points of the surfaces that V views show, sorted by view: `most` pixels at the largest, chosen by uid, with their colours.
+
+    jpegs: V files. depth: (V, H, W) along the camera's axis, infinite where nothing is. c2w (V, 4, 4), fxfycxcy (V, 4).
+    """
+    view, row, column = np.nonzero(np.isfinite(depth))
+    chosen = np.sort(item_rng(0, uid, "points").permutation(len(view))[:most])
+    view, row, column = view[chosen], row[chosen], column[chosen]
+    z = depth[view, row, column].astype(np.float64)
+    k = fxfycxcy[view].astype(np.float64)
+    xy = np.stack([column, row], -1) + 0.5
+    local = np.concatenate([(xy - k[:, 2:]) / k[:, :2] * z[:, None], z[:, None]], -1)
+    world = np.einsum("pij,pj->pi", c2w[view, :3, :3].astype(np.float64), local) + c2w[view, :3, 3]
+    colours = np.empty((len(view), 3), np.uint8)
+    for number in np.unique(view):
+        own = view == number
+        colours[own] = images.decode(jpegs[number])[row[own], column[own]]
+    return Points(world, colours, view, xy)
 
 
 def off_background(rgb: np.ndarray, coverage: np.ndarray, background: Sequence[int]) -> np.ndarray:

@@ -101,6 +101,7 @@ def _page(run: RunData, tiles: list[dict[str, Any]], live: bool) -> Any:
         settings=_settings(run.facts),
         cycle=cycle_section.section(books.story) if books and books.story else "",
         sheet_note=_sheet_note(run, tiles),
+        no_failures=_no_failures(books),
         convention=CONVENTION,
         throughput=throughput(books.timeline) if books else "",
         licenses=books.licenses if books else licenses.tally(Counter(tile["facts"][0][1] for tile in tiles)),
@@ -305,6 +306,14 @@ def _state(books: Books | None) -> str:
     return state
 
 
+def _no_failures(books: Books | None) -> str:
+    """What to say in place of failures: of a run that delivered nothing either, why, as far as it is known."""
+    if books is None or any(books.counts.values()):
+        return "No failures."
+    why = str(books.status.get("why") or "").strip()
+    return f"Nothing was delivered, and nothing failed: {why or 'no object has ended yet'}"
+
+
 def _notes(run: RunData) -> list[str]:
     """Notes on delivered objects that are not in the shards on disk, and on what the folder lacks."""
     if run.books is None:
@@ -350,8 +359,11 @@ def _sheet_note(run: RunData, tiles: list[dict[str, Any]]) -> str:
     if run.books and run.books.story and all(tile["shard"].startswith("val") for tile in tiles):
         return f"{len(tiles):,} held-out objects, which stay. Pictures {here} px wide, {shrunk}. Choose one to see its views."
     total = sum(run.objects.values())
-    more = f" (--objects {total} for all)" if len(tiles) < total else ""
+    apart = sum(bool(tile["why"]) for tile in tiles)
+    spread = f"spread over {len(run.objects):,} shards"
+    shown = f"{apart} that stand out, which say by what, and {len(tiles) - apart} {spread}" if apart else spread
+    more = f" (--objects {total} for all, `view --serve` finds and sorts them)" if len(tiles) < total else ""
     return (
-        f"{len(tiles):,} of {total:,} objects{more}, spread over {len(run.objects):,} shards. "
+        f"{len(tiles):,} of {total:,} objects{more}: {shown}. "
         f"Pictures {here} px wide, {shrunk}. Choose one to see its views."
     )

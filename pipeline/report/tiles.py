@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core import images
-from pipeline.storage.shards import Rows, read_objects
+from pipeline.core import cameras, images
+from pipeline.storage.shards import Rows, objects_told, read_object, read_objects
 
 THUMB_WIDTH = 128  # pixels; smaller pictures are embedded as they are stored
 STRIP_OBJECTS, STRIP_VIEWS = 64, 32  # objects with several views embedded (others: one), and views of each
+OUTSTANDING = ("coverage", "contrast", "black", "polygons")  # facts whose extremes people who judge a run want to see
 SHEET_VIEWS = 12  # most views in a row of the PNG
 POSES = 256  # most poses per object
 IMAGE_BYTES = 6_600_000  # bytes of all pictures before base64, for a page below 10 MB
@@ -29,16 +30,53 @@ FALLBACKS = (
 
 
 def make_tiles(paths: list[Path], counts: dict[str, int], objects: int) -> list[dict[str, Any]]:
-    """Tiles of `objects` objects spread evenly over the shards: the first ones of each shard, so that little more is read."""
-    wanted = _wanted(paths, counts, objects)
-    total = sum(wanted.values())
+    """Tiles of `objects` objects: of more, a quarter that stand out, then others spread evenly over the shards.
+
+    Of these, the first ones of each shard, so that little more is read. why: what an object stands out by, or "".
+    """
+    apart = outstanding(paths, objects // 4) if objects < sum(counts.values()) else {}
+    wanted = _wanted(paths, counts, objects - len(apart))
+    total = sum(wanted.values()) + len(apart)
     strips = set(_spread(total, STRIP_OBJECTS))
     budget = IMAGE_BYTES / max(1, len(strips) + (total - len(strips)) / STRIP_VIEWS)
     tiles: list[dict[str, Any]] = []
+
+    def add(path: Path, rows: Rows, why: str = "") -> None:
+        strip = STRIP_VIEWS if len(tiles) in strips else 1
+        tiles.append(_tile(rows, path.stem, budget, strip) | {"why": why})
+
+    for (path, group), why in apart.items():
+        add(path, read_object(path, group), why)
     for path, count in wanted.items():
-        for rows in itertools.islice(read_objects(path), count):
-            tiles.append(_tile(rows, path.stem, budget, STRIP_VIEWS if len(tiles) in strips else 1))
+        others = (rows for group, rows in enumerate(read_objects(path)) if (path, group) not in apart)
+        for rows in itertools.islice(others, count):
+            add(path, rows)
     return tiles
+
+
+def outstanding(paths: list[Path], count: int) -> dict[tuple[Path, int], str]:
+    """Objects at either end of OUTSTANDING: (shard, row group) -> by what; at most `count`, of shards whose footers tell."""
+    places: list[tuple[Path, int]] = []
+    values: dict[str, list[float | None]] = {name: [] for name in OUTSTANDING}
+    for path in paths if count else []:
+        facts = objects_told(path)
+        of = len(facts.get("uid", []))
+        places += [(path, group) for group in range(of)]
+        for name, known in values.items():
+            known += facts.get(name, [None] * of)
+    ranked = []
+    for name, known in values.items():
+        there = sorted((value, at) for at, value in enumerate(known) if value is not None)
+        if there and there[0][0] < there[-1][0]:
+            ranked += [(f"least {name}", iter(there)), (f"most {name}", reversed(there))]
+    found: dict[tuple[Path, int], str] = {}
+    for what, ends in itertools.cycle(ranked):
+        if len(found) >= min(count, len(places)):
+            break
+        value, at = next(((value, at) for value, at in ends if places[at] not in found), (0.0, -1))
+        if at >= 0:
+            found[places[at]] = f"{what}: {value:,}" if isinstance(value, int) else f"{what}: {value:.3g}"
+    return found
 
 
 def make_sheet(paths: list[Path], counts: dict[str, int], objects: int, width: int | None = None) -> np.ndarray:
@@ -75,7 +113,11 @@ def _tile(rows: Rows, shard: str, budget: float, strip: int) -> dict[str, Any]:
 
 
 def described(rows: Rows, shard: str) -> dict[str, Any]:
-    """Object in the form that the pages' scripts read, without pictures: facts, and poses as the first three rows of c2w."""
+    """Object in the form that the pages' scripts read, without pictures: facts, and poses as the first three rows of c2w.
+
+    focus: the point that the cameras of a capture look at, None where that is the origin, and for objects whose box is known.
+    """
+    bounds = _bounds(rows.meta)
     kept = _spread(len(rows.jpegs), POSES)
     k = rows.intrinsics[kept]
     plain, nested = _facts_of_object(rows)
@@ -88,7 +130,8 @@ def described(rows: Rows, shard: str) -> dict[str, Any]:
         "count": len(rows.jpegs),
         "facts": plain,
         "more": nested,
-        "bounds": _bounds(rows.meta),
+        "bounds": bounds,
+        "focus": None if bounds else _focus(rows.c2w),
         "views": kept,
         "c2w": _numbers(rows.c2w[kept, :3].reshape(-1, 12)),
         "ortho": rows.projection == "ortho",
@@ -110,6 +153,12 @@ def _bounds(meta: dict[str, Any]) -> list[Any] | None:
         return None
     corners = np.array(list(itertools.product(*raw.T))) @ transform[:3, :3].T + transform[:3, 3]
     return _numbers(np.array([corners.min(0), corners.max(0)])) if np.isfinite(corners).all() else None
+
+
+def _focus(c2w: np.ndarray) -> list[Any] | None:
+    sound = c2w[np.isfinite(c2w).all((1, 2))].astype(float)
+    point = cameras.looked_at(sound) if len(sound) else np.zeros(3)
+    return None if np.linalg.norm(point) <= cameras.NEAR_ORIGIN else _numbers(point)
 
 
 def _facts_of_object(rows: Rows) -> tuple[list[tuple[str, str]], str]:

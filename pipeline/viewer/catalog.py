@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.render import again
+from pipeline.core.disk import read_json
 from pipeline.core.errors import UserError
 from pipeline.core.text import shown
 from pipeline.dataset.opened import Dataset
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import find_shards
+from pipeline.storage.shards import CAPTION, by_column, find_shards
 from pipeline.storage.uploads import LEDGER
 
+CHOICES = 64  # most different words to choose from: of more, texts are searched
+PLACES = ("shard", "row_group")  # facts of an object's place, which is said where it is opened
 DETAIL = 300  # characters of why an item failed
 LEAST = 64  # pixels of width from which on pictures show what an object is
 
@@ -38,57 +42,50 @@ class Catalog:
         """Number of objects in the shards."""
         return len(self.data) if self.data else 0
 
+    def again(self, uid: str) -> str:
+        """Commands that render an object of the run again, "" where that is not known."""
+        try:
+            return again(read_json(self.folder / "run.json")["identity"], uid)
+        except (OSError, ValueError, KeyError, TypeError, UserError):
+            return ""
+
     def columns(self) -> dict[str, Any]:
         """Read the columns: JSON values of each row, the objects in the order of the shards, then what failed.
 
         uid: of each row. delivered: number of rows that are objects. detail: why, of the others. words: name ->
-        {"names": [...], "of": [number of the name of each row]}. numbers: name -> value of each row or None.
+        {"names": [...], "of": [number of the name of each row]}. texts: name -> text of each row or None, of too many different
+        ones to choose from. numbers: name -> value of each row or None.
         """
-        uids, details = list(self.data.uids) if self.data else [], list[str]()
-        table = _Table(self.delivered + self.failed)
-        for number in range(self.delivered):
-            assert self.data is not None
-            table.put(number, "split", self.data.split_of(number))
-        if (self.folder / LEDGER).exists():
-            with Ledger(self.folder / LEDGER, readonly=True) as books:
-                for uid, source, license_name, _, _, told in books.ended("delivered"):
-                    if self.data and uid in self.data:  # not of a shard that is still open, or gone
-                        facts = {"source": source, "license": license_name} | json.loads(told)
-                        table.put_all(self.data.number(uid), facts)
-                for uid, source, license_name, reason, detail, _ in books.ended("failed"):
-                    if len(details) < self.failed:  # others have come since
-                        table.put_all(len(uids), {"source": source, "license": license_name, "reason": reason})
-                        uids.append(uid)
-                        details.append(detail[:DETAIL])
-        return {"uid": uids, "delivered": self.delivered, "detail": details} | table.as_json(len(uids))
-
-
-class _Table:
-    """Values of facts by name and row, None where a row has none."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.columns: dict[str, list[Any]] = {}
-
-    def put(self, row: int, name: str, value: Any) -> None:
-        if name not in self.columns:
-            self.columns[name] = [None] * self.rows
-        self.columns[name][row] = value
-
-    def put_all(self, row: int, facts: dict[str, Any]) -> None:
-        for name, value in facts.items():
-            if isinstance(value, str | int | float):
-                self.put(row, name, value)
-
-    def as_json(self, rows: int) -> dict[str, Any]:
-        """Columns of the first `rows` rows: words, which flags are too, and numbers."""
-        words, numbers = {}, {}
-        for name, values in self.columns.items():
-            if any(isinstance(value, str | bool) for value in values):
-                words[name] = _counted([_word(value) for value in values[:rows]])
+        known = self.data.objects() if self.data else {"uid": []}
+        failed = self._failures()
+        uids = known.pop("uid") + failed.pop("uid", [])
+        details = failed.pop("detail", [])
+        for name in PLACES:
+            known.pop(name, None)
+        words, texts, numbers = {}, {}, {}
+        for name in known | failed:
+            values = known.get(name, [None] * self.delivered) + failed.get(name, [None] * len(details))
+            if not any(isinstance(value, str | bool) for value in values):
+                numbers[name] = values
+            elif name != "reason" and (name == CAPTION or len(set(values)) > CHOICES):
+                texts[name] = values
             else:
-                numbers[name] = values[:rows]
-        return {"words": words, "numbers": numbers}
+                words[name] = _numbered([_word(value) for value in values])
+        told = {"words": words, "texts": texts, "numbers": numbers}
+        return {"uid": uids, "delivered": self.delivered, "detail": details} | told
+
+    def _failures(self) -> dict[str, list[Any]]:
+        """Columns of what failed."""
+        if not (self.folder / LEDGER).exists():
+            return {}
+        with Ledger(self.folder / LEDGER, readonly=True) as books:
+            rows = itertools.islice(books.ended("failed"), self.failed)  # others have come since
+            return by_column(
+                [
+                    {"uid": uid, "source": source, "license": license_name, "reason": reason, "detail": detail[:DETAIL]}
+                    for uid, source, license_name, reason, detail, _ in rows
+                ]
+            )
 
 
 def moment_of(folder: Path) -> tuple[Any, ...]:
@@ -129,8 +126,8 @@ def _word(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else "" if value is None else str(value)
 
 
-def _counted(values: Sequence[str]) -> dict[str, Any]:
-    """Distinct values, most frequent first, and which of them each row has."""
+def _numbered(values: Sequence[str]) -> dict[str, Any]:
+    """Distinct words, most frequent first, and which of them each row has."""
     counts = Counter(values)
     names = sorted(counts, key=lambda name: (-counts[name], name))
     number = {name: at for at, name in enumerate(names)}

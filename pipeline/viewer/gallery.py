@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core import images
+from pipeline.core import cameras, images
 from pipeline.core.errors import UserError
 from pipeline.core.signals import first_interrupt
 from pipeline.dataset.opened import Object
+from pipeline.poses.shots import unprojected
 from pipeline.report import markup
 from pipeline.report.tiles import described
 from pipeline.storage.shards import CONVENTION, PNGS, layer_of
@@ -27,13 +28,20 @@ from pipeline.viewer.local_server import Answer, LocalServer, said
 
 PORT = 8764  # of `view --serve`
 READERS = 4  # threads that read shards: each keeps files open
+CLOUD = 40_000  # points of an object, at most
+CLOUD_VIEWS = 24  # views that they are taken from, at most
 THUMB_WIDTH, THUMBS = 128, 8192  # pixels of a picture in the gallery, and how many stay in memory
 OBJECTS = 16  # that were looked at last, and stay in memory
 HTML, JSON, JPEG, PNG = "text/html; charset=utf-8", "application/json", "image/jpeg", "image/png"
+BYTES = "application/octet-stream"
 KEPT = {"Cache-Control": "private, max-age=3600"}  # of what an address always gives: it names the catalog
-PLACE = re.compile(r"/(\d{1,9})/(columns|object|thumb|view|layer)(?:/(\d{1,9}))?(?:/(\d{1,9}))?(?:/([a-z]{1,20}))?")
-PARTS = {"columns": 0, "object": 1, "thumb": 1, "view": 2, "layer": 3}  # of an address, after its kind
-ADDRESSES = "there are /, and of catalog C: /C/columns, /C/object/N, /C/thumb/N, /C/view/N/VIEW, /C/layer/N/VIEW/NAME"
+PLACE = re.compile(
+    r"/(\d{1,9})/(columns|object|thumb|view|layer|points)(?:/(\d{1,9}))?(?:/(\d{1,9}))?(?:/([a-z]{1,20}))?"
+)
+PARTS = {"columns": 0, "object": 1, "thumb": 1, "view": 2, "layer": 3, "points": 1}  # of an address, after its kind
+ADDRESSES = (
+    "there are /, and of catalog C: columns, object/N, thumb/N, points/N, view/N/VIEW, layer/N/VIEW/NAME below /C/"
+)
 
 
 class _Shown:
@@ -49,7 +57,8 @@ class _Shown:
         """Facts and cameras of an object."""
         assert self.catalog.data is not None
         one = self.object(which)
-        return described(one, self.catalog.data.shard_of(which)) | {"layers": list(one.layers)}
+        more = {"layers": list(one.layers), "points": _has_points(one), "again": self.catalog.again(one.uid)}
+        return described(one, self.catalog.data.shard_of(which)) | more
 
 
 class Gallery:
@@ -92,11 +101,12 @@ class Gallery:
             "thumb": lambda: Answer(shown.thumb(which), JPEG, more=KEPT),
             "view": lambda: Answer(shown.object(which).jpegs[view], JPEG, more=KEPT),
             "layer": lambda: Answer(_layer(shown.object(which), view, found[5]), PNG, more=KEPT),
+            "points": lambda: Answer(_points(shown.object(which)), BYTES, more=KEPT),
         }
         try:
             return self._readers.submit(answers[found[2]]).result()
         except (IndexError, KeyError):
-            return said(404, f"object {which} has no such view or layer")
+            return said(404, f"object {which} has no such view, layer or points")
         except (UserError, OSError, ValueError) as error:  # damaged, or deleted by a cycle since
             return said(500, f"object {which} cannot be read: {error}")
 
@@ -159,6 +169,24 @@ def _thumb(catalog: Catalog, which: int) -> bytes:
         return first
     hw = max(1, round(THUMB_WIDTH * pixels.shape[0] / pixels.shape[1])), THUMB_WIDTH
     return images.encode_jpeg(images.shrink(pixels, hw), 85)
+
+
+def _has_points(one: Object) -> bool:
+    return "depth" in one.layers and one.projection == "perspective"
+
+
+def _points(one: Object) -> bytes:
+    """Points of the surfaces: x, y, z of each as little-endian float32, then red, green, blue of each as bytes.
+
+    Raises KeyError where the run has no depth.
+    """
+    if not _has_points(one):
+        raise KeyError("depth")
+    views = cameras.spread(len(one.jpegs), CLOUD_VIEWS)
+    depth = layer_of("depth", [one.layers["depth"][view] for view in views], one.hw)
+    jpegs = [one.jpegs[view] for view in views]
+    found = unprojected(one.uid, jpegs, depth, one.c2w[views], one.fxfycxcy[views], CLOUD)
+    return found.xyz.astype("<f4").tobytes() + found.rgb.tobytes()
 
 
 def _layer(one: Object, view: int, name: str) -> bytes:

@@ -1,7 +1,8 @@
 // ---- cameras. World points are [x, y, z]; a frustum is drawn from its c2w and intrinsics alone.
 const canvas = el("plot"), pen = canvas.getContext("2d");
 const turn = { azimuth: -0.9, elevation: 0.42, zoom: 1 };
-let frusta = [], chosen = null, reach = 2.5;
+let frusta = [], chosen = null, reach = 2.5, centre = [0, 0, 0]; // what is in the middle of the plot
+let cloud = null; // {xyz: Float32Array, rgb: Uint8Array}: points of the surfaces, where the page has them
 
 function frustumOf(object, index, i, depth, share) { // an orthographic view is as wide everywhere: `share` of it is drawn
   const m = object.c2w[i], [fx, fy, cx, cy] = object.k[object.k.length > 1 ? i : 0], [height, width] = object.hw;
@@ -22,8 +23,10 @@ const long = a => Math.sqrt(dot(a, a));
 function choose(index, view) { // index: an object, or -1 for all
   el("which").value = String(index);
   const those = index < 0 ? objects.map((object, i) => [object, i]) : [[objects[index], index]];
-  const distances = those.flatMap(([object]) => object.c2w.map(m => Math.hypot(m[3], m[7], m[11]))).sort((a, b) => a - b);
-  reach = Math.max(1, distances[distances.length - 1]);
+  const focus = index < 0 ? null : objects[index].focus; // captures are framed by their cameras, objects by the unit box
+  centre = focus || [0, 0, 0];
+  const distances = those.flatMap(([object]) => object.c2w.map(m => Math.hypot(m[3] - centre[0], m[7] - centre[1], m[11] - centre[2]))).sort((a, b) => a - b);
+  reach = Math.max(focus ? 1e-6 : 1, distances[distances.length - 1]);
   const share = index < 0 ? 0.07 : 0.2, depth = distances[distances.length >> 1] * share;
   frusta = those.flatMap(([object, i]) => object.c2w.map((_, j) => frustumOf(object, i, j, depth, share)));
   el("pictures").disabled = index < 0;
@@ -38,7 +41,7 @@ function choose(index, view) { // index: an object, or -1 for all
   }
   highlight(frusta.find(frustum => frustum.view === view) || frusta[0]);
   // Facts about what is drawn, taken from the drawn corners: does each frustum open towards the origin, is its top on top?
-  const aims = frusta.map(f => { const a = minus(f.middle, f.apex), b = minus([0, 0, 0], f.apex); return dot(a, b) / long(a) / long(b); });
+  const aims = frusta.map(f => { const a = minus(f.middle, f.apex), b = minus(centre, f.apex); return dot(a, b) / long(a) / long(b); });
   facts.aim = Math.min(...aims).toFixed(4);
   facts.upright = frusta.filter(f => f.corners[0][2] + f.corners[1][2] > f.corners[2][2] + f.corners[3][2]).length;
   facts.shown = those.length;
@@ -47,7 +50,7 @@ function choose(index, view) { // index: an object, or -1 for all
 function highlight(frustum) {
   chosen = frustum;
   facts.chosen = frustum.view;
-  const [x, y, z] = frustum.apex, distance = Math.hypot(x, y, z), degrees = 180 / Math.PI;
+  const [x, y, z] = minus(frustum.apex, centre), distance = Math.hypot(x, y, z), degrees = 180 / Math.PI;
   const from = source(frustum.object, frustum.view);
   el("shot").hidden = !from;
   if (from) { el("shot").src = from; el("shot").alt = "view " + frustum.view; }
@@ -63,10 +66,35 @@ function projection() { // world point -> [x, y in CSS pixels, nearness]; a pers
   const [sa, ca, se, ce] = [Math.sin(azimuth), Math.cos(azimuth), Math.sin(elevation), Math.cos(elevation)];
   const right = [-sa, ca, 0], up = [-se * ca, -se * sa, ce], toward = [ce * ca, ce * sa, se];
   const eye = reach * 5, scale = Math.min(width, height) / 2 / (reach * 1.02) * zoom;
-  return p => {
-    const near = dot(p, toward), s = scale * eye / Math.max(eye * 0.05, eye - near);
+  const to = point => {
+    const p = minus(point, centre), near = dot(p, toward), s = scale * eye / Math.max(eye * 0.05, eye - near);
     return [width / 2 + dot(p, right) * s, height / 2 - dot(p, up) * s, near];
   };
+  return Object.assign(to, { right, up, toward, eye, scale });
+}
+
+const board = document.createElement("canvas"); // the points, nearest first, at a pixel each, or more of a fine screen
+function paintCloud(to, ratio) {
+  const wide = Math.round(canvas.width), tall = Math.round(canvas.height), side = Math.max(2, Math.round(1.5 * ratio));
+  board.width = wide;
+  board.height = tall;
+  const flat = board.getContext("2d"), picture = flat.createImageData(wide, tall), out = new Uint32Array(picture.data.buffer), nearest = new Float32Array(wide * tall).fill(-Infinity);
+  const { right, up, toward, eye, scale } = to, { xyz, rgb } = cloud;
+  let painted = 0;
+  for (let i = 0; i < xyz.length; i += 3) {
+    const a = xyz[i] - centre[0], b = xyz[i + 1] - centre[1], c = xyz[i + 2] - centre[2];
+    const near = a * toward[0] + b * toward[1] + c * toward[2];
+    if (near > eye * 0.95) continue;
+    const s = scale * eye / (eye - near) * ratio;
+    const x = Math.round(wide / 2 + (a * right[0] + b * right[1]) * s), y = Math.round(tall / 2 - (a * up[0] + b * up[1] + c * up[2]) * s);
+    if (x < 0 || y < 0 || x + side > wide || y + side > tall) continue;
+    const colour = 0xff000000 | rgb[i + 2] << 16 | rgb[i + 1] << 8 | rgb[i];
+    for (let row = y; row < y + side; row++) for (let at = row * wide + x; at < row * wide + x + side; at++) if (near > nearest[at]) { nearest[at] = near; out[at] = colour; }
+    painted++;
+  }
+  flat.putImageData(picture, 0, 0);
+  pen.drawImage(board, 0, 0, wide / ratio, tall / ratio);
+  facts.points = painted;
 }
 
 let waiting = false, painted = 0;
@@ -92,6 +120,7 @@ function paint() {
   const split = behind < 0 ? order.length : behind;
   painted = 0;
   for (const frustum of order.slice(0, split)) paintFrustum(frustum, colour);
+  if (cloud && el("cloud").checked) paintCloud(to, ratio);
   paintWorld(to, colour);
   for (const frustum of order.slice(split)) paintFrustum(frustum, colour);
   facts.frusta = painted;
@@ -144,17 +173,18 @@ function paintWorld(to, colour) {
     for (const [a, b] of edges) { path([to(a), to(b)]); pen.stroke(); }
     pen.setLineDash([]);
   };
-  stroke(boxEdges([-0.5, -0.5, -0.5], [0.5, 0.5, 0.5]), colour("quiet"), 1, [4, 4]);
+  const framed = frusta.length && el("which").value !== "-1" && frusta[0].object.focus, unit = framed ? reach * 0.4 : 1;
+  if (!framed) stroke(boxEdges([-0.5, -0.5, -0.5], [0.5, 0.5, 0.5]), colour("quiet"), 1, [4, 4]);
   const bounds = el("which").value === "-1" ? null : frusta[0].object.bounds;
   if (bounds) stroke(boxEdges(bounds[0], bounds[1]), colour("text"), 1.2);
   pen.font = "600 14px system-ui, sans-serif";
   pen.textAlign = "center";
   pen.textBaseline = "middle";
   ["x", "y", "z"].forEach((name, axis) => {
-    const tip = [0, 0, 0], label = [0, 0, 0];
-    tip[axis] = 1;
-    label[axis] = 1.13;
-    stroke([[[0, 0, 0], tip]], colour(name), 2);
+    const tip = [...centre], label = [...centre];
+    tip[axis] += unit;
+    label[axis] += 1.13 * unit;
+    stroke([[centre, tip]], colour(name), 2);
     pen.fillStyle = colour(name);
     const [x, y] = to(label);
     pen.fillText(name === "z" ? "z up" : name, x, y);

@@ -131,7 +131,7 @@ def test_an_object_of_any_world_is_put_where_objects_of_training_are(seed: int, 
     found = stage.fitted(c2w, fov)
     placed = found.to(c2w)
     assert np.allclose(found.back(placed), c2w, atol=1e-6 * (10 + scale))
-    assert np.allclose(stage.looked_at(placed), 0, atol=1e-6)
+    assert np.allclose(cameras.looked_at(placed), 0, atol=1e-6)
     distance = np.linalg.norm(placed[:, :3, 3], axis=-1).mean()
     assert distance == pytest.approx(1.05 * cameras.fitting_distance(fov, "sphere"))
     assert stage.as_in_training(placed, fov)
@@ -147,9 +147,9 @@ def test_an_object_of_any_world_is_put_where_objects_of_training_are(seed: int, 
 def test_cameras_that_look_at_no_point_have_one_before_them() -> None:
     side_by_side = np.tile(np.eye(4), (3, 1, 1))
     side_by_side[:, 0, 3] = [0, 1, 2]
-    assert np.allclose(stage.looked_at(side_by_side), [1, 0, 1])
+    assert np.allclose(cameras.looked_at(side_by_side), [1, 0, 1])
     on_the_spot = cameras.look_at(np.zeros((3, 3)), np.array([[1.0, 0, 0], [1, 1, 0], [1, -1, 0]]))
-    assert np.allclose(stage.looked_at(on_the_spot), [1, 0, 0], atol=1e-9)
+    assert np.allclose(cameras.looked_at(on_the_spot), [1, 0, 0], atol=1e-9)
 
 
 def test_inputs_near_a_path_are_those_that_see_what_it_sees() -> None:

@@ -211,6 +211,50 @@ def test_only_what_is_shown_is_read(run: Path, tmp_path: Path, monkeypatch: pyte
     assert read == ["train-000000", "train-000001", "val-000000"] == [tile["shard"] for tile in tiles]
 
 
+def test_of_many_objects_some_are_shown_that_stand_out(tmp_path: Path) -> None:
+    maker = Maker(tmp_path / "run")
+    coverage = [0.3 + 0.001 * number for number in range(40)]
+    coverage[17], coverage[31] = 0.011, 0.912
+    for number, share in enumerate(coverage):
+        made = scene(f"o{number:02d}", views=1)
+        made.meta.update(coverage=share, polygons=9 if number == 22 else 12345, black=0.0)
+        maker.deliver(made, number=number // 20)
+        if number % 20 == 19:
+            maker.close("train")
+    maker.ledger.db.close()
+    page = write_page(maker.out, tmp_path / "p.html", objects=16)
+    tiles = data_of(page)
+    assert len({tile["uid"] for tile in tiles}) == 16
+    said = {tile["why"]: tile["uid"] for tile in tiles if tile["why"]}
+    assert said.pop("least coverage: 0.011") == "o17" and said.pop("most coverage: 0.912") == "o31"
+    assert said.pop("least polygons: 9") == "o22" and list(said) == [
+        "most polygons: 12,345"
+    ]  # black is the same in all
+    assert "16 of 40 objects" in Reader(page).text and "4 that stand out" in Reader(page).text
+    whole = data_of(write_page(maker.out, tmp_path / "p.html", objects=40))
+    assert len(whole) == 40 and not any(tile["why"] for tile in whole)
+
+
+def test_captures_are_framed_by_what_their_cameras_look_at() -> None:
+    around = cameras.sample("shell", np.random.default_rng(0), 9)
+    assert report_tiles._focus(around) is None
+    moved = around.copy()
+    moved[:, :3, 3] = 20 * moved[:, :3, 3] + [300, -40, 5]
+    assert np.allclose(report_tiles._focus(moved), [300, -40, 5], atol=1e-2)
+    moved[3, 0, 0] = np.nan
+    assert np.allclose(report_tiles._focus(moved), [300, -40, 5], atol=1e-2)
+    assert report_tiles._focus(np.full((2, 4, 4), np.nan)) is None
+
+
+def test_a_run_that_delivered_nothing_says_why(tmp_path: Path) -> None:
+    maker = Maker(tmp_path / "run")
+    maker.ledger.db.close()
+    status = {"state": "refused", "why": "the list has no object whose license allows it"}
+    (maker.out / "status.json").write_text(json.dumps(status))
+    text = Reader(write_page(maker.out, tmp_path / "p.html")).text
+    assert status["why"] in text and "No failures." not in text
+
+
 def test_a_running_run_without_a_shard(tmp_path: Path) -> None:
     maker = Maker(tmp_path / "run")
     (maker.out / "run.json").write_text(json.dumps({"facts": {"source": "local", "settings": {"res": [64, 512]}}}))

@@ -21,6 +21,7 @@ from pipeline.core import cameras, images
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome, Scene, Views, item_rng
 from pipeline.storage.ledger import Ledger
+from pipeline.storage.shards import CAPTION
 from pipeline.storage.writer import ShardWriter
 from pipeline.viewer.catalog import read_catalog
 from pipeline.viewer.gallery import Gallery, show
@@ -49,15 +50,17 @@ def scene(number: int) -> Scene:
         }
         k = np.tile(cameras.intrinsics(50, hw), (VIEWS, 1)).astype(np.float32)
         by_width[width] = Views(jpegs, k, hw, layers)
-    meta = {"coverage": number / 100, "textured": number % 2 == 0, "note": EVIL}
-    item = Item(uid, "local", license="CC0-1.0" if number % 5 else "CC-BY-4.0")
+    meta = {"coverage": number / 100, "textured": number % 2 == 0, "note": EVIL, "name": f"name {number}"}
+    caption = {CAPTION: f"a chair of kind {number}"} if number != 7 else {}
+    item = Item(uid, "local", license="CC0-1.0" if number % 5 else "CC-BY-4.0", extra=caption)
     return Scene(item, cameras.sample("shell", rng, VIEWS), by_width, meta)
 
 
 def made(out: Path) -> Path:
     """A finished run: 30 objects to train on, 10 for validation, two that failed."""
     out.mkdir()
-    writer = ShardWriter(out, (64, 160), LAYERS, {"config_hash": "0123456789abcdef"}, 1e12)
+    facts = {"config_hash": "0123456789abcdef", "source": "local"}
+    writer = ShardWriter(out, (64, 160), (*LAYERS, CAPTION), facts, 1e12)
     with Ledger(out / "ledger.sqlite") as ledger:
         for split, numbers in (("train", range(30)), ("val", range(30, OBJECTS))):
             for number in numbers:
@@ -118,6 +121,15 @@ def test_columns_hold_each_object_once(run: Path, server: LocalServer) -> None:
     assert words("reason") == [""] * OBJECTS + ["missing_file", "tiny"]
     assert words("license") == [data[uid].license for uid in data.uids] + ["unknown"] * 2
     assert words("textured") == [("yes", "no")[number % 2] for number in range(OBJECTS)] + ["", ""]
+    captions = table["texts"]["caption"]
+    assert (
+        captions[7] == "" and captions[8] == "a chair of kind 8" and captions[-1] is None and words("note")[0] == EVIL
+    )
+    centres = np.stack([data[uid].c2w[:, :3, 3] for uid in data.uids]).astype(float)
+    elevations = np.degrees(np.arcsin(centres[..., 2] / np.linalg.norm(centres, axis=-1)))
+    assert np.allclose(table["numbers"]["elevation_max"][:OBJECTS], elevations.max(1), atol=0.06)
+    assert np.allclose(table["numbers"]["distance_min"][:OBJECTS], np.linalg.norm(centres, axis=-1).min(1), atol=6e-4)
+    assert table["numbers"]["views"] == [VIEWS] * OBJECTS + [None, None]
     assert table["numbers"]["coverage"] == [number / 100 for number in range(OBJECTS)] + [None, None]
     assert table["detail"] == ["", f"it fills nothing {EVIL}"]
 
@@ -134,6 +146,16 @@ def test_an_object_comes_with_its_cameras_pictures_and_layers(run: Path, server:
     assert get(server, f"{base}/thumb/33")[1] == pipeline.open(run, 64)[one.uid].jpegs[0]
     alpha, depth, normals = (images.decode(get(server, f"{base}/layer/33/1/{name}")[1]) for name in LAYERS)
     assert np.array_equal(alpha, one.layer("alpha")[1])
+    points = get(server, f"{base}/points/33")[1]
+    xyz = np.frombuffer(points, "<f4", len(points) // 15 * 3).reshape(-1, 3)
+    rgb = np.frombuffer(points, np.uint8, offset=xyz.nbytes).reshape(-1, 3)
+    assert len(xyz) == len(rgb) == np.isfinite(one.layer("depth")).sum()  # fewer than are shown at most
+    first = np.isfinite(one.layer("depth")[0])
+    pixels, z = cameras.project(xyz[: first.sum()], one.c2w[0], one.fxfycxcy[0])
+    rows, columns = np.nonzero(first)
+    assert np.allclose(pixels, np.stack([columns, rows], -1) + 0.5, atol=1e-2)
+    assert np.allclose(z, one.layer("depth")[0][first], atol=1e-4)
+    assert np.array_equal(rgb[: first.sum()], one.images[0][first])
     there = np.isfinite(one.layer("depth")[1])
     assert (depth[~there] == 0).all() and (depth[there] >= 51).all()
     near, far = (pick(one.layer("depth")[1][there]) for pick in (np.argmin, np.argmax))
@@ -152,6 +174,7 @@ def test_an_object_comes_with_its_cameras_pictures_and_layers(run: Path, server:
         ("/{n}/layer/0/0/albedo", 404),
         ("/{n}/layer/0/0/", 404),
         ("/{n}/columns/1", 404),
+        ("/{n}/points/40", 404),
         ("/{n}/columns?x", 404),
         ("/{n}/../run.json", 404),
         ("/{n}/object/%2e%2e", 404),
@@ -182,7 +205,19 @@ def test_new_objects_are_there_when_the_page_is_loaded_again(tmp_path: Path) -> 
 
 def test_a_folder_of_shards_alone(run: Path) -> None:
     catalog = read_catalog(run / "64")
-    assert catalog.delivered == OBJECTS and catalog.columns()["words"].keys() == {"split"}
+    whole, alone = read_catalog(run).columns(), catalog.columns()
+    assert catalog.delivered == OBJECTS and alone["uid"] == whole["uid"][:OBJECTS]
+    assert (
+        alone["words"].keys() == whole["words"].keys() - {"reason"}
+        and alone["numbers"].keys() == whole["numbers"].keys()
+    )
+
+
+def test_texts_of_too_many_words_to_choose_from(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.viewer.catalog.CHOICES", 10)
+    columns = read_catalog(run).columns()
+    assert columns["texts"]["name"][8] == "name 8" and columns["texts"]["name"][-1] is None
+    assert {"split", "reason", "textured"} <= columns["words"].keys() and "name" not in columns["words"]
 
 
 def test_what_cannot_be_shown_is_said(run: Path, tmp_path: Path) -> None:
@@ -249,12 +284,20 @@ def test_a_browser_filters_sorts_and_opens(server: LocalServer, tmp_path: Path) 
         page.run("{ document.getElementById('close').click(); document.getElementById('clear').click() }")
         choose("#sort", "uid")
         page.run("document.getElementById('turned').click()")
-        # an object: pictures, a layer, arrow keys, a camera
+        page.run(
+            "{ const f = document.getElementById('find'); f.value = 'kind 12'; f.dispatchEvent(new Event('input')) }"
+        )
+        assert found() == 1 and page.run(first).startswith("object-012")
+        page.run("document.getElementById('clear').click()")
+        # an object: pictures, points, a layer, arrow keys, a camera
         page.run("openAt(rows.findIndex(row => table.uid[row].startsWith('object-003')))")
         page.wait("document.querySelectorAll('#strip img').length === 3 && frusta.length === 3")
         page.wait(
             "[...document.querySelectorAll('#strip img')].every(image => image.complete && image.naturalWidth === 160)"
         )
+        page.wait("Number(document.body.dataset.points) > 1000")
+        page.run("{ delete document.body.dataset.points; document.getElementById('cloud').click() }")
+        page.wait("!('points' in document.body.dataset)")
         choose("#layer", "depth")
         page.wait(
             "[...document.querySelectorAll('#strip img')].every(image => image.complete && image.naturalWidth === 160)"
