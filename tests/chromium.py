@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,35 @@ class Tab:
             more = {"buttons": 1, "clickCount": int(kind != "mouseMoved"), "modifiers": 8 * shift}
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", **more)
 
+    def look(self, width: int, scheme: str = "light") -> None:
+        """Make the window as wide as this, and the scheme of colours light or dark."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def faults(self) -> list[str]:
+        """Faults of the page as it stands for people who see little or have no mouse: what axe-core calls moderate or worse."""
+        self.run(f"{files('axe_core_python').joinpath('axe.min.js').read_text()};0")
+        told = "one => one.nodes.map(node => `${one.impact} ${one.id}: ${node.html.slice(0, 200)}`)"
+        found = self.run(f"axe.run(document).then(found => found.violations.flatMap({told}))")
+        return [one for one in found if not one.startswith("minor ")]
+
     @property
     def complaints(self) -> list[str]:
         """What the console got since the page was opened."""
         kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
         return [json.dumps(one["params"]) for one in self.told if one.get("method") in kinds]
+
+
+def faults_of(page: Path, folder: Path) -> list[str]:
+    """Faults of a page in a file, light and dark, on a phone and on a large screen. folder: for the browser's profile."""
+    found = []
+    with tab(folder) as one:
+        for width, scheme in ((390, "light"), (2560, "dark")):
+            one.open(page.absolute().as_uri())
+            one.look(width, scheme)
+            found += one.faults()
+            assert one.run("document.documentElement.scrollWidth <= innerWidth"), f"{page} is wider than {width} pixels"
+    return found
 
 
 @contextlib.contextmanager

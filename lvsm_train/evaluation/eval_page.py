@@ -13,6 +13,7 @@ from lvsm_train.data.samples import Sample
 from lvsm_train.evaluation.assessment import NAMES, Assessment, table
 from lvsm_train.evaluation.scores import BASELINES, enlarged, strip_row
 from pipeline.core import images
+from pipeline.core.text import counted
 from pipeline.report.charts import Plot
 from pipeline.report.findings import Figure, Section, Table, write_page
 
@@ -32,10 +33,10 @@ def write(found: Assessment, show: Show, path: Path) -> Path:
     )
     sections = [
         _summary(found),
-        *_controls(found),
-        *_by_inputs(found),
         _strips(found, show),
         *_films(found),
+        *_controls(found),
+        *_by_inputs(found),
         _objects(found),
     ]
     return write_page(path, f"Evaluation: {facts['protocol']}", lead, sections)
@@ -60,8 +61,8 @@ def _summary(found: Assessment) -> Section:
     speeds = Table(["", "ms per object", "ms per view", "views/s", "rays/s"], [[facts["device"], *rates]])
     text = [
         "Means over images, as papers give them; the second column: over objects. LPIPS: lower is better.",
-        f"Speed: {facts['batch']} objects at a time{' in bf16' if facts['bf16'] else ''}; inputs are read once per object, then "
-        "views are rendered.",
+        f"Speed: {counted(facts['batch'], 'object')} at a time{' in bf16' if facts['bf16'] else ''}; "
+        "inputs are read once per object, then views are rendered.",
         *found.left_out(),
         *found.notes,
     ]

@@ -1,4 +1,4 @@
-"""Page of experiments on the latents: what is true by construction, the findings, and the pictures of every operation."""
+"""Page of experiments on the latents: the findings, the pictures of every operation, and what is true by construction."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write(report: Report, path: Path) -> Path:
         f"{facts['latents']} tokens of {facts['dim']} numbers from {facts['inputs']} inputs of {width}x{height} pixels.\n"
         f"Edited tokens: {_numbers(facts['tokens'])}. All numbers: latent.json."
     )
-    sections = [_objects(report), _laws(report.laws), *_found(report)]
+    sections = [_objects(report), *_found(report)]
     shown = dict.fromkeys(entry["name"] for entry in report.studies)
     belongs = {study.name for finding in report.findings for study in finding.studies}
     keeps = [name for name in shown if name.startswith("keep-")]
@@ -53,7 +53,7 @@ def write(report: Report, path: Path) -> Path:
         pictures = [Figure(report.out / f"{file}.png", caption) for file, (caption, _) in finding.pictures.items()]
         sections.append(Section(finding.title, finding.says, [*finding.blocks, *pictures]))
         sections += [_study(report, study.name) for study in finding.studies]
-    return write_page(path, "The space of latents", lead, sections)
+    return write_page(path, "The space of latents", lead, [*sections, _laws(report.laws)])
 
 
 def _objects(report: Report) -> Section:

@@ -2,7 +2,7 @@
 const canvas = el("plot"), pen = canvas.getContext("2d");
 const turn = { azimuth: -0.9, elevation: 0.42, zoom: 1 };
 let frusta = [], chosen = null, reach = 2.5, centre = [0, 0, 0]; // what is in the middle of the plot
-let cloud = null; // {xyz: Float32Array, rgb: Uint8Array}: points of the surfaces, where the page has them
+let cloud = null; // {xyz: Float32Array, rgb: Uint8Array, apart}: points of the surfaces, where the page has them
 
 function frustumOf(object, index, i, depth, share) { // an orthographic view is as wide everywhere: `share` of it is drawn
   const m = object.c2w[i], [fx, fy, cx, cy] = object.k[object.k.length > 1 ? i : 0], [height, width] = object.hw;
@@ -73,9 +73,15 @@ function projection() { // world point -> [x, y in CSS pixels, nearness]; a pers
   return Object.assign(to, { right, up, toward, eye, scale });
 }
 
-const board = document.createElement("canvas"); // the points, nearest first, at a pixel each, or more of a fine screen
+function cloudOf(xyz, rgb) { // apart: about how far neighbours are from each other, were they on a sphere
+  const low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
+  xyz.forEach((value, i) => { const axis = i % 3; low[axis] = Math.min(low[axis], value); high[axis] = Math.max(high[axis], value); });
+  return { xyz, rgb, apart: long(minus(high, low)) / Math.sqrt(3) * Math.sqrt(Math.PI / Math.max(1, xyz.length / 3)) };
+}
+
+const board = document.createElement("canvas"); // the points, the nearest in front, as squares that leave no gap
 function paintCloud(to, ratio) {
-  const wide = Math.round(canvas.width), tall = Math.round(canvas.height), side = Math.max(2, Math.round(1.5 * ratio));
+  const wide = canvas.width, tall = canvas.height, side = Math.min(24, Math.max(2, Math.ceil(3 * cloud.apart * to.scale * ratio)));
   board.width = wide;
   board.height = tall;
   const flat = board.getContext("2d"), picture = flat.createImageData(wide, tall), out = new Uint32Array(picture.data.buffer), nearest = new Float32Array(wide * tall).fill(-Infinity);

@@ -25,6 +25,7 @@ from lvsm_train.models import lvsm  # noqa: E402
 from lvsm_train.weights import checkpoint  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from tests import noise  # noqa: E402
+from tests.chromium import faults_of  # noqa: E402
 from tests.conftest import lvsm_data_here  # noqa: E402
 from tests.pipeline.report.test_page import dom, needs_browser  # noqa: E402
 
@@ -109,7 +110,7 @@ def test_films_have_their_frames(told: dict[str, Any]) -> None:
 def test_the_page_shows_it_all(told: dict[str, Any]) -> None:
     html = (told["out"] / "index.html").read_text()
     headings = re.findall(r"<h2>(.*?)</h2>", html)
-    assert headings == ["Summary", "Controls", "Number of inputs", "Objects", "Novel views", "All objects"]
+    assert headings == ["Summary", "Objects", "Novel views", "Controls", "Number of inputs", "All objects"]
     assert html.count("<video") == 2 and html.count("<img") == 2 and html.count("<svg") == 1
     for name in ("psnr", "nearest", "best_input", "mean", "white"):
         assert f"<td>{told['summary']['means_over_images'][name]:.2f}</td>" in html
@@ -120,7 +121,7 @@ def test_the_page_shows_it_all(told: dict[str, Any]) -> None:
 @needs_browser
 def test_a_browser_shows_the_page_without_complaint(told: dict[str, Any], tmp_path: Path) -> None:
     _, _, console = dom(told["out"] / "index.html", "", tmp_path)
-    assert console == []
+    assert console == [] and faults_of(told["out"] / "index.html", tmp_path) == []
 
 
 def config(folder: Path, tmp_path: Path, **more: Any) -> EvalConfig:

@@ -417,6 +417,7 @@ def test_a_browser_turns_the_view(served: Server, seen: Read, tmp_path: Path) ->
     with tab(tmp_path, "--window-size=1280,900") as page:
         page.open(served.url)
         page.wait("shown")
+        assert page.faults() == []
         left, top, width, height = page.run(
             "(box => [box.x, box.y, box.width, box.height])(stage.getBoundingClientRect())"
         )

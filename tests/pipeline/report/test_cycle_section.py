@@ -38,6 +38,7 @@ from pipeline.run.progress import training
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import locked
 from pipeline.storage.train_run import TrainingLog
+from tests.chromium import faults_of
 from tests.pipeline.report.test_page import Maker, Reader, browse, data_of, dom, needs_browser, scene
 
 START = 1_700_000_000.0
@@ -421,6 +422,7 @@ def test_browser_draws_the_cycle(run: Path, tmp_path: Path) -> None:
     page = write_page(run, run / "index.html")
     _, facts, console = dom(page, "", tmp_path)
     assert console == [] and facts["broken"] == "0" and "error" not in facts
+    assert faults_of(page, tmp_path) == []
     alone = tmp_path / "alone.html"
     alone.write_text(page.read_text().replace("</head>", "<style>main > :not(#cycle) {display: none}</style></head>"))
     for dark, blue, orange in ((0, [37, 99, 168], [180, 83, 26]), (1, [125, 179, 236], [233, 152, 95])):

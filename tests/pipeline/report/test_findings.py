@@ -13,6 +13,7 @@ from lvsm_train.media.films import write_film
 from pipeline.core import images
 from pipeline.report.charts import Plot, svg
 from pipeline.report.findings import Figure, Section, Table, write_page
+from tests.chromium import faults_of
 from tests.pipeline.report.test_page import EVIL, dom, needs_browser
 
 LINES = {"model": [(1, 16.5), (2, 19.4), (8, 21.8)], EVIL: [(1, 12.0), (2, 13.0), (8, 15.7)]}
@@ -46,6 +47,7 @@ def test_a_browser_has_nothing_to_say(page: Path, tmp_path: Path) -> None:
     html, facts, console = dom(page, "", tmp_path)
     assert console == [] and facts == {}
     assert html.count("<svg") == 1 and html.count("<video") == 1 and html.count("<img") == 2
+    assert faults_of(page, tmp_path) == []
 
 
 def test_a_plot_stands_where_its_numbers_say() -> None:

@@ -26,7 +26,7 @@ from pipeline.report.page import write_page
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import read_objects
 from pipeline.storage.writer import ShardWriter
-from tests.chromium import BROWSER, QUIET, needs_browser
+from tests.chromium import BROWSER, QUIET, faults_of, needs_browser
 
 VIEWS = 3
 EVIL = '</script><script>document.body.dataset.pwned=1</script><img src=x onerror="document.body.dataset.pwned=1">'
@@ -397,6 +397,7 @@ def test_browser_shows_tiles_views_and_cameras(page: Path, tmp_path: Path) -> No
     assert html.count('class="view"') == html.count('alt="view') - 1 == VIEWS  # one more beside the cameras
     assert facts["broken"] == "0" and facts["pictures"] == str(10 + VIEWS + 1)
     assert facts["frusta"] == facts["upright"] == str(VIEWS) and float(facts["aim"]) > 0.999
+    assert faults_of(page, tmp_path) == []
     assert not {url for url in asked_of_the_network(tmp_path / "net.json") if "google" not in url}
 
 

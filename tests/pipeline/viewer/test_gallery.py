@@ -264,6 +264,9 @@ def test_a_browser_filters_sorts_and_opens(server: LocalServer, tmp_path: Path) 
 
         first = "document.querySelector('#grid .tile').title"
         assert found() == OBJECTS + 2 and int(page.run("document.body.dataset.tiles")) <= OBJECTS + 2
+        for width, scheme in ((390, "dark"), (2560, "light"), (1280, "dark")):
+            page.look(width, scheme)
+            assert page.faults() == [] and page.run("document.documentElement.scrollWidth <= innerWidth")
         # brush: the right half of the histogram of coverage
         box = "document.querySelector('[data-name=coverage] canvas').getBoundingClientRect()"
         x, y, wide = page.run(f"(b => [b.left, b.top + b.height / 2, b.width])({box})")
@@ -302,6 +305,7 @@ def test_a_browser_filters_sorts_and_opens(server: LocalServer, tmp_path: Path) 
         page.wait(
             "[...document.querySelectorAll('#strip img')].every(image => image.complete && image.naturalWidth === 160)"
         )
+        assert page.faults() == []
         page.run("document.querySelectorAll('#strip button')[2].click()")
         assert page.run("document.body.dataset.chosen") == "2"
         assert page.run("document.querySelector('#strip [aria-pressed=true]').dataset.view") == "2"
