@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from pipeline.config.shared import absolute, address_of
+from pipeline.config.shared import Trait, absolute, address_of
 from pipeline.core.errors import UserError
 
 FORMATS = {  # name -> the function or class, as module:name, that makes a writer of pipeline/poses/shots.py from a folder
@@ -71,6 +71,8 @@ class ExportConfig:
     """Width of the pictures, where the run has several."""
     uid: tuple[str, ...] = ()
     """Only these objects."""
+    only: tuple[Trait, ...] = ()
+    """Only objects with image textures, vertex colours, animation: with all that is named."""
     n: int | None = None
     """Only so many objects, the first ones. Default: all."""
     every: int = 1
@@ -94,9 +96,9 @@ class ExportConfig:
             raise UserError("--every and --n must be 1 or more", "--every 4 takes views 0, 4, 8, ...")
         if self.split_indices and (self.every > 1 or self.keep_ends):
             raise UserError("--split-indices names the views, and --every does too", "leave one of them out")
-        if self.to == HUB and (self.uid or self.n or self.every > 1 or self.split_indices):
+        if self.to == HUB and (self.uid or self.only or self.n or self.every > 1 or self.split_indices):
             raise UserError(
-                f"--to {HUB} takes shards whole, without --uid, --n, --every and --split-indices",
+                f"--to {HUB} takes shards whole, without --uid, --only, --n, --every and --split-indices",
                 "--to webdataset takes some of the views",
             )
         if self.keep_ends and self.every == 1:
@@ -121,7 +123,7 @@ class ExportConfig:
             raise UserError(f"--to {self.to}: {self.run} {what}", f"--to {MODEL} is for the --out of lvsm-data train")
         if self.step is not None and self.to != MODEL:
             raise UserError("--step names the checkpoint of a training run", "leave it out")
-        views = {name: getattr(self, name) for name in ("res", "uid", "n", "keep_ends", "split_indices")}
+        views = {name: getattr(self, name) for name in ("res", "uid", "only", "n", "keep_ends", "split_indices")}
         views["every"] = self.every > 1
         if self.to == MODEL and (given := [name for name, value in views.items() if value]):
             raise UserError(

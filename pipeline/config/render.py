@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from pipeline.config.rig import Rig, read_rig
-from pipeline.config.shared import LOOK, Fetching, Listing, Running, config_hash, folder_name, plain
+from pipeline.config.shared import LOOK, Fetching, Listing, Running, Trait, config_hash, folder_name, plain
 from pipeline.config.source_table import SOURCES
 from pipeline.core import cameras
 from pipeline.core.cameras import BOUNDING_RADIUS, ORTHO_MARGIN, SAMPLERS, is_framed
@@ -211,7 +211,7 @@ class RenderConfig(Fetching, Running, Listing):
     """A run of the renderer: what to render, from where, to where, and how hard."""
 
     scene: Annotated[SceneConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=SceneConfig)
-    only: tuple[Literal["textured", "colored", "animated"], ...] = ()
+    only: tuple[Trait, ...] = ()
     """Only objects with image textures, vertex colours, animation; others fail when they are opened, as `not_textured` ..."""
     timeout_s: float | None = None
     """Seconds until an object that does not finish is killed. Default: 300, and 20 more per 512x512 view of 32 samples."""

@@ -22,6 +22,8 @@ XlSource = Literal["github", "sketchfab", "smithsonian", "thingiverse"]
 LicenseFamily = Literal[
     "any", "cc0", "by", "by-sa", "by-nc", "by-nc-sa", "by-nd", "by-nc-nd", "open", "copyleft", "reserved", "unknown"
 ]
+Trait = Literal["textured", "colored", "animated"]
+FACT_OF: dict[Trait, str] = {"textured": "textured", "colored": "has_vertex_colors", "animated": "animated"}
 MIRROR = re.compile(r"(\w+://.*)=(\w+://.*)")  # URLs may contain "=" too; the separator is the one before a scheme
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.+)")
 ON_HUB = re.compile(r"hf:([\w.-]+/[\w.-]+(?:@[^/]+)?)")  # hf:OWNER/NAME@REVISION

@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.progress import track
 
 from pipeline.config.export import ABSOLUTE, FORMATS, HUB, NO_SPLITS, ExportConfig
+from pipeline.config.shared import FACT_OF
 from pipeline.core.cameras import BOUNDING_RADIUS
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.paths import file_stem
+from pipeline.core.text import quoted
 from pipeline.dataset.opened import Dataset, Object
 from pipeline.export import hub
 from pipeline.export.folder import whole
@@ -115,6 +117,14 @@ def _numbers(cfg: ExportConfig, data: Dataset) -> list[int]:
         some = ", ".join(data.uids[:3])
         raise UserError(f"{cfg.run} has no object {unknown[0]}", f"there are {len(data):,}: {some}, ...")
     numbers = [data.number(uid) for uid in cfg.uid] if cfg.uid else list(range(len(data)))
+    if cfg.only:
+        facts = data.objects()
+        wanted = [facts.get(FACT_OF[trait], []) for trait in cfg.only]
+        numbers = [number for number in numbers if all(of and of[number] is True for of in wanted)]
+        if not numbers:
+            raise UserError(
+                f"no object is {' and '.join(cfg.only)}", f"lvsm-data view {quoted(cfg.run)} --serve counts them"
+            )
     return numbers[: cfg.n]
 
 

@@ -479,6 +479,28 @@ def test_every_k_th_view_and_the_last(plain: Path, tmp_path: Path) -> None:
     assert [path.read_bytes() for path in sorted(folder.iterdir())] == [jpegs[view] for view in (0, 3, 6, 8)]
 
 
+def test_only_objects_of_a_kind_go_out(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "run", (64,), (), FACTS, 1e12)
+    kinds = {"a": (True, False), "b": (True, True), "c": (False, True), "d": (True, None)}
+    for uid, (textured, animated) in kinds.items():
+        one = scene(uid, "plain")
+        one.meta.update({"textured": textured} | ({} if animated is None else {"animated": animated}))
+        writer.add(one, "train", 0)
+    writer.close("train")
+
+    def uids(*only: str, **more: Any) -> set[str]:
+        out = tmp_path / "-".join(("out", *only, *more))
+        exported(tmp_path / "run", "nerfstudio", out, only=only, **more)
+        return set(names(out))
+
+    assert uids("textured") == {"a", "b", "d"} and uids("textured", "animated") == {"b"}
+    assert uids("animated", n=1) == {"b"} and uids("textured", uid=("d", "c")) == {"d"}
+    with pytest.raises(UserError, match="no object is colored"):
+        uids("colored")
+    with pytest.raises(UserError, match="--only"):
+        ExportConfig(tmp_path / "run", to="hf", out=tmp_path / "hf", only=("textured",)).resolved()
+
+
 def test_splits_by_uid(plain: Path, tmp_path: Path) -> None:
     split = tmp_path / "split.json"
     split.write_text(json.dumps({"chair": {"train": [5, 1], "test": [0]}}))
