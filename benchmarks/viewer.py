@@ -2,12 +2,15 @@
 
     python benchmarks/viewer.py --objects 100000
 
-Real shards and a real ledger, with pictures of 64 pixels of a few kinds; the server runs in this process.
+Real shards and a real ledger, with pictures of 64 pixels of a few kinds; the server runs in this process. With Chromium: when the
+page can be used, and its longest task while it is scrolled and filtered. With wrk: 64 clients at once.
 """
 
 from __future__ import annotations
 
 import http.client
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,11 +26,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipeline.core import cameras, images
 from pipeline.core.records import Item, Outcome, Scene, Views, item_rng
 from pipeline.storage.ledger import Ledger
+from pipeline.storage.shards import CAPTION
 from pipeline.storage.writer import ShardWriter
 from pipeline.viewer.gallery import Gallery
 from pipeline.viewer.local_server import LocalServer
+from tests.chromium import BROWSER, tab
 
 RES, KINDS, PER_SHARD = 64, 64, 500
+WORDS = ("chair", "table", "lamp", "car", "tree", "shoe", "house")
+CLIENTS, SECONDS = 64, 10
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,21 @@ def make(options: Options, out: Path) -> None:
     jpegs = [images.encode_jpeg(rng.integers(0, 256, (RES, RES, 3), np.uint8), 80) for _ in range(KINDS)]
     k = np.tile(cameras.intrinsics(50, (RES, RES)), (options.views, 1)).astype(np.float32)
     poses = cameras.sample("shell", rng, options.views)
-    writer = ShardWriter(out, (RES,), (), {"config_hash": "0" * 16}, 1e12)
+    facts = {"config_hash": "0" * 16, "source": "objaverse"}
+    writer = ShardWriter(out, (RES,), (CAPTION,), facts, 1e12)
     with Ledger(out / "ledger.sqlite") as ledger:
         for number in range(options.objects):
             own = item_rng(0, str(number), "viewer").random(3)
-            meta = {"coverage": float(own[0]), "contrast": float(50 * own[1]), "textured": bool(own[2] < 0.5)}
+            meta = {"coverage": round(float(own[0]), 4), "contrast": round(float(50 * own[1]), 1), "black": 0.0}
+            meta |= {"textured": bool(own[2] < 0.5), "animated": bool(own[0] < 0.1), "has_vertex_colors": False}
+            meta |= {"polygons": int(10 ** (1 + 5 * own[1])), "materials": int(9 * own[2]), "visible": 1.0}
             chosen = [jpegs[(number + view) % KINDS] for view in range(options.views)]
-            item = Item(f"{number:032x}", "objaverse", license="CC-BY-4.0")
+            item = Item(
+                f"{number:032x}",
+                "objaverse",
+                license="CC-BY-4.0",
+                extra={CAPTION: f"a {WORDS[number % 7]} of kind {number}"},
+            )
             one = Scene(item, poses, {RES: Views(chosen, k, (RES, RES))}, meta)
             ledger.record(Outcome(one.item, one), writer.add(one, "train", number // PER_SHARD)[0])
             if number % 20 == 0:
@@ -63,6 +78,48 @@ def make(options: Options, out: Path) -> None:
                 shard = writer.close("train")
                 assert shard is not None
                 ledger.add_shard(shard)
+
+
+def in_browser(server: LocalServer, scratch: Path) -> None:
+    """Print when the page can be used, and how long it is busy at the longest while people scroll, filter and sort."""
+    with tab(scratch, "--window-size=1280,900") as page:
+        page.open("about:blank")
+        begun = time.perf_counter()
+        page.open(server.url)
+        page.wait("document.body.dataset.ready")
+        print(f"in Chromium: ready after {time.perf_counter() - begun:.2f} s")
+        for name, script in (
+            ("scrolling", "scrollBy(0, 1500)"),
+            ("jumping through the list", "scrollTo(0, Math.random() * document.body.scrollHeight)"),
+            ("typing a word", "{ find.value = 'lamp'.slice(0, 1 + turn % 4); find.dispatchEvent(new Event('input')) }"),
+            ("sorting", "{ sort.value = turn % 2 ? 'coverage' : 'polygons'; sort.dispatchEvent(new Event('change')) }"),
+        ):
+            watch = "const tasks = []; new PerformanceObserver(l => tasks.push(...l.getEntries())).observe({ type: 'longtask' });"
+            parts = "const find = document.getElementById('find'), sort = document.getElementById('sort');"
+            wait = "await new Promise(ends => setTimeout(ends, 60));"
+            steps = f"for (let turn = 0; turn < 40; turn++) {{ {script}; {wait} }}"
+            end = "await new Promise(ends => setTimeout(ends, 300)); return tasks.map(one => one.duration);"
+            tasks = page.run(f"(async () => {{ {watch} {parts} {steps} {end} }})()")
+            print(f"  {name:<26}{len(tasks)} tasks above 50 ms, at most {max(tasks, default=0):.0f} ms")
+        page.run("document.getElementById('clear').click()")
+
+
+def loaded(server: LocalServer, number: int, objects: int, scratch: Path) -> None:
+    """Print what wrk says of CLIENTS clients that ask for pictures, objects and views at random."""
+    script = scratch / "ask.lua"
+    kinds = "local kinds = {'thumb/%d', 'object/%d', 'view/%d/0'}"
+    ask = (
+        f"return wrk.format('GET', '/{number}/' .. string.format(kinds[math.random(3)], math.random(0, {objects - 1})))"
+    )
+    script.write_text(f"{kinds}\nrequest = function() {ask} end\n")
+    command = ["wrk", "-t2", f"-c{CLIENTS}", f"-d{SECONDS}s", "--timeout", "30s", "--latency", "-s", script, server.url]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    told = [
+        line.strip()
+        for line in said.splitlines()
+        if any(word in line for word in ("Requests/sec", "99%", "error", "Non-2xx"))
+    ]
+    print(f"{CLIENTS} clients of wrk: {'; '.join(' '.join(line.split()) for line in told)}")
 
 
 def timed(act: Callable[[], object], count: int = 1) -> tuple[float, float]:
@@ -110,6 +167,11 @@ def main() -> None:
                 median, longest = timed(act, count)
                 print(f"{name:<24}{median:8.2f} ms, at most {longest:.0f} ms")
             print(f"memory: {(psutil.Process().memory_info().rss - before) / 1e6:.0f} MB more than before")
+            if BROWSER:
+                in_browser(server, Path(scratch))
+            if shutil.which("wrk"):
+                loaded(server, gallery.number, options.objects, Path(scratch))
+            print(f"memory, after all: {(psutil.Process().memory_info().rss - before) / 1e6:.0f} MB more than before")
             server.shutdown()
         gallery.close()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,11 +27,13 @@ from pipeline.storage.shards import (
     objects_in,
     open_shard,
     rows_of,
-    uid_of,
+    uids_in,
 )
 
 OPEN_FILES = 16  # shards that each thread keeps open: their footers take longer to read than an object does
+PARSED_AT_ONCE = 4  # shards of this machine whose footers are read at the same time
 FOOTERS_AT_ONCE = 16  # shards of an object store whose footers are read at the same time
+Read = TypeVar("Read")
 HINT = "`lvsm-data verify` says what is broken"
 
 
@@ -88,11 +90,19 @@ class Dataset(Sequence[Object]):
     shards. facts: of the run (settings, seed, conventions). width: of the pictures, in pixels.
     """
 
-    def __init__(self, run: Path | str, res: int | None = None, split: str | None = None, check: bool = False) -> None:
+    def __init__(
+        self,
+        run: Path | str,
+        res: int | None = None,
+        split: str | None = None,
+        check: bool = False,
+        listed: bool = False,
+    ) -> None:
         """Read the footers of all shards. run: a folder of a run or of one resolution, or an address.
 
         res: width of the pictures; may be left out where there is one alone. split: "train" or "val" for these objects alone.
         check: compare what is read with its checksums, which takes as long again where pictures are small.
+        listed: keep what `objects` says, which then reads nothing.
         Raises UserError: no shards, no such resolution, a shard that cannot be read.
         """
         if split not in (None, "train", "val"):
@@ -103,11 +113,15 @@ class Dataset(Sequence[Object]):
         self.width, names = self._shards(path, res)
         self.shards = [name for name in names if split is None or name.rpartition("/")[2].startswith(split)]
         self._here = _Here()
-        with ThreadPoolExecutor(FOOTERS_AT_ONCE if self.address else 1) as pool:
-            footers = list(pool.map(self._footer, self.shards))
+
+        def told(file: Any) -> tuple[dict[str, Any], list[str], dict[str, list[Any]]]:
+            return facts_in(file.schema_arrow, "it"), uids_in(file), objects_in(file) if listed else {}
+
+        footers = self._of_each(told)
         self.facts = footers[0][0] if footers else {}
-        self.uids = [uid for _, uids in footers for uid in uids]
-        counts = [len(uids) for _, uids in footers]
+        self.uids = [uid for _, uids, _ in footers for uid in uids]
+        self._listed = [known for *_, known in footers] if listed else None
+        counts = [len(uids) for _, uids, _ in footers]
         self._first = np.cumsum([0, *counts])
         self._number = {uid: number for number, uid in enumerate(self.uids)}
 
@@ -133,12 +147,19 @@ class Dataset(Sequence[Object]):
         assert self._store is not None
         return [f"{folder}/{name}" for name in sorted(self._store.names(folder)) if is_shard(name)]
 
-    def _footer(self, shard: str) -> tuple[dict[str, Any], list[str]]:
-        try:
-            file = self._file(shard)
-            return facts_in(file.schema_arrow, shard), [uid_of(file, group) for group in range(file.num_row_groups)]
-        except (*unreachable(), ValueError) as error:  # type: ignore[misc]
-            raise UserError(f"{shard} cannot be read: {error}", HINT) from None
+    def _of_each(self, read: Callable[[Any], Read]) -> list[Read]:
+        """What is read of each shard's open file, several at once. Raises UserError for one that cannot be read."""
+
+        def of(shard: str) -> Read:
+            try:
+                return read(self._file(shard))
+            except UserError as error:
+                raise UserError(f"{shard}: {error}", error.hint) from None
+            except (*unreachable(), ValueError) as error:  # type: ignore[misc]
+                raise UserError(f"{shard} cannot be read: {error}", HINT) from None
+
+        with ThreadPoolExecutor(FOOTERS_AT_ONCE if self.address else PARSED_AT_ONCE) as pool:
+            return list(pool.map(of, self.shards))
 
     def _file(self, shard: str) -> Any:
         """The calling thread's open file of a shard."""
@@ -211,28 +232,16 @@ class Dataset(Sequence[Object]):
         """
         found: dict[str, list[Any]] = {}
         done = 0
-        with ThreadPoolExecutor(FOOTERS_AT_ONCE if self.address else 1) as pool:
-            for shard, facts in zip(self.shards, pool.map(self._facts, self.shards), strict=True):
-                count, name = len(facts["uid"]), Path(shard).stem
-                split = "val" if name.startswith("val") else "train"
-                own = {
-                    "uid": facts["uid"],
-                    "shard": [name] * count,
-                    "row_group": list(range(count)),
-                    "split": [split] * count,
-                }
-                for fact, values in (own | {fact: facts[fact] for fact in facts if fact not in own}).items():
-                    found.setdefault(fact, [None] * done).extend(values)
-                done += count
-                for values in found.values():
-                    values += [None] * (done - len(values))
+        for shard, facts in zip(self.shards, self._listed or self._of_each(objects_in), strict=True):
+            count, name = len(facts["uid"]), Path(shard).stem
+            split = "val" if name.startswith("val") else "train"
+            own = {"uid": facts["uid"], "shard": [name] * count, "row_group": [*range(count)], "split": [split] * count}
+            for fact, values in (own | {fact: facts[fact] for fact in facts if fact not in own}).items():
+                found.setdefault(fact, [None] * done).extend(values)
+            done += count
+            for values in found.values():
+                values += [None] * (done - len(values))
         return found
-
-    def _facts(self, shard: str) -> dict[str, list[Any]]:
-        try:
-            return objects_in(self._file(shard))
-        except (*unreachable(), ValueError) as error:  # type: ignore[misc]
-            raise UserError(f"{shard} cannot be read: {error}", HINT) from None
 
     def views(self, count: int, seed: int = 0, layers: Sequence[str] = ()) -> Views:
         """Samples of `count` random views of each object, as dicts of arrays: what a DataLoader of PyTorch takes.

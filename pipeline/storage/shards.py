@@ -281,10 +281,7 @@ def open_shard(file: Path | Any, check: bool = True) -> pq.ParquetFile:
 
 def uid_of(file: pq.ParquetFile, group: int) -> str:
     """Uid of the object in a row group of a shard, from the footer if it is there."""
-    statistics = file.metadata.row_group(group).column(0).statistics  # of `uid`, equal in all rows
-    if statistics is not None and statistics.has_min_max and isinstance(statistics.min, str):
-        return str(statistics.min)
-    return str(file.read_row_group(group, ["uid"])["uid"][0].as_py())
+    return _least(file.metadata, group) or str(file.read_row_group(group, ["uid"])["uid"][0].as_py())
 
 
 def objects_in(file: pq.ParquetFile) -> dict[str, list[Any]]:
@@ -295,7 +292,7 @@ def objects_in(file: pq.ParquetFile) -> dict[str, list[Any]]:
     there = file.schema_arrow.names
     rows = file.read([name for name in OBJECT_COLUMNS if name in there], use_threads=False)
     counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    run, starts = facts_in(file.schema_arrow, "a shard"), itertools.accumulate(counts, initial=0)
+    run, starts = facts_in(file.schema_arrow, "it"), itertools.accumulate(counts, initial=0)
     return by_column([object_facts(rows.slice(*place), run) for place in zip(starts, counts, strict=False)])
 
 
@@ -308,14 +305,31 @@ def objects_told(path: Path) -> dict[str, list[Any]]:
 
 
 def _told(footer: pq.FileMetaData) -> dict[str, list[Any]]:
+    """Table of objects of a footer, {} where there is none of these row groups: whoever rewrites a file may keep an old one."""
     found: dict[str, list[Any]] = json.loads((footer.metadata or {}).get(OBJECTS_KEY, b"{}"))
-    return found
+    uids, count = found.get("uid", []), footer.num_row_groups
+    alike = len(uids) == count and all(
+        _least(footer, at) in (None, uids[at]) for at in {0, count // 2, count - 1} if count
+    )
+    return found if alike else {}
+
+
+def _least(footer: pq.FileMetaData, group: int) -> str | None:
+    """Uid of a row group as its statistics have it, None without."""
+    statistics = footer.row_group(group).column(0).statistics  # of `uid`, equal in all rows
+    known = statistics is not None and statistics.has_min_max and isinstance(statistics.min, str)
+    return str(statistics.min) if known else None
+
+
+def uids_in(file: pq.ParquetFile) -> list[str]:
+    """Uids of the objects of a shard, in order, from the footer if they are there."""
+    return _told(file.metadata).get("uid") or [uid_of(file, group) for group in range(file.num_row_groups)]
 
 
 def uids_of(path: Path) -> list[str]:
     """Uids of the objects of a shard file, in order."""
     with open_shard(path) as file:
-        return [uid_of(file, group) for group in range(file.num_row_groups)]
+        return uids_in(file)
 
 
 def counts_of(path: Path) -> list[int]:

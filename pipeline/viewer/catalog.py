@@ -110,7 +110,7 @@ def read_catalog(folder: Path) -> Catalog:
     ledger, moment, found = folder / LEDGER, moment_of(folder), _shards(folder)
     data = small = None
     if found:
-        data = Dataset(folder, max(found))
+        data = Dataset(folder, max(found), listed=True)
         width = min((one for one in found if one >= LEAST), default=max(found))
         small = data if width == max(found) else Dataset(folder, width)
     failed = 0

@@ -9,7 +9,7 @@ import re
 import secrets
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from pipeline.dataset.opened import Object
 from pipeline.poses.shots import unprojected
 from pipeline.report import markup
 from pipeline.report.tiles import described
-from pipeline.storage.shards import CONVENTION, PNGS, layer_of
+from pipeline.storage.shards import CONVENTION, PNGS, layer_of, number_of
 from pipeline.viewer.catalog import Catalog, moment_of, read_catalog
 from pipeline.viewer.local_server import Answer, LocalServer, said
 
 PORT = 8764  # of `view --serve`
-READERS = 4  # threads that read shards: each keeps files open
+READERS = 2  # threads that read shards: each keeps some open, which takes 6 MB for one of 500 objects
 CLOUD = 40_000  # points of an object, at most
 CLOUD_VIEWS = 24  # views that they are taken from, at most
 THUMB_WIDTH, THUMBS = 128, 8192  # pixels of a picture in the gallery, and how many stay in memory
@@ -70,7 +70,8 @@ class Gallery:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
-        self._readers = ThreadPoolExecutor(READERS, "reader")
+        # a shard is always read by the same thread, which keeps it open
+        self._readers = [ThreadPoolExecutor(1, f"reader {number}") for number in range(READERS)]
         # by chance: browsers keep pictures of other runs that were shown at this port
         self._shown = _Shown(read_catalog(folder), secrets.randbelow(10**8))
 
@@ -81,7 +82,8 @@ class Gallery:
 
     def close(self) -> None:
         """Read nothing any more."""
-        self._readers.shutdown(cancel_futures=True)
+        for reader in self._readers:
+            reader.shutdown(cancel_futures=True)
 
     def answer(self, path: str, query: str) -> Answer:
         """Answer to an address of the page. For any thread."""
@@ -104,11 +106,17 @@ class Gallery:
             "points": lambda: Answer(_points(shown.object(which)), BYTES, more=KEPT),
         }
         try:
-            return self._readers.submit(answers[found[2]]).result()
+            return self._reader(shown.catalog, which).submit(answers[found[2]]).result()
+        except (CancelledError, RuntimeError):
+            return said(503, "the program ends")
         except (IndexError, KeyError):
             return said(404, f"object {which} has no such view, layer or points")
         except (UserError, OSError, ValueError) as error:  # damaged, or deleted by a cycle since
             return said(500, f"object {which} cannot be read: {error}")
+
+    def _reader(self, catalog: Catalog, which: int) -> ThreadPoolExecutor:
+        shard = number_of(catalog.data.shard_of(which)) if catalog.data and which < len(catalog.data) else 0
+        return self._readers[shard % READERS]
 
     def _page(self) -> Answer:
         with self._lock:
