@@ -8,6 +8,7 @@ page can be used, and its longest task while it is scrolled and filtered. With w
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import shutil
 import subprocess
@@ -30,7 +31,7 @@ from pipeline.storage.shards import CAPTION
 from pipeline.storage.writer import ShardWriter
 from pipeline.viewer.gallery import Gallery
 from pipeline.viewer.local_server import LocalServer
-from tests.chromium import BROWSER, tab
+from tests.chromium import BROWSER, Tab, tab
 
 RES, KINDS, PER_SHARD = 64, 64, 500
 WORDS = ("chair", "table", "lamp", "car", "tree", "shoe", "house")
@@ -80,28 +81,22 @@ def make(options: Options, out: Path) -> None:
                 ledger.add_shard(shard)
 
 
-def in_browser(server: LocalServer, scratch: Path) -> None:
-    """Print when the page can be used, and how long it is busy at the longest while people scroll, filter and sort."""
-    with tab(scratch, "--window-size=1280,900") as page:
-        page.open("about:blank")
-        begun = time.perf_counter()
-        page.open(server.url)
-        page.wait("document.body.dataset.ready")
-        print(f"in Chromium: ready after {time.perf_counter() - begun:.2f} s")
-        for name, script in (
-            ("scrolling", "scrollBy(0, 1500)"),
-            ("jumping through the list", "scrollTo(0, Math.random() * document.body.scrollHeight)"),
-            ("typing a word", "{ find.value = 'lamp'.slice(0, 1 + turn % 4); find.dispatchEvent(new Event('input')) }"),
-            ("sorting", "{ sort.value = turn % 2 ? 'coverage' : 'polygons'; sort.dispatchEvent(new Event('change')) }"),
-        ):
-            watch = "const tasks = []; new PerformanceObserver(l => tasks.push(...l.getEntries())).observe({ type: 'longtask' });"
-            parts = "const find = document.getElementById('find'), sort = document.getElementById('sort');"
-            wait = "await new Promise(ends => setTimeout(ends, 60));"
-            steps = f"for (let turn = 0; turn < 40; turn++) {{ {script}; {wait} }}"
-            end = "await new Promise(ends => setTimeout(ends, 300)); return tasks.map(one => one.duration);"
-            tasks = page.run(f"(async () => {{ {watch} {parts} {steps} {end} }})()")
-            print(f"  {name:<26}{len(tasks)} tasks above 50 ms, at most {max(tasks, default=0):.0f} ms")
-        page.run("document.getElementById('clear').click()")
+def in_browser(page: Tab) -> None:
+    """Print how long the page is busy at the longest while people scroll, filter and sort."""
+    for name, script in (
+        ("scrolling", "scrollBy(0, 1500)"),
+        ("jumping through the list", "scrollTo(0, Math.random() * document.body.scrollHeight)"),
+        ("typing a word", "{ find.value = 'lamp'.slice(0, 1 + turn % 4); find.dispatchEvent(new Event('input')) }"),
+        ("sorting", "{ sort.value = turn % 2 ? 'coverage' : 'polygons'; sort.dispatchEvent(new Event('change')) }"),
+    ):
+        watch = "const tasks = []; new PerformanceObserver(l => tasks.push(...l.getEntries())).observe({ type: 'longtask' });"
+        parts = "const find = document.getElementById('find'), sort = document.getElementById('sort');"
+        wait = "await new Promise(ends => setTimeout(ends, 60));"
+        steps = f"for (let turn = 0; turn < 40; turn++) {{ {script}; {wait} }}"
+        end = "await new Promise(ends => setTimeout(ends, 300)); return tasks.map(one => one.duration);"
+        tasks = page.run(f"(async () => {{ {watch} {parts} {steps} {end} }})()")
+        print(f"  {name:<26}{len(tasks)} tasks above 50 ms, at most {max(tasks, default=0):.0f} ms")
+    page.run("document.getElementById('clear').click()")
 
 
 def loaded(server: LocalServer, number: int, objects: int, scratch: Path) -> None:
@@ -135,45 +130,57 @@ def timed(act: Callable[[], object], count: int = 1) -> tuple[float, float]:
 def main() -> None:
     """Print a table."""
     options = tyro.cli(Options, description=__doc__)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as open_ones:
         run = Path(scratch) / "run"
         run.mkdir()
         make(options, run)
+        page = open_ones.enter_context(tab(Path(scratch), "--window-size=1280,900")) if BROWSER else None
+        if page:
+            page.open("about:blank")
         before = psutil.Process().memory_info().rss
         begun = time.perf_counter()
         gallery = Gallery(run)
+        open_ones.callback(gallery.close)
+        server = open_ones.enter_context(LocalServer(0, gallery.answer))
+        server.begin()
+        open_ones.callback(server.shutdown)
         print(f"{options.objects:,} objects: ready in {time.perf_counter() - begun:.2f} s")
-        with LocalServer(0, gallery.answer) as server:
-            server.begin()
-            connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+        if page:
+            page.open(server.url)
+            page.wait("document.body.dataset.ready")
+            print(f"can be used in Chromium {time.perf_counter() - begun:.2f} s after the start")
+        measure(options, server, gallery.number)
+        print(f"memory: {(psutil.Process().memory_info().rss - before) / 1e6:.0f} MB more than before")
+        if page:
+            in_browser(page)
+        if shutil.which("wrk"):
+            loaded(server, gallery.number, options.objects, Path(scratch))
+        print(f"memory, after all: {(psutil.Process().memory_info().rss - before) / 1e6:.0f} MB more than before")
 
-            def get(path: str) -> bytes:
-                connection.request("GET", path)
-                reply = connection.getresponse()
-                body = reply.read()
-                assert reply.status == 200, body
-                return body
 
-            base, rng = f"/{gallery.number}", np.random.default_rng(1)
-            print(f"columns: {len(get(base + '/columns')) / 1e6:.1f} MB; page: {len(get('/')) / 1e3:.0f} kB")
-            some = iter(rng.integers(options.objects, size=4 * options.asked + 9).tolist())
-            for name, count, act in (
-                ("page", 5, lambda: get("/")),
-                ("columns, again", 5, lambda: get(f"{base}/columns")),
-                ("picture of the gallery", options.asked, lambda: get(f"{base}/thumb/{next(some)}")),
-                ("an object", options.asked, lambda: get(f"{base}/object/{next(some)}")),
-                ("a view", options.asked, lambda: get(f"{base}/view/{next(some)}/0")),
-            ):
-                median, longest = timed(act, count)
-                print(f"{name:<24}{median:8.2f} ms, at most {longest:.0f} ms")
-            print(f"memory: {(psutil.Process().memory_info().rss - before) / 1e6:.0f} MB more than before")
-            if BROWSER:
-                in_browser(server, Path(scratch))
-            if shutil.which("wrk"):
-                loaded(server, gallery.number, options.objects, Path(scratch))
-            print(f"memory, after all: {(psutil.Process().memory_info().rss - before) / 1e6:.0f} MB more than before")
-            server.shutdown()
-        gallery.close()
+def measure(options: Options, server: LocalServer, number: int) -> None:
+    """Print size and time of what the page asks for."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+
+    def get(path: str) -> bytes:
+        connection.request("GET", path)
+        reply = connection.getresponse()
+        body = reply.read()
+        assert reply.status == 200, body
+        return body
+
+    base, rng = f"/{number}", np.random.default_rng(1)
+    print(f"columns: {len(get(base + '/columns')) / 1e6:.1f} MB; page: {len(get('/')) / 1e3:.0f} kB")
+    some = iter(rng.integers(options.objects, size=4 * options.asked + 9).tolist())
+    for name, count, act in (
+        ("page", 5, lambda: get("/")),
+        ("columns, again", 5, lambda: get(f"{base}/columns")),
+        ("picture of the gallery", options.asked, lambda: get(f"{base}/thumb/{next(some)}")),
+        ("an object", options.asked, lambda: get(f"{base}/object/{next(some)}")),
+        ("a view", options.asked, lambda: get(f"{base}/view/{next(some)}/0")),
+    ):
+        median, longest = timed(act, count)
+        print(f"{name:<24}{median:8.2f} ms, at most {longest:.0f} ms")
 
 
 if __name__ == "__main__":

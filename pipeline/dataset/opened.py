@@ -31,6 +31,7 @@ from pipeline.storage.shards import (
 )
 
 OPEN_FILES = 16  # shards that each thread keeps open: their footers take longer to read than an object does
+OPEN_GROUPS = 4000  # objects in these: the place of each takes 10 kB
 PARSED_AT_ONCE = 4  # shards of this machine whose footers are read at the same time
 FOOTERS_AT_ONCE = 16  # shards of an object store whose footers are read at the same time
 Read = TypeVar("Read")
@@ -102,7 +103,7 @@ class Dataset(Sequence[Object]):
 
         res: width of the pictures; may be left out where there is one alone. split: "train" or "val" for these objects alone.
         check: compare what is read with its checksums, which takes as long again where pictures are small.
-        listed: keep what `objects` says, which then reads nothing.
+        listed: keep what `objects` says for the first time that it is asked.
         Raises UserError: no shards, no such resolution, a shard that cannot be read.
         """
         if split not in (None, "train", "val"):
@@ -148,11 +149,12 @@ class Dataset(Sequence[Object]):
         return [f"{folder}/{name}" for name in sorted(self._store.names(folder)) if is_shard(name)]
 
     def _of_each(self, read: Callable[[Any], Read]) -> list[Read]:
-        """What is read of each shard's open file, several at once. Raises UserError for one that cannot be read."""
+        """What is read of each shard's file, several at once. Raises UserError for one that cannot be read."""
 
         def of(shard: str) -> Read:
             try:
-                return read(self._file(shard))
+                with self._opened(shard) as file:
+                    return read(file)
             except UserError as error:
                 raise UserError(f"{shard}: {error}", error.hint) from None
             except (*unreachable(), ValueError) as error:  # type: ignore[misc]
@@ -165,11 +167,18 @@ class Dataset(Sequence[Object]):
         """The calling thread's open file of a shard."""
         files = self._here.files()
         if shard not in files:
-            while len(files) >= OPEN_FILES:
-                files.popitem(last=False)[1].close()
-            files[shard] = open_shard(self._store.open(shard) if self._store else Path(shard), self.check)
+            opened = self._opened(shard)
+            groups = opened.num_row_groups + sum(file.num_row_groups for file in files.values())
+            while files and (len(files) >= OPEN_FILES or groups > OPEN_GROUPS):
+                _, closed = files.popitem(last=False)
+                groups -= closed.num_row_groups
+                closed.close()
+            files[shard] = opened
         files.move_to_end(shard)
         return files[shard]
+
+    def _opened(self, shard: str) -> Any:
+        return open_shard(self._store.open(shard) if self._store else Path(shard), self.check)
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -232,7 +241,8 @@ class Dataset(Sequence[Object]):
         """
         found: dict[str, list[Any]] = {}
         done = 0
-        for shard, facts in zip(self.shards, self._listed or self._of_each(objects_in), strict=True):
+        known, self._listed = self._listed or self._of_each(objects_in), None
+        for shard, facts in zip(self.shards, known, strict=True):
             count, name = len(facts["uid"]), Path(shard).stem
             split = "val" if name.startswith("val") else "train"
             own = {"uid": facts["uid"], "shard": [name] * count, "row_group": [*range(count)], "split": [split] * count}

@@ -133,7 +133,7 @@ def _training(log: TrainingLog) -> Any:
     if len(steps) > 1:
         steep = min(losses) > 0 and max(losses) > STEEP * min(losses)
         title = f"loss, mean of {width:,} steps" if width > 1 else "loss"
-        some.append(Panel(title, [Line(title, list(zip(steps, losses, strict=True)))], steep=steep))
+        some.append(Panel(title, [Line(title, list(zip(steps, losses, strict=True)), "third")], steep=steep))
     looks = {
         name: [(float(step), float(scores[name])) for step, scores in log.evaluations if scores.get(name) is not None]
         for name in ("psnr", "nearest")

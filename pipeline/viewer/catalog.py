@@ -65,12 +65,12 @@ class Catalog:
         words, texts, numbers = {}, {}, {}
         for name in known | failed:
             values = known.get(name, [None] * self.delivered) + failed.get(name, [None] * len(details))
-            if not any(isinstance(value, str | bool) for value in values):
+            if not {str, bool} & set(map(type, values)):
                 numbers[name] = values
             elif name != "reason" and (name == CAPTION or len(set(values)) > CHOICES):
                 texts[name] = values
             else:
-                words[name] = _numbered([_word(value) for value in values])
+                words[name] = _numbered(values)
         told = {"words": words, "texts": texts, "numbers": numbers}
         return {"uid": uids, "delivered": self.delivered, "detail": details} | told
 
@@ -126,9 +126,11 @@ def _word(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else "" if value is None else str(value)
 
 
-def _numbered(values: Sequence[str]) -> dict[str, Any]:
+def _numbered(values: Sequence[Any]) -> dict[str, Any]:
     """Distinct words, most frequent first, and which of them each row has."""
-    counts = Counter(values)
+    counts: Counter[str] = Counter()
+    for value, count in Counter(values).items():
+        counts[_word(value)] += count
     names = sorted(counts, key=lambda name: (-counts[name], name))
-    number = {name: at for at, name in enumerate(names)}
+    number = {value: names.index(_word(value)) for value in set(values)}
     return {"names": names, "of": [number[value] for value in values]}

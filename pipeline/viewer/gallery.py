@@ -73,7 +73,7 @@ class Gallery:
         # a shard is always read by the same thread, which keeps it open
         self._readers = [ThreadPoolExecutor(1, f"reader {number}") for number in range(READERS)]
         # by chance: browsers keep pictures of other runs that were shown at this port
-        self._shown = _Shown(read_catalog(folder), secrets.randbelow(10**8))
+        self._shown = self._ready(read_catalog(folder), secrets.randbelow(10**8))
 
     @property
     def number(self) -> int:
@@ -114,6 +114,12 @@ class Gallery:
         except (UserError, OSError, ValueError) as error:  # damaged, or deleted by a cycle since
             return said(500, f"object {which} cannot be read: {error}")
 
+    def _ready(self, catalog: Catalog, number: int) -> _Shown:
+        """Catalog to show, whose columns are made while the page is on its way."""
+        shown = _Shown(catalog, number)
+        self._reader(catalog, 0).submit(shown.columns)
+        return shown
+
     def _reader(self, catalog: Catalog, which: int) -> ThreadPoolExecutor:
         shard = number_of(catalog.data.shard_of(which)) if catalog.data and which < len(catalog.data) else 0
         return self._readers[shard % READERS]
@@ -122,7 +128,7 @@ class Gallery:
         with self._lock:
             try:
                 if moment_of(self.folder) != self._shown.catalog.moment:
-                    self._shown = _Shown(read_catalog(self.folder), self._shown.number + 1)
+                    self._shown = self._ready(read_catalog(self.folder), self._shown.number + 1)
             except UserError as error:
                 return said(500, str(error))
             shown = self._shown

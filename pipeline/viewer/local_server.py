@@ -39,6 +39,8 @@ class LocalServer(ThreadingHTTPServer):
     answer: function (path, query) -> Answer, called in any thread. Raises UserError where the port cannot be had.
     """
 
+    request_queue_size = 128  # connections that wait to be taken: beyond these, browsers try again after seconds
+
     def __init__(self, port: int, answer: Callable[[str, str], Answer]) -> None:
         try:
             super().__init__((HOST, port), _Handler)

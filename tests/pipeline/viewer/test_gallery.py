@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,23 @@ def test_nothing_else_is_answered(path: str, status: int, server: LocalServer) -
     number = number_of(server)
     found, body, _ = get(server, path.format(n=number, m=number + 1))
     assert found == status and body.count(b"\n") == 1
+
+
+def test_many_clients_are_answered_at_once(server: LocalServer) -> None:
+    number, asked = number_of(server), [0] * 64
+
+    def ask(client: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+        for turn in range(12):
+            which = (7 * client + turn) % OBJECTS
+            connection.request("GET", f"/{number}/{('thumb', 'object', 'points')[turn % 3]}/{which}")
+            reply = connection.getresponse()
+            asked[client] += reply.status == 200 and len(reply.read()) > 100
+        connection.close()
+
+    with ThreadPoolExecutor(64) as clients:
+        list(clients.map(ask, range(64)))
+    assert asked == [12] * 64
 
 
 def test_new_objects_are_there_when_the_page_is_loaded_again(tmp_path: Path) -> None:
