@@ -19,7 +19,18 @@ from pipeline.core.disk import read_json
 from pipeline.core.errors import UserError
 from pipeline.core.records import video_of
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import PNGS, Rows, facts_of, find_shards, image_sha, open_shard, rows_of, schema, uid_of
+from pipeline.storage.shards import (
+    PNGS,
+    Rows,
+    facts_of,
+    find_shards,
+    image_sha,
+    objects_told,
+    open_shard,
+    rows_of,
+    schema,
+    uid_of,
+)
 
 RIGID_TOLERANCE = 1e-4  # of R^T R and det R, in float32
 
@@ -127,6 +138,9 @@ def _check_file(path: Path, width: int, report: Report) -> list[tuple[str, Place
             for group in range(file.num_row_groups):
                 if place := _check_group(file, group, path, width, report):
                     found.append(place)
+        told = objects_told(path).get("uid")
+        if told and len(found) == len(told) and told != [uid for uid, _ in found]:
+            report.problems.append(f"{path.name}: the table of objects in its footer names others than its rows")
     except (UserError, pa.ArrowException, OSError, ValueError) as error:
         report.problems.append(f"{path.name}: {error}")
     if not found:

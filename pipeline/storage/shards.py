@@ -158,24 +158,23 @@ def object_facts(rows: pa.RecordBatch | pa.Table, run: dict[str, Any]) -> dict[s
     """
     first = {name: rows[name][0].as_py() for name in ("uid", "source", "license", "meta")}
     meta = json.loads(first.pop("meta"))
-    facts = first | {"views": len(set(rows["view"].to_pylist()))}
-    if CAPTION in rows.schema.names:
-        facts[CAPTION] = rows[CAPTION][0].as_py()
-    facts |= {
-        name: value
-        for name, value in meta.items()
-        if isinstance(value, str | int | float) and name not in facts and name not in UNLISTED
+    more = {CAPTION: rows[CAPTION][0].as_py()} if CAPTION in rows.schema.names else {}
+    more |= {
+        name: value for name, value in meta.items() if isinstance(value, str | int | float) and name not in UNLISTED
     }
     if isinstance(fit := meta.get("cameras_fit"), dict):
-        facts |= {"cameras": fit.get("says"), "camera_score": fit.get("score")}
+        more |= {"cameras": fit.get("says"), "camera_score": fit.get("score")}
     if subject_of(run, rows.schema.names) == "objects":
-        facts |= _ranges(_numbers(rows["c2w"]).reshape(-1, 4, 4)[:, :3, 3].astype(float))
-    return {
-        name: value[:TEXT_CHARS] if isinstance(value, str) else value
-        for name, value in facts.items()
-        if value is not None
-        and not (isinstance(value, float) and not math.isfinite(value))  # which JSON has no word for
+        more |= _ranges(_numbers(rows["c2w"]).reshape(-1, 4, 4)[:, :3, 3].astype(float))
+    told = {
+        name: value[:TEXT_CHARS] if isinstance(value, str) else value for name, value in more.items() if _is_json(value)
     }
+    return told | first | {"views": len(set(rows["view"].to_pylist()))}
+
+
+def _is_json(value: Any) -> bool:
+    """True for what JSON has a word for, and is no null."""
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def _ranges(centres: np.ndarray) -> dict[str, float]:
@@ -306,12 +305,13 @@ def objects_told(path: Path) -> dict[str, list[Any]]:
 
 def _told(footer: pq.FileMetaData) -> dict[str, list[Any]]:
     """Table of objects of a footer, {} where there is none of these row groups: whoever rewrites a file may keep an old one."""
-    found: dict[str, list[Any]] = json.loads((footer.metadata or {}).get(OBJECTS_KEY, b"{}"))
-    uids, count = found.get("uid", []), footer.num_row_groups
-    alike = len(uids) == count and all(
-        _least(footer, at) in (None, uids[at]) for at in {0, count // 2, count - 1} if count
-    )
-    return found if alike else {}
+    found, count = json.loads((footer.metadata or {}).get(OBJECTS_KEY, b"{}")), footer.num_row_groups
+    if not isinstance(found, dict) or not all(isinstance(of, list) and len(of) == count for of in found.values()):
+        return {}
+    uids = found.get("uid", [])
+    looked = {0, count // 2, count - 1} if uids else set()  # all of them would take as long as reading without a table
+    sound = all(isinstance(uid, str) for uid in uids) and all(_least(footer, at) in (None, uids[at]) for at in looked)
+    return found if sound else {}
 
 
 def _least(footer: pq.FileMetaData, group: int) -> str | None:
@@ -445,9 +445,8 @@ def layer_of(name: str, cells: Sequence[bytes], hw: tuple[int, int]) -> np.ndarr
 
 def write_rows(table: pa.Table, path: Path) -> None:
     """Write the rows of one object, with all columns of a shard, as a file of their own, as a whole or not at all."""
-    kept = {
-        name: value for name, value in (table.schema.metadata or {}).items() if name != OBJECTS_KEY
-    }  # of the whole shard
+    # the table of objects is of the whole shard
+    kept = {name: value for name, value in (table.schema.metadata or {}).items() if name != OBJECTS_KEY}
     with replacing(path) as temporary:
         table = table.replace_schema_metadata(kept)
         pq.write_table(table, temporary, row_group_size=table.num_rows, compression="none", use_dictionary=False)

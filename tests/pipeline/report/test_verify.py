@@ -25,6 +25,7 @@ from pipeline.core.records import Item, Outcome, Scene, Views
 from pipeline.report.status import read_status, status_text
 from pipeline.report.verify import Report, verify
 from pipeline.storage.ledger import Ledger
+from pipeline.storage.shards import objects_told
 from pipeline.storage.writer import ShardWriter
 from tests.conftest import lvsm_data_here
 
@@ -131,6 +132,24 @@ def test_one_resolution_by_itself_is_ok(good: Path) -> None:
     assert report.problems == []
     assert (report.files, report.objects, report.views, report.ledger) == (2, 5, 5 * VIEWS, False)
     assert "no ledger" in report.line()
+
+
+def test_a_table_of_objects_that_is_another_is_found(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, WIDTHS, LAYERS, FACTS, 1e12)
+    for uid in "abcdef":
+        writer.add(scene(uid), "train", 0)
+    writer.close("train")
+    path = tmp_path / "16" / "train-000000.parquet"
+    assert verify(tmp_path).problems == []
+    table = objects_told(path)
+    table["uid"][1:3] = table["uid"][2:0:-1]
+    groups = [pq.ParquetFile(path).read_row_group(group) for group in range(6)]
+    with pq.ParquetWriter(path, pq.read_schema(path)) as file:
+        for group in groups:
+            file.write_table(group.replace_schema_metadata(file.schema.metadata))
+        file.add_key_value_metadata({"lvsm_data_objects": json.dumps(table)})
+    (problem,) = verify(tmp_path).problems
+    assert "names others than its rows" in problem
 
 
 def test_checking_changes_nothing(run: Run) -> None:

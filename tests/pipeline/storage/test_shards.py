@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,42 @@ def test_a_footer_tells_of_the_objects_what_their_rows_tell(
     assert objects_told(earlier) == {}
     with open_shard(earlier) as file:
         assert objects_in(file) == told
+
+
+def rewritten(path: Path, to: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """Copy of a shard whose table of objects is another."""
+    with open_shard(path) as file, pq.ParquetWriter(to, file.schema_arrow, write_statistics=["uid"]) as writer:
+        for group in range(file.num_row_groups):
+            writer.write_table(file.read_row_group(group).replace_schema_metadata(file.schema_arrow.metadata))
+        writer.add_key_value_metadata({"lvsm_data_objects": json.dumps(change(objects_told(path)))})
+    return to
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: [1, 2],
+        lambda told: told | {"uid": told["uid"][:-1]},
+        lambda told: told | {"uid": told["uid"][::-1]},
+        lambda told: told | {"uid": [7, *told["uid"][1:]]},
+        lambda told: told | {"polygons": 12},
+    ],
+    ids=["a list", "too few", "in another order", "a number", "no list"],
+)
+def test_a_table_that_is_not_of_these_objects_is_passed_over(
+    change: Callable[[dict[str, Any]], Any], written: tuple[Path, list[Scene]], tmp_path: Path
+) -> None:
+    out, scenes = written
+    path = rewritten(out / str(WIDTHS[0]) / "train-000000.parquet", tmp_path / "changed.parquet", change)
+    assert objects_told(path) == {} and shards.uids_of(path) == [one.item.uid for one in scenes]
+    with open_shard(path) as file:
+        assert objects_in(file)["uid"] == [one.item.uid for one in scenes]
+
+
+def test_long_uids_stay_whole(tmp_path: Path) -> None:
+    uids = [f"{'folder/' * 60}{number}" for number in range(3)]
+    write(tmp_path, [scene(uid, (16,)) for uid in uids]).close("train")
+    assert objects_told(tmp_path / "16" / "train-000000.parquet")["uid"] == uids
 
 
 def test_the_rows_of_one_object_leave_the_table_of_all_behind(
