@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import itertools
 import json
@@ -565,6 +566,17 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output had enough, as with | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+        ):  # what a machine refuses, and no code mends
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        print("hint: make room, or name a folder that is yours; then give the same command again", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         say_interrupted()
         code = INTERRUPTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import cli
 from tests.conftest import lvsm_data_here
 
 ROOT = Path(__file__).parents[1]
@@ -72,3 +74,24 @@ def test_an_empty_path_is_no_folder(
     flag = next(each.rstrip("=") for each in reversed(arguments) if each.startswith("-"))
     assert ended.returncode == 2 and ended.stderr.startswith(f"error: {flag} is empty\nhint: ")
     assert not list(tmp_path.iterdir())
+
+
+def refuse(number: int, monkeypatch: pytest.MonkeyPatch) -> subprocess.CompletedProcess[str]:
+    """The command, where the machine refuses to write a file with this error."""
+
+    def verb() -> int:
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    monkeypatch.setitem(cli.VERBS, "doctor", verb)
+    return lvsm_data_here("doctor")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_place_that_nobody_can_write_to_is_said(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = refuse(number, monkeypatch)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: /some/file: {os.strerror(number)}\nhint: ")
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError):
+        refuse(errno.ENOENT, monkeypatch)

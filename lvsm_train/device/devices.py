@@ -18,6 +18,9 @@ def device_of(name: str, local_rank: int = 0) -> torch.device:
     wanted = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(wanted)
+    except RuntimeError:
+        raise UserError(f"--device {name} is no device", "auto, cpu, cuda, cuda:1, mps, ...") from None
+    try:
         if device.type == "cuda":
             if not torch.cuda.is_available():
                 raise RuntimeError("this machine has no GPU that this torch can use")
