@@ -6,6 +6,7 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
+from urllib.parse import unquote
 
 from pipeline.core.errors import Skip
 
@@ -53,12 +54,12 @@ class Finder:
     def find(self, name: str, folder: Path) -> Path | None:
         """File that a camera file in `folder` calls `name`, with or without its suffix, in any case of it and of its folders.
 
-        None if there is none. Backslashes may stand for slashes. An absolute name of another machine means the longest end of it
-        that is in `folder`. Raises Skip("escapes_folder").
+        None if there is none. Backslashes may stand for slashes, and %20 for a space, as in URLs. An absolute name of another
+        machine means the longest end of it that is in `folder`. Raises Skip("escapes_folder").
         """
-        if "\0" in name:
+        if "\0" in unquote(name):
             raise Skip("escapes_folder", f"{name[:80]!r} is no path")
-        for spelt in dict.fromkeys((name, name.replace("\\", "/"))):
+        for spelt in dict.fromkeys((name, name.replace("\\", "/"), unquote(name))):
             if os.path.isabs(spelt) or PureWindowsPath(spelt).drive:
                 found = self._absolute(spelt, folder)
             else:

@@ -315,6 +315,8 @@ NERFSTUDIO: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "upwards in images": ({"file_path": "images/../../../outside.png"}, {}, "escapes_folder"),
     "absolute": ({"file_path": "/etc/passwd"}, {}, "escapes_folder"),
     "NUL": ({"file_path": "images/\0.png"}, {}, "escapes_folder"),
+    "upwards as in URLs": ({"file_path": "%2e%2e%2F..%2Foutside.png"}, {}, "escapes_folder"),
+    "NUL as in URLs": ({"file_path": "images/%00.png"}, {}, "escapes_folder"),
     "too long": ({"file_path": "x" * 5000}, {}, "without image_missing"),
     "through a link": ({"file_path": "link/outside.png"}, {}, ""),
     "lens that folds": ({}, {"k1": -4.0, "k2": 30.0, "p1": 3.0}, "bad_distortion"),

@@ -348,6 +348,14 @@ EVERYDAY: dict[str, Change] = {
         (folder / "images").rename(folder / unicodedata.normalize("NFD", "Küche")),
         renamed(lambda name: name.replace("images", "Küche"))(folder, facts),
     )[1],
+    "spaces as in URLs": lambda folder, facts: (
+        (folder / "images").rename(folder / "my küche 100%"),
+        renamed(lambda name: name.replace("images", "my%20k%C3%BCche%20100%25"))(folder, facts),
+    )[1],
+    "percents that are none": lambda folder, facts: (
+        (folder / "images").rename(folder / "100%25"),
+        renamed(lambda name: name.replace("images", "100%25"))(folder, facts),
+    )[1],
     "x_fov": degrees,
     "camera_angle": radians,
 }
