@@ -296,9 +296,9 @@ def status(run: tyro.conf.Positional[Path], /, as_json: Annotated[bool, tyro.con
         run: Folder of a run or of a training run (its --out), or a run's address.
         as_json: Print JSON for machines.
     """
+    from pipeline.dataset.copies import at_hand
     from pipeline.report import training
     from pipeline.report.status import read_status, status_text
-    from pipeline.storage.copies import at_hand
 
     if training.is_training(run):
         found = training.status(training.read(run))
@@ -322,9 +322,9 @@ def verify(folder: tyro.conf.Positional[Path], /) -> int:
         folder: Folder of a run, of a training run, or of one resolution's shards; or the address of a run, all of which is copied
             to this machine.
     """
+    from pipeline.dataset.copies import at_hand
     from pipeline.report import training
     from pipeline.report.verify import verify as check
-    from pipeline.storage.copies import at_hand
 
     report = training.verify(folder) if training.is_training(folder) else check(at_hand(folder, shards=None))
     for problem in report.problems:
@@ -356,9 +356,9 @@ def view(
         png: Write a picture instead of a page: a row of views per object.
         serve: Show all objects at http://127.0.0.1:PORT/ until Ctrl-C, and write nothing. Default port: 8764; 0: a free one.
     """
+    from pipeline.dataset.copies import at_hand
     from pipeline.report import training
     from pipeline.report.page import write_page, write_sheet
-    from pipeline.storage.copies import at_hand
 
     if not folders:
         raise UserError("view needs a folder", "lvsm-data view RUN, the --out of a run")
@@ -423,8 +423,8 @@ def push(cfg: Annotated[PushConfig, tyro.conf.OmitArgPrefixes]) -> int:
 
         print(*push_model(cfg), sep="\n")
         return 0
+    from pipeline.dataset.copies import at_hand
     from pipeline.export.push import push as upload
-    from pipeline.storage.copies import at_hand
 
     print(*upload(cfg, at_hand(cfg.run, shards=None)), sep="\n")
     return 0
@@ -461,9 +461,9 @@ def licenses(
         card: Write the paragraph to this Markdown file.
         as_json: Print JSON for machines.
     """
+    from pipeline.dataset.copies import at_hand
     from pipeline.report.attribution import account, as_dict, as_text, write_card
     from pipeline.report.attribution import card as card_of
-    from pipeline.storage.copies import at_hand
 
     found = account(at_hand(run), attribution)
     paragraph = write_card(found, card) if card else card_of(found) if found.total else ""

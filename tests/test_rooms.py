@@ -40,6 +40,7 @@ DOORS = {  # dependency -> the only modules of pipeline that may know it
     "httpx2": {"download.fetch", "download.huggingface", "download.git", "export.push"},
     "pyarrow": {
         "storage.shards",
+        "storage.object_table",
         "storage.writer",
         "storage.journal",
         "storage.object_store",

@@ -35,7 +35,7 @@ from lvsm_train.data.shard_index import HINT, ShardIndex, reading, unreadable
 from pipeline.core import cameras, images
 from pipeline.core.errors import UserError
 from pipeline.core.records import video_of
-from pipeline.storage.copies import at_hand
+from pipeline.dataset.copies import at_hand
 from pipeline.storage.shards import find_shards, image_sha
 
 END_OF_IMAGE = b"\xff\xd9"

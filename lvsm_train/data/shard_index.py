@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from pipeline.core import cameras
 from pipeline.core.errors import UserError
 from pipeline.core.records import HELD_OUT
-from pipeline.storage.shards import IMAGE_SHA, INTRINSICS, LAYERS, ROLE, facts_in, open_shard, subject_of, uid_of
+from pipeline.storage.object_table import uid_of
+from pipeline.storage.shards import IMAGE_SHA, INTRINSICS, LAYERS, ROLE, facts_in, open_shard, subject_of
 
 HINT = "`lvsm-data verify` says what is broken; a shard that is moved away is left out"
 

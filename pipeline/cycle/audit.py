@@ -15,8 +15,9 @@ from pipeline.cycle.protocol import TRAIN, committed, layout
 from pipeline.cycle.snapshot import is_cycle
 from pipeline.storage import journal as journals
 from pipeline.storage.ledger import Kept, Ledger, train_shards
+from pipeline.storage.object_table import uids_of
 from pipeline.storage.run_folder import is_locked
-from pipeline.storage.shards import shard_name, shard_paths, uids_of
+from pipeline.storage.shards import shard_name, shard_paths
 from pipeline.storage.train_run import TrainingLog
 
 

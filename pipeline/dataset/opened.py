@@ -18,17 +18,8 @@ from pipeline.core import images
 from pipeline.core.errors import UserError
 from pipeline.core.records import HELD_OUT, item_rng
 from pipeline.storage.object_store import Store, unreachable
-from pipeline.storage.shards import (
-    Rows,
-    facts_in,
-    find_shards,
-    is_shard,
-    layer_of,
-    objects_in,
-    open_shard,
-    rows_of,
-    uids_in,
-)
+from pipeline.storage.object_table import objects_in, uids_in
+from pipeline.storage.shards import Rows, facts_in, find_shards, is_shard, layer_of, open_shard, rows_of
 
 OPEN_FILES = 16  # shards that each thread keeps open: their footers take longer to read than an object does
 OPEN_GROUPS = 4000  # objects in these: the place of each takes 10 kB

@@ -19,13 +19,13 @@ from pipeline.core.cameras import BOUNDING_RADIUS
 from pipeline.core.errors import Skip, UserError
 from pipeline.core.paths import file_stem
 from pipeline.core.text import quoted
+from pipeline.dataset.copies import at_hand
 from pipeline.dataset.opened import Dataset, Object
 from pipeline.export import hub
 from pipeline.export.folder import whole
 from pipeline.export.runs import intact, lacking, opened
 from pipeline.poses.capture import ROLES
 from pipeline.poses.shots import Shots, Writer
-from pipeline.storage.copies import at_hand
 
 UIDS = "uids.json"  # in the folder: names of scenes -> uids
 WHITE = (255, 255, 255)

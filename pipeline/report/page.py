@@ -23,8 +23,9 @@ from pipeline.report.charts import Clock, throughput
 from pipeline.report.markup import CONTROL, render, write
 from pipeline.report.tiles import THUMB_WIDTH, make_sheet, make_tiles
 from pipeline.storage.ledger import Ledger
+from pipeline.storage.object_table import uids_of
 from pipeline.storage.run_folder import is_locked
-from pipeline.storage.shards import CONVENTION, LAYERS, facts_of, find_shards, uids_of
+from pipeline.storage.shards import CONVENTION, LAYERS, facts_of, find_shards
 from pipeline.storage.train_run import TrainingLog
 
 PAGE = "index.html"

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.core import cameras, images
-from pipeline.storage.shards import Rows, objects_told, read_object, read_objects
+from pipeline.storage.object_table import objects_told
+from pipeline.storage.shards import Rows, read_object, read_objects
 
 THUMB_WIDTH = 128  # pixels; smaller pictures are embedded as they are stored
 STRIP_OBJECTS, STRIP_VIEWS = 64, 32  # objects with several views embedded (others: one), and views of each

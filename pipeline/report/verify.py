@@ -19,18 +19,8 @@ from pipeline.core.disk import read_json
 from pipeline.core.errors import UserError
 from pipeline.core.records import video_of
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import (
-    PNGS,
-    Rows,
-    facts_of,
-    find_shards,
-    image_sha,
-    objects_told,
-    open_shard,
-    rows_of,
-    schema,
-    uid_of,
-)
+from pipeline.storage.object_table import objects_told, uid_of
+from pipeline.storage.shards import PNGS, Rows, facts_of, find_shards, image_sha, open_shard, rows_of, schema
 
 RIGID_TOLERANCE = 1e-4  # of R^T R and det R, in float32
 

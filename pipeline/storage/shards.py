@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -46,9 +44,6 @@ SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
 ENTRY_COLUMNS = ("uid", "source", "license", "sha256")  # fields of an Item that are columns
 METADATA_KEY = b"lvsm_data"
 OBJECTS_KEY = b"lvsm_data_objects"  # facts of each object, in the footer: what lists them need not read the objects
-OBJECT_COLUMNS = ("uid", "view", "c2w", "source", "license", "meta", "frame", CAPTION)  # that they are made from
-UNLISTED = ("url", "blender", "device")  # facts of one value that no list of objects needs
-TEXT_CHARS = 300  # of a text among these facts
 
 
 def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
@@ -149,51 +144,6 @@ def entries_of(objects: Sequence[pa.RecordBatch | pa.Table], widths: int) -> lis
     return entries
 
 
-def object_facts(rows: pa.RecordBatch | pa.Table, run: dict[str, Any]) -> dict[str, Any]:
-    """Facts of one object, a value each, from its rows at any number of resolutions, pictures aside. run: as of `facts_of`.
-
-    uid, views, source, license, caption; whatever its `meta` has of one value (coverage, polygons, textured, ...); cameras and
-    camera_score: what was found of given cameras; of objects, where their cameras are:
-    elevation_min, elevation_max in degrees above the ground, distance_min, distance_max in units of the world, from the origin.
-    """
-    first = {name: rows[name][0].as_py() for name in ("uid", "source", "license", "meta")}
-    meta = json.loads(first.pop("meta"))
-    more = {CAPTION: rows[CAPTION][0].as_py()} if CAPTION in rows.schema.names else {}
-    more |= {
-        name: value for name, value in meta.items() if isinstance(value, str | int | float) and name not in UNLISTED
-    }
-    if isinstance(fit := meta.get("cameras_fit"), dict):
-        more |= {"cameras": fit.get("says"), "camera_score": fit.get("score")}
-    if subject_of(run, rows.schema.names) == "objects":
-        more |= _ranges(_numbers(rows["c2w"]).reshape(-1, 4, 4)[:, :3, 3].astype(float))
-    told = {
-        name: value[:TEXT_CHARS] if isinstance(value, str) else value for name, value in more.items() if _is_json(value)
-    }
-    return told | first | {"views": len(set(rows["view"].to_pylist()))}
-
-
-def _is_json(value: Any) -> bool:
-    """True for what JSON has a word for, and is no null."""
-    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
-
-
-def _ranges(centres: np.ndarray) -> dict[str, float]:
-    """Ranges of the elevations and distances of camera centres (N, 3), without those at the origin or nowhere."""
-    distances = np.linalg.norm(centres, axis=1)
-    there = np.isfinite(distances) & (distances > 0)
-    if not there.any():
-        return {}
-    elevations = np.degrees(np.arcsin(centres[there, 2] / distances[there]))
-    found = {"elevation": elevations.round(1), "distance": distances[there].round(3)}
-    return {f"{name}_{end}": float(getattr(of, end)()) for name, of in found.items() for end in ("min", "max")}
-
-
-def by_column(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Values of facts by name, in the order of the rows; None where a row has none."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
 def is_web(url: str) -> bool:
     """True for an address that others can open too: with a scheme, and not file:."""
     return "://" in url and not url.startswith("file:")
@@ -276,60 +226,6 @@ def open_shard(file: Path | Any, check: bool = True) -> pq.ParquetFile:
     check: reading damaged pages raises OSError; shards of earlier versions have no checksums of pages.
     """
     return pq.ParquetFile(file, page_checksum_verification=check)
-
-
-def uid_of(file: pq.ParquetFile, group: int) -> str:
-    """Uid of the object in a row group of a shard, from the footer if it is there."""
-    return _least(file.metadata, group) or str(file.read_row_group(group, ["uid"])["uid"][0].as_py())
-
-
-def objects_in(file: pq.ParquetFile) -> dict[str, list[Any]]:
-    """Facts of the objects of a shard by name, in order, see `object_facts`: from its footer, or, of an earlier version's shard,
-    from its rows without the pictures."""
-    if told := _told(file.metadata):
-        return told
-    there = file.schema_arrow.names
-    rows = file.read([name for name in OBJECT_COLUMNS if name in there], use_threads=False)
-    counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    run, starts = facts_in(file.schema_arrow, "it"), itertools.accumulate(counts, initial=0)
-    return by_column([object_facts(rows.slice(*place), run) for place in zip(starts, counts, strict=False)])
-
-
-def objects_told(path: Path) -> dict[str, list[Any]]:
-    """Facts of the objects of a shard as its footer has them: {} of an earlier version's, and of a file that is none."""
-    try:
-        return _told(pq.read_metadata(path))
-    except (pa.ArrowInvalid, ValueError):  # told where its objects are read
-        return {}
-
-
-def _told(footer: pq.FileMetaData) -> dict[str, list[Any]]:
-    """Table of objects of a footer, {} where there is none of these row groups: whoever rewrites a file may keep an old one."""
-    found, count = json.loads((footer.metadata or {}).get(OBJECTS_KEY, b"{}")), footer.num_row_groups
-    if not isinstance(found, dict) or not all(isinstance(of, list) and len(of) == count for of in found.values()):
-        return {}
-    uids = found.get("uid", [])
-    looked = {0, count // 2, count - 1} if uids else set()  # all of them would take as long as reading without a table
-    sound = all(isinstance(uid, str) for uid in uids) and all(_least(footer, at) in (None, uids[at]) for at in looked)
-    return found if sound else {}
-
-
-def _least(footer: pq.FileMetaData, group: int) -> str | None:
-    """Uid of a row group as its statistics have it, None without."""
-    statistics = footer.row_group(group).column(0).statistics  # of `uid`, equal in all rows
-    known = statistics is not None and statistics.has_min_max and isinstance(statistics.min, str)
-    return str(statistics.min) if known else None
-
-
-def uids_in(file: pq.ParquetFile) -> list[str]:
-    """Uids of the objects of a shard, in order, from the footer if they are there."""
-    return _told(file.metadata).get("uid") or [uid_of(file, group) for group in range(file.num_row_groups)]
-
-
-def uids_of(path: Path) -> list[str]:
-    """Uids of the objects of a shard file, in order."""
-    with open_shard(path) as file:
-        return uids_in(file)
 
 
 def counts_of(path: Path) -> list[int]:
@@ -418,8 +314,8 @@ def rows_of(table: pa.Table) -> Rows:
     return Rows(
         uid=first["uid"],
         jpegs=pc.struct_field(table["image"], "bytes").to_pylist(),
-        c2w=_numbers(table["c2w"]).reshape(-1, 4, 4),
-        intrinsics=_numbers(table[column]).reshape(-1, 4),
+        c2w=numbers(table["c2w"]).reshape(-1, 4, 4),
+        intrinsics=numbers(table[column]).reshape(-1, 4),
         projection=next(kind for kind, name in INTRINSICS.items() if name == column),
         hw=(first["height"], first["width"]),
         meta=json.loads(first["meta"]),
@@ -459,5 +355,6 @@ def _row_groups(path: Path, columns: list[str] | None = None) -> Iterator[pa.Tab
             yield file.read_row_group(group, columns)
 
 
-def _numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    return np.asarray((column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).flatten())
+def numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """Numbers of a column of lists, one list after the other."""
+    return np.asarray(column.combine_chunks().flatten())

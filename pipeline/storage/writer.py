@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pipeline.core.disk import fsync, replacing
 from pipeline.core.records import Packed, Scene, video_of
 from pipeline.storage import journal as journals
+from pipeline.storage.object_table import OBJECT_COLUMNS, facts_of_objects
 from pipeline.storage.shards import (
     CAPTION,
     CONVENTION,
@@ -39,12 +40,10 @@ from pipeline.storage.shards import (
     ROLE,
     Entry,
     Shard,
-    by_column,
     entries_of,
     image_sha,
     intrinsics_column,
     is_web,
-    object_facts,
     schema,
     shard_name,
     shard_paths,
@@ -159,7 +158,8 @@ class ShardWriter:
             batches.sort(key=lambda batch: place[batch.column("uid")[0].as_py()])
         file_bytes = 0
         if batches:
-            told = by_column([object_facts(batch, self.metadata) for batch in batches])
+            rows = pa.Table.from_batches(batches).select([name for name in self.schema.names if name in OBJECT_COLUMNS])
+            told = facts_of_objects(rows, [batch.num_rows for batch in batches], self.metadata)
             objects = json.dumps(told, separators=(",", ":"))
             for width in self.widths:
                 file_bytes += self._write_parquet(name, width, batches, objects)

@@ -15,7 +15,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.text import shown
 from pipeline.dataset.opened import Dataset
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import CAPTION, by_column, find_shards
+from pipeline.storage.shards import CAPTION, find_shards
 from pipeline.storage.uploads import LEDGER
 
 CHOICES = 64  # most different words to choose from: of more, texts are searched
@@ -59,7 +59,7 @@ class Catalog:
         known = self.data.objects() if self.data else {"uid": []}
         failed = self._failures()
         uids = known.pop("uid") + failed.pop("uid", [])
-        details = failed.pop("detail", [])
+        details = [detail[:DETAIL] for detail in failed.pop("detail", [])]
         for name in PLACES:
             known.pop(name, None)
         words, texts, numbers = {}, {}, {}
@@ -79,13 +79,9 @@ class Catalog:
         if not (self.folder / LEDGER).exists():
             return {}
         with Ledger(self.folder / LEDGER, readonly=True) as books:
-            rows = itertools.islice(books.ended("failed"), self.failed)  # others have come since
-            return by_column(
-                [
-                    {"uid": uid, "source": source, "license": license_name, "reason": reason, "detail": detail[:DETAIL]}
-                    for uid, source, license_name, reason, detail, _ in rows
-                ]
-            )
+            rows = list(itertools.islice(books.ended("failed"), self.failed))  # others have come since
+        names = ("uid", "source", "license", "reason", "detail")
+        return {name: [row[at] for row in rows] for at, name in enumerate(names)}
 
 
 def moment_of(folder: Path) -> tuple[Any, ...]:

@@ -35,8 +35,9 @@ from pipeline.cycle.protocol import TRAIN, Cursor, Slot, Waiting, Window, commit
 from pipeline.cycle.trainer import LOG, TIMES, Trainer
 from pipeline.storage import journal as journals
 from pipeline.storage.ledger import Kept, Ledger
+from pipeline.storage.object_table import uids_of
 from pipeline.storage.run_folder import locked
-from pipeline.storage.shards import Entry, Shard, uids_of
+from pipeline.storage.shards import Entry, Shard
 from pipeline.storage.train_run import CHECKPOINTS, TrainingLog
 from pipeline.storage.writer import ShardWriter
 from tests.conftest import lvsm_data_here

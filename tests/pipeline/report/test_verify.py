@@ -25,7 +25,7 @@ from pipeline.core.records import Item, Outcome, Scene, Views
 from pipeline.report.status import read_status, status_text
 from pipeline.report.verify import Report, verify
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import objects_told
+from pipeline.storage.object_table import objects_told
 from pipeline.storage.writer import ShardWriter
 from tests.conftest import lvsm_data_here
 

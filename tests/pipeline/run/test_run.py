@@ -29,7 +29,7 @@ from pipeline.config.render import RenderConfig, SceneConfig, again
 from pipeline.config.rig import Rig
 from pipeline.core.records import Outcome
 from pipeline.run.driver import deliver
-from pipeline.storage.shards import uids_of
+from pipeline.storage.object_table import uids_of
 from tests.conftest import COMMAND, RUNS, lvsm_data, lvsm_data_here
 from tests.warm import SMALLER
 

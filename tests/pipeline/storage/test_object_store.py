@@ -207,8 +207,8 @@ def test_a_shared_folder_is_a_store_too(tmp_path: Path) -> None:
 def test_rendering_waits_for_uploads_and_ends_where_they_never_succeed(
     s3: Buckets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from pipeline.dataset.copies import at_hand
     from pipeline.report.status import read_status
-    from pipeline.storage.copies import at_hand
     from pipeline.storage.ledger import Ledger
     from pipeline.storage.uploads import AHEAD, Uploads, attached
 

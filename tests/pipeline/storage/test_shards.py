@@ -29,18 +29,8 @@ from pipeline.core.records import Item, Outcome, Scene, Views
 from pipeline.storage import journal as journals
 from pipeline.storage import shards, writer
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import (
-    Entry,
-    Shard,
-    object_facts,
-    objects_in,
-    objects_told,
-    open_shard,
-    read_objects,
-    shard_on_disk,
-    split_of,
-    write_rows,
-)
+from pipeline.storage.object_table import facts_of_objects, objects_in, objects_told, uids_of
+from pipeline.storage.shards import Entry, Shard, open_shard, read_objects, shard_on_disk, split_of, write_rows
 from pipeline.storage.writer import Packer, ShardWriter
 from tests.conftest import put_anew
 
@@ -167,7 +157,7 @@ def test_a_table_that_is_not_of_these_objects_is_passed_over(
 ) -> None:
     out, scenes = written
     path = rewritten(out / str(WIDTHS[0]) / "train-000000.parquet", tmp_path / "changed.parquet", change)
-    assert objects_told(path) == {} and shards.uids_of(path) == [one.item.uid for one in scenes]
+    assert objects_told(path) == {} and uids_of(path) == [one.item.uid for one in scenes]
     with open_shard(path) as file:
         assert objects_in(file)["uid"] == [one.item.uid for one in scenes]
 
@@ -205,8 +195,9 @@ def test_any_meta_has_facts_that_are_json(meta: dict[str, Any]) -> None:
     row = {"uid": "u", "view": 0, "source": "local", "license": "", "meta": json.dumps(meta)}
     c2w = pa.array([np.eye(4, dtype=np.float32).ravel()], pa.list_(pa.float32(), 16))
     table = pa.Table.from_pylist([row]).append_column("c2w", c2w)
-    facts = object_facts(table, {"source": "local"})
-    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    columns = facts_of_objects(table, [1], {"source": "local"})
+    assert json.loads(json.dumps(columns, allow_nan=False)) == columns
+    facts = {name: value for name, (value,) in columns.items()}
     assert (facts["uid"], facts["views"], facts["source"]) == ("u", 1, "local")
     assert all(len(value) <= 300 for value in facts.values() if isinstance(value, str))
 
@@ -241,7 +232,7 @@ def test_files_are_named_and_described_as_documented(written: tuple[Path, list[S
         path = out / str(width) / "train-000000.parquet"
         facts = shards.facts_of(path)
         assert facts == FACTS | {"width": width, "format_version": "1", "convention": shards.CONVENTION}
-        assert shards.uids_of(path) == [one.item.uid for one in scenes]
+        assert uids_of(path) == [one.item.uid for one in scenes]
         assert shards.find_shards(out / str(width)) == {width: [path]}
 
 
