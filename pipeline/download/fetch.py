@@ -12,6 +12,7 @@ import re
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -97,6 +98,12 @@ class Passing(Exception):
         self.pause_s = pause_s
 
 
+def _wake(connection: socket.socket) -> None:
+    """End a connection so that a thread which waits for it goes on, as it would not if the socket were closed."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 class Fetcher:
     """Downloader with its connections and the state of each host. One per process, shared by its threads."""
 
@@ -107,21 +114,39 @@ class Fetcher:
         self.disk_budget = disk_budget
         timeout = httpx2.Timeout(CONNECT_S, read=limits.stall_s, pool=None)
         self.timeout = timeout
-        self.client = httpx2.Client(follow_redirects=True, timeout=timeout, headers={"User-Agent": "lvsm-data"})
+        self.client = httpx2.Client(
+            follow_redirects=True,
+            timeout=timeout,
+            headers={"User-Agent": "lvsm-data"},
+            event_hooks={"request": [self._watch]},
+        )
         self.hosts: dict[str, _Host] = {}
         self.stopped = threading.Event()
         self._lock = threading.Lock()
-        self._reading: set[Any] = set()  # sockets
+        self._connected: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._reading: set[Any] = set()  # sockets of any client, whose bodies are read
 
     def close(self) -> None:
         """Stop all transfers: threads that wait or read get Retry("stopped")."""
         self.stopped.set()
         self.disk_budget.close()
         with self._lock:
-            for connection in self._reading:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)  # wakes a thread that reads, which closing would not
+            for connection in (*self._connected, *self._reading):
+                _wake(connection)
         self.client.close()
+
+    def _watch(self, request: Any) -> None:
+        """Have the sockets told that a request connects, those that wait for an answer too."""
+
+        def connected(event: str, info: Mapping[str, Any]) -> None:
+            if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+                connection = info["return_value"].get_extra_info("socket")
+                with self._lock:
+                    self._connected.add(connection)
+                    if self.stopped.is_set():
+                        _wake(connection)
+
+        request.extensions = {**request.extensions, "trace": connected}
 
     def body(self, response: Any) -> Iterator[bytes]:
         """Yield the body of a response, block by block, until `close` cuts it off: then raises Retry("stopped")."""

@@ -169,9 +169,11 @@ def test_files_of_an_earlier_session_are_taken_over(bench: Bench) -> None:
     assert bench.hub.count("GET") - before == COUNT - there
 
 
-def test_stopping_is_prompt_and_leaves_what_is_whole(bench: Bench) -> None:
-    bench.hub.fault(".glb", "slow", times=None, rate=10)
-    opened = bench.open()
+@pytest.mark.parametrize(("kind", "options"), [("slow", {"rate": 10}), ("hang", {"seconds": 900})])
+def test_stopping_is_prompt_and_leaves_what_is_whole(bench: Bench, kind: str, options: dict[str, float]) -> None:
+    """While hosts answer slowly, and while they do not answer."""
+    bench.hub.fault(".glb", kind, times=None, **options)
+    opened = bench.open(stall_s=900.0)
     stream = opened.stream(iter(bench.items), bench.failed.append)
     assert next(stream) is None
     wait_for(lambda: bench.hub.count("GET") >= 4)
