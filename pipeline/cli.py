@@ -33,6 +33,9 @@ from pipeline.core.errors import FEWER_THAN_ASKED, UserError
 from pipeline.core.signals import INTERRUPTED, say_interrupted
 from pipeline.core.text import shown
 
+# errors of a machine that refuses to write, which no code of ours mends
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
 
 def render(cfg: Annotated[RenderConfig, tyro.conf.OmitArgPrefixes]) -> int:
     """Render N objects from random camera poses into pose-labelled Parquet shards.
@@ -545,6 +548,14 @@ def _preset(flag: str) -> TrainConfig:
     return PRESETS.get(named[-1] if named else "small", PRESETS["small"])
 
 
+def _refused(what: str, hint: str) -> int:
+    """Print what is wrong, and what to do. Returns the exit status."""
+    print(f"error: {what}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return 2
+
+
 def main() -> None:
     """Entry point of `lvsm-data`. Bad input ends with status 2 and two lines: what is wrong, and what to do."""
     try:
@@ -559,24 +570,15 @@ def main() -> None:
                 verbs, prog="lvsm-data", description="From 3D objects to pose-labelled shards to a trained LVSM."
             )
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        code = 2
+        code = _refused(str(error), error.hint)
     except BrokenPipeError:  # the reader of our output had enough, as with | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EROFS,
-            errno.EACCES,
-        ):  # what a machine refuses, and no code mends
+        if error.errno not in UNWRITABLE:
             raise
-        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
-        print("hint: make room, or name a folder that is yours; then give the same command again", file=sys.stderr)
-        code = 2
+        hint = "make room, or name a folder that is yours; then give the same command again"
+        code = _refused(f"{error.filename or 'a file'}: {error.strerror}", hint)
     except KeyboardInterrupt:
         say_interrupted()
         code = INTERRUPTED

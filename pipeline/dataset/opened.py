@@ -107,7 +107,8 @@ class Dataset(Sequence[Object]):
         self._here = _Here()
 
         def told(file: Any) -> tuple[dict[str, Any], list[str], dict[str, list[Any]]]:
-            return facts_in(file.schema_arrow, "it"), uids_in(file), objects_in(file) if listed else {}
+            known = objects_in(file) if listed else {}
+            return facts_in(file.schema_arrow, "it"), known["uid"] if known else uids_in(file), known
 
         footers = self._of_each(told)
         self.facts = footers[0][0] if footers else {}
@@ -140,7 +141,7 @@ class Dataset(Sequence[Object]):
         return [f"{folder}/{name}" for name in sorted(self._store.names(folder)) if is_shard(name)]
 
     def _of_each(self, read: Callable[[Any], Read]) -> list[Read]:
-        """What is read of each shard's file, several at once. Raises UserError for one that cannot be read."""
+        """Apply `read` to each shard's file, several at once. Raises UserError for one that cannot be read."""
 
         def of(shard: str) -> Read:
             try:

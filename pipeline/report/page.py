@@ -308,7 +308,7 @@ def _state(books: Books | None) -> str:
 
 
 def _no_failures(books: Books | None) -> str:
-    """What to say in place of failures: of a run that delivered nothing either, why, as far as it is known."""
+    """Say that nothing failed; of a run that delivered nothing either, why, as far as it is known."""
     if books is None or any(books.counts.values()):
         return "No failures."
     why = str(books.status.get("why") or "").strip()
