@@ -38,8 +38,13 @@ from pipeline.core.records import video_of
 from pipeline.dataset.copies import at_hand
 from pipeline.storage.shards import find_shards, image_sha
 
-END_OF_IMAGE = b"\xff\xd9"
+try:  # libjpeg-turbo with little around it: two thirds of OpenCV's time for a small picture, the same bits
+    import simplejpeg
+except ImportError:  # machines that have torch, pyarrow and OpenCV alone
+    simplejpeg = None
+
 AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+END_OF_IMAGE = b"\xff\xd9"
 OPEN_FILES = 256  # kept open; further ones are opened for each read
 FOOTERS = 16  # that are kept parsed: of many small objects one takes megabytes
 Given = TypeVar("Given")
@@ -133,16 +138,17 @@ class Index:
         Raises UserError if one is broken or of another size.
         """
         data, places = packed
-        pixels, stored_hw = np.frombuffer(data, np.uint8), tuple(self.stored_hw[number].tolist())
+        stored_hw = tuple(self.stored_hw[number].tolist())
         shape, smaller, compared = (*stored_hw, 3), stored_hw != self.hw, len(self.sha) > 0
+        within, pixels = memoryview(data), np.empty(shape, np.uint8)
         for view, (start, end), into in zip(views, places.take(views, 0).tolist(), planes, strict=True):
             sha = int(self.sha[self.first[number] + view]) if compared else 0
-            if sha and image_sha(memoryview(data)[start:end]) != sha:
+            if sha and image_sha(within[start:end]) != sha:
                 raise self._broken(
                     number, f"the bytes of view {view} of {self.uids[number]} are not those that were written"
                 )
-            whole = data.endswith(END_OF_IMAGE, start, end)  # OpenCV would fill a truncated image with grey
-            rgb = cv2.imdecode(pixels[start:end], AS_STORED) if whole else None
+            whole = data.endswith(END_OF_IMAGE, start, end)  # a truncated image would be filled with grey
+            rgb = _rgb(within[start:end], pixels) if whole else None
             if rgb is None or rgb.shape != shape:
                 size = f"{stored_hw[1]}x{stored_hw[0]}"
                 raise self._broken(number, f"view {view} of {self.uids[number]} is no whole JPEG of {size} pixels")
@@ -151,6 +157,15 @@ class Index:
 
     def _broken(self, number: int, said: str) -> UserError:
         return UserError(f"{self.paths[self.path[number]]}: {said}", HINT)
+
+
+def _rgb(jpeg: memoryview, memory: np.ndarray) -> np.ndarray | None:
+    """Pixels (H, W, 3) of a JPEG as they are stored, in `memory` where that helps; None if it is broken or larger than that."""
+    if simplejpeg is None:
+        return cv2.imdecode(np.frombuffer(jpeg, np.uint8), AS_STORED)
+    with contextlib.suppress(ValueError):
+        return simplejpeg.decode_jpeg(jpeg, "RGB", buffer=memory, strict=False)
+    return None
 
 
 class Files:

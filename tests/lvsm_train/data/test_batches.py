@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import signal
@@ -17,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from lvsm_train.data import batches, parquet_pages, view_sampling  # noqa: E402
+from lvsm_train.data import batches, index, parquet_pages, view_sampling  # noqa: E402
 from lvsm_train.data.batches import Data, DataConfig  # noqa: E402
 from lvsm_train.data.index import Index, memory_free, read_index  # noqa: E402
 from pipeline.core import cameras, images  # noqa: E402
@@ -263,6 +265,29 @@ def test_broken_shards_are_named(tmp_path: Path, cache: str, workers: int, fault
     with pytest.raises(UserError) as caught:
         work()
     assert (fault == "gone" and cache == "memory") or "train-000000.parquet" in str(caught.value)
+
+
+@pytest.mark.parametrize("reader", [index.simplejpeg, None], ids=["simplejpeg", "OpenCV"])
+@pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0", "progressive", "grey", "turned"])
+def test_jpegs_of_every_kind_have_the_bits_that_pil_sees(
+    reader: object, sampling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "simplejpeg", reader)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a viewer would turn the picture
+    how: dict[str, dict[str, Any]] = {"progressive": {"progressive": True}, "turned": {"exif": turned}, "grey": {}}
+    rng = np.random.default_rng(0)
+    for (high, wide), quality in itertools.product([(1, 1), (17, 32), (64, 63)], [30, 75, 98]):
+        picture = Image.fromarray(rng.integers(0, 255, (high // 4 + 1, wide // 4 + 1, 3), np.uint8)).resize(
+            (wide, high)
+        )
+        file = io.BytesIO()
+        picture.convert("L" if sampling == "grey" else "RGB").save(
+            file, "JPEG", quality=quality, **how.get(sampling, {"subsampling": sampling})
+        )
+        seen = index._rgb(memoryview(file.getvalue()), np.empty((high, wide, 3), np.uint8))
+        assert np.array_equal(seen, np.asarray(Image.open(file).convert("RGB")))
+    assert index._rgb(memoryview(b"text"), np.empty((9, 9, 3), np.uint8)) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd9", b"\xff\xd8\xff\xd9"])
