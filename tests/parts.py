@@ -236,6 +236,13 @@ def fbx(*nodes: bytes) -> bytes:
     return data + bytes(13)
 
 
+def fbx_big_endian(name: bytes, *properties: bytes) -> bytes:
+    """A binary FBX of one node, its numbers big-endian as Maya may write them."""
+    size = sum(map(len, properties))
+    head = struct.pack(">IIIIB", 7400, 40 + len(name) + size, len(properties), size, len(name))
+    return b"Kaydara FBX Binary  \0\x1a\1" + head + name + b"".join(properties) + bytes(13)
+
+
 def node(name: bytes, properties: Iterable[bytes] = (), children: Iterable[bytes] = ()) -> bytes:
     """An FBX node whose offsets count from its own start; `fbx` moves them."""
     properties = list(properties)

@@ -22,7 +22,7 @@ MAX_SIDE, MAX_PIXELS = 32768, 2**28  # of a picture: 16384 x 16384 are 4 GB as B
 MAX_UNPACKED = 2**32  # bytes, of all that one file holds compressed
 MAX_MEMBERS, MAX_NODES, MAX_DEPTH = 10_000, 2_000_000, 64
 SMALL_ARRAY = 2**16  # bytes of zlib, which can stand for no more than 1032 times as many
-FBX_MAGIC = b"Kaydara FBX Binary  \0\x1a\0"
+FBX_MAGIC = b"Kaydara FBX Binary  \0\x1a"  # then 1 where numbers are big-endian, else 0
 FBX_WIDTHS = {b"Z": 1, b"Y": 2, b"B": 1, b"C": 1, b"I": 4, b"F": 4, b"D": 8, b"L": 8}
 FBX_ARRAYS = {b"b": 1, b"c": 1, b"i": 4, b"l": 8, b"f": 4, b"d": 8}
 PLY_WIDTHS = dict.fromkeys("char uchar int8 uint8".split(), 1)
@@ -52,7 +52,7 @@ KINDS = (  # of a file's first bytes, whatever its name says
     (re.compile(rb"glTF[\x01\x02]\0\0\0"), "glb"),
     (re.compile(re.escape(FBX_MAGIC)), "fbx"),
     (re.compile(rb"; FBX \d"), "fbx"),
-    (re.compile(rb"ply\r?\n(format|comment|obj_info)"), "ply"),
+    (re.compile(rb"ply(?:\r\n|\n|\r)(format|comment|obj_info)"), "ply"),
     (re.compile(rb"Ogawa"), "abc"),
     (re.compile(rb"PXR-USDC"), "usdc"),
     (re.compile(rb"#usda 1"), "usda"),
@@ -249,7 +249,8 @@ def check_ply(read: Read, size: int, max_polygons: int) -> PlyHeader:
     if needed > have:
         raise Skip("truncated", f"{have} bytes of data, the header's counts need {needed} at least")
     order = "" if text else ">" if ["format", "binary_big_endian", "1.0"] in lines else "<"
-    return PlyHeader(order, start + len(read(start, WINDOW).partition(b"\n")[0]) + 1, elements[:-1])
+    newline = b"\n" if b"\n" in head else b"\r"
+    return PlyHeader(order, start + len(read(start, WINDOW).partition(newline)[0]) + 1, elements[:-1])
 
 
 def check_abc(read: Read, size: int) -> None:
@@ -306,8 +307,9 @@ def fbx_properties(read: Read, size: int) -> Iterator[Property]:
 
 
 def _walk_fbx(read: Read, size: int) -> Iterator[Property]:
-    (version,) = struct.unpack("<I", read(23, 4))
-    layout = struct.Struct("<QQQB" if version >= 7500 else "<IIIB")
+    order = ">" if read(len(FBX_MAGIC), 1) == b"\1" else "<"
+    (version,) = struct.unpack(f"{order}I", read(23, 4))
+    layout = struct.Struct(order + ("QQQB" if version >= 7500 else "IIIB"))
     at, ends = 27, [size]
     for _ in range(MAX_NODES):
         end, properties, _, letters = layout.unpack(read(at, layout.size))
@@ -324,7 +326,7 @@ def _walk_fbx(read: Read, size: int) -> Iterator[Property]:
         if end > size or end < at or properties >= 2**39:
             return
         for _ in range(properties):
-            found = _fbx_property(read, at, name)
+            found = _fbx_property(read, at, name, order)
             at = found.offset + found.size
             if at > size:
                 return
@@ -339,16 +341,16 @@ def _walk_fbx(read: Read, size: int) -> Iterator[Property]:
     raise Skip("too_complex", f"more than {MAX_NODES} nodes")
 
 
-def _fbx_property(read: Read, at: int, node: bytes) -> Property:
-    """Parse the property at an offset of the file. Raises struct.error for an unknown kind."""
+def _fbx_property(read: Read, at: int, node: bytes, order: str) -> Property:
+    """Parse the property at an offset of the file. order: of its bytes, "<" or ">". Raises struct.error for an unknown kind."""
     kind = read(at, 1)
     if kind in FBX_WIDTHS:
         return Property(node, kind, at + 1, FBX_WIDTHS[kind])
     if kind in (b"S", b"R"):
-        return Property(node, kind, at + 5, *struct.unpack("<I", read(at + 1, 4)))
+        return Property(node, kind, at + 5, *struct.unpack(f"{order}I", read(at + 1, 4)))
     if kind not in FBX_ARRAYS:
         raise struct.error(f"no property is a {kind!r}")
-    length, encoding, packed = struct.unpack("<III", read(at + 1, 12))
+    length, encoding, packed = struct.unpack(f"{order}III", read(at + 1, 12))
     return Property(node, kind, at + 13, packed, length * FBX_ARRAYS[kind] if encoding == 1 else 0)
 
 

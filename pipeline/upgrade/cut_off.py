@@ -34,7 +34,8 @@ def _obj(read: Read, size: int) -> str:
     if last.endswith(ZEROS):
         return "it ends in zeros"
     lines = last.strip(BLANK).splitlines()
-    is_open = bool(lines) and not last.endswith((b"\n", b"\r")) and last.split(b"\n")[-1].strip(BLANK) != b""
+    end = last.split(b"\n")[-1].strip(BLANK)  # a remark says nothing: MeshLab's last line is one, without an end
+    is_open = bool(lines) and not last.endswith((b"\n", b"\r")) and end != b"" and not end.startswith(b"#")
     if is_open and not _is_whole(lines):
         return f"it ends within a statement, {lines[-1][:40].decode('latin-1')!r}"
     if not is_open and size > SMALL:

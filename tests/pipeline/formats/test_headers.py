@@ -178,6 +178,8 @@ def test_triangles_of_an_stl(folder: Path) -> None:
         (b"Kaydara FBX Binary  \0\x1a\0" + struct.pack("<IQQQB", 7500, 60, 2**35, 0, 1) + b"A", "truncated"),
         (b"Kaydara FBX Binary  \0\x1a\0" + struct.pack("<IQQQB", 7500, 2**63, 2**63, 0, 1) + b"A", "fbx"),
         (b"Kaydara FBX Binary  \0\x1a\0" + struct.pack("<I", 7400), "fbx"),
+        (parts.fbx_big_endian(b"A", b"d" + struct.pack(">III", 2**30, 1, 0)), "decompression_bomb"),
+        (parts.fbx_big_endian(b"A", b"S" + struct.pack(">I", 1) + b"{"), "fbx"),  # it is no text with an open bracket
     ],
 )
 def test_nodes_of_an_fbx(folder: Path, made: bytes, reason: str) -> None:

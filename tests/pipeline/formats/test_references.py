@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import time
 from pathlib import Path, PurePosixPath
 
@@ -86,6 +87,7 @@ def gltf(*uris: str) -> str:
         ("it.usdz", parts.archive(("it.usda", b"x"), ("0/a.png", b"y")), ["it.usda", "0/a.png"]),
         ("it.fbx", parts.fbx_box(RelativeFilename=r"..\a.png", Filename="/b/a.png"), [r"..\a.png", "/b/a.png"]),
         ("it.fbx", parts.fbx_box(name="a/b.png"), ["a/b.png"]),
+        ("it.fbx", parts.fbx_big_endian(b"FileName", b"S" + struct.pack(">I", 7) + b"a/b.png"), ["a/b.png"]),
         ("it.fbx", parts.fbx_box(name="Map #1", FileName="a\0"), ["a"]),
         ("it.fbx", '; FBX\n Filename: "a.png"\n RelativeFilename: "b&amp;c.png"\n', ["a.png", "b&c.png"]),
         ("it.ply", "ply\ncomment TextureFile a b.png\nend_header\ncomment TextureFile c.png\n", ["a b.png"]),
