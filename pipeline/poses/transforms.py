@@ -52,6 +52,9 @@ GEOMETRY = re.compile(  # names of what changes where a point is seen
 KINDS = re.compile(
     r"type|kind|mode|model|camera", re.IGNORECASE
 )  # names of what may be a camera's kind, by their value
+POSES = re.compile(
+    r"transform_matrix_(start|end)|normal_mts_args|from_mitsuba"
+)  # for which instant-ngp takes other poses
 BESIDE = {  # ScanNet++'s files -> the folder beside theirs that holds the pictures
     "transforms.json": "resized_images",
     "transforms_undistorted.json": "resized_undistorted_images",
@@ -182,6 +185,11 @@ def _lens(frame: Mapping[str, Any]) -> Lens:
     for name, value in frame.items():
         if name == "lens" and isinstance(value, int | float):  # millimetres, which fl_x or an angle say too
             continue
+        if POSES.fullmatch(name) and _says_something(value) and value != frame.get("transform_matrix"):
+            said = (
+                f"{name} is said, for which instant-ngp takes other poses than transform_matrix has, and others do not"
+            )
+            raise Skip("unsupported_camera", f"{said}; leave it out if transform_matrix is right")
         speaks = value if KINDS.fullmatch(name) and isinstance(value, str) else name
         if name not in READ and GEOMETRY.fullmatch(speaks) and _says_something(value):
             raise Skip("unsupported_camera", f"{name} is {str(value)[:40]}; {lenses.NEEDED}")

@@ -747,6 +747,35 @@ def test_keys_that_speak_of_other_cameras_are_not_passed_over(tmp_path: Path, re
         assert not reason or f"{name} is {value}" in str(end)
 
 
+def test_other_poses_beside_those_that_are_read_are_not_passed_over(tmp_path: Path) -> None:
+    """instant-ngp goes by the poses at both ends of an exposure, and turns those that Mitsuba wrote."""
+    folder = foreign.nerfstudio(tmp_path / "in", balls.walk(3, (90, 120)))
+    facts = foreign.read_json(folder / "transforms.json")
+    *others, last = facts["frames"]
+    moved = [[*row[:3], row[3] + 0.1] for row in last["transform_matrix"][:3]] + [[0, 0, 0, 1]]
+    for more, top, reason in (
+        (
+            {"transform_matrix_start": last["transform_matrix"], "transform_matrix_end": moved},
+            {},
+            "transform_matrix_end",
+        ),
+        ({"transform_matrix_start": moved}, {}, "transform_matrix_start"),
+        (
+            {"transform_matrix_start": last["transform_matrix"], "transform_matrix_end": last["transform_matrix"]},
+            {},
+            "",
+        ),
+        ({}, {"normal_mts_args": ["-D", "spp=64"]}, "normal_mts_args"),
+        ({}, {"from_mitsuba": False}, ""),
+    ):
+        write_json(folder / "transforms.json", facts | top | {"frames": [*others, last | more]})
+        (end,) = imported("instant-ngp", folder, tmp_path).values()
+        if reason:
+            assert isinstance(end, Skip) and end.reason == "unsupported_camera" and f"{reason} is said" in end.detail
+        else:
+            assert not isinstance(end, Skip)
+
+
 def test_colmap_text_with_a_byte_order_mark(tmp_path: Path) -> None:
     folder = foreign.colmap(tmp_path / "in", balls.walk(3, (90, 120)), "PINHOLE", False)
     for name in ("cameras", "images"):
