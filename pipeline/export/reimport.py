@@ -64,9 +64,7 @@ def _check(one: Rows, cfg: ImportConfig) -> None:
     if one.numbers:
         raise UserError(f"{said} is a clip, whose frame numbers `import` has no columns for", "`train --data` reads it")
     if one.projection != "perspective":
-        raise UserError(
-            f"{said} has orthographic views, `import` takes pinholes", "`train --data` and `export` read it"
-        )
+        raise UserError(f"{said} has orthographic views, `import` takes pinholes", "`pipeline.open` reads it")
     if cfg.scene.crop == "square" and one.hw[0] != one.hw[1]:
         raise UserError(f"{said} has pictures of {one.hw[1]}x{one.hw[0]} pixels", "--crop none takes them as they are")
     if lacking := [name for name in _asked(cfg) if name not in one.layers]:

@@ -32,7 +32,7 @@ from pipeline.download.huggingface import identity
 from pipeline.export import card, push
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import locked
-from pipeline.storage.shards import CAPTION, LAYERS, NUMBERS, ROLE, Rows, find_shards, read_objects, schema
+from pipeline.storage.shards import CAPTION, INTRINSICS, LAYERS, NUMBERS, ROLE, Rows, find_shards, read_objects, schema
 from pipeline.storage.writer import ShardWriter
 from tests.buckets import BUCKET, Buckets
 from tests.conftest import RUNS, lvsm_data_here
@@ -321,6 +321,15 @@ def test_import_states_no_wrong_background(tmp_path: Path, here: Callable[..., s
     writer.close("train")
     options = ("--res", 16, "--crop", "none", "--executor", "inline", "--out", tmp_path / "back")
     assert "background" in here("import", "--input", tmp_path / "run", *options, status=2)
+
+
+def test_import_names_what_reads_orthographic_views(tmp_path: Path, here: Callable[..., str]) -> None:
+    writer = ShardWriter(tmp_path / "run", (16,), (INTRINSICS["ortho"],), FACTS, 1e12)
+    writer.add(scene("a", (16,)), "train", 0)
+    writer.close("train")
+    options = ("--res", 16, "--crop", "none", "--executor", "inline", "--out", tmp_path / "back")
+    assert "`pipeline.open` reads it" in here("import", "--input", tmp_path / "run", *options, status=2)
+    assert pipeline.open(tmp_path / "run")["a"].projection == "ortho"  # `export` and `train` refuse them
 
 
 # ---- killed, and gone on with
