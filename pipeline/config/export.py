@@ -81,7 +81,7 @@ class ExportConfig:
     """With --every: the last view too."""
     split_indices: Path | None = None
     """JSON file with the views of each split, for all objects or by uid: {"train": [0, 2], "test": [1]} or {UID: {"train": ...}}.
-    Views that it does not name stay out. Default: no split, or what the format needs."""
+    Views that it does not name stay out. Default: the split that the run's views have, else none, or what the format needs."""
     step: int | None = None
     """Of a training run: the checkpoint. Default: the newest."""
 

@@ -186,7 +186,9 @@ def _beside(files: contextlib.ExitStack, folder: Path, name: str) -> Path:
 def _write_novelty(cfg: PathsConfig, one: Object, c2w: np.ndarray, table: Path) -> list[str]:
     """Write the numbers into `table`, a CSV file, and index.html with its plots."""
     assert cfg.out is not None
-    view, angle, distance = novelty(c2w, one.c2w)
+    known = np.flatnonzero(one.trains if one.trains.any() else np.ones(len(one.c2w)))
+    place, angle, distance = novelty(c2w, one.c2w[known])
+    view = known[place]
     with table.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["frame", "nearest_view", "angle_deg", "distance"])
@@ -201,12 +203,12 @@ def _write_novelty(cfg: PathsConfig, one: Object, c2w: np.ndarray, table: Path) 
         [[name, f"{np.median(values):.3g}", f"{values.max():.3g}"] for name, values in lines.items()],
     )
     text = (
-        "Of each pose the view with the nearest centre: the angle between both optical axes, and the distance of the centres in "
-        "units of the world. Where both are small, a picture of the path is nearly one that is there."
+        "Of each pose the view with the nearest centre, of those that train: the angle between both optical axes, and the "
+        "distance of the centres in units of the world. Where both are small, a picture of the path is nearly one that is there."
     )
     title = f"Camera path: {cfg.kind}, {len(c2w)} frames"
-    lead = f"Beside {len(one.c2w)} views of {one.uid}."
+    lead = f"Beside {len(known)} views of {one.uid}."
     page = write_page(cfg.out / "index.html", title, lead, [Section("Novelty", text, [summary, *plots])])
     return [
-        f"at most {angle.max():.1f} degrees and {distance.max():.3g} from the nearest of {len(one.c2w)} views: {page}"
+        f"at most {angle.max():.1f} degrees and {distance.max():.3g} from the nearest of {len(known)} views: {page}"
     ]

@@ -76,7 +76,7 @@ def _export_views(cfg: ExportConfig, part: Path) -> Exported:
     numbers = _numbers(cfg, data)
     roles = _split_indices(cfg)
     writer = make_writer(cfg.to, part, cfg.out)
-    made, names = Exported(cfg.out, notes=lacking(cfg.run, len(data))), dict[str, str]()
+    made, names, split = Exported(cfg.out, notes=lacking(cfg.run, len(data))), dict[str, str](), False
     console = Console(stderr=True)
     for number in track(numbers, "exporting", console=console, transient=True, disable=not sys.stderr.isatty()):
         try:
@@ -91,13 +91,13 @@ def _export_views(cfg: ExportConfig, part: Path) -> Exported:
             made.refused[failure.detail] += 1
             continue
         made.objects, made.views = made.objects + 1, made.views + len(shots)
-        names[shots.name] = shots.uid
+        names[shots.name], split = shots.uid, split or any(shots.roles)
     if not made.objects:
         raise UserError(
             f"--to {cfg.to}: {'; '.join(made.refused) or 'there is no object'}", "another format may hold it"
         )
     made.notes += writer.close()
-    if roles and cfg.to in NO_SPLITS:
+    if split and cfg.to in NO_SPLITS:
         made.notes.append(f"{cfg.to} has no place for splits: views for training and for tests lie side by side")
     (part / UIDS).write_text(json.dumps(names, indent=0))
     return made
@@ -142,12 +142,14 @@ def _split_indices(cfg: ExportConfig) -> dict[str, Any]:
 
 
 def _views(cfg: ExportConfig, one: Object, splits: dict[str, Any]) -> tuple[list[int], list[str]]:
-    """(views, roles) of an object. Raises UserError for views that it does not have, or that stand in two splits."""
+    """(views, roles) of an object: of --split-indices, else the run's. UserError for views that lack or stand in two splits."""
     count = len(one.jpegs)
     if not splits:
         views = list(range(0, count, cfg.every))
         views += [count - 1] if cfg.keep_ends and views[-1] != count - 1 else []
-        return views, [""] * len(views)
+        own_roles = one.roles or [""] * count
+        unnamed = "train" if any(own_roles) else ""  # beside views that have a role
+        return views, [own_roles[view] or unnamed for view in views]
     own = splits if splits.keys() <= set(ROLES) else splits.get(one.uid)
     said = f"{cfg.split_indices}: {one.uid}"
     if not isinstance(own, dict) or not own or not own.keys() <= set(ROLES):
@@ -167,7 +169,7 @@ def _shots(one: Object, facts: dict[str, Any], views: list[int], roles: list[str
     settings = facts.get("settings") or {}
     background = one.meta.get("background", WHITE)
     if one.projection != "perspective":
-        raise UserError(f"{one.uid} has orthographic views, which no format here can hold", "export a run of pinholes")
+        raise UserError(f"{one.uid} has orthographic views, which only --to {HUB} holds", "or export a run of pinholes")
     return Shots(
         name=file_stem(one.uid),
         uid=one.uid,

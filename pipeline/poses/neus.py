@@ -141,6 +141,6 @@ def _write(shots: Shots, folder: Path) -> None:
         mask = np.repeat(images.decode(png)[..., None], 3, -1)
         (folder / "mask" / f"{view:03d}.png").write_bytes(images.encode_png(mask))
     scale = np.diag([shots.radius] * 3 + [1.0]).astype(np.float32)
-    world = world_mats(shots.w2c(), shots.fxfycxcy.astype(np.float64)).astype(np.float32)
+    world = world_mats(shots.w2c(), shots.fxfycxcy.astype(np.float64))
     arrays = {f"world_mat_{view}": matrix for view, matrix in enumerate(world)}
     np.savez(folder / FILES[0], **arrays, **{f"scale_mat_{view}": scale for view in range(len(world))})

@@ -262,8 +262,10 @@ def _write_nerfstudio(shots: Shots, folder: Path) -> None:
     if len(points):
         write_ply(folder / "points.ply", points.xyz, points.rgb)
         about["ply_file_path"] = "points.ply"
-    splits = {f"{role}_filenames": [names[view] for view in shots.with_role(role)] for role in ROLES}
-    _write_json(folder, about | {key: kept for key, kept in splits.items() if kept} | _frames(shots, names))
+    of = {role: shots.with_role(role) for role in ROLES}
+    of["val"] = of["val"] or of["test"]  # its trainer looks at val, and fails where it lacks beside others
+    splits = {f"{role}_filenames": [names[view] for view in views] for role, views in of.items() if views and of["val"]}
+    _write_json(folder, about | splits | _frames(shots, names))
 
 
 def _write_instant_ngp(shots: Shots, folder: Path) -> None:
@@ -280,7 +282,7 @@ def _write_nerf_synthetic(shots: Shots, folder: Path) -> None:
     pngs = [shots.rgba(view) for view in range(len(shots))]
     c2w_gl = cameras.to_opengl(shots.c2w.astype(np.float64))
     angle = 2 * math.atan(shots.hw[1] / 2 / k[0])
-    held = shots.with_role("test")
+    held = shots.with_role("test") or shots.with_role("val")
     for role in ROLES:
         (folder / role).mkdir(parents=True)
         frames = []

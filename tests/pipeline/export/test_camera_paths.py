@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import shlex
@@ -21,8 +22,10 @@ from pipeline.core import cameras
 from pipeline.core.errors import UserError
 from pipeline.export import camera_paths
 from pipeline.export.camera_paths import around, novelty, slerp, through, write_paths
+from pipeline.storage.shards import ROLE
+from pipeline.storage.writer import ShardWriter
 from tests.conftest import lvsm_data_here
-from tests.pipeline.export.test_exports import VIEWS, nerfstudio, plain, scene
+from tests.pipeline.export.test_exports import FACTS, VIEWS, nerfstudio, plain, scene
 
 __all__ = ["nerfstudio", "plain"]  # fixtures
 
@@ -157,6 +160,19 @@ def test_files_of_a_path(plain: Path, tmp_path: Path) -> None:
     assert float(rows[0]["distance"]) < 1e-5 and float(rows[2]["distance"]) > 0.01
     page = (tmp_path / "path/index.html").read_text()
     assert f"Beside {VIEWS} views of chair" in page and page.count("<svg") == 2
+
+
+def test_a_pose_is_new_beside_the_views_that_train(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "run", (64,), (ROLE,), FACTS, 1e12)
+    roles = ["train", "test", "", "val", "train", "test", "train", "train", "test"]
+    writer.add(dataclasses.replace(scene("chair", "plain"), roles=roles), "train", 0)
+    writer.close("train")
+    cfg = PathsConfig(kind="views", run=tmp_path / "run", views=(4, 5, 2), frames=3, out=tmp_path / "path")
+    write_paths(cfg.resolved())
+    at, of_tests, other = csv.DictReader((tmp_path / "path/novelty.csv").read_text().splitlines())
+    assert (at["nearest_view"], other["nearest_view"]) == ("4", "2")
+    assert float(of_tests["distance"]) > 0.01 and roles[int(of_tests["nearest_view"])] in ("", "train")
+    assert "Beside 5 views of chair" in (tmp_path / "path/index.html").read_text()
 
 
 @pytest.mark.filterwarnings("ignore")

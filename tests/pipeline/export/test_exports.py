@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import importlib
@@ -24,13 +25,16 @@ from pipeline.config.views import ImportConfig, PosedConfig
 from pipeline.core import cameras, images
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Posed, Scene, Views, item_rng
+from pipeline.dataset.opened import Dataset
 from pipeline.export import exporter, hub
 from pipeline.export.exporter import Exported, export
 from pipeline.formats import pickles
+from pipeline.poses.capture import ROLES
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import INTRINSICS
+from pipeline.storage.shards import INTRINSICS, ROLE
 from pipeline.storage.writer import ShardWriter
 from pipeline.worker.posed import to_scene
+from tests import foreign
 from tests.conftest import lvsm_data_here
 
 HW = (48, 64)
@@ -189,6 +193,33 @@ def test_nerfstudio_reads_its_layout(
                 along = rays.directions.numpy()
                 aside = np.linalg.norm(np.cross(to_points, along), axis=-1) / np.linalg.norm(to_points, axis=-1)
                 assert aside.max() < 2e-5 and (np.einsum("ij,ij->i", to_points, along) > 0).all()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("split", "train", "val"),
+    [
+        ({"train": [0, 2], "test": [3]}, [0, 2], [3]),
+        ({"train": [0, 2], "val": [1]}, [0, 2], [1]),
+        ({"train": [0, 2]}, [0, 2], []),  # by its own rule, which takes a tenth
+    ],
+)
+def test_nerfstudios_trainer_finds_the_split_that_it_looks_at(
+    split: dict[str, list[int]],
+    train: list[int],
+    val: list[int],
+    plain: Path,
+    tmp_path: Path,
+    nerfstudio: types.ModuleType,
+) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(split))
+    exported(plain, "nerfstudio", tmp_path / "out", split_indices=path, uid=("chair",))
+    jpegs = scene("chair", "plain").by_width[64].jpegs
+    parser = nerfstudio.NerfstudioDataParserConfig(data=tmp_path / "out" / "chair", load_3D_points=False).setup()
+    for part, views in (("train", train), ("val", val)):
+        files = parser.get_dataparser_outputs(part).image_filenames
+        assert [one.read_bytes() for one in files] == [jpegs[view] for view in views]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its files open
@@ -377,12 +408,19 @@ def back(source: str, out: Path, **scene: Any) -> dict[str, Posed]:
     uid_of = {name: uid for uid, name in names(out).items()}
     found = {}
     for item in module.items(cfg, 0):
-        found[uid_of[item.uid]] = module.load(item, Path(item.url), cfg)
+        found[uid_of.get(item.uid, item.uid)] = module.load(item, Path(item.url), cfg)
     return found
 
 
 @pytest.mark.parametrize(
-    ("to", "source"), [("nerfstudio", "nerfstudio"), ("colmap", "colmap"), ("pixelsplat", "pixelsplat")]
+    ("to", "source"),
+    [
+        ("nerfstudio", "nerfstudio"),
+        ("instant-ngp", "instant-ngp"),
+        ("colmap", "colmap"),
+        ("pixelsplat", "pixelsplat"),
+        ("lvsm", "re10k-frames"),
+    ],
 )
 def test_what_goes_out_comes_back(to: str, source: str, rich: Path, tmp_path: Path) -> None:
     exported(rich, to, tmp_path / "out")
@@ -402,6 +440,26 @@ def test_what_goes_out_comes_back(to: str, source: str, rich: Path, tmp_path: Pa
     assert made.by_width[64].jpegs == one.by_width[64].jpegs
 
 
+@pytest.mark.parametrize("to", ["llff", "nerf-synthetic"])
+def test_formats_of_one_camera_come_back(to: str, plain: Path, tmp_path: Path) -> None:
+    exported(plain, to, tmp_path / "out")
+    for uid, posed in back(to, tmp_path / "out").items():
+        one = scene(uid, "plain")
+        (views,) = one.by_width.values()
+        order = range(VIEWS)
+        if to == "nerf-synthetic":  # the splits follow each other, and every eighth view is for tests
+            order = [*range(7), 8, 7, 7]
+            assert posed.roles == ["train"] * 8 + ["val", "test"]
+            decoded = [images.decode_straight(data)[..., :3] for data in posed.images]
+            assert all(
+                (rgb == images.decode(views.jpegs[view])).all() for rgb, view in zip(decoded, order, strict=True)
+            )
+        else:
+            assert posed.images == views.jpegs
+        np.testing.assert_allclose(posed.c2w, one.c2w[list(order)], atol=1e-6)
+        np.testing.assert_allclose(posed.fxfycxcy, views.intrinsics[list(order)], rtol=1e-6)
+
+
 def test_zero123_comes_back(square: Path, tmp_path: Path) -> None:
     exported(square, "zero123", tmp_path / "out")
     assert json.loads((tmp_path / "out/valid_paths.json").read_text()) == list(names(tmp_path / "out").values())
@@ -416,7 +474,7 @@ def test_neus_comes_back_with_its_masks(rich: Path, tmp_path: Path) -> None:
     exported(rich, "neus", tmp_path / "out")
     for uid, posed in back("neus", tmp_path / "out", alpha=True).items():
         one = scene(uid, "rich")
-        np.testing.assert_allclose(posed.c2w, one.c2w, atol=1e-5)
+        np.testing.assert_allclose(posed.c2w, one.c2w, atol=1e-6)
         for data, alpha, jpeg in zip(
             posed.images, one.by_width[64].layers["alpha"], one.by_width[64].jpegs, strict=True
         ):
@@ -427,7 +485,6 @@ def test_neus_comes_back_with_its_masks(rich: Path, tmp_path: Path) -> None:
 
 
 def test_colours_on_grey_are_taken_off_it(rich: Path, tmp_path: Path) -> None:
-    from pipeline.dataset.opened import Dataset
     from pipeline.export import exporter
 
     data = Dataset(rich)
@@ -520,6 +577,35 @@ def test_splits_by_uid(plain: Path, tmp_path: Path) -> None:
     assert any("no place for splits" in note for note in said["colmap"])
 
 
+def test_the_split_that_views_have_goes_out_with_them(tmp_path: Path) -> None:
+    """So that views for tests train nowhere else either; what no role names trains, and --split-indices goes before."""
+    run = tmp_path / "run"
+    writer = ShardWriter(run, (64,), (ROLE,), FACTS, 1e12)
+    roles = {"chair": ["train", "test", "", "train", "test", "", "train", "train", "test"], "plain": [""] * VIEWS}
+    for uid, own in roles.items():
+        writer.add(dataclasses.replace(scene(uid, "plain"), roles=own), "train", 0)
+    writer.close("train")
+    exported(run, "nerfstudio", tmp_path / "ns", every=2)
+    facts = {uid: json.loads((tmp_path / "ns" / uid / "transforms.json").read_text()) for uid in roles}
+    assert facts["chair"]["train_filenames"] == [f"images/{place:05d}.jpg" for place in (0, 1, 3)]  # of views 0 2 4 6 8
+    assert facts["chair"]["test_filenames"] == [f"images/{place:05d}.jpg" for place in (2, 4)]
+    assert not any(key.endswith("_filenames") for key in facts["plain"])
+    exported(run, "nerf-synthetic", tmp_path / "nerf", uid=("chair",))
+    frames = {role: foreign.read_json(tmp_path / f"nerf/chair/transforms_{role}.json")["frames"] for role in ROLES}
+    assert {role: len(of) for role, of in frames.items()} == {"train": 6, "val": 3, "test": 3}
+    exported(run, "lvsm", tmp_path / "lvsm")
+    assert [(tmp_path / f"lvsm/{split}/metadata/chair.json").exists() for split in ("train", "test")] == [False, True]
+    exported(run, "webdataset", tmp_path / "tars", uid=("chair",))
+    with tarfile.open(tmp_path / "tars/test-000000.tar") as tar:
+        assert len(tar.getnames()) == 2 * 3
+    assert any("no place for splits" in note for note in exported(run, "colmap", tmp_path / "colmap").notes)
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": [1], "val": [0]}))
+    exported(run, "nerf-synthetic", tmp_path / "other", uid=("chair",), split_indices=split)
+    frames = {role: foreign.read_json(tmp_path / f"other/chair/transforms_{role}.json")["frames"] for role in ROLES}
+    assert {role: len(of) for role, of in frames.items()} == {"train": 1, "val": 1, "test": 1}  # val again for tests
+
+
 def test_objects_that_the_run_holds_out_are_not_for_training(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path / "run", (64,), (), FACTS, 1e12)
     for uid, split in zip(UIDS, ("train", "val", "train"), strict=True):
@@ -565,7 +651,7 @@ def test_orthographic_views_are_no_pinholes(tmp_path: Path) -> None:
     writer.add(scene("chair", "plain"), "train", 0)
     writer.close("train")
     for to in FORMATS:
-        with pytest.raises(UserError, match="orthographic"):
+        with pytest.raises(UserError, match="orthographic views, which only --to hf holds"):
             exported(tmp_path / "run", to, tmp_path / to)
 
 
