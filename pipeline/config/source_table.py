@@ -77,6 +77,7 @@ SOURCES = {  # in the order of --help
     "arb-objaverse": Source("posed", "pipeline.sources.arb", input="", objects=True, layers=("normals", "albedo")),
     "zero123": Source("posed", "pipeline.sources.zero123", input=FOLDER, objects=True),
     "pixelsplat": Source("posed", "pipeline.sources.pixelsplat", input=FOLDER),
+    "webdataset": Source("posed", "pipeline.export.tars", input=FOLDER, roles=True),
     **{
         name: Source(
             "posed",

@@ -8,13 +8,39 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from pipeline.core.errors import Skip
+from pipeline.poses.capture import matrices
 from pipeline.poses.shots import Shots
 
 SHARD_BYTES = 200_000_000
+MEMBER = re.compile(r"(?:\./)?([\w-]+)_(\d{4,}\.(?:jpg|json))")
+
+
+def scene_of(name: str) -> tuple[str, str] | None:
+    """Map a member of a tar to (name of its scene, NNNN.jpg or NNNN.json)."""
+    found = MEMBER.fullmatch(name)
+    return (found[1], found[2]) if found else None
+
+
+def cameras_of(facts: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Cameras of V views from their JSON: c2w (V, 4, 4), fxfycxcy (V, 4). Raises Skip("bad_cameras")."""
+    c2w = matrices([fact.get("c2w") for fact in facts])
+    try:
+        k = np.array([fact.get("fxfycxcy") for fact in facts], np.float64).reshape(len(facts), 4)
+    except (ValueError, TypeError) as error:
+        raise Skip("bad_cameras", f"fxfycxcy: {error}") from None
+    if not (np.isfinite(c2w).all() and np.isfinite(k).all()):
+        raise Skip("bad_cameras", "cameras with numbers that are none")
+    return c2w, k
 
 
 class Writer:

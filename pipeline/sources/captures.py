@@ -44,6 +44,7 @@ LOOKS = (  # other posed sources, and patterns of files or folders that one fold
     ("zero123", (r"\d{3}\.png", r"\d{3}\.npy")),
     ("gobjaverse", (r"campos_512_v4",)),
     ("pixelsplat", (r".+\.torch",)),
+    ("webdataset", (r"(train|val|test)-\d{6}\.tar",)),
     ("dome-objaverse", (r"dome_objaverse", r"metadata")),
     ("cap3d", (r"compressed_imgs_perobj_\d+\.zip",)),
     ("cap3d", (r"\d{5}\.png", r"00000\.json", r"00001\.json")),

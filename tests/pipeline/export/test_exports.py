@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import fcntl
 import importlib
+import io
 import json
 import math
 import os
@@ -23,7 +24,7 @@ import webdataset
 from pipeline.config.export import FORMATS, ExportConfig
 from pipeline.config.views import ImportConfig, PosedConfig
 from pipeline.core import cameras, images
-from pipeline.core.errors import UserError
+from pipeline.core.errors import Skip, UserError
 from pipeline.core.records import Item, Posed, Scene, Views, item_rng
 from pipeline.dataset.opened import Dataset
 from pipeline.export import exporter, hub
@@ -420,6 +421,7 @@ def back(source: str, out: Path, **scene: Any) -> dict[str, Posed]:
         ("colmap", "colmap"),
         ("pixelsplat", "pixelsplat"),
         ("lvsm", "re10k-frames"),
+        ("webdataset", "webdataset"),
     ],
 )
 def test_what_goes_out_comes_back(to: str, source: str, rich: Path, tmp_path: Path) -> None:
@@ -458,6 +460,48 @@ def test_formats_of_one_camera_come_back(to: str, plain: Path, tmp_path: Path) -
             assert posed.images == views.jpegs
         np.testing.assert_allclose(posed.c2w, one.c2w[list(order)], atol=1e-6)
         np.testing.assert_allclose(posed.fxfycxcy, views.intrinsics[list(order)], rtol=1e-6)
+
+
+def test_tars_come_back_with_their_splits_by_the_command(plain: Path, tmp_path: Path) -> None:
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": [5, 1, 2], "test": [0]}))
+    exported(plain, "webdataset", tmp_path / "tars", split_indices=split)
+    options = ("--res", 64, "--crop", "none", "--executor", "inline", "--val-percent", 0, "--out", tmp_path / "back")
+    done = lvsm_data_here("import", "--input", tmp_path / "tars", "--n", 3, *options)
+    assert done.returncode == 0 and "looks like webdataset" in done.stdout + done.stderr, done.stderr
+    again = Dataset(tmp_path / "back")
+    assert set(again.uids) == set(UIDS)
+    for one in again:
+        jpegs = scene(one.uid, "plain").by_width[64].jpegs
+        kept = dict(zip(one.jpegs, one.roles or (), strict=True))
+        assert kept == {jpegs[0]: "test", jpegs[1]: "train", jpegs[2]: "train", jpegs[5]: "train"}
+
+
+def test_tars_that_cannot_be_read_are_refused(plain: Path, tmp_path: Path) -> None:
+    exported(plain, "webdataset", tmp_path / "out", uid=("chair",))
+    tar = tmp_path / "out/train-000000.tar"
+    with tarfile.open(tar) as file:
+        members = {member.name: file.extractfile(member).read() for member in file.getmembers()}  # type: ignore[union-attr]
+
+    def told(changes: dict[str, bytes | None]) -> str:
+        with tarfile.open(tar, "w") as file:
+            for name, data in (members | changes).items():
+                if data is not None:
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    file.addfile(member, io.BytesIO(data))
+        with pytest.raises(Skip) as failure:
+            back("webdataset", tmp_path / "out")
+        return failure.value.reason
+
+    facts = json.loads(members["chair_0003.json"])
+    assert told({"chair_0003.json": None}) == "count_mismatch"
+    for wrong in ({"c2w": None}, {"c2w": [[math.nan] * 4] * 4}, {"fxfycxcy": [1, 2]}, {"fxfycxcy": "wide"}):
+        assert told({"chair_0003.json": json.dumps(facts | wrong).encode()}) == "bad_cameras"
+    assert told({"chair_0003.json": b"[]"}) == "bad_cameras"
+    tar.write_bytes(b"x" * 2000)
+    with pytest.raises(UserError, match=r"train-000000\.tar"):
+        back("webdataset", tmp_path / "out")
 
 
 def test_zero123_comes_back(square: Path, tmp_path: Path) -> None:
