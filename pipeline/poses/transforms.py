@@ -55,6 +55,9 @@ KINDS = re.compile(
 POSES = re.compile(
     r"transform_matrix_(start|end)|normal_mts_args|from_mitsuba"
 )  # for which instant-ngp takes other poses
+MATRIX = re.compile(r"K|(?:camera_?)?intrinsics?(?:_?mat(?:rix)?)?|camera_?mat(?:rix)?", re.IGNORECASE)
+ASPECT = re.compile(r"pixel_?aspect(?:_?ratio)?(?:_?[xy])?", re.IGNORECASE)
+SAME_FOCAL = 0.01  # share by which focal lengths may differ that are said in two ways
 BESIDE = {  # ScanNet++'s files -> the folder beside theirs that holds the pictures
     "transforms.json": "resized_images",
     "transforms_undistorted.json": "resized_undistorted_images",
@@ -161,6 +164,7 @@ def _camera(frame: Mapping[str, Any], hw: tuple[int, int]) -> tuple[np.ndarray, 
     made = [fx, fy, width / 2 if cx is None else cx, height / 2 if cy is None else cy]
     if values["w"] is None:
         unsized(np.array(made), hw)
+    _check_matrices(frame, np.array(made), (height, width))
     crop = (number(frame, "fisheye_crop_radius") or 0.0) / width
     lens = dataclasses.replace(stated, crop=crop) if crop > 0 else stated
     return fitted(np.array(made), (height, width), hw, Path(frame["file_path"]).name), lens
@@ -173,11 +177,29 @@ def _focal(frame: Mapping[str, Any], axis: str, size: float) -> float | None:
     """
     fov, pixels, angle = (number(frame, name) for name in (f"{axis}_fov", f"fl_{axis}", f"camera_angle_{axis}"))
     by_fov = None if fov is None else focal(size, math.radians(fov))
-    if by_fov and pixels and abs(by_fov / pixels - 1) > 0.01:
+    if by_fov and pixels and abs(by_fov / pixels - 1) > SAME_FOCAL:
         raise Skip("bad_cameras", f"{axis}_fov {fov:g} means {by_fov:.5g} pixels, fl_{axis} says {pixels:g}")
     if pixels is not None:
         return pixels
     return by_fov if by_fov or angle is None else focal(size, angle)
+
+
+def _check_matrices(frame: Mapping[str, Any], fxfycxcy: np.ndarray, hw: tuple[float, float]) -> None:
+    """Raise Skip("bad_cameras") where a matrix K (pixels, or shares of the picture) says other focal lengths than the rest."""
+    for name, value in frame.items():
+        if not MATRIX.fullmatch(name):
+            continue
+        try:
+            said = np.array(value, np.float64)
+        except (ValueError, TypeError):
+            continue  # a name, or a record
+        focals = (
+            said[:2] if said.shape == (4,) else np.diag(said)[:2] if said.shape in ((3, 3), (3, 4), (4, 4)) else None
+        )
+        if focals is not None and not any(
+            np.allclose(focals * unit, fxfycxcy[:2], rtol=SAME_FOCAL, atol=0) for unit in (1, np.array(hw[::-1]))
+        ):
+            raise Skip("bad_cameras", f"{name} says focal lengths {focals.tolist()}, the rest {fxfycxcy[:2].tolist()}")
 
 
 def _lens(frame: Mapping[str, Any]) -> Lens:
@@ -185,6 +207,8 @@ def _lens(frame: Mapping[str, Any]) -> Lens:
     for name, value in frame.items():
         if name == "lens" and isinstance(value, int | float):  # millimetres, which fl_x or an angle say too
             continue
+        if ASPECT.fullmatch(name) and number(frame, name) not in (None, 1.0):
+            raise Skip("unsupported_camera", f"{name} is {str(value)[:40]}; {lenses.NEEDED}")
         if POSES.fullmatch(name) and _says_something(value) and value != frame.get("transform_matrix"):
             said = (
                 f"{name} is said, for which instant-ngp takes other poses than transform_matrix has, and others do not"

@@ -720,6 +720,7 @@ KEYS: dict[str, list[tuple[str, object]]] = {
         ("shift_x", 0.1),
         ("rolling_shutter", [0, 0.01, 0, 0]),
         ("orthographic_scale", 2.0),
+        ("pixel_aspect_ratio", 1.5),
     ],
     "": [
         ("shutter_type", "GLOBAL"),
@@ -731,6 +732,8 @@ KEYS: dict[str, list[tuple[str, object]]] = {
         ("scene_360", "garden"),
         ("is_360", False),
         ("camera_type", "perspective"),
+        ("pixel_aspect_x", 1),
+        ("intrinsics", "intrinsics.txt"),
     ],
 }
 
@@ -745,6 +748,24 @@ def test_keys_that_speak_of_other_cameras_are_not_passed_over(tmp_path: Path, re
         (end,) = imported("nerfstudio", folder, tmp_path).values()
         assert (end.reason if isinstance(end, Skip) else "") == reason, (name, value)
         assert not reason or f"{name} is {value}" in str(end)
+
+
+@pytest.mark.parametrize("name", ["K", "intrinsic_matrix", "camera_intrinsics"])
+def test_a_matrix_of_intrinsics_that_says_otherwise_is_not_passed_over(name: str, tmp_path: Path) -> None:
+    folder = foreign.nerfstudio(tmp_path / "in", balls.walk(3, (90, 120)))
+    facts = foreign.read_json(folder / "transforms.json")
+    fx, fy, cx, cy = (facts[key] for key in ("fl_x", "fl_y", "cx", "cy"))
+    same, shares = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], [fx / facts["w"], fy / facts["h"], 0.5, 0.5]
+    for value, fits in (
+        (same, True),
+        (shares, True),
+        ([[fx / 2, 0, cx], *same[1:]], False),
+        ([fx, 2 * fy, cx, cy], False),
+    ):
+        write_json(folder / "transforms.json", facts | {name: value})
+        (end,) = imported("nerfstudio", folder, tmp_path).values()
+        assert isinstance(end, Skip) != fits
+        assert fits or (end.reason == "bad_cameras" and f"{name} says focal lengths" in end.detail)
 
 
 def test_other_poses_beside_those_that_are_read_are_not_passed_over(tmp_path: Path) -> None:
