@@ -113,14 +113,15 @@ def serve() -> None:
 
 
 def without_dashboard(put: Callable[[object, str, object], None] = setattr) -> None:
-    """Let a Ray of this process leave out what shows it to people and what grows clusters: half of the CPU of its start."""
-    from ray._private import node, utils
+    """Let a Ray of this process leave out what shows it to people and what grows clusters: most of the CPU of its start."""
+    from ray._private import node, services
 
     for name in ("start_api_server", "start_log_monitor", "start_monitor"):
         assert hasattr(node.Node, name)
         put(node.Node, name, lambda *_, **__: None)
-    assert hasattr(utils, "get_dashboard_dependency_error")
-    put(utils, "get_dashboard_dependency_error", lambda: ImportError("this Ray shows nothing"))  # nor do its agents
+    assert hasattr(services, "_build_python_executable_command_memory_profileable")
+    agent = [sys.executable, "-I", "-S", str(Path(__file__).with_name("idle_agent.py"))]
+    put(services, "_build_python_executable_command_memory_profileable", lambda *_, **__: agent)
 
 
 def become(arguments: list[str], impatient: bool, env: dict[str, str], cwd: str, into: str) -> None:
