@@ -33,8 +33,11 @@ from pipeline.core.errors import FEWER_THAN_ASKED, UserError
 from pipeline.core.signals import INTERRUPTED, say_interrupted
 from pipeline.core.text import shown
 
-# errors of a machine that refuses to write, which no code of ours mends
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+# errors of a machine that no code of ours mends -> what to do
+REFUSALS = dict.fromkeys(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
+    "make room, or name a folder that is yours; then give the same command again",
+) | {errno.ENAMETOOLONG: "names have 255 bytes at most, and whole paths 4,095"}
 
 
 def render(cfg: Annotated[RenderConfig, tyro.conf.OmitArgPrefixes]) -> int:
@@ -533,6 +536,10 @@ def _paths(asked: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Prim
 
 def _path(word: str) -> Path:
     if word.strip():
+        try:
+            Path(word).expanduser()
+        except RuntimeError:
+            raise UserError(f"{word}: nobody of that name has a home here", "~/ is yours; ./~ begins a name") from None
         return Path(word)
     named = [before for before, after in itertools.pairwise(sys.argv[1:]) if after == word and before[:1] == "-"]
     named += [each.rstrip("= ") for each in sys.argv[1:] if each[:1] == "-" and each.partition("=")[1:] == ("=", word)]
@@ -575,10 +582,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in REFUSALS:
             raise
-        hint = "make room, or name a folder that is yours; then give the same command again"
-        code = _refused(f"{error.filename or 'a file'}: {error.strerror}", hint)
+        code = _refused(f"{error.filename or 'a file'}: {error.strerror}", REFUSALS[error.errno])
     except KeyboardInterrupt:
         say_interrupted()
         code = INTERRUPTED

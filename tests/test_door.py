@@ -76,6 +76,21 @@ def test_an_empty_path_is_no_folder(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [("~nobody-of-that-name/run", "nobody of that name has a home here"), ("x" * 300, "File name too long")],
+    ids=["home", "long"],
+)
+@pytest.mark.parametrize("arguments", [("eval",), ("render", "--out"), ("import", "--input"), ("verify",)])
+def test_a_path_that_no_machine_has_is_said(
+    arguments: tuple[str, ...], path: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = lvsm_data_here(*arguments, path)
+    assert ended.returncode == 2 and ended.stderr.startswith("error: ")
+    assert path in ended.stderr and f": {error}\nhint: " in ended.stderr
+
+
 def refuse(number: int, monkeypatch: pytest.MonkeyPatch) -> subprocess.CompletedProcess[str]:
     """The command, where the machine refuses to write a file with this error."""
 

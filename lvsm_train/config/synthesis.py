@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -88,7 +89,7 @@ class SynthesisConfig:
     @property
     def path_file(self) -> Path | None:
         """File with the poses; None for a path that has a name."""
-        return Path(self.poses).expanduser() if self.poses and self.poses not in ROUTES else None
+        return Path(os.path.expanduser(self.poses)) if self.poses and self.poses not in ROUTES else None
 
     @property
     def shape(self) -> tuple[float, float] | None:
