@@ -77,7 +77,8 @@ def plan(cfg: SynthesisConfig, model: Model, album: Album) -> Plan:
     k = cams.fxfycxcy
     if k is None:
         k = np.repeat(np.median(shown.fxfycxcy, 0)[None], len(cams.c2w), 0)
-    warnings = [*album.notes, *moved, *_of_sizes(model, hw, shown, cams.lost), *_of_kind(model, is_scene)]
+    cropped = _of_crops(hw, shown, cams.lost, cfg.aspect)
+    warnings = [*album.notes, *moved, *_of_sizes(model, hw), *cropped, *_of_kind(model, is_scene)]
     if cfg.input and cfg.verify_cameras:
         warnings += album.doubts(inputs)
     return Plan(album, hw, is_scene, place, inputs, CHOICES[choice], shown, route, cams.c2w, k, others, truth, warnings)
@@ -122,25 +123,34 @@ def _of_kind(model: Model, is_scene: bool) -> list[str]:
     ]
 
 
-def _of_sizes(model: Model, hw: HW, shown: Pictures, lost: float) -> list[str]:
-    """Warn of a size or shape that is not the trained one, of what was cropped, and of photos that were enlarged."""
+def _of_sizes(model: Model, hw: HW) -> list[str]:
+    """Warn of a size or shape that is not the trained one."""
+    if not model.sizes or hw in model.sizes:
+        return []
+    at = " and ".join(f"{width}x{height}" for height, width in dict.fromkeys(model.sizes))
+    larger = math.prod(hw) > LARGER * max(map(math.prod, model.sizes))
+    way_out = (
+        "pictures of the trained size, without --res, are better, also when they are enlarged afterwards"
+        if larger
+        else "without --res and --aspect they are as in training, and `train --aspect` makes models for several shapes"
+    )
+    return [
+        f"pictures of {hw[1]}x{hw[0]} pixels, and the model was trained at {at}: expect blur and artefacts, the more the "
+        f"farther size and shape are from that (docs/synthesis.md has figures); {way_out}"
+    ]
+
+
+def _of_crops(hw: HW, shown: Pictures, lost: float, aspect: str) -> list[str]:
+    """Warn of what was cropped, and of photos that were enlarged. aspect: as it was asked for."""
     said = []
-    if model.sizes and hw not in model.sizes:
-        at = " and ".join(f"{width}x{height}" for height, width in dict.fromkeys(model.sizes))
-        larger = math.prod(hw) > LARGER * max(map(math.prod, model.sizes))
-        way_out = (
-            "pictures of the trained size, without --res, are better, also when they are enlarged afterwards"
-            if larger
-            else "without --res and --aspect they are as in training, and `train --aspect` makes models for several shapes"
-        )
-        said.append(
-            f"pictures of {hw[1]}x{hw[0]} pixels, and the model was trained at {at}: expect blur and artefacts, the more the "
-            f"farther size and shape are from that (docs/synthesis.md has figures); {way_out}"
-        )
     if shown.lost > LOSS:
+        way_out = (
+            "that is the first photo's shape in whole patches: a larger --res comes nearer, --views names photos of one shape"
+            if aspect == "photos"
+            else "--aspect photos keeps the first photo's shape"
+        )
         said.append(
-            f"up to {shown.lost:.0%} of a photo is cropped at its sides, for pictures of {hw[1]}x{hw[0]}; --aspect photos "
-            "keeps the photos' shape"
+            f"up to {shown.lost:.0%} of a photo is cropped at its sides, for pictures of {hw[1]}x{hw[0]}; {way_out}"
         )
     if lost > LOSS:
         said.append(

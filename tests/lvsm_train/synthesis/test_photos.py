@@ -222,6 +222,7 @@ def test_another_shape_is_warned_of_and_never_stretched(run: Path, walked: Path,
         run, "--input", walked, "--aspect", "photos", "--poses", "circle", "--frames", 1, "--out", tmp_path / "o"
     )
     assert "pictures of 40x24 pixels, and the model was trained at 32x32" in warned and "`train --aspect`" in warned
+    assert "is cropped" in warned and "a larger --res comes nearer" in warned and "--aspect photos" not in warned
     cams = json.loads((tmp_path / "o/cameras.json").read_text())
     fx, fy = cams["inputs"]["fxfycxcy"][0][:2]
     assert fx / fy == pytest.approx(1.21 / 1.13, rel=0.02)  # that of the camera, and no other
@@ -238,6 +239,7 @@ def test_shapes_of_training_are_taken_without_a_warning(data: Path, tmp_path: Pa
         assert pictures_in(tmp_path / aspect.replace(":", "-")).shape[1:3] == hw and "artefacts" not in warned
     _, warned = synthesize(several, *views, "--aspect", "3:1", "--out", tmp_path / "wide")
     assert "trained at 32x32 and 32x16 and 24x32" in warned and "afterwards" not in warned
+    assert "--aspect photos keeps the first photo's shape" in warned
     _, warned = synthesize(several, *views, "--res", 64, "--out", tmp_path / "large")
     assert "without --res, are better, also when they are enlarged" in warned
 
