@@ -35,7 +35,8 @@ def export(cfg: ExportConfig) -> list[str]:
     place = quoted(cfg.out)
     return [
         f"step {trained.step}, {size(weights)} of weights{_averaged(trained)}: {shown(cfg.out)}",
-        f"`lvsm-data eval {place} --data RUN` and `train --start-from {place}` read it; `lvsm-data push {place}` uploads it",
+        f"`lvsm-data eval {place} --data RUN`, `lvsm-data synthesize {place} --input PHOTOS` and "
+        f"`train --start-from {place}` read it; `lvsm-data push {place}` uploads it",
     ]
 
 

@@ -52,7 +52,7 @@ def _summary(said: dict[str, Any], name: str) -> list[str]:
     rows = {
         "model": f"{said['architecture']}; {layers}",
         "weights": f"{weights['numbers']:,} numbers, step {said['step']:,}{', averaged' if weights['averaged'] else ''}",
-        "pictures": f"{pictures['width']}x{pictures['height']} pixels in patches of {pictures['patch']}",
+        "pictures": f"{' or '.join(_sizes(said))} pixels in patches of {pictures['patch']}",
         "a sample in training": f"{inputs} views shown, {targets} asked for",
         **{f"`{what}`": meaning for what, meaning in said["conventions"].items()},
     }
@@ -65,6 +65,13 @@ def _summary(said: dict[str, Any], name: str) -> list[str]:
     ]
 
 
+def _sizes(said: dict[str, Any]) -> list[str]:
+    """Sizes of the pictures of training, width first, each once."""
+    one = said["pictures"]
+    sizes = said["card"].get("data", {}).get("sizes") or [(one["height"], one["width"])]
+    return list(dict.fromkeys(f"{width}x{height}" for height, width in sizes))
+
+
 def _use(name: str) -> list[str]:
     place = f"hf:{name}" if "/" in name else name
     return [
@@ -72,6 +79,7 @@ def _use(name: str) -> list[str]:
         "",
         "```",
         f"lvsm-data eval {shlex.quote(place)} --data SHARDS",
+        f"lvsm-data synthesize {shlex.quote(place)} --input PHOTOS",
         f"lvsm-data train --start-from {shlex.quote(place)} --data SHARDS   # with the flags of its model, below",
         "```",
         "",

@@ -69,7 +69,7 @@ def push_model(cfg: PushConfig, make: Callable[[Path, str], Mapping[str, Path]])
                 "another --repo; or --replace, which puts this one in its place (the Hub's history keeps it)",
             )
         sent = target.send(files, target.same(files))
-    return [*sent, f"hf:{repo}{target.at} stands for it in `eval`, `latent` and `train --start-from`"]
+    return [*sent, f"hf:{repo}{target.at} stands for it in `eval`, `synthesize`, `latent` and `train --start-from`"]
 
 
 def _run_there(target: _Target, folder: Path) -> str | None:

@@ -28,6 +28,7 @@ from lvsm_train.config.train import DataConfig, ModelConfig, OptimConfig  # noqa
 from lvsm_train.evaluation import published_index  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
 from lvsm_train.training.train import train_fn  # noqa: E402
+from lvsm_train.weights import readme  # noqa: E402
 from lvsm_train.weights.official import to_official  # noqa: E402
 from lvsm_train.weights.trained import open_model  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
@@ -106,8 +107,9 @@ def test_commands_that_are_suggested_can_be_pasted(run: Path) -> None:
     assert done.returncode == 0, done.stderr
     commands = done.stdout.split("`")[1::2]
     card = [line for line in (out / "README.md").read_text().splitlines() if line.startswith("lvsm-data ")]
-    assert [shlex.split(line)[place] for line, place in zip(commands, (2, 2, 2), strict=True)] == 3 * [str(out)]
-    assert [shlex.split(line)[place] for line, place in zip(card, (2, 3), strict=True)] == 2 * [out.name]
+    assert [shlex.split(line)[place] for line, place in zip(commands, (2, 2, 2, 2), strict=True)] == 4 * [str(out)]
+    assert [shlex.split(line)[place] for line, place in zip(card, (2, 2, 3), strict=True)] == 3 * [out.name]
+    assert [line.split()[1] for line in card] == ["eval", "synthesize", "train"]
 
 
 def test_what_is_exported_comes_back_bit_by_bit(run: Path, exported: Path) -> None:
@@ -140,6 +142,11 @@ def test_the_config_and_the_card_say_all_but_the_machine(run: Path, exported: Pa
     assert config["settings"]["model"]["dim"] == 32 and "OpenCV" in config["conventions"]["c2w"]
     assert config["weights"]["numbers"] == sum(value.numel() for value in weights(run).values())
     card = (exported / "README.md").read_text()
+    assert "| pictures | 32x32 pixels in patches of 8 |" in card
+    several = config | {
+        "card": config["card"] | {"data": config["card"]["data"] | {"sizes": [[32, 32], [16, 32], [16, 32]]}}
+    }
+    assert "| pictures | 32x32 or 32x16 pixels in patches of 8 |" in readme.text(several, "try")
     head = yaml.safe_load(card.split("---\n")[1])
     assert head["license"] == "unknown" and "novel-view-synthesis" in head["tags"]
     psnr = json.loads((run / "card.json").read_text())["held_out_objects"]["psnr"]
