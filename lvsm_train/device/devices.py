@@ -18,7 +18,7 @@ def device_of(name: str, local_rank: int = 0) -> torch.device:
     wanted = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(wanted)
-    except RuntimeError:
+    except (RuntimeError, TypeError):  # the latter from Python, for what is no text
         raise UserError(f"--device {name} is no device", "auto, cpu, cuda, cuda:1, mps, ...") from None
     try:
         if device.type == "cuda":

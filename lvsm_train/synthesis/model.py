@@ -6,6 +6,7 @@ import contextlib
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -123,6 +124,8 @@ class Encoded:
         poses = _poses(c2w, "target_c2w")
         k = _numbers(fxfycxcy, (len(poses), 4), "target_fxfycxcy")
         model, size = self.model, self.hw if hw is None else _size(hw)
+        if not isinstance(batch, Integral) or batch < 1:
+            raise ValueError(f"batch is {batch}: give a number of views, 1 or more")
         for at in range(0, len(poses), batch):
             pose, own = (model._tensor(numbers[at : at + batch]) for numbers in (poses, k))
             with torch.no_grad(), autocast(model.trained.cfg.precision, model.device):
@@ -143,7 +146,10 @@ def _size(hw: HW) -> HW:
 
 def _pictures(images: Array) -> np.ndarray:
     """Pictures (N, H, W, 3) as a NumPy array. Raises ValueError for what are none."""
-    pictures = _array(images)
+    try:
+        pictures = _array(images)
+    except ValueError:
+        raise ValueError("images are of different sizes, or no arrays: give (N, H, W, 3)") from None
     if pictures.ndim != 4 or pictures.shape[3] != 3 or not pictures.size:
         raise ValueError(f"images are {pictures.shape}: give (N, H, W, 3)")
     if pictures.dtype != np.uint8:
@@ -156,7 +162,7 @@ def _pictures(images: Array) -> np.ndarray:
 
 def _poses(c2w: Array, name: str) -> np.ndarray:
     """Poses (N, 4, 4) float64. Raises ValueError, which calls them `name`, for others, and for those that are not rigid."""
-    poses = _array(c2w).astype(np.float64)
+    poses = _floats(c2w, name)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or not len(poses):
         raise ValueError(f"{name} is {poses.shape}: give (N, 4, 4)")
     cameras.check_rigid(poses, name=lambda number: f"{name}[{number}]")
@@ -165,10 +171,20 @@ def _poses(c2w: Array, name: str) -> np.ndarray:
 
 def _numbers(given: Array, shape: tuple[int, ...], name: str) -> np.ndarray:
     """Intrinsics of this shape, float64. Raises ValueError, which calls them `name`, for others."""
-    numbers = _array(given).astype(np.float64)
-    if numbers.shape != shape or not np.isfinite(numbers).all() or not (numbers[:, :2] > 0).all():
-        raise ValueError(f"{name} is {numbers.shape}: give {shape}, finite, with positive focal lengths")
+    numbers = _floats(given, name)
+    if numbers.shape != shape:
+        raise ValueError(f"{name} is {numbers.shape}: give {shape}")
+    if not np.isfinite(numbers).all() or not (numbers[:, :2] > 0).all():
+        raise ValueError(f"{name} has numbers that are not finite, or focal lengths that are not positive")
     return numbers
+
+
+def _floats(given: Array, name: str) -> np.ndarray:
+    """Numbers as float64. Raises ValueError, which calls them `name`, for what are none."""
+    try:
+        return _array(given).astype(np.float64)
+    except (TypeError, ValueError):  # NumPy's do not say which argument it is
+        raise ValueError(f"{name} is no array of numbers") from None
 
 
 def _array(given: Array) -> np.ndarray:

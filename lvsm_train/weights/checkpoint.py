@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
 
+from lvsm_train.weights.readers import load_plain
 from pipeline.core.disk import patiently, replacing
 from pipeline.core.errors import UserError
 from pipeline.storage.train_run import CHECKPOINTS as FOLDER
@@ -58,6 +59,8 @@ def load(run: Path, step: int | None = None, device: str = "cpu") -> tuple[dict[
     Says on stderr which newer ones cannot be read. Raises UserError if the run has none of that step, or none can be read.
     """
     steps = commits(run)
+    if step is not None and not isinstance(step, Integral):
+        raise UserError(f"step {step!r} is no whole number", "leave the step out for the newest")
     if step is not None and step not in steps:
         has = ", ".join(map(str, steps)) or "none"
         raise UserError(f"{run} has no checkpoint of step {step}; it has {has}", "leave the step out for the newest")
@@ -65,9 +68,9 @@ def load(run: Path, step: int | None = None, device: str = "cpu") -> tuple[dict[
     while left:
         path = run / FOLDER / f"step-{left.pop():08d}.pt"
         try:
-            state = torch.load(path, map_location=device, weights_only=True)
+            state = load_plain(path, device)
             return state, json.loads(path.with_suffix(".json").read_text())
-        except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
             said = f"{path} cannot be read: {' '.join(str(error).split())[:200]}"
             if not left:
                 raise UserError(said, "move the folder of checkpoints away to begin anew") from None

@@ -11,6 +11,7 @@ import math
 import mmap
 import pickle
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ import torch
 from pipeline.core.errors import UserError
 
 LARGEST = 1 << 31  # bytes of a decompressed variable at most; VGG-19 has 575 million
+NO_TENSORS = "it is no file of torch.save, or one with more than tensors and plain values"
 MALFORMED = (
     struct.error, zlib.error, pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
     RuntimeError, OverflowError, RecursionError, MemoryError,
@@ -34,7 +36,10 @@ def _user_errors(what: str) -> Iterator[None]:
     try:
         yield
     except MALFORMED as error:
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        name = (
+            "" if type(error) is ValueError else f"{type(error).__name__}: "
+        )  # the others' texts say too little alone
+        said = f"{name}{error}".splitlines()[0]
         raise UserError(f"{what} cannot be read ({said})", "fetch it again, or name another file") from None
 
 
@@ -169,9 +174,25 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def read_torch(path: Path) -> dict[str, torch.Tensor]:
     """Read the tensors, by name and on the CPU, of a state dict that torch.save wrote, bare or as "model" of a checkpoint."""
     with _user_errors(str(path)):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        content = content.get("model", content)
+        content = load_plain(path)
+        if isinstance(content, dict):
+            content = content.get("model", content)
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, and no weights by their names")
         return {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def load_plain(path: Path, device: str = "cpu") -> Any:
+    """Read what torch.save wrote, if it is nothing but tensors and plain values.
+
+    Raises ValueError for another file, and whatever torch.load raises for one that is damaged.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a pickle's protocol
+        try:
+            return torch.load(path, map_location=device, weights_only=True)
+        except (pickle.UnpicklingError, EOFError):  # torch's text tells how to execute what is in the file
+            raise ValueError(NO_TENSORS) from None
 
 
 RECONSTRUCT = np.ndarray(0).__reduce__()[0]  # its module depends on NumPy's version

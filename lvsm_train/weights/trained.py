@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,7 +128,22 @@ class _Found:
 
 def _find(where: Path | str, step: int | None, device: torch.device) -> _Found:
     """Read weights from any place. Raises UserError."""
-    path = hub.obtain(where) if on_hub(where) else Path(where).expanduser()
+    if not isinstance(where, str | Path):
+        raise UserError(
+            f"a model's place is a text or a path, and not of type {type(where).__name__}", f"give {PLACES}"
+        )
+    if not str(where).strip():
+        raise UserError("a model's place is empty", f"give {PLACES}")
+    try:
+        return _read(where, step, device)
+    except OSError as error:  # a name that is too long, a file that is not ours to read, a disk
+        raise UserError(f"{where} cannot be read: {error.strerror or error}", f"give {PLACES}") from None
+
+
+def _read(where: Path | str, step: int | None, device: torch.device) -> _Found:
+    path = (
+        hub.obtain(where) if on_hub(where) else Path(os.path.expanduser(where))
+    )  # no error for homes that are not there
     of_run = COMMIT.fullmatch(path.with_suffix(".json").name) if path.parent.name == CHECKPOINTS else None
     if of_run and path.is_file():
         return _of_run(path.parent.parent, int(of_run[1]), device)

@@ -340,15 +340,16 @@ def test_render_takes_arrays_and_tensors(model: Model, one: Object) -> None:
         (0, np.zeros((4, 30, 32, 3), np.uint8), "no whole patches of 8"),
         (1, np.eye(4)[None], "one pose per picture"),
         (1, np.tile(2 * np.eye(4), (4, 1, 1)), "c2w[0]: axes that are not orthonormal"),
-        (2, np.zeros((4, 4)), "positive focal lengths"),
+        (0, [np.zeros((32, 32, 3), np.uint8), np.zeros((16, 32, 3), np.uint8)], "images are of different sizes"),
+        (1, [{}], "c2w is no array of numbers"),
+        (2, np.zeros((4, 4)), "fxfycxcy has numbers that are not finite, or focal lengths that are not positive"),
+        (2, np.full((4, 4), np.nan), "fxfycxcy has numbers that are not finite"),
         (3, np.eye(4), "target_c2w is (4, 4)"),
         (4, np.ones((2, 4)), "target_fxfycxcy is (2, 4)"),
     ],
 )
-def test_render_says_what_is_no_picture_or_camera(
-    place: int, value: np.ndarray, says: str, model: Model, one: Object
-) -> None:
-    given_ = [one.images[:4], one.c2w[:4], one.fxfycxcy[:4], one.c2w[4:5], one.fxfycxcy[4:5]]
+def test_render_says_what_is_no_picture_or_camera(place: int, value: Any, says: str, model: Model, one: Object) -> None:
+    given_: list[Any] = [one.images[:4], one.c2w[:4], one.fxfycxcy[:4], one.c2w[4:5], one.fxfycxcy[4:5]]
     given_[place] = value
     with pytest.raises(ValueError) as raised:
         model.render(*given_)
@@ -359,6 +360,28 @@ def test_render_says_what_is_no_picture_or_camera(
 def test_render_says_what_is_no_size(hw: Any, model: Model, one: Object) -> None:
     with pytest.raises(ValueError, match="give \\(height, width\\) in pixels"):
         model.render(one.images[:4], one.c2w[:4], one.fxfycxcy[:4], one.c2w[4:5], one.fxfycxcy[4:5], hw=hw)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 2.5, None])
+def test_render_says_what_is_no_batch(batch: Any, model: Model, one: Object) -> None:
+    with pytest.raises(ValueError, match="give a number of views, 1 or more"):
+        model.render(one.images[:4], one.c2w[:4], one.fxfycxcy[:4], one.c2w[4:5], one.fxfycxcy[4:5], batch=batch)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"step": "7"}, "step '7' is no whole number"),
+        ({"step": 7.0}, "step 7.0 is no whole number"),
+        ({"step": 8}, "it has 7"),
+        ({"device": None}, "--device None is no device"),
+        ({"device": "banana"}, "--device banana is no device"),
+    ],
+    ids=["text", "float", "none", "nothing", "banana"],
+)
+def test_load_says_what_is_no_step_or_device(more: dict[str, Any], says: str, run: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        lvsm_train.load(run, **more)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says that there is no GPU")

@@ -24,6 +24,7 @@ torch = pytest.importorskip("torch")
 
 import safetensors.torch  # noqa: E402
 
+import lvsm_train  # noqa: E402
 from lvsm_train.config.train import DataConfig, ModelConfig, OptimConfig  # noqa: E402
 from lvsm_train.evaluation import published_index  # noqa: E402
 from lvsm_train.models import lvsm  # noqa: E402
@@ -511,6 +512,44 @@ def test_a_disk_that_is_full(exported: Path, hub: Hub, monkeypatch: pytest.Monke
         open_model("hf:me/try", device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        (3, "not of type int"),
+        (None, "not of type NoneType"),
+        (["runs/try"], "not of type list"),
+        ("", "is empty"),
+        ("x" * 300, "File name too long"),
+        ("~nobody-of-that-name/run", "is not there"),
+    ],
+    ids=["number", "none", "list", "empty", "long", "home"],
+)
+def test_what_names_no_model(place: Any, error: str) -> None:
+    with pytest.raises(UserError, match=error) as failure:
+        lvsm_train.load(place, device="cpu")
+    assert "give a run of `lvsm-data train`" in failure.value.hint
+
+
+@pytest.mark.parametrize(
+    "content", [b"print('hello')\n", b"", b"\xff\xd8\xff\xe0 a photo", pickle.dumps({"model": Hostile()})]
+)
+def test_a_file_of_no_weights_is_said_in_a_sentence(
+    content: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    """Without what torch says of such files, which is how to execute what they hold."""
+    (tmp_path / "file.py").write_bytes(content)
+    with pytest.raises(UserError) as failure:
+        lvsm_train.load(tmp_path / "file.py", device="cpu")
+    said = f"{tmp_path}/file.py cannot be read (it is no file of torch.save, or one with more than tensors and plain values)"
+    assert str(failure.value) == said
+    assert capfd.readouterr() == ("", "") and not list(recwarn)
+    (tmp_path / "checkpoints").mkdir()
+    for name, text in (("step-00000005.pt", content), ("step-00000005.json", b"{}")):
+        (tmp_path / "checkpoints" / name).write_bytes(text)
+    with pytest.raises(UserError, match=r"step-00000005\.pt cannot be read: it is no file of torch\.save"):
+        lvsm_train.load(tmp_path, device="cpu")
+
+
 def test_checkpoints_that_are_not_whole_are_refused(run: Path, exported: Path, tmp_path: Path) -> None:
     whole = to_official(lvsm.build(OFFICIAL, 5))
     name = "transformer_blocks.1.attn.fc.weight"
@@ -520,6 +559,7 @@ def test_checkpoints_that_are_not_whole_are_refused(run: Path, exported: Path, t
         "shape": (whole | {name: torch.ones(32, 31)}, "(32, 31)"),
         "nothing": ({}, "no weight begins with transformer_blocks."),
         "ours": (weights(run), "without what says of which model they are"),
+        "list": ([1], "it holds a list, and no weights by their names"),
     }
     for case, (tensors, error) in cases.items():
         torch.save(tensors, tmp_path / f"{case}.pt")
