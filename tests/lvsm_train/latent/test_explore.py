@@ -201,6 +201,20 @@ def test_tensors_are_what_the_numbers_and_pictures_are_of(report: Report, run: P
     assert about == {"objects": ["ball-4", "ball-1"], "step": 8, "seed": 0, "pca_objects": told["pca"]["objects"]}
 
 
+def test_the_docs_go_on_with_the_tensors(
+    report: Report, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Typed one after the other, its lines render the object again, bit by bit."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/encdec").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```\n(.*?)```", DOCS.partition("### Tensors")[2].partition("## From Python")[0], re.DOTALL)
+    made: dict[str, Any] = {}
+    exec("".join(blocks), made)
+    assert len(blocks) == 2 and made["moved"].shape == (6, 32)
+    assert torch.equal(made["pictures"], torch.from_numpy(made["found"]["object-1/render"]))
+
+
 @pytest.fixture
 def passed_on(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Path]]:
     """The run's model wherever a model can be."""
