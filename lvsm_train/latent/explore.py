@@ -23,7 +23,7 @@ from lvsm_train.latent.latent_page import Report
 from lvsm_train.latent.laws import laws
 from lvsm_train.latent.operations import EDITS, MIXTURES
 from lvsm_train.latent.study import Study, change, measure
-from lvsm_train.latent.workbench import Bench, open_bench
+from lvsm_train.latent.workbench import Bench, net_with_latents, open_bench
 from lvsm_train.losses.metrics import Lpips, load_lpips
 from lvsm_train.media.films import LEAST, write_film
 from lvsm_train.weights.trained import open_model
@@ -42,6 +42,7 @@ def explore(cfg: LatentConfig) -> Report:
     or tokens that do not exist, and broken shards.
     """
     trained = open_model(cfg.run, cfg.step, cfg.device, cfg.preset)
+    net_with_latents(trained)  # said before data are looked at
     device = next(trained.net.parameters()).device
     own, patch = trained.data_config(cfg), trained.cfg.model.patch
     with contextlib.closing(Data(own, device=device, patch=patch)) as data, torch.no_grad():

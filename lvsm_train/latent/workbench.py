@@ -92,15 +92,20 @@ class Bench:
         return pose_difference(first, second)
 
 
+def net_with_latents(trained: Trained) -> EncoderDecoder:
+    """Network of a model that keeps latents of a scene. Raises UserError for another kind."""
+    if isinstance(trained.net, EncoderDecoder):
+        return trained.net
+    raise UserError(
+        f"{trained.run} is a {trained.cfg.model.kind} model, which keeps no latents of a scene",
+        "train one that does: lvsm-data train --kind encoder_decoder --latents 64 --data FOLDER --out runs/encdec",
+    )
+
+
 def open_bench(trained: Trained, data: Data, cfg: LatentConfig) -> Bench:
     """Load and encode the objects that cfg names. Raises UserError if the model has no latents, objects or tokens do not
     exist, or pictures do not divide into patches."""
-    net = trained.net
-    if not isinstance(net, EncoderDecoder):
-        raise UserError(
-            f"{trained.run} is a run of a {trained.cfg.model.kind} model, which keeps no latents of a scene",
-            "train one that does: lvsm-data train --kind encoder_decoder --latents 64 --data FOLDER --out runs/encdec",
-        )
+    net = net_with_latents(trained)
     trained.cfg.model.check_pictures(data.hw)
     token_numbers(cfg.tokens, trained.cfg.model.latents)
     samples = choose_samples(trained, data, cfg.objects, cfg.views)
