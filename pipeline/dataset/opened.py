@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import OrderedDict
@@ -18,7 +19,7 @@ from pipeline.core import images
 from pipeline.core.errors import UserError
 from pipeline.core.records import HELD_OUT, item_rng
 from pipeline.storage.object_store import Store, unreachable
-from pipeline.storage.object_table import objects_in, uids_in
+from pipeline.storage.object_table import objects_at_end, objects_in, uids_in
 from pipeline.storage.shards import Rows, facts_in, find_shards, is_shard, layer_of, open_shard, rows_of
 
 OPEN_FILES = 16  # shards that each thread keeps open: their footers take longer to read than an object does
@@ -106,15 +107,12 @@ class Dataset(Sequence[Object]):
         self.shards = [name for name in names if split is None or name.rpartition("/")[2].startswith(split)]
         self._here = _Here()
 
-        def told(file: Any) -> tuple[dict[str, Any], list[str], dict[str, list[Any]]]:
-            known = objects_in(file) if listed else {}
-            return facts_in(file.schema_arrow, "it"), known["uid"] if known else uids_in(file), known
-
-        footers = self._of_each(told)
-        self.facts = footers[0][0] if footers else {}
-        self.uids = [uid for _, uids, _ in footers for uid in uids]
-        self._listed = [known for *_, known in footers] if listed else None
-        counts = [len(uids) for _, uids, _ in footers]
+        first = self._of_each(self._facts_of, self.shards[:1])
+        self.facts = first[0] if first else {}
+        self._listed = self._of_each(self._objects_of) if listed else None
+        uids = [known["uid"] for known in self._listed] if self._listed else self._of_each(self._uids_of)
+        self.uids = list(itertools.chain.from_iterable(uids))
+        counts = [len(some) for some in uids]
         self._first = np.cumsum([0, *counts])
         self._number = {uid: number for number, uid in enumerate(self.uids)}
 
@@ -140,20 +138,36 @@ class Dataset(Sequence[Object]):
         assert self._store is not None
         return [f"{folder}/{name}" for name in sorted(self._store.names(folder)) if is_shard(name)]
 
-    def _of_each(self, read: Callable[[Any], Read]) -> list[Read]:
-        """Apply `read` to each shard's file, several at once. Raises UserError for one that cannot be read."""
+    def _objects_of(self, shard: str) -> dict[str, list[Any]]:
+        return self._told(shard) or self._parsed(shard, objects_in)
+
+    def _uids_of(self, shard: str) -> list[str]:
+        return self._told(shard).get("uid") or self._parsed(shard, uids_in)
+
+    def _facts_of(self, shard: str) -> dict[str, Any]:
+        return self._parsed(shard, lambda file: facts_in(file.schema_arrow, "it"))
+
+    def _told(self, shard: str) -> dict[str, list[Any]]:
+        with self._store.open(shard) if self._store else Path(shard).open("rb") as file:
+            return objects_at_end(file)
+
+    def _parsed(self, shard: str, read: Callable[[Any], Read]) -> Read:
+        with self._opened(shard) as file:
+            return read(file)
+
+    def _of_each(self, read: Callable[[str], Read], shards: Sequence[str] | None = None) -> list[Read]:
+        """Apply `read` to these shards, or all, several at once. Raises UserError for one that cannot be read."""
 
         def of(shard: str) -> Read:
             try:
-                with self._opened(shard) as file:
-                    return read(file)
+                return read(shard)
             except UserError as error:
                 raise UserError(f"{shard}: {error}", error.hint) from None
             except (*unreachable(), ValueError) as error:  # type: ignore[misc]
                 raise UserError(f"{shard} cannot be read: {error}", HINT) from None
 
         with ThreadPoolExecutor(FOOTERS_AT_ONCE if self.address else PARSED_AT_ONCE) as pool:
-            return list(pool.map(of, self.shards))
+            return list(pool.map(of, self.shards if shards is None else shards))
 
     def _file(self, shard: str) -> Any:
         """The calling thread's open file of a shard."""
@@ -233,7 +247,7 @@ class Dataset(Sequence[Object]):
         """
         found: dict[str, list[Any]] = {}
         done = 0
-        known, self._listed = self._listed or self._of_each(objects_in), None
+        known, self._listed = self._listed or self._of_each(self._objects_of), None
         for shard, facts in zip(self.shards, known, strict=True):
             count, name = len(facts["uid"]), Path(shard).stem
             split = "val" if name.startswith("val") else "train"

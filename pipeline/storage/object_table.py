@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.shards import CAPTION, OBJECTS_KEY, facts_in, numbers, open_shard, subject_of
+from pipeline.storage.shards import CAPTION, FOOTER_KEY, OBJECTS_KEY, facts_in, numbers, open_shard, subject_of
 
 OBJECT_COLUMNS = ("uid", "view", "c2w", "source", "license", "meta", "frame", CAPTION)  # that they are made from
 UNLISTED = ("url", "blender", "device")  # facts of one value that no list of objects needs
 TEXT_CHARS = 300  # of a text among these facts
+TAIL = b"PAR1"  # last bytes of a Parquet file, after its footer and the length of that
+TEXT = b"\x18"  # before each text of a pair in a footer
 
 
 def facts_of_objects(rows: pa.Table, counts: Sequence[int], run: dict[str, Any]) -> dict[str, list[Any]]:
@@ -71,6 +74,39 @@ def uid_of(file: pq.ParquetFile, group: int) -> str:
     return _least(file.metadata, group) or str(file.read_row_group(group, ["uid"])["uid"][0].as_py())
 
 
+def objects_at_end(file: IO[bytes]) -> dict[str, list[Any]]:
+    """Facts of a shard's objects from its last bytes, {} where these do not vouch for them: see `objects_in` for the others.
+
+    A footer's row groups, which take eight times as long to parse, are not looked at: that the footer is where the one stood
+    that the table was written into shows that nobody has rewritten the file.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - len(TAIL) - 4))
+    length, tail = int.from_bytes(file.read(4), "little"), file.read()
+    start = size - len(TAIL) - 4 - length
+    if tail != TAIL or start < 0:
+        return {}
+    file.seek(start)
+    footer = file.read(length)
+    if _value(footer, FOOTER_KEY) != str(start).encode():
+        return {}
+    return _table(_value(footer, OBJECTS_KEY))
+
+
+def _value(footer: bytes, key: bytes) -> bytes:
+    """Value of a key in the bytes of a footer, b"" without: texts in Thrift's compact protocol, each a byte, length and bytes."""
+    before = TEXT + bytes([len(key)]) + key + TEXT
+    found = footer.rfind(before)
+    if found < 0:
+        return b""
+    at, size, shift = found + len(before), 0, 0
+    for number in footer[at : at + 10]:  # seven bits each, the lowest first
+        at, size, shift = at + 1, size | (number & 127) << shift, shift + 7
+        if number < 128:
+            break
+    return footer[at : at + size]
+
+
 def objects_in(file: pq.ParquetFile) -> dict[str, list[Any]]:
     """Facts of a shard's objects, see `facts_of_objects`: from its footer, or, of an earlier version's shard, from its rows."""
     if told := _told(file.metadata):
@@ -84,20 +120,29 @@ def objects_in(file: pq.ParquetFile) -> dict[str, list[Any]]:
 def objects_told(path: Path) -> dict[str, list[Any]]:
     """Facts of a shard's objects as its footer has them: {} of an earlier version's, and of a file that is none."""
     try:
-        return _told(pq.read_metadata(path))
+        with path.open("rb") as file:
+            return objects_at_end(file) or _told(pq.read_metadata(file))
     except (pa.ArrowInvalid, ValueError):  # told where its objects are read
         return {}
 
 
 def _told(footer: pq.FileMetaData) -> dict[str, list[Any]]:
     """Table of objects of a footer, {} where there is none of these row groups: whoever rewrites a file may keep an old one."""
-    found, count = json.loads((footer.metadata or {}).get(OBJECTS_KEY, b"{}")), footer.num_row_groups
-    if not isinstance(found, dict) or not all(isinstance(of, list) and len(of) == count for of in found.values()):
-        return {}
+    found, count = _table((footer.metadata or {}).get(OBJECTS_KEY, b"")), footer.num_row_groups
     uids = found.get("uid", [])
+    if len(uids) != count:
+        return {}
     looked = {0, count // 2, count - 1} if uids else set()  # all of them would take as long as reading without a table
-    sound = all(isinstance(uid, str) for uid in uids) and all(_least(footer, at) in (None, uids[at]) for at in looked)
-    return found if sound else {}
+    return found if all(_least(footer, at) in (None, uids[at]) for at in looked) else {}
+
+
+def _table(text: bytes) -> dict[str, list[Any]]:
+    """Table of objects as a footer has it, {} where it is none. Raises ValueError for what is no JSON."""
+    found = json.loads(text or b"{}")
+    columns = list(found.values()) if isinstance(found, dict) else []
+    if not all(isinstance(of, list) for of in columns) or len({len(of) for of in columns}) != 1 or "uid" not in found:
+        return {}
+    return dict(found) if all(isinstance(uid, str) for uid in found["uid"]) else {}
 
 
 def _least(footer: pq.FileMetaData, group: int) -> str | None:

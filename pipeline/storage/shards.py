@@ -44,6 +44,7 @@ SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
 ENTRY_COLUMNS = ("uid", "source", "license", "sha256")  # fields of an Item that are columns
 METADATA_KEY = b"lvsm_data"
 OBJECTS_KEY = b"lvsm_data_objects"  # facts of each object, in the footer: what lists them need not read the objects
+FOOTER_KEY = b"lvsm_data_footer"  # byte at which the footer begins that these facts were written into
 
 
 def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
@@ -342,7 +343,9 @@ def layer_of(name: str, cells: Sequence[bytes], hw: tuple[int, int]) -> np.ndarr
 def write_rows(table: pa.Table, path: Path) -> None:
     """Write the rows of one object, with all columns of a shard, as a file of their own, as a whole or not at all."""
     # the table of objects is of the whole shard
-    kept = {name: value for name, value in (table.schema.metadata or {}).items() if name != OBJECTS_KEY}
+    kept = {
+        name: value for name, value in (table.schema.metadata or {}).items() if name not in (OBJECTS_KEY, FOOTER_KEY)
+    }
     with replacing(path) as temporary:
         table = table.replace_schema_metadata(kept)
         pq.write_table(table, temporary, row_group_size=table.num_rows, compression="none", use_dictionary=False)

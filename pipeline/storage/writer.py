@@ -29,6 +29,7 @@ from pipeline.storage.shards import (
     CAPTION,
     CONVENTION,
     ENTRY_COLUMNS,
+    FOOTER_KEY,
     FORMAT_VERSION,
     IMAGE_SHA,
     INTRINSICS,
@@ -210,7 +211,7 @@ class ShardWriter:
                     count = views * sum(1 for _ in alike)
                     writer.write_table(rows.slice(place, count), row_group_size=views)
                     place += count
-            writer.add_key_value_metadata({OBJECTS_KEY: objects})
+            writer.add_key_value_metadata({OBJECTS_KEY: objects, FOOTER_KEY: str(writer.file_handle.tell())})
         return final.stat().st_size
 
 

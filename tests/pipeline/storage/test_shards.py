@@ -29,8 +29,18 @@ from pipeline.core.records import Item, Outcome, Scene, Views
 from pipeline.storage import journal as journals
 from pipeline.storage import shards, writer
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.object_table import facts_of_objects, objects_in, objects_told, uids_of
-from pipeline.storage.shards import Entry, Shard, open_shard, read_objects, shard_on_disk, split_of, write_rows
+from pipeline.storage.object_table import facts_of_objects, objects_at_end, objects_in, objects_told, uids_of
+from pipeline.storage.shards import (
+    FOOTER_KEY,
+    OBJECTS_KEY,
+    Entry,
+    Shard,
+    open_shard,
+    read_objects,
+    shard_on_disk,
+    split_of,
+    write_rows,
+)
 from pipeline.storage.writer import Packer, ShardWriter
 from tests.conftest import put_anew
 
@@ -121,15 +131,36 @@ def test_a_footer_tells_of_the_objects_what_their_rows_tell(
     assert told["uid"] == [one.item.uid for one in scenes] and told["polygons"] == [12] * len(scenes)
     assert told["views"] == [one.view_count for one in scenes] and told["license"] == ["CC-BY-4.0"] * len(scenes)
     assert told["name"] == [one.meta["name"] for one in scenes] and "raw_bounds" not in told
+    assert at_end(path) == told
     with open_shard(path) as file:
         assert objects_in(file) == told
         earlier = tmp_path / "earlier.parquet"  # as a version wrote it that knew no such table
         with pq.ParquetWriter(earlier, file.schema_arrow) as writer:
             for group in range(file.num_row_groups):
                 writer.write_table(file.read_row_group(group).replace_schema_metadata(file.schema_arrow.metadata))
-    assert objects_told(earlier) == {}
+    assert objects_told(earlier) == at_end(earlier) == {}
     with open_shard(earlier) as file:
         assert objects_in(file) == told
+
+
+def at_end(path: Path) -> dict[str, list[Any]]:
+    with path.open("rb") as file:
+        return objects_at_end(file)
+
+
+def test_many_objects_are_told_from_the_end_of_a_file_too(tmp_path: Path) -> None:
+    """More than a writer holds back, so that the footer would not begin where it says if it held anything back."""
+    made = [scene(f"uid-{number}-{'long' * 20}", (16,)) for number in range(300)]
+    write(tmp_path, made).close("train")
+    assert at_end(tmp_path / "16" / "train-000000.parquet")["uid"] == [one.item.uid for one in made]
+
+
+@given(st.binary(max_size=60), st.binary(max_size=30), st.integers(0, 2**32 - 1) | st.integers(0, 90))
+def test_the_end_of_any_file_is_no_table_and_no_error(footer: bytes, text: bytes, length: int) -> None:
+    keys = b"".join(b"\x18" + bytes([len(key)]) + key + b"\x18" for key in (OBJECTS_KEY, FOOTER_KEY))
+    for data in (footer, text, footer + keys + text):
+        assert objects_at_end(io.BytesIO(data + length.to_bytes(4, "little") + b"PAR1")) == {}
+        assert objects_at_end(io.BytesIO(data)) == {}
 
 
 def rewritten(path: Path, to: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
@@ -137,7 +168,9 @@ def rewritten(path: Path, to: Path, change: Callable[[dict[str, Any]], Any]) -> 
     with open_shard(path) as file, pq.ParquetWriter(to, file.schema_arrow, write_statistics=["uid"]) as writer:
         for group in range(file.num_row_groups):
             writer.write_table(file.read_row_group(group).replace_schema_metadata(file.schema_arrow.metadata))
-        writer.add_key_value_metadata({"lvsm_data_objects": json.dumps(change(objects_told(path)))})
+        footer = pq.read_metadata(path).metadata[FOOTER_KEY]
+        told = json.dumps(change(objects_told(path)))
+        writer.add_key_value_metadata({OBJECTS_KEY: told, FOOTER_KEY: footer})
     return to
 
 
