@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 COMMAND = Path(sys.executable).parent / "lvsm-data"
 SMALLER = (sys.executable, __file__)  # the same command with a smaller Ray
@@ -114,14 +115,18 @@ def serve() -> None:
 
 def without_dashboard(put: Callable[[object, str, object], None] = setattr) -> None:
     """Let a Ray of this process leave out what shows it to people and what grows clusters: most of the CPU of its start."""
-    from ray._private import node, services
+    from ray._private import node, ray_constants, services
 
     for name in ("start_api_server", "start_log_monitor", "start_monitor"):
         assert hasattr(node.Node, name)
         put(node.Node, name, lambda *_, **__: None)
-    assert hasattr(services, "_build_python_executable_command_memory_profileable")
+    build = services._build_python_executable_command_memory_profileable
     agent = [sys.executable, "-I", "-S", str(Path(__file__).with_name("idle_agent.py"))]
-    put(services, "_build_python_executable_command_memory_profileable", lambda *_, **__: agent)
+
+    def command(component: str, *given: Any, **more: Any) -> list[str]:
+        return agent if component == ray_constants.PROCESS_TYPE_DASHBOARD_AGENT else build(component, *given, **more)
+
+    put(services, build.__name__, command)
 
 
 def become(arguments: list[str], impatient: bool, env: dict[str, str], cwd: str, into: str) -> None:
