@@ -246,17 +246,17 @@ class Dataset(Sequence[Object]):
         docs/shard_format.md. `pandas.DataFrame(data.objects())` is a table of them. Raises UserError for a damaged shard.
         """
         found: dict[str, list[Any]] = {}
-        done = 0
         known, self._listed = self._listed or self._of_each(self._objects_of), None
-        for shard, facts in zip(self.shards, known, strict=True):
-            count, name = len(facts["uid"]), Path(shard).stem
+        for shard, facts, (first, end) in zip(self.shards, known, itertools.pairwise(self._first.tolist()), strict=True):
+            count, name = end - first, Path(shard).stem
+            if len(facts["uid"]) != count:
+                raise UserError(f"{shard} is not what it was when it was opened", "open the run again")
             split = "val" if name.startswith("val") else "train"
             own = {"uid": facts["uid"], "shard": [name] * count, "row_group": [*range(count)], "split": [split] * count}
             for fact, values in (own | {fact: facts[fact] for fact in facts if fact not in own}).items():
-                found.setdefault(fact, [None] * done).extend(values)
-            done += count
-            for values in found.values():
-                values += [None] * (done - len(values))
+                if fact not in found:
+                    found[fact] = [None] * len(self.uids)
+                found[fact][first:end] = values
         return found
 
     def views(self, count: int, seed: int = 0, layers: Sequence[str] = ()) -> Views:

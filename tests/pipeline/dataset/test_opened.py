@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import pickle
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,15 @@ def test_facts_of_all_objects_are_read_without_the_objects(run: Path, monkeypatc
     places = zip(facts["shard"], facts["row_group"], strict=True)
     assert list(places) == [(data.shard_of(uid), data._place(uid)[1]) for uid in data.uids]
     assert Dataset(run, split="val").objects()["uid"] == [uid for uid in data.uids if data.split_of(uid) == "val"]
+
+
+def test_a_shard_that_became_another_one_is_told(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    data = Dataset(tmp_path / "run")
+    first, *_, last = (Path(shard) for shard in data.shards)
+    shutil.copy(last, first)
+    with pytest.raises(UserError, match=rf"{first.name} is not what it was when it was opened"):
+        data.objects()
 
 
 def check(data: Dataset) -> None:

@@ -108,15 +108,27 @@ def number_of(server: LocalServer) -> int:
 # ---- what a page asks for
 
 
+def unpacked(data: bytes) -> dict[str, Any]:
+    """Columns as the page reads them."""
+    size = int.from_bytes(data[:4], "little")
+    told = json.loads(data[4 : 4 + size])
+    values = np.frombuffer(data, "<f4", offset=4 + size).reshape(-1, len(told["uid"]))
+    names = [*told["numbers"], *told["words"]]
+    assert len(values) == len(names) and size % 4 == 0
+    of = dict(zip(names, values, strict=True))
+    words = {name: {"names": known, "of": of[name]} for name, known in told["words"].items()}
+    return told | {"numbers": {name: of[name] for name in told["numbers"]}, "words": words}
+
+
 def test_columns_hold_each_object_once(run: Path, server: LocalServer) -> None:
     status, body, headers = get(server, f"/{number_of(server)}/columns")
     assert status == 200 and headers["Content-Encoding"] == "gzip"
-    table = json.loads(gzip.decompress(body))
+    table = unpacked(gzip.decompress(body))
     data = pipeline.open(run, 160)
     assert table["uid"] == [*data.uids, "gone", "lost"] and table["delivered"] == OBJECTS
 
     def words(name: str) -> list[str]:
-        return [table["words"][name]["names"][at] for at in table["words"][name]["of"]]
+        return [table["words"][name]["names"][int(at)] for at in table["words"][name]["of"]]
 
     assert words("split") == ["train"] * 30 + ["val"] * 10 + ["", ""]
     assert words("reason") == [""] * OBJECTS + ["missing_file", "tiny"]
@@ -130,8 +142,9 @@ def test_columns_hold_each_object_once(run: Path, server: LocalServer) -> None:
     elevations = np.degrees(np.arcsin(centres[..., 2] / np.linalg.norm(centres, axis=-1)))
     assert np.allclose(table["numbers"]["elevation_max"][:OBJECTS], elevations.max(1), atol=0.06)
     assert np.allclose(table["numbers"]["distance_min"][:OBJECTS], np.linalg.norm(centres, axis=-1).min(1), atol=6e-4)
-    assert table["numbers"]["views"] == [VIEWS] * OBJECTS + [None, None]
-    assert table["numbers"]["coverage"] == [number / 100 for number in range(OBJECTS)] + [None, None]
+    coverage = [number / 100 for number in range(OBJECTS)]
+    for name, values in (("views", [VIEWS] * OBJECTS), ("coverage", coverage)):
+        assert np.array_equal(table["numbers"][name], np.array([*values, np.nan, np.nan], "f4"), equal_nan=True)
     assert table["detail"] == ["", f"it fills nothing {EVIL}"]
 
 
