@@ -25,6 +25,7 @@ FORMATS = {  # name -> the function or class, as module:name, that makes a write
     "zero123": "pipeline.poses.zero123:Writer",
     "webdataset": "pipeline.poses.webdataset:Writer",
 }
+WITH_TIMES = ("nerfstudio", "instant-ngp", "nerf-synthetic", "webdataset")  # formats that say when a view was taken
 NO_SPLITS = ("colmap", "llff", "neus", "instant-ngp", "zero123")  # formats that say of no view what it is for
 ABSOLUTE = ("lvsm",)  # formats whose files say where they stand
 MODEL = "safetensors"  # what a training run is written as

@@ -16,7 +16,8 @@ class Source:
     flags: fields of Listing that belong to this source alone. fetched: the list has licenses, and the files come from the
     web (a posed source says so by `remote`). endless: there is no list to choose from by name, score or license. objects: its
     poses are those of objects in a common frame, not of scenes whose world has an origin and a scale of its own. roles: its sets
-    may split the views of a scene (train, val, test). ready: its pictures go into shards as they are, with nothing to verify.
+    may split the views of a scene (train, val, test). times: they may say when a view was taken. ready: its pictures go into
+    shards as they are, with nothing to verify.
     layers: what its sets say of pixels beside colour and coverage. captions: it has texts about its objects.
     """
 
@@ -28,6 +29,7 @@ class Source:
     endless: bool = False
     objects: bool = False
     roles: bool = False
+    times: bool = False
     ready: bool = False
     layers: tuple[str, ...] = ()
     captions: bool = False
@@ -62,6 +64,7 @@ SOURCES = {  # in the order of --help
         "pipeline.export.reimport",
         input="--input RUN or hf:OWNER/NAME",
         roles=True,
+        times=True,
         ready=True,
         layers=("depth", "normals", "albedo"),
         captions=True,
@@ -77,16 +80,17 @@ SOURCES = {  # in the order of --help
     "arb-objaverse": Source("posed", "pipeline.sources.arb", input="", objects=True, layers=("normals", "albedo")),
     "zero123": Source("posed", "pipeline.sources.zero123", input=FOLDER, objects=True),
     "pixelsplat": Source("posed", "pipeline.sources.pixelsplat", input=FOLDER),
-    "webdataset": Source("posed", "pipeline.export.tars", input=FOLDER, roles=True),
+    "webdataset": Source("posed", "pipeline.export.tars", input=FOLDER, roles=True, times=True),
     **{
         name: Source(
             "posed",
             "pipeline.sources.captures",
             input=FOLDER,
             roles=name in WITH_ROLES,
+            times=module == "transforms",
             layers=WITH_LAYERS.get(name, ()),
         )
-        for name in CAPTURES
+        for name, module in CAPTURES.items()
     },
     "realestate10k": Source("video", "pipeline.sources.realestate10k", fetched=True),
     "acid": Source("video", "pipeline.sources.realestate10k", fetched=True),

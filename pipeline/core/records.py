@@ -56,6 +56,7 @@ class Posed:
     fxfycxcy: (V, 4) pixels of the images as they are encoded; pixel centres at +0.5. lenses: V of them, or () for pinholes.
     roles: V of them ("train", "val", "test"), or () where the set has no split of its views.
     names: V of the pictures, as the set says them, for messages and meta, or (). meta: facts (JSON-able).
+    times: V of them in the set's unit, None where it says none, or () where it has none at all.
     layer: (name, index of an image) -> what the set says of its pixels beside colour, as large as the image: "depth" (H, W) along
     the camera's axis in units of the world, infinite where nothing is; "normals" (H, W, 3) of length 1 in axes of the world, 0
     where nothing is; "albedo" (H, W, 3) sRGB bytes. Raises Skip: layer_missing, broken_image. None where the set says nothing.
@@ -69,6 +70,12 @@ class Posed:
     meta: dict[str, Any] = field(default_factory=dict)
     layer: Callable[[str, int], np.ndarray] | None = None
     names: Sequence[str] = ()
+    times: Sequence[float | None] = ()
+
+    @property
+    def moves(self) -> bool:
+        """True if views are of different times."""
+        return len(set(self.times) - {None}) > 1
 
     def name(self, view: int) -> str:
         """Name of a view for messages."""
@@ -85,8 +92,9 @@ class Posed:
         layer = None if whole is None else lambda name, index: whole(name, some[index])
         lenses = [self.lenses[view] for view in some] if self.lenses else ()
         roles, names = ([of[view] for view in some] if of else () for of in (self.roles, self.names))
+        times = [self.times[view] for view in some] if self.times else ()
         pictures = [self.images[view] for view in some]
-        return Posed(pictures, self.c2w[some], self.fxfycxcy[some], lenses, roles, self.meta, layer, names)
+        return Posed(pictures, self.c2w[some], self.fxfycxcy[some], lenses, roles, self.meta, layer, names, times)
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ class Scene:
 
     c2w: (V, 4, 4) float32 camera-to-world, OpenCV axes (+x right, +y down, +z forward), world z up.
     by_width: image width in pixels -> Views. meta: facts about the object (JSON-able), the same for all its views.
-    numbers: name -> (V,) int64, further facts about each view (see docs/shard_format.md). roles: as in Posed.
+    numbers: name -> (V,) int64, further facts about each view (see docs/shard_format.md). roles, times: as in Posed.
     """
 
     item: Item
@@ -137,6 +145,7 @@ class Scene:
     meta: dict[str, Any]
     numbers: dict[str, np.ndarray] = field(default_factory=dict)
     roles: Sequence[str] = ()
+    times: Sequence[float | None] = ()
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -247,7 +247,9 @@ class Dataset(Sequence[Object]):
         """
         found: dict[str, list[Any]] = {}
         known, self._listed = self._listed or self._of_each(self._objects_of), None
-        for shard, facts, (first, end) in zip(self.shards, known, itertools.pairwise(self._first.tolist()), strict=True):
+        for shard, facts, (first, end) in zip(
+            self.shards, known, itertools.pairwise(self._first.tolist()), strict=True
+        ):
             count, name = end - first, Path(shard).stem
             if len(facts["uid"]) != count:
                 raise UserError(f"{shard} is not what it was when it was opened", "open the run again")

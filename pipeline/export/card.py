@@ -51,6 +51,7 @@ COLUMNS = {  # name -> (what it holds, meaning)
     "asked_us": ("", "of clips: time of the pose, microseconds"),
     "time_us": ("", "of clips: when the frame is shown, microseconds"),
     "role": ("", "train, val or test where the source splits the views of a scene, else empty"),
+    "time": ("", "when the view was taken, in the unit of its set, null where it says nothing"),
     "caption": ("", "a text about the object, empty where there is none"),
 }
 

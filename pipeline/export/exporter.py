@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from pipeline.config.export import ABSOLUTE, FORMATS, HUB, NO_SPLITS, ExportConfig
+from pipeline.config.export import ABSOLUTE, FORMATS, HUB, NO_SPLITS, WITH_TIMES, ExportConfig
 from pipeline.config.shared import FACT_OF
 from pipeline.core.cameras import BOUNDING_RADIUS
 from pipeline.core.errors import Skip, UserError
@@ -84,6 +84,10 @@ def _export_views(cfg: ExportConfig, part: Path) -> Exported:
                 one = data[data.uids[number]]
                 views = _views(cfg, one, roles)
                 shots = _shots(one, data.facts, *views, held_out=data.split_of(number) == "val")
+                if shots.moves and cfg.to not in WITH_TIMES:
+                    raise Skip(
+                        "not_expressible", f"{cfg.to} has no place for times (--split-indices names views of one)"
+                    )
                 if shots.name in names:
                     raise Skip("not_expressible", "their names become those of other objects as files")
                 writer.add(shots)
@@ -183,4 +187,5 @@ def _shots(one: Object, facts: dict[str, Any], views: list[int], roles: list[str
         depth=one.layer("depth")[views] if "depth" in one.layers else None,
         radius=BOUNDING_RADIUS.get(str(settings.get("normalize"))),
         held_out=held_out,
+        times=None if one.times is None else one.times[views],
     )

@@ -88,6 +88,7 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Posed:
     names = [f"view {fact.get('view')}" for fact in facts]
     roles = [fact["role"] for fact in facts]
     split = roles if set(roles) - {"train"} else []
+    pictures, meta = [jpeg for jpeg, _ in views], {"views_found": found}
     return Posed(
-        [jpeg for jpeg, _ in views], np.asarray(c2w), fxfycxcy, roles=split, meta={"views_found": found}, names=names
+        pictures, np.asarray(c2w), fxfycxcy, roles=split, meta=meta, names=names, times=webdataset.times_of(facts)
     )

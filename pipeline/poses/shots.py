@@ -42,8 +42,8 @@ class Shots:
     jpegs: V files. c2w (V, 4, 4), OpenCV axes. fxfycxcy (V, 4) in pixels, the centre of the first at (0.5, 0.5). hw: size of all.
     alpha: V PNGs, None without. background: what the JPEGs were put on, sRGB levels (3,), None if it is not one colour.
     depth (V, H, W) along the camera's axis, infinite where nothing is; None without. radius: of a sphere around the origin that
-    holds the scene, None if not known. roles: V of train, val, test; "" where nobody has asked for a split. held_out: True if the
-    run keeps the scene for validation.
+    holds the scene, None if not known. times (V,): NaN where none is known; None without. roles: V of train, val, test; "" where
+    nobody has asked for a split. held_out: True if the run keeps the scene for validation.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Shots:
     depth: np.ndarray | None = None
     radius: float | None = None
     held_out: bool = False
+    times: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.jpegs)
@@ -84,6 +85,16 @@ class Shots:
     def with_role(self, role: str) -> list[int]:
         """Numbers of the views that have a role."""
         return [view for view, own in enumerate(self.roles) if own == role]
+
+    def time(self, view: int) -> dict[str, float]:
+        """Entry of a view that says its time, {} where none is known."""
+        known = self.times is not None and np.isfinite(self.times[view])
+        return {"time": float(self.times[view])} if known and self.times is not None else {}
+
+    @property
+    def moves(self) -> bool:
+        """True if views are of different times."""
+        return self.times is not None and len(np.unique(self.times[np.isfinite(self.times)])) > 1
 
     def one_camera(self, what: str) -> np.ndarray:
         """Return the intrinsics (4,) that all views share, square pixels and the centre in the middle included.

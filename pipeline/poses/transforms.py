@@ -312,7 +312,8 @@ def _write_nerf_synthetic(shots: Shots, folder: Path) -> None:
         frames = []
         for place, view in enumerate(shots.with_role(role) or held):  # readers fail where one of the three is empty
             (folder / role / f"r_{place}.png").write_bytes(pngs[view])
-            frames.append({"file_path": f"./{role}/r_{place}", "transform_matrix": c2w_gl[view].tolist()})
+            pose = {"transform_matrix": c2w_gl[view].tolist()}
+            frames.append({"file_path": f"./{role}/r_{place}"} | shots.time(view) | pose)
         text = json.dumps({"camera_angle_x": angle, "frames": frames}, indent=1)
         (folder / f"transforms_{role}.json").write_text(text)
 
@@ -324,8 +325,11 @@ def _frames(shots: Shots, names: list[str]) -> dict[str, Any]:
     each = [dict(zip(("fl_x", "fl_y", "cx", "cy"), map(float, k), strict=True)) for k in shots.fxfycxcy]
     shared = all(one == each[0] for one in each)
     frames = [
-        {"file_path": name, "transform_matrix": pose.tolist()} | ({} if shared else own | size)
-        for name, pose, own in zip(names, c2w_gl, each, strict=True)
+        {"file_path": names[view]}
+        | shots.time(view)
+        | {"transform_matrix": pose.tolist()}
+        | ({} if shared else own | size)
+        for view, (pose, own) in enumerate(zip(c2w_gl, each, strict=True))
     ]
     return (each[0] | size if shared else {}) | {"frames": frames}
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.errors import Skip
-from pipeline.poses.capture import matrices
+from pipeline.poses.capture import matrices, number
 from pipeline.poses.shots import Shots
 
 SHARD_BYTES = 200_000_000
@@ -43,6 +43,12 @@ def cameras_of(facts: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarr
     return c2w, k
 
 
+def times_of(facts: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """Times of V views, [] where none has one. Raises Skip("bad_cameras") for what is no number."""
+    times = [number(fact, "time") for fact in facts]
+    return times if any(time is not None for time in times) else []
+
+
 class Writer:
     """Writer of SPLIT-NNNNNN.tar, a new one after SHARD_BYTES; views without a role have the split of their object in the run."""
 
@@ -62,6 +68,7 @@ class Writer:
                 "fxfycxcy": shots.fxfycxcy[view].tolist(),
                 "height": shots.hw[0],
                 "width": shots.hw[1],
+                **shots.time(view),
             }
             tar = self._tar(shots.roles[view] or ("val" if shots.held_out else "train"))
             for suffix, data in (("jpg", jpeg), ("json", json.dumps(facts).encode())):

@@ -117,6 +117,7 @@ def described(rows: Rows, shard: str) -> dict[str, Any]:
     """Object in the form that the pages' scripts read, without pictures: facts, and poses as the first three rows of c2w.
 
     focus: the point that the cameras of a capture look at, None where that is the origin, and for objects whose box is known.
+    times: of each of the poses, None where it is not known; [] of what does not move.
     """
     bounds = _bounds(rows.meta)
     kept = _spread(len(rows.jpegs), POSES)
@@ -134,6 +135,7 @@ def described(rows: Rows, shard: str) -> dict[str, Any]:
         "bounds": bounds,
         "focus": None if bounds else _focus(rows.c2w),
         "views": kept,
+        "times": [rows.known_times[view] for view in kept] if rows.moves else [],
         "c2w": _numbers(rows.c2w[kept, :3].reshape(-1, 12)),
         "ortho": rows.projection == "ortho",
         "k": _numbers(k[:1] if (k == k[0]).all() else k),

@@ -23,6 +23,7 @@ from pipeline.storage.shards import (
     LAYERS,
     NUMBERS,
     ROLE,
+    TIME,
     Shard,
     complete_shards,
     number_of,
@@ -43,6 +44,7 @@ def writer_of(cfg: RunConfig) -> ShardWriter:
     optional = tuple(name for name in LAYERS if getattr(cfg.scene, name, False))
     optional += NUMBERS if isinstance(cfg, ClipConfig) else ()
     optional += (ROLE,) if SOURCES[cfg.source].roles else ()
+    optional += (TIME,) if SOURCES[cfg.source].times else ()
     optional += (CAPTION,) if cfg.captions or SOURCES[cfg.source].captions else ()
     optional += (INTRINSICS[getattr(cfg.scene, "projection", "perspective")],)
     return ShardWriter(cfg.out, cfg.scene.res, optional, run_facts(cfg), cfg.shard_mb * 1e6)

@@ -207,13 +207,12 @@ def load(item: Item, path: Path, cfg: ImportConfig, whole: bool = False) -> Pose
     chosen = usable.chosen(cfg.scene.views)
     views = [capture.views[i] for i in chosen]
     pictures, fxfycxcy, lenses = zip(*(usable.taken[i] for i in chosen), strict=True)
-    times = [view.time for view in views]
-    meta = capture.meta | ({"times": times} if len(set(times)) > 1 else {})
-    meta |= posed_views.left_out_facts(usable.left, len(capture.views))
+    times = [view.time for view in views] if any(view.time is not None for view in views) else ()
+    meta = capture.meta | posed_views.left_out_facts(usable.left, len(capture.views))
     roles = [view.role for view in views] if any(view.role for view in views) else []
     c2w, names = np.stack([view.c2w for view in views]), [_name(view) for view in views]
     layer = None if all(view.layer is None for view in views) else functools.partial(_layer, views)
-    return Posed(list(pictures), c2w, np.stack(fxfycxcy), lenses, roles, meta, layer, names)
+    return Posed(list(pictures), c2w, np.stack(fxfycxcy), lenses, roles, meta, layer, names, times)
 
 
 class _Usable:

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.shards import CAPTION, FOOTER_KEY, OBJECTS_KEY, facts_in, numbers, open_shard, subject_of
+from pipeline.storage.shards import CAPTION, FOOTER_KEY, OBJECTS_KEY, TIME, facts_in, numbers, open_shard, subject_of
 
-OBJECT_COLUMNS = ("uid", "view", "c2w", "source", "license", "meta", "frame", CAPTION)  # that they are made from
+OBJECT_COLUMNS = ("uid", "view", "c2w", "source", "license", "meta", "frame", TIME, CAPTION)  # that they are made from
 UNLISTED = ("url", "blender", "device")  # facts of one value that no list of objects needs
 TEXT_CHARS = 300  # of a text among these facts
 TAIL = b"PAR1"  # last bytes of a Parquet file, after its footer and the length of that
@@ -26,8 +26,9 @@ def facts_of_objects(rows: pa.Table, counts: Sequence[int], run: dict[str, Any])
     """Facts by name, a value for each object or None, from the rows of objects at any number of resolutions, without pictures.
 
     counts: rows of each. run: as of `facts_of`. uid, views, source, license, caption; whatever their `meta` has of one value
-    (coverage, polygons, textured, ...); cameras and camera_score: what was found of given cameras. Of objects, where their
-    cameras are, from the world's origin: elevation_min, elevation_max in degrees, distance_min, distance_max in units.
+    (coverage, polygons, textured, ...); cameras and camera_score: what was found of given cameras; instants: number of times
+    of the views of what moves. Of objects, where their cameras are, from the world's origin: elevation_min, elevation_max in
+    degrees, distance_min, distance_max in units.
     """
     if not len(counts):
         return {}
@@ -37,6 +38,7 @@ def facts_of_objects(rows: pa.Table, counts: Sequence[int], run: dict[str, Any])
     where: dict[str, np.ndarray] = {}
     if subject_of(run, rows.column_names) == "objects":
         where = _ranges(numbers(rows["c2w"]).reshape(-1, 4, 4)[:, :3, 3].astype(float), starts)
+    moments = np.split(rows[TIME].to_numpy(), starts[1:]) if TIME in rows.column_names else []
     told = []
     for number, first in enumerate(rows.select(own).take(starts).to_pylist()):
         meta = json.loads(first.pop("meta"))
@@ -47,6 +49,8 @@ def facts_of_objects(rows: pa.Table, counts: Sequence[int], run: dict[str, Any])
         if isinstance(fit := meta.get("cameras_fit"), dict):
             more |= {"cameras": fit.get("says"), "camera_score": fit.get("score")}
         more |= {name: float(values[number]) for name, values in where.items()}
+        instants = len({time for time in moments[number].tolist() if time == time}) if moments else 0
+        more |= {"instants": instants} if instants > 1 else {}
         kept = {name: one[:TEXT_CHARS] if isinstance(one, str) else one for name, one in more.items() if _is_json(one)}
         told.append(kept | first | {"views": int(views[number])})
     names = dict.fromkeys(name for one in told for name in one)

@@ -37,6 +37,7 @@ INTRINSICS = {
 }  # a column of its own each: no reader takes one for the other
 LAYERS = ("alpha", "depth", "normals", "albedo", "roughness", "metallic")
 ROLE = "role"  # string column of views that their set splits: "train", "val" or "test", "" for others
+TIME = "time"  # float64 column of views of scenes that may move, in the unit of their set, null where it says none
 CAPTION = "caption"  # string column of texts, with --captions
 NUMBERS = ("frame", "asked_us", "time_us")  # int64 columns of views that are video frames
 IMAGE_SHA = "image_sha"  # uint64 column of checksums, which shards of earlier versions lack
@@ -48,8 +49,8 @@ FOOTER_KEY = b"lvsm_data_footer"  # byte at which the footer begins that these f
 
 
 def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
-    """Arrow schema of a shard. optional: which of LAYERS, NUMBERS, ROLE, CAPTION, IMAGE_SHA it has; sxsycxcy is there in place of
-    fxfycxcy.
+    """Arrow schema of a shard. optional: which of LAYERS, NUMBERS, ROLE, TIME, CAPTION, IMAGE_SHA it has; sxsycxcy is there in
+    place of fxfycxcy.
 
     The Hugging Face metadata makes `image` a picture for `datasets` and the hub's viewer.
     """
@@ -66,6 +67,7 @@ def schema(optional: tuple[str, ...] = ()) -> pa.Schema:
         **{name: pa.binary() for name in LAYERS if name in optional},
         **{name: pa.int64() for name in NUMBERS if name in optional},
         **{name: pa.string() for name in (ROLE, CAPTION) if name in optional},
+        **({TIME: pa.float64()} if TIME in optional else {}),
     }
     features = {name: _feature(kind) for name, kind in columns.items()}
     return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
@@ -277,7 +279,7 @@ class Rows:
     """One object as read back: c2w (V, 4, 4), intrinsics (V, 4) of a projection that INTRINSICS names, V JPEG files.
 
     shas: (V,) what `image_sha` should give of each, None if the shard has no such column; roles: V, likewise.
-    numbers: (V,) each, where the shard has them.
+    times: (V,) float64, NaN where the set says none, likewise. numbers: (V,) each, where the shard has them.
     """
 
     uid: str
@@ -293,8 +295,19 @@ class Rows:
     shas: list[int] | None = None
     caption: str = ""
     roles: list[str] | None = None
+    times: np.ndarray | None = None
     source: str = ""
     sha256: str = ""
+
+    @property
+    def known_times(self) -> list[float | None]:
+        """Times of the views as a Scene has them: None where none is known, [] where the shard has none."""
+        return [] if self.times is None else [float(time) if time == time else None for time in self.times]
+
+    @property
+    def moves(self) -> bool:
+        """True if views are of different times."""
+        return len(set(self.known_times) - {None}) > 1
 
 
 def read_objects(path: Path) -> Iterator[Rows]:
@@ -326,6 +339,7 @@ def rows_of(table: pa.Table) -> Rows:
         shas=table[IMAGE_SHA].to_pylist() if IMAGE_SHA in table.column_names else None,
         caption=table[CAPTION][0].as_py() if CAPTION in table.column_names else "",
         roles=table[ROLE].to_pylist() if ROLE in table.column_names else None,
+        times=table[TIME].to_numpy() if TIME in table.column_names else None,
         source=first["source"],
         sha256=first["sha256"],
     )

@@ -39,6 +39,7 @@ from pipeline.storage.shards import (
     OBJECTS_KEY,
     PNGS,
     ROLE,
+    TIME,
     Entry,
     Shard,
     entries_of,
@@ -84,7 +85,7 @@ class ShardWriter:
     ) -> None:
         self.out = out
         self.widths = widths
-        begun, later = _begun_with(out, widths), (IMAGE_SHA, ROLE)
+        begun, later = _begun_with(out, widths), (IMAGE_SHA, ROLE, TIME)
         names = (*optional, IMAGE_SHA)
         self.schema = schema(tuple(name for name in names if begun is None or name in begun or name not in later))
         self.pack = Packer(self.schema, metadata["config_hash"])
@@ -287,6 +288,8 @@ def to_batch(scene: Scene, of: pa.Schema, config_hash: str) -> pa.RecordBatch:
                 columns[name] += scene.numbers[name].tolist()
         if ROLE in columns:
             columns[ROLE] += scene.roles or [""] * count
+        if TIME in columns:
+            columns[TIME] += scene.times or [None] * count
     rows = len(columns["view"])
     item = scene.item
     if CAPTION in columns:

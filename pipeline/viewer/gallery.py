@@ -199,13 +199,14 @@ def _thumb(catalog: Catalog, which: int) -> bytes:
 
 
 def _has_points(one: Object) -> bool:
-    return "depth" in one.layers and one.projection == "perspective"
+    """True if depth says where the surfaces are, and these do not move from view to view."""
+    return "depth" in one.layers and one.projection == "perspective" and not one.moves
 
 
 def _points(one: Object) -> bytes:
     """Points of the surfaces: x, y, z of each as little-endian float32, then red, green, blue of each as bytes.
 
-    Raises KeyError where the run has no depth.
+    Raises KeyError where there are none.
     """
     if not _has_points(one):
         raise KeyError("depth")

@@ -141,7 +141,8 @@ def to_scene(item: Item, posed: Posed, cfg: PosedConfig) -> Scene:
             album.face(beside["normals"], c2w[view], fxfycxcy[view])
     meta = dict(posed.meta) | {"views_found": posed.meta.get("views_found", len(posed.images))}
     roles = [posed.roles[view] for view in chosen] if posed.roles else ()
-    return Scene(item, c2w[chosen].astype(np.float32), album.views(), meta | album.facts(), roles=roles)
+    times = [posed.times[view] for view in chosen] if posed.times else ()
+    return Scene(item, c2w[chosen].astype(np.float32), album.views(), meta | album.facts(), roles=roles, times=times)
 
 
 def _checked(posed: Posed) -> tuple[np.ndarray, np.ndarray, Sequence[Lens]]:

@@ -131,7 +131,7 @@ def check(posed: Posed) -> Verdict:
     """
     names = posed.names or [f"view {index}" for index in range(len(posed.images))]
     untold = Verdict("undecided", views=tuple(View("undecided", name=name) for name in names))
-    if "times" in posed.meta:
+    if posed.moves:
         return untold
     try:
         look = _Look(posed)

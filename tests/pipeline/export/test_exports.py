@@ -32,7 +32,7 @@ from pipeline.export.exporter import Exported, export
 from pipeline.formats import pickles
 from pipeline.poses.capture import ROLES
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import INTRINSICS, ROLE
+from pipeline.storage.shards import INTRINSICS, ROLE, TIME
 from pipeline.storage.writer import ShardWriter
 from pipeline.worker.posed import to_scene
 from tests import foreign
@@ -648,6 +648,60 @@ def test_the_split_that_views_have_goes_out_with_them(tmp_path: Path) -> None:
     exported(run, "nerf-synthetic", tmp_path / "other", uid=("chair",), split_indices=split)
     frames = {role: foreign.read_json(tmp_path / f"other/chair/transforms_{role}.json")["frames"] for role in ROLES}
     assert {role: len(of) for role, of in frames.items()} == {"train": 1, "val": 1, "test": 1}  # val again for tests
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two scenes, of which one moves: its views are of different times, that of one is not known."""
+    run = tmp_path_factory.mktemp("moving") / "run"
+    writer = ShardWriter(run, (64,), (TIME,), FACTS, 1e12)
+    writer.add(dataclasses.replace(scene("chair", "plain"), times=TIMES), "train", 0)
+    writer.add(scene("plain", "plain"), "train", 0)
+    writer.close("train")
+    return run
+
+
+TIMES = [0.0, 0.25, 0.5, 0.0, None, 0.25, 0.5, 0.0, 1 / 3]
+
+
+@pytest.mark.parametrize(
+    ("to", "source", "times"),
+    [
+        ("nerfstudio", "nerfstudio", TIMES),
+        ("instant-ngp", "instant-ngp", TIMES),
+        ("webdataset", "webdataset", TIMES),
+        ("nerf-synthetic", "d-nerf", [*TIMES[:7], TIMES[8], TIMES[7], TIMES[7]]),  # every eighth view is for tests
+    ],
+)
+def test_times_go_out_and_come_back(
+    to: str, source: str, times: list[float | None], moving: Path, tmp_path: Path
+) -> None:
+    exported(moving, to, tmp_path / "out")
+    found = back(source, tmp_path / "out")
+    assert list(found["chair"].times) == times and found["chair"].moves
+    assert list(found["plain"].times) == [] and not found["plain"].moves
+
+
+def test_formats_without_times_refuse_what_moves(moving: Path, tmp_path: Path) -> None:
+    for to in ("colmap", "llff", "lvsm", "pixelsplat"):
+        with pytest.raises(UserError, match=rf"{to} has no place for times \(--split-indices names views of one\)"):
+            exported(moving, to, tmp_path / to, uid=("chair",))
+    assert exported(moving, "colmap", tmp_path / "still", uid=("plain",)).objects == 1
+    (tmp_path / "split.json").write_text('{"train": [0, 3, 7]}')  # the views at time 0
+    one = exported(moving, "colmap", tmp_path / "one", uid=("chair",), split_indices=tmp_path / "split.json")
+    assert one.views == 3
+
+
+def test_a_run_that_is_imported_keeps_its_times(moving: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    flags = ("--no-verify-cameras", "--crop", "none", "--executor", "inline", "--n", 2, "--views", 9)
+    done = lvsm_data_here("import", "--source", "shards", "--input", moving, *flags, "--out", out)
+    assert done.returncode == 0, done.stderr
+    data = Dataset(out)
+    assert data.objects()["instants"] == [4 if uid == "chair" else None for uid in data.uids]
+    assert data["chair"].known_times == TIMES and data["plain"].known_times == [None] * VIEWS
+    verified = lvsm_data_here("verify", out)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
 def test_objects_that_the_run_holds_out_are_not_for_training(tmp_path: Path) -> None:

@@ -1073,7 +1073,7 @@ def test_scenes_that_move_say_their_times_and_are_not_judged(tmp_path: Path) -> 
         write_json(folder / f"transforms_{split}.json", facts)
     assert captures.recognised(tmp_path / "in")[0] == "d-nerf"
     scene = only(imported("d-nerf", tmp_path / "in", tmp_path))
-    assert scene.meta["times"] == [0, 0.25, 0, 0.25] and list(scene.roles) == ["train"] * 2 + ["test"] * 2
+    assert list(scene.times) == [0, 0.25, 0, 0.25] and list(scene.roles) == ["train"] * 2 + ["test"] * 2
     cfg = config("d-nerf", tmp_path / "in", tmp_path)
     (item,) = captures.items(cfg, 0)
     verdict = silhouettes.check(captures.load(item, Path(item.url), cfg))

@@ -22,7 +22,7 @@ from pipeline.core import cameras, images
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome, Scene, Views, item_rng
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import CAPTION
+from pipeline.storage.shards import CAPTION, TIME
 from pipeline.storage.writer import ShardWriter
 from pipeline.viewer.catalog import read_catalog
 from pipeline.viewer.gallery import Gallery, show
@@ -32,6 +32,7 @@ from tests.conftest import lvsm_data_here
 
 EVIL = """</script><img src=x onerror="document.body.dataset.pwned=1">'"""
 OBJECTS, VIEWS = 40, 3
+MOVES = 5  # number of the object whose views are of two times
 LAYERS = ("alpha", "depth", "normals")
 
 
@@ -54,14 +55,15 @@ def scene(number: int) -> Scene:
     meta = {"coverage": number / 100, "textured": number % 2 == 0, "note": EVIL, "name": f"name {number}"}
     caption = {CAPTION: f"a chair of kind {number}"} if number != 7 else {}
     item = Item(uid, "local", license="CC0-1.0" if number % 5 else "CC-BY-4.0", extra=caption)
-    return Scene(item, cameras.sample("shell", rng, VIEWS), by_width, meta)
+    times = [0.5, 0.0, 0.5] if number == MOVES else []
+    return Scene(item, cameras.sample("shell", rng, VIEWS), by_width, meta, times=times)
 
 
 def made(out: Path) -> Path:
     """A finished run: 30 objects to train on, 10 for validation, two that failed."""
     out.mkdir()
     facts = {"config_hash": "0123456789abcdef", "source": "local"}
-    writer = ShardWriter(out, (64, 160), (*LAYERS, CAPTION), facts, 1e12)
+    writer = ShardWriter(out, (64, 160), (*LAYERS, CAPTION, TIME), facts, 1e12)
     with Ledger(out / "ledger.sqlite") as ledger:
         for split, numbers in (("train", range(30)), ("val", range(30, OBJECTS))):
             for number in numbers:
@@ -209,7 +211,8 @@ def test_many_clients_are_answered_at_once(server: LocalServer) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
         for turn in range(12):
             which = (7 * client + turn) % OBJECTS
-            connection.request("GET", f"/{number}/{('thumb', 'object', 'points')[turn % 3]}/{which}")
+            what = ("thumb", "object", "points")[turn % 3] if which != MOVES else "object"  # no points of what moves
+            connection.request("GET", f"/{number}/{what}/{which}")
             reply = connection.getresponse()
             asked[client] += reply.status == 200 and len(reply.read()) > 100
         connection.close()
@@ -342,6 +345,23 @@ def test_a_browser_filters_sorts_and_opens(server: LocalServer, tmp_path: Path) 
         assert page.run("document.querySelector('#strip [aria-pressed=true]').dataset.view") == "2"
         page.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowRight")
         page.wait("document.body.dataset.object.startsWith('object-004')")
+        # one that moves: its views by time, in the page and among the cameras; arrow keys belong to the slider there
+        assert page.run("document.getElementById('timed').hidden")
+        page.run("openAt(rows.findIndex(row => table.uid[row].startsWith('object-005')))")
+        page.wait("document.body.dataset.object.startsWith('object-005') && !document.getElementById('timed').hidden")
+        page.wait("document.querySelectorAll('#strip img').length === 3 && document.getElementById('clouded').hidden")
+        views = "[...document.querySelectorAll('#strip button')].map(shot => shot.dataset.view).join()"
+        told = "document.getElementById('when').textContent"
+        assert page.run(told) == "all 2" and page.run(views) == "0,1,2"
+        page.run("document.getElementById('time').focus()")
+        for known, some in (("0", "1"), ("0.5", "0,2")):
+            page.call(
+                "Input.dispatchKeyEvent", type="keyDown", key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39
+            )
+            page.wait(f"{told} === {known!r}")
+            assert page.run(views) == some == page.run("frusta.map(frustum => frustum.view).join()")
+            assert page.run("document.body.dataset.chosen") in some.split(",")
+        assert page.faults() == [] and page.run("document.body.dataset.object").startswith("object-005")
         assert page.run("document.body.dataset.pwned || document.body.dataset.error || ''") == ""
         assert page.complaints == []
 
