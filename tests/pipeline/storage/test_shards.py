@@ -33,6 +33,8 @@ from pipeline.storage.object_table import facts_of_objects, objects_at_end, obje
 from pipeline.storage.shards import (
     FOOTER_KEY,
     OBJECTS_KEY,
+    ROLE,
+    TIME,
     Entry,
     Shard,
     open_shard,
@@ -832,10 +834,12 @@ def test_checksums_are_of_the_bytes(written: tuple[Path, list[Scene]]) -> None:
 def test_a_run_keeps_the_columns_that_it_began_with(tmp_path: Path, close: bool) -> None:
     first, second = scene("first"), scene("second")
     without_checksums(tmp_path, [first], close)
-    later = ShardWriter(tmp_path, WIDTHS, (), FACTS, 1e12)
+    later = ShardWriter(tmp_path, WIDTHS, (ROLE, TIME), FACTS, 1e12)
     later.reopen()
     later.add(second, "train", 1)
     later.close("train")
     found = [rows for path in sorted((tmp_path / "16").glob("*.parquet")) for rows in read_objects(path)]
-    assert [(rows.uid, rows.shas) for rows in found] == [("first", None), ("second", None)]
+    assert [(rows.uid, rows.shas, rows.roles, rows.times) for rows in found] == [
+        (uid, None, None, None) for uid in ("first", "second")
+    ]
     assert [rows.jpegs for rows in found] == [one.by_width[16].jpegs for one in (first, second)]
