@@ -27,7 +27,8 @@ from lvsm_train.data import samples, view_sampling
 from lvsm_train.data.index import Files, Index, decode_all, memory_free, read_index
 from lvsm_train.data.layers import channels, check_layers, decode_layers, read_layers
 from lvsm_train.data.samples import Sample
-from pipeline.storage.shards import facts_of
+from pipeline.storage.object_table import objects_told
+from pipeline.storage.shards import TIME, columns_of, facts_of
 
 __all__ = ["Batch", "Data", "DataConfig", "Sample"]
 
@@ -113,6 +114,15 @@ def not_white(paths: Iterable[Path]) -> list[str]:
     return []
 
 
+def moving(paths: Sequence[Path]) -> list[str]:
+    """A note if scenes move, whose times no model here knows of; else []. All shards of a folder have equal columns."""
+    folders = {path.parent: path for path in paths}
+    timed = {folder for folder, path in folders.items() if TIME in columns_of(path)}
+    known = [objects_told(path).get("instants", []) for path in paths if path.parent in timed]
+    count = sum(instants is not None for of in known for instants in of)
+    return [f"scenes that move: {count}; they train as if they stood still, all times at once"] if count else []
+
+
 Plan = Callable[[], tuple[Index, Sequence[Sample]]]
 
 
@@ -195,7 +205,7 @@ class Data:
         self.index = read_index(cfg.data, cfg.res, cores, split, cfg.check_images)
         self.sizes = shapes.sizes(cfg.aspect, self.index.hw, patch)
         self.planner = samples.Planner(cfg, self.index)
-        self.notes = self.planner.notes + not_white(self.index.paths)
+        self.notes = self.planner.notes + not_white(self.index.paths) + moving(self.index.paths)
         self.aux = tuple(aux)
         check_layers(self.index, self.planner.train, self.aux)
         needed = len(self.index.c2w) * (3 + 2 * channels(self.aux)) * self.index.hw[0] * self.index.hw[1]

@@ -28,7 +28,8 @@ from lvsm_train.data.index import Index, memory_free, read_index  # noqa: E402
 from pipeline.core import cameras, images  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
 from pipeline.core.records import Item, Scene, Views  # noqa: E402
-from pipeline.storage.shards import Rows, read_objects  # noqa: E402
+from pipeline.storage.shards import TIME, Rows, read_objects  # noqa: E402
+from pipeline.storage.writer import ShardWriter  # noqa: E402
 from tests.noise import VIEWS, config, digests, scene, ten_and_three, views_of, write  # noqa: E402
 
 
@@ -232,6 +233,19 @@ def test_pictures_of_two_shapes_are_told(tmp_path: Path) -> None:
     write(tmp_path, [scene("square", (24,)), scene("wide", (24,), height=0.5)])
     with pytest.raises(UserError, match=r"wide become 24x12 .* square 24x24"):
         Data(config(tmp_path))
+
+
+def test_scenes_that_move_are_told(run: Path, tmp_path: Path) -> None:
+    made = ShardWriter(tmp_path, (24,), (TIME,), {"config_hash": "0" * 16}, 1e12)
+    for uid, times in (
+        ("still", [0.5] * VIEWS),
+        ("moves", [number % 2 / 2 for number in range(VIEWS)]),
+        ("unknown", []),
+    ):
+        made.add(dataclasses.replace(scene(uid, (24,)), times=times), "train", 0)
+    made.close("train")
+    assert "scenes that move: 1; they train as if they stood still, all times at once" in Data(config(tmp_path)).notes
+    assert "stood still" not in " ".join(Data(config(run)).notes)
 
 
 @pytest.mark.parametrize("cache", ["none", "memory"])
