@@ -32,7 +32,18 @@ from pipeline.download.huggingface import identity
 from pipeline.export import card, push
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import locked
-from pipeline.storage.shards import CAPTION, INTRINSICS, LAYERS, NUMBERS, ROLE, Rows, find_shards, read_objects, schema
+from pipeline.storage.shards import (
+    CAPTION,
+    INTRINSICS,
+    LAYERS,
+    NUMBERS,
+    ROLE,
+    TIME,
+    Rows,
+    find_shards,
+    read_objects,
+    schema,
+)
 from pipeline.storage.writer import ShardWriter
 from tests.buckets import BUCKET, Buckets
 from tests.conftest import RUNS, lvsm_data_here
@@ -193,7 +204,7 @@ def test_the_card_says_what_is_there(run: Path, tmp_path: Path, here: Callable[.
 
 
 def test_every_column_has_its_line_in_the_card() -> None:
-    names = {*schema((*LAYERS, *NUMBERS, ROLE, CAPTION, "image_sha")).names, "sxsycxcy"}
+    names = {*schema((*LAYERS, *NUMBERS, ROLE, TIME, CAPTION, "image_sha")).names, "sxsycxcy"}
     assert names == card.COLUMNS.keys()
 
 
