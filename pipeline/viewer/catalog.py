@@ -65,7 +65,10 @@ class Catalog:
         words, texts, numbers = {}, {}, {}
         for name in known | failed:
             values = known.get(name, [None] * self.delivered) + failed.get(name, [None] * len(details))
-            if not {str, bool} & set(map(type, values)):
+            kinds = set(map(type, values)) - {type(None)}
+            if not kinds:
+                continue  # nobody's value is known
+            if not kinds & {str, bool}:
                 numbers[name] = values
             elif name != "reason" and (name == CAPTION or len(set(values)) > CHOICES):
                 texts[name] = values

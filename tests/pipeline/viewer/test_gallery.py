@@ -247,6 +247,16 @@ def test_a_folder_of_shards_alone(run: Path) -> None:
     )
 
 
+def test_columns_of_a_run_without_failures(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    (run / "ledger.sqlite").unlink()
+    with Ledger(run / "ledger.sqlite"):
+        pass
+    columns = read_catalog(run).columns()
+    assert columns["delivered"] == OBJECTS and "split" in columns["words"]
+    assert "reason" not in columns["words"].keys() | columns["texts"].keys() | columns["numbers"].keys()
+
+
 def test_texts_of_too_many_words_to_choose_from(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.viewer.catalog.CHOICES", 10)
     columns = read_catalog(run).columns()
@@ -340,6 +350,17 @@ def test_a_browser_filters_sorts_and_opens(server: LocalServer, tmp_path: Path) 
             "[...document.querySelectorAll('#strip img')].every(image => image.complete && image.naturalWidth === 160)"
         )
         assert page.faults() == []
+        choose("#layer", "all, side by side")
+        page.wait(f"document.querySelectorAll('#strip img').length === {VIEWS * (1 + len(LAYERS))}")
+        told = page.run("[...document.querySelectorAll('#strip .layers:nth-child(2) img')].map(image => image.alt)")
+        assert told == [f"view 1, {layer}" for layer in ("picture", *LAYERS)] and page.faults() == []
+        page.run("document.querySelectorAll('#strip button')[4].click()")
+        assert (
+            page.run("[...document.querySelectorAll('#strip [aria-pressed=true]')].map(s => s.dataset.view).join('')")
+            == "1111"
+        )
+        choose("#layer", "picture")
+        assert page.run("document.querySelector('#strip [aria-pressed=true]').dataset.view") == "1"  # as before
         page.run("document.querySelectorAll('#strip button')[2].click()")
         assert page.run("document.body.dataset.chosen") == "2"
         assert page.run("document.querySelector('#strip [aria-pressed=true]').dataset.view") == "2"
@@ -364,6 +385,21 @@ def test_a_browser_filters_sorts_and_opens(server: LocalServer, tmp_path: Path) 
         assert page.faults() == [] and page.run("document.body.dataset.object").startswith("object-005")
         assert page.run("document.body.dataset.pwned || document.body.dataset.error || ''") == ""
         assert page.complaints == []
+
+
+@needs_browser
+def test_an_address_names_an_object(server: LocalServer, tmp_path: Path) -> None:
+    with tab(tmp_path) as page:
+        for end, uid in (
+            ("object-004", "object-004"),
+            ("object-00%34", "object-004"),
+            ("nobody", None),
+            ("%E0%A4%A", None),
+        ):
+            page.open("about:blank")
+            page.open(f"{server.url}#{end}")
+            page.wait("document.body.dataset.ready")
+            assert page.run("document.body.dataset.object") == uid and page.complaints == []
 
 
 @needs_browser
