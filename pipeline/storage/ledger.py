@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -104,6 +105,12 @@ class Owed:
     count: int
 
 
+def _still(path: Path) -> bool:
+    """True if nobody writes the ledger, and its folder cannot be written: SQLite would want to put its log there to read it."""
+    beside = [path.with_name(path.name + end) for end in ("-wal", "-shm")]
+    return not os.access(path.parent, os.W_OK) and not any(one.exists() and one.stat().st_size for one in beside)
+
+
 class Ledger:
     """Item states: delivered, failed. Shard states: complete, deleted. An item without a row was never finished.
 
@@ -114,7 +121,8 @@ class Ledger:
         if readonly and not path.exists():
             raise UserError(f"{path.parent} holds no run (no {path.name})", A_RUN)
         self.path = path
-        uri = f"{path.absolute().as_uri()}?mode={'ro' if readonly else 'rwc'}"
+        mode = "rwc" if not readonly else "ro&immutable=1" if _still(path) else "ro"
+        uri = f"{path.absolute().as_uri()}?mode={mode}"
         self._db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
         self._waiting: list[tuple[Any, ...]] = []
         self._lock = threading.RLock()

@@ -247,6 +247,22 @@ def test_a_folder_of_shards_alone(run: Path) -> None:
     )
 
 
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(tmp_path / "run")
+    before = sorted(path.name for path in run.rglob("*"))
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # whom root asks says yes to all
+    gallery = Gallery(run)
+    assert b"40 objects, 2 that failed" in gallery.answer("/", "").body
+    assert unpacked(gzip.decompress(gallery.answer(f"/{gallery.number}/columns", "").body))["uid"][-2:] == [
+        "gone",
+        "lost",
+    ]
+    gallery.close()
+    assert (
+        sorted(path.name for path in run.rglob("*")) == before
+    )  # no log beside the ledger, which could not be made there
+
+
 def test_columns_of_a_run_without_failures(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
     (run / "ledger.sqlite").unlink()
