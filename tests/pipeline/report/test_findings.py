@@ -13,7 +13,7 @@ from lvsm_train.media.films import write_film
 from pipeline.core import images
 from pipeline.report.charts import Plot, svg
 from pipeline.report.findings import Figure, Section, Table, write_page
-from tests.chromium import faults_of
+from tests.chromium import faults_of, tab
 from tests.pipeline.report.test_page import EVIL, dom, needs_browser
 
 LINES = {"model": [(1, 16.5), (2, 19.4), (8, 21.8)], EVIL: [(1, 12.0), (2, 13.0), (8, 15.7)]}
@@ -48,6 +48,19 @@ def test_a_browser_has_nothing_to_say(page: Path, tmp_path: Path) -> None:
     assert console == [] and facts == {}
     assert html.count("<svg") == 1 and html.count("<video") == 1 and html.count("<img") == 2
     assert faults_of(page, tmp_path) == []
+
+
+@needs_browser
+def test_two_plots_share_a_row_of_a_desktop(tmp_path: Path) -> None:
+    plots = [Plot(LINES, "steps", name) for name in ("loss", "PSNR")]
+    where = write_page(tmp_path / "two.html", "Two", "", [Section("Both", "", plots)])
+    tops = "[...document.querySelectorAll('svg')].map(one => Math.round(one.getBoundingClientRect().top))"
+    with tab(tmp_path) as one:
+        one.open(where.as_uri())
+        for width, rows in ((1280, 1), (2560, 1), (390, 2)):
+            one.look(width)
+            assert len(set(one.run(tops))) == rows
+            assert one.run("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_a_plot_stands_where_its_numbers_say() -> None:
