@@ -361,7 +361,7 @@ def _sheet_note(run: RunData, tiles: list[dict[str, Any]]) -> str:
         return f"{len(tiles):,} held-out objects, which stay. Pictures {here} px wide, {shrunk}. Choose one to see its views."
     total = sum(run.objects.values())
     apart = sum(bool(tile["why"]) for tile in tiles)
-    spread = f"spread over {len(run.objects):,} shards"
+    spread = f"spread over {len(run.objects):,} shard{'s' if len(run.objects) != 1 else ''}"
     shown = f"{apart} that stand out, which say by what, and {len(tiles) - apart} {spread}" if apart else spread
     more = f" (--objects {total} for all, `view --serve` finds and sorts them)" if len(tiles) < total else ""
     return (
