@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ class Item:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+def instants(times: Iterable[float | None]) -> int:
+    """Number of different times among those that are known."""
+    return len(set(times) - {None})
+
+
 @dataclass(frozen=True)
 class Posed:
     """Views that were rendered or photographed elsewhere, with their cameras: loaded by a source of kind "posed".
@@ -75,7 +80,7 @@ class Posed:
     @property
     def moves(self) -> bool:
         """True if views are of different times."""
-        return len(set(self.times) - {None}) > 1
+        return instants(self.times) > 1
 
     def name(self, view: int) -> str:
         """Name of a view for messages."""

@@ -187,5 +187,5 @@ def _shots(one: Object, facts: dict[str, Any], views: list[int], roles: list[str
         depth=one.layer("depth")[views] if "depth" in one.layers else None,
         radius=BOUNDING_RADIUS.get(str(settings.get("normalize"))),
         held_out=held_out,
-        times=None if one.times is None else one.times[views],
+        times=[one.times[view] for view in views] if one.times else (),
     )

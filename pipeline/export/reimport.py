@@ -135,7 +135,7 @@ def load(item: Item, path: Path, cfg: ImportConfig) -> Scene:
         for width, rows in by_width.items()
     }
     roles = [first.roles[view] for view in chosen] if first.roles else []
-    times = [first.known_times[view] for view in chosen] if first.known_times else []
+    times = [first.times[view] for view in chosen] if first.times else []
     return Scene(cfg.grant(own), first.c2w[chosen], views, meta, roles=roles, times=times)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.core import cameras, images
 from pipeline.core.errors import Skip
-from pipeline.core.records import HELD_OUT, item_rng
+from pipeline.core.records import HELD_OUT, instants, item_rng
 
 POINTS = 20_000  # most points that are unprojected from depth
 INDEX = "evaluation_index.json"
@@ -42,7 +42,7 @@ class Shots:
     jpegs: V files. c2w (V, 4, 4), OpenCV axes. fxfycxcy (V, 4) in pixels, the centre of the first at (0.5, 0.5). hw: size of all.
     alpha: V PNGs, None without. background: what the JPEGs were put on, sRGB levels (3,), None if it is not one colour.
     depth (V, H, W) along the camera's axis, infinite where nothing is; None without. radius: of a sphere around the origin that
-    holds the scene, None if not known. times (V,): NaN where none is known; None without. roles: V of train, val, test; "" where
+    holds the scene, None if not known. times: V, None where none is known; () without. roles: V of train, val, test; "" where
     nobody has asked for a split. held_out: True if the run keeps the scene for validation.
     """
 
@@ -58,7 +58,7 @@ class Shots:
     depth: np.ndarray | None = None
     radius: float | None = None
     held_out: bool = False
-    times: np.ndarray | None = None
+    times: Sequence[float | None] = ()
 
     def __len__(self) -> int:
         return len(self.jpegs)
@@ -88,13 +88,13 @@ class Shots:
 
     def time(self, view: int) -> dict[str, float]:
         """Entry of a view that says its time, {} where none is known."""
-        known = self.times is not None and np.isfinite(self.times[view])
-        return {"time": float(self.times[view])} if known and self.times is not None else {}
+        time = self.times[view] if self.times else None
+        return {} if time is None else {"time": time}
 
     @property
     def moves(self) -> bool:
         """True if views are of different times."""
-        return self.times is not None and len(np.unique(self.times[np.isfinite(self.times)])) > 1
+        return instants(self.times) > 1
 
     def one_camera(self, what: str) -> np.ndarray:
         """Return the intrinsics (4,) that all views share, square pixels and the centre in the middle included.

@@ -135,7 +135,7 @@ def described(rows: Rows, shard: str) -> dict[str, Any]:
         "bounds": bounds,
         "focus": None if bounds else _focus(rows.c2w),
         "views": kept,
-        "times": [rows.known_times[view] for view in kept] if rows.moves else [],
+        "times": [rows.times[view] for view in kept] if rows.times and rows.moves else [],
         "c2w": _numbers(rows.c2w[kept, :3].reshape(-1, 12)),
         "ortho": rows.projection == "ortho",
         "k": _numbers(k[:1] if (k == k[0]).all() else k),

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.core.records import instants
 from pipeline.storage.shards import CAPTION, FOOTER_KEY, OBJECTS_KEY, TIME, facts_in, numbers, open_shard, subject_of
 
 OBJECT_COLUMNS = ("uid", "view", "c2w", "source", "license", "meta", "frame", TIME, CAPTION)  # that they are made from
@@ -38,7 +39,7 @@ def facts_of_objects(rows: pa.Table, counts: Sequence[int], run: dict[str, Any])
     where: dict[str, np.ndarray] = {}
     if subject_of(run, rows.column_names) == "objects":
         where = _ranges(numbers(rows["c2w"]).reshape(-1, 4, 4)[:, :3, 3].astype(float), starts)
-    moments = np.split(rows[TIME].to_numpy(), starts[1:]) if TIME in rows.column_names else []
+    times = rows[TIME].to_pylist() if TIME in rows.column_names else []
     told = []
     for number, first in enumerate(rows.select(own).take(starts).to_pylist()):
         meta = json.loads(first.pop("meta"))
@@ -49,8 +50,8 @@ def facts_of_objects(rows: pa.Table, counts: Sequence[int], run: dict[str, Any])
         if isinstance(fit := meta.get("cameras_fit"), dict):
             more |= {"cameras": fit.get("says"), "camera_score": fit.get("score")}
         more |= {name: float(values[number]) for name, values in where.items()}
-        instants = len({time for time in moments[number].tolist() if time == time}) if moments else 0
-        more |= {"instants": instants} if instants > 1 else {}
+        different = instants(times[starts[number] : starts[number] + counts[number]])
+        more |= {"instants": different} if different > 1 else {}
         kept = {name: one[:TEXT_CHARS] if isinstance(one, str) else one for name, one in more.items() if _is_json(one)}
         told.append(kept | first | {"views": int(views[number])})
     names = dict.fromkeys(name for one in told for name in one)

@@ -20,7 +20,7 @@ from pipeline.config.source_table import SOURCES
 from pipeline.core import images
 from pipeline.core.disk import replacing
 from pipeline.core.errors import A_RUN, UserError
-from pipeline.core.records import Item, ledger_facts
+from pipeline.core.records import Item, instants, ledger_facts
 from pipeline.core.text import quoted
 
 FORMAT_VERSION = "1"
@@ -278,8 +278,8 @@ def shard_on_disk(out: Path, widths: Sequence[int], name: str) -> Shard:
 class Rows:
     """One object as read back: c2w (V, 4, 4), intrinsics (V, 4) of a projection that INTRINSICS names, V JPEG files.
 
-    shas: (V,) what `image_sha` should give of each, None if the shard has no such column; roles: V, likewise.
-    times: (V,) float64, NaN where the set says none, likewise. numbers: (V,) each, where the shard has them.
+    shas: (V,) what `image_sha` should give of each, None if the shard has no such column; roles, times: V, likewise, a time
+    None where the set says none. numbers: (V,) each, where the shard has them.
     """
 
     uid: str
@@ -295,19 +295,14 @@ class Rows:
     shas: list[int] | None = None
     caption: str = ""
     roles: list[str] | None = None
-    times: np.ndarray | None = None
+    times: list[float | None] | None = None
     source: str = ""
     sha256: str = ""
 
     @property
-    def known_times(self) -> list[float | None]:
-        """Times of the views as a Scene has them: None where none is known, [] where the shard has none."""
-        return [] if self.times is None else [float(time) if time == time else None for time in self.times]
-
-    @property
     def moves(self) -> bool:
         """True if views are of different times."""
-        return len(set(self.known_times) - {None}) > 1
+        return instants(self.times or ()) > 1
 
 
 def read_objects(path: Path) -> Iterator[Rows]:
@@ -339,7 +334,7 @@ def rows_of(table: pa.Table) -> Rows:
         shas=table[IMAGE_SHA].to_pylist() if IMAGE_SHA in table.column_names else None,
         caption=table[CAPTION][0].as_py() if CAPTION in table.column_names else "",
         roles=table[ROLE].to_pylist() if ROLE in table.column_names else None,
-        times=table[TIME].to_numpy() if TIME in table.column_names else None,
+        times=table[TIME].to_pylist() if TIME in table.column_names else None,
         source=first["source"],
         sha256=first["sha256"],
     )

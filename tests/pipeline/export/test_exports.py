@@ -699,7 +699,7 @@ def test_a_run_that_is_imported_keeps_its_times(moving: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     data = Dataset(out)
     assert data.objects()["instants"] == [4 if uid == "chair" else None for uid in data.uids]
-    assert data["chair"].known_times == TIMES and data["plain"].known_times == [None] * VIEWS
+    assert data["chair"].times == TIMES and data["plain"].times == [None] * VIEWS
     verified = lvsm_data_here("verify", out)
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
