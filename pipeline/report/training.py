@@ -316,7 +316,8 @@ def _settings(runs: Sequence[TrainRun], names: Sequence[str]) -> Section:
         f"{name}: {duration(run.log.seconds)} of training, of it {run.log.waited / (run.log.seconds or 1):.0%} waiting for data."
         for name, run in zip(names, runs, strict=True)
     )
-    told = f"{spent}\nOnly settings that differ." if len(runs) > 1 else spent
+    differ = "Only settings that differ." if rows else "All settings are the same."
+    told = f"{spent}\n{differ}" if len(runs) > 1 else spent
     return Section("Settings", told, [Table(["", *names], rows)] if rows else [])
 
 

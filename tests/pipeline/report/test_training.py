@@ -167,6 +167,9 @@ def test_pages_of_one_and_of_two_runs(tmp_path: Path) -> None:
     both = (tmp_path / "both.html").read_text()
     assert done.returncode == 0 and "a/run" in both and "b/run" in both and both.count("data:image/png") == 2
     assert "optim.lr" in both and "preset" not in both  # only what differs
+    twin = make(tmp_path / "c" / "run", wandb=evil)
+    assert lvsm_data_here("view", first, twin, "--out", tmp_path / "same.html").returncode == 0
+    assert "All settings are the same." in (tmp_path / "same.html").read_text()
 
 
 @pytest.mark.parametrize(

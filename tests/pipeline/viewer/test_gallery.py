@@ -352,6 +352,20 @@ def test_a_browser_filters_sorts_and_opens(server: LocalServer, tmp_path: Path) 
         )
         assert found() == 1 and page.run(first).startswith("object-012")
         page.run("document.getElementById('clear').click()")
+        # the order of each column is that of a plain sort, whatever its signs, equal and missing values
+        page.run(
+            "table.numbers.made = Float32Array.from(table.uid, (_, row) => [NaN, -1.5, 2, -1e30, 0, 2, -0, 1e-40][row % 8])"
+        )
+        made = (
+            "table.uid.map((_, row) => row).filter(row => !Number.isNaN(v[row])).sort((a, b) => v[a] - v[b] || a - b)"
+        )
+        for name in page.run("Object.keys(table.numbers)"):
+            of = f"const v = table.numbers.{name}.map(one => one + 0), {{ order, known }} = orderOf({name!r})"  # -0 + 0 is 0
+            told, plain = page.run(
+                f"(() => {{ {of}; return [[...order.slice(0, known)].map(row => v[row]), {made}.map(row => v[row])] }})()"
+            )
+            assert told == plain, name
+            assert page.run(f"new Set(orderOf({name!r}).order).size") == OBJECTS + 2, name
         # an object: pictures, points, a layer, arrow keys, a camera
         page.run("openAt(rows.findIndex(row => table.uid[row].startsWith('object-003')))")
         page.wait("document.querySelectorAll('#strip img').length === 3 && frusta.length === 3")
@@ -382,6 +396,11 @@ def test_a_browser_filters_sorts_and_opens(server: LocalServer, tmp_path: Path) 
         assert page.run("document.querySelector('#strip [aria-pressed=true]').dataset.view") == "2"
         page.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowRight")
         page.wait("document.body.dataset.object.startsWith('object-004')")
+        page.run("navigator.clipboard.writeText = async text => { document.body.dataset.copied = text }")
+        page.run("document.getElementById('copy').click()")
+        page.wait("document.getElementById('copy').textContent === 'copied'")
+        assert page.run("document.body.dataset.copied").startswith("object-004")
+        page.wait("document.getElementById('copy').textContent === 'copy uid'")
         # one that moves: its views by time, in the page and among the cameras; arrow keys belong to the slider there
         assert page.run("document.getElementById('timed').hidden")
         page.run("openAt(rows.findIndex(row => table.uid[row].startsWith('object-005')))")
@@ -425,9 +444,11 @@ def test_of_many_objects_only_those_in_sight_have_pictures(server: LocalServer, 
         page.open(server.url)
         page.wait("document.body.dataset.ready")
         words = "{ reason: { names: ['tiny'], of: of.map(() => 0) } }"
-        columns = f"uid: of.map(i => 'many-' + i), detail: Array(many).fill(''), words: {words}, numbers: {{}}"
+        columns = (
+            f"uid: of.map(i => 'many-' + i), detail: Array(many).fill(''), words: {words}, numbers: {{}}, texts: {{}}"
+        )
         many = f"const many = 100000, of = [...Array(many).keys()]; table = {{ {columns} }}"
-        page.run(f"{{ {many}; texts = table.uid; spreads.length = 0; filter() }}")
+        page.run(f"{{ {many}; texts.length = 0; spreads.length = 0; filter() }}")
         assert int(page.run("document.body.dataset.found")) == 100_000
         assert int(page.run("document.body.dataset.tiles")) < 40
         page.run("scrollTo(0, document.body.scrollHeight)")
