@@ -316,9 +316,14 @@ def test_sigterm_finishes_what_is_in_flight_and_the_same_command_goes_on(tmp_pat
     assert stored(out) == procedural(done + 2)
 
 
+def renderers(run: subprocess.Popen[str]) -> list[int]:
+    """Blenders of a run."""
+    return [process.pid for process in named(run.pid, "blender_scripts/worker.py")]
+
+
 def kill(victim: str, run: subprocess.Popen[str], rng: random.Random) -> list[int]:
     """kill -9 of one process of a run, or of all. Answers the Blenders that there were."""
-    blenders = [process.pid for process in named(run.pid, "blender_scripts/worker.py")]
+    blenders = renderers(run)
     assert blenders
     if victim == "driver":
         run.kill()
@@ -343,6 +348,7 @@ def test_kill_9_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
     for victim in ("worker", "blender", "driver", "everything"):
         enough = count_in_ledger(out) + 2 + rng.randrange(4)
         wait_for(lambda enough=enough: count_in_ledger(out) >= enough)  # type: ignore[misc]
+        wait_for(lambda run=run: renderers(run))  # type: ignore[misc]  # a run that goes on counts what it found before it has any
         time.sleep(rng.random() / 4)
         assert run.poll() is None
         blenders = kill(victim, run, rng)
