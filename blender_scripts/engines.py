@@ -18,6 +18,7 @@ import cycles
 import numpy as np
 import outline
 import surfaces
+import timeline
 from mathutils import Matrix
 
 GPU_KINDS = ("OPTIX", "CUDA", "HIP", "ONEAPI", "METAL")
@@ -228,10 +229,11 @@ def _configure_eevee(scene, job):
     return "EEVEE"
 
 
-def render_views(job, corners, emit):
-    """Call emit(index, rectangle, passes, seconds) for each camera of the job, in order. All have the same pixel aspect.
+def render_views(job, instants, corners_in, emit):
+    """Call emit(index, rectangle, passes, seconds) for each shot, in order. All cameras have the same pixel aspect.
 
-    corners: points (K, 3) whose convex hull holds the object, or None if not known (see `outline`).
+    instants: (frame of the scene or None, [[index, number of the camera], ...]) of each. corners_in: render graph -> points
+    (K, 3) whose convex hull holds the object, or None if not known (see `outline`).
     passes: {"rgba": (h, w, 4), "depth": (h, w, 1), "normals": (h, w, 3)} float32 of the rectangle [top, bottom, left,
     right), rows from the top, linear light. rgba is premultiplied over nothing; depth is along the camera's axis in world
     units; normals are in world axes. Outside the rectangle there is nothing.
@@ -241,25 +243,31 @@ def render_views(job, corners, emit):
     scene.camera.data.clip_start, scene.camera.data.clip_end = 0.01, 100.0
     # once for all views: an engine's own copy of these cannot be written (Blender 4.5 crashes)
     scene.render.pixel_aspect_x, scene.render.pixel_aspect_y = first["pixel_aspect_x"], first["pixel_aspect_y"]
-    if job["engine"] == "eevee":
-        _render_eevee(job, emit)
-    else:
-        # The first view has its own render call, which syncs the whole new scene; in one call with the other views
+    for frame, shots in instants:
+        if frame is not None:
+            timeline.show(frame)
+        if job["engine"] == "eevee":
+            _render_eevee(job, shots, emit)
+            continue
+        # The first view has its own render call, which syncs what is new in the scene; in one call with the other views
         # everything would be synced, and the BVH built, again for every view.
-        views = list(enumerate(job["cameras"]))
-        for part in filter(None, (views[:1], views[1:])):
-            _in_render_call(functools.partial(_render_cycles, job=job, views=part, corners=corners, emit=emit))
+        hull = []
+        for part in filter(None, (shots[:1], shots[1:])):
+            task = functools.partial(_render_cycles, job=job, shots=part, hull=hull, corners_in=corners_in, emit=emit)
+            _in_render_call(task)
 
 
-def _render_cycles(engine, depsgraph, job, views, corners, emit):
+def _render_cycles(engine, depsgraph, job, shots, hull, corners_in, emit):
     """Set each view's camera on the evaluated copies that Cycles reads, which spares updates of the dependency graph."""
     scene, (height, width) = depsgraph.scene_eval, job["hw"]
-    for index, camera in views:
-        start = time.perf_counter()
-        rectangle = outline.rectangle(corners, camera["projection"], job["hw"])
+    if not hull:
+        hull.append(corners_in(depsgraph))
+    for index, number in shots:
+        start, camera = time.perf_counter(), job["cameras"][number]
+        rectangle = outline.rectangle(hull[0], camera["projection"], job["hw"])
         _place(scene.camera, camera)
         _set_border(engine.render, rectangle, job["hw"])
-        scene.cycles.seed = (job["seed"] + index) % 2**31
+        scene.cycles.seed = (job["seed"] + number) % 2**31  # what stands still looks the same at all times
         _cycles.reset(engine.session, bpy.data.as_pointer(), depsgraph.as_pointer())  # takes camera, border and seed
         _cycles.render(engine.session, depsgraph.as_pointer())
         top, bottom, left, right = rectangle
@@ -310,13 +318,13 @@ def _set_border(render, rectangle, hw):
     render.border_min_y, render.border_max_y = (height - bottom + beyond) / height, (height - top + beyond) / height
 
 
-def _render_eevee(job, emit):
+def _render_eevee(job, shots, emit):
     """Render with EEVEE, through an uncompressed float image in the scratch folder: EEVEE has no Python hook."""
     scene = bpy.context.scene
     rectangle = outline.rectangle(None, None, job["hw"])
-    for index, camera in enumerate(job["cameras"]):
+    for index, number in shots:
         start = time.perf_counter()
-        _place(scene.camera, camera)
+        _place(scene.camera, job["cameras"][number])
         emit(index, rectangle, _read_through_exr(scene), time.perf_counter() - start)
 
 

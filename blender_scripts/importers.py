@@ -24,9 +24,9 @@ class Unusable(Exception):
         self.reason = reason
 
 
-def _procedural(filepath):
+def _procedural(filepath, moves=False):
     with open(filepath) as recipe:
-        procedural.build(json.load(recipe)["seed"])
+        procedural.build(json.load(recipe)["seed"], moves)
 
 
 def _gltf(path):
@@ -84,7 +84,6 @@ def _ply(path):
 
 
 IMPORTERS = {
-    "procedural": _procedural,
     "glb": _gltf,
     "gltf": _gltf,
     "obj": lambda path: bpy.ops.wm.obj_import(filepath=path),
@@ -106,14 +105,15 @@ def clear():
     bpy.ops.wm.read_homefile(use_factory_startup=True, use_empty=True, load_ui=False)
 
 
-def load(path, file_format, crashed=-1, tell=lambda number: None):
+def load(path, file_format, crashed=-1, tell=lambda number: None, moves=False):
     """Import `path` into the empty scene, by the first reader that finds a face; else by the last that takes it.
 
+    moves: True where objects that are made here, not read, shall move.
     crashed: number of a reader that ended the process on this file; it is left out if there is another. tell: is called with
     each reader's number before it starts. Returns facts of how the file was read: {"read_by": the reader, unless it is the
     format's usual one, "mended": words for what was wrong}. Raises Unusable("import_failed") with what each reader said.
     """
-    readers = dict(enumerate(_readers(os.path.abspath(path), file_format)))
+    readers = dict(enumerate(_readers(os.path.abspath(path), file_format, moves)))
     if len(readers) > 1:
         readers.pop(crashed, None)
     facts, failures = None, []
@@ -140,8 +140,10 @@ def _said(error):
     return ". ".join(dict.fromkeys(line.removeprefix("Error: ") for line in lines))[:500]
 
 
-def _readers(path, file_format):
+def _readers(path, file_format, moves):
     """Functions that read the file, in the order in which they are tried."""
+    if file_format == "procedural":
+        return [lambda: _procedural(path, moves)]
     readers = [lambda: IMPORTERS[file_format](path)]
     if file_format == "fbx":
         readers.append(lambda: _fbx_by_add_on(path))

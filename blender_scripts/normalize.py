@@ -13,6 +13,7 @@ import engines
 import meshes
 import numpy as np
 import surfaces
+import timeline
 from importers import Unusable
 from mathutils import Matrix
 from outline import Outline
@@ -28,17 +29,19 @@ LEAST = 1e-4  # area of all faces over the square of the size; below, no camera 
 SAMPLED = 5000  # points of what an object shows, by which far outliers are found
 
 
-def normalize(how, limits):
+def normalize(how, limits, frames=()):
     """Parent every root to one empty that carries scale and translation.
 
     Returns facts (transform, bounds, counts), and points (K, 3) whose hull holds all that is rendered (None: not known).
 
     how: "sphere" (the smallest sphere around the box's centre that holds all gets radius 0.5) or "box" (the longest side gets
-    length 1). limits: {"max_polygons": int, "framed": True if all cameras hold the whole object}. Raises Unusable: empty,
-    only_points, only_lines, not_finite, degenerate, absurd_scale, too_many_polygons, outlier_geometry, tiny, normalize_failed.
+    length 1). limits: {"max_polygons": int, "framed": True if all cameras hold the whole object}. frames: of an animation, those
+    that are rendered: all that is seen at any of them counts, and the object moves while the world does not. Raises Unusable:
+    empty, only_points, only_lines, not_finite, degenerate, absurd_scale, too_many_polygons, outlier_geometry, tiny,
+    normalize_failed.
     """
     scene = bpy.context.scene
-    raw = _measure_when_visible()
+    raw, now = _measure_over(frames) if frames else (_measure_when_visible(),) * 2
     _judge(raw, limits)
     low, high = raw["bounds"]
     _judge_area(raw, _size(raw, how), limits)
@@ -54,9 +57,9 @@ def normalize(how, limits):
     root.matrix_world = matrix
 
     measured = _measure(Outline())
-    low, high = measured["bounds"]
-    error = max(np.abs(low + high).max() / 2, abs(_size(measured, how) - 1))
+    error = np.abs(measured["bounds"] - scale * (now["bounds"] - (low + high) / 2)).max()
     if not error < TOLERANCE:  # a constraint, driver or simulation in world space fights the root
+        low, high = measured["bounds"]
         raise Unusable("normalize_failed", f"bounds after normalising: {low.tolist()} to {high.tolist()}")
     raw_low, raw_high = raw["bounds"]
     facts = {
@@ -68,8 +71,42 @@ def normalize(how, limits):
         "materials": len(bpy.data.materials),
         "images": sum(image.source in ("FILE", "TILED", "GENERATED") for image in bpy.data.images),
     }
-    displaced = any(material.displacement_method != "BUMP" for material in bpy.data.materials)
-    return facts, None if displaced else measured["corners"]
+    return facts, None if _is_displaced() else measured["corners"]
+
+
+def corners_in(depsgraph):
+    """Points (K, 3) whose hull holds all that a render graph shows now, None: not known. The object is normalised."""
+    return None if _is_displaced() else _measure_instances(depsgraph, Outline()).get("corners")
+
+
+def _is_displaced():
+    """True if a material moves surfaces away from where their points are."""
+    return any(material.displacement_method != "BUMP" for material in bpy.data.materials)
+
+
+def _measure_over(frames):
+    """(what is seen at any of the frames, what is seen now). Of those at which nothing can be seen nothing counts.
+
+    Raises Unusable if nothing can be seen at any of them.
+    """
+    found = {frame: one for frame in frames if "bounds" in (one := _measure_at(frame))}
+    if not found:
+        now = _measure_when_visible()
+        return now, now
+    all_of, first = list(found.values()), next(iter(found))
+    raw = {name: max(one[name] for one in all_of) for name in ("polygons", "instances", "area")}
+    for name in ("bounds", "core"):
+        ends = np.array([one[name] for one in all_of])
+        raw[name] = np.array([ends[:, 0].min(0), ends[:, 1].max(0)])
+    raw["radius"] = max(_measure_at(frame, raw["bounds"].mean(0))["radius"] for frame in found)
+    timeline.show(first)
+    return raw, found[first]
+
+
+def _measure_at(frame, centre=None):
+    """Measure what would be rendered at a frame, see `_measure_instances`."""
+    timeline.show(frame)
+    return _measure(centre=centre)
 
 
 def _size(measured, how):
@@ -114,15 +151,15 @@ def _nothing_seen():
     return "empty", "nothing that the engine would render"
 
 
-def _measure(outline=None):
+def _measure(outline=None, centre=None):
     """Measure what the engine would render now, see `_measure_instances`."""
     found = {}
-    engines.visit_depsgraph(lambda depsgraph: found.update(_measure_instances(depsgraph, outline)))
+    engines.visit_depsgraph(lambda depsgraph: found.update(_measure_instances(depsgraph, outline, centre)))
     return found
 
 
-def _measure_instances(depsgraph, outline):
-    """Bounds (2, 3), 0.1-99.9 percentile bounds, radius around the bounds' centre, polygon and instance counts, area.
+def _measure_instances(depsgraph, outline, centre=None):
+    """Bounds (2, 3), 0.1-99.9 percentile bounds, radius around a centre (default: theirs), polygon and instance counts, area.
 
     area: at least that of all faces that can be seen; infinite where other things than faces are rendered.
 
@@ -158,7 +195,7 @@ def _measure_instances(depsgraph, outline):
     return {
         "bounds": bounds,
         "core": np.percentile(np.concatenate(list(_worlds(samples))), [0.1, 99.9], axis=0),
-        "radius": max(_farthest(world, bounds.mean(0)) for world in _worlds(placed)),
+        "radius": max(_farthest(world, bounds.mean(0) if centre is None else centre) for world in _worlds(placed)),
         "polygons": polygons,
         "instances": sum(len(matrices) for _, matrices in placed),
         "corners": corners,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import bpy
+import motion
 import numpy as np
 from materials import TEX_ATTRIBUTE, UV_NAME, make_materials, weighted
 from shapes import TAU, Shape, cage, from_mesh, largest_piece, primitive, to_mesh, waves
@@ -298,8 +299,8 @@ def box_uv(shape: Shape) -> np.ndarray:
     return np.stack([corner[rows, (axis + 1) % 3], corner[rows, (axis + 2) % 3]], 1)
 
 
-def emit(rng: np.random.Generator, part: Part, world: np.ndarray, length: float, slots: list) -> None:
-    """Links one object into the scene: world verts, smooth shading with sharp edges, and both texture layers.
+def emit(rng: np.random.Generator, part: Part, world: np.ndarray, length: float, slots: list) -> bpy.types.Object:
+    """Links one object, which is returned, into the scene: world verts, smooth shading with sharp edges, and both texture layers.
 
     length: object lengths per local unit, which makes texture features equally large on small and large parts.
     """
@@ -319,7 +320,9 @@ def emit(rng: np.random.Generator, part: Part, world: np.ndarray, length: float,
         mesh.materials.append(material)
     mesh.shade_smooth()
     mesh.set_sharp_from_angle(angle=SHARP_ANGLE)
-    bpy.context.scene.collection.objects.link(bpy.data.objects.new("part", mesh))
+    ob = bpy.data.objects.new("part", mesh)
+    bpy.context.scene.collection.objects.link(ob)
+    return ob
 
 
 def frame(rng: np.random.Generator, clouds: list[np.ndarray]) -> tuple[list[np.ndarray], float]:
@@ -338,16 +341,20 @@ def frame(rng: np.random.Generator, clouds: list[np.ndarray]) -> tuple[list[np.n
     return [scale * (cloud @ turned.T - (low + high) / 2) for cloud in clouds], scale
 
 
-def build(seed: int) -> None:
+def build(seed: int, moves: bool = False) -> None:
     """Builds one object, made of one or more mesh objects, into the current scene.
 
     seed: 0 <= seed < 2**63. The scene gets meshes and materials only: no camera, light or world. The same seed gives
-    the same vertices and material settings in every process on the same machine.
+    the same vertices and material settings in every process on the same machine. moves: some of the parts move over time
+    (`motion.py`).
     """
     rng = np.random.Generator(np.random.Philox(key=seed))
     materials = make_materials(rng)
     parts = weighted(rng, LAYOUTS)(rng)
     worlds, scale = frame(rng, [part.points() for part in parts])
+    made = []
     for part, world in zip(parts, worlds, strict=True):
         slots = [materials[(part.material + k) % len(materials)] for k in range(2)]
-        emit(rng, part, world, part.scale * scale, slots)
+        made.append(emit(rng, part, world, part.scale * scale, slots))
+    if moves:
+        motion.animate(seed, made)

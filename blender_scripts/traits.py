@@ -2,6 +2,7 @@
 
 import bpy
 import meshes
+import timeline
 import usd_colours
 from importers import Unusable
 
@@ -10,13 +11,13 @@ READS_COLOURS = {"VERTEX_COLOR", "ATTRIBUTE"}
 
 
 def traits():
-    """{"textured", "has_vertex_colors", "animated"} -> bool, of what the scene's materials and actions use."""
+    """{"textured", "has_vertex_colors", "animated"} -> bool, of what the scene's materials, actions and caches use."""
     nodes = [node for tree in _trees() for node in tree.nodes]
     return {
         "textured": any(node.type == "TEX_IMAGE" and _has_pixels(node.image) for node in nodes),
         "has_vertex_colors": any(node.type in READS_COLOURS for node in nodes)
         and any(ob.data.color_attributes or ob.data.get(usd_colours.OF_INSTANCE) for ob in meshes.rendered()),
-        "animated": bool(bpy.data.actions),
+        "animated": timeline.is_animated(),
     }
 
 

@@ -37,6 +37,7 @@ import picture_alpha  # noqa: E402
 import ply_pictures  # noqa: E402
 import relink  # noqa: E402
 import repair  # noqa: E402
+import timeline  # noqa: E402
 import traits  # noqa: E402
 import usd_colours  # noqa: E402
 
@@ -65,7 +66,11 @@ def rss_mb():
 
 
 def load(job, timings, channel):
-    """Empty Blender, import the job's file, repair and normalise it. Returns facts for the shard, and corners (K, 3) or None."""
+    """Empty Blender, import the job's file, repair and normalise it.
+
+    Returns facts for the shard, corners (K, 3) or None, and the instants of the job as (seconds, frames of the scene), both
+    empty where nothing moves.
+    """
     start = time.perf_counter()
     importers.clear()
     timings["reset"] = time.perf_counter() - start
@@ -75,7 +80,7 @@ def load(job, timings, channel):
     def tell(number):
         channel.send({"type": "reading", "reader": number})
 
-    read = importers.load(job["path"], job["format"], job["crashed"], tell)
+    read = importers.load(job["path"], job["format"], job["crashed"], tell, moves=bool(job["time"]))
     ply_pictures.show(job["path"], job.get("textures", []))
     relinked = libraries.find(job.get("pictures", {})) + relink.relink(job.get("pictures", {}))
     if relinked and job["format"] == "fbx" and "read_by" not in read:
@@ -85,11 +90,12 @@ def load(job, timings, channel):
         facts["missing_libraries"] = lost
     facts |= traits.traits()
     traits.check(job.get("only", ()), facts)
+    playing, seconds, frames = instants(job) if job["time"] and facts["animated"] else ({}, [], [])
     timings["import"] = time.perf_counter() - start
 
     start = time.perf_counter()
     try:
-        measured, corners = normalize.normalize(job["normalize"], job["limits"])
+        measured, corners = normalize.normalize(job["normalize"], job["limits"], frames)
     except importers.Unusable as error:
         if error.reason == "empty" and lost:
             raise importers.Unusable(
@@ -97,7 +103,18 @@ def load(job, timings, channel):
             ) from None
         raise
     timings["normalize"] = time.perf_counter() - start
-    return facts | measured, corners
+    return facts | measured | playing, corners, (seconds, frames)
+
+
+def instants(job):
+    """Facts of the animation that plays, and the job's instants as seconds and frames; nothing of one that takes no time."""
+    name = timeline.choose(job["time"]["animation"], job["format"])
+    between = timeline.span()
+    if not between or between[0] == between[1]:
+        return {}, [], []
+    seconds, frames = timeline.instants(job["time"], between)
+    length = timeline.seconds_of(between)
+    return {"animation": {"name": name, "seconds": round(length, 6), "end": job["time"]["end"]}}, seconds, frames
 
 
 def joined(*parts):
@@ -111,16 +128,22 @@ def joined(*parts):
 def render(job, channel):
     """Render one object: send its facts, then every view as soon as it is done."""
     timings = {}
-    facts, corners = load(job, timings, channel)
+    facts, corners, (seconds, frames) = load(job, timings, channel)
     device = engines.configure(job)
-    channel.send({"type": "loaded", "facts": facts, "device": device, "timings": timings})
+    channel.send({"type": "loaded", "facts": facts, "device": device, "timings": timings, "times": seconds})
 
     def emit(index, rectangle, passes, seconds):
         layout = [[name, list(pixels.shape)] for name, pixels in passes.items()]
         message = {"type": "view", "index": index, "rectangle": rectangle, "passes": layout, "seconds": seconds}
         channel.send(message, list(passes.values()))
 
-    engines.render_views(job, corners, emit)
+    if frames:
+        shots = [(frame, job["time"]["shots"][number]) for number, frame in enumerate(frames)]
+        engines.render_views(job, shots, normalize.corners_in, emit)
+    else:
+        engines.render_views(
+            job, [(None, [[view, view] for view in range(len(job["cameras"]))])], lambda _: corners, emit
+        )
     channel.send({"type": "done", "rss_mb": rss_mb()})
 
 

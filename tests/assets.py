@@ -60,6 +60,75 @@ SPHERE_RADIUS = 0.07
 SPHERES = [((0.4, 0.1, -0.3), (1, 0, 0)), ((-0.35, 0.3, 0.25), (0, 1, 0)), ((0.05, -0.4, 0.35), (0, 0, 1))]
 
 
+def moving():
+    """The spheres on known curves over a second: one by its place, one by a bone, one by a shape key; see test_time."""
+    reset()
+    scene = bpy.context.scene
+    scene.frame_start, scene.frame_end, scene.render.fps = 0, 24, 24
+    bpy.ops.object.armature_add(location=(0, 0, 0))
+    rig = bpy.context.object
+    bpy.ops.object.mode_set(mode="EDIT")
+    rig.data.edit_bones[0].head, rig.data.edit_bones[0].tail, rig.data.edit_bones[0].roll = (0, 0, 0), (0, 1, 0), 0
+    bpy.ops.object.mode_set(mode="OBJECT")
+    made = []
+    for location, color in SPHERES:
+        bpy.ops.mesh.primitive_ico_sphere_add(radius=SPHERE_RADIUS, subdivisions=4, location=location)
+        made.append(bpy.context.object)
+        made[-1].data.materials.append(material("glow", color, emission=1.0))
+    free, skinned, shaped = made
+    skinned.data.transform(skinned.matrix_world)
+    skinned.matrix_world.identity()
+    skinned.vertex_groups.new(name=rig.data.bones[0].name).add(range(len(skinned.data.vertices)), 1.0, "REPLACE")
+    skinned.modifiers.new("rig", "ARMATURE").object = rig
+    skinned.parent = rig
+    shaped.shape_key_add(name="Basis")
+    key = shaped.shape_key_add(name="up")
+    for point in key.data:
+        point.co.z += 0.3
+    bone = rig.pose.bones[0]
+    for frame in range(25):
+        angle = frame / 24 * 2 * math.pi
+        free.location = (
+            SPHERES[0][0][0] + 0.2 * math.sin(angle),
+            SPHERES[0][0][1] + 0.1 * math.cos(angle),
+            SPHERES[0][0][2],
+        )
+        free.keyframe_insert("location", frame=frame)
+        bone.location = (0, 0.2 * math.sin(angle), 0.1 * math.sin(2 * angle))
+        bone.keyframe_insert("location", frame=frame)
+        key.value = 0.5 - 0.5 * math.cos(angle)
+        key.keyframe_insert("value", frame=frame)
+    save_blend("moving")
+    how = {"export_animation_mode": "SCENE", "export_anim_scene_split_object": False}  # one animation for all three
+    bpy.ops.export_scene.gltf(filepath=str(OUT / "moving.glb"), export_format="GLB", **how)
+    bpy.ops.wm.usd_export(filepath=str(OUT / "moving.usdc"), export_animation=True)
+    bpy.ops.wm.alembic_export(filepath=str(OUT / "moving.abc"), start=0, end=24, as_background_job=False)
+    # the same, of which nothing can be seen to move: a ball of one colour that turns
+    reset()
+    bpy.ops.mesh.primitive_uv_sphere_add(segments=256, ring_count=128)
+    bpy.context.object.data.materials.append(material("plain", (0.5, 0.5, 0.5)))
+    bpy.ops.object.shade_smooth()
+    for frame, angle in ((1, 0.0), (25, 2 * math.pi)):
+        bpy.context.object.rotation_euler = (0, 0, angle)
+        bpy.context.object.keyframe_insert("rotation_euler", frame=frame)
+    save_glb("turning_ball")
+    # two animations: a long one along x, a short one along z
+    reset()
+    ob = cube()
+    for name, axis, last in (("along", 0, 48), ("up", 2, 12)):
+        action = bpy.data.actions.new(name)
+        ob.animation_data_create().action = action
+        for frame, far in ((0, 0.0), (last, 2.0)):
+            ob.location = [far * (axis == number) for number in range(3)]
+            ob.keyframe_insert("location", frame=frame)
+        track = ob.animation_data.nla_tracks.new()
+        track.name = name
+        track.strips.new(name, 0, action).action_slot = action.slots[0]
+        ob.animation_data.action = None
+    ob.location = (0, 0, 0)
+    save_glb("two_animations")
+
+
 def placements():
     reset()
     cube((500, -300, 200))
@@ -435,6 +504,7 @@ def modes():
 
 for make in (
     spheres,
+    moving,
     placements,
     rigged,
     animated,

@@ -51,6 +51,19 @@ class SceneConfig:
     """Camera poses per object."""
     seed: int = 0
     """Chooses procedural objects, cameras, lights and noise. Same seed and uid, same pixels."""
+    frames: int = 1
+    """Instants at which an animated object is shown, spread over its animation; what does not move has one. docs/time.md."""
+    fps: float | None = None
+    """Instants per second, in place of spreading them."""
+    duration: float | None = None
+    """Seconds over which the instants are spread, in place of the whole animation."""
+    time_cameras: Literal["moving", "fixed", "both"] = "moving"
+    """moving: each view has an instant of its own, in their order. fixed: each camera sees every instant: VIEWS x FRAMES
+    pictures. both: the first half of the cameras are fixed, the others see one instant each."""
+    animation: str = "first"
+    """Of a file with several animations: first, longest, or its name."""
+    animation_end: Literal["loop", "clamp"] = "loop"
+    """What follows an animation's end: its beginning, or the end for good."""
     samples: int | None = None
     """Paths per pixel. Default: 32, or 16 where the denoiser is on. docs/performance.md weighs time against quality."""
     engine: Literal["auto", "cycles", "eevee"] = "auto"
@@ -107,6 +120,24 @@ class SceneConfig:
         return self.quality or (98 if width <= SMALL else 95)
 
     @property
+    def is_timed(self) -> bool:
+        """True if objects are shown at several instants."""
+        return self.frames > 1
+
+    def shots(self) -> list[tuple[int, int]]:
+        """(camera, instant) of each picture of an object that moves, by instant and camera; both are counted from 0."""
+        fixed = {"moving": 0, "fixed": self.views, "both": self.views // 2}[self.time_cameras]
+        everywhere = [(camera, instant) for camera in range(fixed) for instant in range(self.frames)]
+        moving = self.views - fixed
+        once = [(fixed + number, number * self.frames // moving) for number in range(moving)]
+        return sorted(everywhere + once, key=lambda shot: (shot[1], shot[0]))
+
+    @property
+    def pictures(self) -> int:
+        """Most pictures of an object, at one resolution."""
+        return len(self.shots()) if self.is_timed else self.views
+
+    @property
     def framed(self) -> bool:
         """True if every view is known to hold the whole object (settings resolved)."""
         assert self.fov_x_deg is not None
@@ -141,6 +172,7 @@ class SceneConfig:
             environment_maps(hdri)
         if self.background == "hdri" and self.lights != "hdri":
             raise UserError("--background hdri needs --lights hdri", "add --lights hdri --hdri FOLDER")
+        self._check_time()
         ortho_scale = self._resolved_ortho_scale()
         if self.seed < 0:
             raise UserError(f"--seed {self.seed} is negative", "seeds are whole numbers from 0 up")
@@ -171,6 +203,24 @@ class SceneConfig:
             samples=self.samples or (16 if denoise == "on" else 32),
             denoise=denoise,
         )
+
+    def _check_time(self) -> None:
+        """Raise UserError for impossible flags of time."""
+        if self.frames < 1 or (self.fps or 1) <= 0 or (self.duration or 1) <= 0:
+            raise UserError(
+                "--frames, --fps and --duration must be positive", "--frames 16 spreads them over the animation"
+            )
+        if self.fps and self.duration:
+            raise UserError(
+                "--fps and --duration both say how far instants are apart",
+                f"{self.frames} instants: leave one of them out",
+            )
+        names = ("fps", "duration", "time_cameras", "animation", "animation_end")
+        if not self.is_timed and (asked := [n for n in names if getattr(self, n) != getattr(SceneConfig, n)]):
+            flags = ", ".join("--" + name.replace("_", "-") for name in asked)
+            raise UserError(
+                f"{flags}: of an object's animation one instant is shown", "add --frames, for example --frames 16"
+            )
 
     def _with_rig(self) -> SceneConfig:
         """Copy with the poses of the file that --poses or --cameras is, and its field of view where none is asked for."""
@@ -226,7 +276,7 @@ class RenderConfig(Fetching, Running, Listing):
         listed = self.listed()
         placed = self.placed(Path("data") / folder_name(listed["source"], scene.res))
         assert scene.samples is not None
-        work = scene.views * (scene.width / 512) ** 2 * scene.samples / 32
+        work = scene.pictures * (scene.width / 512) ** 2 * scene.samples / 32
         timeout_s = self.timeout_s or 300 + 20 * work
         return dataclasses.replace(self, scene=scene, timeout_s=timeout_s, **placed, **listed)
 

@@ -22,7 +22,7 @@ LEDGER_FACTS = (
     *("coverage", "visible", "black", "contrast"),
     *("cameras_fit", "views_missing", "left_out", "left_out_views", "views_wrong"),
     *("textured", "has_vertex_colors", "animated", "missing_textures", "missing_materials", "missing_libraries"),
-    *("mended", "read_by"),
+    *("mended", "read_by", "motion"),
 )
 HEARTBEAT = "heartbeat"  # a file in a worker's scratch folder: the number of views rendered so far, and the uid
 # Of a scene's views, those that must be left after the ones without a picture or with a wrong camera are left out.

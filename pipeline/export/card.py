@@ -47,7 +47,7 @@ COLUMNS = {  # name -> (what it holds, meaning)
     "albedo": ("8-bit PNG, (height, width, 3)", "base colour of the materials, sRGB-encoded"),
     "roughness": (GREY, "255 is 1"),
     "metallic": (GREY, "255 is 1"),
-    "frame": ("", "of clips: entry of the camera file, from 0"),
+    "frame": ("", "of clips: entry of the camera file, from 0; of objects that move: number of the instant, from 0"),
     "asked_us": ("", "of clips: time of the pose, microseconds"),
     "time_us": ("", "of clips: when the frame is shown, microseconds"),
     "role": ("", "train, val or test where the source splits the views of a scene, else empty"),

@@ -45,6 +45,7 @@ def writer_of(cfg: RunConfig) -> ShardWriter:
     optional += NUMBERS if isinstance(cfg, ClipConfig) else ()
     optional += (ROLE,) if SOURCES[cfg.source].roles else ()
     optional += (TIME,) if SOURCES[cfg.source].times else ()
+    optional += ("frame", TIME) if getattr(cfg.scene, "is_timed", False) else ()
     optional += (CAPTION,) if cfg.captions or SOURCES[cfg.source].captions else ()
     optional += (INTRINSICS[getattr(cfg.scene, "projection", "perspective")],)
     return ShardWriter(cfg.out, cfg.scene.res, optional, run_facts(cfg), cfg.shard_mb * 1e6)

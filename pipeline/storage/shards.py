@@ -39,7 +39,11 @@ LAYERS = ("alpha", "depth", "normals", "albedo", "roughness", "metallic")
 ROLE = "role"  # string column of views that their set splits: "train", "val" or "test", "" for others
 TIME = "time"  # float64 column of views of scenes that may move, in the unit of their set, null where it says none
 CAPTION = "caption"  # string column of texts, with --captions
-NUMBERS = ("frame", "asked_us", "time_us")  # int64 columns of views that are video frames
+NUMBERS = (
+    "frame",
+    "asked_us",
+    "time_us",
+)  # int64 columns of views that are video frames; frame also of objects that move
 IMAGE_SHA = "image_sha"  # uint64 column of checksums, which shards of earlier versions lack
 SHARD_NAME = re.compile(r"^(train|val)-(\d{6})$")
 ENTRY_COLUMNS = ("uid", "source", "license", "sha256")  # fields of an Item that are columns
@@ -218,9 +222,12 @@ def facts_in(of: pa.Schema, name: str) -> dict[str, Any]:
 
 
 def subject_of(facts: dict[str, Any], columns: Iterable[str]) -> str:
-    """Subject of a shard: "clips" (frames of videos), "objects", or "" where it does not tell. facts: as of `facts_of`."""
-    source = SOURCES.get(facts.get("source", ""))
-    return "clips" if "frame" in columns else "objects" if source and source.objects else ""
+    """Subject of a shard: "clips" (frames of videos), "objects", or "" where it does not tell. facts: as of `facts_of`.
+
+    Objects that move have frames too, and beside them times.
+    """
+    source, names = SOURCES.get(facts.get("source", "")), set(columns)
+    return "clips" if "frame" in names and TIME not in names else "objects" if source and source.objects else ""
 
 
 def open_shard(file: Path | Any, check: bool = True) -> pq.ParquetFile:

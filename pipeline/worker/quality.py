@@ -13,6 +13,7 @@ ALL_BLACK = 0.98  # share of the pixels inside the object: 1.0 of black ones, at
 COVERED = 0.5  # alpha
 INSIDE = 0.999  # alpha; below, the background brightens a black surface beyond BLACK_LEVELS
 ENOUGH_INSIDE = 0.1  # share of the covered pixels; below, as of wires and of glass, all that are covered are judged
+MOVES = 0.0005  # share of an object's pixels that change in some picture; below, nobody sees that it moves
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # luma of sRGB bytes (BT.601), as JPEG has it
 
 
@@ -59,6 +60,37 @@ def _inside(rgb: np.ndarray, alpha: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Pixels (N, 3) that show the object alone, not the background too as its edges do; `own` where those are few."""
     inside = rgb[alpha > INSIDE]
     return inside if len(inside) >= ENOUGH_INSIDE * len(own) else own
+
+
+class Motion:
+    """Compares pictures of the same cameras at different instants. They share their noise, so that what differs has moved."""
+
+    def __init__(self) -> None:
+        self.first: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.shares: list[float] = []
+
+    def add(self, camera: int, rgb: np.ndarray, covered: np.ndarray) -> None:
+        """Compare a whole picture (H, W, 3) of sRGB bytes, whose object covers a mask (H, W), with the camera's first one."""
+        if camera not in self.first:
+            self.first[camera] = rgb, covered
+            return
+        before, there = self.first[camera]
+        differs = (np.abs(rgb.astype(np.int16) - before) > VISIBLE_LEVELS).any(-1)
+        own = there | covered
+        self.shares.append(float(differs[own].mean()) if own.any() else 0.0)
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """motion: share of the object's pixels that differ from the camera's first picture, mean over all others."""
+        return {"motion": round(float(np.mean(self.shares)), 4)} if self.shares else {}
+
+    def verdict(self) -> tuple[str, str] | None:
+        """(reason, detail) if nothing is seen to move in any of the pictures, else None."""
+        most = max(self.shares, default=1.0)
+        if most >= MOVES:
+            return None
+        said = f"its animation changes {most:.2%} of the object's pixels at most"
+        return "does_not_move", f"{said}; render it without --frames, or choose another --animation"
 
 
 def facts(stats: list[ViewStats]) -> dict[str, float]:

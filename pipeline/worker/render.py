@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class Renderer:
         job |= {"only": self.cfg.only, "textures": file.textures}
         behind, facts = background(scene_cfg, item.uid, job["lights"])
         gallery = Gallery(scene_cfg, c2w, behind)
+        seconds: list[float] = []
         timings |= {"render": 0.0, "encode": 0.0}
         self._check_device()
         for answer in self.blender.render(job):
@@ -76,16 +77,23 @@ class Renderer:
                 self._beat(item, len(gallery.stats))
                 timings["encode"] += time.perf_counter() - start
             else:
+                seconds = answer["times"]
+                gallery.expect(bool(seconds))
                 facts |= _joined(file.facts, answer["facts"]) | {
                     "device": answer["device"],
                     "blender": self.blender.hello["blender"],
                 }
                 timings |= answer["timings"]
-        if len(gallery.stats) != scene_cfg.views:
-            raise Retry("views_missing", f"{len(gallery.stats)} of {scene_cfg.views}")
-        if bad := quality.verdict(gallery.stats, scene_cfg.framed, WAY_OUT):
+        if len(gallery.stats) != len(gallery.shots):
+            raise Retry("views_missing", f"{len(gallery.stats)} of {len(gallery.shots)}")
+        if bad := quality.verdict(gallery.stats, scene_cfg.framed, WAY_OUT) or gallery.motion.verdict():
             raise Skip(*bad)
-        return Scene(item, c2w, gallery.views(), facts | quality.facts(gallery.stats))
+        facts |= quality.facts(gallery.stats) | gallery.motion.facts
+        if not scene_cfg.is_timed:
+            return Scene(item, c2w, gallery.views(), facts)
+        instants = [instant for _, instant in gallery.shots]
+        times = [seconds[at] if seconds else 0.0 for at in instants]
+        return Scene(item, c2w[gallery.cameras], gallery.views(), facts, {"frame": np.array(instants)}, times=times)
 
     def _check_device(self) -> None:
         """Raise UserError, or on a cluster, where another node may have it, Retry, if the GPU that was asked for is not there."""
@@ -131,6 +139,30 @@ def poses(cfg: SceneConfig, uid: str) -> np.ndarray:
     return np.concatenate([fixed.astype(np.float32), drawn])
 
 
+def probes(cfg: SceneConfig) -> list[tuple[int, int]]:
+    """(camera, instant) of pictures beside `cfg.shots()` that tell whether an object moves: of cameras that see one instant,
+    two, a third of the time away from their own. None where cameras see several.
+    """
+    if cfg.time_cameras != "moving":
+        return []
+    shots, away = cfg.shots(), max(1, round(cfg.frames / 3))
+    return [(camera, (instant + away) % cfg.frames) for camera, instant in dict.fromkeys((shots[0], shots[-1]))]
+
+
+def timing(cfg: SceneConfig) -> dict[str, Any] | None:
+    """Instants of a job for blender_scripts/timeline.py, None where one is enough; of each instant [index, camera] of its shots.
+
+    The probes have the indices that follow those of the shots.
+    """
+    if not cfg.is_timed:
+        return None
+    shots: list[list[tuple[int, int]]] = [[] for _ in range(cfg.frames)]
+    for index, (camera, instant) in enumerate(cfg.shots() + probes(cfg)):
+        shots[instant].append((index, camera))
+    asked = {"count": cfg.frames, "fps": cfg.fps, "duration": cfg.duration, "end": cfg.animation_end}
+    return asked | {"animation": cfg.animation, "shots": shots}
+
+
 def build_job(cfg: SceneConfig, uid: str, c2w: np.ndarray, threads: int) -> dict[str, Any]:
     """Job for blender_scripts/worker.py from settings (resolved) and poses c2w (V, 4, 4), without the file to open."""
     hw = (cfg.width, cfg.width)
@@ -148,6 +180,7 @@ def build_job(cfg: SceneConfig, uid: str, c2w: np.ndarray, threads: int) -> dict
         "threads": threads,
         "limits": {"max_polygons": cfg.max_polygons, "framed": cfg.framed},
         "normalize": cfg.normalize,
+        "time": timing(cfg),
     }
 
 
@@ -156,12 +189,28 @@ class Gallery:
 
     def __init__(self, cfg: SceneConfig, c2w: np.ndarray, background: Background) -> None:
         self.cfg, self.c2w, self.background = cfg, c2w, background
+        self.shots = [(camera, 0) for camera in range(len(c2w))]
+        self.probes: list[tuple[int, int]] = []
+        self._often: Counter[int] = Counter()
+        self.motion = quality.Motion()
         self.stats: list[quality.ViewStats] = []
         self.jpegs: dict[int, list[bytes]] = {width: [] for width in cfg.res}
         self.layers: dict[int, dict[str, list[bytes]]] = {width: defaultdict(list) for width in cfg.res}
 
+    def expect(self, moves: bool) -> None:
+        """Take frames of all instants where the object moves, else one of each camera."""
+        if moves:
+            self.shots, self.probes = self.cfg.shots(), probes(self.cfg)
+        self._often = Counter(camera for camera, _ in self.shots + self.probes)
+
+    @property
+    def cameras(self) -> list[int]:
+        """Number of the camera of each picture."""
+        return [camera for camera, _ in self.shots]
+
     def add(self, frame: Frame) -> None:
         """Put a frame on its background and encode. Linear light is area-averaged; depth and normals: nearest pixel."""
+        camera, _ = (self.shots + self.probes)[frame.index]
         top, _, left, _ = frame.rectangle
         for width in self.cfg.res:
             hw = (width, width)
@@ -169,10 +218,14 @@ class Gallery:
                 rgba, corner = frame.passes["rgba"], (top, left)
             else:
                 rgba, corner = images.resize_area(frame.passes["rgba"], hw, ((top, left), frame.hw)), (0, 0)
-            sky = self.background(self.c2w[frame.index], width)
+            sky = self.background(self.c2w[camera], width)
             behind = sky if sky.ndim == 1 else sky[corner[0] :, corner[1] :][: rgba.shape[0], : rgba.shape[1]]
             rgb, alpha = images.srgb8(images.over(rgba, behind)), np.clip(rgba[..., 3], 0, 1)
             picture = images.paste(rgb, corner, hw, images.srgb8(sky))
+            if whole and self._often[camera] > 1:
+                self.motion.add(camera, picture, images.paste(alpha > quality.COVERED, corner, hw, 0))
+            if frame.index >= len(self.shots):
+                continue
             self.jpegs[width].append(images.encode_jpeg(picture, self.cfg.jpeg_quality(width)))
             if whole:
                 self.stats.append(quality.measure(rgb, alpha, width * width, images.srgb8(behind)))
@@ -188,7 +241,7 @@ class Gallery:
         """Image width -> Views, with the intrinsics in pixels of that width."""
         views = {}
         for width in self.cfg.res:
-            intrinsics = np.tile(self.cfg.intrinsics((width, width)).astype(np.float32), (self.cfg.views, 1))
+            intrinsics = np.tile(self.cfg.intrinsics((width, width)).astype(np.float32), (len(self.shots), 1))
             views[width] = Views(self.jpegs[width], intrinsics, (width, width), dict(self.layers[width]))
         return views
 
