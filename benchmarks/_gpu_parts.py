@@ -239,7 +239,12 @@ def noise(cfg: TrainConfig, device: torch.device) -> Batch:
     batch, inputs, targets, (res, _) = _shape(cfg)
     case = timing.Case(cfg.preset, cfg.model, batch, inputs, targets, res)
     image, c2w, k, target_c2w, target_k, target = timing.batch_of(case, device)
-    return Batch(*((255 * image).byte(), c2w, k), *((255 * target).byte(), target_c2w, target_k), [""] * batch)
+    times = (torch.zeros(one.shape[:2], device=one.device) for one in (c2w, target_c2w))
+    shown, asked = (
+        ((255 * image).byte(), c2w, k, next(times)),
+        ((255 * target).byte(), target_c2w, target_k, next(times)),
+    )
+    return Batch(*shown, *asked, [""] * batch)
 
 
 @contextlib.contextmanager

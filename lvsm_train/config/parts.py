@@ -37,6 +37,8 @@ class ModelConfig:
     """Cameras as relative positions in attention (PRoPE), rays as their own camera sees them; else rays of the world."""
     init: Literal["official", "width_aware"] = "official"
     """Initial weights: the published recipe, or one that also suits small widths."""
+    temporal: bool = False
+    """Tokens know when their view was taken: inputs of several instants, targets at any. docs/time.md."""
     aux: tuple[Layer, ...] = ()
     """Also predict these of each target while training, from columns of the shards (render --depth --normals --alpha)."""
 

@@ -44,6 +44,12 @@ PRESETS: dict[str, TrainConfig] = {
         steps=2000,
     ),
     "thesis64": _THESIS64,
+    "thesis64-time": replace(
+        _THESIS64,
+        preset="thesis64-time",
+        model=replace(_THESIS64.model, temporal=True),
+        data=replace(_THESIS64.data, inputs=8, batch=32),
+    ),
     "base": replace(
         _THESIS64,
         preset="base",

@@ -18,7 +18,7 @@ from pipeline.core.errors import UserError
 __all__ = ["DataConfig", "LossConfig", "ModelConfig", "OptimConfig", "TrainConfig"]
 
 Published = Literal["official-dec", "official-encdec", "official-dec-objects", "official-encdec-objects"]
-Preset = Literal["thesis64", "small", "base", Published]
+Preset = Literal["thesis64", "thesis64-time", "small", "base", Published]
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ class EvalConfig:
     """Folder of a run of lvsm-data train, or of an exported model; a .safetensors or .pt file; or hf:OWNER/NAME[@REVISION]."""
     preset: Published | None = None
     """What a checkpoint of the official LVSM, which does not say it, was trained as."""
-    protocol: Literal["gslrm-objects", "clips", "re10k", "index"] | None = None
-    """Which views are shown and asked for: docs/training.md. Default: gslrm-objects, clips, or index where there is --index."""
+    protocol: Literal["gslrm-objects", "time", "clips", "re10k", "index"] | None = None
+    """Which views are shown and asked for: docs/training.md. Default: gslrm-objects, time for models with
+    --temporal on objects that move, clips, or index where there is --index."""
     index: Path | None = None
     """For re10k and index: {key of a clip: {"context": [frames], "target": [frames]}}, a JSON file. Default, of re10k: that of
     pixelSplat, fetched once."""

@@ -34,7 +34,7 @@ __all__ = ["Batch", "Data", "DataConfig", "Sample"]
 
 WHITE = [255, 255, 255]
 MEMORY_SHARE = 0.4  # of free host memory that decoded images may take
-TENSORS = ("image", "c2w", "fxfycxcy", "target_image", "target_c2w", "target_fxfycxcy")
+TENSORS = ("image", "c2w", "fxfycxcy", "time", "target_image", "target_c2w", "target_fxfycxcy", "target_time")
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,19 @@ class Batch:
     """B samples with V inputs and T targets each, on one device.
 
     image: (B, V, 3, H, W) uint8 sRGB. c2w: (B, V, 4, 4) float32, OpenCV axes. fxfycxcy: (B, V, 4) float32, in pixels of
-    these images. target_image, target_c2w, target_fxfycxcy: likewise with T instead of V. uids: B names of objects.
+    these images. time: (B, V) float32, from 0 at an object's first time to 1 at its last, 0 of what stands still. target_image,
+    target_c2w, target_fxfycxcy, target_time: likewise with T instead of V. uids: B names of objects.
     target_layers: (B, T, C, H, W) float16, what --aux predicts, as `data.layers` says; None without it.
     """
 
     image: torch.Tensor
     c2w: torch.Tensor
     fxfycxcy: torch.Tensor
+    time: torch.Tensor
     target_image: torch.Tensor
     target_c2w: torch.Tensor
     target_fxfycxcy: torch.Tensor
+    target_time: torch.Tensor
     uids: list[str]
     target_layers: torch.Tensor | None = None
 
@@ -115,12 +118,13 @@ def not_white(paths: Iterable[Path]) -> list[str]:
 
 
 def moving(paths: Sequence[Path]) -> list[str]:
-    """A note if scenes move, whose times no model here knows of; else []. All shards of a folder have equal columns."""
+    """A note if scenes move, of which a model without --temporal knows no times; else []. Its folder's shards are alike."""
     folders = {path.parent: path for path in paths}
     timed = {folder for folder, path in folders.items() if TIME in columns_of(path)}
     known = [objects_told(path).get("instants", []) for path in paths if path.parent in timed]
     count = sum(instants is not None for of in known for instants in of)
-    return [f"scenes that move: {count}; they train as if they stood still, all times at once"] if count else []
+    said = f"scenes that move: {count}; they train as if they stood still, all times at once; --temporal learns time"
+    return [said] if count else []
 
 
 Plan = Callable[[], tuple[Index, Sequence[Sample]]]
@@ -142,6 +146,7 @@ class _Pending:
     rows: torch.Tensor | None
     c2w: torch.Tensor
     fxfycxcy: torch.Tensor
+    time: torch.Tensor
     pixels: torch.Tensor | None
     layers: torch.Tensor | None
     jobs: list[Future[None]]
@@ -187,9 +192,11 @@ class Data:
         split: str = "",
         aux: Sequence[Layer] = (),
         patch: int = 1,
+        temporal: bool = False,
     ) -> None:
         """Read the index, and decode all images if they are cached. accumulate: batches per step and rank. split: as in
         read_index. aux: layers that training batches have besides. patch: pictures of cfg.aspect are multiples of it.
+        temporal: the model knows times.
 
         Raises UserError like DataConfig.check and read_index, for broken images, and for shards without these layers.
         """
@@ -205,7 +212,8 @@ class Data:
         self.index = read_index(cfg.data, cfg.res, cores, split, cfg.check_images)
         self.sizes = shapes.sizes(cfg.aspect, self.index.hw, patch)
         self.planner = samples.Planner(cfg, self.index)
-        self.notes = self.planner.notes + not_white(self.index.paths) + moving(self.index.paths)
+        self.notes = self.planner.notes + not_white(self.index.paths)
+        self.notes += [] if temporal else moving(self.index.paths)
         self.aux = tuple(aux)
         check_layers(self.index, self.planner.train, self.aux)
         needed = len(self.index.c2w) * (3 + 2 * channels(self.aux)) * self.index.hw[0] * self.index.hw[1]
@@ -326,9 +334,10 @@ class Data:
         for place, sample in enumerate(some):
             if sample.is_scene:
                 c2w[place] = view_sampling.normalise_poses(c2w[place])
-        pose, k = (self._pinned(torch.from_numpy(each)) for each in (c2w, index.fxfycxcy[rows]))
+        given = c2w, index.fxfycxcy[rows], index.time[rows]
+        pose, k, time = (self._pinned(torch.from_numpy(each)) for each in given)
         if cached and self.cached == "device":
-            return _Pending(some, self._pinned(torch.from_numpy(rows)), pose, k, None, None, [], aux)
+            return _Pending(some, self._pinned(torch.from_numpy(rows)), pose, k, time, None, None, [], aux)
         pixels, inputs = self._empty((*rows.shape, 3, *self.index.hw)), len(some[0].inputs)
         layers, asked = None, rows[:, inputs:]
         if aux:
@@ -337,7 +346,7 @@ class Data:
             np.take(self.pixels.numpy(), rows, 0, pixels.numpy(), mode="clip")  # other modes copy first
             if layers is not None and self.layers is not None:
                 np.take(self.layers.numpy(), asked, 0, layers.numpy(), mode="clip")
-            return _Pending(some, None, pose, k, pixels, layers, [], aux)
+            return _Pending(some, None, pose, k, time, pixels, layers, [], aux)
         rows_of: dict[int, list[int]] = defaultdict(list)
         for each, sample in enumerate(some):
             rows_of[sample.number].append(each)
@@ -348,7 +357,7 @@ class Data:
             out, targets = layers.numpy(), np.array([sample.targets for sample in some])
             jobs += [submit(self._read_layers, index, number, within, targets, out) for number, within in objects]
         self._read(index, objects[::parts], views, pictures)
-        return _Pending(some, None, pose, k, pixels, layers, jobs, aux)
+        return _Pending(some, None, pose, k, time, pixels, layers, jobs, aux)
 
     def _empty(self, shape: tuple[int, ...], size: int = 1) -> torch.Tensor:
         """Tensor of uint8 with any content, whose last axis holds numbers of `size` bytes; pinned for a GPU."""
@@ -398,16 +407,19 @@ class Data:
                 assert self.layers is not None
                 layers = _rows_of(self.layers, rows[:, counts[0] :])
         assert pixels is not None
-        (image, target_image), (c2w, target_c2w), (k, target_k) = (
-            each.to(self.device, non_blocking=True).split(counts, 1) for each in (pixels, pending.c2w, pending.fxfycxcy)
+        given = pixels, pending.c2w, pending.fxfycxcy, pending.time
+        (image, target_image), (c2w, target_c2w), (k, target_k), (time, target_time) = (
+            each.to(self.device, non_blocking=True).split(counts, 1) for each in given
         )
         return Batch(
             image=image,
             c2w=c2w,
             fxfycxcy=k,
+            time=time,
             target_image=target_image,
             target_c2w=target_c2w,
             target_fxfycxcy=target_k,
+            target_time=target_time,
             uids=[sample.uid for sample in pending.samples],
             target_layers=None if layers is None else layers.to(self.device, non_blocking=True),
         )

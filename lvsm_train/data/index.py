@@ -60,7 +60,8 @@ class Index:
     group: (N,) its row group there. chunk: (N, 2) offset and length of its JPEGs' column chunk; length 0 if only pyarrow can
     read that. first: (N + 1,) its first view in the arrays below. val: (N,) True if for validation. stored_hw: (N, 2) size of
     its stored images. Per view: c2w: (M, 4, 4), fxfycxcy: (M, 4) for images of size hw, float32. frame: (M,) its frame in the
-    clip, else its number within the object. trains: (M,) False for views that their set keeps for validation or tests. sha: (M,)
+    clip, else its number within the object. time: (M,) float32, of scenes that move from 0 to 1.
+    trains: (M,) False for views that their set keeps for validation or tests. sha: (M,)
     uint64 checksum of its JPEG, 0 where there is none; (0,) if they are not to be compared. licenses: number of objects per
     license, most frequent first. places: (M, 2) start and end of its JPEG in the chunk, 0 until one of its object is read.
     """
@@ -78,6 +79,7 @@ class Index:
     c2w: np.ndarray
     fxfycxcy: np.ndarray
     frame: np.ndarray
+    time: np.ndarray
     places: np.ndarray
     trains: np.ndarray
     sha: np.ndarray
@@ -91,6 +93,10 @@ class Index:
     def of(self, number: int) -> slice:
         """Slice of an object's views in c2w, fxfycxcy and frame."""
         return slice(int(self.first[number]), int(self.first[number + 1]))
+
+    def moves(self, number: int) -> bool:
+        """True if an object's views are of different times."""
+        return bool(self.time[self.of(number)].any())
 
     def videos(self) -> list[str]:
         """Name of each object's video, or its uid if it is no clip (N,): training and validation must not share one."""
@@ -246,9 +252,9 @@ def merge(paths: Sequence[Path], files: Sequence[ShardIndex], width: int, check_
     path = np.repeat(np.arange(len(files)), [len(file.uids) for file in files])
     val = np.array([one.stem.startswith("val-") for one in paths])[path]
     _check_unique(uids, val)
-    views, chunk, c2w, fxfycxcy, hw, frame, trains, sha = (
+    views, chunk, c2w, fxfycxcy, hw, frame, time, trains, sha = (
         np.concatenate([getattr(file, name) for file in files])
-        for name in ("views", "chunk", "c2w", "fxfycxcy", "hw", "frame", "trains", "sha")
+        for name in ("views", "chunk", "c2w", "fxfycxcy", "hw", "frame", "time", "trains", "sha")
     )
     first = np.concatenate([[0], np.cumsum(views)])
     heights = np.round(hw[:, 0] * width / hw[:, 1]).astype(int)
@@ -283,6 +289,7 @@ def merge(paths: Sequence[Path], files: Sequence[ShardIndex], width: int, check_
         c2w=c2w,
         fxfycxcy=fxfycxcy,
         frame=frame,
+        time=time,
         places=np.zeros((len(c2w), 2), int),
         trains=trains,
         sha=sha if check_images else sha[:0],

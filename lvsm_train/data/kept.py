@@ -26,7 +26,7 @@ CACHE = Path("~/.cache/lvsm-data/cameras")
 LEAST_BYTES = 4_000_000  # smaller shards are read as quickly
 TAIL = 65_536  # bytes of a shard that are compared
 FORGOTTEN_S = 30 * 86_400.0  # after which what nobody reads is deleted
-FORM = b"3"  # of what is kept
+FORM = b"4"  # of what is kept
 
 
 def read_kept(path: Path) -> ShardIndex:

@@ -19,6 +19,7 @@ from pipeline.formats.trajectories import Example
 from pipeline.storage.shards import split_of
 
 KINDS = {True: "clips", False: "objects"}  # by `is_scene`
+SPREAD = 2.0  # the whole time of a scene that moves, in mean distances of its cameras from their middle
 HELD_PERCENT = 5.0  # of the objects are for validation, without val-*.parquet files
 
 
@@ -141,8 +142,9 @@ class Planner:
 
         which: "val" takes held-out objects, "all" any; "held" takes training objects, with their held_views as targets.
         count: at most so many objects, chosen by a hash of their uid. scenes: of those with this `is_scene` alone, None: of all.
-        Inputs are farthest points from a first view, which the
-        uid seeds, as it does the targets (fewer where an object has no more) and a clip's window. Objects with too few views
+        Inputs are farthest points from a first view, of what moves in place and time, which the
+        uid seeds, as it does the targets (fewer where an object has no more; of what moves first those at times that no input
+        has) and a clip's window. Objects with too few views
         are left out. Raises UserError for "held" without held_views.
         """
         if which == "held" and not self.cfg.held_views:
@@ -179,9 +181,15 @@ class Planner:
         seen, unseen = (views[: -self.cfg.held_views], views[-self.cfg.held_views :]) if held else (views, views)
         if len(seen) < inputs:
             return None
-        centres = self.index.c2w[own][seen, :3, 3]
-        shown = seen[view_sampling.farthest_points(centres, inputs, int(rng.integers(len(seen))))]
-        target = np.sort(rng.permutation(np.setdiff1d(unseen, shown))[:targets])
+        places, time = self.index.c2w[own][:, :3, 3], self.index.time[own]
+        if self.index.moves(number):  # far from each other in place and time
+            far = float(np.linalg.norm(places - places.mean(0), axis=-1).mean())
+            places = np.concatenate([places, SPREAD * far * time[:, None]], -1)
+        shown = seen[view_sampling.farthest_points(places[seen], inputs, int(rng.integers(len(seen))))]
+        asked = rng.permutation(np.setdiff1d(unseen, shown))
+        # first at instants that no input shows
+        asked = asked[np.argsort(np.isin(time[asked], time[shown]), kind="stable")] if time.any() else asked
+        target = np.sort(asked[:targets])
         return self._sample(number, shown, target) if len(target) else None
 
 

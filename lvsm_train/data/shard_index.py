@@ -16,7 +16,7 @@ from pipeline.core import cameras
 from pipeline.core.errors import UserError
 from pipeline.core.records import HELD_OUT
 from pipeline.storage.object_table import uid_of
-from pipeline.storage.shards import IMAGE_SHA, INTRINSICS, LAYERS, ROLE, facts_in, open_shard, subject_of
+from pipeline.storage.shards import IMAGE_SHA, INTRINSICS, LAYERS, ROLE, TIME, facts_in, open_shard, subject_of
 
 HINT = "`lvsm-data verify` says what is broken; a shard that is moved away is left out"
 
@@ -24,7 +24,8 @@ HINT = "`lvsm-data verify` says what is broken; a shard that is moved away is le
 @dataclass(frozen=True)
 class ShardIndex:
     """An Index's part from one shard file. subject: see `shards.subject_of`. layers: which of LAYERS it has. views: (n,) number
-    of views per object. hw: (m, 2) stored size of each view. sha: (m,) checksums of pictures, 0 without. licenses: number of
+    of views per object. hw: (m, 2) stored size of each view. time: (m,) float32, see `shares_of_time`.
+    sha: (m,) checksums of pictures, 0 without. licenses: number of
     objects per license."""
 
     subject: str
@@ -36,6 +37,7 @@ class ShardIndex:
     fxfycxcy: np.ndarray
     hw: np.ndarray
     frame: np.ndarray
+    time: np.ndarray
     trains: np.ndarray
     sha: np.ndarray
     licenses: dict[str, int]
@@ -54,7 +56,7 @@ def read_shard(path: Path) -> ShardIndex:
             )
         pictures = names.index("image.bytes")
         subject, layers = subject_of(facts, names), [name for name in LAYERS if name in names]
-        optional = [name for name in ("frame", ROLE, IMAGE_SHA) if name in names]
+        optional = [name for name in ("frame", TIME, ROLE, IMAGE_SHA) if name in names]
         table = file.read(["height", "width", "c2w", "fxfycxcy", "license", *optional], use_threads=False)
         uids = [uid_of(file, number) for number in range(len(groups))]
     views = np.array([group.num_rows for group in groups])
@@ -70,10 +72,22 @@ def read_shard(path: Path) -> ShardIndex:
         raise UserError(f"{path} has poses that are not rigid: {error}", HINT) from None
     hw = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], -1).astype(int)
     frame = table["frame"].to_numpy() if "frame" in optional else counted
+    time = np.zeros(len(counted), np.float32)
+    if TIME in optional:
+        time = shares_of_time(table[TIME].to_numpy().astype(float), views)
     roles = table[ROLE].to_numpy() if ROLE in optional else np.full(len(counted), "")
     trains = ~np.isin(roles.astype(str), HELD_OUT)
     sha = table[IMAGE_SHA].to_numpy() if IMAGE_SHA in optional else np.zeros(len(c2w), np.uint64)
-    return ShardIndex(subject, layers, uids, views, chunk, c2w, k, hw, frame, trains, sha, dict(licenses))
+    return ShardIndex(subject, layers, uids, views, chunk, c2w, k, hw, frame, time, trains, sha, dict(licenses))
+
+
+def shares_of_time(times: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """Times (m,) of the views of objects that have `views` of them each, NaN for none -> (m,) float32: 0 at an object's first
+    time, 1 at its last one, whatever their unit; 0 where an object has one alone, and of views without."""
+    starts = np.cumsum(views) - views
+    first, last = (np.repeat(end.reduceat(times, starts), views) for end in (np.fmin, np.fmax))  # which pass over NaN
+    with np.errstate(all="ignore"):
+        return np.nan_to_num(np.where(last > first, (times - first) / (last - first), 0)).astype(np.float32)
 
 
 def _chunk(column: pq.ColumnChunkMetaData) -> tuple[int, int]:

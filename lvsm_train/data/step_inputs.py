@@ -70,7 +70,8 @@ class EpochSource:
             if start < end:
                 settings = dataclasses.replace(cfg.data, res=res)
                 opened = Data(
-                    settings, self.ranks.rank, self.ranks.world, self.device, cfg.accumulate, "", cfg.model.aux, patch
+                    *(settings, self.ranks.rank, self.ranks.world, self.device, cfg.accumulate, "", cfg.model.aux),
+                    *(patch, cfg.model.temporal),
                 )
                 with contextlib.closing(opened) as data:
                     cfg.model.check_pictures(data.hw)
@@ -123,7 +124,8 @@ class Stream:
             time.sleep(LOOK_AGAIN_S)
         cfg, ranks = self.cfg, self.ranks
         model = cfg.model
-        opened = Data(cfg.data, ranks.rank, ranks.world, self.device, cfg.accumulate, "val", model.aux, model.patch)
+        of = model.patch, model.temporal
+        opened = Data(cfg.data, ranks.rank, ranks.world, self.device, cfg.accumulate, "val", model.aux, *of)
         with contextlib.closing(opened) as data:
             self.say(*not_white(data.index.paths))
             self.say(f"{len(data.index.uids)} objects at {data.hw[1]}x{data.hw[0]} pixels are held out")

@@ -17,7 +17,7 @@ from lvsm_train.data.batches import Batch, Data, not_white
 from lvsm_train.data.index import read_index
 from lvsm_train.data.samples import KINDS, Planner, Sample
 from lvsm_train.device.devices import autocast
-from lvsm_train.evaluation import eval_page, flight, protocols, published_index, scores
+from lvsm_train.evaluation import eval_page, flight, instants, protocols, published_index, scores
 from lvsm_train.evaluation.assessment import Assessment, Control, write_table
 from lvsm_train.evaluation.protocols import PROTOCOLS
 from lvsm_train.evaluation.stopwatch import Timed
@@ -41,10 +41,10 @@ def assess(cfg: EvalConfig) -> Assessment:
     trained = open_model(cfg.run, cfg.step, cfg.device, cfg.preset)
     device = next(trained.net.parameters()).device
     own, patch = trained.data_config(cfg, batch=cfg.batch), trained.cfg.model.patch
-    with contextlib.closing(Data(own, device=device, patch=patch)) as data:
+    with contextlib.closing(Data(own, device=device, patch=patch, temporal=trained.cfg.model.temporal)) as data:
         trained.cfg.model.check_pictures(data.hw)
         fetched = Path(published_index.FILE) if cfg.protocol == published_index.PROTOCOL else None
-        protocol = protocols.choose(cfg.protocol, cfg.index or fetched, data.planner.is_scene)
+        protocol = protocols.choose(cfg.protocol, cfg.index or fetched, data.planner.is_scene, _timed(trained, data))
         if protocol == published_index.PROTOCOL:
             cfg = dataclasses.replace(cfg, index=cfg.index or published_index.obtain())
         out = cfg.out or trained.results("eval") / (f"{protocol}-{trained.step:08d}" if trained.step else protocol)
@@ -94,9 +94,19 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
         "lpips": lpips.says if lpips else None,
     }
     made = Assessment(out, facts, samples, found, timed.laps, notes=notes)
+    if data.index.time.any():
+        moving = [sample for sample in samples if data.index.moves(sample.number)]
+        render = scores.render_of(trained.net)
+        distances = instants.by_distance(render, data.evaluation_batches(moving, cfg.batch)) if moving else []
+        made = dataclasses.replace(made, distances=distances)
     if cfg.controls:
         made = _with_controls(made, trained, data, split)
     return _with_films(made, cfg, trained, data)
+
+
+def _timed(trained: Trained, data: Data) -> bool:
+    """True if the model knows time, and some of the objects move."""
+    return trained.cfg.model.temporal and bool(data.index.time.any())
 
 
 def _lacking(index: Path | None, found: int) -> list[str]:
@@ -194,6 +204,8 @@ def _with_controls(made: Assessment, trained: Trained, data: Data, split: Split)
         found.append(control("target cameras shuffled", several, map(shuffled_cameras, batches(several))))
     else:
         notes.append("no control by shuffled target cameras: objects have one target each")
+    if timed := [sample for sample in several if _timed(trained, data) and data.index.moves(sample.number)]:
+        found.append(control("target times shuffled", timed, map(instants.shuffled_times, batches(timed))))
     moved = map(moved_world, batches(made.samples))
     stays = "stays" if trained.cfg.model.prope else "may fall"  # rays of the world change with it
     found.append(control("the world turned and moved", made.samples, moved, stays))
@@ -219,7 +231,24 @@ def _with_films(made: Assessment, cfg: EvalConfig, trained: Trained, data: Data)
         if is_scene:
             frames += frames[-2:0:-1]  # and back to the first camera, since players loop films
         films[uid] = write_film(made.out / f"film-{number}.mp4", frames, FPS)
-    return dataclasses.replace(made, films=films)
+    made = dataclasses.replace(made, films=films)
+    moving = [uid for uid in ranked[len(ranked) // 2 :] if data.index.moves(sample_of[uid].number)]
+    return (
+        _with_time_films(made, cfg, trained, data, sample_of[moving[0]])
+        if moving and cfg.video and _timed(trained, data)
+        else made
+    )
+
+
+def _with_time_films(made: Assessment, cfg: EvalConfig, trained: Trained, data: Data, sample: Sample) -> Assessment:
+    """Add films of an object through time: by a fixed camera, by a moving one while time stands, and by both."""
+    batch = data.gather([sample])
+    orbit = flight.orbit(batch.c2w[0].cpu().numpy(), batch.fxfycxcy[0].cpu().numpy(), cfg.frames)
+    films = []
+    for number, (says, c2w, k, time) in enumerate(instants.routes(batch, *orbit), 1):
+        frames = list(flight.render_frames(trained.net, batch, c2w, k, time))
+        films.append((f"{sample.uid}: {says}", write_film(made.out / f"time-{number}.mp4", frames, FPS)))
+    return dataclasses.replace(made, time_films=films)
 
 
 def _shown(trained: Trained, data: Data, sample: Sample) -> tuple[Batch, torch.Tensor]:

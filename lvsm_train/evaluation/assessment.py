@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lvsm_train.data.samples import Sample
+from lvsm_train.evaluation.instants import Distance
 from lvsm_train.evaluation.scores import BASELINES, ImageScores, Scores, finite
 from lvsm_train.evaluation.stopwatch import Lap
+from pipeline.core.text import counted
 
 NAMES = {"nearest": "nearest input", "best_input": "best input", "mean": "mean of inputs", "white": "white"}
 METRICS = ("psnr", "ssim", "lpips")
@@ -44,7 +46,8 @@ class Assessment:
     """Results of an evaluation.
 
     out: the folder of the written files. facts: about the run and the protocol. laps: uid -> time of its batch. by_inputs:
-    number of inputs -> scores, of one set of targets for all. films: uid -> file. notes: lines that a user should read.
+    number of inputs -> scores, of one set of targets for all. films: uid -> file. distances: of objects that move, scores by the
+    distance in time. time_films: (what is seen, file) of one of these. notes: lines that a user should read.
     """
 
     out: Path
@@ -55,6 +58,8 @@ class Assessment:
     controls: list[Control] = field(default_factory=list)
     by_inputs: dict[int, Scores] = field(default_factory=dict)
     films: dict[str, Path] = field(default_factory=dict)
+    distances: list[Distance] = field(default_factory=list)
+    time_films: list[tuple[str, Path]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -95,6 +100,9 @@ class Assessment:
         if self.by_inputs:
             each = ", ".join(f"{count}: {found.psnr:.2f}" for count, found in self.by_inputs.items())
             report.append(f"PSNR by number of inputs, in dB: {each}")
+        for row in self.distances:
+            others = f"nearest {row.nearest:.2f}, blend of neighbours {row.blend:.2f}; {counted(row.images, 'image')}"
+            report.append(f"up to {row.most:.3f} of the time from an input: {row.model:.2f} dB ({others})")
         return report + self.notes
 
     def of_step(self, before: str) -> str:
@@ -121,6 +129,8 @@ class Assessment:
             "controls": [dataclasses.asdict(one) | {"difference": one.difference} for one in self.controls],
             "by_inputs": {str(count): dataclasses.asdict(scores) for count, scores in self.by_inputs.items()},
             "films": {uid: path.name for uid, path in self.films.items()},
+            "distances_in_time": [dataclasses.asdict(row) for row in self.distances],
+            "time_films": {says: path.name for says, path in self.time_films},
             "notes": self.notes,
         }
         return dict(finite(report))

@@ -35,6 +35,7 @@ def write(found: Assessment, show: Show, path: Path) -> Path:
         _summary(found),
         _strips(found, show),
         *_films(found),
+        *_time(found),
         *_controls(found),
         *_by_inputs(found),
         _objects(found),
@@ -126,6 +127,28 @@ def _films(found: Assessment) -> list[Section]:
     scores = found.images.by_object()
     figures = [Figure(path, f"{uid}, PSNR {scores[uid].psnr:.2f} dB") for uid, path in found.films.items()]
     return [Section("Novel views", "Renderings along a path of cameras that nobody has pictures of.", figures)]
+
+
+def _time(found: Assessment) -> list[Section]:
+    if not found.distances:
+        return []
+    header = ["distance in time, up to", "images", "model, dB", "nearest input", "blend of neighbours"]
+    rows = [
+        [f"{row.most:.3f}", row.images, _db(row.model), _db(row.nearest), _db(row.blend)] for row in found.distances
+    ]
+    series = {
+        "model": [(row.most, row.model) for row in found.distances],
+        "nearest input": [(row.most, row.nearest) for row in found.distances],
+        "blend of neighbours": [(row.most, row.blend) for row in found.distances],
+    }
+    text = (
+        "PSNR by how far a target's time is from that of the nearest input, as a share of the object's whole time.\n"
+        "Nearest input: in place and time. Blend of neighbours: the nearest inputs before and after, linearly in time."
+    )
+    plot = [Plot(series, "distance in time", "PSNR, dB", "")] if len(found.distances) > 1 else []
+    return [
+        Section("Time", text, [Table(header, rows), *plot, *(Figure(path, says) for says, path in found.time_films)])
+    ]
 
 
 def _objects(found: Assessment) -> Section:

@@ -49,15 +49,20 @@ def between(c2w: np.ndarray, fxfycxcy: np.ndarray, count: int) -> tuple[np.ndarr
     return path.astype(np.float32), k.astype(np.float32)
 
 
-def render_frames(net: LVSM, batch: Batch, c2w: np.ndarray, fxfycxcy: np.ndarray) -> Iterator[np.ndarray]:
-    """Render the object of a batch of one from the cameras c2w (F, 4, 4), fxfycxcy (F, 4); yields F frames (H, W, 3) uint8.
+def render_frames(
+    net: LVSM, batch: Batch, c2w: np.ndarray, fxfycxcy: np.ndarray, time: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Render the object of a batch of one from the cameras c2w (F, 4, 4), fxfycxcy (F, 4), at times (F,), by default 0; yields F
+    frames (H, W, 3) uint8.
 
     Inputs are encoded once. The caller sets autocast and no_grad.
     """
-    scene = net.encode(batch.rgb, batch.c2w, batch.fxfycxcy)
+    scene = net.encode(batch.rgb, batch.c2w, batch.fxfycxcy, time=batch.time)
+    time = np.zeros(len(c2w), np.float32) if time is None else time
     for start in range(0, len(c2w), AT_ONCE):
-        some, k = (
-            torch.from_numpy(given[start : start + AT_ONCE]).to(batch.c2w.device)[None] for given in (c2w, fxfycxcy)
+        some, k, when = (
+            torch.from_numpy(given[start : start + AT_ONCE]).to(batch.c2w.device)[None]
+            for given in (c2w, fxfycxcy, time)
         )
-        for image in net.decode(scene, some, k, image_size(batch.image))[0].float().clamp(0, 1):
+        for image in net.decode(scene, some, k, image_size(batch.image), time=when)[0].float().clamp(0, 1):
             yield pixels(image)

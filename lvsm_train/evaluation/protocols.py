@@ -30,20 +30,29 @@ class Protocol:
     indexed: bool
 
 
+OBJECTS = {False: "gslrm-objects", True: "time"}  # by whether a model that knows time meets objects that move
 PROTOCOLS = {
     "gslrm-objects": Protocol("4 inputs of each object, far from each other, and 10 targets", 4, 10, False, False),
+    "time": Protocol(
+        "8 inputs of each object, far from each other in place and time, and 8 targets, at times that no input has",
+        8,
+        8,
+        False,
+        False,
+    ),
     "clips": Protocol("of each clip the ends of a window as inputs, and 3 targets between them", 2, 3, True, False),
     "re10k": Protocol("2 inputs and 3 targets of each clip, as an index says", 2, 3, True, True),
     "index": Protocol("inputs and targets as an index says", 0, 0, None, True),
 }
 
 
-def choose(name: str | None, index: Path | None, is_scene: np.ndarray) -> str:
-    """Name of the protocol: `name`, else the one that suits most objects. is_scene: (N,) as of Planner.
+def choose(name: str | None, index: Path | None, is_scene: np.ndarray, timed: bool = False) -> str:
+    """Name of the protocol: `name`, else the one that suits most objects. is_scene: (N,) as of Planner. timed: the model knows
+    time, and objects move.
 
     Raises UserError for a protocol of clips on objects or of objects on clips, and for an index that is missing or not needed.
     """
-    chosen = name or ("index" if index else "clips" if is_scene.mean() > 0.5 else "gslrm-objects")
+    chosen = name or ("index" if index else "clips" if is_scene.mean() > 0.5 else OBJECTS[timed])
     protocol = PROTOCOLS[chosen]
     if protocol.scenes is not None and protocol.scenes not in is_scene:
         suits = ", ".join(one for one, entry in PROTOCOLS.items() if entry.scenes != protocol.scenes)

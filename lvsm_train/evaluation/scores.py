@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from lvsm_train.data.batches import Batch
+from lvsm_train.data.samples import SPREAD
 from lvsm_train.losses.metrics import Lpips, foreground_psnr, psnr, ssim
 from lvsm_train.models.lvsm import LVSM
 from pipeline.core import images
@@ -106,7 +107,15 @@ class ImageScores:
 
 def render_of(net: LVSM) -> Render:
     """Wrap a model as the `render` function of `measure`. The caller sets autocast and no_grad."""
-    return lambda batch: net(batch.rgb, batch.c2w, batch.fxfycxcy, batch.target_c2w, batch.target_fxfycxcy)
+    return lambda batch: net(
+        batch.rgb,
+        batch.c2w,
+        batch.fxfycxcy,
+        batch.target_c2w,
+        batch.target_fxfycxcy,
+        time=batch.time,
+        target_time=batch.target_time,
+    )
 
 
 def measure(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None) -> Scores:
@@ -144,9 +153,19 @@ def examine(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None
 
 
 def nearest(batch: Batch) -> torch.Tensor:
-    """Input pictures (B, T, 3, H, W) in [0, 1], for each target the one whose camera centre is nearest to the target's."""
-    apart = torch.cdist(batch.target_c2w[..., :3, 3], batch.c2w[..., :3, 3])  # (B, T, V)
+    """Input pictures (B, T, 3, H, W) in [0, 1], for each target the one whose camera centre is nearest to the target's; of scenes
+    that move, the nearest in place and time, where the whole time counts like SPREAD of the samples."""
+    apart = torch.cdist(places_of(batch, "target_"), places_of(batch))  # (B, T, V)
     return batch.rgb[torch.arange(len(apart), device=apart.device)[:, None], apart.argmin(-1)]
+
+
+def places_of(batch: Batch, part: str = "") -> torch.Tensor:
+    """Camera centres and times of inputs, or of targets with part "target_": (B, V, 4). Time counts as `nearest` says."""
+    inputs = batch.c2w[..., :3, 3]
+    far = (inputs - inputs.mean(1, keepdim=True)).norm(dim=-1).mean(1)[:, None, None]
+    return torch.cat(
+        [getattr(batch, f"{part}c2w")[..., :3, 3], SPREAD * far * getattr(batch, f"{part}time")[..., None]], -1
+    )
 
 
 def baselines(batch: Batch) -> dict[str, torch.Tensor]:

@@ -61,7 +61,7 @@ class Timed:
     def _render(self, batch: Batch) -> tuple[float, float, float, torch.Tensor]:
         image, hw = batch.rgb, image_size(batch.image)
         start = now(image.device)
-        scene = self.net.encode(image, batch.c2w, batch.fxfycxcy)
+        scene = self.net.encode(image, batch.c2w, batch.fxfycxcy, time=batch.time)
         encoded = now(image.device)
-        made = self.net.decode(scene, batch.target_c2w, batch.target_fxfycxcy, hw)
+        made = self.net.decode(scene, batch.target_c2w, batch.target_fxfycxcy, hw, time=batch.target_time)
         return start, encoded, now(image.device), made

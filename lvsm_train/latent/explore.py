@@ -45,7 +45,10 @@ def explore(cfg: LatentConfig) -> Report:
     net_with_latents(trained)  # said before data are looked at
     device = next(trained.net.parameters()).device
     own, patch = trained.data_config(cfg), trained.cfg.model.patch
-    with contextlib.closing(Data(own, device=device, patch=patch)) as data, torch.no_grad():
+    with (
+        contextlib.closing(Data(own, device=device, patch=patch, temporal=trained.cfg.model.temporal)) as data,
+        torch.no_grad(),
+    ):
         bench = open_bench(trained, data, cfg)
         lpips, notes = load_lpips(cfg.lpips, cfg.lpips_weights, device)
         report = Report(cfg.out or trained.results("latent"), _facts(bench, lpips), notes=[*trained.notes, *notes])

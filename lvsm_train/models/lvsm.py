@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,27 @@ from lvsm_train.config.shapes import HW
 from lvsm_train.models import prope
 from lvsm_train.models.blocks import Block, Head, KeysValues, SceneKeys, Stack, Tokenizer, initialise, layer_norm
 from lvsm_train.models.prope import Codes
+
+TIME_WAVES = 5  # of a time: the fastest has eight periods from 0 to 1
+
+
+class TimeTokens(nn.Module):
+    """Adds to the tokens of a view what a linear layer makes of its time t: of t and of sin and cos of pi t, 2 pi t, 4 pi t, ...
+
+    Like rays beside a picture's colours, which a linear layer reads too, but equal for all patches of a view.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1 + 2 * TIME_WAVES, dim, bias=False)
+
+    def forward(self, tokens: Tensor, time: Tensor) -> Tensor:
+        """Tokens (B, V * n, dim), times (B, V) -> (B, V * n, dim), float32."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            angle = math.pi * time.float()[..., None] * 2.0 ** torch.arange(TIME_WAVES, device=time.device)
+            features = torch.cat([time.float()[..., None], angle.sin(), angle.cos()], -1)
+            added = functional.linear(features, self.linear.weight.float())
+            return (tokens.unflatten(1, (time.shape[1], -1)) + added[:, :, None]).flatten(1, 2)
 
 
 class Tokens(NamedTuple):
@@ -48,6 +70,9 @@ class LVSM(nn.Module):
     choice of frame cancels; latents have no camera (identity, no rotary code), so they live in this frame. Hence a rigid
     change of the world frame never matters, and the order of inputs matters for encoder_decoder alone.
 
+    With temporal, views have times too, (B, V) and (B, T), 0 where none are given: see `TimeTokens`, and with prope the codes of
+    `prope.camera_codes`. Other models pass over times.
+
     aux: a head of its own for each of config.aux, which training alone asks for; docs/training.md says what they predict.
     """
 
@@ -57,6 +82,8 @@ class LVSM(nn.Module):
         self.image_tokens = Tokenizer(9, config.patch, config.dim)
         self.ray_tokens = Tokenizer(6, config.patch, config.dim)
         self.head = Head(config.dim, config.patch)
+        if config.temporal:
+            self.input_time, self.target_time = TimeTokens(config.dim), TimeTokens(config.dim)
         self.aux = nn.ModuleDict({name: Head(config.dim, config.patch, AUX[name], False) for name in config.aux})
 
     def every_block(self) -> list[Block]:
@@ -68,15 +95,20 @@ class LVSM(nn.Module):
         for i, block in enumerate(self.every_block()):
             block.recompute = count is None or i < count
 
-    def encode(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> Any:
+    def encode(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor, *, time: Tensor | None = None) -> Any:
         """V posed inputs of B scenes -> encoded scenes for `decode`."""
         raise NotImplementedError
 
-    def decode(self, scene: Any, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW) -> Tensor:
+    def decode(
+        self, scene: Any, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW, *, time: Tensor | None = None
+    ) -> Tensor:
         """Scenes of `encode`, which may be reused, and cameras of T targets of size target_hw -> (B, T, 3, H, W)."""
-        return self.head(self.states(scene, target_c2w, target_fxfycxcy, target_hw), target_c2w.shape[1], target_hw)
+        states = self.states(scene, target_c2w, target_fxfycxcy, target_hw, time=time)
+        return self.head(states, target_c2w.shape[1], target_hw)
 
-    def states(self, scene: Any, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW) -> Tensor:
+    def states(
+        self, scene: Any, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW, *, time: Tensor | None = None
+    ) -> Tensor:
         """Scenes and cameras as of `decode` -> what heads read: the targets' tokens after the last block (B * T, n, dim)."""
         raise NotImplementedError
 
@@ -89,16 +121,18 @@ class LVSM(nn.Module):
         target_fxfycxcy: Tensor,
         target_hw: HW | None = None,
         aux: bool = False,
+        time: Tensor | None = None,
+        target_time: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """V inputs and cameras of T targets -> (B, T, 3, H, W). target_hw: default the inputs' size. aux: return also what the
         heads of config.aux make of each target, by name, (B, T, channels, H, W) each."""
-        scene = self.encode(image, c2w, fxfycxcy)
+        scene = self.encode(image, c2w, fxfycxcy, time=time)
         hw, targets = target_hw or image_size(image), target_c2w.shape[1]
-        states = self.states(scene, target_c2w, target_fxfycxcy, hw)
+        states = self.states(scene, target_c2w, target_fxfycxcy, hw, time=target_time)
         rendered = self.head(states, targets, hw)
         return (rendered, {name: head(states, targets, hw) for name, head in self.aux.items()}) if aux else rendered
 
-    def _view_tokens(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> Tensor:
+    def _view_tokens(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor, time: Tensor | None) -> Tensor:
         """Posed images -> tokens (B, V * n, dim), view by view."""
         if image.dim() != 5 or image.shape[2] != 3 or not image.numel() or not image.is_floating_point():
             raise ValueError(
@@ -109,11 +143,13 @@ class LVSM(nn.Module):
                 f"c2w is {tuple(c2w.shape)} for an image of {tuple(image.shape)}: give one camera per view, (B, V, 4, 4)"
             )
         rays = self._rays(c2w, fxfycxcy, image_size(image))
-        return self.image_tokens(torch.cat([image.float() * 2 - 1, rays], 2))
+        tokens = self.image_tokens(torch.cat([image.float() * 2 - 1, rays], 2))
+        return self.input_time(tokens, _times(time, c2w)) if self.config.temporal else tokens
 
-    def _target_tokens(self, c2w: Tensor, fxfycxcy: Tensor, hw: HW) -> Tensor:
+    def _target_tokens(self, c2w: Tensor, fxfycxcy: Tensor, hw: HW, time: Tensor | None) -> Tensor:
         """Cameras -> tokens (B * T, n, dim), one sequence per target at index b * T + t."""
         tokens = self.ray_tokens(self._rays(c2w, fxfycxcy, hw))
+        tokens = self.target_time(tokens, _times(time, c2w)) if self.config.temporal else tokens
         return tokens.unflatten(1, (c2w.shape[1], -1)).flatten(0, 1)
 
     def _rays(self, c2w: Tensor, fxfycxcy: Tensor, hw: HW) -> Tensor:
@@ -130,16 +166,18 @@ class LVSM(nn.Module):
             c2w = torch.eye(4, device=c2w.device).expand_as(c2w)
         return plucker_rays(c2w, fxfycxcy, hw)
 
-    def _codes(self, c2w: Tensor, fxfycxcy: Tensor, hw: HW, frame: Tensor) -> Codes | None:
-        """Codes of B x (V * n) tokens of _view_tokens. c2w (B, V, 4, 4), fxfycxcy (B, V, 4), frame (B, 4, 4)."""
+    def _codes(self, c2w: Tensor, fxfycxcy: Tensor, hw: HW, frame: Tensor, time: Tensor | None) -> Codes | None:
+        """Codes of B x (V * n) tokens of _view_tokens. c2w (B, V, 4, 4), fxfycxcy (B, V, 4), frame (B, 4, 4), time (B, V)."""
         if not self.config.prope:
             return None
-        return prope.camera_codes(prope.seen_from(c2w, frame), fxfycxcy, hw, self.config.patch, self.config.head_dim)
+        own = prope.seen_from(c2w, frame), fxfycxcy, hw, self.config.patch, self.config.head_dim
+        return prope.camera_codes(*own, _times(time, c2w) if self.config.temporal else None)
 
-    def _target_codes(self, c2w: Tensor, fxfycxcy: Tensor, hw: HW, frame: Tensor) -> Codes | None:
+    def _target_codes(self, c2w: Tensor, fxfycxcy: Tensor, hw: HW, frame: Tensor, time: Tensor | None) -> Codes | None:
         """Codes of (B * T) x n tokens of _target_tokens."""
         cameras = c2w.flatten(0, 1)[:, None], fxfycxcy.flatten(0, 1)[:, None]
-        return self._codes(*cameras, hw, _repeat_per_target(frame, c2w.shape[1]))
+        own = None if time is None else time.flatten(0, 1)[:, None]
+        return self._codes(*cameras, hw, _repeat_per_target(frame, c2w.shape[1]), own)
 
 
 class DecoderOnly(LVSM):
@@ -150,21 +188,23 @@ class DecoderOnly(LVSM):
         self.norm = layer_norm(config.dim)
         self.blocks = Stack(config.dim, config.head_dim, config.layers)
 
-    def encode(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> Tokens:
+    def encode(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor, *, time: Tensor | None = None) -> Tokens:
         """V posed inputs -> their tokens. `decode` runs all blocks."""
-        tokens = self.norm(self._view_tokens(image, c2w, fxfycxcy))  # acts per token, so once per scene is enough
+        tokens = self.norm(self._view_tokens(image, c2w, fxfycxcy, time))  # acts per token, so once per scene is enough
         frame = c2w[:, 0]
-        return Tokens(tokens, self._codes(c2w, fxfycxcy, image_size(image), frame), frame)
+        return Tokens(tokens, self._codes(c2w, fxfycxcy, image_size(image), frame, time), frame)
 
-    def states(self, scene: Tokens, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW) -> Tensor:
+    def states(
+        self, scene: Tokens, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW, *, time: Tensor | None = None
+    ) -> Tensor:
         """A scene and the cameras of T targets -> their tokens (B * T, n, dim)."""
         _check_scene(scene.frame, target_c2w)
-        own = self.norm(self._target_tokens(target_c2w, target_fxfycxcy, target_hw))
+        own = self.norm(self._target_tokens(target_c2w, target_fxfycxcy, target_hw, time))
         targets, views = target_c2w.shape[1], scene.tokens.shape[1]
-        codes = self._target_codes(target_c2w, target_fxfycxcy, target_hw, scene.frame)
+        codes = self._target_codes(target_c2w, target_fxfycxcy, target_hw, scene.frame, time)
         if codes is not None and scene.codes is not None:
-            project, lift = (_repeat_per_target(matrix, targets) for matrix in scene.codes[:2])
-            codes = prope.join(scene.codes._replace(project=project, lift=lift), codes)
+            own_of = (_repeat_per_target(each, targets) if each.dim() > 2 else each for each in scene.codes)
+            codes = prope.join(Codes(*own_of), codes)
         x = self.blocks(torch.cat([_repeat_per_target(scene.tokens, targets), own], 1), codes)
         return x[:, views:]
 
@@ -180,11 +220,11 @@ class EncoderDecoder(LVSM):
         self.norm = layer_norm(config.dim)
         self.decoder = Stack(config.dim, config.head_dim, config.layers - config.encoder_layers)
 
-    def encode(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> Latents:
+    def encode(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor, *, time: Tensor | None = None) -> Latents:
         """V posed inputs -> scene of config.latents tokens."""
-        views = self._view_tokens(image, c2w, fxfycxcy)
+        views = self._view_tokens(image, c2w, fxfycxcy, time)
         frame, latents = c2w[:, 0], self.latents.expand(len(views), -1, -1)
-        codes = self._codes(c2w, fxfycxcy, image_size(image), frame)
+        codes = self._codes(c2w, fxfycxcy, image_size(image), frame, time)
         if codes is not None:
             nowhere = prope.without_camera(len(views), latents.shape[1], self.config.head_dim, views.device)
             codes = prope.join(nowhere, codes)
@@ -198,9 +238,11 @@ class EncoderDecoder(LVSM):
         target_fxfycxcy: Tensor,
         target_hw: HW,
         weight: Tensor | None = None,
+        *,
+        time: Tensor | None = None,
     ) -> Tensor:
         """A scene of N tokens, as encoded or edited, and the cameras of T targets -> (B, T, 3, H, W). weight: as of `states`."""
-        states = self.states(scene, target_c2w, target_fxfycxcy, target_hw, weight)
+        states = self.states(scene, target_c2w, target_fxfycxcy, target_hw, weight, time=time)
         return self.head(states, target_c2w.shape[1], target_hw)
 
     def states(
@@ -210,6 +252,8 @@ class EncoderDecoder(LVSM):
         target_fxfycxcy: Tensor,
         target_hw: HW,
         weight: Tensor | None = None,
+        *,
+        time: Tensor | None = None,
     ) -> Tensor:
         """A scene of N tokens, as encoded or edited, and the cameras of T targets -> their tokens (B * T, n, dim).
 
@@ -221,10 +265,10 @@ class EncoderDecoder(LVSM):
         """
         _check_scene(scene.frame, target_c2w)
         tokens, weight = _drop_weightless(scene.tokens, weight)
-        own = self.norm(self._target_tokens(target_c2w, target_fxfycxcy, target_hw))
+        own = self.norm(self._target_tokens(target_c2w, target_fxfycxcy, target_hw, time))
         targets = target_c2w.shape[1]
         x = torch.cat([own, _repeat_per_target(self.norm(tokens), targets)], 1)
-        codes = self._target_codes(target_c2w, target_fxfycxcy, target_hw, scene.frame)
+        codes = self._target_codes(target_c2w, target_fxfycxcy, target_hw, scene.frame, time)
         if codes is not None:
             nowhere = prope.without_camera(len(x), tokens.shape[1], self.config.head_dim, x.device)
             codes = prope.join(codes, nowhere)
@@ -256,19 +300,21 @@ class Unidirectional(LVSM):
         self.scene_keys = nn.ModuleList(SceneKeys(config.dim, config.head_dim) for _ in range(decoder_layers))
         self.decoder = Stack(config.dim, config.head_dim, decoder_layers)
 
-    def encode(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> Views:
+    def encode(self, image: Tensor, c2w: Tensor, fxfycxcy: Tensor, *, time: Tensor | None = None) -> Views:
         """V posed inputs -> keys and values for every decoder block."""
-        x = self.view_norm(self._view_tokens(image, c2w, fxfycxcy))
+        x = self.view_norm(self._view_tokens(image, c2w, fxfycxcy, time))
         frame = c2w[:, 0]
-        codes = self._codes(c2w, fxfycxcy, image_size(image), frame)
+        codes = self._codes(c2w, fxfycxcy, image_size(image), frame, time)
         x = self.scene_norm(self.encoder(x, codes))
         return Views(tuple(keys(x, codes) for keys in self.scene_keys), frame)
 
-    def states(self, scene: Views, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW) -> Tensor:
+    def states(
+        self, scene: Views, target_c2w: Tensor, target_fxfycxcy: Tensor, target_hw: HW, *, time: Tensor | None = None
+    ) -> Tensor:
         """A scene and the cameras of T targets -> their tokens (B * T, n, dim). Targets do not attend to each other."""
         _check_scene(scene.frame, target_c2w)
-        x = self.norm(self._target_tokens(target_c2w, target_fxfycxcy, target_hw))
-        codes = self._target_codes(target_c2w, target_fxfycxcy, target_hw, scene.frame)
+        x = self.norm(self._target_tokens(target_c2w, target_fxfycxcy, target_hw, time))
+        codes = self._target_codes(target_c2w, target_fxfycxcy, target_hw, scene.frame, time)
         return self.decoder(x, codes, None, scene.keys_values)
 
 
@@ -320,6 +366,15 @@ def plucker_rays(c2w: Tensor, fxfycxcy: Tensor, hw: HW) -> Tensor:
 def _repeat_per_target(x: Tensor, targets: int) -> Tensor:
     """(B, ...) -> (B * T, ...): repeat each scene's tensor for each of its targets."""
     return x[:, None].expand(-1, targets, *x.shape[1:]).flatten(0, 1)
+
+
+def _times(time: Tensor | None, c2w: Tensor) -> Tensor:
+    """Times (B, V) of views, 0 where none are given. Raises ValueError for others than one per view."""
+    if time is None:
+        return c2w.new_zeros(c2w.shape[:2])
+    if time.shape != c2w.shape[:2]:
+        raise ValueError(f"time is {tuple(time.shape)} for views of {tuple(c2w.shape[:2])}: give one per view, (B, V)")
+    return time
 
 
 def _check_scene(frame: Tensor, target_c2w: Tensor) -> None:

@@ -20,8 +20,9 @@ BASE = 100.0  # the slowest rotary code turns by about 1/BASE radian per patch, 
 class Codes(NamedTuple):
     """PRoPE's codes for B sequences of N tokens, in C runs of N / C tokens that share a camera; all float32.
 
-    project: (B, C, 4, 4), P = K [R|t], world to image; lift: (B, C, 4, 4), inverse of project. cos, sin: (N, head_dim / 4),
-    of the rotary angles: first half for the patch's row, second half for its column.
+    project: (B, C, 4, 4), P = K [R|t], world to image; lift: (B, C, 4, 4), inverse of project. cos, sin: (N, head_dim / 4), or
+    (B, N, head_dim / 4) with times, of the rotary angles: first half for the patch's row, second half for its column. Of views
+    with a time the slower half of either turns with that.
     """
 
     project: Tensor
@@ -30,11 +31,13 @@ class Codes(NamedTuple):
     sin: Tensor
 
 
-def camera_codes(c2w: Tensor, fxfycxcy: Tensor, hw: tuple[int, int], patch: int, head_dim: int) -> Codes:
+def camera_codes(
+    c2w: Tensor, fxfycxcy: Tensor, hw: tuple[int, int], patch: int, head_dim: int, time: Tensor | None = None
+) -> Codes:
     """Rigid c2w (B, V, 4, 4), fxfycxcy (B, V, 4) in pixels of an image of size hw -> codes of B x (V * hh * ww) tokens, C = V.
 
     K is normalised by the image's width and height, its centre at 0, so that P does not depend on resolution. Lengths enter P
-    unscaled: scenes should have a size of about 1. Patches count 0, 1, ... down and to the right.
+    unscaled: scenes should have a size of about 1. Patches count 0, 1, ... down and to the right. time: (B, V), about 0 to 1.
     """
     height, width = hw
     rows, columns = height // patch, width // patch
@@ -46,9 +49,9 @@ def camera_codes(c2w: Tensor, fxfycxcy: Tensor, hw: tuple[int, int], patch: int,
         k_inverse = [1 / fx, zero, -cx / fx, zero, zero, 1 / fy, -cy / fy, zero, *k[8:]]
         project = _product(torch.stack(k, -1).unflatten(-1, (4, 4)), _inverse(c2w))
         lift = _product(c2w.float(), torch.stack(k_inverse, -1).unflatten(-1, (4, 4)))
-        cos, sin = _rotary(rows, columns, head_dim, c2w.device)
-    views = c2w.shape[1]
-    return Codes(project, lift, cos.repeat(views, 1), sin.repeat(views, 1))
+        angle = _angles(rows, columns, head_dim, c2w.device)
+        many = angle.repeat(c2w.shape[1], 1) if time is None else _with_time(angle, time.float()).flatten(1, 2)
+    return Codes(project, lift, many.cos(), many.sin())
 
 
 def without_camera(batch: int, tokens: int, head_dim: int, device: torch.device) -> Codes:
@@ -60,13 +63,17 @@ def without_camera(batch: int, tokens: int, head_dim: int, device: torch.device)
 
 def join(first: Codes, second: Codes) -> Codes:
     """Concatenate codes of B x N and B x M tokens -> B x (N + M), in runs whose length divides those of both."""
-    runs = [len(codes.cos) // codes.project.shape[1] for codes in (first, second)]
+    runs = [codes.cos.shape[-2] // codes.project.shape[1] for codes in (first, second)]
     cuts = [run // math.gcd(*runs) for run in runs]
     matrices = (
         torch.cat([matrix.repeat_interleave(cut, 1) for matrix, cut in zip(pair, cuts, strict=True)], 1)
         for pair in zip(first[:2], second[:2], strict=True)
     )
-    angles = (torch.cat(pair, 0) for pair in zip(first[2:], second[2:], strict=True))
+    batch = () if first.cos.dim() == second.cos.dim() == 2 else (len(first.project), -1, -1)
+    angles = (
+        torch.cat([each.expand(batch) if batch else each for each in pair], -2)
+        for pair in zip(first[2:], second[2:], strict=True)
+    )
     return Codes(*matrices, *angles)
 
 
@@ -96,7 +103,7 @@ def _apply(x: Tensor, matrix: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         camera, u, v = x.float().split((2 * quarter, quarter, quarter), -1)
         camera = _mix(camera.unflatten(-1, (-1, 4)), matrix).flatten(-2)
-        cos, sin = cos[:, None], sin[:, None]  # one code for all heads
+        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # one code for all heads
         return torch.cat([camera, u * cos - v * sin, u * sin + v * cos], -1)
 
 
@@ -110,14 +117,22 @@ def _mix(x: Tensor, matrix: Tensor) -> Tensor:
     return (runs.flatten(4).flatten(2, 3) @ diagonal.flatten(4).flatten(2, 3)).reshape(x.shape)
 
 
-def _rotary(rows: int, columns: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (rows * columns, head_dim / 4) of patches in row-major order."""
+def _angles(rows: int, columns: int, head_dim: int, device: torch.device) -> Tensor:
+    """Rotary angles (rows * columns, head_dim / 4) of patches in row-major order."""
     each = head_dim // 8
     speed = BASE ** (-torch.arange(each, device=device) / each)
     y = torch.arange(rows, device=device)[:, None, None] * speed
     x = torch.arange(columns, device=device)[None, :, None] * speed
-    angle = torch.cat(torch.broadcast_tensors(y, x), -1).flatten(0, 1)
-    return angle.cos(), angle.sin()
+    return torch.cat(torch.broadcast_tensors(y, x), -1).flatten(0, 1)
+
+
+def _with_time(angle: Tensor, time: Tensor) -> Tensor:
+    """Angles (n, head_dim / 4) of patches, of which the slower half of rows and columns, that hardly differ from patch to patch,
+    are replaced by angles of times (B, V) that turn by pi, 2 pi, 4 pi, ...: (B, V, n, head_dim / 4)."""
+    each = angle.shape[-1] // 2
+    slow = (torch.arange(2 * each, device=angle.device) % each) >= (each + 1) // 2
+    turns = math.pi * 2.0 ** (slow.cumsum(0) - 1) * slow
+    return angle * ~slow + time[..., None, None] * turns
 
 
 def _inverse(c2w: Tensor) -> Tensor:

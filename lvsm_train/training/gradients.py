@@ -118,7 +118,7 @@ class Gradients:
             def views(count: int) -> list[Tensor]:
                 image = torch.zeros((samples, count, 3, hw[0] * width // hw[1], width), dtype=torch.uint8)
                 c2w, k = torch.eye(4).expand(samples, count, 4, 4), torch.ones(4).expand(samples, count, 4)
-                return [image.to(self.device), c2w.to(self.device), k.to(self.device)]
+                return [one.to(self.device) for one in (image, c2w, k, torch.zeros(samples, count))]
 
             tensors, numbers = [*views(data.inputs), *views(data.targets)], channels(self.cfg.model.aux)
             if numbers:
@@ -161,9 +161,11 @@ class Gradients:
         image: Tensor,
         c2w: Tensor,
         k: Tensor,
+        time: Tensor,
         target: Tensor,
         target_c2w: Tensor,
         target_k: Tensor,
+        target_time: Tensor,
         layers: Tensor | None = None,
     ) -> tuple[Tensor, Terms]:
         """Value to be minimised, and what a step reports: "loss", of the pictures alone, and all terms.
@@ -172,7 +174,8 @@ class Gradients:
         """
         aux = layers is not None
         with autocast(self.cfg.precision, self.device):
-            made = self.model(image.float() / 255, c2w, k, target_c2w, target_k, aux=aux)
+            times = {"time": time, "target_time": target_time}
+            made = self.model(image.float() / 255, c2w, k, target_c2w, target_k, aux=aux, **times)
         render, heads = made if aux else (made, {})
         expected = target.float() / 255
         value, terms = self.loss(

@@ -67,7 +67,7 @@ class OpenShards:
         """Bytes to expect per object in shards, with a safety factor."""
         if not self.closed_objects:
             pixels = sum(width**2 for width in self.cfg.scene.res)
-            return BYTES_PER_PIXEL * self.cfg.scene.views * pixels + PARQUET_EXTRA
+            return BYTES_PER_PIXEL * self.cfg.scene.pictures * pixels + PARQUET_EXTRA
         return with_caution(self.closed_objects, self.closed_bytes)
 
     def all_of(self, shard: OpenShard, of_each: int) -> int:

@@ -233,7 +233,7 @@ class Driver:
         session = self.session
         self.progress = Progress(
             session.cfg.n,
-            session.cfg.scene.views,
+            None if getattr(session.cfg.scene, "is_timed", False) else session.cfg.scene.views,
             session.delivered,
             session.ledger.reasons(),
             session.out,

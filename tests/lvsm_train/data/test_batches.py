@@ -23,7 +23,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 
 from lvsm_train.data import batches, index, parquet_pages, view_sampling  # noqa: E402
-from lvsm_train.data.batches import Data, DataConfig  # noqa: E402
+from lvsm_train.data.batches import Data, DataConfig, Sample  # noqa: E402
 from lvsm_train.data.index import Index, memory_free, read_index  # noqa: E402
 from pipeline.core import cameras, images  # noqa: E402
 from pipeline.core.errors import UserError  # noqa: E402
@@ -244,7 +244,20 @@ def test_scenes_that_move_are_told(run: Path, tmp_path: Path) -> None:
     ):
         made.add(dataclasses.replace(scene(uid, (24,)), times=times), "train", 0)
     made.close("train")
-    assert "scenes that move: 1; they train as if they stood still, all times at once" in Data(config(tmp_path)).notes
+    opened = Data(config(tmp_path))
+    said = "scenes that move: 1; they train as if they stood still, all times at once; --temporal learns time"
+    assert said in opened.notes and said not in Data(config(tmp_path), temporal=True).notes
+    # times of a batch: shares of the object's own time, 0 of what stands still and of what says none
+    for uid, times in (
+        ("still", [0.0] * VIEWS),
+        ("moves", [number % 2 for number in range(VIEWS)]),
+        ("unknown", [0.0] * VIEWS),
+    ):
+        number = opened.index.uids.index(uid)
+        assert opened.index.time[opened.index.of(number)].tolist() == times
+        assert opened.index.moves(number) == (uid == "moves")
+        batch = opened.gather([Sample(uid, number, (1, 2), (3, 0))])
+        assert batch.time.tolist() == [[times[1], times[2]]] and batch.target_time.tolist() == [[times[3], times[0]]]
     assert "stood still" not in " ".join(Data(config(run)).notes)
 
 

@@ -269,7 +269,7 @@ def test_the_stopwatch_renders_as_the_model_and_counts_no_first_batch(batches: l
     timed = Timed(lvsm.build(TINY, 0))
     calls: list[int] = []
     plain = timed.net.encode
-    timed.net.encode = lambda *given: (calls.append(len(given[0])), plain(*given))[1]  # type: ignore[method-assign]
+    timed.net.encode = lambda *given, **more: (calls.append(len(given[0])), plain(*given, **more))[1]  # type: ignore[method-assign]
     with torch.no_grad():
         for batch in (batches[0], batches[0], batches[1]):
             assert torch.equal(timed(batch), render_of(lvsm.build(TINY, 0))(batch))

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from lvsm_train.config.parts import AUX, DataConfig, LossConfig, ModelConfig, OptimConfig  # noqa: E402
 from lvsm_train.config.train import TrainConfig  # noqa: E402
 from lvsm_train.cycle.settings import settings  # noqa: E402
-from lvsm_train.data.batches import Batch, Data  # noqa: E402
+from lvsm_train.data.batches import TENSORS, Batch, Data  # noqa: E402
 from lvsm_train.device.flops import forward_flops, training_flops  # noqa: E402
 from lvsm_train.device.graphs import Recorded  # noqa: E402
 from lvsm_train.device.ranks import Ranks  # noqa: E402
@@ -144,7 +144,7 @@ def test_targets_are_what_the_geometry_says(run: Path, more: dict[str, Any]) -> 
     for step, batch in enumerate(found):
         layers = batch.target_layers
         assert layers is not None and layers.shape == (4, opened.cfg.targets, 5, RES, RES)
-        assert layers.dtype == torch.float16 and len(batch.tensors) == 7
+        assert layers.dtype == torch.float16 and len(batch.tensors) == len(TENSORS) + 1
         plan = opened.planner.training(step, 0, 1)
         assert any(sample.angle for sample in plan) == opened.cfg.rotate
         poses, k = batch.target_c2w.numpy(), batch.target_fxfycxcy.numpy()
@@ -176,7 +176,7 @@ def test_neither_threads_nor_the_cache_show(run: Path) -> None:
     moved = first.to("cpu")
     assert moved.target_layers is not None and torch.equal(moved.target_layers, first.tensors[-1])
     plain = batches(settings_of(run), 1, ())[1][0]
-    assert plain.target_layers is None and len(plain.tensors) == 6
+    assert plain.target_layers is None and len(plain.tensors) == len(TENSORS)
     assert all(torch.equal(a, b) for a, b in zip(plain.tensors, first.tensors, strict=False))
 
 
