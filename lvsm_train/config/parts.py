@@ -175,6 +175,9 @@ class LossConfig:
     """Weight of 1 - SSIM."""
     lpips: float = 0.0
     """Weight of LPIPS (VGG-16)."""
+    temporal_gradient: float = 0.0
+    """Weight of the absolute error of what changes between two targets of one camera at two times; needs cameras that see several
+    instants (render --time-cameras fixed)."""
     aux_weight: float = 1.0
     """Factor of the weights that the terms of --aux have, which docs/training.md lists."""
     perceptual_from: int = 0
@@ -188,10 +191,12 @@ class LossConfig:
 
     def check(self) -> None:
         """Raise UserError for negative or infinite weights, or a loss that is 0 at the first step."""
-        weights = {name: getattr(self, name) for name in ("mse", "perceptual", "l1", "ssim", "lpips")}
+        weights = {
+            name: getattr(self, name) for name in ("mse", "perceptual", "l1", "ssim", "lpips", "temporal_gradient")
+        }
         for name, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
-                raise UserError(f"--{name} {weight} is no weight", "0 leaves a term out")
+                raise UserError(f"--{name.replace('_', '-')} {weight} is no weight", "0 leaves a term out")
         late = self.perceptual_from > 0
         if not (self.mse or self.l1 or (not late and any(weights.values()))):
             raise UserError(

@@ -183,7 +183,7 @@ class Planner:
             return None
         places, time = self.index.c2w[own][:, :3, 3], self.index.time[own]
         if self.index.moves(number):  # far from each other in place and time
-            far = float(np.linalg.norm(places - places.mean(0), axis=-1).mean())
+            far = float(np.linalg.norm(places - places.mean(0), axis=-1).mean()) or 1.0
             places = np.concatenate([places, SPREAD * far * time[:, None]], -1)
         shown = seen[view_sampling.farthest_points(places[seen], inputs, int(rng.integers(len(seen))))]
         asked = rng.permutation(np.setdiff1d(unseen, shown))

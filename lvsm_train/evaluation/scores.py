@@ -163,6 +163,7 @@ def places_of(batch: Batch, part: str = "") -> torch.Tensor:
     """Camera centres and times of inputs, or of targets with part "target_": (B, V, 4). Time counts as `nearest` says."""
     inputs = batch.c2w[..., :3, 3]
     far = (inputs - inputs.mean(1, keepdim=True)).norm(dim=-1).mean(1)[:, None, None]
+    far = torch.where(far > 0, far, 1)  # of one camera, times alone tell views apart
     return torch.cat(
         [getattr(batch, f"{part}c2w")[..., :3, 3], SPREAD * far * getattr(batch, f"{part}time")[..., None]], -1
     )

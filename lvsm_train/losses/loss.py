@@ -15,6 +15,7 @@ from lvsm_train.losses import vgg
 from lvsm_train.losses.metrics import Lpips, check_images, ssim
 from lvsm_train.losses.vgg import CACHE, Features, Layer, Weights
 
+SAME_CAMERA = 1e-5  # of numbers of c2w: cameras that are turned about z with their world differ by rounding
 TAPS = ("conv1_2", "conv2_2", "conv3_2", "conv4_2", "conv5_2")
 # for MatConvNet's VGG-19, from Chen & Koltun 2017 (arXiv 1707.09405)
 DIVISORS = (2.6, 4.8, 3.7, 5.6, 1.5 / 10)
@@ -100,6 +101,21 @@ class Loss(nn.Module):
                     terms["lpips"] = self.lpips(render, target).mean()
             total = torch.stack([getattr(cfg, name) * term for name, term in terms.items()]).sum()
         return total, {name: term.detach() for name, term in terms.items()}
+
+
+def temporal_gradient(
+    render: torch.Tensor, target: torch.Tensor, c2w: torch.Tensor, time: torch.Tensor
+) -> torch.Tensor:
+    """Mean absolute error of what changes from each target to the next one (the first follows the last), over those pairs that
+    one camera sees at two times; 0 without such pairs. No host sync.
+
+    render, target: (B, T, 3, H, W) in [0, 1]. c2w: (B, T, 4, 4). time: (B, T).
+    """
+    with torch.autocast(render.device.type, enabled=False):
+        changes = (render - render.roll(1, 1)).float() - (target - target.roll(1, 1)).float()
+        same = (c2w - c2w.roll(1, 1)).abs().amax((-2, -1)) < SAME_CAMERA
+        weight = (same & (time != time.roll(1, 1))).float()
+        return (changes.abs().mean((-3, -2, -1)) * weight).sum() / weight.sum().clamp(min=1)
 
 
 def forward_flops(layers: Iterable[Layer], hw: tuple[int, int]) -> float:

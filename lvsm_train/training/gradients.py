@@ -22,7 +22,7 @@ from lvsm_train.device.graphs import Recorded
 from lvsm_train.device.ranks import Ranks
 from lvsm_train.device.sharding import is_sharded
 from lvsm_train.losses.layers import layer_loss
-from lvsm_train.losses.loss import Loss
+from lvsm_train.losses.loss import Loss, temporal_gradient
 from lvsm_train.models.lvsm import LVSM, image_size
 from pipeline.core.errors import UserError
 
@@ -181,6 +181,11 @@ class Gradients:
         value, terms = self.loss(
             render.flatten(0, 1), expected.flatten(0, 1), self.cfg.loss.perceptual_from if late else -1
         )
+        if weight := self.cfg.loss.temporal_gradient:
+            terms["temporal_gradient"] = (
+                change := temporal_gradient(render, expected, target_c2w, target_time)
+            ).detach()
+            value = value + weight * change
         if layers is None:
             return value, {"loss": value.detach()} | terms
         beside, of_layers = layer_loss(heads, layers)

@@ -37,6 +37,7 @@ class Source:
 
 # sources of captures on this machine -> their modules in pipeline/poses, in the order in which folders are recognised
 CAPTURES = {
+    "rig": "rig",
     "nerf-synthetic": "transforms",
     "d-nerf": "transforms",
     "nerfstudio": "transforms",
@@ -87,7 +88,7 @@ SOURCES = {  # in the order of --help
             "pipeline.sources.captures",
             input=FOLDER,
             roles=name in WITH_ROLES,
-            times=module == "transforms",
+            times=module in ("transforms", "rig"),
             layers=WITH_LAYERS.get(name, ()),
         )
         for name, module in CAPTURES.items()

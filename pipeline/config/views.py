@@ -71,6 +71,10 @@ class PosedConfig(PictureConfig):
     """Add a lossless world-space normal column (float32), from rendered sets that have normals."""
     albedo: bool = False
     """Add a column of the materials' base colour (8-bit PNG, sRGB), from rendered sets that have it."""
+    frames: int = 16
+    """Instants of --source rig, videos of fixed cameras: spread over the time that all of them show."""
+    fps: float | None = None
+    """Instants per second of --source rig, in place of spreading them."""
     mix: MixCameras = field(default_factory=MixCameras)
 
     @property
@@ -119,6 +123,10 @@ class ImportConfig(Granting, Fetching, Running):
                 raise UserError(f"--{name} {path} does not exist")
         if address_of(self.input) and not SOURCES[self.source].ready:
             raise UserError(f"--source {self.source} takes files of this machine", "addresses are for --source shards")
+        if self.scene.frames < 1 or (self.scene.fps is not None and self.scene.fps <= 0):
+            raise UserError("--frames and --fps must be positive", "--frames 16 spreads instants over the videos")
+        if self.source != "rig" and (self.scene.frames, self.scene.fps) != (PosedConfig.frames, PosedConfig.fps):
+            raise UserError("--frames and --fps choose instants of videos", "they go with --source rig")
         if lacking := [name for name in self.scene.layers if name not in SOURCES[self.source].layers]:
             having = [source for source in names("posed") if lacking[0] in SOURCES[source].layers]
             hint = f"of the sets that are read, these have {lacking[0]}: {', '.join(having)}"

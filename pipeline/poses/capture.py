@@ -36,7 +36,8 @@ class View:
     c2w (4, 4) with OpenCV axes, NaN where the file says no pose. camera: (height, width) of the picture -> fxfycxcy (4,) in its
     pixels, and the lens; raises Skip. role: one of ROLES, or "" where the capture has none. time: of a scene that moves, in the
     units of its file. layer: name -> as of Posed.layer, of this view; None where the format has none. mask: reads the file of
-    the share of each pixel that the object covers, raises Skip; None where the format has none.
+    the share of each pixel that the object covers, raises Skip; None where the format has none. frame: reads the picture where
+    `picture` is a video, as a file of its own, raises Skip.
     """
 
     name: str
@@ -48,6 +49,7 @@ class View:
     layer: Callable[[str], np.ndarray] | None = None
     mask: Callable[[], bytes] | None = None
     sought: str = "there"
+    frame: Callable[[], bytes] | None = None
 
 
 @dataclass(frozen=True)

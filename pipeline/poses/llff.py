@@ -41,20 +41,26 @@ def is_scene(folder: Path) -> bool:
 def read(folder: Path, finder: Finder, only: str = "") -> Capture:
     """Read the capture in a folder. Raises Skip: no_images, count_mismatch, bad_cameras, escapes_folder."""
     rows = npy(bundles.read_file(folder / FILE), FILE)
-    if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
-        raise Skip("bad_cameras", f"{FILE} of shape {rows.shape}, (views, 17) is needed")
+    poses, hwf = cameras_of(rows)
     places = [named(folder, name).name for name in ("images", *SMALLER)]
     counts = {name: found for name in places if (found := pictures_in(folder / name))}
     if not counts:
         raise Skip("no_images", f"no images/ beside {FILE}")
     place, names, meta = _pictures(folder, rows, counts)
-    matrices = finite(rows[:, :15]).reshape(-1, 3, 5)
-    poses = np.concatenate([matrices[..., :3] @ COLUMNS, matrices[..., 3:4]], -1)
     views = [
-        View(f"{place}/{name}", finder.find(f"{place}/{name}", folder), pose, functools.partial(_camera, hwf, name))
-        for name, pose, hwf in zip(names, cameras.homogeneous(poses), matrices[..., 4], strict=True)
+        View(f"{place}/{name}", finder.find(f"{place}/{name}", folder), pose, functools.partial(camera, own, name))
+        for name, pose, own in zip(names, cameras.homogeneous(poses), hwf, strict=True)
     ]
     return Capture(views, meta)
+
+
+def cameras_of(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (V, 17) of poses_bounds.npy -> c2w (V, 3, 4), OpenCV axes, and height, width, focal length (V, 3); NaN for those that
+    are none. Raises Skip("bad_cameras")."""
+    if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
+        raise Skip("bad_cameras", f"{FILE} of shape {rows.shape}, (views, 17) is needed")
+    matrices = finite(rows[:, :15]).reshape(-1, 3, 5)
+    return np.concatenate([matrices[..., :3] @ COLUMNS, matrices[..., 3:4]], -1), matrices[..., 4]
 
 
 def _pictures(folder: Path, rows: np.ndarray, counts: dict[str, list[str]]) -> tuple[str, list[str], dict[str, str]]:
@@ -128,7 +134,8 @@ def _numbered(found: Sequence[str], count: int) -> list[str]:
     return rows[0] if len(rows) == 1 else []
 
 
-def _camera(hwf: np.ndarray, name: str, hw: tuple[int, int]) -> tuple[np.ndarray, Lens]:
+def camera(hwf: np.ndarray, name: str, hw: tuple[int, int]) -> tuple[np.ndarray, Lens]:
+    """Intrinsics (4,) of a row's height, width and focal length for its picture of size hw. Raises Skip("bad_cameras")."""
     height, width, focal = hwf.tolist()
     if not min(height, width) >= 1:
         raise Skip("bad_cameras", f"pictures of {width:g}x{height:g} pixels")

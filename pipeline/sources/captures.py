@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import itertools
@@ -25,10 +26,11 @@ from pipeline.core.records import Item, Posed
 from pipeline.core.text import quoted, shown
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
-from pipeline.poses import transforms
+from pipeline.poses import rig, transforms
 from pipeline.poses.capture import View, check_intrinsics, json_object
 from pipeline.poses.pictures import Finder, pictures_in
 from pipeline.sources import posed_views
+from pipeline.video.stills import at_instants
 
 SAYS = "captures"
 HOWTO = f"{' | '.join(f'--source {name}' for name in CAPTURES)} --input FOLDER"
@@ -149,10 +151,12 @@ def _kinds(folder: Path) -> Iterator[str]:
     """Names of the sources whose scenes a folder looks like, the most telling first."""
     if (folder / SPLIT).is_file():
         yield "d-nerf" if _moves(folder / SPLIT) else "nerf-synthetic"
+    elif rig.is_scene(folder):
+        yield "rig"
     elif transforms.is_scene(folder):
         yield "nerfstudio"
     for name, module in CAPTURES.items():
-        if module != "transforms" and reader(name).is_scene(folder):
+        if module not in ("transforms", "rig") and reader(name).is_scene(folder):
             yield name
     children = list(itertools.islice(folder.iterdir(), FEW_FILES))
     files = {path.name for path in children}
@@ -203,6 +207,8 @@ def load(item: Item, path: Path, cfg: ImportConfig, whole: bool = False) -> Pose
     given = posed_views.input_of(cfg)
     root, only = (given.parent, given.name) if given.is_file() else (given, "")
     capture = reader(cfg.source).read(path, Finder((path, root), cfg.follow_links), only)
+    if cfg.source == "rig":
+        capture = dataclasses.replace(capture, views=at_instants(capture.views, cfg.scene.frames, cfg.scene.fps))
     usable = _Usable(capture.views, path, cfg.scene.layers if whole else None, cfg.scene.alpha)
     chosen = usable.chosen(cfg.scene.views)
     views = [capture.views[i] for i in chosen]
@@ -280,7 +286,7 @@ def _read(view: View, layers: Sequence[str] | None, alpha: bool) -> tuple[bytes,
     assert view.picture is not None
     name = _name(view)
     try:
-        data = bundles.read_file(view.picture)
+        data = view.frame() if view.frame else bundles.read_file(view.picture)
     except Skip as failure:
         raise Skip(failure.reason, failure.detail.replace(str(view.picture), name)) from None
     hw = posed_views.hw_of(data, name)

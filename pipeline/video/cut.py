@@ -1,4 +1,4 @@
-"""Cuts of a video, made without decoding: packets from the key frame before a stretch to its end. The pipeline's only PyAV.
+"""Cuts of a video, made without decoding: packets from the key frame before a stretch to its end.
 
 A cut is a NUT file: NUT takes every codec and keeps every time base, so that times stay exact. A JSON file beside the cut has
 what a decoder does not tell: when each frame is shown, on the clock of the whole video, and which matrix its colours use.
