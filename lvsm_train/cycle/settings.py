@@ -26,7 +26,7 @@ def settings(cfg: TrainConfig, out: Path, scene: SceneConfig, samples: float) ->
         raise UserError(
             "a cycle says itself where data and checkpoints are", "no --train.out, --data.data, --train.curriculum"
         )
-    if scene.views < data.held_views + data.inputs + data.targets:
+    if scene.pictures < data.held_views + data.inputs + data.targets:
         raise UserError(
             f"--views {scene.views} are too few for {data.inputs} inputs and {data.targets} targets",
             f"--views {data.held_views + data.inputs + data.targets}, or --data.inputs and --data.targets",

@@ -21,7 +21,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import pipeline  # noqa: E402
 from lvsm_train.weights import checkpoint  # noqa: E402
+from pipeline.config.render import again  # noqa: E402
 from pipeline.core.disk import disk_below  # noqa: E402
 from pipeline.cycle.protocol import committed  # noqa: E402
 from pipeline.storage.shards import split_of  # noqa: E402
@@ -128,6 +130,28 @@ def test_a_cycle_trains_on_everything_and_keeps_what_it_measures_with(whole: Pat
     assert told["step"] == 17
     assert [path.stem for path in (whole / "32").iterdir()] == ["val-000000"]
     assert not list((whole / "journal").iterdir())
+
+
+def test_a_cycle_of_objects_that_move(tmp_path: Path) -> None:
+    """Three instants of two cameras, a model that knows time, and all adds up; what is left knows its times."""
+    out = tmp_path / "cycle"
+    moving = ("--n", 8, "--views", 4, "--frames", 3, "--time-cameras", "fixed", "--model.temporal", "--passes", 2)
+    run = lvsm_data(*options(out, *moving, "--executor", "inline"))
+    assert run.returncode == 0, run.stderr
+    told = audit_of(out)
+    assert told["delivered"] == 8 == told["deleted"] + told["on_disk"] and told["deleted"] > 4
+    assert "linear.weight" in "".join(name for name in model_of(out) if name.startswith("input_time."))
+    kept = pipeline.open(out)
+    assert len(kept) and all(len(one.jpegs) == 12 and one.moves for one in kept)
+    assert lvsm_data("verify", out).returncode == 0
+    status = json.loads(lvsm_data("status", out, "--json").stdout)
+    assert status["delivered"] == 8
+    assert "--time-cameras fixed" in kept_again(kept.uids[0], out)
+
+
+def kept_again(uid: str, out: Path) -> str:
+    """Commands that render an object of a cycle again."""
+    return again(json.loads((out / "run.json").read_text())["identity"], uid)
 
 
 def test_the_same_command_again_does_nothing(whole: Path) -> None:
