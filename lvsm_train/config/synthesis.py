@@ -60,6 +60,9 @@ class SynthesisConfig:
     kind: Literal["object", "scene"] | None = None
     """What the photos show. Cameras of scenes are normalised as in training on clips. Default: what the shards say, or what the
     model was trained on."""
+    time: float | None = None
+    """What is shown of something that moves, by models with --temporal: from 0, the photos' first instant, to 1, their last one.
+    Default: a path runs through all of it, and --poses others takes that of each photo."""
     world: Literal["keep", "fit"] | None = None
     """Of objects: keep the world's origin and scale, or move and scale it as those of rendered objects are. Default: fit where
     cameras do not look at the origin from about as far as in training."""
@@ -144,6 +147,8 @@ class SynthesisConfig:
         for name in ("frames", "inputs", "res", "batch"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise UserError(f"--{name} {number} is not positive")
+        if self.time is not None and not 0 <= self.time <= 1:
+            raise UserError(f"--time {self.time:g} is no share of the photos' time", "0 to 1")
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise UserError(f"--fps {self.fps} is no rate", "--fps 24")
         if min(self.views, default=0) < 0 or len(set(self.views)) < len(self.views):

@@ -83,6 +83,7 @@ Operation = Literal[
     "interpolate",
     "influence",
     "pca",
+    "time",
 ]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 Way = Literal["slot", "hungarian", "transport", "union"]
@@ -101,7 +102,7 @@ class LatentConfig:
     objects: tuple[str, ...] = ()
     """Their uids. All are edited, the first is shown, and mixed with the second. Default: three that do not train."""
     only: tuple[Operation, ...] = ()
-    """Operations to do. Default: all."""
+    """Operations to do. Default: all; time for models with --temporal alone."""
     tokens: tuple[str, ...] = ()
     """Tokens that are edited: numbers and ranges, for example 3 8:16. Default: the eighth that changes pictures most."""
     pairings: tuple[Way, ...] = WAYS

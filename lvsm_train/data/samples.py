@@ -19,7 +19,6 @@ from pipeline.formats.trajectories import Example
 from pipeline.storage.shards import split_of
 
 KINDS = {True: "clips", False: "objects"}  # by `is_scene`
-SPREAD = 2.0  # the whole time of a scene that moves, in mean distances of its cameras from their middle
 HELD_PERCENT = 5.0  # of the objects are for validation, without val-*.parquet files
 
 
@@ -182,9 +181,7 @@ class Planner:
         if len(seen) < inputs:
             return None
         places, time = self.index.c2w[own][:, :3, 3], self.index.time[own]
-        if self.index.moves(number):  # far from each other in place and time
-            far = float(np.linalg.norm(places - places.mean(0), axis=-1).mean()) or 1.0
-            places = np.concatenate([places, SPREAD * far * time[:, None]], -1)
+        places = view_sampling.in_place_and_time(places, time)
         shown = seen[view_sampling.farthest_points(places[seen], inputs, int(rng.integers(len(seen))))]
         asked = rng.permutation(np.setdiff1d(unseen, shown))
         # first at instants that no input shows

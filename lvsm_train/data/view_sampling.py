@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.core.records import item_rng
 
+SPREAD = 2.0  # the whole time of what moves, in mean distances of the cameras from their middle
 POSE_SCALE = 1.35  # as in the code of arXiv 2410.17242: the largest coordinate of a clip's cameras becomes 1/1.35
 
 
@@ -49,6 +50,15 @@ def farthest_points(points: np.ndarray, count: int, start: int) -> np.ndarray:
         nearest[chosen] = -1  # else a camera equal to a chosen one could be chosen twice
         chosen.append(int(nearest.argmax()))
     return np.array(chosen)
+
+
+def in_place_and_time(centres: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Camera centres (V, 3) and times (V,) from 0 to 1 as points (V, 4), whose distances count both: see SPREAD. Of what stands
+    still the centres alone."""
+    if not time.any():
+        return centres
+    far = float(np.linalg.norm(centres - centres.mean(0), axis=-1).mean()) or 1.0
+    return np.concatenate([centres, SPREAD * far * time[:, None]], -1)
 
 
 def object_views(

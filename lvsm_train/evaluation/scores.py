@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lvsm_train.data.batches import Batch
-from lvsm_train.data.samples import SPREAD
+from lvsm_train.data.view_sampling import SPREAD
 from lvsm_train.losses.metrics import Lpips, foreground_psnr, psnr, ssim
 from lvsm_train.models.lvsm import LVSM
 from pipeline.core import images
@@ -154,7 +154,7 @@ def examine(render: Render, batches: Iterable[Batch], lpips: Lpips | None = None
 
 def nearest(batch: Batch) -> torch.Tensor:
     """Input pictures (B, T, 3, H, W) in [0, 1], for each target the one whose camera centre is nearest to the target's; of scenes
-    that move, the nearest in place and time, where the whole time counts like SPREAD of the samples."""
+    that move, the nearest in place and time, where the whole time counts like SPREAD of `view_sampling`."""
     apart = torch.cdist(places_of(batch, "target_"), places_of(batch))  # (B, T, V)
     return batch.rgb[torch.arange(len(apart), device=apart.device)[:, None], apart.argmin(-1)]
 

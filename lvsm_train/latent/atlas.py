@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -220,6 +220,3 @@ def _variance_share(components: Components, count: int) -> str:
 
 def _rounded(values: Tensor) -> list[Any]:
     return list(np.round(values.double().cpu().numpy(), 6).tolist())
-
-
-FINDINGS: dict[str, Callable[[Bench], Finding | None]] = {"influence": influences, "pca": spectrum}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from rich.progress import track
 from lvsm_train.config.trained import OPERATIONS, LatentConfig
 from lvsm_train.data.batches import Data
 from lvsm_train.evaluation.scores import enlarged, pixels
-from lvsm_train.latent import grids, latent_page, latents
-from lvsm_train.latent.atlas import FINDINGS
+from lvsm_train.latent import atlas, grids, instants, latent_page, latents
+from lvsm_train.latent.atlas import Finding
 from lvsm_train.latent.latent_page import Report
 from lvsm_train.latent.laws import laws
 from lvsm_train.latent.operations import EDITS, MIXTURES
@@ -30,6 +30,11 @@ from lvsm_train.weights.trained import open_model
 from lvsm_train.weights.writers import write_safetensors
 from pipeline.core import images
 
+FINDINGS: dict[str, tuple[Callable[[Bench], Finding | None], str]] = {  # and what it needs where it finds nothing
+    "influence": (atlas.influences, ""),
+    "pca": (atlas.spectrum, "it needs three objects with enough views"),
+    "time": (instants.through_time, instants.LACKS),
+}
 FPS = 12.0  # of films
 FILM_VIEWS = 4
 LEARNED = 0.2  # of the targets' variance: renders of a model that has learned anything explain more
@@ -117,7 +122,8 @@ def explained(renders: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) 
 
 def _studies(bench: Bench, report: Report) -> Iterator[Study]:
     """Yield the studies of cfg's operations, in the order of OPERATIONS."""
-    wanted = [name for name in OPERATIONS if name in (bench.cfg.only or OPERATIONS)]
+    usual = [name for name in OPERATIONS if name != "time" or bench.trained.cfg.model.temporal]
+    wanted = [name for name in OPERATIONS if name in (bench.cfg.only or usual)]
     console = Console(stderr=True)
     for name in track(wanted, "operations", console=console, disable=not console.is_terminal, transient=True):
         if name in EDITS:
@@ -136,9 +142,10 @@ def _mixtures(name: str, bench: Bench, report: Report) -> list[Study]:
 
 
 def _findings(name: str, bench: Bench, report: Report) -> list[Study]:
-    finding = FINDINGS[name](bench)
+    find, lacks = FINDINGS[name]
+    finding = find(bench)
     if finding is None:
-        report.notes.append(f"{name} was left out: it needs three objects with enough views")
+        report.notes.append(f"{name} was left out: {lacks}")
         return []
     for file, (_, picture) in finding.pictures.items():
         _write(report.out / f"{file}.png", picture)

@@ -22,7 +22,7 @@ def without_each(net: EncoderDecoder, subject: Subject, which: Tensor, at_once: 
     scene = subject.scene
     for part in which.split(at_once):
         scenes = [scene, *(scene.with_weight(token[None], 0.0) for token in part)]
-        made = render(net, scenes, subject.c2w, subject.fxfycxcy, subject.hw)
+        made = render(net, scenes, subject.c2w, subject.fxfycxcy, subject.hw, subject.time)
         yield from (made[1:] - made[:1]).unbind(0)
 
 

@@ -21,8 +21,8 @@ from lvsm_train.models.lvsm import EncoderDecoder
 
 @dataclass(frozen=True)
 class Subject:
-    """An object. scene: encoded from `inputs` (V, 3, H, W). c2w (T, 4, 4), fxfycxcy (T, 4): cameras of `target` (T, 3, H, W).
-    Pictures are float32 in [0, 1]."""
+    """An object. scene: encoded from `inputs` (V, 3, H, W). c2w (T, 4, 4), fxfycxcy (T, 4), time (T,): cameras and times of
+    `target` (T, 3, H, W). Pictures are float32 in [0, 1]."""
 
     uid: str
     scene: LatentScene
@@ -30,6 +30,7 @@ class Subject:
     target: Tensor
     c2w: Tensor
     fxfycxcy: Tensor
+    time: Tensor
 
     @property
     def hw(self) -> HW:
@@ -41,15 +42,18 @@ class Subject:
 
         One scene per batch, so that equal scenes give equal bits.
         """
-        return render(net, [scene or self.scene], self.c2w, self.fxfycxcy, self.hw)[0]
+        return render(net, [scene or self.scene], self.c2w, self.fxfycxcy, self.hw, self.time)[0]
 
 
-def render(net: EncoderDecoder, scenes: Sequence[LatentScene], c2w: Tensor, fxfycxcy: Tensor, hw: HW) -> Tensor:
-    """Render S scenes in one batch, each from cameras (T, 4, 4), (T, 4): (S, T, 3, H, W) in [0, 1], float32."""
+def render(
+    net: EncoderDecoder, scenes: Sequence[LatentScene], c2w: Tensor, fxfycxcy: Tensor, hw: HW, time: Tensor
+) -> Tensor:
+    """Render S scenes in one batch, each from cameras (T, 4, 4), (T, 4) at times (T,): (S, T, 3, H, W) in [0, 1], float32."""
     tokens, weight = latents.collate(scenes)
     count = len(scenes)
     with torch.no_grad():
-        made = net.decode(tokens, c2w.expand(count, -1, -1, -1), fxfycxcy.expand(count, -1, -1), hw, weight)
+        cameras = c2w.expand(count, -1, -1, -1), fxfycxcy.expand(count, -1, -1)
+        made = net.decode(tokens, *cameras, hw, weight, time=time.expand(count, -1))
     return made.float().clamp(0, 1)
 
 
@@ -60,10 +64,9 @@ def gather(net: EncoderDecoder, data: Data, samples: Sequence[Sample]) -> list[S
 
 def _subject(net: EncoderDecoder, batch: Batch) -> Subject:
     with torch.no_grad():
-        scene = latents.scenes_of(net.encode(batch.rgb, batch.c2w, batch.fxfycxcy))[0]
-    return Subject(
-        batch.uids[0], scene, batch.rgb[0], batch.target_rgb[0], batch.target_c2w[0], batch.target_fxfycxcy[0]
-    )
+        scene = latents.scenes_of(net.encode(batch.rgb, batch.c2w, batch.fxfycxcy, time=batch.time))[0]
+    cameras = batch.target_c2w[0], batch.target_fxfycxcy[0], batch.target_time[0]
+    return Subject(batch.uids[0], scene, batch.rgb[0], batch.target_rgb[0], *cameras)
 
 
 # ---- one frame for several scenes

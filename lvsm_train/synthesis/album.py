@@ -13,6 +13,7 @@ import numpy as np
 
 from lvsm_train.config.shapes import HW
 from lvsm_train.config.synthesis import SynthesisConfig
+from lvsm_train.data.shard_index import shares_of_time
 from pipeline import sources
 from pipeline.config.source_table import AUTO, SOURCES
 from pipeline.config.views import ImportConfig, PosedConfig
@@ -24,7 +25,7 @@ from pipeline.export.runs import intact, opened
 from pipeline.poses.capture import check_intrinsics
 from pipeline.sources import posed_views
 from pipeline.sources.captures import recognised
-from pipeline.storage.shards import find_shards, subject_of
+from pipeline.storage.shards import TIME, find_shards, subject_of
 from pipeline.worker import posed as importing
 from pipeline.worker import silhouettes
 
@@ -51,6 +52,12 @@ class Album:
     def c2w(self) -> np.ndarray:
         """Poses (V, 4, 4) float64, in the world of the photos."""
         return np.asarray(self.posed.c2w, np.float64)
+
+    @property
+    def time(self) -> np.ndarray:
+        """Times (V,) float32 of the photos: from 0, of the first, to 1, of the last; all 0 where nothing is said."""
+        times = np.array(self.posed.times or [np.nan] * len(self), np.float64)  # None becomes NaN
+        return shares_of_time(times, np.array([len(self)]))
 
     @property
     def held_out(self) -> np.ndarray:
@@ -96,10 +103,12 @@ def _of_shards(run: Path, uid: str | None, width: int | None) -> Album:
     if one.projection != "perspective":
         raise UserError(f"{one.uid} has orthographic views, and LVSM's rays are those of pinholes", "another --uid")
     names = [f"view {number}" for number in range(len(one.jpegs))]
-    columns = ["frame"] if "frame" in one.numbers else []
+    columns = [*one.numbers, *([TIME] if one.times else [])]
     white = data.facts.get("background", [255, 255, 255]) == [255, 255, 255]
     notes = [] if white else ["the background of this run is another than white"]
-    posed = Posed(list(one.jpegs), one.c2w, one.fxfycxcy, roles=list(one.roles or []), names=names)
+    posed = Posed(
+        list(one.jpegs), one.c2w, one.fxfycxcy, roles=list(one.roles or []), names=names, times=one.times or ()
+    )
     return Album(one.uid, posed, subject_of(data.facts, columns), notes=notes)
 
 

@@ -100,7 +100,7 @@ class Live:
         c2w = made.stage.back(wish.viewpoint.c2w()[None])
         k = self.lenses[wish.lens][None]
         begun = now(device)
-        (view,) = next(self.seen.views(c2w, k))
+        (view,) = next(self.seen.views(c2w, k, np.median(made.time)[None]))
         picture = images.encode_png(levels(view), level=1)
         seconds = now(device) - begun
         self.rendered += 1

@@ -69,6 +69,8 @@ class Model:
         target_c2w: Array,
         target_fxfycxcy: Array,
         *,
+        time: Array | None = None,
+        target_time: Array | None = None,
         hw: HW | None = None,
         is_scene: bool | None = None,
         batch: int = AT_ONCE,
@@ -76,13 +78,14 @@ class Model:
         """N posed pictures of one object or scene, and F cameras -> what these see, (F, H, W, 3) float32 in [0, 1].
 
         images (N, H, W, 3), c2w (N, 4, 4), fxfycxcy (N, 4), target_c2w (F, 4, 4), target_fxfycxcy (F, 4): see `Model`.
+        time (N,), target_time (F,): from 0 to 1, of models that know time; 0 by default, others pass over them.
         hw: (height, width) of the new views, by default of the pictures. is_scene: normalise all cameras together as in training
         on clips; by default as the model was trained. Cameras of objects are taken as they are: the object at the origin, within
         0.5 of it, z up. batch: views rendered together. Raises ValueError for shapes and values that are not so.
         """
         own, others = self.normalised(c2w, target_c2w, is_scene)
-        encoded = self.encode(images, own, fxfycxcy)
-        return np.concatenate(list(encoded.views(others, target_fxfycxcy, hw, batch)))
+        encoded = self.encode(images, own, fxfycxcy, time)
+        return np.concatenate(list(encoded.views(others, target_fxfycxcy, hw, batch, target_time)))
 
     def normalised(self, c2w: Array, target_c2w: Array, is_scene: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Cameras (N, 4, 4), (F, 4, 4) as the network takes them, float32. Raises ValueError for poses that are not rigid."""
@@ -92,8 +95,8 @@ class Model:
         together = normalise_poses(np.concatenate([own, others]))
         return together[: len(own)], together[len(own) :]
 
-    def encode(self, images: Array, c2w: Array, fxfycxcy: Array) -> Encoded:
-        """Read N posed pictures once, to render any number of views of them. c2w: as of `normalised`."""
+    def encode(self, images: Array, c2w: Array, fxfycxcy: Array, time: Array | None = None) -> Encoded:
+        """Read N posed pictures once, to render any number of views of them. c2w: as of `normalised`. time: as of `render`."""
         pictures = _pictures(images)
         k = _numbers(fxfycxcy, (len(pictures), 4), "fxfycxcy")
         if len(c2w) != len(pictures):
@@ -104,7 +107,8 @@ class Model:
         pixels = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))[None].to(self.device)
         pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
         with torch.no_grad(), autocast(self.trained.cfg.precision, self.device):
-            scene = self.net.encode(pixels, self._tensor(_poses(c2w, "c2w")), self._tensor(k))
+            when = self._tensor(_times(time, len(pictures), "time"))
+            scene = self.net.encode(pixels, self._tensor(_poses(c2w, "c2w")), self._tensor(k), time=when)
         return Encoded(self, scene, (height, width))
 
     def _tensor(self, numbers: np.ndarray) -> torch.Tensor:
@@ -119,17 +123,21 @@ class Encoded:
     scene: Any
     hw: HW
 
-    def views(self, c2w: Array, fxfycxcy: Array, hw: HW | None = None, batch: int = AT_ONCE) -> Iterator[np.ndarray]:
-        """Yield what F cameras see, up to `batch` at a time: (n, H, W, 3) float32 in [0, 1]. c2w: as of `Model.normalised`."""
+    def views(
+        self, c2w: Array, fxfycxcy: Array, hw: HW | None = None, batch: int = AT_ONCE, time: Array | None = None
+    ) -> Iterator[np.ndarray]:
+        """Yield what F cameras see, up to `batch` at a time: (n, H, W, 3) float32 in [0, 1]. c2w: as of `Model.normalised`.
+        time: as target_time of `Model.render`."""
         poses = _poses(c2w, "target_c2w")
         k = _numbers(fxfycxcy, (len(poses), 4), "target_fxfycxcy")
+        times = _times(time, len(poses), "target_time")
         model, size = self.model, self.hw if hw is None else _size(hw)
         if not isinstance(batch, Integral) or batch < 1:
             raise ValueError(f"batch is {batch}: give a number of views, 1 or more")
         for at in range(0, len(poses), batch):
-            pose, own = (model._tensor(numbers[at : at + batch]) for numbers in (poses, k))
+            pose, own, when = (model._tensor(numbers[at : at + batch]) for numbers in (poses, k, times))
             with torch.no_grad(), autocast(model.trained.cfg.precision, model.device):
-                made = model.net.decode(self.scene, pose, own, size)[0]
+                made = model.net.decode(self.scene, pose, own, size, time=when)[0]
             yield made.float().clamp(0, 1).movedim(1, -1).cpu().numpy()
 
 
@@ -177,6 +185,14 @@ def _numbers(given: Array, shape: tuple[int, ...], name: str) -> np.ndarray:
     if not np.isfinite(numbers).all() or not (numbers[:, :2] > 0).all():
         raise ValueError(f"{name} has numbers that are not finite, or focal lengths that are not positive")
     return numbers
+
+
+def _times(given: Array | None, count: int, name: str) -> np.ndarray:
+    """Times (count,) float64, 0 where none are given. Raises ValueError, which calls them `name`, for others."""
+    times = np.zeros(count) if given is None else _floats(given, name)
+    if times.shape != (count,) or not np.isfinite(times).all():
+        raise ValueError(f"{name} is {times.shape}: give ({count},), finite")
+    return times
 
 
 def _floats(given: Array, name: str) -> np.ndarray:

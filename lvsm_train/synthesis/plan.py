@@ -17,6 +17,7 @@ from lvsm_train.synthesis.model import Model
 from lvsm_train.synthesis.routes import Cameras
 from lvsm_train.synthesis.stage import Stage
 from pipeline.core.errors import UserError
+from pipeline.core.records import instants
 
 LARGER = (
     1.2  # times the pixels of training, from which enlarging is better; shapes of as many pixels differ by rounding
@@ -34,8 +35,9 @@ CHOICES = {
 @dataclass(frozen=True)
 class Plan:
     """Views to render. shown: the inputs, by their numbers in `inputs`. c2w (F, 4, 4), fxfycxcy (F, 4): cameras of the new views,
-    in the world of the photos. stage: where a model of objects sees them. others, truth: photos that were taken there and their
-    pictures, none but for --poses others. choice: how inputs were chosen. route: name of the path."""
+    in the world of the photos. time: (F,), from 0 at the photos' first instant to 1 at their last one. stage: where a model of
+    objects sees them. others, truth: photos that were taken there and their pictures, none but for --poses others. choice: how
+    inputs were chosen. route: name of the path."""
 
     album: Album
     hw: HW
@@ -47,6 +49,7 @@ class Plan:
     route: str
     c2w: np.ndarray
     fxfycxcy: np.ndarray
+    time: np.ndarray
     others: list[int]
     truth: Pictures | None
     warnings: list[str]
@@ -55,6 +58,11 @@ class Plan:
     def input_c2w(self) -> np.ndarray:
         """Poses (N, 4, 4) of the inputs, in the world of the photos."""
         return self.album.c2w[self.inputs]
+
+    @property
+    def input_time(self) -> np.ndarray:
+        """Times (N,) of the inputs, as those of the views."""
+        return self.album.time[self.inputs]
 
 
 def plan(cfg: SynthesisConfig, model: Model, album: Album) -> Plan:
@@ -78,10 +86,20 @@ def plan(cfg: SynthesisConfig, model: Model, album: Album) -> Plan:
     if k is None:
         k = np.repeat(np.median(shown.fxfycxcy, 0)[None], len(cams.c2w), 0)
     cropped = _of_crops(hw, shown, cams.lost, cfg.aspect)
-    warnings = [*album.notes, *moved, *_of_sizes(model, hw), *cropped, *_of_kind(model, is_scene)]
+    time = _time(cfg, model, album, others, len(cams.c2w))
+    warnings = [
+        *album.notes,
+        *_of_time(model, album),
+        *moved,
+        *_of_sizes(model, hw),
+        *cropped,
+        *_of_kind(model, is_scene),
+    ]
     if cfg.input and cfg.verify_cameras:
         warnings += album.doubts(inputs)
-    return Plan(album, hw, is_scene, place, inputs, CHOICES[choice], shown, route, cams.c2w, k, others, truth, warnings)
+    return Plan(
+        album, hw, is_scene, place, inputs, CHOICES[choice], shown, route, cams.c2w, k, time, others, truth, warnings
+    )
 
 
 # ---- size and kind
@@ -195,6 +213,30 @@ def _cameras(cfg: SynthesisConfig, route: str, album: Album, place: Stage, hw: H
     return Cameras(place.back(routes.around(route, cfg.frames, place.to(album.c2w))))  # type: ignore[arg-type]
 
 
+# ---- when
+
+
+def _time(cfg: SynthesisConfig, model: Model, album: Album, others: Sequence[int], count: int) -> np.ndarray:
+    """Times (F,) of the views. Raises UserError for --time of a model, or of photos, that know none."""
+    knows, moves = model.trained.cfg.model.temporal, bool(album.time.any())
+    if cfg.time is not None and not (knows and moves):
+        lacks = f"the photos of {album.name} are of one instant" if knows else "the model does not know time"
+        raise UserError(
+            f"--time {cfg.time:g}: {lacks}", "leave it out; docs/time.md says how to train and what to render"
+        )
+    if cfg.time is not None or not moves:
+        return np.full(count, cfg.time or 0.0, np.float32)
+    return album.time[others] if others else np.linspace(0, 1, count, dtype=np.float32)
+
+
+def _of_time(model: Model, album: Album) -> list[str]:
+    """Warn of photos of several instants that a model takes as of one."""
+    if model.trained.cfg.model.temporal or not album.time.any():
+        return []
+    many = instants(album.posed.times)
+    return [f"the photos are of {many} instants, and this model takes them as of one: what moves will be blurred"]
+
+
 # ---- inputs
 
 
@@ -221,7 +263,7 @@ def _inputs(
             )
         chosen = stage.near(c2w, cams.c2w, count)
     else:
-        chosen = stage.far(c2w, count) if choose == "far" else stage.even(len(usable), count)
+        chosen = stage.far(c2w, count, album.time[usable]) if choose == "far" else stage.even(len(usable), count)
     return usable[chosen].tolist(), choose
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lvsm_train.data.view_sampling import farthest_points, mean_frame
+from lvsm_train.data.view_sampling import farthest_points, in_place_and_time, mean_frame
 from pipeline.core import cameras
 
 UPRIGHT = 0.5  # cosine of the angle to the mean up of the cameras, up to which the world's z counts as up
@@ -99,9 +99,10 @@ def of_clip(c2w: np.ndarray) -> Stage:
     return Stage(turn, centre, 1 / unit)
 
 
-def far(c2w: np.ndarray, count: int) -> list[int]:
-    """Numbers of `count` of the cameras (V, 4, 4): the first, then always the one farthest from all chosen ones."""
-    return [int(view) for view in farthest_points(c2w[:, :3, 3], count, 0)]
+def far(c2w: np.ndarray, count: int, time: np.ndarray) -> list[int]:
+    """Numbers of `count` of the cameras (V, 4, 4): the first, then always the one farthest from all chosen ones, of what moves in
+    place and time (V,)."""
+    return [int(view) for view in farthest_points(in_place_and_time(c2w[:, :3, 3], time), count, 0)]
 
 
 def even(total: int, count: int) -> list[int]:

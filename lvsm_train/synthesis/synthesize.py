@@ -74,9 +74,9 @@ class Read:
     place: Stage
     seconds: float
 
-    def views(self, c2w: np.ndarray, fxfycxcy: np.ndarray, batch: int = 1) -> Iterator[np.ndarray]:
+    def views(self, c2w: np.ndarray, fxfycxcy: np.ndarray, time: np.ndarray, batch: int = 1) -> Iterator[np.ndarray]:
         """Yield what cameras in the world of the photos see, as `Encoded.views` does."""
-        return self.encoded.views(self.place.to(c2w), fxfycxcy, batch=batch)
+        return self.encoded.views(self.place.to(c2w), fxfycxcy, batch=batch, time=time)
 
     def lines(self) -> list[str]:
         """Lines for the user: what the photos are, and which of them the model sees."""
@@ -101,7 +101,7 @@ def read(cfg: SynthesisConfig, warn: Callable[[str], object] = lambda warning: N
         warn(warning)
     place = stage.of_clip(np.concatenate([made.input_c2w, made.c2w])) if made.is_scene else made.stage
     begun = now(model.device)
-    encoded = model.encode(made.shown.image, place.to(made.input_c2w), made.shown.fxfycxcy)
+    encoded = model.encode(made.shown.image, place.to(made.input_c2w), made.shown.fxfycxcy, made.input_time)
     return Read(model, made, encoded, place, now(model.device) - begun)
 
 
@@ -153,7 +153,7 @@ def device_name(model: Model) -> str:
 def _frames(cfg: SynthesisConfig, seen: Read, folder: Path, speed: Speed, psnr: list[float]) -> Iterator[np.ndarray]:
     """Yield new views (H, W, 3) uint8, each also written to `folder`; note times in `speed`, and what compares in `psnr`."""
     made, device, number = seen.plan, seen.model.device, 0
-    chunks = seen.views(made.c2w, made.fxfycxcy, batch=cfg.batch)
+    chunks = seen.views(made.c2w, made.fxfycxcy, made.time, cfg.batch)
     console = Console(stderr=True)
     calls = range(-(-len(made.c2w) // cfg.batch))
     for _ in track(calls, "rendering", console=console, transient=True, disable=not sys.stderr.isatty()):
@@ -192,6 +192,7 @@ def _write_cameras(path: Path, made: Plan, facts: dict[str, Any], psnr: list[flo
         "pictures": [f"pictures/{picture_name(number)}" for number in range(len(made.c2w))],
         "photos": [posed.name(view) for view in made.others],
         "psnr": psnr,
+        **({"time": made.time.tolist()} if made.album.time.any() else {}),
         "inputs": {
             "views": made.inputs,
             "names": [posed.name(view) for view in made.inputs],

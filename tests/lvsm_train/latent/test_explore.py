@@ -24,8 +24,7 @@ from lvsm_train.config.train import ModelConfig  # noqa: E402
 from lvsm_train.config.trained import OPERATIONS, WAYS, LatentConfig  # noqa: E402
 from lvsm_train.data.batches import Data  # noqa: E402
 from lvsm_train.latent import grids, latents, subjects, workbench  # noqa: E402
-from lvsm_train.latent.atlas import FINDINGS  # noqa: E402
-from lvsm_train.latent.explore import explained, explore  # noqa: E402
+from lvsm_train.latent.explore import FINDINGS, explained, explore  # noqa: E402
 from lvsm_train.latent.latent_page import Report  # noqa: E402
 from lvsm_train.latent.operations import EDITS, MIXTURES  # noqa: E402
 from lvsm_train.losses.metrics import Lpips  # noqa: E402

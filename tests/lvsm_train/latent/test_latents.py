@@ -42,7 +42,10 @@ def subjects(net: EncoderDecoder) -> list[Subject]:
     asked = cameras(2, 3, HW, 7)
     scenes = latents.scenes_of(net.encode(image, c2w, k))
     blank = torch.zeros(3, 3, *HW)
-    return [Subject(f"object-{b}", scenes[b], image[b], blank, asked[0][b], asked[1][b]) for b in range(2)]
+    return [
+        Subject(f"object-{b}", scenes[b], image[b], blank, asked[0][b], asked[1][b], torch.zeros(len(asked[0][b])))
+        for b in range(2)
+    ]
 
 
 def scene(count: int, seed: int) -> LatentScene:
