@@ -141,11 +141,11 @@ def poses(cfg: SceneConfig, uid: str) -> np.ndarray:
 
 def probes(cfg: SceneConfig) -> list[tuple[int, int]]:
     """(camera, instant) of pictures beside `cfg.shots()` that tell whether an object moves: of cameras that see one instant,
-    two, a third of the time away from their own. None where cameras see several.
+    two, a third of the time away from their own. None where any camera sees several.
     """
-    if cfg.time_cameras != "moving":
-        return []
     shots, away = cfg.shots(), max(1, round(cfg.frames / 3))
+    if len({camera for camera, _ in shots}) < len(shots):
+        return []
     return [(camera, (instant + away) % cfg.frames) for camera, instant in dict.fromkeys((shots[0], shots[-1]))]
 
 

@@ -127,9 +127,9 @@ def test_what_stands_still_has_one_instant(assets: Path, render: Render) -> None
         assert "motion" not in timed.meta and "animation" not in timed.meta
 
 
-@pytest.mark.parametrize("time_cameras", ["moving", "fixed"])
-def test_what_nobody_sees_move_is_left_out(assets: Path, render: Render, time_cameras: str) -> None:
-    outcome = render(assets / "turning_ball.glb", frames=4, time_cameras=time_cameras)
+@pytest.mark.parametrize(("time_cameras", "views"), [("moving", 2), ("fixed", 2), ("both", 1)])
+def test_what_nobody_sees_move_is_left_out(assets: Path, render: Render, time_cameras: str, views: int) -> None:
+    outcome = render(assets / "turning_ball.glb", frames=4, time_cameras=time_cameras, views=views)
     assert outcome.reason == "does_not_move" and "pixels at most" in outcome.detail
 
 
