@@ -46,14 +46,20 @@ class Subject:
 
 
 def render(
-    net: EncoderDecoder, scenes: Sequence[LatentScene], c2w: Tensor, fxfycxcy: Tensor, hw: HW, time: Tensor
+    net: EncoderDecoder,
+    scenes: Sequence[LatentScene],
+    c2w: Tensor,
+    fxfycxcy: Tensor,
+    hw: HW,
+    time: Tensor | None = None,
 ) -> Tensor:
-    """Render S scenes in one batch, each from cameras (T, 4, 4), (T, 4) at times (T,): (S, T, 3, H, W) in [0, 1], float32."""
+    """Render S scenes in one batch, each from cameras (T, 4, 4), (T, 4) at times (T,), by default 0: (S, T, 3, H, W) in [0, 1],
+    float32."""
     tokens, weight = latents.collate(scenes)
     count = len(scenes)
     with torch.no_grad():
         cameras = c2w.expand(count, -1, -1, -1), fxfycxcy.expand(count, -1, -1)
-        made = net.decode(tokens, *cameras, hw, weight, time=time.expand(count, -1))
+        made = net.decode(tokens, *cameras, hw, weight, time=None if time is None else time.expand(count, -1))
     return made.float().clamp(0, 1)
 
 

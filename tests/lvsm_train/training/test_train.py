@@ -188,7 +188,9 @@ def test_scores_of_a_perfect_and_of_a_white_model(data: Path) -> None:
     assert white.psnr == pytest.approx(white.white)
     assert white.white < white.nearest <= white.best_input
     batch = next(loader.evaluation_batches(samples, 4))
-    again = dataclasses.replace(batch, target_image=batch.image[:, 1:2], target_c2w=batch.c2w[:, 1:2])
+    again = dataclasses.replace(
+        batch, target_image=batch.image[:, 1:2], target_c2w=batch.c2w[:, 1:2], target_time=batch.time[:, 1:2]
+    )
     for name in ("nearest", "best_input"):  # the input itself is the nearest to its own camera
         assert torch.equal(baselines(again)[name], again.target_rgb)
     loader.close()
