@@ -158,7 +158,8 @@ def test_the_docs_name_all_tensors_with_their_shapes(report: Report) -> None:
             for number in (1, 2) if name.startswith("object-") else (1,):
                 for way in WAYS if "NAME" in name else ("",):
                     told[name.replace("object-1", f"object-{number}").replace("NAME", way)] = shape.split(", ")
-    assert told.keys() == found.keys()
+    of_time = {name for name in told if name.startswith("instants/")}  # of models that know time: test_time.py
+    assert of_time and told.keys() - of_time == found.keys()
     for name, (kind, shape) in found.items():
         counts = re.fullmatch(r"(influence|sizes)/(orbit/)?tokens|(pairing|sizes)/\w+/(first|second)", name)
         assert kind == ("int64" if counts else "float32"), name

@@ -139,6 +139,12 @@ def test_latents_over_time(run: Path, moving: Path) -> None:
     psnr = told["psnr"]
     ends = [psnr[name][place] for place in (0, -1) for name in ("encoded there", "between the first and the last")]
     assert ends[0] == ends[1] and ends[2] == ends[3]  # at its ends the line is the tokens themselves
+    shapes = {name: tuple(one.shape) for name, one in report.tensors.items() if name.startswith("instants/")}
+    assert shapes == {
+        "instants/times": (INSTANTS,),
+        "instants/directions": (INSTANTS, MODEL.latents, MODEL.dim),
+        "instants/change": (MODEL.latents,),
+    }
     assert (report.out / "instants.png").is_file() and (report.out / "instants-tokens.png").is_file()
     # of what stands still, and without such an object, it says what it lacks
     still = dataclasses.replace(usual, objects=("disc-8",), only=("time",), out=report.out / "still").resolved()
