@@ -35,6 +35,8 @@ class EvalConfig:
     """Folders of runs of lvsm-data to measure on. Default: those that the model was trained on."""
     split: Split | None = None
     """Objects for validation, or all. Default: val, but all of other --data than the model was trained on."""
+    static: Path | None = None
+    """Another trained model, for example one without --temporal, whose PSNR stands beside this one's on objects that move."""
     step: int | None = None
     """Checkpoint to take. Default: the newest."""
     out: Path | None = None

@@ -97,7 +97,8 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
     if data.index.time.any():
         moving = [sample for sample in samples if data.index.moves(sample.number)]
         render = scores.render_of(trained.net)
-        distances = instants.by_distance(render, data.evaluation_batches(moving, cfg.batch)) if moving else []
+        beside = scores.render_of(open_model(cfg.static, device=cfg.device).net) if cfg.static else None
+        distances = instants.by_distance(render, data.evaluation_batches(moving, cfg.batch), beside) if moving else []
         made = dataclasses.replace(made, distances=distances)
     if cfg.controls:
         made = _with_controls(made, trained, data, split)

@@ -101,7 +101,9 @@ class Assessment:
             each = ", ".join(f"{count}: {found.psnr:.2f}" for count, found in self.by_inputs.items())
             report.append(f"PSNR by number of inputs, in dB: {each}")
         for row in self.distances:
-            others = f"nearest {row.nearest:.2f}, blend of neighbours {row.blend:.2f}; {counted(row.images, 'image')}"
+            others = f"nearest {row.nearest:.2f}, blend of neighbours {row.blend:.2f}"
+            others += "" if row.static is None else f", static model {row.static:.2f}"
+            others += f"; {counted(row.images, 'image')}"
             report.append(f"up to {row.most:.3f} of the time from an input: {row.model:.2f} dB ({others})")
         return report + self.notes
 

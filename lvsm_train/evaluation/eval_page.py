@@ -132,15 +132,11 @@ def _films(found: Assessment) -> list[Section]:
 def _time(found: Assessment) -> list[Section]:
     if not found.distances:
         return []
-    header = ["distance in time, up to", "images", "model, dB", "nearest input", "blend of neighbours"]
-    rows = [
-        [f"{row.most:.3f}", row.images, _db(row.model), _db(row.nearest), _db(row.blend)] for row in found.distances
-    ]
-    series = {
-        "model": [(row.most, row.model) for row in found.distances],
-        "nearest input": [(row.most, row.nearest) for row in found.distances],
-        "blend of neighbours": [(row.most, row.blend) for row in found.distances],
-    }
+    names = {"model": "model", "nearest": "nearest input", "blend": "blend of neighbours"}
+    names |= {} if found.distances[0].static is None else {"static": "static model"}
+    header = ["distance in time, up to", "images", *(f"{says}, dB" for says in names.values())]
+    rows = [[f"{row.most:.3f}", row.images, *(_db(getattr(row, name)) for name in names)] for row in found.distances]
+    series = {says: [(row.most, getattr(row, name)) for row in found.distances] for name, says in names.items()}
     text = (
         "PSNR by how far a target's time is from that of the nearest input, as a share of the object's whole time.\n"
         "Nearest input: in place and time. Blend of neighbours: the nearest inputs before and after, linearly in time."

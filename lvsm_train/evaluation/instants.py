@@ -20,7 +20,7 @@ BINS = 4  # of distances in time
 class Distance:
     """Targets whose time is at most `most` from the nearest input's, the whole time being 1, and farther than the row before.
 
-    images: number of them. model, nearest, blend: mean PSNR in dB.
+    images: number of them. model, nearest, blend: mean PSNR in dB. static: that of another model, None without one.
     """
 
     most: float
@@ -28,6 +28,7 @@ class Distance:
     model: float
     nearest: float
     blend: float
+    static: float | None = None
 
 
 def moves(batch: Batch) -> bool:
@@ -62,13 +63,17 @@ def shuffled_times(batch: Batch) -> Batch:
     return dataclasses.replace(batch, target_time=torch.empty_like(rolled).scatter(1, order, rolled))
 
 
-def by_distance(render: Render, batches: Iterable[Batch]) -> list[Distance]:
-    """Scores of all targets of objects that move by their distance in time to the nearest input, in up to BINS equal parts."""
+def by_distance(render: Render, batches: Iterable[Batch], static: Render | None = None) -> list[Distance]:
+    """Scores of all targets of objects that move by their distance in time to the nearest input, in up to BINS equal parts.
+
+    static: another model to compare with.
+    """
     found = []
     for batch in batches:
         apart = (batch.target_time[..., None] - batch.time[:, None]).abs().amin(-1).flatten()
         target = batch.target_rgb.flatten(0, 1)
-        made = (render(batch).float().clamp(0, 1), nearest(batch), blend(batch))
+        models = [one(batch).float().clamp(0, 1) for one in (render, static) if one]
+        made = (models[0], nearest(batch), blend(batch), *models[1:])
         found.append(torch.stack([apart, *(psnr(one.flatten(0, 1), target) for one in made)], -1).cpu())
     values = torch.cat(found).double().numpy()
     values = values[np.isfinite(values).all(-1)]

@@ -114,10 +114,11 @@ def test_inputs_of_an_evaluation_are_spread_over_time_and_targets_between(moving
 def test_evaluation_says_how_time_matters(run: Path, tmp_path: Path) -> None:
     found = assess(
         EvalConfig(
-            run=run, protocol=None, lpips=False, video=1, frames=3, controls=True, out=tmp_path / "eval"
+            run=run, protocol=None, lpips=False, video=1, frames=3, controls=True, static=run, out=tmp_path / "eval"
         ).resolved()
     )
     assert found.facts["protocol"] == "time"
+    assert all(row.static == pytest.approx(row.model) for row in found.distances)  # it is the same model here
     assert found.distances and sum(row.images for row in found.distances) >= 8
     assert "target times shuffled" in [control.says for control in found.controls]
     told = json.loads((tmp_path / "eval" / "summary.json").read_text())
@@ -126,7 +127,7 @@ def test_evaluation_says_how_time_matters(run: Path, tmp_path: Path) -> None:
     )
     assert [row["images"] for row in told["distances_in_time"]] == [row.images for row in found.distances]
     page = (tmp_path / "eval" / "index.html").read_text()
-    assert "blend of neighbours" in page and "a fixed camera through time" in page
+    assert "blend of neighbours" in page and "static model, dB" in page and "a fixed camera through time" in page
     assert any("of the time from an input" in line for line in found.lines())
 
 
