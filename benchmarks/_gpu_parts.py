@@ -239,11 +239,8 @@ def noise(cfg: TrainConfig, device: torch.device) -> Batch:
     batch, inputs, targets, (res, _) = _shape(cfg)
     case = timing.Case(cfg.preset, cfg.model, batch, inputs, targets, res)
     image, c2w, k, target_c2w, target_k, target = timing.batch_of(case, device)
-    times = (torch.zeros(one.shape[:2], device=one.device) for one in (c2w, target_c2w))
-    shown, asked = (
-        ((255 * image).byte(), c2w, k, next(times)),
-        ((255 * target).byte(), target_c2w, target_k, next(times)),
-    )
+    shown = (255 * image).byte(), c2w, k, c2w.new_zeros(c2w.shape[:2])
+    asked = (255 * target).byte(), target_c2w, target_k, target_c2w.new_zeros(target_c2w.shape[:2])
     return Batch(*shown, *asked, [""] * batch)
 
 

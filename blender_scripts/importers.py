@@ -7,6 +7,7 @@ import re
 import blend_file
 import bpy
 import ktx2
+import motion
 import ply_header
 import procedural
 import second_reader
@@ -26,7 +27,10 @@ class Unusable(Exception):
 
 def _procedural(filepath, moves=False):
     with open(filepath) as recipe:
-        procedural.build(json.load(recipe)["seed"], moves)
+        seed = json.load(recipe)["seed"]
+    parts = procedural.build(seed)
+    if moves:
+        motion.animate(seed, parts)
 
 
 def _gltf(path):

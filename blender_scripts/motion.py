@@ -6,6 +6,7 @@ import bpy
 import numpy as np
 from materials import weighted
 from mathutils import Matrix
+from procedural import unit
 from shapes import TAU
 
 RATE = 24  # frames per second
@@ -70,20 +71,15 @@ def _contact(points: np.ndarray) -> np.ndarray:
     return points[np.argmin(np.square(points).sum(1))]
 
 
-def _unit(rng: np.random.Generator) -> np.ndarray:
-    vector = rng.normal(size=3)
-    return vector / np.linalg.norm(vector)
-
-
 def turning(rng: np.random.Generator, points: np.ndarray) -> tuple[np.ndarray, Motion]:
     """A whole turn about an axis through the part's middle."""
-    axis, way, start = _unit(rng), rng.choice([-1, 1]), rng.uniform(0, TAU)
+    axis, way, start = unit(rng), rng.choice([-1, 1]), rng.uniform(0, TAU)
     return points.mean(0), lambda phases: [Matrix.Rotation(way * phase + start, 4, axis) for phase in phases]
 
 
 def swinging(rng: np.random.Generator, points: np.ndarray) -> tuple[np.ndarray, Motion]:
     """To and fro about an axis where the part is joined."""
-    axis, widest, start = _unit(rng), rng.uniform(0.4, 0.9), rng.uniform(0, TAU)
+    axis, widest, start = unit(rng), rng.uniform(0.4, 0.9), rng.uniform(0, TAU)
     return _contact(points), lambda phases: [
         Matrix.Rotation(widest * np.sin(phase + start), 4, axis) for phase in phases
     ]

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import bpy
-import motion
 import numpy as np
 from materials import TEX_ATTRIBUTE, UV_NAME, make_materials, weighted
 from shapes import TAU, Shape, cage, from_mesh, largest_piece, primitive, to_mesh, waves
@@ -341,12 +340,11 @@ def frame(rng: np.random.Generator, clouds: list[np.ndarray]) -> tuple[list[np.n
     return [scale * (cloud @ turned.T - (low + high) / 2) for cloud in clouds], scale
 
 
-def build(seed: int, moves: bool = False) -> None:
-    """Builds one object, made of one or more mesh objects, into the current scene.
+def build(seed: int) -> list[bpy.types.Object]:
+    """Builds one object, made of one or more mesh objects, which are returned, into the current scene.
 
     seed: 0 <= seed < 2**63. The scene gets meshes and materials only: no camera, light or world. The same seed gives
-    the same vertices and material settings in every process on the same machine. moves: some of the parts move over time
-    (`motion.py`).
+    the same vertices and material settings in every process on the same machine.
     """
     rng = np.random.Generator(np.random.Philox(key=seed))
     materials = make_materials(rng)
@@ -356,5 +354,4 @@ def build(seed: int, moves: bool = False) -> None:
     for part, world in zip(parts, worlds, strict=True):
         slots = [materials[(part.material + k) % len(materials)] for k in range(2)]
         made.append(emit(rng, part, world, part.scale * scale, slots))
-    if moves:
-        motion.animate(seed, made)
+    return made

@@ -38,9 +38,10 @@ def choose(wanted, file_format):
 
 def span():
     """(first, last) frame of what plays, None if nothing does."""
-    scene = bpy.context.scene
-    ranges = [tuple(data.action.frame_range) for _, data in _animated() if data.action]
+    scene, ranges = bpy.context.scene, []
     for _, data in _animated():
+        if data.action:
+            ranges.append(tuple(data.action.frame_range))
         for track in data.nla_tracks:
             if not track.mute:
                 ranges += [(strip.frame_start, strip.frame_end) for strip in track.strips if not strip.mute]

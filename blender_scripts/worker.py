@@ -128,22 +128,19 @@ def joined(*parts):
 def render(job, channel):
     """Render one object: send its facts, then every view as soon as it is done."""
     timings = {}
-    facts, corners, (seconds, frames) = load(job, timings, channel)
+    facts, corners, (times, frames) = load(job, timings, channel)
     device = engines.configure(job)
-    channel.send({"type": "loaded", "facts": facts, "device": device, "timings": timings, "times": seconds})
+    channel.send({"type": "loaded", "facts": facts, "device": device, "timings": timings, "times": times})
 
     def emit(index, rectangle, passes, seconds):
         layout = [[name, list(pixels.shape)] for name, pixels in passes.items()]
         message = {"type": "view", "index": index, "rectangle": rectangle, "passes": layout, "seconds": seconds}
         channel.send(message, list(passes.values()))
 
+    shown, corners_in = [(None, [[view, view] for view in range(len(job["cameras"]))])], lambda _: corners
     if frames:
-        shots = [(frame, job["time"]["shots"][number]) for number, frame in enumerate(frames)]
-        engines.render_views(job, shots, normalize.corners_in, emit)
-    else:
-        engines.render_views(
-            job, [(None, [[view, view] for view in range(len(job["cameras"]))])], lambda _: corners, emit
-        )
+        shown, corners_in = zip(frames, job["time"]["shots"], strict=True), normalize.corners_in
+    engines.render_views(job, shown, corners_in, emit)
     channel.send({"type": "done", "rss_mb": rss_mb()})
 
 

@@ -70,8 +70,10 @@ class EpochSource:
             if start < end:
                 settings = dataclasses.replace(cfg.data, res=res)
                 opened = Data(
-                    *(settings, self.ranks.rank, self.ranks.world, self.device, cfg.accumulate, "", cfg.model.aux),
-                    *(patch, cfg.model.temporal),
+                    *(settings, self.ranks.rank, self.ranks.world, self.device, cfg.accumulate),
+                    aux=cfg.model.aux,
+                    patch=patch,
+                    temporal=cfg.model.temporal,
                 )
                 with contextlib.closing(opened) as data:
                     cfg.model.check_pictures(data.hw)
@@ -124,8 +126,12 @@ class Stream:
             time.sleep(LOOK_AGAIN_S)
         cfg, ranks = self.cfg, self.ranks
         model = cfg.model
-        of = model.patch, model.temporal
-        opened = Data(cfg.data, ranks.rank, ranks.world, self.device, cfg.accumulate, "val", model.aux, *of)
+        opened = Data(
+            *(cfg.data, ranks.rank, ranks.world, self.device, cfg.accumulate, "val"),
+            aux=model.aux,
+            patch=model.patch,
+            temporal=model.temporal,
+        )
         with contextlib.closing(opened) as data:
             self.say(*not_white(data.index.paths))
             self.say(f"{len(data.index.uids)} objects at {data.hw[1]}x{data.hw[0]} pixels are held out")

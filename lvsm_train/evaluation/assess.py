@@ -94,11 +94,10 @@ def _measured(cfg: EvalConfig, trained: Trained, protocol: str, data: Data, out:
         "lpips": lpips.says if lpips else None,
     }
     made = Assessment(out, facts, samples, found, timed.laps, notes=notes)
-    if data.index.time.any():
-        moving = [sample for sample in samples if data.index.moves(sample.number)]
+    if moving := [sample for sample in samples if data.index.moves(sample.number)]:
         render = scores.render_of(trained.net)
         beside = scores.render_of(open_model(cfg.static, device=cfg.device).net) if cfg.static else None
-        distances = instants.by_distance(render, data.evaluation_batches(moving, cfg.batch), beside) if moving else []
+        distances = instants.by_distance(render, data.evaluation_batches(moving, cfg.batch), beside)
         made = dataclasses.replace(made, distances=distances)
     if cfg.controls:
         made = _with_controls(made, trained, data, split)
@@ -205,7 +204,7 @@ def _with_controls(made: Assessment, trained: Trained, data: Data, split: Split)
         found.append(control("target cameras shuffled", several, map(shuffled_cameras, batches(several))))
     else:
         notes.append("no control by shuffled target cameras: objects have one target each")
-    if timed := [sample for sample in several if _timed(trained, data) and data.index.moves(sample.number)]:
+    if timed := [sample for sample in several if trained.cfg.model.temporal and data.index.moves(sample.number)]:
         found.append(control("target times shuffled", timed, map(instants.shuffled_times, batches(timed))))
     moved = map(moved_world, batches(made.samples))
     stays = "stays" if trained.cfg.model.prope else "may fall"  # rays of the world change with it
@@ -234,11 +233,9 @@ def _with_films(made: Assessment, cfg: EvalConfig, trained: Trained, data: Data)
         films[uid] = write_film(made.out / f"film-{number}.mp4", frames, FPS)
     made = dataclasses.replace(made, films=films)
     moving = [uid for uid in ranked[len(ranked) // 2 :] if data.index.moves(sample_of[uid].number)]
-    return (
-        _with_time_films(made, cfg, trained, data, sample_of[moving[0]])
-        if moving and cfg.video and _timed(trained, data)
-        else made
-    )
+    if not (moving and cfg.video and trained.cfg.model.temporal):
+        return made
+    return _with_time_films(made, cfg, trained, data, sample_of[moving[0]])
 
 
 def _with_time_films(made: Assessment, cfg: EvalConfig, trained: Trained, data: Data, sample: Sample) -> Assessment:

@@ -31,11 +31,6 @@ class Distance:
     static: float | None = None
 
 
-def moves(batch: Batch) -> bool:
-    """True if any object of a batch is seen at different times."""
-    return bool(batch.time.any() or batch.target_time.any())
-
-
 def blend(batch: Batch) -> torch.Tensor:
     """Pictures (B, T, 3, H, W) in [0, 1]: for each target the nearest input at its time or before, and the nearest one after,
     blended linearly in time; where one is missing, the other alone. Near is as of `scores.nearest`."""

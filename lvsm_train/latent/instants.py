@@ -56,18 +56,16 @@ def through_time(bench: Bench) -> Finding | None:
     scores = {name: psnr(made, truth) for name, made in ways.items()}
     columns = [f"time {float(time):.2f}" for time in times]
     rows = [[name, *(f"{float(value):.2f}" for value in values)] for name, values in scores.items()]
-    inner = slice(1, -1)
     facts = {
         "object": subject.uid,
         "times": times.tolist(),
         "change_of_tokens": [round(float(one), 6) for one in change],
         "share_of_variance": round(share, 4),
         "psnr": {name: [round(float(one), 3) for one in values] for name, values in scores.items()},
-        "psnr_between": {name: round(float(values[inner].mean()), 3) for name, values in scores.items()},
+        "psnr_between": {name: round(float(values[1:-1].mean()), 3) for name, values in scores.items()},
     }
-    ranked = change[order]
     plot = Plot(
-        {"change over time": [(float(place), float(value)) for place, value in enumerate(ranked, 1)]},
+        {"change over time": [(float(place), float(value)) for place, value in enumerate(change[order], 1)]},
         "tokens, from the one that changes most",
         "variance over time",
         f"Change over time is {share:.1%} of how tokens differ in all.",
