@@ -164,6 +164,7 @@ class Blender:
             self.served += 1
             self.rss_mb = message["rss_mb"]
             if kind == "skip":
+                self._hear_out()
                 said = self._said(message["detail"]) if message["reason"] == "import_failed" else message["detail"]
                 raise Skip(message["reason"], said)
         finally:
@@ -309,11 +310,14 @@ class Blender:
         said = [line for line in self.log if not line.startswith("Extension modules: ")]
         return "\n".join([f"Blender ended with {how}", *said, *error_line(said)])
 
-    def _said(self, detail: str) -> str:
-        """Why no reader took a file: what they say, the cause that they printed, and what helps."""
-        end = time.monotonic() + 1.0  # what was printed comes by a pipe of its own
+    def _hear_out(self) -> None:
+        """Wait for all that was printed about an unusable file, which comes by a pipe of its own; or the next job gets it."""
+        end = time.monotonic() + 1.0
         while ALL_SAID not in self.log and time.monotonic() < end:
             time.sleep(0.01)
+
+    def _said(self, detail: str) -> str:
+        """Why no reader took a file: what they say, the cause that they printed, and what helps."""
         lines = list(self.log)
         causes = [found[1] for pattern in CAUSES for line in lines if (found := pattern.match(line))]
         more = [cause for cause in causes[:1] if (cause.partition(": ")[2] or cause) not in detail]
