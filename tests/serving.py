@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import select
 import socket
+import socketserver
 import sys
 import threading
 import traceback
@@ -58,3 +60,46 @@ class BoundedServer(http.server.ThreadingHTTPServer):
                     connection.shutdown(socket.SHUT_RDWR)
         for _, thread in left:
             thread.join(10)
+
+
+class SocksProxy:
+    """SOCKS5 proxy (RFC 1928) on a free port of 127.0.0.1, to other ports of it, within a `with` block. asked: ports so far."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.errors: list[str] = []
+        proxy = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                proxy._relay(self.request)
+
+        self.server = BoundedServer(Handler, self.errors, threading.Event())  # type: ignore[arg-type]
+        self.url = f"socks5h://127.0.0.1:{self.server.server_address[1]}"
+
+    def __enter__(self) -> SocksProxy:
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.server.stopping.set()
+        self.server.stop()
+        assert not self.errors
+
+    def _relay(self, client: socket.socket) -> None:
+        client.settimeout(60)
+        _, methods = client.recv(2)
+        client.recv(methods)
+        client.sendall(b"\x05\x00")
+        kind = client.recv(4)[3]
+        name = socket.inet_ntoa(client.recv(4)) if kind == 1 else client.recv(client.recv(1)[0]).decode()
+        port = int.from_bytes(client.recv(2), "big")
+        assert name in ("127.0.0.1", "localhost"), name
+        self.asked.append(port)
+        with socket.create_connection(("127.0.0.1", port), 60) as server:
+            client.sendall(b"\x05\x00\x00\x01" + bytes(6))
+            while ready := select.select([client, server], [], [], 60)[0]:
+                for one in ready:
+                    if not (block := one.recv(65536)):
+                        return
+                    (server if one is client else client).sendall(block)

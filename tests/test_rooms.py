@@ -31,7 +31,7 @@ DOORS = {  # dependency -> the only modules of pipeline that may know it
     "sqlite3": {"storage.ledger"},
     "PIL": {"core.images"},
     "cv2": {"core.images", "worker.posed", "worker.epipolar", "worker.clips"},
-    "av": {"video.cut", "video.stills", "core.images"},
+    "av": {"video.cut", "video.frames", "video.stills", "core.images"},
     "yt_dlp": {"video.ytdlp", "video.js_runtime"},
     "py7zr": {"formats.seven_zip"},
     "h5py": {"formats.hdf5"},

@@ -93,10 +93,19 @@ def _texture(hw: tuple[int, int]) -> np.ndarray:
 
 # ---- videos
 
-_CODECS: dict[str, tuple[str, str, dict[str, str], int]] = {  # encoder, suffix, options, crf
-    "h264": ("libx264", ".mp4", {"preset": "ultrafast", "x264-params": "scenecut=0"}, 18),
-    "vp9": ("libvpx-vp9", ".webm", {"deadline": "realtime", "cpu-used": "8", "b": "0"}, 20),
+_X265 = "log-level=none:scenecut=0"
+_CODECS: dict[str, tuple[str, dict[str, str], int | None]] = {  # encoder, options, crf
+    "h264": ("libx264", {"preset": "ultrafast", "x264-params": "scenecut=0"}, 18),
+    "h264, open": ("libx264", {"preset": "ultrafast", "x264-params": "scenecut=0:open-gop=1:b-pyramid=normal"}, 18),
+    "hevc": ("libx265", {"preset": "ultrafast", "x265-params": _X265}, 18),
+    "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "b": "0"}, 20),
+    "vp8": ("libvpx", {"deadline": "realtime", "cpu-used": "8", "b": "2000000"}, 20),
+    "av1": ("libsvtav1", {"preset": "8"}, 18),
+    "mpeg2": ("mpeg2video", {"qmin": "2", "qmax": "3", "b": "8000000"}, None),
+    "mpeg4": ("mpeg4", {"qmin": "2", "qmax": "3", "b": "8000000"}, None),
+    "mjpeg": ("mjpeg", {"qmin": "2", "qmax": "3", "b": "20000000"}, None),
 }
+_MP4 = (".mp4", ".mov", ".m4v", ".3gp")
 _FINEST = 1_000_000  # ticks of a track's clock in a second, at most
 _AUDIO_RATE = 48000  # Hz; Opus has no other of the usual ones
 
@@ -116,16 +125,22 @@ def make_video(
     moov_at_end: bool = False,
     edit_list: bool = True,
     crf: int | None = None,
+    pix_fmt: str = "yuv420p",
+    rotation: int = 0,
 ) -> list[Fraction]:
-    """Writes .mp4 (h264) or .webm (vp9); seconds from the container's start_time to each frame, as ffprobe has them.
+    """Writes the container that the name asks for; seconds from its start_time to each frame, as ffprobe has them.
+
+    An .avi has no times of its own: frames are shown in their order, `fps` of them in a second. rotation: degrees
+    counterclockwise by which a player turns what was written.
 
     times: of each frame, instead of `fps`. start: is added to all of them. audio: a second track, which starts at 0.
     edit_list=False: an .mp4 that lacks one, so B-frames delay it. The container says its start_time in whole microseconds,
     and a .webm all times in whole milliseconds.
     """
-    encoder, suffix, options, usual_crf = _CODECS[codec]
-    if path.suffix != suffix:
-        raise ValueError(f"{codec} is written as {suffix}: {path.name}")
+    encoder, options, usual_crf = _CODECS[codec]
+    counted, is_mp4 = path.suffix == ".avi", path.suffix in _MP4
+    if counted and (start or times is not None):
+        raise ValueError("an .avi cannot say when a frame is shown")
     if start and not edit_list:
         raise ValueError("a start is lost without an edit list")
     pictures = list(frames)
@@ -133,17 +148,26 @@ def make_video(
         raise ValueError(f"{len(pictures)} frames, {len(times)} times")
     seconds = [start + (Fraction(i) / fps if times is None else times[i]) for i in range(len(pictures))]
     clock = min(_FINEST, math.lcm(fps.numerator, *(second.denominator for second in seconds)))
-    options = options | {"g": str(gop), "crf": str(usual_crf if crf is None else crf)}
-    if codec == "h264":  # after the preset, which has none
-        options |= {"bf": str(bframes), "b_strategy": "0"}
-    muxing = _mp4(fragmented, moov_at_end, edit_list, clock if start else 1000) if suffix == ".mp4" else {}
+    options = options | ({} if usual_crf is None else {"crf": str(usual_crf if crf is None else crf)})
+    options |= {"g": str(gop)} if codec != "hevc" else {"x265-params": f"{_X265}:keyint={gop}:bframes={bframes}"}
+    if codec.startswith(("h264", "mpeg")):  # after the preset, which has none
+        options |= {"bf": str(bframes)} | ({"b_strategy": "0"} if codec.startswith("h264") else {})
+    if counted or codec.startswith("mpeg"):  # ticks of frames
+        clock = fps.numerator
+    muxing = _mp4(fragmented, moov_at_end, edit_list, clock if start else 1000) if is_mp4 else {}
     with av.open(str(path), "w", options=muxing) as container:
         video = container.add_stream(encoder, rate=fps, options=options)
         assert isinstance(video, av.VideoStream)
         video.height, video.width = pictures[0].shape[:2]
-        video.pix_fmt = "yuv420p"
-        video.codec_context.time_base = Fraction(1, clock)
-        track = container.add_stream("aac" if suffix == ".mp4" else "libopus", rate=_AUDIO_RATE) if audio else None
+        video.pix_fmt = pix_fmt
+        video.codec_context.time_base = 1 / fps if counted or codec.startswith("mpeg") else Fraction(1, clock)
+        if rotation:
+            video.set_display_rotation(rotation)
+        track = (
+            container.add_stream("libopus" if path.suffix in (".webm", ".mkv") else "aac", rate=_AUDIO_RATE)
+            if audio
+            else None
+        )
         assert track is None or isinstance(track, av.AudioStream)
         done = 0
         for i, (picture, second) in enumerate(zip(pictures, seconds, strict=True)):
@@ -158,7 +182,7 @@ def make_video(
         container.mux(video.encode(None))
         if track is not None:
             container.mux(track.encode(None))
-    measured = frame_times(path)
+    measured = seconds if counted else frame_times(path)
     if len(measured) != len(pictures):
         raise AssertionError(f"{len(pictures)} frames went into {path.name}, {len(measured)} came out")
     return measured

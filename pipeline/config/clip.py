@@ -15,6 +15,8 @@ from pipeline.config.source_table import VideoSource
 from pipeline.config.views import PictureConfig
 from pipeline.core.errors import UserError
 
+DECODER = "FFmpeg by PyAV"  # part of a run's identity: others round colours differently
+
 
 @dataclass(frozen=True)
 class ClipScene(PictureConfig):
@@ -97,7 +99,7 @@ class ClipConfig(Granting, Fetching, Running):
     def identity(self) -> dict[str, Any]:
         """JSON values by flag that must not change for a run to go on in its folder; written to run.json."""
         named = ("split", "eval_index", "uids")
-        listing = {"source": self.source, "cameras": str(self.cameras)}
+        listing = {"source": self.source, "cameras": str(self.cameras), "decoder": DECODER}
         listing |= {name: str(getattr(self, name)) for name in named if getattr(self, name)}
         run = {"val_percent": self.val_percent, "config_hash": config_hash(self.scene)}
         return listing | self.grant_identity() | self.running_identity() | run | plain(self.scene)

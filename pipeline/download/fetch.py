@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import hashlib
+import os
 import re
 import socket
 import threading
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 
 from pipeline.core.budget import DiskBudget
 from pipeline.core.disk import replacing
-from pipeline.core.errors import Retry, Skip
+from pipeline.core.errors import Retry, Skip, UserError
 
 TRIES = 5
 FIRST_PAUSE_S = 0.5  # doubles with every try
@@ -31,6 +32,9 @@ LEAST_BYTES_PER_S = 1000  # over `stall_s`; below, a connection counts as stalle
 CONNECT_S = 15.0
 GONE = (404, 410)
 REFUSED = (401, 403, 451)
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+PROXIES = "http://HOST:PORT, https://, socks5:// or socks5h:// are understood; unset the variable to go without"
+CREDENTIALS = re.compile(r"(?<=//)[^/@]*@")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -98,6 +102,12 @@ class Passing(Exception):
         self.pause_s = pause_s
 
 
+def _proxies() -> str:
+    """Variables of the environment that name proxies, without what is secret in them."""
+    named = {name: value for name, value in os.environ.items() if name.lower() in PROXY_VARIABLES and value}
+    return ", ".join(f"{name}={CREDENTIALS.sub('', value)}" for name, value in sorted(named.items()))
+
+
 def _wake(connection: socket.socket) -> None:
     """End a connection so that a thread which waits for it goes on, as it would not if the socket were closed."""
     with suppress(OSError):
@@ -114,12 +124,15 @@ class Fetcher:
         self.disk_budget = disk_budget
         timeout = httpx2.Timeout(CONNECT_S, read=limits.stall_s, pool=None)
         self.timeout = timeout
-        self.client = httpx2.Client(
-            follow_redirects=True,
-            timeout=timeout,
-            headers={"User-Agent": "lvsm-data"},
-            event_hooks={"request": [self._watch]},
-        )
+        try:
+            self.client = httpx2.Client(
+                follow_redirects=True,
+                timeout=timeout,
+                headers={"User-Agent": "lvsm-data"},
+                event_hooks={"request": [self._watch]},
+            )
+        except (ValueError, httpx2.InvalidURL) as error:  # of the environment
+            raise UserError(f"a proxy cannot be used: {_proxies()} ({error})", PROXIES) from None
         self.hosts: dict[str, _Host] = {}
         self.stopped = threading.Event()
         self._lock = threading.Lock()

@@ -7,6 +7,7 @@ The prose of the data set's page counts its columns differently from its files; 
 
 from __future__ import annotations
 
+import codecs
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def parse(data: bytes, name: str) -> Trajectory:
 
 def url_of(head: bytes, name: str) -> str:
     """URL in the first line. head: the file, or at least its first line. Raises Skip("bad_cameras")."""
-    line = head.split(b"\n", 1)[0].strip()
+    line = head.removeprefix(codecs.BOM_UTF8).split(b"\n", 1)[0].strip()
     try:
         url = line.decode("ascii")
     except UnicodeDecodeError:

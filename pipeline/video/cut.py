@@ -6,6 +6,7 @@ what a decoder does not tell: when each frame is shown, on the clock of the whol
 
 from __future__ import annotations
 
+import heapq
 import io
 import json
 import math
@@ -24,7 +25,14 @@ FACTS = "clip.json"
 # how much further back to seek, each time that a seek lands behind the time asked for
 STEPS_BACK_S = (0, 1, 4, 16, 64, math.inf)
 MICRO = 1_000_000
-BT709 = 1  # AVCOL_SPC_BT709 of libavutil
+COUNTED = ("avi",)  # containers that hold frames in decoding order and do not say when each is shown
+MATRIX = {
+    1: "bt709",
+    9: "bt2020",
+    10: "bt2020",
+}  # AVCOL_SPC_* of libavutil
+BEGINNING = -(10**12)  # ticks: before any video's first frame, whose dts may be before its clock's start
+REORDERED = 16  # frames that may be decoded between a frame's decoding and its showing, at most: H.264's limit
 KEY_FRAME_S = 10.0  # longest usual distance between key frames in videos for the web
 UNEVEN = 1.5
 UNREADABLE = "unreadable_video"
@@ -33,8 +41,9 @@ UNREADABLE = "unreadable_video"
 @dataclass(frozen=True)
 class Footage:
     """Facts about a cut. times_us: presentation times of its frames, sorted, in microseconds from the start of the whole video's
-    container, as `ffmpeg -ss` counts. matrix: "bt709" or "bt601", to decode its colours with. hw: (height, width) of its frames.
-    about: title, author and license from the video's page, each where known.
+    container, as `ffmpeg -ss` counts. matrix: "bt709", "bt2020" or "bt601", by which its colours are decoded. hw: (height, width)
+    of its upright frames. about: title, author and license from the video's page, each where known. rotation: degrees
+    counterclockwise by which decoded frames are turned upright. counted: True if frames are told apart by their order alone.
     """
 
     times_us: tuple[int, ...]
@@ -42,6 +51,8 @@ class Footage:
     codec: str
     matrix: str
     about: dict[str, str]
+    rotation: int = 0
+    counted: bool = False
 
 
 class Film:
@@ -56,10 +67,7 @@ class Film:
         self.stream = container.streams.video[0]
         self.tick: Fraction = self.stream.time_base
         self.start = Fraction(container.start_time or 0, MICRO)
-        context = self.stream.codec_context
-        self.hw = (context.height, context.width)
-        self.codec = context.name
-        self.matrix = "bt709" if int(context.colorspace) == BT709 else "bt601"
+        self.counted = container.format.name in COUNTED
 
     def bytes_of(self, seconds: float, stretches: int) -> int:
         """Estimated upper bound of the bytes of `stretches` cuts, `seconds` long in all: a video's bytes are spread unevenly."""
@@ -75,31 +83,82 @@ class Film:
         """
         first, last = Fraction(first_us - slack_us, MICRO), Fraction(last_us + slack_us, MICRO)
         with replacing(folder / CUT) as temporary:
-            with _readable():
-                times = self._copy(max(first, Fraction(0)), last, temporary)
+            with readable():
+                times, rotation = self._copy(max(first, Fraction(0)), last, temporary)
             if times[-1] < last_us - slack_us:
                 ends, asked = times[-1] / MICRO, last_us / MICRO
                 raise Skip("too_short", f"the video ends at {ends:.3f} s, a pose is for {asked:.3f} s")
-            facts = Footage(tuple(times), self.hw, self.codec, self.matrix, self.about)
+            facts = self._footage(times, rotation)
             (folder / FACTS).write_text(json.dumps(asdict(facts)))  # before the rename: a file named CUT has its facts
         return folder / CUT
 
-    def _copy(self, first: Fraction, last: Fraction, to: Path) -> list[int]:
-        """Copy the packets from `first` to `last` (seconds) to a file; returns their frames' times, sorted, in microseconds."""
+    def _footage(self, times: list[int], rotation: int) -> Footage:
+        context = self.stream.codec_context
+        hw = context.height, context.width
+        return Footage(
+            tuple(times),
+            hw[::-1] if rotation % 180 else hw,
+            context.codec.canonical_name,
+            matrix_of(context),
+            self.about,
+            rotation,
+            self.counted,
+        )
+
+    def _copy(self, first: Fraction, last: Fraction, to: Path) -> tuple[list[int], int]:
+        """Copy the packets from `first` to `last` (seconds) to a file.
+
+        Returns their frames' times, sorted, in microseconds, and the frames' rotation (see Footage).
+        """
         import av
 
         with av.open(str(to), "w", format="nut") as output:
             copy = output.add_stream_from_template(self.stream, opaque=True)
-            times = []
-            for packet in self._packets(first):
-                if packet.dts * self.tick - self.start > last:  # nothing that follows is shown before its dts
-                    break
+            times: list[int] = []
+            to_show: list[int] = []  # heap of pts
+            rotation = behind = 0
+            for number, packet in enumerate(self._counted() if self.counted else self._packets(first)):
+                # nothing that follows is shown before its dts; Matroska and TS give the first packets after a seek none
+                if packet.dts is not None and packet.dts * self.tick - self.start > last:
+                    behind += 1
+                    if behind > (REORDERED if self.counted else 0):
+                        break
+                if not times:
+                    rotation = self._rotation(packet)
                 times.append(round((packet.pts * self.tick - self.start) * MICRO))
+                heapq.heappush(
+                    to_show, packet.pts
+                )  # dts anew, ascending and never above pts: demuxers' own are not always
+                packet.dts = to_show[0] - REORDERED + number if number < REORDERED else heapq.heappop(to_show)
                 packet.stream = copy
                 output.mux(packet)
         if not times:
             raise Skip(UNREADABLE, "no frame in it can be found")
-        return sorted(times)
+        return sorted(times), rotation
+
+    def _rotation(self, key: Any) -> int:
+        """Degrees by which frames are turned upright; PyAV says so of decoded frames alone. key: packet of a key frame."""
+        context = self.stream.codec_context
+        frames = [*key.decode(), *context.decode(None)]
+        context.flush_buffers()
+        return int(frames[0].rotation) if frames else 0
+
+    def _seek(self, ticks: int) -> None:
+        """Go to the last key frame before a time, in ticks of the stream; to the first one if the container refuses the time."""
+        import av
+
+        try:
+            self.container.seek(ticks, stream=self.stream, backward=True)
+        except av.error.FFmpegError:
+            self.container.seek(int(self.start / self.tick), stream=self.stream, backward=True)
+
+    def _counted(self) -> Iterator[Any]:
+        """All packets, with times as if each was shown when it is decoded: by number, a frame's time is right."""
+        self._seek(BEGINNING)
+        for packet in self.container.demux(self.stream):
+            if packet.dts is not None:
+                packet.pts = packet.dts
+                yield packet
 
     def _packets(self, first: Fraction) -> Iterator[Any]:
         """Packets in decoding order, from the last key frame that is shown at `first` (seconds) or before; without the frames
@@ -107,10 +166,12 @@ class Film:
         """
         for back in STEPS_BACK_S:
             target = max(0.0, float(first) - back)
-            self.container.seek(int((target + self.start) / self.tick), stream=self.stream, backward=True)
-            packets = (each for each in self.container.demux(self.stream) if None not in (each.pts, each.dts))
+            if back and not math.isinf(back) and not target:
+                continue
+            self._seek(int((target + self.start) / self.tick) if not math.isinf(back) else BEGINNING)
+            packets = (each for each in self.container.demux(self.stream) if each.pts is not None)
             key = next((each for each in packets if each.is_keyframe), None)
-            if key is None or (key.pts * self.tick - self.start > first and target > 0):
+            if key is None or (key.pts * self.tick - self.start > first and not math.isinf(back)):
                 continue
             shown = key.pts  # writing a packet changes its pts
             yield key
@@ -118,19 +179,34 @@ class Film:
             return
 
 
+def matrix_of(pictures: Any) -> str:
+    """Matrix (see Footage) of a codec context's or a frame's colours; those that say nothing are BT.601's, as in FFmpeg."""
+    return MATRIX.get(int(pictures.colorspace), "bt601")
+
+
 @contextmanager
 def opened(source: Path | io.RawIOBase, size: int, about: dict[str, str] | None = None) -> Iterator[Film]:
     """Open a video file or file object. size: its bytes. about: as in Footage. Raises Skip("unreadable_video")."""
     import av
 
-    with _readable(), av.open(str(source) if isinstance(source, Path) else source) as container:
+    with readable(), av.open(str(source) if isinstance(source, Path) else source) as container:
         if not container.streams.video:
             raise Skip(UNREADABLE, "it has no pictures")
         yield Film(container, size, about or {})
 
 
+def has_pictures(path: Path) -> bool:
+    """True if a file is a video that FFmpeg can open, with pictures."""
+    try:
+        with opened(path, 0):
+            return True
+    except Skip:
+        return False
+
+
 @contextmanager
-def _readable() -> Iterator[None]:
+def readable() -> Iterator[None]:
+    """Turn FFmpeg's errors into Skip("unreadable_video")."""
     import av
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 from pipeline.core import images
 from pipeline.core.errors import Skip
 from pipeline.poses.capture import View
-from pipeline.video.cut import BT709, MICRO, STEPS_BACK_S
+from pipeline.video.cut import COUNTED, MICRO, STEPS_BACK_S, matrix_of
+from pipeline.video.frames import rgb
 
 NOTHING = "broken_image"  # reason for a view whose video cannot be read: others may be
 
@@ -60,14 +62,18 @@ def frame_at(video: Path, asked: Fraction) -> bytes:
             found = _nearest(container, stream, asked)
             if found is None:
                 raise Skip(NOTHING, f"{video.name} has no frame at {float(asked):.3f} s")
-            matrix = "ITU709" if int(found.colorspace) == BT709 else "ITU601"
-            return images.encode_png(found.reformat(format="rgb24", src_colorspace=matrix).to_ndarray())
+            return images.encode_png(rgb(found, matrix_of(found), found.rotation))
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise Skip(NOTHING, f"{video.name}: {error}") from None
 
 
 def _nearest(container: Any, stream: Any, asked: Fraction) -> Any:
     """Frame shown nearest to a time, None if there is none."""
+    if container.format.name in COUNTED:
+        times = sorted(_times(container, stream))
+        number = min(range(len(times)), key=lambda i: abs(times[i] * stream.time_base - asked), default=0)
+        container.seek(0, stream=stream, backward=True)
+        return next(itertools.islice(container.decode(stream), number, None), None)
     for back in STEPS_BACK_S:  # a seek may land behind the time asked for
         target = max(0.0, float(asked) - back)
         container.seek(int(target / stream.time_base), stream=stream, backward=True)
@@ -93,7 +99,13 @@ def span(video: Path) -> tuple[Fraction, Fraction] | None:
     try:
         with av.open(str(video)) as container:
             stream: Any = container.streams.video[0]
-            times = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+            times = _times(container, stream)
             return (min(times) * stream.time_base, max(times) * stream.time_base) if times else None
     except (av.error.FFmpegError, IndexError, ValueError):
         return None
+
+
+def _times(container: Any, stream: Any) -> list[int]:
+    """When frames are shown, in ticks of the stream, in no order."""
+    kind = "dts" if container.format.name in COUNTED else "pts"
+    return [time for packet in container.demux(stream) if (time := getattr(packet, kind)) is not None]

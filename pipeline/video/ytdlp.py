@@ -14,34 +14,56 @@ import sys
 import tempfile
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.config.clip import ClipConfig
 from pipeline.core.budget import DiskBudget
 from pipeline.core.errors import Retry, Skip, UserError
+from pipeline.core.paths import file_stem
 from pipeline.core.records import video_of
 from pipeline.download.fetch import LONGEST_PAUSE_S, Fetcher, FetchLimits, Passing, Wanted, retry_after_s
 from pipeline.download.ranges import NoRanges, Remote
 from pipeline.video import cut, js_runtime, refusals
 from pipeline.video.cut import Film
+from pipeline.video.rate_limit import RateLimiter
 
-SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".avi", ".flv", ".ts")
-NAMED = re.compile(r"\[([0-9A-Za-z_-]{11})\]$")  # yt-dlp's own template: title [id].ext
+SUFFIXES = (
+    ".mp4",
+    ".webm",
+    ".mkv",
+    ".mov",
+    ".m4v",
+    ".avi",
+    ".flv",
+    ".ts",
+    ".m2ts",
+    ".mts",
+    ".mpg",
+    ".3gp",
+    ".wmv",
+    ".ogv",
+)
+FORMAT = re.compile(r"\.f[0-9a-z_-]+$", re.IGNORECASE)  # which yt-dlp appends to names of streams that were not merged
+NAMES = (  # without suffix: the name alone; yt-dlp's own template, title [id]; youtube-dl's, title-id
+    re.compile(r"(.+)"),
+    re.compile(r".*\[([0-9A-Za-z_-]{11})\]"),
+    re.compile(r".*-([0-9A-Za-z_-]{11})"),
+)
 TRIES = 4
 SHORT_PAUSE_S = 0.5  # after a failure of the connection; doubles
 REFUSED = ("bot_check", "client_refused", "no_js_runtime", "rate_limited")  # due to this client, whichever the video
 IN_A_ROW = 5  # videos refused for these reasons: then the run stops
-BURST_S = 300  # seconds' worth of the hourly rate that may be asked for at once
 REMEMBERED = 64  # pages; the addresses of YouTube's streams are good for hours
 REMEMBER_S = 3600
 WHOLE_AND_CUTS = 3  # disk for a video and its cuts, in sizes of the video: cuts overlap, as they begin at a key frame
 WHOLE_FILES = ("http", "https")  # protocols; others bring a video in pieces
-UNDECODABLE = ("av01",)  # OpenCV's own FFmpeg has no software decoder for it
+SLOW = ("av01",)  # codecs whose decoding takes longest
 
 
 def cookies_of(path: Path) -> str:
@@ -60,50 +82,6 @@ def cookies_of(path: Path) -> str:
     return text
 
 
-class RateLimiter:
-    """Rate limiter for requests of videos: a token bucket, and pauses that hold for all threads."""
-
-    def __init__(self, per_hour: float, stopped: threading.Event, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
-        self.interval_s = 3600 / per_hour if per_hour else 0.0
-        self.burst = max(1.0, BURST_S / self.interval_s) if per_hour else 1.0
-        self.tokens = self.burst
-        self.filled_s = self.open_s = clock()
-        self.stopped = stopped
-        self.lock = threading.Lock()
-
-    def wait(self) -> None:
-        """Wait until this thread may ask for a video. Raises Retry("stopped")."""
-        while (left := self._left()) > 0:
-            if self.stopped.wait(min(left, 5.0)):
-                break
-        if self.stopped.is_set():
-            raise Retry("stopped")
-
-    def pause(self, seconds: float) -> bool:
-        """Let no thread ask for `seconds`. True if this pause ends over a second later than any before."""
-        with self.lock:
-            until = self.clock() + seconds
-            longer = until > self.open_s + 1
-            self.open_s = max(self.open_s, until)
-            return longer
-
-    def _left(self) -> float:
-        """Seconds to wait before a token is there; if 0, takes the token."""
-        with self.lock:
-            now = self.clock()
-            if now < self.open_s:
-                return self.open_s - now
-            if not self.interval_s:
-                return 0.0
-            self.tokens = min(self.burst, self.tokens + (now - self.filled_s) / self.interval_s)
-            self.filled_s = now
-            if self.tokens < 1:
-                return (1 - self.tokens) * self.interval_s
-            self.tokens -= 1
-            return 0.0
-
-
 class VideoFetcher(Fetcher):
     """Fetcher that also opens videos, given the address of their page."""
 
@@ -111,7 +89,7 @@ class VideoFetcher(Fetcher):
         super().__init__(limits, disk_budget)
         self.cfg = cfg
         self.cookies = cookies_of(cfg.cookies) if cfg.cookies else ""
-        self.limiter = RateLimiter(cfg.videos_per_hour, self.stopped)
+        self.limiters: dict[str, RateLimiter] = {}
         self.refused_in_a_row = 0
         self.pages: OrderedDict[str, tuple[float, dict[str, Any]]] = OrderedDict()
         self.files = named(cfg.videos) if cfg.videos else None
@@ -180,15 +158,16 @@ class VideoFetcher(Fetcher):
             known = self.pages.get(url)
         if known and time.monotonic() - known[0] < REMEMBER_S:
             return known[1]
+        limiter = self._limiter(urlsplit(url).netloc)
         for number in range(TRIES):
-            self.limiter.wait()
+            limiter.wait()
             try:
                 stream = self._metadata(url)
             except Skip:
                 self.refused_in_a_row = 0
                 raise
             except Passing as refused:
-                self._wait_after(refused, number)
+                self._wait_after(refused, number, limiter)
             else:
                 self.refused_in_a_row = 0
                 with self.lock:
@@ -198,7 +177,15 @@ class VideoFetcher(Fetcher):
                 return stream
         raise AssertionError
 
-    def _wait_after(self, refused: Passing, number: int) -> None:
+    def _limiter(self, host: str) -> RateLimiter:
+        """Rate limiter of a host, which all processes and sessions that have one `cache` share."""
+        with self.lock:
+            if host not in self.limiters:
+                file = self.cfg.cache.expanduser() / f"asked-{file_stem(host)}.json"
+                self.limiters[host] = RateLimiter(self.cfg.videos_per_hour, self.stopped, file)
+            return self.limiters[host]
+
+    def _wait_after(self, refused: Passing, number: int, limiter: RateLimiter) -> None:
         """Pause all threads (rate limit) or this one; raise the failure, or UserError, if the video is not to be tried again."""
         failure = Retry(refused.reason, refused.detail)
         ours = failure.reason in REFUSED
@@ -214,7 +201,7 @@ class VideoFetcher(Fetcher):
         if failure.reason == "rate_limited":
             pause_s = min(refused.pause_s or self.cfg.backoff_s * 2**number, LONGEST_PAUSE_S)
             pause_s *= random.uniform(1, 1.1)  # clients that were refused together should not come back together
-            if self.limiter.pause(pause_s):
+            if limiter.pause(pause_s):
                 print(f"the server limits how often we may ask: pausing {pause_s:.0f} s", file=sys.stderr)
         else:
             self.stopped.wait(SHORT_PAUSE_S * 2**number)
@@ -309,13 +296,12 @@ class _QuietLogger:
 
 def chosen(formats: list[dict[str, Any]], height: int) -> Iterator[dict[str, Any]]:
     """Yield the stream with the fewest rows of at least `height`, else the one with the most; among equals prefer SDR, one file
-    over pieces, no sound, small size, in this order. Yields nothing if no stream has pictures that can be decoded.
+    over pieces, no sound, what is decoded fast, small size, in this order. Yields nothing if no stream has pictures.
     """
     usable = [
         each
         for each in formats
         if each.get("vcodec") != "none"
-        and not str(each.get("vcodec")).startswith(UNDECODABLE)
         and not each.get("has_drm")
         and each.get("protocol") != "mhtml"  # pages of thumbnails
     ]
@@ -329,7 +315,8 @@ def _cost(stream: dict[str, Any], height: int) -> tuple[Any, ...]:
     size = stream.get("filesize") or stream.get("filesize_approx") or stream.get("tbr") or 0
     in_pieces = stream.get("protocol") not in WHOLE_FILES
     hdr = stream.get("dynamic_range") not in (None, "SDR")
-    return (rows < height, abs(rows - height), hdr, in_pieces, stream.get("acodec") not in (None, "none"), size)
+    sound, slow = stream.get("acodec") not in (None, "none"), str(stream.get("vcodec")).startswith(SLOW)
+    return (rows < height, abs(rows - height), hdr, in_pieces, sound, slow, size)
 
 
 def _about(stream: dict[str, Any]) -> dict[str, str]:
@@ -343,11 +330,23 @@ def _about(stream: dict[str, Any]) -> dict[str, str]:
 
 
 def named(folder: Path) -> dict[str, Path]:
-    """Name of a video -> its file: ID.mp4, or yt-dlp's own "title [ID].mp4". Raises UserError if `folder` has no video."""
-    found: dict[str, Path] = {}
+    """Name of a video -> its file, by any of NAMES. Raises UserError if `folder` has no video.
+
+    Of several files with one name: the plainest name with pictures, since yt-dlp may leave sound and pictures apart.
+    """
+    found: dict[str, list[tuple[int, Path]]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            found.setdefault(match[1] if (match := NAMED.search(path.stem)) else path.stem, path)
+        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            continue
+        stem = FORMAT.sub("", path.stem)
+        for rank, pattern in enumerate(NAMES):
+            if match := pattern.fullmatch(stem):
+                found[match[1]].append((rank, path))
     if not found:
         raise UserError(f"--videos {folder} holds no video", f"files named by YouTube id, {' '.join(SUFFIXES)}")
-    return found
+    return {name: _with_pictures([path for _, path in sorted(paths)]) for name, paths in found.items()}
+
+
+def _with_pictures(paths: list[Path]) -> Path:
+    """First of several files that has pictures, else the first."""
+    return next((path for path in paths if len(paths) == 1 or cut.has_pictures(path)), paths[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def test_a_row_of_the_data_set() -> None:
     assert found.w2c.shape == (2, 3, 4)
     assert found.w2c[0, :, 3].tolist() == [0.164250594, -0.028917018, 0.011216254]
     assert found.w2c[0, 1, 0] == 0.004379848  # by rows
+
+
+def test_a_byte_order_mark_is_none_of_the_address() -> None:
+    found = trajectories.parse(codecs.BOM_UTF8 + text(ROW), "a.txt")
+    assert found.url == URL and len(found.times_us) == 1
 
 
 def test_line_ends_of_windows_and_empty_lines() -> None:

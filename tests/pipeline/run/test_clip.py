@@ -25,6 +25,7 @@ from pipeline.storage.shards import Rows, facts_of, find_shards, read_objects
 from tests import videos
 from tests.conftest import lvsm_data, lvsm_data_here
 from tests.pipeline.run.test_run import start
+from tests.serving import SocksProxy
 from tests.videos import Fault, VideoServer
 
 YOUTUBE = "https://www.youtube.com/watch?v="
@@ -251,6 +252,29 @@ def test_a_fault_that_passes_costs_nothing(films: tuple[Path, Times], server: Vi
     assert done.returncode == 0, done.stderr + done.stdout
     for rows in objects(tmp_path / "out").values():
         check(rows)
+
+
+def test_a_socks_proxy_is_gone_through(
+    films: tuple[Path, Times], server: VideoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cams").mkdir()
+    for key, text in camera_files({"aaaaaaaaaaa.mp4": films[1]["aaaaaaaaaaa.mp4"]}, clips=2).items():
+        (tmp_path / "cams" / f"{key}.txt").write_text(text)
+    asked = ("--cameras", tmp_path / "cams", *mirror(server), *FASTER, "--n", 2)
+    for name in ("http_proxy", "https_proxy", "no_proxy", "NO_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with SocksProxy() as proxy:
+        monkeypatch.setenv("ALL_PROXY", proxy.url)
+        assert lvsm_data_here("clip", *asked, "--out", tmp_path / "run").returncode == 0
+    for rows in objects(tmp_path / "run").values():
+        check(rows)
+    assert len(proxy.asked) >= 2  # for the page, and for the stream
+    monkeypatch.setenv("ALL_PROXY", "socks4://somebody:secret@127.0.0.1:9")
+    refused = lvsm_data_here("clip", *asked, "--out", tmp_path / "other")
+    assert refused.returncode == 2 and "secret" not in refused.stderr
+    error, hint = refused.stderr.strip().splitlines()[-2:]
+    assert error.startswith("error: a proxy cannot be used: ALL_PROXY=socks4://127.0.0.1:9")
+    assert "socks5://" in hint
 
 
 def test_only_what_is_needed_of_a_long_video_is_fetched(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from pipeline.config.clip import ClipConfig, ClipScene
 from pipeline.core import images
 from pipeline.core.errors import Retry, UserError
 from pipeline.storage.shards import find_shards, read_objects
-from pipeline.video.ytdlp import RateLimiter, chosen, cookies_of, named
+from pipeline.video.rate_limit import RateLimiter
+from pipeline.video.ytdlp import chosen, cookies_of, named
 from tests import videos
 from tests.conftest import lvsm_data
 from tests.videos import Fault, VideoServer
@@ -58,7 +59,8 @@ def test_the_crop_counts(scene: ClipScene, expected: str) -> None:
     [
         ([stream("small", 144), stream("less small", 240)], "less small"),  # none suffices: the best there is
         ([stream("big", 480, 9), stream("small", 480, 5)], "small"),
-        ([stream("av1", 480, 1, vcodec="av01.0.04M.08"), stream("avc", 480, 5)], "avc"),  # OpenCV cannot decode it
+        ([stream("av1", 480, 1, vcodec="av01.0.04M.08"), stream("avc", 480, 5)], "avc"),
+        ([stream("av1", 480, 1, vcodec="av01.0.04M.08"), stream("avc", 720, 5)], "av1"),
         ([stream("pieces", 480, 1, protocol="m3u8_native"), stream("file", 480, 5)], "file"),
         ([stream("pieces", 480, 1, protocol="m3u8_native"), stream("file", 720, 5)], "pieces"),
         ([stream("sound", 480, 5, acodec="mp4a"), stream("silent", 480, 5)], "silent"),
@@ -122,15 +124,56 @@ def test_a_pause_holds_everybody_and_stopping_ends_it() -> None:
         limiter.wait()  # for an hour, if it did not end
 
 
+def test_the_limit_holds_for_all_processes_and_the_next_session(tmp_path: Path) -> None:
+    hours = Hours()
+
+    def limiter() -> RateLimiter:
+        return RateLimiter(3600 / 10, hours, tmp_path / "cache" / "asked.json", lambda: hours.now)
+
+    first = limiter()
+    burst = int(first.burst)
+    for _ in range(burst):
+        first.wait()
+    assert hours.now == 1000
+    limiter().wait()  # another process, or the same command again
+    assert hours.now == 1010
+    first.pause(500)
+    limiter().wait()
+    assert hours.now == 1510
+    for text in ("", "[1, 2", "[1e99, 1e99, 1e99]", '{"a": 1}'):  # a damaged file, a clock that was wrong
+        (tmp_path / "cache" / "asked.json").write_text(text)
+        before = hours.now
+        limiter().wait()
+        assert hours.now <= before + 3700
+    (tmp_path / "file").write_text("")
+    alone = RateLimiter(3600 / 8, hours, tmp_path / "file" / "asked.json", lambda: hours.now)
+    alone.wait()  # says that it counts its own requests alone
+
+
 def test_files_are_found_by_id(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
-    for name in ("aaaaaaaaaaa.mp4", "inner/A title [b-_bbbbbbbb].webm", "notes.txt", "ccccccccccc.MKV"):
-        (tmp_path / name).write_bytes(b"")
-    assert {name: path.name for name, path in named(tmp_path).items()} == {
+    names = {
         "aaaaaaaaaaa": "aaaaaaaaaaa.mp4",
-        "b-_bbbbbbbb": "A title [b-_bbbbbbbb].webm",
+        "b-_bbbbbbbb": "inner/A title [b-_bbbbbbbb].webm",
         "ccccccccccc": "ccccccccccc.MKV",
+        "ddddddddddd": "My house-ddddddddddd.mp4",  # youtube-dl's template
+        "-eeeeeeeeee": "Another - house--eeeeeeeeee.mp4",
+        "fffffffffff": "fffffffffff.f137.mp4",
+        "ggggggggggg": "A title [ggggggggggg].f248-drc.webm",
+        "hhhhhhhhhhh": "Title-hhhhhhhhhhh.f136.mp4",
     }
+    for name in (*names.values(), "notes.txt", "inner/x-aaaaaaaaaaa.mp4", "ccccccccccc.mkv.part"):
+        (tmp_path / name).write_bytes(b"")
+    found = named(tmp_path)
+    assert {name: found[name].relative_to(tmp_path).as_posix() for name in names} == names
+
+
+def test_of_pictures_and_sound_that_lie_apart_the_pictures_are_taken(tmp_path: Path) -> None:
+    videos.make_video(tmp_path / "both.webm", map(videos.numbered, range(20)), codec="vp9", audio=True)
+    for kind, format_id in (("-vn", "251"), ("-an", "307")):
+        command = ["ffmpeg", "-v", "error", "-i", tmp_path / "both.webm", kind, "-c", "copy"]
+        subprocess.run([*command, tmp_path / f"A title [aaaaaaaaaaa].f{format_id}.webm"], check=True, timeout=300)
+    assert named(tmp_path)["aaaaaaaaaaa"].name == "A title [aaaaaaaaaaa].f307.webm"
 
 
 @pytest.mark.parametrize(
