@@ -21,13 +21,13 @@ from lvsm_train.config.synthesis import SynthesisConfig
 from lvsm_train.config.train import TrainConfig
 from lvsm_train.config.trained import EvalConfig, LatentConfig
 from pipeline.config.clip import ClipConfig
-from pipeline.config.cycle import CycleConfig, PlanConfig, Shares, divide
+from pipeline.config.cycle import CYCLES, PLANS, Cycling, Planning, Shares, divide
 from pipeline.config.export import MODEL, ExportConfig, PathsConfig, PushConfig
 from pipeline.config.manifest import ManifestConfig
 from pipeline.config.render import RenderConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.shared import port_of
-from pipeline.config.source_table import AUTO, CAPTURES
+from pipeline.config.source_table import AUTO, CAPTURES, SOURCES
 from pipeline.config.views import ImportConfig
 from pipeline.core.errors import FEWER_THAN_ASKED, UserError
 from pipeline.core.signals import INTERRUPTED, say_interrupted
@@ -57,13 +57,18 @@ def import_views(cfg: Annotated[ImportConfig, tyro.conf.OmitArgPrefixes]) -> int
 
     Example: lvsm-data import --source nerfstudio --input captures/ --n 10 --res 64 512
     """
-    if cfg.source == AUTO and cfg.input is not None:
-        from pipeline.sources.captures import recognised
+    return _run(_recognised(cfg).resolved())
 
-        source, says = recognised(cfg.input)
-        print(says)
-        cfg = dataclasses.replace(cfg, source=source)
-    return _run(cfg.resolved())
+
+def _recognised(cfg: Any) -> Any:
+    """Settings with the source that the input looks like, where it is to be recognised."""
+    if cfg.source != AUTO or cfg.input is None:
+        return cfg
+    from pipeline.sources.captures import recognised
+
+    source, says = recognised(cfg.input)
+    print(says)
+    return dataclasses.replace(cfg, source=source)
 
 
 def clip(cfg: Annotated[ClipConfig, tyro.conf.OmitArgPrefixes]) -> int:
@@ -128,10 +133,12 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
     return exit_now(status) if "TORCHELASTIC_RUN_ID" in os.environ else status
 
 
-def _prepared(cfg: CycleConfig, train: TrainConfig) -> tuple[CycleConfig, TrainConfig, Shares]:
-    """Resolve the settings of a cycle and of its trainer, and divide its disk."""
+def _prepared(cfg: Any, train: TrainConfig) -> tuple[Any, TrainConfig, Shares, Callable[..., str]]:
+    """Resolve the settings of a cycle (AnyCycle or AnyPlan) and of its trainer, and divide its disk. The last: see Lacking."""
+    from pipeline import sources
+
     with _torch_needed():
-        from lvsm_train.cycle.settings import checkpoint_bytes, on_cpu, settings
+        from lvsm_train.cycle.settings import checkpoint_bytes, lacking, on_cpu, settings
 
     if cfg.train_config not in PRESETS:
         raise UserError(f"--train-config {cfg.train_config} is no preset", f"one of {', '.join(PRESETS)}")
@@ -140,15 +147,18 @@ def _prepared(cfg: CycleConfig, train: TrainConfig) -> tuple[CycleConfig, TrainC
     assert cfg.out is not None
     trained = settings(train, cfg.out, cfg.scene, cfg.samples)
     looks = trained.steps // trained.eval_every if trained.eval_every else 0
-    shares = divide(cfg, cfg.budget(), checkpoint_bytes(trained), trained.steps, looks)
-    return cfg.within(shares), trained, shares
+    fetches = sources.is_remote(cfg)
+    shares = divide(cfg, cfg.budget(), checkpoint_bytes(trained), trained.steps, looks, fetches)
+    return cfg.within(shares), trained, shares, lacking(trained, cfg.source)
 
 
 def cycle(
-    cfg: Annotated[CycleConfig, tyro.conf.OmitArgPrefixes],
+    cfg: Annotated[Cycling, tyro.conf.OmitArgPrefixes],
     train: Annotated[TrainConfig, tyro.conf.arg(name="train")],
 ) -> int:
-    """Render, train and delete at once, on a disk that holds a part of the data.
+    """Render (or import, or clip), train and delete at once, on a disk that holds a part of the data.
+
+    --source takes those of render, import and clip, with the flags of that verb: `lvsm-data cycle --source realestate10k --help`.
 
     A shard goes when it has been trained on --passes times and a checkpoint proves it. The same command on the same folder goes
     on where it stopped. --train-config sets the defaults of training. docs/cycle.md. Exit status 0: all was delivered and
@@ -160,20 +170,20 @@ def cycle(
     from pipeline.plan.plan import compare, real_figures
     from pipeline.report.page import LivePage
 
-    cfg, trained, shares = _prepared(cfg, train)
+    made, trained, shares, lacks = _prepared(_recognised(cfg), train)
+    cfg = made
     assert cfg.out is not None
     print(f"writing to {shown(cfg.out)}; training at {trained.data.res} pixels")
     print(shares.line() + ("" if cfg.disk_budget else " (80 % of what is free; --disk-budget)"), flush=True)
-    ended = run(
-        cfg, shares, [sys.executable, "-m", "lvsm_train.cycle.trainer", str(cfg.out)], trained.as_json(), LivePage
-    )
+    command = [sys.executable, "-m", "lvsm_train.cycle.trainer", str(cfg.out)]
+    ended = run(made, shares, command, trained.as_json(), LivePage, lacks)
     compared = compare(cfg.out, real_figures(cfg.out)) if ended.complete else []
     print(*ended.lines(compared), sep="\n")
     return ended.status
 
 
 def plan(
-    cfg: Annotated[PlanConfig, tyro.conf.OmitArgPrefixes],
+    cfg: Annotated[Planning, tyro.conf.OmitArgPrefixes],
     train: Annotated[TrainConfig, tyro.conf.arg(name="train")],
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> int:
@@ -191,9 +201,8 @@ def plan(
     """
     from pipeline.plan.plan import plan as make
 
-    ready, trained, shares = _prepared(cfg, train)
-    assert isinstance(ready, PlanConfig) and ready.out is not None
-    made = make(ready, shares, [sys.executable, "-m", "lvsm_train.cycle.throughput"], trained.as_json())
+    ready, trained, shares, lacks = _prepared(_recognised(cfg), train)
+    made = make(ready, shares, [sys.executable, "-m", "lvsm_train.cycle.throughput"], trained.as_json(), lacks)
     where = f"plan: {shown(ready.out)}/plan.json; `lvsm-data cycle` with the same flags goes by it"
     print(json.dumps(made.as_json(), indent=2) if as_json else "\n".join((shares.line(), *made.lines(), where)))
     return 0
@@ -547,12 +556,27 @@ def _path(word: str) -> Path:
     raise UserError(f"{named[0] if named else 'a path'} is empty", hint)
 
 
-def _preset(flag: str) -> TrainConfig:
-    """Preset that `flag` names on the command line, for the defaults of training; "small" if the name is wrong or missing."""
+def _value(flag: str) -> str:
+    """Value of a flag on the command line, "" where it is missing."""
     arguments = sys.argv[1:]
     named = [after for each, after in itertools.pairwise(arguments) if each == flag]
     named += [each.partition("=")[2] for each in arguments if each.startswith(f"{flag}=")]
-    return PRESETS.get(named[-1] if named else "small", PRESETS["small"])
+    return named[-1] if named else ""
+
+
+def _preset(flag: str) -> TrainConfig:
+    """Preset that `flag` names on the command line, for the defaults of training; "small" if the name is wrong or missing."""
+    return PRESETS.get(_value(flag), PRESETS["small"])
+
+
+def _kind() -> str:
+    """Kind of the source that a cycle on the command line has; its flags are those of the verb of this kind."""
+    source = _value("--source")
+    if source == AUTO:
+        return "posed"
+    if source and source not in SOURCES and sys.argv[1] in ("cycle", "plan"):
+        raise UserError(f"--source {source} is none of the sources", f"one of {', '.join(SOURCES)}")
+    return SOURCES[source].kind if source in SOURCES else "object"
 
 
 def _refused(what: str, hint: str) -> int:
@@ -569,8 +593,8 @@ def main() -> None:
         trained = dataclasses.replace(_preset("--train-config"), tensorboard=False)
         verbs = VERBS | {
             "train": functools.partial(VERBS["train"], cfg=_preset("--preset")),
-            "cycle": functools.partial(VERBS["cycle"], cfg=CycleConfig(), train=trained),
-            "plan": functools.partial(VERBS["plan"], cfg=PlanConfig(), train=trained),
+            "cycle": functools.partial(VERBS["cycle"], cfg=CYCLES[_kind()](), train=trained),
+            "plan": functools.partial(VERBS["plan"], cfg=PLANS[_kind()](), train=trained),
         }
         with PATHS:
             code = tyro.extras.subcommand_cli_from_dict(

@@ -505,9 +505,17 @@ class ObjaverseMix:
 
 
 def objaverse_mix(
-    root: Path, objects: int = 2, chunk: str = "000-000", size: int = 64, elevation: float = 30.0
+    root: Path,
+    objects: int = 2,
+    chunk: str = "000-000",
+    size: int = 64,
+    elevation: float = 30.0,
+    chunks: int = 1,
 ) -> ObjaverseMix:
-    """datasets/BAAI/Objaverse-MIX/rendered_images/<chunk>.7z: pictures and nothing else. Another `elevation` is a surprise."""
+    """datasets/BAAI/Objaverse-MIX/rendered_images/<chunk>.7z: pictures and nothing else. Another `elevation` is a surprise.
+
+    chunks: the objects are those that `objaverse` deals to this one of so many.
+    """
     import py7zr
 
     cameras = [look_at(on_sphere(30.0 * i, elevation, 2.0)) for i in range(12)]
@@ -515,7 +523,7 @@ def objaverse_mix(
     archive = root / "datasets" / made.repo / made.archive
     archive.parent.mkdir(parents=True, exist_ok=True)
     with py7zr.SevenZipFile(archive, "w", filters=[{"id": py7zr.FILTER_LZMA2, "preset": 1}]) as packed:
-        for number in range(objects):
+        for number in range(int(chunk[-3:]) % chunks, objects, chunks):
             uid = hashlib.md5(f"objaverse {number}".encode()).hexdigest()
             made.scenes[uid] = Balls.of(2000 + number, 0.48)
             for view, c2w in enumerate(cameras):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.cycle import CycleConfig, Shares
+from pipeline.config.cycle import AnyCycle, Shares
 from pipeline.core.disk import write_json
 from pipeline.core.errors import FEWER_THAN_ASKED
 from pipeline.core.text import quoted, shown
@@ -20,6 +21,7 @@ from pipeline.run.driver import Driver, Intake, Summary, Workers, opened
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.train_run import TrainingLog
 from pipeline.storage.uploads import InFolder
+from pipeline.worker.worker import Lacks, checked_worker
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,15 @@ class Ended:
 
 
 def cycle(
-    cfg: CycleConfig, shares: Shares, command: Sequence[str], settings: dict[str, Any], live_page: LivePage
+    cfg: AnyCycle,
+    shares: Shares,
+    command: Sequence[str],
+    settings: dict[str, Any],
+    live_page: LivePage,
+    lacks: Lacks | None = None,
 ) -> Ended:
-    """Run a cycle, or go on with one. command: starts the trainer, which reads OUT/train/train.json (`settings`).
+    """Run a cycle, or go on with one. command: starts the trainer, which reads OUT/train/train.json (`settings`). lacks: see
+    `checked_worker`.
 
     Raises UserError like `deliver`.
     """
@@ -69,6 +77,8 @@ def cycle(
         (cfg.out / TRAIN).mkdir(exist_ok=True)
         write_json(cfg.out / TRAIN / "train.json", settings)
         policy = SourceOrder(cfg, ledger, shares, trainer, live_page)
-        workers = Workers(policy.session, apart=bool(settings.get("ray_workers")))  # nodes with a GPU are the trainer's
+        make = functools.partial(checked_worker, cfg, lacks) if lacks else None
+        # nodes with a GPU are the trainer's
+        workers = Workers(policy.session, apart=bool(settings.get("ray_workers")), make=make)
         summary = Driver(policy, InFolder(), Intake(policy.session), workers).go()
         return Ended(summary, policy.complete, policy.lines(), audit(cfg.out), policy.supervisor.log)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pipeline.config.cycle import CycleConfig, Shares
+from pipeline.config.cycle import AnyCycle, Shares
 from pipeline.core.budget import DiskBudget
 from pipeline.core.disk import SAY_AGAIN_S, warn_full
 from pipeline.core.errors import Skip, UserError
@@ -48,7 +48,7 @@ class OpenShards:
     """Shards that are being filled, by name (`open`), within `shares.shards` bytes. kept: shards closed by earlier sessions."""
 
     def __init__(
-        self, cfg: CycleConfig, shares: Shares, kept: Mapping[str, Kept], clock: Callable[[], float] = time.monotonic
+        self, cfg: AnyCycle, shares: Shares, kept: Mapping[str, Kept], clock: Callable[[], float] = time.monotonic
     ) -> None:
         assert cfg.out is not None
         self.clock = clock
@@ -66,8 +66,7 @@ class OpenShards:
     def expected(self) -> float:
         """Bytes to expect per object in shards, with a safety factor."""
         if not self.closed_objects:
-            pixels = sum(width**2 for width in self.cfg.scene.res)
-            return BYTES_PER_PIXEL * self.cfg.scene.pictures * pixels + PARQUET_EXTRA
+            return BYTES_PER_PIXEL * self.cfg.pixels + PARQUET_EXTRA
         return with_caution(self.closed_objects, self.closed_bytes)
 
     def all_of(self, shard: OpenShard, of_each: int) -> int:
@@ -147,7 +146,7 @@ def with_caution(objects: int, total: float) -> float:
     return (CAUTION if objects >= FEW else CAUTION_FEW) * total / objects
 
 
-def objects_per_shard(cfg: CycleConfig, free: float, expected: float, objects: int) -> int:
+def objects_per_shard(cfg: AnyCycle, free: float, expected: float, objects: int) -> int:
     """Objects per shard, so that the window and some more fit into `free` bytes of disk, at `expected` bytes per object.
 
     objects: number to train on. Raises UserError where not even the smallest shards fit.

@@ -12,11 +12,12 @@ import functools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.cycle import CycleConfig, Shares
+from pipeline import sources
+from pipeline.config.cycle import AnyCycle, Shares
 from pipeline.core.disk import Made, disk_of, patiently, write_json
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
@@ -26,6 +27,7 @@ from pipeline.cycle.supervisor import Page, Supervisor
 from pipeline.cycle.trainer import Trainer
 from pipeline.run.policy import Listing, Policy, Session, writer_of
 from pipeline.run.selection import Selection
+from pipeline.run.vetting import Vetting
 from pipeline.storage.ledger import Ledger, train_shards
 from pipeline.storage.shards import (
     Shard,
@@ -47,7 +49,7 @@ WAIT_S = 0.2
 class SourceOrder(Policy):
     """Policy that fills shards in the order of the source, as far as `open_shards` has disk."""
 
-    def __init__(self, cfg: CycleConfig, ledger: Ledger, shares: Shares, trainer: Trainer, live_page: LivePage) -> None:
+    def __init__(self, cfg: AnyCycle, ledger: Ledger, shares: Shares, trainer: Trainer, live_page: LivePage) -> None:
         """Make disk, journals and ledger agree, and begin a session that continues the cycle."""
         assert cfg.out is not None
         self.cfg, self.open_shards, writer = cfg, OpenShards(cfg, shares, ledger.kept()), writer_of(cfg)
@@ -67,6 +69,10 @@ class SourceOrder(Policy):
         self.end: int | None = None
         self.validated = self.layout is not None
         self.rendering: float | None = None  # when this session began to render train objects
+        self.vetting = Vetting(cfg, verified=self.session.delivered > 0)
+        self.group: Callable[[Item, AnyCycle], str] | None = getattr(sources.load(cfg.source), "group", None)
+        self.to_retry = ledger.failed_uids() if cfg.retry_failed else set()
+        self.retried = 0
 
     @property
     def complete(self) -> bool:
@@ -81,8 +87,14 @@ class SourceOrder(Policy):
         return self.supervisor.facts()
 
     def lines(self) -> list[str]:
-        """Lines for the user: objects passed over."""
-        return self.selection.lines()
+        """Lines for the user: objects passed over, how the cameras fit, failures that were tried again."""
+        lines = self.selection.lines() + self.vetting.lines()
+        if self.to_retry:
+            stay = len(self.to_retry) - self.retried
+            lines.append(
+                f"tried {self.retried} failed objects again; {stay} stay as they are: their shards are closed, or full"
+            )
+        return lines
 
     # ---- where objects go
 
@@ -117,9 +129,10 @@ class SourceOrder(Policy):
         closed = {name for name in session.ledger.kept() if name.startswith(split)}
         place, shard = 0, None
         for item in listing(None):  # ended items too: the place among all decides the shard
-            if not self.selection.takes(item) or split_of(item.uid, self.cfg.val_percent) != split:
+            if not self.selection.takes(item) or self._split_of(item) != split:
                 continue
-            known = item.uid in session.finished
+            again = item.uid in self.to_retry and shard_name(split, place // of_each) not in closed
+            known = item.uid in session.finished and not again
             while not known and self.by_split[split] + self.on_way[split] >= quota and not stopping():
                 if self.by_split[split] >= quota:
                     break
@@ -127,7 +140,9 @@ class SourceOrder(Policy):
             if stopping():
                 return 0
             if not known and self.by_split[split] >= quota:
-                break
+                if not again:
+                    break
+                known = True  # others took its place; those that follow in the source are in shards
             number = place // of_each
             place += 1
             name = shard_name(split, number)
@@ -145,15 +160,23 @@ class SourceOrder(Policy):
             self._mark_blocked(False)
             if stopping():
                 return 0
+            if item.uid in session.finished:
+                session.forget(item.uid)
+                self.retried += 1
             shard.missing.add(item.uid)
             self.places[item.uid] = shard
             self.on_way[split] += 1
             session.under_way.add(item.uid)
-            yield item
+            yield self.vetting.mark(item)
         self._filled(shard)
         while any(one.name.startswith(split) for one in self.open_shards.open.values()) and not stopping():
             yield None
         return -(-place // of_each)
+
+    def _split_of(self, item: Item) -> str:
+        """Split of an item, by its group: train and val must not share the clips of a video."""
+        group = self.group(item, self.cfg) if self.group else item.uid
+        return split_of(group, self.cfg.val_percent)
 
     def _lay_out(self) -> None:
         """Choose the objects per shard, once for all sessions, after the objects for validation are delivered."""
@@ -190,15 +213,20 @@ class SourceOrder(Policy):
     # ---- what becomes of objects
 
     def accept(self, outcome: Outcome) -> Iterator[Outcome]:
-        """Record the outcome; without disk for its shard, keep it in memory until there is."""
-        shard = self.places[outcome.item.uid]
-        if outcome.scene is not None:
-            shard.written += 2 * len(self.session.writer.pack(outcome.scene).record) + PARQUET_EXTRA
-        self.waiting.append(outcome)
+        """Record the outcome; without disk for its shard, or until the cameras are verified, keep it in memory."""
+        self._take(self.vetting.take(outcome))
         yield from self.settle()
         while self._must_wait():  # no outcome is taken from workers meanwhile
             time.sleep(WAIT_S)
             yield from self.settle()
+
+    def _take(self, outcomes: Iterable[Outcome]) -> None:
+        """Let outcomes wait for the disk of their shards."""
+        for outcome in outcomes:
+            if outcome.scene is not None:
+                record = self.session.writer.pack(outcome.scene).record
+                self.places[outcome.item.uid].written += 2 * len(record) + PARQUET_EXTRA
+            self.waiting.append(outcome)
 
     def _must_wait(self) -> bool:
         """True when memory holds enough outcomes, and no worker has an item of an older shard, to be recorded first."""
@@ -210,6 +238,8 @@ class SourceOrder(Policy):
 
     def settle(self) -> Iterator[Outcome]:
         """Record waiting outcomes, as far as disk suffices: older shards first, since younger shards may wait for them."""
+        if not self.session.under_way:  # nothing else comes: then the cameras are judged by what is there
+            self._take(self.vetting.conclude())
         for outcome in sorted(self.waiting, key=lambda one: self.places[one.item.uid].number):
             shard = self.places[outcome.item.uid]
             if outcome.scene is not None and not self.open_shards.fits(shard):
@@ -304,13 +334,13 @@ class SourceOrder(Policy):
             time.sleep(WAIT_S)
 
 
-def disk_of_shard(cfg: CycleConfig, name: str) -> int:
+def disk_of_shard(cfg: AnyCycle, name: str) -> int:
     """Bytes of disk that a shard's files take, over all widths."""
     assert cfg.out is not None
     return sum(map(disk_of, files_of(cfg.out, cfg.scene.res, name)))
 
 
-def recover(cfg: CycleConfig, ledger: Ledger, writer: ShardWriter, open_shards: OpenShards) -> tuple[int, list[str]]:
+def recover(cfg: AnyCycle, ledger: Ledger, writer: ShardWriter, open_shards: OpenShards) -> tuple[int, list[str]]:
     """Make disk, journals and ledger agree after whatever ended the last session, and fill `open_shards`.
 
     Returns the number of the first train shard that may still have files, and notes for the user.

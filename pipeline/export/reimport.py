@@ -15,7 +15,7 @@ from pipeline.config.shared import address_of
 from pipeline.config.views import ImportConfig
 from pipeline.core import cameras
 from pipeline.core.errors import Retry, Skip, UserError
-from pipeline.core.records import Fetched, Item, Scene, Views, item_rng
+from pipeline.core.records import Fetched, Item, Scene, Views, item_rng, video_of
 from pipeline.dataset.opened import Dataset
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles
@@ -52,6 +52,12 @@ def items(cfg: ImportConfig, seed: int, net: Fetcher | None = None) -> Iterator[
         _check(data[0][0], cfg)
         _say_dropped(data[0][0], cfg)
     return bundles.never_empty(found, f"{root} holds no object", HOWTO)
+
+
+def group(item: Item, cfg: ImportConfig) -> str:
+    """Key of the items that train and val must not share: scenes of one video."""
+    video = opened(item.url, item.extra["widths"][0])[item.uid].meta.get("video")
+    return video_of(video) if video else item.uid
 
 
 def _order(data: Dataset, seed: int) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.cycle import PER_LOOK, PER_OBJECT, PER_STEP, CycleConfig, Shares
+from pipeline.config.cycle import PER_LOOK, PER_OBJECT, PER_STEP, AnyCycle, Shares
 from pipeline.cycle.open_shards import AT_ONCE, VAL_OBJECTS, objects_per_shard, with_caution
 
 DRAWS = 4000
@@ -126,7 +126,7 @@ class Forecast:
     of_each: objects per shard. Raises UserError where the window does not fit into the budget.
     """
 
-    def __init__(self, cfg: CycleConfig, shares: Shares, settings: dict[str, Any], found: Measurements) -> None:
+    def __init__(self, cfg: AnyCycle, shares: Shares, settings: dict[str, Any], found: Measurements) -> None:
         self.cfg, self.shares, self.settings, self.found = cfg, shares, settings, found
         self.held_out = cfg.held_out
         self.train = cfg.n - self.held_out

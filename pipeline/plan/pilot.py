@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -14,8 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.cycle import CycleConfig
+from pipeline.config.clip import ClipConfig
+from pipeline.config.cycle import AnyCycle
 from pipeline.config.render import RenderConfig
+from pipeline.config.run import RunConfig
+from pipeline.config.views import ImportConfig
 from pipeline.core import licenses
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
@@ -26,6 +30,7 @@ from pipeline.run.driver import Driver, Intake, Workers, opened
 from pipeline.run.policy import ArrivalOrder, Listing
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.uploads import InFolder, Sink
+from pipeline.worker.worker import Lacks, checked_worker
 
 FOLDER = "pilot"  # within the cycle's folder
 MOST_DRAWN = 10  # objects drawn per object asked for
@@ -90,7 +95,7 @@ class Pilot(ArrivalOrder):
     start: called once, when a quarter is there to train on. What is rendered after that is so beside a trainer.
     """
 
-    def __init__(self, cfg: RenderConfig, ledger: Ledger, sink: Sink, start: Callable[[], ThroughputProcess]) -> None:
+    def __init__(self, cfg: RunConfig, ledger: Ledger, sink: Sink, start: Callable[[], ThroughputProcess]) -> None:
         super().__init__(cfg, ledger, sink)
         self.intake, self.start = Intake(self.session), start
         self.trainer: ThroughputProcess | None = None
@@ -163,19 +168,22 @@ class Pilot(ArrivalOrder):
         )
 
 
-def run_pilot(cfg: CycleConfig, objects: int, command: Sequence[str], settings: dict[str, Any]) -> Measurements:
-    """Render `objects` objects of a cycle's source into OUT/pilot, train on them, measure both, and remove the folder.
+def run_pilot(
+    cfg: AnyCycle, objects: int, command: Sequence[str], settings: dict[str, Any], lacks: Lacks | None
+) -> Measurements:
+    """Make `objects` objects of a cycle's source into OUT/pilot, train on them, measure both, and remove the folder.
 
-    command: measures the trainer's throughput, given the folder. settings: the trainer's. Raises UserError: no object could be
-    rendered; the trainer cannot train; Ctrl-C.
+    command: measures the trainer's throughput, given the folder. settings: the trainer's. lacks: as of `cycle`. Raises UserError:
+    no object could be made; the trainer cannot train; Ctrl-C.
     """
     assert cfg.out is not None
     folder = cfg.out / FOLDER
-    same = {one.name: getattr(cfg, one.name) for one in dataclasses.fields(RenderConfig)}
+    verb: Any = next(one for one in (RenderConfig, ImportConfig, ClipConfig) if isinstance(cfg, one))
+    same = {one.name: getattr(cfg, one.name) for one in dataclasses.fields(verb)}
     # objects for all workers of the cycle; none for validation, since quality is not measured
     own = {"n": min(cfg.n, max(objects, cfg.workers or 1)), "out": folder, "val_percent": 0.0}
     shutil.rmtree(folder, ignore_errors=True)
-    pilot_cfg = RenderConfig(**same | own)
+    pilot_cfg: RunConfig = verb(**same | own)
     with contextlib.ExitStack() as ended:
         ended.callback(shutil.rmtree, folder, ignore_errors=True)
 
@@ -186,7 +194,8 @@ def run_pilot(cfg: CycleConfig, objects: int, command: Sequence[str], settings: 
             return ended.enter_context(contextlib.closing(ThroughputProcess(folder, command, cfg.train_threads)))
 
         pilot = Pilot(pilot_cfg, ended.enter_context(opened(pilot_cfg)), InFolder(), start)
-        summary = Driver(pilot, pilot.sink, pilot.intake, Workers(pilot.session)).go()
+        make = functools.partial(checked_worker, pilot_cfg, lacks) if lacks else None
+        summary = Driver(pilot, pilot.sink, pilot.intake, Workers(pilot.session, make=make)).go()
         if summary.stopped:
             raise UserError("the plan was stopped", "the same command starts it anew")
         if not summary.delivered:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.cycle import PlanConfig, Shares
+from pipeline.config.cycle import AnyPlan, Shares
 from pipeline.core.disk import write_json
 from pipeline.core.errors import UserError
 from pipeline.core.text import duration, reasons_text, shown, size
@@ -23,6 +23,7 @@ from pipeline.plan.pilot import run_pilot
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import is_locked
 from pipeline.storage.train_run import TrainingLog
+from pipeline.worker.worker import Lacks
 
 PLAN = "plan.json"
 TRAINED = (
@@ -111,8 +112,15 @@ def _shown(name: str, value: float) -> str:
     return f"{value:.0%}" if name.endswith("_share") else f"{value:,.0f}"
 
 
-def plan(cfg: PlanConfig, shares: Shares, command: Sequence[str], settings: dict[str, Any]) -> Plan:
+def plan(
+    cfg: AnyPlan,
+    shares: Shares,
+    command: Sequence[str],
+    settings: dict[str, Any],
+    lacks: Lacks | None = None,
+) -> Plan:
     """Run the pilot, write OUT/plan.json. command: measures a trainer's throughput, see pilot.py. settings: the trainer's.
+    lacks: as of `cycle`.
 
     Raises UserError: the budget is too small; nothing could be rendered, or trained; a run works in OUT.
     """
@@ -120,7 +128,7 @@ def plan(cfg: PlanConfig, shares: Shares, command: Sequence[str], settings: dict
     if is_locked(cfg.out):
         raise UserError(f"a run is writing to {shown(cfg.out)}", "plan before it, or with another --out")
     cfg.out.mkdir(parents=True, exist_ok=True)
-    found = run_pilot(cfg, cfg.pilot, command, settings)
+    found = run_pilot(cfg, cfg.pilot, command, settings, lacks)
     forecast = Forecast(cfg, shares, settings, found)
     pilot = {name: getattr(found, name) for name in ("delivered", "reasons", "seconds", "idle_share")}
     made = Plan(

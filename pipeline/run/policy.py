@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from pipeline.config.clip import ClipConfig
+from pipeline.config.cycle import Cycling
 from pipeline.config.run import RunConfig
 from pipeline.config.source_table import SOURCES
 from pipeline.core.records import Item, Outcome
@@ -58,7 +59,7 @@ class Session:
         assert cfg.out is not None
         self.cfg, self.out, self.ledger, self.writer = cfg, cfg.out, ledger, writer
         self.notes = list(notes)
-        if cfg.retry_failed and (count := ledger.forget_failed()):
+        if cfg.retry_failed and not isinstance(cfg, Cycling) and (count := ledger.forget_failed()):
             self.notes.append(f"trying {count} failed objects again")
         self.counts = ledger.counts()
         self.finished = ledger.finished_uids()
@@ -69,6 +70,11 @@ class Session:
     @property
     def delivered(self) -> int:
         return self.counts.get("delivered", 0)
+
+    def forget(self, uid: str) -> None:
+        """Forget that an item failed."""
+        self.ledger.forget_failed(uid)
+        self.counts["failed"] -= 1
 
     def count(self, outcome: Outcome) -> None:
         """Count an outcome that has been recorded."""

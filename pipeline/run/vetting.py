@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import sources
+from pipeline.config.cycle import Cycling
 from pipeline.config.run import RunConfig
 from pipeline.config.views import ImportConfig
 from pipeline.core.errors import UserError
@@ -31,7 +32,8 @@ class Vetting:
 
     def __init__(self, cfg: RunConfig, verified: bool) -> None:
         self.cfg = cfg
-        self.need = min(SCENES, cfg.n) if isinstance(cfg, ImportConfig) and cfg.verify_cameras and not verified else 0
+        first = cfg.held_out if isinstance(cfg, Cycling) else cfg.n  # what a cycle does not train on comes first
+        self.need = min(SCENES, first) if isinstance(cfg, ImportConfig) and cfg.verify_cameras and not verified else 0
         self.marked = 0
         self.held: list[Outcome] = []
         self.verdicts: list[Verdict] = []
@@ -55,9 +57,10 @@ class Vetting:
         judged = self._judged(outcome)
         if self.decided:
             return [judged]
+        if outcome.scene is None:
+            self.marked -= TO_CHECK in outcome.item.extra  # it gives no verdict: mark another one
+            return [judged]
         self.held.append(judged)
-        if TO_CHECK in outcome.item.extra and outcome.scene is None:
-            self.marked -= 1  # a failed object gives no verdict: mark another one
         return self.conclude() if len(self.verdicts) >= self.need else []
 
     def _judged(self, outcome: Outcome) -> Outcome:

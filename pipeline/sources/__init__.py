@@ -9,7 +9,8 @@ lists and downloads no payload. The items' files come to a worker in one of two 
   `root_of(item, path)` is the folder that the file may read. `remote(cfg)`, where a source has it, decides in place of the
   table's `fetched` whether this run needs `fetch_many` at all.
 
-Optional: LEAVES_OUT (`items` takes `ended`, uids that it may leave out), CAMERAS_ASSUMED (the poses are a guess and must be
+Optional: `group(item, cfg)`, the key of items that train and val must not share (default: the uid; a shard's meta.video says the
+same), LEAVES_OUT (`items` takes `ended`, uids that it may leave out), CAMERAS_ASSUMED (the poses are a guess and must be
 verified), LOADS_WHOLE (`load` takes `whole`, which reads all that a view needs, and takes others for those that lack some of it).
 A posed source has `load(item, path, cfg) -> Posed` besides, or a Scene that is ready; one of videos `load(...) -> Clip`.
 """

@@ -7,6 +7,7 @@ at 0 and 1, then two zeros, then a 3x4 world-to-camera matrix with OpenCV axes. 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import numpy as np
 from pipeline.config.views import ImportConfig
 from pipeline.core import cameras
 from pipeline.core.errors import Skip, UserError
-from pipeline.core.records import Item, Posed, item_rng
+from pipeline.core.records import Item, Posed, item_rng, video_of
 from pipeline.download.fetch import Fetcher
 from pipeline.formats import bundles, pickles
 from pipeline.poses import pixelsplat
@@ -52,6 +53,15 @@ def _items(cfg: ImportConfig, seed: int) -> Iterator[Item]:
                 uid = f"{split}/{key}" if key in seen else key
                 seen.add(key)
                 yield Item(uid, cfg.source, url=str(path), extra={"key": key, "split": split})
+
+
+def group(item: Item, cfg: ImportConfig) -> str:
+    """Key of the items that train and val must not share: clips of one video, which the chunk names. Reads the chunk."""
+    path = Path(item.url)
+    with contextlib.suppress(Skip, OSError):  # `load` says what is wrong
+        url = _clips(path, path.stat().st_mtime_ns).get(bundles.key_of(item), {}).get("url")
+        return video_of(url) if isinstance(url, str) else item.uid
+    return item.uid
 
 
 def _index(folder: Path) -> dict[str, list[str]]:

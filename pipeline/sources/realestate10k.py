@@ -76,6 +76,11 @@ def batch(item: Item) -> str:
     return str(item.extra["video"])
 
 
+def group(item: Item, cfg: ClipConfig) -> str:
+    """Key of the items that train and val must not share: clips of one video."""
+    return str(item.extra["video"])
+
+
 root_of = posed_views.root_of
 
 

@@ -308,10 +308,15 @@ class Ledger:
             self._db.executemany("DELETE FROM shard WHERE name = ?", [(name,) for name in gone])
         return gone
 
-    def forget_failed(self) -> int:
-        """Forget every failure, so that these items are tried again. Returns their number."""
+    def forget_failed(self, uid: str | None = None) -> int:
+        """Forget every failure, or that of one item, so that it is tried again. Returns the number of failures."""
         with self._writing():
-            return self._db.execute("DELETE FROM item WHERE state = 'failed'").rowcount
+            query = "DELETE FROM item WHERE state = 'failed' AND (?1 IS NULL OR uid = ?1)"
+            return self._db.execute(query, (uid,)).rowcount
+
+    def failed_uids(self) -> set[str]:
+        """Uids of all items that failed."""
+        return {uid for (uid,) in self.db.execute("SELECT uid FROM item WHERE state = 'failed'")}
 
     def counts(self) -> dict[str, int]:
         """State -> number of items."""

@@ -118,10 +118,32 @@ def make_worker(cfg: RunConfig) -> Worker:
     return Worker(cfg, scratch, Renderer(cfg, scratch))
 
 
+Lacks = Callable[[Scene], str]
+
+
+class Checked:
+    """A worker whose scenes lack nothing: others fail as too_few_views. lacks: says what a scene lacks, "" for nothing."""
+
+    def __init__(self, worker: Worker, lacks: Lacks) -> None:
+        self.worker, self.lacks = worker, lacks
+        self.ahead, self.close = worker.ahead, worker.close
+
+    def __call__(self, item: Item) -> Outcome:
+        """The worker's outcome."""
+        outcome = self.worker(item)
+        said = self.lacks(outcome.scene) if isinstance(outcome.scene, Scene) else ""
+        return dataclasses.replace(outcome, scene=None, reason="too_few_views", detail=said) if said else outcome
+
+
+def checked_worker(cfg: RunConfig, lacks: Lacks) -> Checked:
+    """Make a worker that delivers only scenes which something can be done with. lacks: as in Checked."""
+    return Checked(make_worker(cfg), lacks)
+
+
 class Packing:
     """A worker whose scenes are packed before they leave it."""
 
-    def __init__(self, make: Callable[[], Worker], pack: Packer) -> None:
+    def __init__(self, make: Callable[[], Worker | Checked], pack: Packer) -> None:
         self.worker = make()
         self.pack = pack
         self.ahead, self.close = self.worker.ahead, self.worker.close

@@ -160,7 +160,7 @@ def test_without_a_budget_it_is_a_share_of_what_is_free(tmp_path: Path) -> None:
         (("--window", 0), "error: --window 0 is too small"),
         (("--max-passes", -1), "error: --max-passes -1 is too small"),
         (("--val-percent", 0), "error: a cycle keeps some objects to measure with"),
-        (("--retry-failed",), "error: --retry-failed and --keep-raw do not go with a cycle"),
+        (("--keep-raw",), "error: --keep-raw does not go with a cycle"),
         (("--disk-budget", "lots"), "error: --disk-budget lots is no size"),
         (("--disk-budget", "30MB", "--passes", 1), "error: a disk budget of 30.0 MB leaves nothing for shards"),
     ],

@@ -32,10 +32,12 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fetcher]:
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Fetcher]:
+    """Fetcher that gives a connection up after 0.6 seconds, or as many as the test says: a busy server is slow too."""
     monkeypatch.setattr(fetch, "FIRST_PAUSE_S", 0.02)
     (tmp_path / "raw").mkdir()
-    net = Fetcher(FetchLimits(stall_s=0.6, max_bytes=1_000_000), DiskBudget(tmp_path / "raw", BUDGET))
+    limits = FetchLimits(stall_s=getattr(request, "param", 0.6), max_bytes=1_000_000)
+    net = Fetcher(limits, DiskBudget(tmp_path / "raw", BUDGET))
     yield net
     net.close()
 
@@ -173,6 +175,7 @@ def test_only_the_web(net: Fetcher, tmp_path: Path, url: str) -> None:
     assert caught.value.reason == "unsupported_url"
 
 
+@pytest.mark.parametrize("net", [60.0], indirect=True)
 def test_retry_after_is_heeded_by_everybody_who_asks_that_host(hub: Hub, net: Fetcher) -> None:
     hub.fault("a.bin", "429", retry_after=1)
     start = time.monotonic()

@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,12 @@ ROOT = Path(__file__).parents[3]
 QUICK = ("--res", 32, "--views", 3, "--samples", 4)
 
 
-def start(*arguments: object, program: tuple[object, ...] = SMALLER) -> subprocess.Popen[str]:
-    """The command in a process group of its own, as a shell starts it."""
+def start(
+    *arguments: object, program: tuple[object, ...] = SMALLER, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as a shell starts it. env: all its variables."""
     command = [*map(str, (*program, *arguments))]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": env}
     RUNS.append(subprocess.Popen(command, start_new_session=True, **pipes))  # type: ignore[call-overload]
     return RUNS[-1]
 

@@ -1,0 +1,156 @@
+"""Cycles of every kind of source: archives of views and videos come from servers, are trained on and go, whatever is killed."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from pipeline.storage.ledger import Ledger  # noqa: E402
+from tests import trees, videos  # noqa: E402
+from tests.conftest import lvsm_data  # noqa: E402
+from tests.hub import Hub  # noqa: E402
+from tests.pipeline.cycle.test_cycle import SAME, Watcher, audit_of, equal, victims  # noqa: E402
+from tests.pipeline.run.test_clip import SHARES, YOUTUBE, mirror  # noqa: E402
+from tests.pipeline.run.test_run import start  # noqa: E402
+from tests.videos import VideoServer  # noqa: E402
+
+TINY = ("--model.dim", 64, "--model.layers", 2, "--model.encoder-layers", 1, "--data.batch", 4)
+FEW = ("--data.inputs", 2, "--data.targets", 2, "--passes", 2, "--window", 2, "--shard-objects", 2)
+OFTEN = ("--train.eval-every", 0, "--train.checkpoint-every", 3, "--train.keep", 1)
+DISK = ("--disk-budget", "70MB", "--raw-gb", 0.01, "--max-file-mb", 10, "--val-percent", 20)
+CLIPS, FRAMES = 5, 12  # of each video, and of each clip
+
+
+@dataclass
+class Served:
+    """What a cycle takes. flags: of its source. environment: of its process. fetched(): name -> how often it was fetched."""
+
+    flags: tuple[object, ...]
+    fetched: Callable[[], dict[str, int]]
+    environment: dict[str, str] | None = None
+
+    def options(self, n: int, out: Path) -> tuple[object, ...]:
+        return ("cycle", *self.flags, "--n", n, *TINY, *SAME, *FEW, *OFTEN, "--executor", "inline", "--out", out)
+
+
+def objects(folder: Path, ended: ExitStack, n: int, size: int) -> Served:
+    """Objaverse on the Hub: a file each."""
+    hub = ended.enter_context(Hub(folder / "root"))
+    trees.objaverse(folder / "root", count=n + n // 2, chunks=2)
+    flags = ("--source", "objaverse", "--license", "any", "--res", size, "--views", 12, "--samples", 1, *DISK)
+    return Served(flags, lambda: dict(hub.payloads()), hub.environment(folder))
+
+
+def archives(folder: Path, ended: ExitStack, n: int, size: int) -> Served:
+    """Objaverse-MIX on the Hub: two archives of n / 2 objects and some."""
+    hub = ended.enter_context(Hub(folder / "root"))
+    trees.objaverse(folder / "root", count=n + n // 2, chunks=2)
+    for chunk in range(2):
+        trees.objaverse_mix(folder / "root", objects=n + n // 2, chunk=f"000-{chunk:03d}", size=size, chunks=2)
+    flags = ("--source", "objaverse-mix", "--res", size, *DISK)
+    return Served(flags, lambda: dict(hub.payloads()), hub.environment(folder))
+
+
+def films(folder: Path, ended: ExitStack, n: int, size: int) -> Served:
+    """Videos of CLIPS clips each, and of a second each."""
+    (folder / "films").mkdir()
+    (folder / "cams").mkdir()
+    for number in range(-(-n // CLIPS) + n // 10):
+        name = f"film-{number:06d}"
+        hw = (90, 160) if size < 90 else (180, 320)
+        shown = videos.make_video(folder / f"films/{name}.mp4", (videos.numbered(i, hw) for i in range(CLIPS * 25)))
+        for clip in range(CLIPS):
+            asked_us = [int(shown[25 * clip + i] * 1_000_000) for i in range(FRAMES)]
+            text = videos.camera_file(f"{YOUTUBE}{name}.mp4", asked_us, SHARES, videos.circle_w2c(FRAMES))
+            (folder / f"cams/{name}-{clip}.txt").write_text(text)
+    server = ended.enter_context(VideoServer(folder / "films"))
+    flags = ("--source", "realestate10k", "--cameras", folder / "cams", "--res", size, *mirror(server), *DISK)
+    more = ("--data.gap-min", 6, "--data.gap-max", 11, "--cache", folder / "cache", "--videos-per-hour", 0)
+
+    def fetched() -> dict[str, int]:
+        asked = [request.path for request in server.matching("GET")]
+        return {path: asked.count(path) for path in set(asked)}
+
+    return Served((*flags, *more), fetched)
+
+
+KINDS = {"archives of views": archives, "videos": films}
+
+
+@pytest.fixture
+def ended() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cycle_of_what_is_fetched_adds_up(kind: str, tmp_path: Path, ended: ExitStack) -> None:
+    compared(KINDS[kind](tmp_path, ended, 20, 32), tmp_path, 20, kills=2)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("kind", [*KINDS, "objects"])
+def test_ten_kills_and_a_disk_for_a_tenth_change_nothing(kind: str, tmp_path: Path, ended: ExitStack) -> None:
+    served = (KINDS | {"objects": objects})[kind](tmp_path, ended, 100, 128)
+    more = ("--shard-objects", 1, "--passes", 3)
+    with Watcher(tmp_path / "run/128") as watcher:
+        compared(served, tmp_path, 100, 10, *more)
+    with Ledger(tmp_path / "run/ledger.sqlite", readonly=True) as ledger:
+        train = sum(shard.bytes for name, shard in ledger.kept().items() if name.startswith("train"))
+        kept = sum(shard.bytes for name, shard in ledger.kept().items() if name.startswith("val"))
+    print(f"{kind}: {train + kept} bytes of shards in all, {watcher.most} at once, {kept} of them to measure with")
+    assert watcher.most - kept < train / 5
+
+
+def compared(served: Served, folder: Path, n: int, kills: int, *more: object) -> None:
+    """A cycle without an accident adds up and keeps to its disk; one that is killed so often equals it, bit for bit."""
+    out = folder / "whole"
+    with Watcher(out) as watcher:
+        run = lvsm_data(*served.options(n, out), *more, env=served.environment)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert watcher.most <= 70e6
+    assert "it adds up" in run.stdout.splitlines()
+    told = audit_of(out)
+    assert told["delivered"] == n == told["held_out"] + told["deleted"]
+    assert not (out / "raw").exists()
+    once = served.fetched()
+    killed((*served.options(n, folder / "run"), *more), folder / "run", served, kills)
+    equal(folder / "run", out)
+    twice = served.fetched()
+    for name in (name for name in once if name.endswith((".7z", ".glb"))):
+        # an archive once for the objects to measure with, once for those to train on; and again after an accident
+        most = 2 if name.endswith(".7z") else 1
+        assert once[name] <= most and twice[name] <= 2 * most + kills, (name, once[name], twice[name])
+
+
+def killed(command: tuple[object, ...], out: Path, served: Served, kills: int, seed: int = 0) -> None:
+    """kill -9 of the driver, with all or alone, or of the trainer, so many times at random moments; then the command ends."""
+    rng, done = random.Random(seed), 0
+    while done < kills:
+        run = start(*command, env=served.environment)
+        while done < kills and run.poll() is None:
+            time.sleep(rng.uniform(0.5, 6))
+            for victim in victims(run.pid, kind := rng.choice(("driver", "trainer", "all"))):
+                try:
+                    victim.kill()
+                    done += kind == "trainer" or victim.pid == run.pid
+                except psutil.NoSuchProcess:
+                    pass
+        if run.poll() == 0:
+            break
+        if done < kills or run.poll() is not None:
+            run.communicate(timeout=300)
+            continue
+        run.kill()
+        run.communicate(timeout=300)
+    last = lvsm_data(*command, env=served.environment)
+    assert last.returncode == 0, last.stdout + last.stderr
