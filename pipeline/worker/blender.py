@@ -40,8 +40,9 @@ ERRORS = [
 ]
 ALL_SAID = "lvsm-data: all is said"  # which the process prints after what it has to say about an unusable file
 CAUSES = [  # how importers of Blender, USD and Python say what is wrong with a file
-    re.compile(r"(?:Runtime|Coding) Error: in \S+ at line \d+ of \S+ -- (.+)"),
-    re.compile(r"ERROR \(io\.(?!fbx)\w+\): \S+ \w+: (.+)"),
+    # not only at a line's start: Blender leaves lines that it cuts short without an end
+    re.compile(r".*?(?:Runtime|Coding) Error: in \S+ at line \d+ of \S+ -- (.+)"),
+    re.compile(r".*?ERROR \(io\.(?!fbx)\w+\): \S+ \w+: (.+)"),
     re.compile(r"([\w.]*(?:Error|Exception): .+)"),
 ]
 ADVICE = "open it in the program that it comes from and save it anew, or fetch it again"
