@@ -25,6 +25,7 @@ from lvsm_train.config.parts import DataConfig, Layer
 from lvsm_train.config.shapes import HW
 from lvsm_train.data import samples, view_sampling
 from lvsm_train.data.index import Files, Index, decode_all, memory_free, read_index
+from lvsm_train.data.kept import DecodedPictures
 from lvsm_train.data.layers import channels, check_layers, decode_layers, read_layers
 from lvsm_train.data.samples import Sample
 from pipeline.storage.object_table import objects_told
@@ -233,6 +234,9 @@ class Data:
         self.workers = cfg.workers if cfg.workers is not None else max(1, cores - 1 if self.pixels is None else 1)
         self.files = Files()
         self.memory = Memory()
+        # of plans with an index of their own, whose objects come again: the shards of a cycle
+        room = MEMORY_SHARE * memory_free() / ranks_here if cfg.cache != "none" else 0.0
+        self.decoded = DecodedPictures(room)
 
     @property
     def hw(self) -> tuple[int, int]:
@@ -382,9 +386,30 @@ class Data:
         size = len(views[0])
         for number, rows in objects:
             at = {view: place for row in rows for place, view in enumerate(views[row], row * size)}
-            index.decode(number, [*at], index.packed(number, self.files), [out[place] for place in at.values()])
+            self._decode(index, number, at, out)
             for row in rows if len(at) < len(rows) * size else ():  # some views occur again
                 out[row * size : (row + 1) * size] = out[[at[view] for view in views[row]]]
+
+    def _decode(self, index: Index, number: int, at: dict[int, int], out: np.ndarray) -> None:
+        """Put views of an object, by number, into rows of `out`; those that are kept need no decoding."""
+        kept = None
+        if index is not self.index:
+            path, shape = index.paths[index.path[number]], (index.views(number), 3, *index.hw)
+            kept = self.decoded.of(path, index.uids[number], shape)
+        if kept is None:
+            index.decode(number, [*at], index.packed(number, self.files), [out[place] for place in at.values()])
+            return
+        pictures, there = kept
+        if missing := [view for view in at if not there[view]]:
+            index.decode(number, missing, index.packed(number, self.files), [pictures[view] for view in missing])
+            there[missing] = True
+        for view, place in at.items():
+            out[place] = pictures[view]
+
+    def forget(self, path: Path) -> None:
+        """Close a shard file and give up what is kept of it: it is not used any more."""
+        self.files.forget(path)
+        self.decoded.forget(path)
 
     def _read_layers(self, index: Index, number: int, within: list[int], views: np.ndarray, out: np.ndarray) -> None:
         """Read the layers of an object's targets, each once, into rows `within`. views: (B, T). out: (B, T, C, H, W)."""

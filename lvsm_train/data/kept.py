@@ -1,6 +1,6 @@
-"""Cameras of shards, kept below ~/.cache/lvsm-data/cameras: a second reading takes a twentieth of the first.
+"""What is kept of shards from one use to the next: decoded pictures in memory, cameras below ~/.cache/lvsm-data/cameras.
 
-A shard never changes once it has its name. What is kept belongs to its path, size, time and last bytes, which are its footer's
+A second reading of cameras takes a twentieth of the first. A shard never changes once it has its name. What is kept belongs to its path, size, time and last bytes, which are its footer's
 end; any other file is read anew.
 """
 
@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import threading
 import time
@@ -27,6 +28,38 @@ LEAST_BYTES = 4_000_000  # smaller shards are read as quickly
 TAIL = 65_536  # bytes of a shard that are compared
 FORGOTTEN_S = 30 * 86_400.0  # after which what nobody reads is deleted
 FORM = b"4"  # of what is kept
+
+
+class DecodedPictures:
+    """Decoded pictures of objects whose shards come and go, as long as all together take at most `limit` bytes.
+
+    An object that comes when the memory is full is not kept. For any thread: two that decode a picture write the same.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self._of: dict[Path, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, path: Path, uid: str, shape: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Pictures (V, 3, H, W) uint8 of an object of a shard, and which of them are there (V,); None if there is no room.
+
+        Whoever decodes one that is not there writes it, and says so after that.
+        """
+        with self._lock:
+            objects = self._of.setdefault(path, {})
+            if uid not in objects:
+                if self.bytes + math.prod(shape) > self.limit:
+                    return None
+                objects[uid] = np.empty(shape, np.uint8), np.zeros(shape[0], bool)
+                self.bytes += math.prod(shape)
+            return objects[uid]
+
+    def forget(self, path: Path) -> None:
+        """Give up the memory of a shard's objects."""
+        with self._lock:
+            self.bytes -= sum(pictures.nbytes for pictures, _ in self._of.pop(path, {}).values())
 
 
 def read_kept(path: Path) -> ShardIndex:

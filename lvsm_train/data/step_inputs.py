@@ -181,7 +181,7 @@ class Stream:
         progress = self.trained.place * self.cfg.steps
         for slot in range(self.trained.done, taken.after.done):
             if slot in self.files:
-                data.files.forget(self.files.pop(slot)[0])
+                data.forget(self.files.pop(slot)[0])
         self.trained = taken.after
         slots = dict(Counter(taken.entries[:, 0].tolist()))
         batches = [data.shaped(batch, step) for batch in batches]

@@ -22,8 +22,9 @@ torch = pytest.importorskip("torch")
 
 from lvsm_train.config.train import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig  # noqa: E402
 from lvsm_train.cycle.settings import checkpoint_bytes  # noqa: E402
-from lvsm_train.data import step_inputs  # noqa: E402
+from lvsm_train.data import batches, step_inputs  # noqa: E402
 from lvsm_train.data.batches import TENSORS, Data  # noqa: E402
+from lvsm_train.data.index import Index  # noqa: E402
 from lvsm_train.data.rounds import Rounds  # noqa: E402
 from lvsm_train.data.step_inputs import StepInput, Stream  # noqa: E402
 from lvsm_train.device.ranks import Ranks  # noqa: E402
@@ -147,6 +148,36 @@ def test_batches_are_those_of_shards_that_all_are_there(cycle: Path, workers: in
             seen, place = seen + len(samples), taken.after.place
     data.close()
     assert seen == 15 and fed.last
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_is_decoded_once_while_its_shard_lives(
+    cycle: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cameras of the same shards read anew make an index of their own, which changes nothing."""
+    without, decoded = digests(cycle, data={"workers": workers, "cache": "none"}), Counter[tuple[str, int]]()
+    decode = Index.decode
+
+    def counted(index: Index, number: int, views: Any, *rest: Any) -> None:
+        decoded.update((index.uids[number], view) for view in views)
+        decode(index, number, views, *rest)
+
+    monkeypatch.setattr(Index, "decode", counted)
+    held = []
+    with streaming(cycle, data={"workers": workers}) as (stream, steps):
+        for fed in steps:
+            assert [digest(batch) for batch in fed.batches] == without[fed.step]
+            held.append(fed.data.decoded.bytes)
+    trained = {key: count for key, count in decoded.items() if key[0].startswith("train")}
+    assert max(trained.values()) == 1 or workers  # two threads may decode one at once
+    assert max(held) > 0 == held[-1]  # the last shards are given up with the last step
+    assert sum(trained.values()) < 15 * 4  # samples, each of four views
+
+
+def test_without_memory_pictures_are_decoded_again(cycle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = digests(cycle)
+    monkeypatch.setattr(batches, "MEMORY_SHARE", 3 * 8 * WIDTH**2 / batches.memory_free())  # one object of eight views
+    assert digests(cycle) == expected
 
 
 def test_a_step_is_the_same_however_it_is_shared(cycle: Path) -> None:
