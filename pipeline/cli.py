@@ -74,11 +74,17 @@ def _recognised(cfg: Any) -> Any:
 def clip(cfg: Annotated[ClipConfig, tyro.conf.OmitArgPrefixes]) -> int:
     """Fetch videos of RealEstate10K or ACID, take the frames that have poses, and write the same shards.
 
-    The same command on the same folder goes on where it stopped. Exit status 0: N clips were delivered; 3: fewer.
+    The same command on the same folder goes on where it stopped. Exit status 0: N clips were delivered; 3: fewer. --report says
+    which clips can be had, without fetching them.
 
     Example: lvsm-data clip --source realestate10k --cameras RealEstate10K.tar.gz --n 1000 --res 256
     """
     cfg = cfg.resolved()
+    if cfg.report:
+        from pipeline.run.yield_report import report
+
+        print(*report(cfg).lines(), sep="\n")
+        return 0
     if cfg.videos is None:
         print(
             f"disk beside the shards: at most {cfg.raw_gb:g} GB (--raw-gb) for videos and cuts that wait for a worker"

@@ -1,7 +1,7 @@
 """What is kept of shards from one use to the next: decoded pictures in memory, cameras below ~/.cache/lvsm-data/cameras.
 
-A second reading of cameras takes a twentieth of the first. A shard never changes once it has its name. What is kept belongs to its path, size, time and last bytes, which are its footer's
-end; any other file is read anew.
+A second reading of cameras takes a twentieth of the first. A shard never changes once it has its name: what is kept belongs to
+its path, size, time and last bytes, which are its footer's end; any other file is read anew.
 """
 
 from __future__ import annotations

@@ -58,6 +58,8 @@ class ClipConfig(Granting, Fetching, Running):
     """Only the clips and frames of an evaluation index ({key: {context, target}}), as pixelSplat and LVSM have it."""
     uids: Path | None = None
     """Only the clips that this text file names, one per line or CSV field."""
+    report: bool = False
+    """Only say which of the clips can still be had, by the pages of their videos: OUT/report.csv. Nothing else is fetched."""
     videos: Path | None = None
     """A folder with videos named by their YouTube id; nothing is fetched then."""
     cookies: Path | None = None

@@ -80,6 +80,8 @@ class Cycling(Fetching, Running):
             raise UserError("a cycle has to know its source", f"--source {' | '.join(SOURCES)}")
         if self.val_percent <= 0:
             raise UserError("a cycle keeps some objects to measure with", "--val-percent 1, for example")
+        if getattr(self, "report", False):
+            raise UserError("--report makes no cycle", "`lvsm-data clip --report` has it")
         if self.keep_raw:
             raise UserError("--keep-raw does not go with a cycle, whose disk is limited", "`lvsm-data render` has it")
         if address_of(self.out):

@@ -132,6 +132,13 @@ class VideoFetcher(Fetcher):
             with cut.opened(remote, remote.size, _about(stream)) as film:
                 yield film
 
+    def look(self, url: str) -> None:
+        """Ask for the page of a video, or look for its file. Raises what `film` raises before it reads a stream."""
+        if self.files is None:
+            self._stream(self.mirrored(url))
+        elif video_of(url) not in self.files:
+            raise Skip("missing", f"no file in {self.cfg.videos} is named {video_of(url)}")
+
     @contextmanager
     def _whole(self, stream: dict[str, Any]) -> Iterator[Path]:
         """Path of the whole file, removed at the end. Disk is reserved for the file and all cuts at once, so that threads that

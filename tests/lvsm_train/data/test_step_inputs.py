@@ -22,7 +22,8 @@ torch = pytest.importorskip("torch")
 
 from lvsm_train.config.train import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig  # noqa: E402
 from lvsm_train.cycle.settings import checkpoint_bytes  # noqa: E402
-from lvsm_train.data import batches, step_inputs  # noqa: E402
+from lvsm_train.data import batches as loading  # noqa: E402
+from lvsm_train.data import step_inputs  # noqa: E402
 from lvsm_train.data.batches import TENSORS, Data  # noqa: E402
 from lvsm_train.data.index import Index  # noqa: E402
 from lvsm_train.data.rounds import Rounds  # noqa: E402
@@ -164,7 +165,7 @@ def test_a_picture_is_decoded_once_while_its_shard_lives(
 
     monkeypatch.setattr(Index, "decode", counted)
     held = []
-    with streaming(cycle, data={"workers": workers}) as (stream, steps):
+    with streaming(cycle, data={"workers": workers}) as (_, steps):
         for fed in steps:
             assert [digest(batch) for batch in fed.batches] == without[fed.step]
             held.append(fed.data.decoded.bytes)
@@ -176,7 +177,7 @@ def test_a_picture_is_decoded_once_while_its_shard_lives(
 
 def test_without_memory_pictures_are_decoded_again(cycle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = digests(cycle)
-    monkeypatch.setattr(batches, "MEMORY_SHARE", 3 * 8 * WIDTH**2 / batches.memory_free())  # one object of eight views
+    monkeypatch.setattr(loading, "MEMORY_SHARE", 3 * 8 * WIDTH**2 / loading.memory_free())  # one object of eight views
     assert digests(cycle) == expected
 
 

@@ -396,6 +396,46 @@ def test_an_evaluation_index_chooses_clips_and_frames(films: tuple[Path, Times],
     assert done.returncode == 3 and reasons(tmp_path / "other") == {"a1": "bad_cameras"}
 
 
+def test_a_report_says_what_can_be_had_and_asks_once(films: tuple[Path, Times], tmp_path: Path) -> None:
+    folder, times = films
+    (tmp_path / "films").mkdir()
+    for name in times:
+        (tmp_path / "films" / name).symlink_to(folder / name)
+    given = videos.write_dataset(tmp_path / "cameras", {"test": camera_files(times)})
+    index = tmp_path / "index.json"
+    keys = ["a0", "a1", "b0", "c0", "d0", "zz"]
+    index.write_text(json.dumps({key: {"context": [0, 5], "target": [2]} for key in keys} | {"c1": None}))
+    out = tmp_path / "out"
+    with VideoServer(tmp_path / "films") as server:
+        server.faults["/bbbbbbbbbbb.mp4"] = Fault("404")
+        server.faults["/ccccccccccc.webm"] = Fault("403")
+        arguments = ("clip", "--cameras", given, "--eval-index", index, "--out", out, *FASTER, *mirror(server))
+        first = lvsm_data_here(*arguments, "--report", "--backoff-s", 0.01)
+        assert first.returncode == 0, first.stderr
+        lines = first.stdout.splitlines()
+        assert lines[0] == "asked for: 6 clips, 1 of them without a camera file"
+        assert "can be had: 3 clips, 50.0%, of 2 videos" in lines
+        assert "cannot be had: 1 clips, 16.7%, of 1 videos (missing 1)" in lines
+        assert "means over all 6 clips of the index, yours would be one over 3" in first.stdout
+        assert (out / "available.txt").read_text() == "a0\na1\nd0\n"
+        assert not (out / "raw").exists() and not server.matching("GET", "/ddddddddddd.mp4")[1:]
+        with (out / "report.csv").open(newline="") as handle:
+            rows = {row["clip"]: row for row in csv.DictReader(handle)}
+        assert {key: row["state"] for key, row in rows.items()} == {
+            **dict.fromkeys(("a0", "a1", "d0"), "there"),
+            "b0": "gone",
+            "c0": "unknown",
+        }
+        server.clear()
+        again = lvsm_data_here(*arguments, "--report")
+        assert "can be had: 4 clips" in again.stdout
+        assert {request.path for request in server.requests} == {"/ccccccccccc.webm"}  # the others are known
+        with (out / "looked.jsonl").open("a") as file:
+            file.write('["aaaaaaaaaaa')  # cut
+        run = lvsm_data_here(*arguments, "--uids", out / "available.txt", "--n", 4)
+    assert run.returncode == 0 and set(objects(out)) == {"a0", "a1", "c0", "d0"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "hint"),
     [
