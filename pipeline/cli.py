@@ -492,7 +492,7 @@ def licenses(
     return 0
 
 
-def doctor(as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
+def doctor(as_json: Annotated[bool, tyro.conf.arg(name="json")] = False, network: tuple[str, ...] | None = None) -> int:
     """Say what is installed, what works, and what to do about the rest.
 
     Exit status 0: everything that rendering needs is there; 1: something is missing.
@@ -501,10 +501,11 @@ def doctor(as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
 
     Args:
         as_json: Print JSON for machines.
+        network: Ask also which hosts answer, through which proxy and how fast: those of all sources, or these URLs.
     """
     from pipeline.doctor import examine, lines
 
-    checks = examine()
+    checks = examine(network)
     print(json.dumps([check.__dict__ for check in checks], indent=2) if as_json else "\n".join(lines(checks)))
     return 1 if any(check.level == "problem" for check in checks) else 0
 

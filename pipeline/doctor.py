@@ -22,7 +22,8 @@ import psutil
 
 from pipeline import system
 from pipeline.core.errors import Retry
-from pipeline.core.text import shown
+from pipeline.core.text import shown, size
+from pipeline.download import reach
 from pipeline.video import js_runtime
 from pipeline.worker import blender
 
@@ -46,9 +47,10 @@ class Check:
     fix: str = ""
 
 
-def examine() -> list[Check]:
-    """Run every check, in the order in which problems are best repaired."""
-    return [check for function in CHECKS for check in function()]
+def examine(network: tuple[str, ...] | None = None) -> list[Check]:
+    """Run every check, in the order in which problems are best repaired. network: as in check_network, None for no such check."""
+    checks = [check for function in CHECKS for check in function()]
+    return checks if network is None else checks + check_network(network)
 
 
 def lines(checks: list[Check]) -> list[str]:
@@ -277,6 +279,25 @@ def check_open_files() -> list[Check]:
     if hard == unlimited or hard >= OPEN_FILES:  # Ray raises its own limit as far as it may
         return [Check("open files", "ok", says)]
     return [Check("open files", "note", says, "Ray wants more; in a container: --ulimit nofile=65536")]
+
+
+def check_network(urls: tuple[str, ...]) -> list[Check]:
+    """Check which hosts answer, through which proxy and how fast. urls: to ask in place of those of all sources."""
+    checks = []
+    for answer in reach.answers(urls):
+        way = f" through {answer.proxy}" if answer.proxy else ""
+        if answer.error:
+            fix = (
+                "look at the connection, or at the proxy"
+                if answer.proxy
+                else "look at the connection, or set HTTPS_PROXY"
+            )
+            says = f"no answer{way} after {answer.seconds:.1f} s: {answer.error}; needed for {answer.purpose}"
+            checks.append(Check(answer.host, "note", says, fix))
+            continue
+        speed = f", {size(answer.bytes_per_s)}/s" if answer.bytes_per_s else ""
+        checks.append(Check(answer.host, "ok", f"answers{way} after {answer.seconds:.2f} s{speed}; {answer.purpose}"))
+    return checks
 
 
 CHECKS: tuple[Callable[[], list[Check]], ...] = (

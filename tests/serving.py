@@ -88,9 +88,14 @@ class SocksProxy:
 
     def _relay(self, client: socket.socket) -> None:
         client.settimeout(60)
-        _, methods = client.recv(2)
-        client.recv(methods)
-        client.sendall(b"\x05\x00")
+        _, count = client.recv(2)
+        if 2 in client.recv(count):  # a name and a password (RFC 1929), any
+            client.sendall(b"\x05\x02")
+            client.recv(client.recv(2)[1])
+            client.recv(client.recv(1)[0])
+            client.sendall(b"\x01\x00")
+        else:
+            client.sendall(b"\x05\x00")
         kind = client.recv(4)[3]
         name = socket.inet_ntoa(client.recv(4)) if kind == 1 else client.recv(client.recv(1)[0]).decode()
         port = int.from_bytes(client.recv(2), "big")

@@ -12,14 +12,19 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from pipeline import doctor, system
+from pipeline.core.errors import UserError
+from pipeline.download import reach
 from pipeline.video import js_runtime
 from pipeline.video.js_runtime import Runtime, Solver
 from pipeline.worker import blender
 from tests.conftest import COMMAND, lvsm_data
+from tests.hub import Hub
+from tests.serving import SocksProxy
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {"ok", "note", "problem"}
@@ -45,6 +50,32 @@ def test_json_is_for_machines() -> None:
         check["name"] for check in found
     }
     assert all(check["says"] for check in found)
+
+
+def test_the_network_is_told_host_by_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    (tmp_path / "root/www").mkdir(parents=True)
+    (tmp_path / "root/www/large.bin").write_bytes(bytes(3_000_000))
+    with Hub(tmp_path / "root") as hub, SocksProxy() as proxy:
+        gone = hub.cdn_url.rpartition(":")[0] + ":1"
+        urls = (f"{hub.url}/large.bin", f"{hub.url}/none", f"{gone}/")
+        monkeypatch.setattr(doctor, "CHECKS", ())
+        plain, small, dead = doctor.examine(urls)
+        assert (plain.level, small.level, dead.level) == ("ok", "ok", "note")
+        assert re.match(r"answers after \d+\.\d\d s, [\d.]+ [MG]B/s; asked for", plain.says)
+        assert re.match(
+            r"answers after \d+\.\d\d s; asked for", small.says
+        )  # a host that knows no such file answers too
+        assert re.match(r"no answer after \d+\.\d s: .*refused", dead.says) and "HTTPS_PROXY" in dead.fix
+        monkeypatch.setenv("ALL_PROXY", proxy.url.replace("//", "//me:secret@"))
+        (through,) = doctor.examine(urls[:1])
+        assert through.says.startswith(f"answers through {proxy.url} after") and "secret" not in through.says
+        assert proxy.asked
+    with pytest.raises(UserError, match="--network nonsense is no URL"):
+        doctor.examine(("nonsense",))
+    assert len({urlsplit(url).hostname for url in reach.HOSTS}) == len(reach.HOSTS)
 
 
 def test_it_works_without_a_path(tmp_path: Path) -> None:

@@ -108,6 +108,17 @@ def _proxies() -> str:
     return ", ".join(f"{name}={CREDENTIALS.sub('', value)}" for name, value in sorted(named.items()))
 
 
+def client(timeout: Any, **more: Any) -> Any:
+    """HTTP client (httpx2) that follows redirects, and goes through the proxies of the environment. UserError for a wrong one."""
+    import httpx2
+
+    try:
+        headers = {"User-Agent": "lvsm-data"}
+        return httpx2.Client(follow_redirects=True, timeout=timeout, headers=headers, **more)
+    except (ValueError, httpx2.InvalidURL) as error:
+        raise UserError(f"a proxy cannot be used: {_proxies()} ({error})", PROXIES) from None
+
+
 def _wake(connection: socket.socket) -> None:
     """End a connection so that a thread which waits for it goes on, as it would not if the socket were closed."""
     with suppress(OSError):
@@ -124,15 +135,7 @@ class Fetcher:
         self.disk_budget = disk_budget
         timeout = httpx2.Timeout(CONNECT_S, read=limits.stall_s, pool=None)
         self.timeout = timeout
-        try:
-            self.client = httpx2.Client(
-                follow_redirects=True,
-                timeout=timeout,
-                headers={"User-Agent": "lvsm-data"},
-                event_hooks={"request": [self._watch]},
-            )
-        except (ValueError, httpx2.InvalidURL) as error:  # of the environment
-            raise UserError(f"a proxy cannot be used: {_proxies()} ({error})", PROXIES) from None
+        self.client = client(timeout, event_hooks={"request": [self._watch]})
         self.hosts: dict[str, _Host] = {}
         self.stopped = threading.Event()
         self._lock = threading.Lock()
