@@ -139,23 +139,39 @@ def train(cfg: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]) -> int:
     return exit_now(status) if "TORCHELASTIC_RUN_ID" in os.environ else status
 
 
-def _prepared(cfg: Any, train: TrainConfig) -> tuple[Any, TrainConfig, Shares, Callable[..., str]]:
-    """Resolve the settings of a cycle (AnyCycle or AnyPlan) and of its trainer, and divide its disk. The last: see Lacking."""
+def _prepared(cfg: Any, trainers: list[TrainConfig]) -> tuple[Any, list[TrainConfig], Shares, Callable[..., str]]:
+    """Resolve the settings of a cycle (AnyCycle or AnyPlan) and of its trainers, and divide its disk. The last: see Lacking."""
     from pipeline import sources
 
     with _torch_needed():
-        from lvsm_train.cycle.settings import checkpoint_bytes, lacking, on_cpu, settings
+        from lvsm_train.cycle.lacking import lacking
+        from lvsm_train.cycle.settings import checkpoint_bytes, on_cpu, settings
 
-    if cfg.train_config not in PRESETS:
-        raise UserError(f"--train-config {cfg.train_config} is no preset", f"one of {', '.join(PRESETS)}")
-    train = dataclasses.replace(train, address=train.address or cfg.address)
-    cfg = cfg.resolved().with_cores(on_cpu(train))
+    trainers = [dataclasses.replace(train, address=train.address or cfg.address) for train in trainers]
+    cfg = cfg.resolved().with_cores(any(on_cpu(train) for train in trainers))
     assert cfg.out is not None
-    trained = settings(train, cfg.out, cfg.scene, cfg.samples)
-    looks = trained.steps // trained.eval_every if trained.eval_every else 0
-    fetches = sources.is_remote(cfg)
-    shares = divide(cfg, cfg.budget(), checkpoint_bytes(trained), trained.steps, looks, fetches)
+    trained = [settings(train, cfg.out, cfg.scene, cfg.samples, number) for number, train in enumerate(trainers)]
+    looks = sum(one.steps // one.eval_every for one in trained if one.eval_every)
+    checkpoints, steps = sum(map(checkpoint_bytes, trained)), sum(one.steps for one in trained)
+    shares = divide(cfg, cfg.budget(), checkpoints, steps, looks, sources.is_remote(cfg))
     return cfg.within(shares), trained, shares, lacking(trained, cfg.source)
+
+
+def _trainers(cfg: Any, train: TrainConfig) -> list[TrainConfig]:
+    """Settings of each trainer of a cycle: what the command line says of training, over the defaults of each preset."""
+    if wrong := [name for name in cfg.train_config if name not in PRESETS]:
+        raise UserError(f"--train-config {wrong[0]} is no preset", f"one of {', '.join(PRESETS)}")
+
+    def parsed(
+        cfg: Annotated[Cycling, tyro.conf.OmitArgPrefixes],
+        train: Annotated[TrainConfig, tyro.conf.arg(name="train")],
+    ) -> TrainConfig:
+        return train
+
+    others = (dataclasses.replace(PRESETS[name], tensorboard=False) for name in cfg.train_config[1:])
+    with PATHS:
+        over = [functools.partial(parsed, cfg=CYCLES[_kind()](), train=default) for default in others]
+        return [train, *(tyro.cli(one, args=sys.argv[2:]) for one in over)]
 
 
 def cycle(
@@ -176,13 +192,14 @@ def cycle(
     from pipeline.plan.plan import compare, real_figures
     from pipeline.report.page import LivePage
 
-    made, trained, shares, lacks = _prepared(_recognised(cfg), train)
+    made, trained, shares, lacks = _prepared(_recognised(cfg), _trainers(cfg, train))
     cfg = made
     assert cfg.out is not None
-    print(f"writing to {shown(cfg.out)}; training at {trained.data.res} pixels")
+    widths = [f"{one.data.res}" + (f" ({one.preset})" if trained[1:] else "") for one in trained]
+    print(f"writing to {shown(cfg.out)}; training at {' and '.join(widths)} pixels")
     print(shares.line() + ("" if cfg.disk_budget else " (80 % of what is free; --disk-budget)"), flush=True)
     command = [sys.executable, "-m", "lvsm_train.cycle.trainer", str(cfg.out)]
-    ended = run(made, shares, command, trained.as_json(), LivePage, lacks)
+    ended = run(made, shares, command, [one.as_json() for one in trained], LivePage, lacks)
     compared = compare(cfg.out, real_figures(cfg.out)) if ended.complete else []
     print(*ended.lines(compared), sep="\n")
     return ended.status
@@ -207,7 +224,11 @@ def plan(
     """
     from pipeline.plan.plan import plan as make
 
-    ready, trained, shares, lacks = _prepared(_recognised(cfg), train)
+    if cfg.train_config[1:]:
+        raise UserError(
+            "a plan measures one model", f"--train-config {cfg.train_config[0]}, then the others; add them up"
+        )
+    ready, (trained,), shares, lacks = _prepared(_recognised(cfg), _trainers(cfg, train))
     made = make(ready, shares, [sys.executable, "-m", "lvsm_train.cycle.throughput"], trained.as_json(), lacks)
     where = f"plan: {shown(ready.out)}/plan.json; `lvsm-data cycle` with the same flags goes by it"
     print(json.dumps(made.as_json(), indent=2) if as_json else "\n".join((shares.line(), *made.lines(), where)))

@@ -4,55 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lvsm_train.config.train import TrainConfig
-from lvsm_train.data import view_sampling
-from pipeline.config.source_table import SOURCES
 from pipeline.core.errors import UserError
-from pipeline.core.records import HELD_OUT, Scene
-from pipeline.cycle.protocol import TRAIN
+from pipeline.cycle.protocol import folder_of
 
 FILE_OVERHEAD = 1.03  # size of a checkpoint as a multiple of its tensors
 PER_FILE = 2e6  # bytes
 
 
-@dataclass(frozen=True)
-class Lacking:
-    """Says what a scene lacks to be trained on. Sent to workers. views: that must train; gap: of clips, widths of the window."""
+def settings(cfg: TrainConfig, out: Path, scene: Any, samples: float, number: int = 0) -> TrainConfig:
+    """Settings of a trainer in the cycle at `out`.
 
-    views: int
-    gap: tuple[int, int] | None
-
-    def __call__(self, scene: Scene) -> str:
-        """Return what the scene lacks, "" for nothing."""
-        able = np.array([role not in HELD_OUT for role in scene.roles or [""] * scene.view_count])
-        if self.gap is None:
-            return "" if able.sum() >= self.views else f"{able.sum()} views, {self.views} are needed"
-        frame = np.sort(scene.numbers.get("frame", np.arange(scene.view_count))[able])
-        if view_sampling.clip_fits(frame, self.views, self.gap):
-            return ""
-        return f"no window of {self.gap[0]} to {self.gap[1]} frames with {self.views} views among {len(frame)}"
-
-
-def lacking(cfg: TrainConfig, source: str) -> Lacking:
-    """Make the check of scenes of a source for a trainer: clips, and with `scenes` captures, have windows of frames."""
-    data, known = cfg.data, SOURCES[source]
-    if known.kind == "video" or (data.scenes and not known.objects):
-        return Lacking(data.inputs + data.targets, data.gap)
-    return Lacking(data.held_views + data.inputs + data.targets, None)
-
-
-def settings(cfg: TrainConfig, out: Path, scene: Any, samples: float) -> TrainConfig:
-    """Settings of the trainer in the cycle at `out`.
-
-    scene: what shards hold, a SceneConfig, PosedConfig or ClipScene. samples: to train on in all. Images have the preset's width,
-    or the stored one if smaller. Raises UserError for flags that a cycle sets itself, too few views, columns that are not made,
-    or partial patches.
+    number: among the cycle's trainers; where there are several GPUs, each has its own. scene: what shards hold, a SceneConfig,
+    PosedConfig or ClipScene. samples: to train on in all. Images have the preset's width, or the stored one if smaller. Raises
+    UserError for flags that a cycle sets itself, too few views, columns that are not made, or partial patches.
     """
     data = cfg.data
     if cfg.out or data.data or cfg.curriculum:
@@ -71,15 +39,24 @@ def settings(cfg: TrainConfig, out: Path, scene: Any, samples: float) -> TrainCo
     widest = max(scene.res)
     width = min(widest, data.res or widest)
     cfg.model.check_pictures((round(width * getattr(scene, "rows", widest) / widest), width))
+    if number and cfg.device == "auto" and not cfg.ray_workers:
+        cfg = dataclasses.replace(cfg, device=_gpu(number))
     steps = max(1, math.ceil(samples / cfg.samples(cfg.world)))
     out.mkdir(parents=True, exist_ok=True)
     return dataclasses.replace(
         cfg,
         data=dataclasses.replace(data, data=(out,), res=width),
-        out=out / TRAIN,
+        out=out / folder_of(number, cfg.preset),
         cycle=True,
         steps=steps,
     ).resolved()
+
+
+def _gpu(number: int) -> str:
+    """Device of a further trainer: a GPU of its own where there is one, else what the first one has."""
+    import torch
+
+    return f"cuda:{number}" if torch.cuda.device_count() > number else "auto"
 
 
 def on_cpu(cfg: TrainConfig) -> bool:

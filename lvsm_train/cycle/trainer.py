@@ -1,4 +1,7 @@
-"""`python -m lvsm_train.cycle.trainer RUN`: the trainer of a cycle, started by its driver. Ends when the driver does."""
+"""`python -m lvsm_train.cycle.trainer RUN [NAME]`: a trainer of a cycle, started by its driver. Ends when the driver does.
+
+NAME: of its folder within RUN, with its settings in train.json.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ FORMER_S = 30.0  # for a former trainer to end
 def main() -> int:
     """Train until the cycle has no more samples. Exit status as of `lvsm-data train`."""
     when_starter_ends(partial(os._exit, 1))
-    folder = Path(sys.argv[1]) / TRAIN
+    folder = Path(sys.argv[1]) / (sys.argv[2] if len(sys.argv) > 2 else TRAIN)
     try:
         cfg = TrainConfig.from_json(json.loads((folder / "train.json").read_text()))
         with _alone(folder):

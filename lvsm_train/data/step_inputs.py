@@ -174,7 +174,8 @@ class Stream:
     def _report_waiting(self, slot: int | None) -> None:
         if self.ranks.is_main and self.reported != slot:
             self.reported = slot
-            patiently(lambda: Waiting(slot).write(self.out), self.out, self.stop_waiting)
+            name = self.cfg.folder.name
+            patiently(lambda: Waiting(slot).write(self.out, name), self.out, self.stop_waiting)
 
     def _step_input(self, data: Data, batches: list[Batch], waited: float) -> StepInput:
         step, taken = self.planned.popleft()

@@ -88,4 +88,4 @@ def _of_cycle(cfg: TrainConfig) -> tuple[dict[str, int], int, float]:
     (out,) = cfg.data.data
     with Ledger(out / "ledger.sqlite", readonly=True) as ledger:
         licenses, trained_on = ledger.licenses(), ledger.delivered_by_split().get("train", 0)
-    return licenses, trained_on, committed(out)[1].position / max(1, trained_on)
+    return licenses, trained_on, committed(out, cfg.folder.name)[1].position / max(1, trained_on)

@@ -43,8 +43,9 @@ class Cycling(Fetching, Running):
 
     disk_budget: str | None = None
     """Most disk that downloads, scratch, shards and checkpoints take together, for example 50GB. Default: 80 % of the free."""
-    train_config: str = "small"
-    """A preset of `train`, where the defaults of all --train, --model, --data, --loss and --optim flags come from."""
+    train_config: tuple[str, ...] = ("small",)
+    """A preset of `train`, where the defaults of all --train, --model, --data, --loss and --optim flags come from. Several: a
+    model of each, all on the same shards, each at its own width of --res."""
     passes: str = "auto"
     """How often each object is trained on. auto: as often as it takes for the trainer not to wait, up to --max-passes."""
     max_passes: int = 64
@@ -54,7 +55,7 @@ class Cycling(Fetching, Running):
     shard_objects: int | None = None
     """Objects per shard. Default: as many as fit into the budget --window times and some more."""
     train_threads: int | None = None
-    """CPU cores of the trainer. Default: half of them where it trains on a CPU; --workers has the rest."""
+    """CPU cores of each trainer. Default: half of them for all, where they train on a CPU; --workers has the rest."""
     patient: ClassVar[bool] = True
 
     def resolved(self) -> Self:
@@ -64,6 +65,8 @@ class Cycling(Fetching, Running):
         for name in ("max_passes", "window", "shard_objects", "train_threads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value} is too small", "1 or more")
+        if len(set(self.train_config)) < len(self.train_config) or not self.train_config:
+            raise UserError(f"--train-config {' '.join(self.train_config)} is no choice of presets", "each once")
         if self.n < 2:
             raise UserError(f"--n {self.n} leaves nothing to train on", "one object at least is for validation")
         if getattr(self.scene, "projection", "") == "ortho":
@@ -99,7 +102,8 @@ class Cycling(Fetching, Running):
         """JSON values that must not change for a cycle to go on in its folder; the disk budget may."""
         own = ("n", "passes", "max_passes", "window", "shard_objects")
         made: dict[str, Any] = super().identity()  # type: ignore[misc]
-        return made | {name: getattr(self, name) for name in own}
+        several = {"train_config": list(self.train_config)} if len(self.train_config) > 1 else {}
+        return made | {name: getattr(self, name) for name in own} | several
 
     @property
     def uses_auto(self) -> bool:
@@ -135,10 +139,12 @@ class Cycling(Fetching, Running):
     def with_cores(self, trains_on_cpu: bool) -> Self:
         """Copy that divides this machine's cores between trainer and renderers; on a cluster, `workers` stays as given."""
         cores = len(os.sched_getaffinity(0))
-        mine = self.train_threads or (max(1, cores // 2) if trains_on_cpu else None)
+        trainers = len(self.train_config)
+        mine = self.train_threads or (max(1, cores // 2 // trainers) if trains_on_cpu else None)
         workers = self.workers
         if workers is None and not self.address:
-            workers = max(1, min((cores - (mine or 1)) // self.threads, default_workers(self.threads)))
+            rest = cores - trainers * (mine or 1)
+            workers = max(1, min(rest // self.threads, default_workers(self.threads)))
         return dataclasses.replace(self, train_threads=mine, workers=workers)
 
     def within(self, shares: Shares) -> Self:

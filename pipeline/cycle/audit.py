@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.core.disk import read_json
 from pipeline.core.errors import UserError
 from pipeline.core.text import reasons_text
-from pipeline.cycle.protocol import TRAIN, committed, layout
+from pipeline.cycle.protocol import TRAIN, committed, layout, trainers_of
 from pipeline.cycle.snapshot import is_cycle
 from pipeline.storage import journal as journals
 from pipeline.storage.ledger import Kept, Ledger, train_shards
@@ -23,7 +23,9 @@ from pipeline.storage.train_run import TrainingLog
 
 @dataclass
 class Audit:
-    """Counts of an audit. problems: what does not add up, one line each; empty is good."""
+    """Counts of an audit. problems: what does not add up, one line each; empty is good. samples, logged, owed, step: of the
+    first trainer; others: the same of further ones, each with its folder's `name`.
+    """
 
     run: Path
     requested: int
@@ -38,6 +40,7 @@ class Audit:
     step: int = 0
     passes: dict[int, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    others: list[dict[str, Any]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Lines for the user: the sums of objects and samples, and the problems."""
@@ -52,6 +55,10 @@ class Audit:
             f"trained and deleted {self.deleted}",
             f"trained {self.samples} samples in {self.step} steps (log.jsonl: {self.logged}) of {self.owed} = "
             f"{passes or 'none yet'}",
+            *(
+                f"{one['name']}: trained {one['samples']} samples in {one['step']} steps (log.jsonl: {one['logged']})"
+                for one in self.others
+            ),
             *(f"problem: {problem}" for problem in self.problems),
             "it adds up" if not self.problems else f"it does not add up: {len(self.problems)} problems",
         ]
@@ -132,27 +139,36 @@ def _uids(paths: list[Path], read: Callable[[Path], list[str]]) -> dict[str, lis
 
 def _samples(report: Audit, run: Path, kept: dict[str, Kept]) -> None:
     """Compare samples by the cursor of the newest checkpoint, by the log up to it, and by the passes of each shard."""
-    report.step, cursor = committed(run)
-    log = TrainingLog(run / TRAIN).read(until=report.step)
     slots = train_shards(kept)
-    report.samples, report.logged = cursor.position, log.samples
     report.owed = sum(shard.objects * shard.passes for shard in slots.values())
-    if log.samples != cursor.position:
-        report.problems.append(f"the checkpoint counts {cursor.position} samples, log.jsonl {log.samples}")
-    for number, shard in slots.items():
+    for shard in slots.values():
         if shard.objects:
             report.passes[shard.passes] = report.passes.get(shard.passes, 0) + shard.objects
+    for name in trainers_of(run):
+        problems = _samples_of(report, run, name, slots)
+        report.problems += [f"{name}: {one}" for one in problems] if name != TRAIN else problems
+
+
+def _samples_of(report: Audit, run: Path, name: str, slots: dict[int, Kept]) -> list[str]:
+    """Count the samples of one trainer; returns what does not add up."""
+    problems = []
+    step, cursor = committed(run, name)
+    log = TrainingLog(run / name).read(until=step)
+    if name == TRAIN:
+        report.step, report.samples, report.logged = step, cursor.position, log.samples
+    else:
+        report.others.append({"name": name, "step": step, "samples": cursor.position, "logged": log.samples})
+    if log.samples != cursor.position:
+        problems.append(f"the checkpoint counts {cursor.position} samples, log.jsonl {log.samples}")
+    for number, shard in slots.items():
         owed, logged = shard.objects * shard.passes, log.slots.get(number, 0)
         counted = cursor.counts.get(number, owed if number < cursor.done else 0)
         if logged != counted:
-            report.problems.append(
+            problems.append(
                 f"of shard {shard_name('train', number)} {counted} samples were trained on, log.jsonl says {logged}"
             )
         if logged > owed:
-            report.problems.append(
-                f"shard {shard_name('train', number)} was trained on {logged} times, {owed} are its passes"
-            )
+            problems.append(f"shard {shard_name('train', number)} was trained on {logged} times, {owed} are its passes")
         if shard.state == "deleted" and number >= cursor.done and shard.objects:
-            report.problems.append(
-                f"shard {shard_name('train', number)} is deleted, and no checkpoint has done with it"
-            )
+            problems.append(f"shard {shard_name('train', number)} is deleted, and no checkpoint has done with it")
+    return problems

@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.config.cycle import AnyCycle, Shares
@@ -13,10 +14,10 @@ from pipeline.core.disk import write_json
 from pipeline.core.errors import FEWER_THAN_ASKED
 from pipeline.core.text import quoted, shown
 from pipeline.cycle.audit import Audit, audit
-from pipeline.cycle.protocol import TRAIN
+from pipeline.cycle.protocol import SETTINGS, trainers_of
 from pipeline.cycle.snapshot import take_snapshot
 from pipeline.cycle.source_order import LivePage, SourceOrder
-from pipeline.cycle.trainer import Trainer
+from pipeline.cycle.trainer import Trainer, Trainers
 from pipeline.run.driver import Driver, Intake, Summary, Workers, opened
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.train_run import TrainingLog
@@ -49,7 +50,9 @@ class Ended:
         with Ledger(out / "ledger.sqlite", readonly=True) as ledger:
             now = take_snapshot(out, ledger, self.log)
         lines += now.lines() if now else []
-        lines.append(f"page: {shown(out)}/index.html; lvsm-data eval {quoted(out / 'train')} tells more of the model")
+        for name in trainers_of(out):
+            lines.append(f"lvsm-data eval {quoted(out / name)} tells more of the model")
+        lines.append(f"page: {shown(out)}/index.html")
         lines += compared
         if not self.complete:
             lines.append("stopped; the same command goes on")
@@ -63,22 +66,27 @@ def cycle(
     cfg: AnyCycle,
     shares: Shares,
     command: Sequence[str],
-    settings: dict[str, Any],
+    settings: Sequence[dict[str, Any]],
     live_page: LivePage,
     lacks: Lacks | None = None,
 ) -> Ended:
-    """Run a cycle, or go on with one. command: starts the trainer, which reads OUT/train/train.json (`settings`). lacks: see
-    `checked_worker`.
+    """Run a cycle, or go on with one.
+
+    settings: of each trainer, with the folder `out`. command: starts a trainer, followed by the name of its folder, where it
+    reads its settings. lacks: see `checked_worker`.
 
     Raises UserError like `deliver`.
     """
     assert cfg.out is not None
-    with opened(cfg) as ledger, contextlib.closing(Trainer(cfg.out, command, cfg.train_threads)) as trainer:
-        (cfg.out / TRAIN).mkdir(exist_ok=True)
-        write_json(cfg.out / TRAIN / "train.json", settings)
+    names = [Path(each["out"]).name for each in settings]
+    trainers = [Trainer(cfg.out, [*command, name], cfg.train_threads, name) for name in names]
+    with opened(cfg) as ledger, contextlib.closing(Trainers(trainers)) as trainer:
+        for name, each in zip(names, settings, strict=True):
+            (cfg.out / name).mkdir(exist_ok=True)
+            write_json(cfg.out / name / SETTINGS, each)
         policy = SourceOrder(cfg, ledger, shares, trainer, live_page)
         make = functools.partial(checked_worker, cfg, lacks) if lacks else None
         # nodes with a GPU are the trainer's
-        workers = Workers(policy.session, apart=bool(settings.get("ray_workers")), make=make)
+        workers = Workers(policy.session, apart=any(each.get("ray_workers") for each in settings), make=make)
         summary = Driver(policy, InFolder(), Intake(policy.session), workers).go()
         return Ended(summary, policy.complete, policy.lines(), audit(cfg.out), policy.supervisor.log)

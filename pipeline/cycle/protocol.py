@@ -1,7 +1,8 @@
 """Files by which driver and trainer of a cycle tell each other their progress: three small ones, each replaced as a whole.
 
 The driver says in OUT/window.json which shards there are (`Window`); the trainer says in each of its checkpoints how far it is
-(`Cursor`), and in OUT/train/hunger.json whether it waits (`Waiting`). A train shard of a cycle is a slot: its number is its
+(`Cursor`), and in OUT/train/hunger.json whether it waits (`Waiting`). A cycle of several models has a trainer for each, with a
+folder of its own: `train`, and `train-PRESET` for every further one. A train shard of a cycle is a slot: its number is its
 place in the order of training.
 """
 
@@ -18,7 +19,8 @@ from pipeline.storage.train_run import CHECKPOINTS, commits
 
 WINDOW = "window.json"
 LAYOUT = "layout.json"
-TRAIN = "train"  # the trainer's folder within a cycle's
+TRAIN = "train"  # the first trainer's folder within a cycle's
+SETTINGS = "train.json"
 HUNGER = "hunger.json"
 
 
@@ -99,10 +101,31 @@ def layout(out: Path) -> dict[str, int] | None:
     return _read_json(out / LAYOUT)
 
 
-def committed(out: Path) -> tuple[int, Cursor]:
+def folder_of(number: int, preset: str) -> str:
+    """Name of a trainer's folder, by its number among --train-config and its preset."""
+    return f"{TRAIN}-{preset}" if number else TRAIN
+
+
+def trainers_of(out: Path) -> list[str]:
+    """Names of the trainers' folders of a cycle, the first one's first."""
+    return [TRAIN, *sorted(path.parent.name for path in out.glob(f"{TRAIN}-*/{SETTINGS}"))]
+
+
+def done(out: Path) -> int:
+    """Number of the train shards that all trainers of a cycle are done with, by their newest finished checkpoints."""
+    return min(committed(out, name)[1].done for name in trainers_of(out))
+
+
+def starving(out: Path) -> int | None:
+    """Number of the first train shard that a trainer waits for while all of them wait; None while one has work."""
+    waits = [Waiting.read(out, name).slot for name in trainers_of(out)]
+    return None if None in waits else min(slot for slot in waits if slot is not None)
+
+
+def committed(out: Path, name: str = TRAIN) -> tuple[int, Cursor]:
     """(step, cursor) of the newest finished checkpoint of a cycle's trainer; (0, the start) where there is none."""
-    while steps := commits(out / TRAIN):
-        found = _read_json(out / TRAIN / CHECKPOINTS / f"step-{steps[-1]:08d}.json")
+    while steps := commits(out / name):
+        found = _read_json(out / name / CHECKPOINTS / f"step-{steps[-1]:08d}.json")
         if found is not None:  # else the checkpoint was deleted since, and a newer one exists
             return (int(found["step"]), Cursor.from_json(found["cursor"])) if found.get("cursor") else (0, Cursor())
     return 0, Cursor()
@@ -114,14 +137,14 @@ class Waiting:
 
     slot: int | None = None
 
-    def write(self, out: Path) -> None:
-        """Write OUT/train/hunger.json. Raises OSError where the disk is full."""
-        write_json(out / TRAIN / HUNGER, dataclasses.asdict(self))
+    def write(self, out: Path, name: str = TRAIN) -> None:
+        """Write OUT/train/hunger.json, or that of another trainer. Raises OSError where the disk is full."""
+        write_json(out / name / HUNGER, dataclasses.asdict(self))
 
     @classmethod
-    def read(cls, out: Path) -> Waiting:
-        """Read OUT/train/hunger.json; not waiting where there is none."""
-        return cls(**_read_json(out / TRAIN / HUNGER) or {})
+    def read(cls, out: Path, name: str = TRAIN) -> Waiting:
+        """Read OUT/train/hunger.json, or that of another trainer; not waiting where there is none."""
+        return cls(**_read_json(out / name / HUNGER) or {})
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from pipeline.core.disk import disk_below
 from pipeline.core.text import duration_words, size
 from pipeline.cycle import disk_log
 from pipeline.cycle.disk_log import Note
-from pipeline.cycle.protocol import TRAIN, Window, layout
+from pipeline.cycle.protocol import TRAIN, Window, layout, trainers_of
 from pipeline.storage.ledger import Kept, Ledger
 from pipeline.storage.run_folder import is_locked
 from pipeline.storage.train_run import TrainingLog
@@ -64,6 +64,7 @@ class Snapshot:
 
     samples_due: of the shards so far. filling, on_disk, deleted: train shards; to_come: estimate of further train shards.
     left_s: estimate of the time left. disk_bytes, disk_peak, budget: bytes. held_out, on_disk_objects, deleted_objects: objects.
+    All on training is the first model's; others: a line on each further one.
     """
 
     step: int
@@ -83,6 +84,7 @@ class Snapshot:
     on_disk_objects: int
     deleted_objects: int
     held_out: int
+    others: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Tell a user how the cycle stands, in lines."""
@@ -95,6 +97,7 @@ class Snapshot:
             lines.append(
                 f"unseen objects ({self.held_out}): PSNR {psnr:.2f} dB after {step:.0f} steps, nearest view {nearest:.2f}"
             )
+        lines += self.others
         lines.append(
             f"pace: rendering makes {rate(self.pace.made_per_s)}, training takes {rate(self.pace.samples_per_s)}"
         )
@@ -168,7 +171,18 @@ def take_snapshot(run: Path, ledger: Ledger, log: TrainingLog | None = None) -> 
         on_disk_objects=sum(shard.objects for shard in here),
         deleted_objects=sum(shard.objects for shard in gone),
         held_out=ledger.delivered_by_split().get("val", 0),
+        others=tuple(_other(run, name) for name in trainers_of(run)[1:]),
     )
+
+
+def _other(run: Path, name: str) -> str:
+    """Say how a further model stands."""
+    log = TrainingLog(run / name).read()
+    losses = [loss for _, loss, *_ in log.curve[-LAST:] if math.isfinite(loss)]
+    loss = f", loss {sum(losses) / len(losses):.4f}" if losses else ""
+    unseen = _unseen(log)
+    seen = f", PSNR {unseen['psnr']:.2f} dB of unseen objects after {unseen['step']:.0f} steps" if unseen else ""
+    return f"{name}: step {log.step}{loss}, {log.samples:,} samples{seen}"
 
 
 def is_cycle(run: Path) -> bool:

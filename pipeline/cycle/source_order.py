@@ -22,9 +22,9 @@ from pipeline.core.disk import Made, disk_of, patiently, write_json
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.cycle.open_shards import VAL_OBJECTS, OpenShard, OpenShards, objects_per_shard
-from pipeline.cycle.protocol import LAYOUT, Slot, Waiting, Window, committed, layout
+from pipeline.cycle.protocol import LAYOUT, Slot, Window, done, layout, starving
 from pipeline.cycle.supervisor import Page, Supervisor
-from pipeline.cycle.trainer import Trainer
+from pipeline.cycle.trainer import Trainer, Trainers
 from pipeline.run.policy import Listing, Policy, Session, writer_of
 from pipeline.run.selection import Selection
 from pipeline.run.vetting import Vetting
@@ -49,7 +49,9 @@ WAIT_S = 0.2
 class SourceOrder(Policy):
     """Policy that fills shards in the order of the source, as far as `open_shards` has disk."""
 
-    def __init__(self, cfg: AnyCycle, ledger: Ledger, shares: Shares, trainer: Trainer, live_page: LivePage) -> None:
+    def __init__(
+        self, cfg: AnyCycle, ledger: Ledger, shares: Shares, trainer: Trainer | Trainers, live_page: LivePage
+    ) -> None:
         """Make disk, journals and ledger agree, and begin a session that continues the cycle."""
         assert cfg.out is not None
         self.cfg, self.open_shards, writer = cfg, OpenShards(cfg, shares, ledger.kept()), writer_of(cfg)
@@ -200,7 +202,7 @@ class SourceOrder(Policy):
         """Mark rendering as waiting for disk. Raises UserError where the wait would never end."""
         self.supervisor.check()
         self._mark_blocked(True)
-        waits = Waiting.read(self.session.out).slot
+        waits = starving(self.session.out)
         starved = shard.name.startswith("train") and waits is not None and waits >= shard.number
         starved = starved and self.supervisor.idle()
         if not self.open_shards.lacks_disk(shard, wanted) and starved:
@@ -292,7 +294,7 @@ class SourceOrder(Policy):
 
     def _passes(self) -> int:
         """Passes for the shard that is being closed. auto: enough to keep the trainer busy while the next shard is made."""
-        rate, made = self.supervisor.log.samples_per_s, self.made_per_s()
+        rate, made = self.supervisor.samples_per_s, self.made_per_s()
         if self.cfg.passes != "auto" or not rate or not made:
             return self.cfg.first_passes
         return max(1, min(self.cfg.max_passes, math.ceil(rate / made)))
@@ -309,7 +311,7 @@ class SourceOrder(Policy):
         """Write OUT/window.json, which tells the trainer the available shards."""
         if self.layout is None:
             return
-        first = max(0, committed(self.session.out)[1].done - self.cfg.window)
+        first = max(0, done(self.session.out) - self.cfg.window)
         shards = train_shards(self.session.ledger.kept())
         window = Window(
             life=self.cfg.window,
@@ -364,6 +366,6 @@ def recover(cfg: AnyCycle, ledger: Ledger, writer: ShardWriter, open_shards: Ope
     for name in on_disk - set(journals):
         open_shards.disk_budget.settle(name, disk_of_shard(cfg, name))
     there = [number_of(name) for name in on_disk if name.startswith("train")]
-    deleted = min([committed(out)[1].done, *there])  # empty shards have no files
+    deleted = min([done(out), *there])  # empty shards have no files
     found = sum(map(len, journals.values()))
     return deleted, [f"going on with {found} objects of an interrupted session"] * bool(found)

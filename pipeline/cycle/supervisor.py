@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from pipeline.config.cycle import Shares
 from pipeline.core.budget import DiskBudget
 from pipeline.core.disk import disk_below, disk_of, patiently
-from pipeline.cycle import disk_log
+from pipeline.cycle import disk_log, protocol
 from pipeline.cycle.disk_log import Note
-from pipeline.cycle.protocol import TRAIN, Window, committed
-from pipeline.cycle.trainer import Trainer
+from pipeline.cycle.protocol import TRAIN, Window
+from pipeline.cycle.trainer import Trainer, Trainers
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import remove_shard, shard_name
 from pipeline.storage.train_run import CHECKPOINTS, TrainingLog
@@ -57,8 +57,9 @@ class DiskMeter:
         paths = list(self.out.iterdir())
         disk = {path.name: disk_below(path) for path in paths if path.is_dir()}
         disk["files"] = sum(disk_of(path) for path in paths if not path.is_dir())
-        disk["checkpoints"] = disk_below(self.out / TRAIN / CHECKPOINTS)
-        disk[TRAIN] = disk.get(TRAIN, 0) - disk["checkpoints"]
+        names = protocol.trainers_of(self.out)
+        disk["checkpoints"] = sum(disk_below(self.out / name / CHECKPOINTS) for name in names)
+        disk[TRAIN] = sum(disk.pop(name, 0) for name in names) - disk["checkpoints"]
         self.parts = disk  # replaced as a whole, since other threads read it
         self.peak = max(self.peak, self.used())
         papers = disk["files"] + disk[TRAIN]
@@ -95,18 +96,29 @@ class Supervisor:
         ledger: Path,
         disk_budget: DiskBudget,
         shares: Shares,
-        trainer: Trainer,
+        trainer: Trainer | Trainers,
         widths: tuple[int, ...],
         deleted: int,
         live_page: Callable[[Path], Page],
     ) -> None:
         self.ledger, self.trainer, self.deleted = ledger, trainer, deleted
-        self.log = TrainingLog(out / TRAIN)
+        self.logs = {name: TrainingLog(out / name) for name in protocol.trainers_of(out)}
         self.meter = DiskMeter(out, shares, disk_budget, widths)
         self.page = live_page(out)
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(1, "supervisor")
         self._work_done: Future[None] | None = None
+
+    @property
+    def log(self) -> TrainingLog:
+        """Log of the first trainer."""
+        return self.logs[TRAIN]
+
+    @property
+    def samples_per_s(self) -> float | None:
+        """Samples that the slowest trainer takes in a second; None before all are known."""
+        rates = [log.samples_per_s for log in self.logs.values()]
+        return min((rate for rate in rates if rate), default=None) if all(rates) else None
 
     def __enter__(self) -> Supervisor:
         self._work_done = self._pool.submit(self._work)
@@ -115,7 +127,7 @@ class Supervisor:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._pool.shutdown()
-        self.log = self.log.read()
+        self._read_logs()
         self.page.end(self.log)
 
     def check(self) -> None:
@@ -125,7 +137,10 @@ class Supervisor:
 
     def idle(self) -> bool:
         """True when every shard that the newest checkpoint is done with has been deleted."""
-        return self.deleted == committed(self.meter.out)[1].done
+        return self.deleted == protocol.done(self.meter.out)
+
+    def _read_logs(self) -> None:
+        self.logs = {name: log.read() for name, log in self.logs.items()}  # replaced, since other threads read it
 
     def _work(self) -> None:
         with Ledger(self.ledger) as ledger:
@@ -134,9 +149,9 @@ class Supervisor:
             self.meter.measure(last=True)
 
     def _tick(self, ledger: Ledger) -> None:
-        done = committed(self.meter.out)[1].done
-        self.log = self.log.read()
-        if self.trainer.process is None and (window := Window.read(self.meter.out)) and window.begun:
+        done = protocol.done(self.meter.out)
+        self._read_logs()
+        if not self.trainer.begun and (window := Window.read(self.meter.out)) and window.begun:
             self.trainer.start()
         self.trainer.poll()
         if done > self.deleted:
@@ -145,8 +160,9 @@ class Supervisor:
         self.page.refresh(self.log)
 
     def _delete(self, until: int, ledger: Ledger) -> None:
-        """Delete train shards before `until`, which a finished checkpoint is done with: first in the ledger, so that no reader
-        expects their files, then the files.
+        """Delete train shards before `until`, which finished checkpoints of all trainers are done with.
+
+        First in the ledger, so that no reader expects their files, then the files.
         """
         names = [shard_name("train", number) for number in range(self.deleted, until)]
         patiently(lambda: ledger.delete_shards(names), self.meter.out, self._stop.is_set)

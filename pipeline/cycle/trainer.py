@@ -40,10 +40,13 @@ def spawn(
 
 
 class Trainer:
-    """Holds the trainer's process, run by `command`. Its stdin is a pipe from this process, so that it ends with this one."""
+    """Holds a trainer's process, run by `command`. Its stdin is a pipe from this process, so that it ends with this one.
 
-    def __init__(self, out: Path, command: Sequence[str], threads: int | None) -> None:
-        self.out, self.command, self.threads = out, command, threads
+    name: of its folder within the cycle's, `out`.
+    """
+
+    def __init__(self, out: Path, command: Sequence[str], threads: int | None, name: str = TRAIN) -> None:
+        self.out, self.command, self.threads, self.name = out, command, threads, name
         self.process: subprocess.Popen[bytes] | None = None
         self.words: deque[str] = deque(maxlen=TAIL)
         self.finished = self.stopping = False
@@ -56,11 +59,11 @@ class Trainer:
         with self.changing:
             if self.stopping:
                 return
-            step = committed(self.out)[0]
+            step = committed(self.out, self.name)[0]
             if self.starts[-TIMES:] == [step] * TIMES:
                 raise UserError(f"the trainer ended {TIMES} times at step {step}; its last words:\n{self.last_words()}")
             self.starts.append(step)
-            (self.out / TRAIN).mkdir(exist_ok=True)
+            (self.out / self.name).mkdir(exist_ok=True)
             self.close()
             self.words.clear()
             self.process = spawn(self.command, self.threads, subprocess.PIPE, subprocess.STDOUT)
@@ -70,7 +73,7 @@ class Trainer:
 
     def _listen(self, output: IO[bytes]) -> None:
         """Copy the trainer's output into the log. Read by a pipe: writing to a file on a full disk would end the trainer."""
-        path = self.out / TRAIN / LOG
+        path = self.out / self.name / LOG
         with output:
             for line in output:
                 self.words.append(line.decode(errors="replace"))
@@ -88,12 +91,22 @@ class Trainer:
         else:
             self.start()
 
-    def stop(self) -> None:
-        """Ask the trainer to end with a checkpoint, and wait for the end; no restart after that."""
+    @property
+    def begun(self) -> bool:
+        """True once the trainer was started."""
+        return self.process is not None
+
+    def ask_to_stop(self) -> None:
+        """Ask the trainer to end with a checkpoint; no restart after that."""
         with self.changing:
             self.stopping = True
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """Ask the trainer to end with a checkpoint, and wait for the end."""
+        self.ask_to_stop()
+        if self.process is not None and self.process.poll() is None:
             try:
                 self.finished = self.process.wait(STOP_S) == 0
             except subprocess.TimeoutExpired:
@@ -118,3 +131,43 @@ class Trainer:
     def _hear(self) -> None:
         if self.listener is not None:
             self.listener.join(LISTEN_S)
+
+
+class Trainers:
+    """The trainers of a cycle of several models, as if they were one."""
+
+    def __init__(self, each: Sequence[Trainer]) -> None:
+        self.each = each
+
+    @property
+    def finished(self) -> bool:
+        """True when all are."""
+        return all(one.finished for one in self.each)
+
+    @property
+    def begun(self) -> bool:
+        """True once all were started."""
+        return all(one.begun for one in self.each)
+
+    def start(self) -> None:
+        """Start those that were not started. Raises UserError as Trainer.start."""
+        for one in self.each:
+            if not one.begun:
+                one.start()
+
+    def poll(self) -> None:
+        """Look after each. Raises UserError as Trainer.poll."""
+        for one in self.each:
+            one.poll()
+
+    def stop(self) -> None:
+        """Ask all to end with a checkpoint, and wait for the ends."""
+        for one in self.each:
+            one.ask_to_stop()
+        for one in self.each:
+            one.stop()
+
+    def close(self) -> None:
+        """Kill those that live."""
+        for one in self.each:
+            one.close()

@@ -81,14 +81,18 @@ class Watcher:
             self.most, self.looks = max(self.most, disk_below(self.folder)), self.looks + 1
 
 
-def model_of(out: Path) -> dict[str, Any]:
-    found = checkpoint.load(out / "train")
+def weights_of(trained: Path) -> dict[str, Any]:
+    found = checkpoint.load(trained)
     assert found is not None
     return dict(found[0]["model"])
 
 
 def same_model(one: Path, other: Path) -> bool:
-    ours, theirs = model_of(one), model_of(other)
+    return same_weights(one / "train", other / "train")
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    ours, theirs = weights_of(one), weights_of(other)
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -140,13 +144,37 @@ def test_a_cycle_of_objects_that_move(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     told = audit_of(out)
     assert told["delivered"] == 8 == told["deleted"] + told["on_disk"] and told["deleted"] > 4
-    assert "linear.weight" in "".join(name for name in model_of(out) if name.startswith("input_time."))
+    assert "linear.weight" in "".join(name for name in weights_of(out / "train") if name.startswith("input_time."))
     kept = pipeline.open(out)
     assert len(kept) and all(len(one.jpegs) == 12 and one.moves for one in kept)
     assert lvsm_data("verify", out).returncode == 0
     status = json.loads(lvsm_data("status", out, "--json").stdout)
     assert status["delivered"] == 8
     assert "--time-cameras fixed" in kept_again(kept.uids[0], out)
+
+
+def test_two_models_of_one_cycle_are_those_of_two_cycles(tmp_path: Path) -> None:
+    """Objects are rendered once, at two widths; each model is the one that a cycle of its own would train on this order."""
+    size = ("--n", 12, "--res", 64, 96, "--passes", 2, "--data.inputs", 2, "--loss.perceptual", 0)
+    more = (*size, "--executor", "inline", "--train.eval-every", 0, "--disk-budget", "90MB")
+    outs = {"thesis64": tmp_path / "one", "base": tmp_path / "other", "both": tmp_path / "both"}
+    for name, out in outs.items():
+        configs = ("thesis64", "base") if name == "both" else (name,)
+        with Watcher(out) as watcher:
+            run = lvsm_data(*options(out, *more), "--train-config", *configs)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert watcher.most <= 90e6
+    assert "training at 64 (thesis64) and 96 (base) pixels" in run.stdout
+    told = audit_of(tmp_path / "both")
+    (other,) = told["others"]
+    assert (other["name"], other["samples"], other["logged"]) == ("train-base", told["samples"], told["owed"])
+    assert told["on_disk"] == told["held_out"] and told["deleted"] == 12 - told["held_out"]
+    for ours, theirs in (("both/train", "one/train"), ("both/train-base", "other/train")):
+        assert same_weights(tmp_path / ours, tmp_path / theirs)
+    refused = lvsm_data_here(*options(tmp_path / "both", *more), "--train-config", "base")
+    assert refused.returncode == 2 and "train-config was ['thesis64', 'base']" in refused.stderr
+    for wrong in (("small", "small"), ("small", "none")):
+        assert lvsm_data_here(*options(tmp_path / "x", *more), "--train-config", *wrong).returncode == 2
 
 
 def kept_again(uid: str, out: Path) -> str:
