@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+import objaverse
+
 from pipeline.core.disk import bytes_below
 from pipeline.core.errors import Retry, Skip, UserError
 from pipeline.core.paths import below, own_folder
@@ -17,7 +19,7 @@ from pipeline.download.fetch import Fetcher, Wanted, sha256_of
 from pipeline.formats import archives, references
 
 OBJAVERSE = "allenai/objaverse"
-OBJAVERSE_FOLDER = "hf-objaverse-v1"  # of the objaverse package's cache
+OBJAVERSE_FOLDER = Path(objaverse._VERSIONED_PATH).name  # where the objaverse package looks too: one cache for both
 BLOB = re.compile(r"https://github\.com/([^/]+)/([^/]+)/blob/([0-9a-f]{40})/(.+)")
 FILE_TYPE = re.compile(r"[a-z0-9]{1,8}")
 KEPT_CHECKOUTS = "github/files"  # in the cache folder, by uid

@@ -7,13 +7,13 @@ sha256, metadata, kept at CACHE/<source>/<source>.parquet as the objaverse packa
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+from objaverse.utils import get_uid_from_str
 
 from pipeline import sources
 from pipeline.config.shared import Listing
@@ -40,8 +40,8 @@ BATCH = route.FILES_PER_CHECKOUT
 def items(cfg: Listing, seed: int, net: Fetcher) -> Iterator[Item]:
     """List all parts mixed, ordered by the seed and each file's sha256: leaving lines out does not move the others.
 
-    uid: Sketchfab's own for its objects, so that they match Objaverse 1.0; else uuid5 of the fileIdentifier, as in the
-    objaverse package. Of files with the same sha256 the first is taken. Raises UserError where a list cannot be had.
+    uid: Sketchfab's own for its objects, so that they match Objaverse 1.0; else the objaverse package's, a hash of the
+    fileIdentifier. Of files with the same sha256 the first is taken. Raises UserError where a list cannot be had.
     """
     lists = [
         huggingface.list_file(net, REPO, f"{source}/{source}.parquet", cfg.cache) for source in sorted(cfg.xl_sources)
@@ -121,7 +121,7 @@ class _Wanted:
         import pyarrow as pa
 
         self.names = pa.array(sorted(names), pa.string())
-        uids = names - {_uuid5(name) for name in names}
+        uids = names - {get_uid_from_str(name) for name in names}
         self.uids = uids if any(map(UID.fullmatch, uids)) else frozenset[str]()  # hashing millions of lines takes 30 s
 
     def among(self, rows: Any) -> np.ndarray:
@@ -187,7 +187,7 @@ def _item(row: dict[str, Any], sketchfab: dict[str, str]) -> Item:
         extra |= {"cached": f"thingiverse/thing-{thing[1]}-file-{thing[2]}.stl"}
     elif source == "smithsonian":
         credit |= {"title": unquote(urlsplit(identifier).path).rsplit("/", 1)[-1], "author": "Smithsonian Institution"}
-        extra |= {"cached": f"smithsonian/objects/{_uuid5(identifier)}.glb"}
+        extra |= {"cached": f"smithsonian/objects/{get_uid_from_str(identifier)}.glb"}
     license_name = licenses.normalise(row["license"])
     return Item(_uid(identifier), source, url, license_name, sha256, {k: v for k, v in credit.items() if v}, extra)
 
@@ -195,8 +195,4 @@ def _item(row: dict[str, Any], sketchfab: dict[str, str]) -> Item:
 def _uid(identifier: str) -> str:
     if identifier.startswith(objaverse.PAGE):
         return identifier[len(objaverse.PAGE) :]
-    return _uuid5(identifier)
-
-
-def _uuid5(identifier: str) -> str:
-    return str(uuid.uuid5(uuid.NAMESPACE_DNS, identifier))
+    return get_uid_from_str(identifier)

@@ -19,10 +19,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import objaverse as package
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.utils import close_session
 
+from pipeline.config.shared import Listing
+from pipeline.download import route
 from tests import trees
 from tests.conftest import COMMAND, SHARED_OBJECTS, lvsm_data, lvsm_data_here
 from tests.hub import Hub
@@ -201,6 +204,11 @@ def delivered(ledger: Path) -> list[str]:
             return [uid for (uid,) in db.execute("SELECT uid FROM item WHERE state = 'delivered'")]
     except sqlite3.OperationalError:
         return []
+
+
+def test_the_cache_is_the_objaverse_packages_own() -> None:
+    assert Listing.cache.expanduser() == Path(package.BASE_PATH)
+    assert str(Listing.cache.expanduser() / route.OBJAVERSE_FOLDER) == package._VERSIONED_PATH
 
 
 def test_what_the_objaverse_package_left_is_used(world: World) -> None:
