@@ -7,6 +7,7 @@ import errno
 import itertools
 import queue
 import shutil
+import time
 import traceback
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -86,6 +87,7 @@ class Downloads(BatchFetcher):
         self.ahead = max(AHEAD * threads, self.batch_size)
         self.results: queue.SimpleQueue[tuple[Item, Path | BaseException]] = queue.SimpleQueue()
         self.under_way = 0  # items given to a thread and not yielded yet
+        self.moments: list[float] = []  # when the first item was given to a thread, and when each came or failed
         self.in_a_row = 0
         self.failing = ""  # key of the batch that failed last: a batch counts once, however many items it has
         self._take_over(finished)
@@ -103,7 +105,8 @@ class Downloads(BatchFetcher):
                 if not group:
                     break
                 self.under_way += len(group)
-                self.start(group, lambda *result: self.results.put(result))
+                self.moments = self.moments or [time.monotonic()]
+                self.start(group, self._came)
             try:
                 item, got = self.results.get_nowait()
             except queue.Empty:
@@ -118,6 +121,10 @@ class Downloads(BatchFetcher):
                 yield dataclasses.replace(item, extra=item.extra | found)
             else:
                 self._give_up(item, got, failed)
+
+    def _came(self, item: Item, got: Path | BaseException) -> None:
+        self.moments.append(time.monotonic())
+        self.results.put((item, got))
 
     def snapshot(self) -> dict[str, int]:
         """Numbers of items under way and of files ready for a renderer, and the bytes of disk that both hold."""

@@ -96,7 +96,8 @@ class Measurements:
     start_s: until the first worker has an object and a Blender. idle_share: share of the workers' time spent waiting for files.
     shard_bytes: of `shards` shards with all delivered objects. step_s: of each step but the first. samples: per step and rank.
     train_start_s: from the trainer's start to the end of the first step. save_s, checkpoint_bytes: per checkpoint. look_s: of an
-    evaluation on held-out objects, per object; 0 without evaluations.
+    evaluation on held-out objects, per object; 0 without evaluations. fetch_s: seconds between the arrivals of two items' files,
+    [] where none are fetched here; least_fetch_s: fewer than that no item can take for long.
     """
 
     drawn: list[Drawn]
@@ -114,6 +115,8 @@ class Measurements:
     save_s: float = 0.0
     checkpoint_bytes: int = 0
     look_s: float = 0.0
+    fetch_s: list[float] = field(default_factory=list)
+    least_fetch_s: float = 0.0
 
     @property
     def delivered(self) -> int:
@@ -161,7 +164,10 @@ class Forecast:
 
     def _figures(self) -> dict[str, np.ndarray]:
         found, settings, train = self.found, self.settings, self.train
-        object_s = self._object_s() / found.workers
+        gives = self.yields.likely, self.yields.low, self.yields.high
+        drawn = self.cfg.n / np.concatenate([gives[:1], np.linspace(*gives[1:], DRAWS)])
+        worked_s, fetched_s = self._object_s() / found.workers, self._fetched_s() * drawn / self.cfg.n
+        object_s = np.maximum(worked_s, fetched_s)
         blocks = in_blocks(found.step_s)
         future = self.cfg.samples / found.samples * len(blocks) / len(found.step_s)
         step_s = self._first(blocks, "steps", future, DRIFT)
@@ -177,14 +183,13 @@ class Forecast:
         first = (self.held_out + min(self.of_each, train)) * object_s
         tail = min(self.cfg.window, self.slots) / 2 * self.of_each * passes * step_s / at_once
         rest = np.maximum((train - self.of_each) * object_s + tail, found.train_start_s + train_s + look_s)
-        gives = self.yields.likely, self.yields.low, self.yields.high
-        drawn = self.cfg.n / np.concatenate([gives[:1], np.linspace(*gives[1:], DRAWS)])
         fetched = self._first([one.fetched for one in found.drawn], "fetched", self.cfg.n)
         sizes = [one.jpeg_bytes for one in found.drawn if one.delivered]
         of_object = self.object_bytes / np.mean(sizes) * self._first(sizes, "sizes", self.cfg.n)
         return {
             "objects_drawn": drawn,
-            "render_hours": self.cfg.n * object_s / 3600,
+            "download_hours": self.cfg.n * fetched_s / 3600,
+            "render_hours": self.cfg.n * worked_s / 3600,
             "train_hours": train_s / 3600,
             "look_hours": look_s / 3600,
             "hours": (found.start_s + first + rest) / 3600,
@@ -195,6 +200,13 @@ class Forecast:
             "samples": samples,
             "steps": steps,
         }
+
+    def _fetched_s(self) -> np.ndarray:
+        """Seconds from one item's files to the next one's, 0 where none are fetched here."""
+        if not self.found.fetch_s:
+            return np.zeros(1 + DRAWS)
+        made: np.ndarray = np.maximum(self._first(self.found.fetch_s, "fetching", self.cfg.n), self.found.least_fetch_s)
+        return made
 
     def _files(self) -> int:
         return self.slots + -(-self.held_out // VAL_OBJECTS)
@@ -230,12 +242,12 @@ class Forecast:
         return {"yield_share": self.yields} | made
 
     def bottleneck(self) -> str:
-        """Slower side: "rendering", "training", "neither" (about equal) or "either" (cannot be told)."""
-        render = self.figures["render_hours"]
-        apart = (self.figures["train_hours"] + self.figures["look_hours"]) / render
+        """Slower side: "downloading", "rendering", "training", "neither" (about equal) or "either" (cannot be told)."""
+        render, fetch = self.figures["render_hours"], self.figures["download_hours"]
+        apart = (self.figures["train_hours"] + self.figures["look_hours"]) / np.maximum(render, fetch)
         ratio = Range.of(float(apart[0]), apart[1:])
         if ratio.low > ALIKE:
             return "training"
         if ratio.high < 1 / ALIKE:
-            return "rendering"
+            return "downloading" if fetch[0] > render[0] else "rendering"
         return "neither" if ratio.high < ALIKE**2 and ratio.low > ALIKE**-2 else "either"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -98,6 +99,7 @@ class Pilot(ArrivalOrder):
     def __init__(self, cfg: RunConfig, ledger: Ledger, sink: Sink, start: Callable[[], ThroughputProcess]) -> None:
         super().__init__(cfg, ledger, sink)
         self.intake, self.start = Intake(self.session), start
+        self.urls: list[str] = []  # of what was drawn
         self.trainer: ThroughputProcess | None = None
         self.wait_until = self.paused_s = 0.0
         self.before: set[str] = set()  # uids begun before the trainer
@@ -111,7 +113,9 @@ class Pilot(ArrivalOrder):
         """Yield items until MOST_DRAWN per object, or MOST_S seconds, are reached."""
         count = 0
         for item in super().draw(listing):
-            count += item is not None
+            if item is not None:
+                count += 1
+                self.urls.append(item.url)
             yield item
             if count >= MOST_DRAWN * self.session.cfg.n or time.monotonic() - self.begun >= MOST_S:
                 return
@@ -152,6 +156,7 @@ class Pilot(ArrivalOrder):
     def measurements(self, shard_bytes: int, trained: dict[str, Any]) -> Measurements:
         """Measurements of the pilot. trained: the fields that the trainer measured."""
         ledger, workers = self.session.ledger, self.session.cfg.workers or max(1, len(self.workers))
+        moments = sorted(self.intake.downloads.moments) if self.intake.downloads else []
         span = max(1e-9, self.last - (self.first or self.begun) - self.paused_s)
         busy = sum(one.seconds for one in self.ended) / min(workers, max(1, len(self.ended)))
         return Measurements(
@@ -164,8 +169,17 @@ class Pilot(ArrivalOrder):
             max(0.0, 1 - busy / span) if self.intake.downloads else 0.0,
             shard_bytes,
             len(ledger.kept()),
+            fetch_s=[after - before for before, after in itertools.pairwise(moments)],
+            least_fetch_s=self._least_fetch_s(),
             **trained,
         )
+
+    def _least_fetch_s(self) -> float:
+        """Seconds per item that --videos-per-hour allows: a pilot is through before the limit is felt."""
+        cfg = self.session.cfg
+        if not isinstance(cfg, ClipConfig) or cfg.videos or not cfg.videos_per_hour or not self.urls:
+            return 0.0
+        return 3600 / cfg.videos_per_hour * len(set(self.urls)) / len(self.urls)
 
 
 def run_pilot(

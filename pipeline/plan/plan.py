@@ -41,6 +41,7 @@ TRAINED = (
 WORDS = {  # figure -> label for the user
     "yield_share": "yield",
     "objects_drawn": "objects drawn",
+    "download_hours": "downloads",
     "render_hours": "rendering",
     "train_hours": "training",
     "look_hours": "looks at unseen objects",
@@ -83,19 +84,18 @@ class Plan:
             f"{'':24} {'likely':>10}   90 % between",
         ]
         for name, one in self.figures.items():
+            if name == "download_hours" and not one.high:  # nothing is fetched
+                continue
             low, likely, high = (_shown(name, value) for value in (one.low, one.likely, one.high))
             lines.append(f"{WORDS[name]:24} {likely:>10}   {low} and {high}")
         lines.append(f"objects per shard: {self.shard_objects}; {self.window} shards are shuffled together")
         lines.append(f"bottleneck: {SAYS[self.bottleneck]}")
-        if pilot["idle_share"] > 0.3:
-            lines.append(
-                f"workers waited for files for {pilot['idle_share']:.0%} of the pilot: downloads may take longer"
-            )
         lines.append(f"licenses: {reasons_text(self.licenses)}")
         return lines
 
 
 SAYS = {
+    "downloading": "downloads; more --downloads, a nearer --mirror, more --passes",
     "rendering": "rendering; more --workers, more --passes, fewer --views",
     "training": "training; fewer --passes or another GPU, and fewer --workers do as well",
     "neither": "neither; both sides take as long",

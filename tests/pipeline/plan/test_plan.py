@@ -184,6 +184,24 @@ SMALL = "--res 32 --views 12 --samples 4 --val-percent 15 --passes 4 --train.dev
 TINY = "--model.dim 64 --model.layers 4 --model.encoder-layers 2 --data.batch 4 --data.targets 4".split()
 
 
+def test_downloads_that_are_slower_than_workers_set_the_pace() -> None:
+    """20 objects of 2 s by 2 workers take a second each; files that come every 4 s take four times as long."""
+    fast, slow = (forecast(found([2.0] * 20, fetch_s=[each] * 20), passes="1") for each in (0.1, 4.0))
+    none = forecast(found([2.0] * 20), passes="1")
+    assert not none.figures["download_hours"].any()
+    assert fast.figures["hours"][0] == none.figures["hours"][0]
+    assert slow.figures["download_hours"][0] == pytest.approx(10_000 * 4 / 3600)
+    assert slow.figures["render_hours"][0] == none.figures["render_hours"][0]
+    assert slow.figures["hours"][0] == pytest.approx(4 * none.figures["hours"][0], rel=0.05)
+    assert slow.bottleneck() == "downloading"
+    limited = forecast(found([2.0] * 20, fetch_s=[0.1] * 20, least_fetch_s=15.0), passes="1")
+    assert limited.figures["download_hours"][0] == pytest.approx(10_000 * 15 / 3600)
+    lossy = forecast(found([2.0] * 10, [0.1] * 10, fetch_s=[4.0] * 20), passes="1")
+    assert lossy.figures["download_hours"][0] == pytest.approx(
+        2 * 10_000 * 4 / 3600
+    )  # every second file is for nothing
+
+
 def test_a_plan_of_a_small_cycle(tmp_path: Path) -> None:
     """Measured for real: downloads, objects, steps, a checkpoint, a look; and nothing is left of them but plan.json."""
     pytest.importorskip("torch")
