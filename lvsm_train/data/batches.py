@@ -6,9 +6,7 @@ import contextlib
 import functools
 import itertools
 import json
-import math
 import os
-import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +23,7 @@ from lvsm_train.config.parts import DataConfig, Layer
 from lvsm_train.config.shapes import HW
 from lvsm_train.data import samples, view_sampling
 from lvsm_train.data.index import Files, Index, decode_all, memory_free, read_index
-from lvsm_train.data.kept import DecodedPictures
+from lvsm_train.data.kept import DecodedPictures, Memory
 from lvsm_train.data.layers import channels, check_layers, decode_layers, read_layers
 from lvsm_train.data.samples import Sample
 from pipeline.storage.object_table import objects_told
@@ -152,28 +150,6 @@ class _Pending:
     layers: torch.Tensor | None
     jobs: list[Future[None]]
     aux: bool
-
-
-class Memory:
-    """Memory of batches, which is used again once nobody holds any part of a batch: the system would have to clear what is new.
-
-    At 256 pixels that takes a quarter as long as decoding. Pinned memory is kept likewise by torch itself.
-    """
-
-    def __init__(self) -> None:
-        self._free: deque[np.ndarray] = deque()
-
-    def take(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Tensor of uint8 with any content."""
-        size = math.prod(shape)
-        block = np.empty(0, np.uint8)
-        with contextlib.suppress(IndexError):  # none is free
-            block = self._free.pop()
-        if block.size < size:
-            block = np.empty(size, np.uint8)
-        held = block[:size]  # as long as the tensor and all that shares its memory
-        weakref.finalize(held, self._free.append, block).atexit = False
-        return torch.from_numpy(held).view(shape)
 
 
 class Data:

@@ -1,4 +1,4 @@
-"""What is kept of shards from one use to the next: decoded pictures in memory, cameras below ~/.cache/lvsm-data/cameras.
+"""What is kept from one use to the next: memory of batches, decoded pictures, and cameras below ~/.cache/lvsm-data/cameras.
 
 A second reading of cameras takes a twentieth of the first. A shard never changes once it has its name: what is kept belongs to
 its path, size, time and last bytes, which are its footer's end; any other file is read anew.
@@ -15,10 +15,13 @@ import math
 import os
 import threading
 import time
+import weakref
 import zipfile
+from collections import deque
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lvsm_train.data.shard_index import ShardIndex, read_shard
 from pipeline.core.disk import replacing
@@ -28,6 +31,28 @@ LEAST_BYTES = 4_000_000  # smaller shards are read as quickly
 TAIL = 65_536  # bytes of a shard that are compared
 FORGOTTEN_S = 30 * 86_400.0  # after which what nobody reads is deleted
 FORM = b"4"  # of what is kept
+
+
+class Memory:
+    """Memory of batches, which is used again once nobody holds any part of a batch: the system would have to clear what is new.
+
+    At 256 pixels that takes a quarter as long as decoding. Pinned memory is kept likewise by torch itself.
+    """
+
+    def __init__(self) -> None:
+        self._free: deque[np.ndarray] = deque()
+
+    def take(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Tensor of uint8 with any content."""
+        size = math.prod(shape)
+        block = np.empty(0, np.uint8)
+        with contextlib.suppress(IndexError):  # none is free
+            block = self._free.pop()
+        if block.size < size:
+            block = np.empty(size, np.uint8)
+        held = block[:size]  # as long as the tensor and all that shares its memory
+        weakref.finalize(held, self._free.append, block).atexit = False
+        return torch.from_numpy(held).view(shape)
 
 
 class DecodedPictures:

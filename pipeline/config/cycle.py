@@ -79,7 +79,7 @@ class Cycling(Fetching, Running):
             raise UserError(
                 "--height-crop 0 leaves pictures of many shapes, and a cycle trains on one", "--height-crop 36"
             )
-        if self.uses_auto:
+        if self.source == AUTO:
             raise UserError("a cycle has to know its source", f"--source {' | '.join(SOURCES)}")
         if self.val_percent <= 0:
             raise UserError("a cycle keeps some objects to measure with", "--val-percent 1, for example")
@@ -104,11 +104,6 @@ class Cycling(Fetching, Running):
         made: dict[str, Any] = super().identity()  # type: ignore[misc]
         several = {"train_config": list(self.train_config)} if len(self.train_config) > 1 else {}
         return made | {name: getattr(self, name) for name in own} | several
-
-    @property
-    def uses_auto(self) -> bool:
-        """True where the source is still to be recognised."""
-        return bool(self.source == AUTO)
 
     @property
     def pixels(self) -> float:
