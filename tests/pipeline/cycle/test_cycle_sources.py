@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,14 +16,19 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from pipeline.core.errors import UserError  # noqa: E402
+from pipeline.core.records import video_of  # noqa: E402
 from pipeline.storage.ledger import Ledger  # noqa: E402
+from pipeline.storage.shards import split_of  # noqa: E402
+from pipeline.storage.writer import ShardWriter  # noqa: E402
 from tests import trees, videos  # noqa: E402
-from tests.conftest import lvsm_data  # noqa: E402
+from tests.conftest import lvsm_data, lvsm_data_here  # noqa: E402
 from tests.hub import Hub  # noqa: E402
+from tests.noise import FACTS, scene  # noqa: E402
 from tests.pipeline.cycle.test_cycle import SAME, Watcher, audit_of, equal, victims  # noqa: E402
 from tests.pipeline.run.test_clip import SHARES, YOUTUBE, mirror  # noqa: E402
-from tests.pipeline.run.test_run import start  # noqa: E402
-from tests.videos import VideoServer  # noqa: E402
+from tests.pipeline.run.test_run import start, wait_for  # noqa: E402
+from tests.videos import Fault, VideoServer  # noqa: E402
 
 TINY = ("--model.dim", 64, "--model.layers", 2, "--model.encoder-layers", 1, "--data.batch", 4)
 FEW = ("--data.inputs", 2, "--data.targets", 2, "--passes", 2, "--window", 2, "--shard-objects", 2)
@@ -62,6 +69,11 @@ def archives(folder: Path, ended: ExitStack, n: int, size: int) -> Served:
 
 def films(folder: Path, ended: ExitStack, n: int, size: int) -> Served:
     """Videos of CLIPS clips each, and of a second each."""
+    return filmed(folder, ended, n, size)[0]
+
+
+def filmed(folder: Path, ended: ExitStack, n: int, size: int) -> tuple[Served, VideoServer]:
+    """The same, and the server that they come from."""
     (folder / "films").mkdir()
     (folder / "cams").mkdir()
     for number in range(-(-n // CLIPS) + n // 10):
@@ -80,7 +92,7 @@ def films(folder: Path, ended: ExitStack, n: int, size: int) -> Served:
         asked = [request.path for request in server.matching("GET")]
         return {path: asked.count(path) for path in set(asked)}
 
-    return Served((*flags, *more), fetched)
+    return Served((*flags, *more), fetched), server
 
 
 KINDS = {"archives of views": archives, "videos": films}
@@ -95,6 +107,76 @@ def ended() -> Iterator[ExitStack]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cycle_of_what_is_fetched_adds_up(kind: str, tmp_path: Path, ended: ExitStack) -> None:
     compared(KINDS[kind](tmp_path, ended, 20, 32), tmp_path, 20, kills=2)
+
+
+def test_what_cannot_be_trained_on_fails_and_a_source_that_ends_is_said(tmp_path: Path) -> None:
+    """A run of 14 objects, three of them with two views: each is accounted for, and a shard that is closed never changes."""
+    writer = ShardWriter(tmp_path / "run", (32,), (), FACTS, 1e12)
+    few = ("object-3", "object-7", "object-11")
+    for number in range(14):
+        uid = f"object-{number}"
+        writer.append("train-000000", writer.pack(scene(uid, (32,), views=2 if uid in few else 6)))
+    writer.publish("train-000000")
+    out = tmp_path / "out"
+    flags = (
+        "--source",
+        "shards",
+        "--input",
+        tmp_path / "run",
+        "--res",
+        32,
+        "--disk-budget",
+        "60MB",
+        "--val-percent",
+        20,
+    )
+    command = Served(flags, dict).options(40, out)
+    first = lvsm_data_here(*command)
+    assert first.returncode == 3, first.stderr
+    lines = first.stdout.splitlines()
+    assert "requested 40 = delivered 11 + 29 missing" in lines and "it adds up" in lines
+    assert "drawn 14 = delivered 11 + failed 3 (too_few_views 3)" in lines
+    assert "29 fewer than requested: the source has no more objects" in lines
+    with Ledger(out / "ledger.sqlite", readonly=True) as ledger:
+        assert {uid: detail for uid, detail, _ in ledger.examples("too_few_views", 9)} == dict.fromkeys(
+            few, "2 views, 4 are needed"
+        )
+        before = ledger.kept()
+    again = lvsm_data_here(*command, "--retry-failed")
+    assert again.returncode == 3
+    with Ledger(out / "ledger.sqlite", readonly=True) as ledger:
+        assert ledger.kept() == before
+
+
+def test_failures_in_an_open_shard_are_tried_again(tmp_path: Path, ended: ExitStack) -> None:
+    """One video is missing and another hangs when the cycle is killed; both are there when it goes on with --retry-failed."""
+    served, server = filmed(tmp_path, ended, 20, 32)
+    command = (*served.options(25, out := tmp_path / "run"), "--shard-objects", 30, "--stall-s", 60)
+    training = [name for name in sorted(films_of(tmp_path)) if split_of(video_of(YOUTUBE + name), 20) == "train"]
+    gone, hangs = training[:2]
+    server.faults[f"/{gone}"] = Fault("404")
+    server.faults[f"/{hangs}"] = Fault("hang", after_bytes=-1)
+    run = start(*command)
+    wait_for(lambda: failed_of(out) == CLIPS)
+    run.kill()
+    run.communicate(timeout=300)
+    assert audit_of(out)["reasons"] == {"missing": CLIPS}
+    server.clear()
+    last = lvsm_data(*command, "--retry-failed")
+    assert last.returncode == 0, last.stdout + last.stderr
+    assert f"tried {CLIPS} failed objects again; 0 stay as they are" in last.stdout
+    told = audit_of(out)
+    assert told["reasons"] == {} and told["delivered"] == 25
+
+
+def films_of(folder: Path) -> list[str]:
+    return [path.name for path in (folder / "films").iterdir()]
+
+
+def failed_of(out: Path) -> int:
+    with contextlib.suppress(UserError, sqlite3.Error), Ledger(out / "ledger.sqlite", readonly=True) as ledger:
+        return ledger.counts().get("failed", 0)
+    return 0
 
 
 @pytest.mark.campaign
