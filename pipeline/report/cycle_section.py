@@ -57,6 +57,7 @@ def section(story: Story) -> Any:
         says=says[0].upper() + says[1:],
         do=FLAG.split(do[0].upper() + do[1:]) if do else [],
         trained=now.pace.trainer_s,
+        others=now.others,
         shards=_shards(now),
         training=_training(story.log),
         strip=story.strip,

@@ -171,6 +171,8 @@ def test_two_models_of_one_cycle_are_those_of_two_cycles(tmp_path: Path) -> None
     assert told["on_disk"] == told["held_out"] and told["deleted"] == 12 - told["held_out"]
     for ours, theirs in (("both/train", "one/train"), ("both/train-base", "other/train")):
         assert same_weights(tmp_path / ours, tmp_path / theirs)
+    assert "Another model on the same shards, train-base: step" in (tmp_path / "both/index.html").read_text()
+    assert "train-base: step" in lvsm_data_here("status", tmp_path / "both").stdout
     refused = lvsm_data_here(*options(tmp_path / "both", *more), "--train-config", "base")
     assert refused.returncode == 2 and "train-config was ['thesis64', 'base']" in refused.stderr
     for wrong in (("small", "small"), ("small", "none")):
