@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -182,20 +183,39 @@ def failed_of(out: Path) -> int:
 @pytest.mark.campaign
 @pytest.mark.parametrize("kind", [*KINDS, "objects"])
 def test_ten_kills_and_a_disk_for_a_tenth_change_nothing(kind: str, tmp_path: Path, ended: ExitStack) -> None:
-    served = (KINDS | {"objects": objects})[kind](tmp_path, ended, 100, 128)
-    more = ("--shard-objects", 1, "--passes", 3)
-    with Watcher(tmp_path / "run/128") as watcher:
-        compared(served, tmp_path, 100, 10, *more)
-    with Ledger(tmp_path / "run/ledger.sqlite", readonly=True) as ledger:
-        train = sum(shard.bytes for name, shard in ledger.kept().items() if name.startswith("train"))
-        kept = sum(shard.bytes for name, shard in ledger.kept().items() if name.startswith("val"))
-    print(f"{kind}: {train + kept} bytes of shards in all, {watcher.most} at once, {kept} of them to measure with")
-    assert watcher.most - kept < train / 5
+    """All shards to train on have a tenth of the disk that they would take together."""
+    n, out = 150, tmp_path / "run"
+    served = (KINDS | {"objects": objects})[kind](tmp_path, ended, n, 128)
+    more = ("--shard-objects", 1, "--val-percent", 8)
+    said = whole_of(served, tmp_path / "whole", n, *more)
+    once = served.fetched()
+    with Ledger(tmp_path / "whole/ledger.sqlite", readonly=True) as ledger:
+        kept = ledger.kept().items()
+    train, val = (sum(shard.bytes for name, shard in kept if name.startswith(split)) for split in ("train", "val"))
+    share = re.search(r"= shards ([\d.]+) MB", said)
+    assert share
+    budget = 70 - float(share[1]) + (val + train / 10) / 1e6
+    with Watcher(out / "128") as shards, Watcher(out / "journal") as journals:
+        killed((*served.options(n, out), *more, "--disk-budget", f"{budget:.2f}MB"), out, served, 10)
+    equal(out, tmp_path / "whole")
+    fetched_as_promised(once, served.fetched(), 10)
+    print(
+        f"{kind}: shards to train on {train:,} bytes, to measure with {val:,}; at once {shards.most:,} + {journals.most:,}"
+    )
+    assert shards.most + journals.most < val + train / 5  # files of whole blocks, and both at the same moment
 
 
-def compared(served: Served, folder: Path, n: int, kills: int, *more: object) -> None:
+def compared(served: Served, folder: Path, n: int, kills: int) -> None:
     """A cycle without an accident adds up and keeps to its disk; one that is killed so often equals it, bit for bit."""
-    out = folder / "whole"
+    whole_of(served, folder / "whole", n)
+    once = served.fetched()
+    killed(served.options(n, folder / "run"), folder / "run", served, kills)
+    equal(folder / "run", folder / "whole")
+    fetched_as_promised(once, served.fetched(), kills)
+
+
+def whole_of(served: Served, out: Path, n: int, *more: object) -> str:
+    """A cycle without an accident; what it printed."""
     with Watcher(out) as watcher:
         run = lvsm_data(*served.options(n, out), *more, env=served.environment)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -204,10 +224,11 @@ def compared(served: Served, folder: Path, n: int, kills: int, *more: object) ->
     told = audit_of(out)
     assert told["delivered"] == n == told["held_out"] + told["deleted"]
     assert not (out / "raw").exists()
-    once = served.fetched()
-    killed((*served.options(n, folder / "run"), *more), folder / "run", served, kills)
-    equal(folder / "run", out)
-    twice = served.fetched()
+    return run.stdout
+
+
+def fetched_as_promised(once: dict[str, int], twice: dict[str, int], kills: int) -> None:
+    """How often files were fetched by a cycle, and by that and one that was killed so often."""
     for name in (name for name in once if name.endswith((".7z", ".glb"))):
         # an archive once for the objects to measure with, once for those to train on; and again after an accident
         most = 2 if name.endswith(".7z") else 1
