@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,13 +83,15 @@ class FetchLimits:
 class Wanted:
     """owner: name under which disk is reserved. sha256, size: of the file, "" and 0 where not known beforehand.
 
-    fold: disk to reserve, in multiples of the file's size, where other files will be made from it.
+    fold: disk to reserve, in multiples of the file's size, where other files will be made from it. give_way: called with the
+    bytes that lack room, before the download waits for it.
     """
 
     owner: str
     sha256: str = ""
     size: int = 0
     fold: int = 1
+    give_way: Callable[[int], None] | None = None
 
 
 class Passing(Exception):
@@ -262,6 +264,8 @@ class _Transfer:
         """Wait for disk for the whole file of `size` bytes, and reserve it."""
         self._check_size(size)
         if (needed := size * self.wanted.fold) > self.reserved:
+            if self.wanted.give_way:
+                self.wanted.give_way(needed)
             self.fetcher.disk_budget.reserve(self.wanted.owner, needed - self.reserved)
             self.reserved = needed
 

@@ -119,46 +119,53 @@ def _index(path: Path, mtime_ns: int) -> dict[str, ArchivedScene]:
 
 
 class _Archives:
-    """The one archive of a run that is on disk, kept from batch to batch until another one is needed."""
+    """Archives of a run that are on disk: the one that is read, and those before it as long as there is room for the next ones.
+
+    A cycle comes back to those that hold objects for validation.
+    """
 
     def __init__(self) -> None:
-        self.turn = threading.Lock()  # held by the batch that reads the archive
-        self.url = self.owner = ""
-        self.path: Path | None = None
+        self.turn = threading.Lock()  # held by the batch that reads an archive
+        self.url = ""
+        self.here: dict[str, tuple[str, Path]] = {}  # URL -> (owner of its disk, "" if it is not the run's; file)
 
     @contextlib.contextmanager
     def open(self, item: Item, folder_of: Callable[[Item], Path], net: Fetcher) -> Iterator[Path]:
         """Yield the archive's path once other batches are done with theirs. Raises Skip, Retry as downloads do."""
         with self.turn:
-            if self.path is None or self.url != item.url or not self.path.is_file():
-                self._drop(net)
-                self._fetch(item, folder_of, net)
-            assert self.path is not None
-            yield self.path
+            if self.url != item.url:
+                bundles.close_cursor(net.disk_budget)
+                self.url = item.url
+            if item.url not in self.here or not self.here[item.url][1].is_file():
+                self._make_room(net, max((_size(path) for _, path in self.here.values()), default=0))
+                self.here[item.url] = self._fetched(item, folder_of, net)
+            yield self.here[item.url][1]
 
-    def _drop(self, net: Fetcher) -> None:
-        bundles.close_cursor(net.disk_budget)
-        if self.owner and self.path:  # fetched by this run, not found in a cache
-            self.path.unlink(missing_ok=True)
-            net.disk_budget.release(self.owner)
-        self.url, self.path = "", None
+    def _make_room(self, net: Fetcher, size: int) -> None:
+        """Remove archives, the oldest first, until one of `size` bytes has room, and as much again for what comes out of it."""
+        while self.here and net.disk_budget.free < 2 * size:
+            owner, path = self.here.pop(next(iter(self.here)))
+            if owner:  # fetched by this run, not found in a cache
+                path.unlink(missing_ok=True)
+                net.disk_budget.release(owner)
 
-    def _fetch(self, item: Item, folder_of: Callable[[Item], Path], net: Fetcher) -> None:
+    def _fetched(self, item: Item, folder_of: Callable[[Item], Path], net: Fetcher) -> tuple[str, Path]:
         address = huggingface.parse(item.url)
         assert address is not None
         cached = below(net.limits.cache / "objaverse-mix", address[1]) if net.limits.cache else None
-        self.url, self.owner, self.path = item.url, "", cached
-        if cached and cached.is_file():
-            return
-        if not (cached and net.limits.keep):
-            self.owner = (
-                item.url
-            )  # as if an item: the archive of an earlier session is found and accounted for like one
-            self.path = below(folder_of(Item(self.owner, item.source)), Path(address[1]).name)
-        assert self.path is not None
-        if not self.path.is_file():
-            got = huggingface.get(net, *address, self.path, Wanted(item.url))
-            self.path, self.owner = got, self.owner if got == self.path else ""  # the Hub's own cache may have it
+        if cached and (cached.is_file() or net.limits.keep):
+            return "", cached if cached.is_file() else huggingface.get(net, *address, cached, Wanted(item.url))
+        # as if an item: the archive of an earlier session is found and accounted for like one
+        path = below(folder_of(Item(item.url, item.source)), Path(address[1]).name)
+        if path.is_file():
+            return item.url, path
+        wanted = Wanted(item.url, give_way=lambda size: self._make_room(net, size))
+        got = huggingface.get(net, *address, path, wanted)
+        return item.url if got == path else "", got  # the Hub's own cache may have it
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 _by_budget: WeakKeyDictionary[DiskBudget, _Archives] = WeakKeyDictionary()
