@@ -33,7 +33,7 @@ DOORS = {  # dependency -> the only modules of pipeline that may know it
     "cv2": {"core.images", "worker.posed", "worker.epipolar"},
     "av": {"video.cut", "video.frames", "video.stills", "core.images"},
     "yt_dlp": {"video.ytdlp", "video.js_runtime"},
-    "objaverse": {"download.route", "sources.objaverse_xl"},
+    "objaverse": {"download.route", "sources.objaverse", "sources.objaverse_xl"},
     "py7zr": {"formats.seven_zip"},
     "h5py": {"formats.hdf5"},
     "jinja2": {"report.markup"},

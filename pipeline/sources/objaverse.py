@@ -1,7 +1,7 @@
 """Objaverse 1.0 (Deitke et al., arXiv 2212.08051): 800,000 GLB files of Sketchfab on the Hugging Face Hub.
 
 Lists lie where the objaverse package (0.1.7) keeps them, in its layout: CACHE/hf-objaverse-v1/object-paths.json.gz,
-metadata/000-NNN.json.gz (one per folder of files), lvis-annotations.json.gz.
+metadata/000-NNN.json.gz (one per folder of files), lvis-annotations.json.gz. The package reads those that name all objects.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import objaverse
 
 from pipeline import sources
 from pipeline.config.shared import Listing
@@ -71,16 +74,25 @@ def rights_of(uid: str, facts: dict[str, Any]) -> dict[str, Any]:
 
 def metadata(net: Fetcher, cache: Path, folder: str) -> dict[str, Any]:
     """Map uid -> Sketchfab annotations, for the objects of one folder (000-NNN)."""
-    return dict(_read(net, cache, f"metadata/{folder}.json.gz"))
+    with gzip.open(_list(net, cache, f"metadata/{folder}.json.gz"), "rt", encoding="utf-8") as stream:
+        return dict(json.load(stream))
 
 
 def object_paths(net: Fetcher, cache: Path) -> dict[str, str]:
     """Map uid -> path in the repository, glbs/000-NNN/<uid>.glb."""
-    return dict(_read(net, cache, "object-paths.json.gz"))
+    _list(net, cache, "object-paths.json.gz")
+    return dict(_package(cache)._load_object_paths())
+
+
+def _package(cache: Path) -> ModuleType:
+    """The objaverse package, looking into this cache. It finds there what we have fetched, and fetches nothing itself."""
+    objaverse.BASE_PATH, objaverse._VERSIONED_PATH = str(cache), str(cache / route.OBJAVERSE_FOLDER)
+    return objaverse
 
 
 def _of_categories(net: Fetcher, cfg: Listing) -> set[str]:
-    categories = _read(net, cfg.cache, "lvis-annotations.json.gz")
+    _list(net, cfg.cache, "lvis-annotations.json.gz")
+    categories = _package(cfg.cache).load_lvis_annotations()
     for name in cfg.lvis:
         if name not in categories:
             near = [known for known in sorted(categories) if name.lower() in known.lower()][:5]
@@ -89,7 +101,6 @@ def _of_categories(net: Fetcher, cfg: Listing) -> set[str]:
     return {uid for name in cfg.lvis for uid in categories[name]}
 
 
-def _read(net: Fetcher, cache: Path, path: str) -> Any:
-    file = huggingface.list_file(net, route.OBJAVERSE, path, cache / route.OBJAVERSE_FOLDER)
-    with gzip.open(file, "rt", encoding="utf-8") as stream:
-        return json.load(stream)
+def _list(net: Fetcher, cache: Path, path: str) -> Path:
+    """File of a list, fetched if it is not there. Raises UserError as `huggingface.list_file`."""
+    return huggingface.list_file(net, route.OBJAVERSE, path, cache / route.OBJAVERSE_FOLDER)
