@@ -184,9 +184,9 @@ def failed_of(out: Path) -> int:
 @pytest.mark.parametrize("kind", [*KINDS, "objects"])
 def test_ten_kills_and_a_disk_for_a_tenth_change_nothing(kind: str, tmp_path: Path, ended: ExitStack) -> None:
     """All shards to train on have a tenth of the disk that they would take together."""
-    n, out = 150, tmp_path / "run"
+    n, out = 300, tmp_path / "run"
     served = (KINDS | {"objects": objects})[kind](tmp_path, ended, n, 128)
-    more = ("--shard-objects", 1, "--val-percent", 8)
+    more = ("--val-percent", 4, "--train.checkpoint-every", 1)
     said = whole_of(served, tmp_path / "whole", n, *more)
     once = served.fetched()
     with Ledger(tmp_path / "whole/ledger.sqlite", readonly=True) as ledger:
