@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from pipeline import system
-from pipeline.core.errors import Retry
+from pipeline.core.errors import Retry, UserError
 from pipeline.core.text import shown, size
 from pipeline.download import reach
 from pipeline.video import js_runtime
@@ -283,8 +283,12 @@ def check_open_files() -> list[Check]:
 
 def check_network(urls: tuple[str, ...]) -> list[Check]:
     """Check which hosts answer, through which proxy and how fast. urls: to ask in place of those of all sources."""
+    try:
+        answers = reach.answers(urls)
+    except UserError as error:
+        return [Check("network", "note", str(error), error.hint)]
     checks = []
-    for answer in reach.answers(urls):
+    for answer in answers:
         way = f" through {answer.proxy}" if answer.proxy else ""
         if answer.error:
             fix = (

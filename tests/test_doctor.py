@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from pipeline import doctor, system
-from pipeline.core.errors import UserError
 from pipeline.download import reach
 from pipeline.video import js_runtime
 from pipeline.video.js_runtime import Runtime, Solver
@@ -73,8 +72,12 @@ def test_the_network_is_told_host_by_host(tmp_path: Path, monkeypatch: pytest.Mo
         (through,) = doctor.examine(urls[:1])
         assert through.says.startswith(f"answers through {proxy.url} after") and "secret" not in through.says
         assert proxy.asked
-    with pytest.raises(UserError, match="--network nonsense is no URL"):
-        doctor.examine(("nonsense",))
+    monkeypatch.setenv("ALL_PROXY", "socks4://me:secret@127.0.0.1:1")
+    (wrong,) = doctor.examine(urls)
+    assert "ALL_PROXY=socks4://127.0.0.1:1" in wrong.says and "socks5://" in wrong.fix
+    monkeypatch.delenv("ALL_PROXY")
+    (nonsense,) = doctor.examine(("nonsense",))
+    assert nonsense.says == "--network nonsense is no URL"
     assert len({urlsplit(url).hostname for url in reach.HOSTS}) == len(reach.HOSTS)
 
 

@@ -74,7 +74,8 @@ class Listing:
         if known.input and self.input is None:
             raise UserError(f"--source {source} needs --input", known.input)
         if known.input is None and self.input is not None:
-            raise UserError(f"--input does not go with --source {source}", "add --source local")
+            hint = "add --source local for objects; pictures with cameras: --source auto of import and cycle"
+            raise UserError(f"--input does not go with --source {source}", hint)
         if self.lvis and "lvis" not in known.flags:
             raise UserError("--lvis names categories of Objaverse", "add --source objaverse")
         if known.endless and (self.scores or self.license):

@@ -21,11 +21,12 @@ from pipeline.config.cycle import AnyCycle, Shares
 from pipeline.core.disk import Made, disk_of, patiently, write_json
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
+from pipeline.core.text import reasons_text
 from pipeline.cycle.open_shards import VAL_OBJECTS, OpenShard, OpenShards, objects_per_shard
 from pipeline.cycle.protocol import LAYOUT, Slot, Window, done, layout, starving
 from pipeline.cycle.supervisor import Page, Supervisor
 from pipeline.cycle.trainer import Trainer, Trainers
-from pipeline.run.policy import Listing, Policy, Session, writer_of
+from pipeline.run.policy import Listing, Policy, Session, failure_text, writer_of
 from pipeline.run.selection import Selection
 from pipeline.run.vetting import Vetting
 from pipeline.storage.ledger import Ledger, train_shards
@@ -186,10 +187,7 @@ class SourceOrder(Policy):
         if self.layout is None:
             held_out = self.by_split["val"]
             if not held_out:
-                raise UserError(
-                    f"no object of the source is for validation (--val-percent {self.cfg.val_percent:g}, by a hash of its uid)",
-                    "a larger --val-percent",
-                )
+                raise self._nothing_held_out()
             objects = self.cfg.n - held_out
             of_each = objects_per_shard(
                 self.cfg, self.open_shards.disk_budget.free, self.open_shards.expected(), objects
@@ -197,6 +195,16 @@ class SourceOrder(Policy):
             self.layout = {"val": held_out, "objects": objects, "shard_objects": of_each}
             write_json(self.session.out / LAYOUT, self.layout)
         self.write_window()
+
+    def _nothing_held_out(self) -> UserError:
+        """Make the error for a source without an object for validation: none is chosen for that, or all that are have failed."""
+        ledger, percent = self.session.ledger, self.cfg.val_percent
+        if reasons := ledger.reasons():
+            said = f"no object for validation could be made: {sum(reasons.values())} failed ({reasons_text(reasons)})"
+            return UserError(said, failure_text(ledger))
+        by = "of its video" if self.group else "of its uid"
+        said = f"no object of the source is for validation (--val-percent {percent:g}, by a hash {by})"
+        return UserError(said, "a larger --val-percent")
 
     def _wait(self, shard: OpenShard, wanted: int) -> None:
         """Mark rendering as waiting for disk. Raises UserError where the wait would never end."""

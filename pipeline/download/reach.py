@@ -48,10 +48,11 @@ class Answer:
 
 
 def answers(more: tuple[str, ...] = ()) -> list[Answer]:
-    """Ask the hosts of all sources, and those of `more` (URLs), at once. Raises UserError for what is no URL."""
+    """Ask the hosts of all sources, or those of `more` (URLs), at once. Raises UserError for what is no URL or no proxy."""
     for url in more:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
             raise UserError(f"--network {url} is no URL", "https://HOST/FILE, or --network alone")
+    client(ANSWER_S).close()  # or each host would say what is wrong with the proxy
     asked = dict.fromkeys(more, "asked for") or HOSTS
     with ThreadPoolExecutor(len(asked)) as pool:
         return list(pool.map(_answer, asked.keys(), asked.values()))

@@ -213,9 +213,10 @@ def run_pilot(
         if summary.stopped:
             raise UserError("the plan was stopped", "the same command starts it anew")
         if not summary.delivered:
+            made = "rendered" if verb is RenderConfig else "made"
             raise UserError(
-                f"none of {len(pilot.ended)} objects could be rendered ({reasons_text(summary.reasons)})",
-                "`lvsm-data render` on the same source keeps a ledger of why; `lvsm-data status` shows it",
+                f"none of {len(pilot.ended)} objects could be {made} ({reasons_text(summary.reasons)})",
+                summary.failure or "another source, or another --seed",
             )
         assert pilot.trainer is not None
         return pilot.measurements(summary.shard_bytes, pilot.trainer.measured())

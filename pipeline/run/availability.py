@@ -37,7 +37,8 @@ def write(out: Path, ledger: Ledger) -> str:
             table.writerow([video, urls[video], delivered + counts.total(), delivered, reasons_text(counts)])
             if not delivered:
                 why_not[counts.most_common(1)[0][0]] += 1
+    if not ends:
+        return "videos: none was asked for yet"
     had = len(ends) - why_not.total()
     gone = f" ({reasons_text(why_not)})" if why_not else ""
-    share = f", {had / len(ends):.0%}" if ends else ""
-    return f"videos: {had} of {len(ends)} had{share}{gone}; list: {shown(out / TABLE)}"
+    return f"videos: {had} of {len(ends)} had, {had / len(ends):.0%}{gone}; list: {shown(out / TABLE)}"

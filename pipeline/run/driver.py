@@ -26,19 +26,17 @@ from pipeline.core.disk import is_full
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.core.signals import first_interrupt
-from pipeline.core.text import duration, last_line, reasons_text, shown, size
+from pipeline.core.text import duration, reasons_text, shown, size
 from pipeline.download.ahead import Downloads
 from pipeline.run import availability
 from pipeline.run.left_out import left_out, untold
-from pipeline.run.policy import ArrivalOrder, Listing, Policy, Session
+from pipeline.run.policy import ArrivalOrder, Listing, Policy, Session, failure_text
 from pipeline.run.progress import Progress
 from pipeline.run.selection import captioned
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.run_folder import check_identity, locked
 from pipeline.storage.uploads import LEDGER, Sink, attached, sink_of
 from pipeline.worker.worker import Packing, make_worker
-
-SHOWN_DETAIL = 500  # characters of a failure at the end of a run
 
 
 def deliver(cfg: RunConfig) -> Summary:
@@ -121,16 +119,6 @@ class Summary:
             f"{self.views} views, {size(self.shard_bytes)} of shards in {at}, {duration(self.seconds)} this session"
         )
         return lines + ([f"look at them: lvsm-data view {shlex.quote(at)}"] if self.views else [])
-
-
-def _a_failure(ledger: Ledger) -> str:
-    """Say what is known of an item that failed for the commonest reason; "" where nothing did, or nothing is."""
-    reasons = ledger.reasons()
-    commonest = max(reasons, key=lambda reason: reasons[reason], default="")
-    for uid, detail, _ in ledger.examples(commonest, 1):
-        if said := last_line(detail):
-            return f"{commonest}: {uid}: {said[:SHOWN_DETAIL]}"
-    return ""
 
 
 class Intake:
@@ -283,7 +271,7 @@ class Driver:
             licenses=licenses.tally(ledger.licenses()),
             notes=notes,
             store=session.cfg.store,
-            failure=_a_failure(ledger),
+            failure=failure_text(ledger),
         )
 
     def _work(self, drawn: Iterator[Item | None]) -> None:

@@ -14,6 +14,7 @@ from pipeline.config.cycle import Cycling
 from pipeline.config.run import RunConfig
 from pipeline.config.source_table import SOURCES
 from pipeline.core.records import Item, Outcome
+from pipeline.core.text import last_line
 from pipeline.run.selection import Selection
 from pipeline.run.vetting import Vetting
 from pipeline.storage.ledger import Ledger
@@ -36,6 +37,7 @@ from pipeline.storage.uploads import Sink
 from pipeline.storage.writer import ShardWriter
 
 Listing = Callable[[Container[str] | None], Iterator[Item]]  # uids that may be left out -> items of the source
+SHOWN_DETAIL = 500  # characters of a failure that are shown
 PUBLISHING = 1  # full shards that may be in publication while the next shard is filled
 
 
@@ -50,6 +52,16 @@ def writer_of(cfg: RunConfig) -> ShardWriter:
     optional += (CAPTION,) if cfg.captions or SOURCES[cfg.source].captions else ()
     optional += (INTRINSICS[getattr(cfg.scene, "projection", "perspective")],)
     return ShardWriter(cfg.out, cfg.scene.res, optional, run_facts(cfg), cfg.shard_mb * 1e6)
+
+
+def failure_text(ledger: Ledger) -> str:
+    """Say what is known of an item that failed for the commonest reason; "" where nothing did, or nothing is."""
+    reasons = ledger.reasons()
+    commonest = max(reasons, key=lambda reason: reasons[reason], default="")
+    for uid, detail, _ in ledger.examples(commonest, 1):
+        if said := last_line(detail):
+            return f"{commonest}: {uid}: {said[:SHOWN_DETAIL]}"
+    return ""
 
 
 class Session:

@@ -136,8 +136,9 @@ class VideoFetcher(Fetcher):
         """Ask for the page of a video, or look for its file. Raises what `film` raises before it reads a stream."""
         if self.files is None:
             self._stream(self.mirrored(url))
-        elif video_of(url) not in self.files:
-            raise Skip("missing", f"no file in {self.cfg.videos} is named {video_of(url)}")
+        else:
+            with self.film(url):
+                pass
 
     @contextmanager
     def _whole(self, stream: dict[str, Any]) -> Iterator[Path]:

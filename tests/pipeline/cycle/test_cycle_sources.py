@@ -170,6 +170,22 @@ def test_failures_in_an_open_shard_are_tried_again(tmp_path: Path, ended: ExitSt
     assert told["reasons"] == {} and told["delivered"] == 25
 
 
+def test_that_nothing_for_validation_can_be_made_is_said_with_its_reason(tmp_path: Path, ended: ExitStack) -> None:
+    served = films(tmp_path, ended, 10, 32)
+    wide = ("--data.gap-min", 40, "--data.gap-max", 60)
+    for verb in ("cycle", "plan"):
+        refused = lvsm_data_here(verb, *served.options(10, tmp_path / verb)[1:], *wide)
+        assert refused.returncode == 2, refused.stdout
+        error, hint = refused.stderr.strip().splitlines()[-2:]
+        said = (
+            "error: no object for validation could be made"
+            if verb == "cycle"
+            else "error: none of 15 objects could be made"
+        )
+        assert error.startswith(said) and "too_few_views" in error
+        assert "no window of 40 to 60 frames with 4 views among 12" in hint
+
+
 def films_of(folder: Path) -> list[str]:
     return [path.name for path in (folder / "films").iterdir()]
 
