@@ -103,6 +103,7 @@ _CODECS: dict[str, tuple[str, dict[str, str], int | None]] = {  # encoder, optio
     "av1": ("libsvtav1", {"preset": "8"}, 18),
     "mpeg2": ("mpeg2video", {"qmin": "2", "qmax": "3", "b": "8000000"}, None),
     "mpeg4": ("mpeg4", {"qmin": "2", "qmax": "3", "b": "8000000"}, None),
+    "prores": ("prores_ks", {}, None),
     "mjpeg": ("mjpeg", {"qmin": "2", "qmax": "3", "b": "20000000"}, None),
 }
 _MP4 = (".mp4", ".mov", ".m4v", ".3gp")

@@ -1,6 +1,7 @@
 """Cuts of a video, made without decoding: packets from the key frame before a stretch to its end.
 
-A cut is a NUT file: NUT takes every codec and keeps every time base, so that times stay exact. A JSON file beside the cut has
+A cut is a NUT file, which keeps every time base, so that times stay exact; of the few codecs that NUT does not take (ProRes) a
+Matroska file, which counts in milliseconds. A JSON file beside the cut has
 what a decoder does not tell: when each frame is shown, on the clock of the whole video, and which matrix its colours use.
 """
 
@@ -21,6 +22,7 @@ from pipeline.core.disk import replacing
 from pipeline.core.errors import Skip
 
 CUT = "clip.nut"
+CONTAINERS = ("nut", "matroska")  # for cuts, the better one first
 FACTS = "clip.json"
 # how much further back to seek, each time that a seek lands behind the time asked for
 STEPS_BACK_S = (0, 1, 4, 16, 64, math.inf)
@@ -110,10 +112,7 @@ class Film:
 
         Returns their frames' times, sorted, in microseconds, and the frames' rotation (see Footage).
         """
-        import av
-
-        with av.open(str(to), "w", format="nut") as output:
-            copy = output.add_stream_from_template(self.stream, opaque=True)
+        with _writing(to, self.stream) as (output, copy):
             times: list[int] = []
             to_show: list[int] = []  # heap of pts
             rotation = behind = 0
@@ -177,6 +176,20 @@ class Film:
             yield key
             yield from (each for each in packets if each.pts > shown)
             return
+
+
+@contextmanager
+def _writing(to: Path, stream: Any) -> Iterator[tuple[Any, Any]]:
+    """Open a file for packets of a stream: the container and its stream. Raises Skip("unreadable_video") for an unknown codec."""
+    import av
+
+    codec = stream.codec_context.codec.canonical_name
+    for name in CONTAINERS:
+        with av.open(str(to), "w", format=name) as output:
+            if codec in output.supported_codecs:
+                yield output, output.add_stream_from_template(stream, opaque=True)
+                return
+    raise Skip(UNREADABLE, f"no container for {codec}")
 
 
 def matrix_of(pictures: Any) -> str:

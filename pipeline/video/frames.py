@@ -13,7 +13,7 @@ from pipeline.video import cut as cuts
 from pipeline.video.cut import MICRO, UNREADABLE, Footage
 
 SWSCALE = {"bt601": 5, "bt709": 1, "bt2020": 9}  # SWS_CS_* of libswscale
-SAME_US = 1000  # tolerance between a frame's time in the video and in its cut: containers may count in milliseconds
+SAME_US = 1500  # tolerance between a frame's time in the video and in its cut: both may count in milliseconds
 
 
 def rgb(frame: Any, matrix: str, rotation: float) -> np.ndarray:

@@ -69,6 +69,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "mpeg4, avi": {"codec": "mpeg4", "bframes": 2, "suffix": ".avi"},
     "mjpeg, avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p", "suffix": ".avi"},
     "B-frames, mov": {"bframes": 3, "suffix": ".mov"},
+    "prores, mov": {"codec": "prores", "fps": NTSC, "pix_fmt": "yuv422p10le", "suffix": ".mov"},
     "B-frames, flv": {"bframes": 3, "suffix": ".flv"},
     "vp8, webm": {"codec": "vp8", "suffix": ".webm"},
     "av1, webm": {"codec": "av1", "suffix": ".webm"},
