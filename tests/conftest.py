@@ -116,7 +116,7 @@ def blender(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
     It may read whatever tests have made, so that none of their folders takes a process of its own.
     """
-    limits, made = Limits(timeout_s=120), tmp_path_factory.getbasetemp()
+    limits, made = Limits(timeout_s=600), tmp_path_factory.getbasetemp()
     with contextlib.closing(Blender(tmp_path_factory.mktemp("blender"), limits, readable=[made, assets])) as shared:
         yield shared
 

@@ -68,7 +68,7 @@ class FetchLimits:
     """per_host: connections at once. max_bytes: of one file. stall_s: seconds without progress. mirrors: (from, to) URLs.
 
     cache: a folder in the layout of the objaverse package, whose files are used; None for none. keep: store fetched
-    files in `cache` for good.
+    files in `cache` for good. again: what holds many items is needed a second time, so that it stays while there is room.
     """
 
     per_host: int = 4
@@ -77,6 +77,7 @@ class FetchLimits:
     mirrors: tuple[tuple[str, str], ...] = ()
     cache: Path | None = None
     keep: bool = False
+    again: bool = False
 
 
 @dataclass(frozen=True)

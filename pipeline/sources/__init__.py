@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.config.clip import ClipConfig
+from pipeline.config.cycle import Cycling
 from pipeline.config.shared import Fetching, Listing
 from pipeline.config.source_table import SOURCES, names
 from pipeline.config.views import ImportConfig
@@ -51,7 +52,8 @@ def is_remote(cfg: Any) -> bool:
 def fetcher(cfg: Fetching, folder: Path, cache: Path) -> Fetcher:
     """Make the Fetcher of a run: a VideoFetcher for videos. folder: where fetched files wait, within cfg.raw_gb."""
     folder.mkdir(parents=True, exist_ok=True)
-    limits = FetchLimits(cfg.per_host, cfg.max_file_mb * 1e6, cfg.stall_s, cfg.mirrors, cache, cfg.keep_raw)
+    again = isinstance(cfg, Cycling)  # for objects to validate with, and for those to train on
+    limits = FetchLimits(cfg.per_host, cfg.max_file_mb * 1e6, cfg.stall_s, cfg.mirrors, cache, cfg.keep_raw, again)
     disk_budget = DiskBudget(folder, cfg.raw_gb * 1e9, patient=cfg.patient)
     return VideoFetcher(limits, disk_budget, cfg) if isinstance(cfg, ClipConfig) else Fetcher(limits, disk_budget)
 

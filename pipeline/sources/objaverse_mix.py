@@ -119,9 +119,8 @@ def _index(path: Path, mtime_ns: int) -> dict[str, ArchivedScene]:
 
 
 class _Archives:
-    """Archives of a run that are on disk: the one that is read, and those before it as long as there is room for the next ones.
-
-    A cycle comes back to those that hold objects for validation.
+    """Archives of a run that are on disk: the one that is read, and of a cycle, which comes back to those that hold objects for
+    validation, the ones before it as long as there is room for the next.
     """
 
     def __init__(self) -> None:
@@ -142,8 +141,11 @@ class _Archives:
             yield self.here[item.url][1]
 
     def _make_room(self, net: Fetcher, size: int) -> None:
-        """Remove archives, the oldest first, until one of `size` bytes has room, and as much again for what comes out of it."""
-        while self.here and net.disk_budget.free < 2 * size:
+        """Remove archives, the oldest first, until one of `size` bytes has room, and as much again for what comes out of it.
+
+        All of them where none is needed again.
+        """
+        while self.here and not (net.limits.again and net.disk_budget.free >= 2 * size):
             owner, path = self.here.pop(next(iter(self.here)))
             if owner:  # fetched by this run, not found in a cache
                 path.unlink(missing_ok=True)
