@@ -107,7 +107,7 @@ def ended() -> Iterator[ExitStack]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cycle_of_what_is_fetched_adds_up(kind: str, tmp_path: Path, ended: ExitStack) -> None:
-    compared(KINDS[kind](tmp_path, ended, 20, 32), tmp_path, 20, kills=2)
+    compared(KINDS[kind](tmp_path, ended, 16, 32), tmp_path, 16, kills=2)
 
 
 def test_what_cannot_be_trained_on_fails_and_a_source_that_ends_is_said(tmp_path: Path) -> None:
@@ -161,7 +161,8 @@ def test_failures_in_an_open_shard_are_tried_again(tmp_path: Path, ended: ExitSt
     wait_for(lambda: failed_of(out) == CLIPS)
     run.kill()
     run.communicate(timeout=300)
-    assert audit_of(out)["reasons"] == {"missing": CLIPS}
+    with Ledger(out / "ledger.sqlite", readonly=True) as ledger:  # which the journal may be ahead of
+        assert ledger.reasons() == {"missing": CLIPS}
     server.clear()
     last = lvsm_data(*command, "--retry-failed")
     assert last.returncode == 0, last.stdout + last.stderr
