@@ -75,6 +75,9 @@ class SourceOrder(Policy):
         self.vetting = Vetting(cfg, verified=self.session.delivered > 0)
         self.group: Callable[[Item, AnyCycle], str] | None = getattr(sources.load(cfg.source), "group", None)
         self.to_retry = ledger.failed_uids() if cfg.retry_failed else set()
+        # with failures to try again: what was delivered into shards that are still open, and not met in the source's order yet
+        before = ledger.delivered_in() if self.to_retry else {}
+        self.to_place = {uid: name for uid, name in before.items() if name in self.open_shards.open}
         self.retried = 0
 
     @property
@@ -143,9 +146,11 @@ class SourceOrder(Policy):
             if stopping():
                 return 0
             if not known and self.by_split[split] >= quota:
-                if not again:
+                if not again and not any(name.startswith(split) for name in self.to_place.values()):
                     break
-                known = True  # others took its place; those that follow in the source are in shards
+                known = (
+                    True  # others took its place, which failures tried again can bring about; they follow in the source
+                )
             number = place // of_each
             place += 1
             name = shard_name(split, number)
@@ -155,6 +160,7 @@ class SourceOrder(Policy):
                 self._filled(shard)
                 shard = self.open_shards.open.setdefault(name, OpenShard(name, number))
             shard.order.append(item.uid)
+            self.to_place.pop(item.uid, None)
             if known:
                 continue
             while not self.open_shards.reserve(shard, of_each) and not stopping():
