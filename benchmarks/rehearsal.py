@@ -55,7 +55,7 @@ def main(videos: int = 10_000, clips: int = 6, per_hour: float = 40_000, threads
 
 
 def fate(video: str) -> str:
-    """What is wrong with a video: words of yt-dlp, "" for nothing. By a hash of its name."""
+    """Words of yt-dlp about a video, "" where nothing is wrong with it. By a hash of its name."""
     share = int.from_bytes(hashlib.blake2b(video.encode(), digest_size=8).digest(), "little") / 2**64
     for words, part in FATES.items():
         if share < part:

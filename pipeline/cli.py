@@ -192,15 +192,13 @@ def cycle(
     from pipeline.plan.plan import compare, real_figures
     from pipeline.report.page import LivePage
 
-    made, trained, shares, lacks = _prepared(_recognised(cfg), _trainers(cfg, train))
-    cfg = made
-    assert cfg.out is not None
+    ready, trained, shares, lacks = _prepared(_recognised(cfg), _trainers(cfg, train))
     widths = [f"{one.data.res}" + (f" ({one.preset})" if trained[1:] else "") for one in trained]
-    print(f"writing to {shown(cfg.out)}; training at {' and '.join(widths)} pixels")
-    print(shares.line() + ("" if cfg.disk_budget else " (80 % of what is free; --disk-budget)"), flush=True)
-    command = [sys.executable, "-m", "lvsm_train.cycle.trainer", str(cfg.out)]
-    ended = run(made, shares, command, [one.as_json() for one in trained], LivePage, lacks)
-    compared = compare(cfg.out, real_figures(cfg.out)) if ended.complete else []
+    print(f"writing to {shown(ready.out)}; training at {' and '.join(widths)} pixels")
+    print(shares.line() + ("" if ready.disk_budget else " (80 % of what is free; --disk-budget)"), flush=True)
+    command = [sys.executable, "-m", "lvsm_train.cycle.trainer", str(ready.out)]
+    ended = run(ready, shares, command, [one.as_json() for one in trained], LivePage, lacks)
+    compared = compare(ready.out, real_figures(ready.out)) if ended.complete else []
     print(*ended.lines(compared), sep="\n")
     return ended.status
 

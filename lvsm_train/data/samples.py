@@ -46,7 +46,7 @@ class Planner:
 
     def __init__(self, cfg: DataConfig, index: Index, choose: bool = True) -> None:
         self.cfg, self.index = cfg, index
-        rule = [subject == "clips" or (cfg.scenes and subject != "objects") for subject in index.subjects]
+        rule = [view_sampling.is_scene(subject, cfg.scenes) for subject in index.subjects]
         self.is_scene = np.array(rule, bool)[index.path]
         self.notes = _kinds(cfg, self.is_scene)
         held = index.val.copy()
@@ -72,10 +72,8 @@ class Planner:
 
     def _fits(self, number: int, views: int) -> bool:
         """True if an object has enough views to train on, or a clip a window with enough of them."""
-        able = self._able(number)
-        if self.is_scene[number]:
-            return view_sampling.clip_fits(np.sort(self.index.frame[self.index.of(number)][able]), views, self.cfg.gap)
-        return len(able) - self.cfg.held_views >= views
+        frame = self.index.frame[self.index.of(number)][self._able(number)]
+        return view_sampling.fits(frame, views, self.cfg.held_views, self.cfg.gap if self.is_scene[number] else None)
 
     def _able(self, number: int) -> np.ndarray:
         """Views of an object that may train, ascending: all but those that their set keeps for validation or tests."""

@@ -83,6 +83,21 @@ def _split(
     return pool[:inputs], candidates[:targets]
 
 
+def is_scene(subject: str, scenes: bool) -> bool:
+    """True for what follows the rule of scenes (a window of frames): clips, and with `scenes` all but known objects.
+
+    subject: "clips", "objects", or "" where nothing says so.
+    """
+    return subject == "clips" or (scenes and subject != "objects")
+
+
+def fits(frame: np.ndarray, views: int, held_views: int, gap: tuple[int, int] | None) -> bool:
+    """True if views at frames (V,), in any order, are enough for a sample of `views`. gap: of scenes, see `clip_fits`; None: of
+    objects, `held_views` of whose views never train.
+    """
+    return len(frame) - held_views >= views if gap is None else clip_fits(np.sort(frame), views, gap)
+
+
 def clip_fits(frame: np.ndarray, views: int, gap: tuple[int, int]) -> bool:
     """True if a clip with views at frames (V,), ascending, has a window of >= `views` views, gap[0]..gap[1] frames wide."""
     first, last = _windows(frame, views, gap)

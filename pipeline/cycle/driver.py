@@ -14,13 +14,13 @@ from pipeline.core.disk import write_json
 from pipeline.core.errors import FEWER_THAN_ASKED
 from pipeline.core.text import quoted, shown
 from pipeline.cycle.audit import Audit, audit
-from pipeline.cycle.protocol import SETTINGS, trainers_of
+from pipeline.cycle.protocol import trainers_of
 from pipeline.cycle.snapshot import take_snapshot
 from pipeline.cycle.source_order import LivePage, SourceOrder
 from pipeline.cycle.trainer import Trainer, Trainers
 from pipeline.run.driver import Driver, Intake, Summary, Workers, opened
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.train_run import TrainingLog
+from pipeline.storage.train_run import SETTINGS, TrainingLog
 from pipeline.storage.uploads import InFolder
 from pipeline.worker.worker import Lacks, checked_worker
 

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.disk import write_json
-from pipeline.storage.train_run import CHECKPOINTS, commits
+from pipeline.storage.train_run import CHECKPOINTS, SETTINGS, commits
 
 WINDOW = "window.json"
 LAYOUT = "layout.json"
 TRAIN = "train"  # the first trainer's folder within a cycle's
-SETTINGS = "train.json"
 HUNGER = "hunger.json"
 
 

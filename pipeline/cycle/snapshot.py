@@ -150,12 +150,11 @@ def take_snapshot(run: Path, ledger: Ledger, log: TrainingLog | None = None) -> 
     gone = [shard for shard in slots.values() if shard.state == "deleted"]
     here = [shard for shard in slots.values() if shard.state != "deleted"]
     filling = len([path for path in (run / "journal").glob("train-*.arrow") if path.stem not in kept])
-    losses = [loss for _, loss, *_ in log.curve[-LAST:] if math.isfinite(loss)]
     used = disk_below(run)
     pace = _pace(notes, ledger, list(slots.values()), log)
     return Snapshot(
         step=log.step,
-        loss=sum(losses) / len(losses) if losses else None,
+        loss=_loss(log),
         unseen=_unseen(log),
         samples=log.samples,
         samples_due=sum(shard.objects * shard.passes for shard in slots.values()),
@@ -178,9 +177,8 @@ def take_snapshot(run: Path, ledger: Ledger, log: TrainingLog | None = None) -> 
 def _other(run: Path, name: str) -> str:
     """Say how a further model stands."""
     log = TrainingLog(run / name).read()
-    losses = [loss for _, loss, *_ in log.curve[-LAST:] if math.isfinite(loss)]
-    loss = f", loss {sum(losses) / len(losses):.4f}" if losses else ""
-    unseen = _unseen(log)
+    mean, unseen = _loss(log), _unseen(log)
+    loss = "" if mean is None else f", loss {mean:.4f}"
     seen = f", PSNR {unseen['psnr']:.2f} dB of unseen objects after {unseen['step']:.0f} steps" if unseen else ""
     return f"{name}: step {log.step}{loss}, {log.samples:,} samples{seen}"
 
@@ -191,6 +189,12 @@ def is_cycle(run: Path) -> bool:
         return "passes" in json.loads((run / "run.json").read_text())["identity"]
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _loss(log: TrainingLog) -> float | None:
+    """Mean loss of the last steps."""
+    losses = [loss for _, loss, *_ in log.curve[-LAST:] if math.isfinite(loss)]
+    return sum(losses) / len(losses) if losses else None
 
 
 def _unseen(log: TrainingLog) -> dict[str, float] | None:

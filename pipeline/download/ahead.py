@@ -9,6 +9,7 @@ import queue
 import shutil
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.core.records import Item, Outcome
 from pipeline.download.batches import Batches
 from pipeline.download.fetch import Fetcher
 
+MOMENTS = 4096
 AHEAD = 4  # items under way or ready, times the number of downloads
 IN_A_ROW = 20  # batches failing with Retry, and no success or Skip between: then the connection is to blame
 UID = "uid"  # a file in an item's folder that holds the item's uid
@@ -87,7 +89,8 @@ class Downloads(BatchFetcher):
         self.ahead = max(AHEAD * threads, self.batch_size)
         self.results: queue.SimpleQueue[tuple[Item, Path | BaseException]] = queue.SimpleQueue()
         self.under_way = 0  # items given to a thread and not yielded yet
-        self.moments: list[float] = []  # when the first item was given to a thread, and when each came or failed
+        # when the first item was given to a thread, and when each came or failed: of a long run the last ones
+        self.moments: deque[float] = deque(maxlen=MOMENTS)
         self.in_a_row = 0
         self.failing = ""  # key of the batch that failed last: a batch counts once, however many items it has
         self._take_over(finished)
@@ -105,7 +108,8 @@ class Downloads(BatchFetcher):
                 if not group:
                     break
                 self.under_way += len(group)
-                self.moments = self.moments or [time.monotonic()]
+                if not self.moments:
+                    self.moments.append(time.monotonic())
                 self.start(group, self._came)
             try:
                 item, got = self.results.get_nowait()

@@ -74,7 +74,7 @@ def _answer(url: str, purpose: str) -> Answer:
             took = time.monotonic() - first
         speed = came / took if came > 100_000 and took > 0 else None
         return Answer(url, purpose, proxy, seconds, speed)
-    except (Passing, Skip, UserError) as failure:
+    except (Passing, Skip) as failure:
         said = str(failure).removeprefix(f"{url}: ")
         return Answer(url, purpose, proxy, time.monotonic() - began, error=said)
 

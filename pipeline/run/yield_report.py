@@ -154,7 +154,7 @@ def _asked(net: VideoFetcher, videos: dict[str, str], threads: int) -> Iterator[
 
 
 def _of_run(out: Path, items: Iterable[str]) -> dict[str, End]:
-    """What a run in `out` found out about clips: those that it delivered, and those that their video does not suit."""
+    """Ends of the clips that a run in `out` delivered, or whose video does not suit them, by key."""
     if not (out / LEDGER).is_file():
         return {}
     wanted = set(items)
@@ -167,7 +167,7 @@ def _of_run(out: Path, items: Iterable[str]) -> dict[str, End]:
 
 
 def _looked(out: Path) -> dict[str, End]:
-    """What earlier calls found out about videos; a line that was cut is asked for again."""
+    """Ends of the videos that earlier calls asked for; a line that was cut is asked for again."""
     found = {}
     if (out / LOOKED).is_file():
         for line in (out / LOOKED).read_text(encoding="utf-8", errors="replace").splitlines():

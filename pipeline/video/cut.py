@@ -70,6 +70,7 @@ class Film:
         self.tick: Fraction = self.stream.time_base
         self.start = Fraction(container.start_time or 0, MICRO)
         self.counted = container.format.name in COUNTED
+        self.rotation: int | None = None  # known with the first cut
 
     def bytes_of(self, seconds: float, stretches: int) -> int:
         """Estimated upper bound of the bytes of `stretches` cuts, `seconds` long in all: a video's bytes are spread unevenly."""
@@ -86,16 +87,16 @@ class Film:
         first, last = Fraction(first_us - slack_us, MICRO), Fraction(last_us + slack_us, MICRO)
         with replacing(folder / CUT) as temporary:
             with readable():
-                times, rotation = self._copy(max(first, Fraction(0)), last, temporary)
+                times = self._copy(max(first, Fraction(0)), last, temporary)
             if times[-1] < last_us - slack_us:
                 ends, asked = times[-1] / MICRO, last_us / MICRO
                 raise Skip("too_short", f"the video ends at {ends:.3f} s, a pose is for {asked:.3f} s")
-            facts = self._footage(times, rotation)
+            facts = self._footage(times)
             (folder / FACTS).write_text(json.dumps(asdict(facts)))  # before the rename: a file named CUT has its facts
         return folder / CUT
 
-    def _footage(self, times: list[int], rotation: int) -> Footage:
-        context = self.stream.codec_context
+    def _footage(self, times: list[int]) -> Footage:
+        context, rotation = self.stream.codec_context, self.rotation or 0
         hw = context.height, context.width
         return Footage(
             tuple(times),
@@ -107,23 +108,20 @@ class Film:
             self.counted,
         )
 
-    def _copy(self, first: Fraction, last: Fraction, to: Path) -> tuple[list[int], int]:
-        """Copy the packets from `first` to `last` (seconds) to a file.
-
-        Returns their frames' times, sorted, in microseconds, and the frames' rotation (see Footage).
-        """
+    def _copy(self, first: Fraction, last: Fraction, to: Path) -> list[int]:
+        """Copy the packets from `first` to `last` (seconds) to a file; returns their frames' times, sorted, in microseconds."""
         with _writing(to, self.stream) as (output, copy):
             times: list[int] = []
             to_show: list[int] = []  # heap of pts
-            rotation = behind = 0
+            behind = 0
             for number, packet in enumerate(self._counted() if self.counted else self._packets(first)):
                 # nothing that follows is shown before its dts; Matroska and TS give the first packets after a seek none
                 if packet.dts is not None and packet.dts * self.tick - self.start > last:
                     behind += 1
                     if behind > (REORDERED if self.counted else 0):
                         break
-                if not times:
-                    rotation = self._rotation(packet)
+                if self.rotation is None:
+                    self.rotation = self._rotation(packet)
                 times.append(round((packet.pts * self.tick - self.start) * MICRO))
                 heapq.heappush(
                     to_show, packet.pts
@@ -133,7 +131,7 @@ class Film:
                 output.mux(packet)
         if not times:
             raise Skip(UNREADABLE, "no frame in it can be found")
-        return sorted(times), rotation
+        return sorted(times)
 
     def _rotation(self, key: Any) -> int:
         """Degrees by which frames are turned upright; PyAV says so of decoded frames alone. key: packet of a key frame."""
