@@ -14,7 +14,9 @@ import csv
 import dataclasses
 import functools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -166,14 +168,16 @@ class Notes:
 
     def sample(self, session: Session) -> None:
         """Append a line to the curve every second, until the session ends."""
-        process = psutil.Process()
-        with (self.out / CURVE).open("a", newline="", buffering=1) as sink:
-            lines = csv.writer(sink)
-            while True:
-                ended = sum(session.counts.values())
-                lines.writerow([self.options.session, f"{self._seconds():.2f}", ended, process.memory_info().rss])
-                if self.ending.wait(1):
-                    return
+        while not self.ending.wait(1):
+            self.append(session)
+
+    def append(self, session: Session) -> None:
+        """Append a line to the curve."""
+        rss = psutil.Process().memory_info().rss
+        with (self.out / CURVE).open("a", newline="") as sink:
+            csv.writer(sink).writerow(
+                [self.options.session, f"{self._seconds():.2f}", sum(session.counts.values()), rss]
+            )
 
 
 class Noting(Workers):
@@ -185,16 +189,22 @@ class Noting(Workers):
         self.notes = notes
 
     def outcomes(self, items: Iterator[Item | None], started: Callable[[int, Item], None]) -> Iterator[Outcome]:
-        """Their outcomes."""
+        """Their outcomes. Of a session to be killed, until so many items have ended: then this process is."""
 
         def first(worker: int, item: Item) -> None:
             if "scheduled" not in self.notes.started:
                 self.notes.note("scheduled")
             started(worker, item)
 
+        self.notes.append(self.session)
         threading.Thread(target=self.notes.sample, args=(self.session,), daemon=True).start()
         self.notes.note("drawn")
-        return super().outcomes(items, first)
+        options = self.notes.options
+        for outcome in super().outcomes(items, first):
+            if options.kill_at is not None and sum(self.session.counts.values()) >= options.kill_at * options.n:
+                self.notes.append(self.session)
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield outcome
 
 
 def drive(options: Options) -> None:
@@ -222,23 +232,22 @@ def drive(options: Options) -> None:
         notes.started["joined"] = notes._seconds()
         Driver(policy, sink, Intake(policy.session), Noting(policy.session, notes)).go()
         notes.ending.set()
+        notes.append(policy.session)
 
 
 # ---- from outside
 
 
-def session(options: Options, number: int, address: str | None, until: int | None) -> None:
-    """Runs a session to its end, or kills it when so many items have ended."""
+def session(options: Options, number: int, address: str | None, kill_at: float | None = None) -> None:
+    """Run a session to its end, or until that share of the items has ended and it is killed."""
     shared = ("n", "out", "workers", "render_ms", "fail_percent", "views", "shard_mb")
     flags = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in shared]
-    command = [sys.executable, __file__, *flags, f"--session={number}", *([f"--address={address}"] if address else [])]
-    with (options.out / "log.txt").open("a") as log, subprocess.Popen(command, stdout=log, stderr=log) as driver:
-        while driver.poll() is None:
-            time.sleep(0.2)
-            if until is not None and (lines := curve(options.out / "run")) and lines[-1][2] >= until:
-                driver.kill()
-                return
-    if driver.returncode:
+    more = {"--address": address, "--kill-at": kill_at}
+    flags += [f"{name}={value}" for name, value in more.items() if value is not None]
+    with (options.out / "log.txt").open("a") as log:
+        command = [sys.executable, __file__, *flags, f"--session={number}"]
+        driver = subprocess.run(command, stdout=log, stderr=log)
+    if driver.returncode != (0 if kill_at is None else -signal.SIGKILL):
         sys.exit((options.out / "log.txt").read_text()[-3000:])
 
 
@@ -284,7 +293,10 @@ def figures(options: Options, seconds: float) -> dict[str, Any]:
     for number in sorted({line[0] for line in lines}):
         mine = [line for line in lines if line[0] == number]
         started = json.loads((run / f"{number}-{STARTED}").read_text())
-        first, last = next(line for line in mine if line[2] > mine[0][2]), mine[-1]
+        last = mine[-1]
+        first = next(
+            (line for line in mine[:-1] if line[2] > mine[0][2]), mine[0]
+        )  # a short session has no line between
         slices = [line for line in mine if line[1] >= started["scheduled"]]
         items = last[2] - mine[0][2]
         sessions.append(
@@ -351,8 +363,8 @@ def main() -> None:
     try:
         begun = time.perf_counter()
         if options.kill_at is not None:
-            session(options, 0, address, int(options.n * options.kill_at))
-        session(options, 1 if options.kill_at is not None else 0, address, None)
+            session(options, 0, address, options.kill_at)
+        session(options, 1 if options.kill_at is not None else 0, address)
         found = figures(options, time.perf_counter() - begun)
     finally:
         if cluster:

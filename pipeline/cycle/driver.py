@@ -27,11 +27,10 @@ from pipeline.worker.worker import Lacks, checked_worker
 
 @dataclass(frozen=True)
 class Ended:
-    """End of a cycle's session. complete: the trainer has used all shards. passed_over: lines on the objects passed over."""
+    """End of a cycle's session. complete: the trainer has used all shards."""
 
     summary: Summary
     complete: bool
-    passed_over: list[str]
     audit: Audit
     log: TrainingLog
 
@@ -46,7 +45,7 @@ class Ended:
         """Lines for the user: audit, waiting times, scores of the model. compared: lines to insert near the end."""
         summary, out = self.summary, self.summary.out
         lines = [f"bug in lvsm-data, please report: {bug}" for bug in summary.bugs]
-        lines += self.passed_over + self.audit.lines()
+        lines += summary.notes + self.audit.lines()
         with Ledger(out / "ledger.sqlite", readonly=True) as ledger:
             now = take_snapshot(out, ledger, self.log)
         lines += now.lines() if now else []
@@ -89,4 +88,4 @@ def cycle(
         # nodes with a GPU are the trainer's
         workers = Workers(policy.session, apart=any(each.get("ray_workers") for each in settings), make=make)
         summary = Driver(policy, InFolder(), Intake(policy.session), workers).go()
-        return Ended(summary, policy.complete, policy.lines(), audit(cfg.out), policy.supervisor.log)
+        return Ended(summary, policy.complete, audit(cfg.out), policy.supervisor.log)

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -140,6 +141,7 @@ class Fetcher:
         self.timeout = timeout
         self.client = client(timeout, event_hooks={"request": [self._watch]})
         self.hosts: dict[str, _Host] = {}
+        self.fetches: Counter[str] = Counter()  # of each archive, and openings of each video, by URL
         self.stopped = threading.Event()
         self._lock = threading.Lock()
         self._connected: weakref.WeakSet[socket.socket] = weakref.WeakSet()

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,13 @@ class Intake:
         if self.downloads:
             self.downloads.stop()
 
+    def lines(self) -> list[str]:
+        """Line for the user, where an archive was fetched, or a video opened, more than once in this session."""
+        count = self.downloads.net.fetches if self.downloads else Counter[str]()
+        did, what = ("opened", "videos") if isinstance(self.session.cfg, ClipConfig) else ("fetched", "archives")
+        again = f"{did} {len(count)} {what} {count.total()} times, as not all their items were asked for at once"
+        return [again] if count.total() > len(count) else []
+
     def snapshot(self) -> dict[str, int]:
         """Figures of the downloads for status.json; {} where nothing is fetched here."""
         return self.downloads.snapshot() if self.downloads else {}
@@ -252,7 +260,7 @@ class Driver:
         self.sink.finish()
         if session.delivered >= session.cfg.n:
             shutil.rmtree(session.out / "raw", ignore_errors=True)
-        notes = [*session.to_repeat, *self.policy.lines()]
+        notes = [*session.to_repeat, *self.policy.lines(), *self.intake.lines()]
         for views in (left_out, untold):
             notes += views(ledger, session.cfg.source).lines(session.cfg.store or shown(session.out))
         if isinstance(session.cfg, ClipConfig):

@@ -163,6 +163,7 @@ class _Archives:
             return item.url, path
         wanted = Wanted(item.url, give_way=lambda size: self._make_room(net, size))
         got = huggingface.get(net, *address, path, wanted)
+        net.fetches[item.url] += 1
         return item.url if got == path else "", got  # the Hub's own cache may have it
 
 

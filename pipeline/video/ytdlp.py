@@ -114,6 +114,8 @@ class VideoFetcher(Fetcher):
                 yield film
             return
         stream = self._stream(self.mirrored(url))
+        with self.lock:
+            self.fetches[url] += 1
         try:
             if stream.get("protocol") not in WHOLE_FILES:
                 raise NoRanges

@@ -246,9 +246,14 @@ def whole_of(served: Served, out: Path, n: int, *more: object) -> str:
 
 
 def fetched_as_promised(once: dict[str, int], twice: dict[str, int], kills: int) -> None:
-    """How often files were fetched by a cycle, and by that and one that was killed so often."""
+    """How often files were fetched by a cycle, and by that and one that was killed so often.
+
+    An opened video brings a clip at least: for its index, for the clip's stretch, and for the file where neither is known.
+    """
     for name in (name for name in once if name.endswith((".7z", ".glb"))):  # archives too: there is room for both
         assert once[name] == 1 and twice[name] <= 2 + kills, (name, once[name], twice[name])
+    for name in (name for name in once if name.endswith(".mp4")):
+        assert once[name] <= 3 * CLIPS and twice[name] <= 3 * (2 * CLIPS + kills), (name, once[name], twice[name])
 
 
 def killed(command: tuple[object, ...], out: Path, served: Served, kills: int, seed: int = 0) -> None:

@@ -11,15 +11,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline import sources
+from pipeline.config.clip import ClipConfig, ClipScene
 from pipeline.core import images
 from pipeline.core.cameras import project
 from pipeline.core.disk import bytes_below
 from pipeline.core.records import video_of
+from pipeline.download.ahead import Downloads
+from pipeline.run.driver import Intake
+from pipeline.run.policy import Session
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import Rows, facts_of, find_shards, read_objects
 from tests import videos
@@ -110,6 +117,7 @@ def test_clips_of_videos_become_shards(films: tuple[Path, Times], server: VideoS
     assert done.returncode == 0, done.stderr
     assert "requested 12: drawn 12 = delivered 12 + failed 0" in done.stdout
     assert "videos: 4 of 4 had, 100%" in done.stdout
+    assert "opened" not in done.stdout  # each of them once
     assert "disk beside the shards: at most 8 GB" in done.stdout
     for width in (64, 96):
         found = objects(out, width)
@@ -301,6 +309,23 @@ def test_only_what_is_needed_of_a_long_video_is_fetched(tmp_path: Path) -> None:
         else:
             assert whole
         assert not list(out.rglob("video*"))
+
+
+def test_a_video_that_was_opened_again_is_said(films: tuple[Path, Times], server: VideoServer, tmp_path: Path) -> None:
+    mirrors = (mirror(server)[1],)
+    cfg = ClipConfig(cameras=tmp_path, out=tmp_path, cache=tmp_path, mirror=mirrors, scene=ClipScene(res=(64,)))
+    net = sources.fetcher(cfg, tmp_path, None)
+    intake = Intake(cast(Session, SimpleNamespace(cfg=cfg)))
+    intake.downloads = cast(Downloads, SimpleNamespace(net=net))
+    first, second, *_ = (f"{YOUTUBE}{name}" for name in films[1])
+    for url in (first, second):
+        with net.film(url):
+            pass
+    assert intake.lines() == []
+    with net.film(first):
+        pass
+    assert intake.lines() == ["opened 2 videos 3 times, as not all their items were asked for at once"]
+    net.close()
 
 
 def test_videos_and_cuts_stay_within_their_disk(films: tuple[Path, Times], tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_objaverse_mix_brings_each_archive_once_and_never_two(tmp_path: Path, mo
                 got |= staged("objaverse-mix", cfg, batch, tmp_path / "raw", net)
                 assert len(list((tmp_path / "raw").rglob("*.7z"))) <= 1
         brought = {name: count for name, count in hub.payloads().items() if name.endswith(".7z")}
+        assert list(net.fetches.values()) == [1, 1]
         net.close()
         close_session()
     assert list(brought.values()) == [1, 1]

@@ -44,7 +44,8 @@ def test_a_driver_is_killed_and_each_uid_is_there_once(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["delivered"] + found["failed"] == MANY and 0.075 * MANY < found["failed"] < 0.125 * MANY
     first, second = (one["items"] for one in found["sessions"])
-    assert 0.4 * MANY <= first < MANY and second <= 0.6 * MANY  # what had ended is not done again
+    # what was delivered is not done again, only failures that the ledger had not yet taken in
+    assert first == 0.4 * MANY and 0.6 * MANY <= second < MANY - 0.85 * first
     assert not (tmp_path / "out").exists()
 
 
