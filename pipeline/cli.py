@@ -349,27 +349,36 @@ def status(run: tyro.conf.Positional[Path], /, as_json: Annotated[bool, tyro.con
     return 0
 
 
-def verify(folder: tyro.conf.Positional[Path], /) -> int:
+def verify(folder: tyro.conf.Positional[Path], /, repair: bool = False) -> int:
     """Check every shard: schema, decodable JPEGs, rigid poses, no object twice, agreement with the ledger.
 
     Of a training run: checkpoints by their checksums, the log for gaps and doubles, pictures.
 
-    Exit status 0: all is well; 1: it is not.
+    Exit status 0: all is well; 1: it is not, or was not before --repair.
 
     Example: lvsm-data verify data/try
 
     Args:
         folder: Folder of a run, of a training run, or of one resolution's shards; or the address of a run, all of which is copied
             to this machine.
+        repair: Set damaged shards aside and have the ledger forget their objects, so that the command that made the run makes
+            them again.
     """
     from pipeline.dataset.copies import at_hand
     from pipeline.report import training
+    from pipeline.report.verify import Report
+    from pipeline.report.verify import repair as set_right
     from pipeline.report.verify import verify as check
 
-    report = training.verify(folder) if training.is_training(folder) else check(at_hand(folder, shards=None))
+    here = None if training.is_training(folder) else at_hand(folder, shards=None)
+    if repair and here != folder:
+        raise UserError(f"{folder} cannot be repaired here", "--repair is for the folder of a run on this machine")
+    report = check(here) if here else training.verify(folder)
     for problem in report.problems:
         print(f"problem: {problem}")
     print(report.line())
+    if repair and report.problems and isinstance(report, Report):
+        print(*set_right(folder, report), sep="\n")
     return 1 if report.problems else 0
 
 

@@ -21,7 +21,7 @@ from pipeline.config.cycle import AnyCycle, Shares
 from pipeline.core.disk import Made, disk_of, patiently, write_json
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
-from pipeline.core.text import reasons_text
+from pipeline.core.text import counted, reasons_text
 from pipeline.cycle.open_shards import VAL_OBJECTS, OpenShard, OpenShards, objects_per_shard
 from pipeline.cycle.protocol import LAYOUT, Slot, Window, done, layout, starving
 from pipeline.cycle.supervisor import Page, Supervisor
@@ -30,14 +30,13 @@ from pipeline.run.policy import Listing, Policy, Session, failure_text, writer_o
 from pipeline.run.selection import Selection
 from pipeline.run.vetting import Vetting
 from pipeline.storage.ledger import Ledger, train_shards
+from pipeline.storage.run_folder import says_gone, whole_shards
 from pipeline.storage.shards import (
     Shard,
-    complete_shards,
     files_of,
     number_of,
     remove_shard,
     shard_name,
-    shard_on_disk,
     split_of,
 )
 from pipeline.storage.writer import PARQUET_EXTRA, ShardWriter
@@ -366,13 +365,12 @@ def recover(cfg: AnyCycle, ledger: Ledger, writer: ShardWriter, open_shards: Ope
         if shard.state == "deleted":
             remove_shard(out, widths, name)
     journals = writer.reopen()
-    for name, entries in journals.items():
-        ledger.book(entries, name)
-    on_disk = complete_shards(out, widths)
-    for name in sorted(on_disk - set(ledger.kept()) - set(journals)):
-        ledger.add_shard(shard_on_disk(out, widths, name), cfg.first_passes)
-    for name in ledger.forget_missing(on_disk | set(journals)):
+    lost = sum(ledger.book(entries, name) for name, entries in journals.items())
+    on_disk, notes = whole_shards(out, widths, ledger, cfg.first_passes, remove_shard)
+    gone = ledger.forget_missing(on_disk | set(journals))
+    for name in gone:
         remove_shard(out, widths, name)
+    notes += says_gone(gone)
     for name, entries in journals.items():
         written = 2 * disk_of(writer.open[name].path) + PARQUET_EXTRA * len(entries)
         open_shards.open[name] = OpenShard(name, number_of(name), written=written)
@@ -381,5 +379,8 @@ def recover(cfg: AnyCycle, ledger: Ledger, writer: ShardWriter, open_shards: Ope
         open_shards.disk_budget.settle(name, disk_of_shard(cfg, name))
     there = [number_of(name) for name in on_disk if name.startswith("train")]
     deleted = min([done(out), *there])  # empty shards have no files
-    found = sum(map(len, journals.values()))
-    return deleted, [f"going on with {found} objects of an interrupted session"] * bool(found)
+    if found := sum(map(len, journals.values())):
+        notes.append(f"going on with {found} objects of an interrupted session")
+    if lost:
+        notes.append(f"{counted(lost, 'object')} of an interrupted session are damaged: making them again")
+    return deleted, notes

@@ -18,16 +18,33 @@ from pipeline.core import images
 from pipeline.core.disk import read_json
 from pipeline.core.errors import UserError
 from pipeline.core.records import video_of
+from pipeline.core.text import counted
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.object_table import objects_told, uid_of
-from pipeline.storage.shards import PNGS, Rows, facts_of, find_shards, image_sha, open_shard, rows_of, schema
+from pipeline.storage.run_folder import locked
+from pipeline.storage.shards import (
+    PNGS,
+    Rows,
+    complete_shards,
+    facts_of,
+    find_shards,
+    image_sha,
+    open_shard,
+    rows_of,
+    schema,
+    set_aside,
+    shard_on_disk,
+)
 
 RIGID_TOLERANCE = 1e-4  # of R^T R and det R, in float32
 
 
 @dataclass
 class Report:
-    """Result of `verify`. problems: one line each; empty is good. objects, views: at each of the widths, in pixels."""
+    """Result of `verify`. problems: one line each; empty is good. objects, views: at each of the widths, in pixels.
+
+    damaged: names of shards with a file that has a problem.
+    """
 
     problems: list[str] = field(default_factory=list)
     objects: int = 0
@@ -35,6 +52,7 @@ class Report:
     files: int = 0
     ledger: bool = False
     widths: tuple[int, ...] = ()
+    damaged: list[str] = field(default_factory=list)
 
     def line(self) -> str:
         """Verdict in one line."""
@@ -74,7 +92,11 @@ def verify(folder: Path) -> Report:
         shown = track(paths, f"checking {width} px", console=console, transient=True, disable=not sys.stderr.isatty())
         for path in shown:
             report.files += 1
-            for uid, place in _check_file(path, width, report):
+            before = len(report.problems)
+            found_there = _check_file(path, width, report)
+            if len(report.problems) > before and path.stem not in report.damaged:
+                report.damaged.append(path.stem)
+            for uid, place in found_there:
                 if uid in where:
                     report.problems.append(f"{path.name}: {uid} stands in {where[uid].shard} already")
                 where[uid] = place
@@ -87,6 +109,30 @@ def verify(folder: Path) -> Report:
         report.ledger = True
         _check_ledger(folder, widest, report)
     return report
+
+
+def repair(folder: Path, report: Report) -> list[str]:
+    """Take the damaged shards of a run away, and have its ledger say what the others hold: what is gone is then made again.
+
+    Returns lines for the user. Raises UserError where there is no ledger, or another process writes to the run.
+    """
+    if not report.ledger:
+        raise UserError(
+            f"{folder} has no ledger, which says what is to be made again", "repair the folder of a whole run"
+        )
+    widths = report.widths
+    with locked(folder), Ledger(folder / "ledger.sqlite") as ledger:
+        for name in report.damaged:
+            set_aside(folder, widths, name)
+        there, kept = complete_shards(folder, widths), ledger.kept()
+        before = ledger.counts().get("delivered", 0)
+        for name in sorted(there):
+            ledger.add_shard(shard_on_disk(folder, widths, name), kept[name].passes if name in kept else 0)
+        for name in ledger.forget_missing(there | {path.stem for path in (folder / "journal").glob("*.arrow")}):
+            set_aside(folder, widths, name)  # where one resolution was missing, the others
+        lost = before - ledger.counts().get("delivered", 0)
+    aside = [f"set aside: {path.relative_to(folder)}" for path in sorted(folder.glob("*/*.parquet.damaged"))]
+    return [*aside, f"{counted(lost, 'object')} to be made again: by the command that made the run"]
 
 
 def _compare_widths(folder: Path, by_width: dict[int, dict[str, Place]], report: Report) -> None:

@@ -14,11 +14,11 @@ from pipeline.config.cycle import Cycling
 from pipeline.config.run import RunConfig
 from pipeline.config.source_table import SOURCES
 from pipeline.core.records import Item, Outcome
-from pipeline.core.text import last_line
+from pipeline.core.text import counted, last_line
 from pipeline.run.selection import Selection
 from pipeline.run.vetting import Vetting
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.run_folder import run_facts
+from pipeline.storage.run_folder import run_facts, says_gone, whole_shards
 from pipeline.storage.shards import (
     CAPTION,
     INTRINSICS,
@@ -30,7 +30,6 @@ from pipeline.storage.shards import (
     complete_shards,
     number_of,
     remove_shard,
-    shard_on_disk,
     split_of,
 )
 from pipeline.storage.uploads import Sink
@@ -244,23 +243,24 @@ def recover(cfg: RunConfig, ledger: Ledger, writer: ShardWriter, sink: Sink) -> 
     """
     out, widths, notes = writer.out, cfg.scene.res, []
     recovered = writer.recover()
-    here = complete_shards(out, widths)
+    lost = sum(map(ledger.add_shard, recovered))
     numbers: dict[str, int] = {}
-    for name in here | sink.there | set(ledger.shards()):
+    for name in complete_shards(out, widths) | sink.there | set(ledger.shards()):
         split = name.split("-")[0]
         numbers[split] = max(numbers.get(split, 0), number_of(name) + 1)
-    for shard in recovered:
-        ledger.add_shard(shard)
-    for name in sorted((here | sink.there) - set(ledger.shards())):
-        ledger.add_shard(shard_on_disk(out, widths, name) if name in here else sink.as_found(name))
+    here, damaged = whole_shards(out, widths, ledger)
+    notes += damaged
+    for name in sorted(sink.there - set(ledger.shards())):
+        ledger.add_shard(sink.as_found(name))
+    if lost:
+        notes.append(f"{counted(lost, 'object')} of an interrupted session are damaged: making them again")
     if recovered:
         notes.append(f"recovered {sum(len(shard.uids) for shard in recovered)} objects of an interrupted session")
-    if gone := ledger.forget_missing(here | sink.there):
-        for name in gone:  # files left at other resolutions would duplicate the objects rendered again
-            remove_shard(out, widths, name)
-            sink.drop(name)
-        some = ", ".join(gone[:3]) + (" ..." if gone[3:] else "")
-        notes.append(f"{len(gone)} shards are no longer {cfg.store or 'on disk'} ({some}): rendering them again")
+    gone = ledger.forget_missing(here | sink.there)
+    for name in gone:  # files left at other resolutions would duplicate the objects rendered again
+        remove_shard(out, widths, name)
+        sink.drop(name)
+    notes += says_gone(gone, cfg.store or "on disk")
     for name in sorted(here):
         sink.take(name)
     return numbers, notes

@@ -227,26 +227,30 @@ class Ledger:
             with self._writing():
                 pass
 
-    def add_shard(self, shard: Shard, passes: int = 0) -> None:
-        """Record a shard as complete on disk, and its items as delivered even if a crash lost their own rows."""
+    def add_shard(self, shard: Shard, passes: int = 0) -> int:
+        """Record a shard as complete on disk and exactly its objects as delivered into it, even if a crash lost their own rows.
+
+        Returns how many other items are forgotten, which the ledger had there: a damaged journal lost them.
+        """
         with self._writing():
             state = "complete" if shard.entries else "deleted"  # an empty shard has no file
             row = (shard.name, state, len(shard.entries), shard.rows, shard.file_bytes, time.time(), passes)
             columns = "name, state, objects, rows, bytes, finished, passes"
             self._db.execute(f"INSERT OR REPLACE INTO shard ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-            booked = {uid for (uid,) in self._db.execute("SELECT uid FROM item WHERE shard = ?", (shard.name,))}
-            self._book([entry for entry in shard.entries if entry.item.uid not in booked], shard.name)
+            return self._book(shard.entries, shard.name)
 
-    def book(self, entries: Sequence[Entry], shard: str) -> None:
-        """Record exactly the objects in an open shard's journal as delivered into that shard; forget its other items."""
-        names = json.dumps([entry.item.uid for entry in entries])
+    def book(self, entries: Sequence[Entry], shard: str) -> int:
+        """Record exactly the objects in an open shard's journal as delivered into that shard.
+
+        Returns how many other items are forgotten, as `add_shard` does.
+        """
         with self._writing():
-            self._db.execute(
-                "DELETE FROM item WHERE shard = ? AND uid NOT IN (SELECT value FROM json_each(?))", (shard, names)
-            )
-            self._book(entries, shard)
+            return self._book(entries, shard)
 
-    def _book(self, entries: Sequence[Entry], shard: str) -> None:
+    def _book(self, entries: Sequence[Entry], shard: str) -> int:
+        booked = {uid for (uid,) in self._db.execute("SELECT uid FROM item WHERE shard = ?", (shard,))}
+        lost = booked - {entry.item.uid for entry in entries}
+        self._db.executemany("DELETE FROM item WHERE uid = ?", [(uid,) for uid in lost])
         now = time.time()
         self._db.executemany(
             "INSERT INTO item (uid, state, shard, views, bytes, finished, license, source, url, sha256, credit, facts) "
@@ -259,8 +263,10 @@ class Ledger:
             [
                 (each.item.uid, shard, each.views, each.image_bytes, now, *_origin(each.item), json.dumps(each.facts))
                 for each in entries
+                if each.item.uid not in booked
             ],
         )
+        return len(lost)
 
     def delete_shards(self, names: Iterable[str]) -> None:
         """Mark used shards as deleted; afterwards their files may be removed."""

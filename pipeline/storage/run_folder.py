@@ -7,7 +7,7 @@ import dataclasses
 import fcntl
 import importlib.metadata
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from pipeline.core.cameras import SAMPLERS
 from pipeline.core.disk import read_json, write_json
 from pipeline.core.errors import UserError
 from pipeline.core.images import version as pil_version
-from pipeline.core.text import quoted
+from pipeline.core.text import counted, quoted
 from pipeline.storage.ledger import Ledger
+from pipeline.storage.shards import complete_shards, damage_of, set_aside, shard_on_disk
 
 NORMALIZED = {"sphere": "in a sphere of radius 0.5", "box": "longest side 1"}
 
@@ -78,6 +79,42 @@ def check_identity(cfg: RunConfig, ledger: Ledger) -> None:
 
 def _shown(value: Any) -> Any:
     return "not set" if value is None else value
+
+
+def whole_shards(
+    out: Path,
+    widths: Sequence[int],
+    ledger: Ledger,
+    passes: int = 0,
+    discard: Callable[[Path, Sequence[int], str], None] = set_aside,
+) -> tuple[set[str], list[str]]:
+    """Names of the complete shards on disk, booked in the ledger where it lacks them; and notes on damaged ones, for the user.
+
+    A shard is damaged if its size or its footer is not what was written, or if it cannot be read where the ledger lacks it;
+    `discard` then takes it away. passes: how often a cycle trains on shards that the ledger lacks.
+    """
+    kept, found, notes = ledger.kept(), complete_shards(out, widths), []
+    journals = {path.stem for path in (out / "journal").glob("*.arrow")}
+    for name in sorted(found - journals):  # while there is a journal, it is the truth
+        damage = ""
+        if name in kept:
+            damage = damage_of(out, widths, name, kept[name].objects, kept[name].bytes)
+        else:
+            try:
+                ledger.add_shard(shard_on_disk(out, widths, name), passes)
+            except UserError as error:
+                damage = str(error)
+        if damage:
+            discard(out, widths, name)
+            found.remove(name)
+            notes.append(f"{name} is damaged: {damage}")
+    return found, notes
+
+
+def says_gone(gone: Sequence[str], where: str = "on disk") -> list[str]:
+    """Note for the user on shards that are not where they were; none if all are."""
+    some = ", ".join(gone[:3]) + (" ..." if gone[3:] else "")
+    return [f"{counted(len(gone), 'shard')} no longer {where} ({some}): making their objects again"] if gone else []
 
 
 @contextlib.contextmanager

@@ -265,6 +265,31 @@ def remove_shard(out: Path, widths: Iterable[int], name: str) -> None:
         path.unlink(missing_ok=True)
 
 
+def set_aside(out: Path, widths: Iterable[int], name: str) -> None:
+    """Rename the files of a damaged shard to NAME.parquet.damaged, at all widths, so that nobody takes them for a shard."""
+    for path in files_of(out, widths, name):
+        if path.exists():
+            path.replace(path.with_name(f"{path.name}.damaged"))
+
+
+def damage_of(out: Path, widths: Iterable[int], name: str, objects: int, file_bytes: int) -> str:
+    """What is wrong with the files of a complete shard as far as sizes and footers tell; "" if nothing is.
+
+    objects, file_bytes: how many objects the shard should hold, and how many bytes its files should have together.
+    """
+    paths = files_of(out, widths, name)
+    if (size := sum(path.stat().st_size for path in paths)) != file_bytes:
+        return f"{size:,} bytes, {file_bytes:,} were written"
+    for path in paths:
+        try:
+            found = pq.read_metadata(path).num_row_groups
+        except (pa.ArrowException, OSError) as error:
+            return str(error)
+        if found != objects:
+            return f"{found} objects, {objects} were written"
+    return ""
+
+
 def shard_on_disk(out: Path, widths: Sequence[int], name: str) -> Shard:
     """Read a complete shard from its files, for a ledger that lacks it. Raises UserError if a file is unreadable."""
     entries: dict[str, Entry] = {}

@@ -19,13 +19,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.config.render import RenderConfig, SceneConfig
 from pipeline.core import cameras
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome, Scene, Views
 from pipeline.report.status import read_status, status_text
 from pipeline.report.verify import Report, verify
+from pipeline.run.policy import recover
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.object_table import objects_told
+from pipeline.storage.run_folder import locked
+from pipeline.storage.uploads import InFolder
 from pipeline.storage.writer import ShardWriter
 from tests.conftest import lvsm_data_here
 
@@ -509,3 +513,67 @@ def test_the_verdict_in_one_line() -> None:
     assert bad.line().startswith("1 problems: ")
     assert "ledger agrees" not in bad.line()
     assert json.dumps(dataclasses.asdict(bad))
+
+
+JOURNAL = {
+    "cut": lambda data: data[: len(data) // 2],
+    "flipped": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 255]) + data[len(data) // 2 + 1 :],
+    "zeros": lambda data: bytes(len(data)),
+    "empty": lambda data: b"",
+}
+FILE = {
+    "cut": lambda data: data[:-9],
+    "longer": lambda data: data + b"more",
+    "footer": lambda data: (
+        data[: (begin := len(data) - 8 - int.from_bytes(data[-8:-4], "little"))] + bytes(32) + data[begin + 32 :]
+    ),
+    "empty": lambda data: b"",
+}
+
+
+def resumed(run: Run) -> list[str]:
+    """What a session says at its start; what `verify` then finds has to be nothing."""
+    cfg = RenderConfig(n=9, out=run.out, scene=SceneConfig(res=WIDTHS)).resolved()
+    with Ledger(run.out / "ledger.sqlite") as ledger:
+        notes = recover(cfg, ledger, ShardWriter(run.out, WIDTHS, LAYERS, FACTS, 1e12), InFolder())[1]
+    assert verify(run.out).problems == []
+    return notes
+
+
+@pytest.mark.parametrize("how", JOURNAL)
+def test_a_session_begins_without_what_a_damaged_journal_lost(how: str, run: Run) -> None:
+    path = run.out / "journal" / "train-000002.arrow"
+    path.write_bytes(JOURNAL[how](path.read_bytes()))
+    (note,) = resumed(run)
+    assert note.endswith((" damaged: making them again", "making their objects again"))
+    with Ledger(run.out / "ledger.sqlite") as ledger:
+        assert ledger.counts() == {"delivered": 5, "failed": 1}
+
+
+@pytest.mark.parametrize("how", FILE)
+def test_a_session_begins_without_damaged_shards(how: str, run: Run) -> None:
+    path = run.path(1, 32)
+    path.write_bytes(FILE[how](before := path.read_bytes()))
+    damaged, recovered, gone = resumed(run)
+    assert damaged.startswith("train-000001 is damaged: ") and "1 shard no longer on disk (train-000001)" in gone
+    assert recovered == "recovered 1 objects of an interrupted session"
+    assert path.with_name("train-000001.parquet.damaged").read_bytes() == FILE[how](before)
+    with Ledger(run.out / "ledger.sqlite") as ledger:
+        assert ledger.counts() == {"delivered": 4, "failed": 1}
+
+
+def test_repair_takes_away_what_is_damaged_within(run: Run) -> None:
+    """Bytes in the middle of an image, which neither size nor footer show; and an object that the ledger alone has."""
+    data = bytearray(run.path(0, 32).read_bytes())
+    data[len(data) // 3] ^= 255
+    run.path(0, 32).write_bytes(data)
+    run.books("INSERT INTO item (uid, state, shard, finished) VALUES ('lost', 'delivered', 'train-000001', 0)")
+    found = lvsm_data_here("verify", run.out, "--repair")
+    assert found.returncode == 1 and "set aside: 32/train-000000.parquet.damaged" in found.stdout
+    assert "4 objects to be made again: by the command that made the run" in found.stdout
+    assert verify(run.out).problems == []
+    assert "to be made again" not in lvsm_data_here("verify", run.out, "--repair").stdout
+    with locked(run.out):
+        run.path(1).write_bytes(b"")
+        refused = lvsm_data_here("verify", run.out, "--repair")
+    assert refused.returncode == 2 and "another run is writing" in refused.stderr
