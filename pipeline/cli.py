@@ -31,7 +31,7 @@ from pipeline.config.source_table import AUTO, CAPTURES, SOURCES
 from pipeline.config.views import ImportConfig
 from pipeline.core.errors import FEWER_THAN_ASKED, UserError
 from pipeline.core.signals import INTERRUPTED, say_interrupted
-from pipeline.core.text import shown
+from pipeline.core.text import plain, plain_output, shown
 
 # errors of a machine that no code of ours mends -> what to do
 REFUSALS = dict.fromkeys(
@@ -616,20 +616,32 @@ def _kind() -> str:
 
 def _refused(what: str, hint: str) -> int:
     """Print what is wrong, and what to do. Returns the exit status."""
-    print(f"error: {what}", file=sys.stderr)
+    print(f"error: {plain(what)}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {plain(hint)}", file=sys.stderr)
     return 2
+
+
+def _printing_plainly(verb: Callable[..., int]) -> Callable[..., int]:
+    """A verb whose output, unlike its help, holds nothing that a terminal obeys."""
+
+    @functools.wraps(verb)
+    def run(*arguments: Any, **named: Any) -> int:
+        with plain_output():
+            return verb(*arguments, **named)
+
+    return run
 
 
 def main() -> None:
     """Entry point of `lvsm-data`. Bad input ends with status 2 and two lines: what is wrong, and what to do."""
     try:
         trained = dataclasses.replace(_preset("--train-config"), tensorboard=False)
-        verbs = VERBS | {
-            "train": functools.partial(VERBS["train"], cfg=_preset("--preset")),
-            "cycle": functools.partial(VERBS["cycle"], cfg=CYCLES[_kind()](), train=trained),
-            "plan": functools.partial(VERBS["plan"], cfg=PLANS[_kind()](), train=trained),
+        verbs = {name: _printing_plainly(verb) for name, verb in VERBS.items()}
+        verbs |= {
+            "train": functools.partial(verbs["train"], cfg=_preset("--preset")),
+            "cycle": functools.partial(verbs["cycle"], cfg=CYCLES[_kind()](), train=trained),
+            "plan": functools.partial(verbs["plan"], cfg=PLANS[_kind()](), train=trained),
         }
         with PATHS:
             code = tyro.extras.subcommand_cli_from_dict(

@@ -1,9 +1,22 @@
-"""Paths, durations, sizes, counts and files that are no pictures, formatted for display."""
+"""Paths, durations, sizes, counts, strings of strangers and files that are no pictures, formatted for display."""
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TextIO
+
+CONTROL = re.compile(  # sequences that terminals obey, whole where they end; then what is left of control characters
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+DIRECTIONS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # marks that turn the direction of what follows
+FORMULA = tuple("=+-@＝＋－＠")  # what makes a spreadsheet compute a cell
 
 PICTURES = "PNG, JPEG, WebP, TIFF and AVIF are read"
 KINDS = {  # first bytes, or those from the fifth on -> pictures that are not read
@@ -22,6 +35,43 @@ KINDS = {  # first bytes, or those from the fifth on -> pictures that are not re
     b"P6": "PPM",
 }
 BROKEN = {b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}  # by their first bytes
+
+
+def plain(text: str) -> str:
+    """`text` without what a terminal would obey: escape sequences, control characters and turns of direction; lines stay."""
+    return DIRECTIONS.sub("", CONTROL.sub("", text))
+
+
+def cell(text: object) -> str:
+    """`text` in one cell of a CSV file: plain, and nothing that a spreadsheet would compute (an apostrophe stands before it)."""
+    found = plain(str(text))
+    return f"'{found}" if found.lstrip().startswith(FORMULA) else found
+
+
+class PlainStream:
+    """Text stream that writes everything `plain`. rich, whose sequences are our own, writes to `stream` itself."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        """Write to the stream. Returns the number of characters of `text`."""
+        self.stream.write(plain(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def plain_output() -> Iterator[None]:
+    """Make everything that is printed in the block `plain`: uids, licenses and reasons are strings of strangers."""
+    out, errors = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = PlainStream(out), PlainStream(errors)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = out, errors
 
 
 def shown(path: Path) -> str:

@@ -21,7 +21,7 @@ from pipeline.core.disk import replacing
 from pipeline.core.errors import UserError
 from pipeline.core.licenses import FAMILIES, UNKNOWN, Facts, details, family, normalise, tally
 from pipeline.core.records import Item
-from pipeline.core.text import reasons_text, shown
+from pipeline.core.text import cell, reasons_text, shown
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import is_web
 
@@ -34,7 +34,6 @@ CHANGES = {  # what was done to the originals, by the kind of their source
     "transparent, cropped, made smaller and encoded as JPEG; nothing was rendered.",
     "video": "Frames were taken out of videos, cropped, made smaller and encoded as JPEG; nothing was rendered.",
 }
-FORMULA = tuple("=+-@＝＋－＠")  # what makes a spreadsheet compute a cell
 HUB = set(  # license ids of the Hugging Face Hub that our license names can map to
     "afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 cc cc-by-2.0 "
     "cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 "
@@ -106,17 +105,12 @@ def _write_table(handle: TextIO, works: Iterator[tuple[Item, str]]) -> None:
         url = _line(item.url) if is_web(item.url) else ""
         name, address = normalise(item.license), details(item.license)[1]
         cells = (item.uid, item.source, title, author, name, address, page, url, item.sha256, shard)
-        lines.writerow([_harmless(cell) for cell in cells])
+        lines.writerow(map(cell, cells))
 
 
 def _line(value: object) -> str:
     """Foreign text on one line: spaces for control characters and line ends."""
     return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", str(value or "")).split())
-
-
-def _harmless(cell: str) -> str:
-    """Cell that a spreadsheet shows and never computes."""
-    return f"'{cell}" if cell.lstrip().startswith(FORMULA) else cell
 
 
 # ---- what the licenses mean, for people and machines

@@ -1,16 +1,14 @@
-"""Render the HTML templates of the reports. Jinja2 escapes all values; terminal colours and control characters are removed."""
+"""Render the HTML templates of the reports. Jinja2 escapes all values; what terminals obey is removed from them."""
 
 from __future__ import annotations
 
 import functools
-import re
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.disk import replacing
 from pipeline.core.errors import UserError
-
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # terminal colours and the like
+from pipeline.core.text import plain
 
 
 @functools.cache
@@ -35,8 +33,8 @@ def render(template: str, **values: Any) -> Any:
 
 
 def readable(value: Any) -> Any:
-    """Remove control characters from a value's text; Markup stays."""
-    return value if hasattr(value, "__html__") else CONTROL.sub("", str(value))
+    """Make a value's text `plain`; Markup stays."""
+    return value if hasattr(value, "__html__") else plain(str(value))
 
 
 def write(out: Path, data: str | bytes) -> Path:

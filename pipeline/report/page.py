@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 from pipeline.core import images, licenses
 from pipeline.core.errors import A_RUN, UserError
-from pipeline.core.text import duration, quoted, size
+from pipeline.core.text import duration, plain, quoted, size
 from pipeline.report import cycle_section
 from pipeline.report.charts import Clock, throughput
-from pipeline.report.markup import CONTROL, render, write
+from pipeline.report.markup import render, write
 from pipeline.report.tiles import THUMB_WIDTH, make_sheet, make_tiles
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.object_table import uids_of
@@ -243,7 +243,7 @@ def _read_books(path: Path, log: TrainingLog | None) -> Books:
 def _examples(ledger: Ledger, reason: str) -> list[tuple[str, str, int]]:
     """(uid, end of the detail, tries) of at most EXAMPLES items that failed for a reason."""
     some = ledger.examples(reason, EXAMPLES)
-    return [(uid, CONTROL.sub("", detail)[-DETAIL_CHARS:].strip(), tries) for uid, detail, tries in some]
+    return [(uid, plain(detail)[-DETAIL_CHARS:].strip(), tries) for uid, detail, tries in some]
 
 
 # ---- what the page says

@@ -21,7 +21,7 @@ from pipeline.cluster.prometheus import Metrics
 from pipeline.core.disk import write_json
 from pipeline.core.errors import UserError
 from pipeline.core.records import HEARTBEAT, Item, Outcome
-from pipeline.core.text import duration, reasons_text, size
+from pipeline.core.text import duration, plain, reasons_text, size
 
 WINDOW_S = 300.0  # rates are over the last five minutes
 TICK_S = 1.0
@@ -189,7 +189,7 @@ class Progress:
                 self._write_status()
                 if time.monotonic() >= next_line:
                     next_line += LINE_S
-                    self.console.print(one_line(self.snapshot()), highlight=False, soft_wrap=True)
+                    self.console.print(Text(one_line(self.snapshot())), highlight=False, soft_wrap=True)
         else:
             with Live(console=self.console, refresh_per_second=4, transient=True) as live:
                 while not self._stop.wait(TICK_S / 2):
@@ -252,7 +252,7 @@ def panel(status: dict[str, Any]) -> Group:
     """Format a status for a terminal: bar, line, one row per worker."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for worker in status["workers"]:
-        table.add_row(f"worker {worker['worker']}", f"{worker['done']} done", doing(worker))
+        table.add_row(f"worker {worker['worker']}", f"{worker['done']} done", Text(plain(doing(worker))))
     bar = Table.grid()  # gives the bar a line of its own
     bar.add_row(ProgressBar(total=status["n"], completed=status["delivered"], width=60))
     return Group(bar, Text(one_line(status)), table)
