@@ -5,13 +5,15 @@
 #     sbatch --nodes 8 --cpus-per-task 64 deploy/slurm.sh render --source objaverse-xl --n 1000000 --res 512 --out /shared/run
 #
 # On sbatch's command line, too: partition, account, GPUs (--gpus-per-node). --out is on a file system of all nodes, or an address
-# (s3://...). The same line again goes on where it stopped. Exit status: that of lvsm-data.
+# (s3://...). The same line again goes on where it stopped; where the time is up before the end, the job is put into the queue again by
+# itself. Exit status: that of lvsm-data.
 #SBATCH --job-name=lvsm-data
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:TERM@300
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
 set -euo pipefail
 if [ $# = 0 ]; then
     echo "usage: sbatch deploy/slurm.sh VERB FLAGS..., for example: render --n 1000 --res 64 --out /shared/run" >&2
@@ -30,7 +32,7 @@ export RAY_USAGE_STATS_ENABLED=0
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # when a node is ended here, its work is done
 at_any_port=(--min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0)
 
-pids=()
+pids=() again=
 finish() {
     status=$?
     trap - EXIT
@@ -38,6 +40,7 @@ finish() {
         kill "${pids[i]}" 2>/dev/null || true
         wait "${pids[i]}" || true
     done
+    if [ -n "$again" ] && [ "$status" != 0 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
     exit "$status"
 }
 trap finish EXIT
@@ -66,14 +69,15 @@ while (joined := sum(node["Alive"] for node in ray.nodes())) < wanted:
     time.sleep(0.5)
 END
 
-# Five minutes before the time is up, or at scancel --batch --signal=TERM: what is in flight is finished. The trap is set before
-# the command starts, so that no signal is lost between the two; `$!` tells whether it has started.
+# Five minutes before the time is up (USR1), or at scancel --batch --signal=TERM: what is in flight is finished. The trap is set
+# before the command starts, so that no signal is lost between the two; `$!` tells whether it has started.
 ray=$!
 stop() {
     if [ "$!" = "$ray" ]; then exit 143; fi
     kill -TERM "$!" || true
 }
 trap stop TERM INT
+trap 'again=yes; stop' USR1
 lvsm-data "$@" --address auto &
 driver=$!
 while kill -0 "$driver" 2>/dev/null; do

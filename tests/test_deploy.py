@@ -320,7 +320,12 @@ def test_the_image_is_built_in_two_stages_runs_as_nobody_special_and_checks_itse
 
 # --- Slurm
 
-SCONTROL = "#!/bin/sh\nprintf 'localhost\\nlocalhost\\n'\n"
+SCONTROL = """#!/bin/sh
+case $1 in
+    show) printf 'localhost\\nlocalhost\\n' ;;
+    *) echo "scontrol $*" >>"$FAKES/said" ;;
+esac
+"""
 # As many processes as there are tasks, here; they end when it is told to
 SRUN = """#!/bin/bash
 tasks=$SLURM_NTASKS pids=()
@@ -424,13 +429,33 @@ def test_slurm_passes_on_the_end_of_a_command(slurm: dict[str, str]) -> None:
     ]
 
 
-def test_slurm_lets_a_command_finish_before_the_time_is_up(slurm: dict[str, str]) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+def test_slurm_lets_a_command_finish_before_the_time_is_up(sent: signal.Signals, slurm: dict[str, str]) -> None:
+    """SIGTERM is what a user sends, SIGUSR1 what Slurm sends early: then the job is put into the queue again."""
     said = pretend(slurm)
     with subprocess.Popen([DEPLOY / "slurm.sh", "render"], env=slurm) as job:
         wait_until(lambda: said.exists() and "asked" in said.read_text(), 60)
-        job.send_signal(signal.SIGTERM)
+        job.send_signal(sent)
         assert job.wait(60) == 3
-    assert said.read_text().splitlines()[1:] == ["stopped", "worker ended", "head ended"]
+    again = [f"scontrol requeue {slurm['SLURM_JOB_ID']}"] if sent == signal.SIGUSR1 else []
+    assert said.read_text().splitlines()[1:] == ["stopped", "worker ended", "head ended", *again]
+
+
+@pytest.mark.parametrize("sent", [None, signal.SIGTERM, signal.SIGUSR1])
+def test_slurm_lets_training_write_a_checkpoint_before_the_time_is_up(
+    sent: signal.Signals | None, slurm: dict[str, str]
+) -> None:
+    said = pretend(slurm)
+    install(Path(slurm["FAKES"]), torchrun='#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
+    asked = "render" if sent else "quick"
+    install(Path(slurm["FAKES"]), lvsm_data=LVSM_DATA.replace('"$1" = quick', '"$2" = quick'))
+    with subprocess.Popen([DEPLOY / "slurm-train.sh", asked], env=slurm) as job:
+        wait_until(lambda: said.exists() and said.read_text().count("asked") == 2, 60)
+        if sent:
+            job.send_signal(sent)
+        assert job.wait(60) == (3 if sent else 7)
+    again = [f"scontrol requeue {slurm['SLURM_JOB_ID']}"] if sent == signal.SIGUSR1 else []
+    assert said.read_text().splitlines()[2:] == (["stopped", "stopped", *again] if sent else [])
 
 
 def test_slurm_says_that_ray_does_not_start(slurm: dict[str, str]) -> None:
