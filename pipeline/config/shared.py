@@ -203,6 +203,9 @@ class Running:
     """The address that --out was; `out` is the desk then."""
     backup_s: float = 60.0
     """Where --out is an address: seconds between two copies of the ledger to it."""
+    store_timeout: float = 600.0
+    """Where --out is an address: seconds for which a store that does not answer is tried again, a minute of them before it has
+    answered at all. Then the run ends; the same command goes on."""
     workers: int | None = None
     """Processes at once. Default: one per core, as far as the memory reaches; on a cluster also of nodes that join later."""
     threads: int = 1
@@ -232,8 +235,8 @@ class Running:
             raise UserError(f"--workers {self.workers} would never finish", "leave it out for one per core")
         if not 0 <= self.val_percent < 100:
             raise UserError(f"--val-percent {self.val_percent:g} leaves nothing to train on", "0 <= percent < 100")
-        if self.threads < 1 or self.shard_mb <= 0 or self.backup_s <= 0:
-            raise UserError("--threads, --shard-mb and --backup-s must be positive")
+        if self.threads < 1 or min(self.shard_mb, self.backup_s, self.store_timeout) <= 0:
+            raise UserError("--threads, --shard-mb, --backup-s and --store-timeout must be positive")
         if self.captions is not None and not self.captions.is_file():
             raise UserError(f"--captions {self.captions} is no file", "a table with columns uid and caption")
         if self.gpus < 0 or self.memory_gb < 0:

@@ -56,7 +56,8 @@ def opened(cfg: RunConfig) -> Iterator[Ledger]:
     assert cfg.out is not None
     try:
         cfg.out.mkdir(parents=True, exist_ok=True)
-        with locked(cfg.out), attached(cfg.store, cfg.out, cfg.backup_s), Ledger(cfg.out / LEDGER) as ledger:
+        store = attached(cfg.store, cfg.out, cfg.backup_s, cfg.store_timeout)
+        with locked(cfg.out), store, Ledger(cfg.out / LEDGER) as ledger:
             check_identity(cfg, ledger)
             scratch = cfg.out / "scratch"
             shutil.rmtree(scratch, ignore_errors=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from pipeline.core.text import duration_words
 
 ASIDE = "uploading"  # folder of partial uploads, also those that killed processes left
 GIVE_UP_S = 600.0  # seconds for which a failing operation is retried
+FIRST_ANSWER_S = 60.0  # the same until the store has answered for the first time: nothing is lost yet
+SILENCE_S = 5.0  # without a first answer, after which the user hears of it
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 SAY_FROM_S = 2.0  # pause from which the user hears of it, once
 HOPELESS = (
@@ -44,12 +47,14 @@ Made = TypeVar("Made")
 class Store:
     """Files below an address, by name (with / between folders). A file is there as a whole or not at all.
 
-    Failing operations are retried for GIVE_UP_S seconds, then raise UserError; errors listed in HOPELESS raise it at once.
+    Failing operations are retried for `timeout_s` seconds, of which FIRST_ANSWER_S at most before the store has answered once,
+    then raise UserError; errors listed in HOPELESS raise it at once.
     """
 
-    def __init__(self, address: str) -> None:
-        self.address, self._told = address, False
+    def __init__(self, address: str, timeout_s: float = GIVE_UP_S) -> None:
+        self.address, self.timeout_s, self._told, self._answered = address, timeout_s, False, False
         self.fs, self.root = self._patiently(lambda: _file_system(address))
+        self._answered = False  # no store has been asked yet, but for the Hub
 
     def put(self, local: Path, name: str) -> None:
         """Copy the file `local` to `name`: first into the folder ASIDE, then moved once its size proves that it is whole."""
@@ -129,20 +134,16 @@ class Store:
             self.fs.create_dir(str(Path(path).parent), recursive=True)
 
     def _patiently(self, act: Callable[[], Made]) -> Made:
-        longest_s, until = FIRST_PAUSE_S, time.monotonic() + GIVE_UP_S
+        give_up_s = self.timeout_s if self._answered else min(self.timeout_s, FIRST_ANSWER_S)
+        longest_s, until = FIRST_PAUSE_S, time.monotonic() + give_up_s
 
         def pause_s(error: OSError) -> float:
             nonlocal longest_s
             if any(word in str(error) for word in HOPELESS) or time.monotonic() > until:
                 raise UserError(f"{self.address} cannot be used: {error}", HINT) from None
             pause, longest_s = longest_s, min(2 * longest_s, LONGEST_PAUSE_S)
-            if not self._told and pause >= SAY_FROM_S:  # uploads are told by their run
-                self._told = True
-                print(
-                    f"{self.address}: {error}; trying again for at most {duration_words(GIVE_UP_S)}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            if pause >= SAY_FROM_S:  # uploads are told by their run
+                self._tell(str(error), give_up_s)
             return pause * random.uniform(0.5, 1.5)  # clients that failed together shall not retry together
 
         def tried() -> Made:
@@ -151,7 +152,23 @@ class Store:
             except unreachable() as error:
                 raise OSError(str(error)) from error
 
-        return retried(tried, pause_s)
+        silent = threading.Timer(SILENCE_S, self._tell, ("no answer yet", give_up_s))
+        silent.daemon = True
+        if not self._answered:
+            silent.start()
+        try:
+            made = retried(tried, pause_s)
+        finally:
+            silent.cancel()
+        self._answered = True
+        return made
+
+    def _tell(self, what: str, give_up_s: float) -> None:
+        """Say once that the store does not answer, and for how long that is borne."""
+        if not self._told:
+            self._told = True
+            said = f"{self.address}: {what}; trying for at most {duration_words(give_up_s)} (--store-timeout)"
+            print(said, file=sys.stderr, flush=True)
 
 
 def unreachable() -> tuple[type[Exception], ...]:

@@ -192,7 +192,7 @@ def sink_of(cfg: RunConfig) -> contextlib.AbstractContextManager[Sink]:
     if cfg.store is None:
         return contextlib.nullcontext(InFolder())
     assert cfg.out is not None
-    return Uploads(Store(cfg.store), cfg.out, cfg.scene.res, cfg.backup_s)
+    return Uploads(Store(cfg.store, cfg.store_timeout), cfg.out, cfg.scene.res, cfg.backup_s)
 
 
 def claim(store: Store, out: Path, every_s: float, ended: bool = False) -> None:
@@ -213,7 +213,7 @@ def believed_s(heartbeat: dict[str, Any]) -> float:
 
 
 @contextlib.contextmanager
-def attached(address: str | None, out: Path, every_s: float) -> Iterator[None]:
+def attached(address: str | None, out: Path, every_s: float, timeout_s: float) -> Iterator[None]:
     """Make this process, which holds the local folder `out`, the writer of the store at `address` (None: no store).
 
     On a new machine, or if the run went on elsewhere, the local folder is first replaced by the ledger's last copy.
@@ -222,7 +222,7 @@ def attached(address: str | None, out: Path, every_s: float) -> Iterator[None]:
     if address is None:
         yield
         return
-    store = Store(address)
+    store = Store(address, timeout_s)
     heartbeat = driver(store, out)
     if heartbeat and heartbeat["desk"] != desk_name(out):
         if (left_s := believed_s(heartbeat)) > 0:

@@ -70,7 +70,7 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(s3: Buckets, tmp_path: Path, m
         real(str(tmp_path / "half"), destination, *systems)
 
     monkeypatch.setattr(object_store.fs, "copy_files", cut)
-    monkeypatch.setattr(object_store, "GIVE_UP_S", 0.5)
+    store.timeout_s = 0.5
     with pytest.raises(UserError, match="100 of 12000000 bytes"):
         store.put(tmp_path / "a", "64/never")
     assert store.names("64") == {"a": 6, "c": 12_000_000}
@@ -99,6 +99,26 @@ def test_failures_are_tried_again_and_hopeless_ones_are_told_at_once(
     assert time.monotonic() - start_s < object_store.GIVE_UP_S / 10
     with pytest.raises(UserError, match="nosuch://x/y"):
         Store("nosuch://x/y")
+
+
+def test_a_store_that_does_not_answer_is_said_soon_and_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """S3's client itself tries for up to 80 seconds before it says what is wrong."""
+    monkeypatch.setattr(object_store, "SILENCE_S", 0.1)
+    store = Store(f"file://{tmp_path}", 0.3)
+    tried = threading.Event()
+
+    class Silent:
+        def get_file_info(self, path: str) -> None:
+            tried.wait(0.5)
+            raise OSError("could not connect")
+
+    store.fs = Silent()
+    with pytest.raises(UserError, match="cannot be used: could not connect"):
+        store.has("driver.json")
+    said = f"file://{tmp_path}: no answer yet; trying for at most 0.3 s (--store-timeout)"
+    assert capsys.readouterr().err.splitlines() == [said]
 
 
 def test_addresses() -> None:
@@ -200,7 +220,7 @@ def test_a_shared_folder_is_a_store_too(tmp_path: Path) -> None:
         shutil.copy(path, path.with_stem(f"{path.stem[:-6]}000099"))
         path.unlink()  # and somebody removes what was made
     again = lvsm_data("render", "--n", 3, *TINY, *flags)
-    assert "rendering them again" in again.stderr
+    assert "making their objects again" in again.stderr
     assert objects(tmp_path / "shared") == whole
 
 
@@ -216,7 +236,7 @@ def test_rendering_waits_for_uploads_and_ends_where_they_never_succeed(
     (out / "16").mkdir(parents=True)
     address = f"s3://{BUCKET}/run"
     gate = threading.Event()
-    with attached(address, out, 60), Ledger(out / "ledger.sqlite"):
+    with attached(address, out, 60, 60), Ledger(out / "ledger.sqlite"):
         store = Store(address)
         monkeypatch.setenv("HOME", str(tmp_path / "home"))  # somebody else sees that it runs
         store.put(out / "ledger.sqlite", "ledger.sqlite")
@@ -241,7 +261,7 @@ def test_rendering_waits_for_uploads_and_ends_where_they_never_succeed(
             uploads.finish()
             assert uploads.there == set(names)
         assert store.names("16") == {f"{name}.parquet": 5 for name in names}
-        monkeypatch.setattr(object_store, "GIVE_UP_S", 1.0)
+        store.timeout_s = 1.0
         (out / "16" / "train-000099.parquet").write_bytes(b"shard")
         uploads = Uploads(store, out, (16,), 60)
         s3.failing = 1.0
