@@ -114,13 +114,17 @@ def write_json(path: Path, facts: dict[str, Any]) -> None:
     replace_text(path, json.dumps(facts, indent=2))
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of ours. Raises UserError if something has damaged it, and OSError if it cannot be read."""
+def read_json(path: Path, hint: str = "put a copy of it back; no program of ours leaves one half written") -> Any:
+    """Read a JSON file of ours, a dict. Raises UserError, with the hint, if something has damaged it, else OSError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        hint = "put a copy of it back; no program of ours leaves one half written"
         raise UserError(f"{path} is damaged, it is no JSON: {error}", hint) from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is damaged, it is a folder", hint) from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged, it holds {type(found).__name__}", hint)
+    return found
 
 
 def warn_full(where: Path) -> None:

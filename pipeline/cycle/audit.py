@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.disk import read_json
 from pipeline.core.errors import UserError
 from pipeline.core.text import reasons_text
 from pipeline.cycle.protocol import TRAIN, committed, layout, trainers_of
-from pipeline.cycle.snapshot import is_cycle
 from pipeline.storage import journal as journals
 from pipeline.storage.ledger import Kept, Ledger, train_shards
 from pipeline.storage.object_table import uids_of
-from pipeline.storage.run_folder import is_locked
+from pipeline.storage.run_folder import IDENTITY, identity_of, is_locked
 from pipeline.storage.shards import shard_name, shard_paths
 from pipeline.storage.train_run import TrainingLog
 
@@ -82,9 +80,9 @@ def _counted(run: Path) -> Audit:
     with Ledger(run / "ledger.sqlite", readonly=True) as ledger:
         ledger.snapshot()
         counts, reasons, kept, booked = ledger.counts(), ledger.reasons(), ledger.kept(), ledger.delivered_in()
-    if not is_cycle(run):
+    identity = identity_of(run) if (run / IDENTITY).exists() else {}
+    if "passes" not in identity:
         raise UserError(f"{run} is no cycle", "lvsm-data verify checks runs of render, import and clip")
-    identity = read_json(run / "run.json")["identity"]
     report = Audit(run, identity["n"], counts.get("delivered", 0), reasons)
     _objects(report, run, identity["res"], kept, booked)
     _samples(report, run, kept)

@@ -8,13 +8,13 @@ place in the order of training.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.disk import write_json
+from pipeline.core.disk import read_json, write_json
 from pipeline.storage.train_run import CHECKPOINTS, SETTINGS, commits
 
 WINDOW = "window.json"
@@ -147,8 +147,7 @@ class Waiting:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    return found
+    with contextlib.suppress(FileNotFoundError):
+        found: dict[str, Any] = read_json(path)
+        return found
+    return None

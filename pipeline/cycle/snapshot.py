@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.core.disk import disk_below
+from pipeline.core.errors import UserError
 from pipeline.core.text import duration_words, size
 from pipeline.cycle import disk_log
 from pipeline.cycle.disk_log import Note
 from pipeline.cycle.protocol import TRAIN, Window, layout, trainers_of
 from pipeline.storage.ledger import Kept, Ledger
-from pipeline.storage.run_folder import is_locked
+from pipeline.storage.run_folder import identity_of, is_locked
 from pipeline.storage.train_run import TrainingLog
 
 WORTH_A_WORD = 0.05  # least share of time waited that is reported
@@ -186,8 +186,8 @@ def _other(run: Path, name: str) -> str:
 def is_cycle(run: Path) -> bool:
     """True if a run's folder is one of `cycle`."""
     try:
-        return "passes" in json.loads((run / "run.json").read_text())["identity"]
-    except (OSError, ValueError, KeyError):
+        return "passes" in identity_of(run)
+    except (OSError, UserError):
         return False
 
 

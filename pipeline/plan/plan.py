@@ -21,7 +21,7 @@ from pipeline.cycle.protocol import TRAIN
 from pipeline.plan.forecast import Forecast, Range
 from pipeline.plan.pilot import run_pilot
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.run_folder import is_locked
+from pipeline.storage.run_folder import IDENTITY, identity_of, is_locked
 from pipeline.storage.train_run import TrainingLog
 from pipeline.worker.worker import Lacks
 
@@ -157,7 +157,7 @@ def compare(out: Path, real: dict[str, float]) -> list[str]:
     """Lines that compare planned and real figures of the cycle in `out`; [] without a plan of the cycle's settings."""
     try:
         planned = json.loads((out / PLAN).read_text())
-        identity = json.loads((out / "run.json").read_text())["identity"]
+        identity = identity_of(out)
         settings = json.loads((out / TRAIN / "train.json").read_text())
     except FileNotFoundError:
         return []
@@ -184,8 +184,8 @@ def real_figures(out: Path) -> dict[str, float]:
     if (out / PLAN).exists():
         workers = json.loads((out / PLAN).read_text())["workers"]
     moments += [note.when for note in disk]
-    if (out / "run.json").exists():  # written when the first session began
-        moments.append((out / "run.json").stat().st_mtime)
+    if (out / IDENTITY).exists():  # written when the first session began
+        moments.append((out / IDENTITY).stat().st_mtime)
     found = {
         "yield_share": counts.get("delivered", 0) / drawn,
         "objects_drawn": float(drawn),

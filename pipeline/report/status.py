@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 from pipeline.config.source_table import names
 from pipeline.core import licenses
 from pipeline.core.disk import read_json
+from pipeline.core.errors import UserError
 from pipeline.core.text import duration, last_line, reasons_text, size
 from pipeline.cycle.snapshot import take_snapshot
 from pipeline.run.left_out import LeftOut, Untold, left_out, untold
 from pipeline.run.progress import doing
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.run_folder import is_locked
+from pipeline.storage.run_folder import IDENTITY, identity_of, is_locked
 from pipeline.storage.shards import complete_shards, widths_in
 from pipeline.storage.uploads import DRIVER, lives_elsewhere
 
@@ -45,7 +47,11 @@ def read_status(run: Path) -> dict[str, Any]:
         missing = _missing(run, ledger)
         imported = _of_imports(run, ledger)
     path = run / "status.json"
-    last: dict[str, Any] = read_json(path) if path.exists() else {}
+    last: dict[str, Any] = {}
+    with contextlib.suppress(
+        UserError, FileNotFoundError
+    ):  # it tells of the last moments only, and the next session writes it
+        last = read_json(path)
     state = last.get("state", "interrupted")
     if is_locked(run) or lives_elsewhere(run):
         state = "running"
@@ -73,8 +79,7 @@ def read_status(run: Path) -> dict[str, Any]:
 
 def _of_imports(run: Path, ledger: Ledger) -> dict[str, Any]:
     """`undecided`, `left_out` and `untold` of `read_status`; without reading the ledger where the run is no import."""
-    path = run / "run.json"
-    source = read_json(path)["identity"].get("source") if path.exists() else None
+    source = identity_of(run).get("source") if (run / IDENTITY).exists() else None
     scenes = ledger.with_fact("$.cameras_fit.says", "undecided") if source in names("posed") else []
     uids = [uid for uid, _ in scenes]
     without, views = dataclasses.asdict(left_out(ledger, source)), dataclasses.asdict(untold(ledger, source))

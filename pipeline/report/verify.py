@@ -15,13 +15,12 @@ from rich.console import Console
 from rich.progress import track
 
 from pipeline.core import images
-from pipeline.core.disk import read_json
 from pipeline.core.errors import UserError
 from pipeline.core.records import video_of
 from pipeline.core.text import counted
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.object_table import objects_told, uid_of
-from pipeline.storage.run_folder import locked
+from pipeline.storage.run_folder import IDENTITY, identity_of, locked
 from pipeline.storage.shards import (
     PNGS,
     Rows,
@@ -142,8 +141,8 @@ def _compare_widths(folder: Path, by_width: dict[int, dict[str, Place]], report:
         odd = sorted(uid for uid in where.keys() | by_width[most].keys() if where.get(uid) != by_width[most].get(uid))
         if odd:
             report.problems.append(f"{width} px and {most} px hold different objects, for example {odd[0]}")
-    if (folder / "run.json").exists():
-        asked = read_json(folder / "run.json")["identity"]["res"]
+    if (folder / IDENTITY).exists():
+        asked = identity_of(folder)["res"]
         for width in sorted(set(asked) - set(by_width)):
             report.problems.append(f"{width} px is missing: the run is of {', '.join(map(str, asked))} px")
 

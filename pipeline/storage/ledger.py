@@ -121,6 +121,8 @@ class Ledger:
         if readonly and not path.exists():
             raise UserError(f"{path.parent} holds no run (no {path.name})", A_RUN)
         self.path = path
+        if path.is_dir():
+            raise self._unreadable(IsADirectoryError("it is a folder"))
         mode = "rwc" if not readonly else "ro&immutable=1" if _still(path) else "ro"
         uri = f"{path.absolute().as_uri()}?mode={mode}"
         self._db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
@@ -158,7 +160,7 @@ class Ledger:
             raise
 
     def _unreadable(self, error: BaseException) -> UserError:
-        hint = "lvsm-data verify looks at the shards without it, once it is moved away"
+        hint = "move it away: the command that made the run writes it again from the shards, and lvsm-data verify does without"
         return UserError(f"{self.path} cannot be read: {error}", hint)
 
     def __enter__(self) -> Ledger:

@@ -22,6 +22,7 @@ from pipeline.core.text import counted, quoted
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import complete_shards, damage_of, set_aside, shard_on_disk
 
+IDENTITY = "run.json"
 NORMALIZED = {"sphere": "in a sphere of radius 0.5", "box": "longest side 1"}
 
 
@@ -56,15 +57,24 @@ def run_facts(cfg: RunConfig) -> dict[str, Any]:
     }
 
 
+def identity_of(run: Path) -> dict[str, Any]:
+    """What a run was asked for, from run.json. Raises UserError if that is damaged, and OSError where there is none."""
+    hint = "put a copy of it back, or move it away: the command that made the run writes it again"
+    identity = read_json(run / IDENTITY, hint).get("identity")
+    if not isinstance(identity, dict):
+        raise UserError(f"{run / IDENTITY} is damaged, it does not say what was asked for", hint)
+    return identity
+
+
 def check_identity(cfg: RunConfig, ledger: Ledger) -> None:
     """Write run.json until an item has ended; from then on raise UserError if settings that shape the pictures changed."""
     assert cfg.out is not None
-    path = cfg.out / "run.json"
+    path = cfg.out / IDENTITY
     now = cfg.identity()
     if not path.exists() or not ledger.counts():
         write_json(path, {"identity": now, "facts": run_facts(cfg)})
         return
-    before = plain(type(cfg.scene)()) | read_json(path)["identity"]  # settings that came later: their defaults
+    before = plain(type(cfg.scene)()) | identity_of(cfg.out)  # settings that came later: their defaults
     changed = [
         f"{name.replace('_', '-')} was {_shown(before.get(name))}, now {_shown(now.get(name))}"
         for name in sorted(now.keys() | before.keys())

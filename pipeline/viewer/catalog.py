@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.render import again
-from pipeline.core.disk import read_json
 from pipeline.core.errors import UserError
 from pipeline.core.text import shown
 from pipeline.dataset.opened import Dataset
 from pipeline.storage.ledger import Ledger
+from pipeline.storage.run_folder import identity_of
 from pipeline.storage.shards import CAPTION, find_shards
 from pipeline.storage.uploads import LEDGER
 
@@ -45,7 +45,7 @@ class Catalog:
     def again(self, uid: str) -> str:
         """Commands that render an object of the run again, "" where that is not known."""
         try:
-            return again(read_json(self.folder / "run.json")["identity"], uid)
+            return again(identity_of(self.folder), uid)
         except (OSError, ValueError, KeyError, TypeError, UserError):
             return ""
 

@@ -577,3 +577,38 @@ def test_repair_takes_away_what_is_damaged_within(run: Run) -> None:
         run.path(1).write_bytes(b"")
         refused = lvsm_data_here("verify", run.out, "--repair")
     assert refused.returncode == 2 and "another run is writing" in refused.stderr
+
+
+SPOILED: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "zeros": lambda data: bytes(len(data)),
+    "other bytes": lambda data: np.random.default_rng(0).bytes(len(data)),
+    "no facts": lambda data: b"{}",
+    "a list": lambda data: b"[1]",
+    "null": lambda data: b"null",
+    "another kind": lambda data: b'{"identity": "x", "facts": [], "state": "running"}',
+}
+
+
+@pytest.mark.parametrize("name", ["run.json", "status.json", "ledger.sqlite"])
+def test_damaged_files_of_a_run_are_refused_with_a_next_step_or_do_not_matter(name: str, run: Run) -> None:
+    """A folder in the place of the file as well."""
+    (run.out / "run.json").write_text(json.dumps({"identity": {"res": WIDTHS, "source": "local", "n": 5}, "facts": {}}))
+    (run.out / "status.json").write_text(json.dumps({"state": "finished", "n": 5}))
+    path = run.out / name
+    whole, said = path.read_bytes(), []
+    for how in (*SPOILED, "folder"):
+        if how == "folder":
+            path.unlink()
+            path.mkdir()
+        else:
+            path.write_bytes(SPOILED[how](whole))
+        for words in (("status",), ("verify",), ("licenses",), ("audit",), ("view", "--out", run.out / "page.html")):
+            ended = lvsm_data_here(words[0], run.out, *words[1:])
+            assert ended.returncode in (0, 1, 2), (how, words, ended.stderr)
+            if ended.returncode == 2:
+                error, hint = ended.stderr.strip().splitlines()[-2:]
+                assert error.startswith("error: ") and hint.startswith("hint: "), (how, words)
+                said.append(error)
+    assert any(name in error for error in said) or name == "status.json"
