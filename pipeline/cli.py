@@ -37,7 +37,10 @@ from pipeline.core.text import plain, plain_output, shown
 REFUSALS = dict.fromkeys(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
     "make room, or name a folder that is yours; then give the same command again",
-) | {errno.ENAMETOOLONG: "names have 255 bytes at most, and whole paths 4,095"}
+) | {
+    errno.ENAMETOOLONG: "names have 255 bytes at most, and whole paths 4,095",
+    errno.EISDIR: "a folder is where a file belongs: move it away",
+}
 
 
 def render(cfg: Annotated[RenderConfig, tyro.conf.OmitArgPrefixes]) -> int:

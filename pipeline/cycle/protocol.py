@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.disk import read_json, write_json
+from pipeline.core.errors import UserError
 from pipeline.storage.train_run import CHECKPOINTS, SETTINGS, commits
 
 WINDOW = "window.json"
@@ -62,11 +63,11 @@ class Window:
 
     @classmethod
     def read(cls, out: Path) -> Window | None:
-        """Read OUT/window.json; None where there is none yet."""
-        found = _read_json(out / WINDOW)
-        if found is None:
-            return None
-        return cls(**found | {"slots": {int(number): Slot(*slot) for number, slot in found["slots"].items()}})
+        """Read OUT/window.json; None where there is none yet, or a damaged one, which the driver writes again."""
+        with contextlib.suppress(UserError, AttributeError, KeyError, TypeError, ValueError):
+            if found := _read_json(out / WINDOW):
+                return cls(**found | {"slots": {int(number): Slot(*slot) for number, slot in found["slots"].items()}})
+        return None
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,14 @@ class Cursor:
 
 
 def layout(out: Path) -> dict[str, int] | None:
-    """Read OUT/layout.json: val, objects (numbers for validation, to train on), shard_objects (per shard). None before."""
-    return _read_json(out / LAYOUT)
+    """Read OUT/layout.json: val, objects (numbers for validation, to train on), shard_objects (per shard). None before.
+
+    Raises UserError for a damaged one.
+    """
+    found = _read_json(out / LAYOUT)
+    if found is not None and not all(isinstance(found.get(name), int) for name in ("val", "objects", "shard_objects")):
+        raise UserError(f"{out / LAYOUT} is damaged", "put a copy of it back: it says which shard each object is in")
+    return found
 
 
 def folder_of(number: int, preset: str) -> str:

@@ -31,7 +31,7 @@ from pipeline.core.records import Item, Outcome, Scene, Views
 from pipeline.cycle import audit as auditing
 from pipeline.cycle import protocol
 from pipeline.cycle.audit import audit
-from pipeline.cycle.protocol import TRAIN, Cursor, Slot, Waiting, Window, committed
+from pipeline.cycle.protocol import TRAIN, Cursor, Slot, Waiting, Window, committed, layout
 from pipeline.cycle.trainer import LOG, TIMES, Trainer
 from pipeline.storage import journal as journals
 from pipeline.storage.ledger import Kept, Ledger
@@ -787,3 +787,16 @@ def test_disk_is_counted_in_blocks(tmp_path: Path) -> None:
     os.sync()
     assert disk_of(tmp_path / "below" / "one") == disk_below(tmp_path) == 4096
     assert disk_of(tmp_path / "nothing") == 0 and bytes_below(tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"{}", b"[]", b"null", b"\0\0", b'{"slots": 3}', b'{"slots": {"x": [1, 2]}}']
+)
+def test_a_damaged_window_is_as_none_and_a_damaged_layout_is_refused(data: bytes, tmp_path: Path) -> None:
+    """The driver writes the first one again; the second one says which shard each object is in."""
+    for name in ("window.json", "layout.json"):
+        (tmp_path / name).write_bytes(data)
+    assert Window.read(tmp_path) is None
+    with pytest.raises(UserError, match=r"layout\.json is damaged") as refused:
+        layout(tmp_path)
+    assert refused.value.hint
