@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import io
 import itertools
 import json
 import os
@@ -638,6 +639,9 @@ def _printing_plainly(verb: Callable[..., int]) -> Callable[..., int]:
 
 def main() -> None:
     """Entry point of `lvsm-data`. Bad input ends with status 2 and two lines: what is wrong, and what to do."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # where they take ASCII alone, names come as \\xfc
     try:
         trained = dataclasses.replace(_preset("--train-config"), tensorboard=False)
         verbs = {name: _printing_plainly(verb) for name, verb in VERBS.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import subprocess
 import unicodedata
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from pipeline.core.text import cell, plain
 from pipeline.run.progress import panel
 from pipeline.storage.ledger import Ledger
 from tests.conftest import lvsm_data
+from tests.warm import COMMAND
 
 HOSTILE = {
     "title": "\x1b]0;owned\x07",
@@ -81,6 +84,14 @@ def test_every_verb_shows_hostile_names_without_obeying_them(tmp_path: Path) -> 
             assert "object-0: tiny" in said
     written = table.read_bytes().decode()
     assert plain(written.replace("\r\n", "\n")) == written.replace("\r\n", "\n")
+
+
+def test_names_are_shown_where_only_ascii_can_be(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.record(Outcome(Item("f\xfcr", "local"), None, "tiny", ""), None)
+    ascii_alone = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
+    ended = subprocess.run([COMMAND, "status", tmp_path], env=ascii_alone, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0 and "f\\xfcr: tiny" in ended.stdout, ended.stderr
 
 
 def test_the_panel_shows_uids_as_they_are(tmp_path: Path) -> None:
