@@ -20,9 +20,10 @@ from pipeline.core.errors import UserError
 from pipeline.core.images import version as pil_version
 from pipeline.core.text import counted, quoted
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.shards import complete_shards, damage_of, set_aside, shard_on_disk
+from pipeline.storage.shards import complete_shards, damage_of, number_of, set_aside, shard_on_disk
 
 IDENTITY = "run.json"
+FOOTERS = 256  # of the newest shards, which a power cut may have hit, are read at a session's start: each takes 10 ms
 NORMALIZED = {"sphere": "in a sphere of radius 0.5", "box": "longest side 1"}
 
 
@@ -100,15 +101,17 @@ def whole_shards(
 ) -> tuple[set[str], list[str]]:
     """Names of the complete shards on disk, booked in the ledger where it lacks them; and notes on damaged ones, for the user.
 
-    A shard is damaged if its size or its footer is not what was written, or if it cannot be read where the ledger lacks it;
-    `discard` then takes it away. passes: how often a cycle trains on shards that the ledger lacks.
+    A shard is damaged if its size, or the footer of one of the newest, is not what was written, or if it cannot be read where the
+    ledger lacks it; `discard` then takes it away. passes: how often a cycle trains on shards that the ledger lacks.
     """
     kept, found, notes = ledger.kept(), complete_shards(out, widths), []
     journals = {path.stem for path in (out / "journal").glob("*.arrow")}
-    for name in sorted(found - journals):  # while there is a journal, it is the truth
+    closed = sorted(found - journals, key=number_of)  # while there is a journal, it is the truth
+    for place, name in enumerate(closed):
         damage = ""
         if name in kept:
-            damage = damage_of(out, widths, name, kept[name].objects, kept[name].bytes)
+            newest = place >= len(closed) - FOOTERS
+            damage = damage_of(out, widths, name, kept[name].bytes, kept[name].objects if newest else None)
         else:
             try:
                 ledger.add_shard(shard_on_disk(out, widths, name), passes)
