@@ -131,6 +131,7 @@ def repair(folder: Path, report: Report) -> list[str]:
             set_aside(folder, widths, name)  # where one resolution was missing, the others
         lost = before - ledger.counts().get("delivered", 0)
     aside = [f"set aside: {path.relative_to(folder)}" for path in sorted(folder.glob("*/*.parquet.damaged"))]
+    aside = [line for line in aside if any(f"/{name}." in line for name in report.damaged)]
     return [*aside, f"{counted(lost, 'object')} to be made again: by the command that made the run"]
 
 

@@ -167,7 +167,7 @@ class Store:
         """Say once that the store does not answer, and for how long that is borne."""
         if not self._told:
             self._told = True
-            said = f"{self.address}: {what}; trying for at most {duration_words(give_up_s)} (--store-timeout)"
+            said = f"{self.address}: {what}; trying for at most {duration_words(give_up_s)}"
             print(said, file=sys.stderr, flush=True)
 
 

@@ -120,14 +120,14 @@ def whole_shards(
         if damage:
             discard(out, widths, name)
             found.remove(name)
-            notes.append(f"{name} is damaged: {damage}")
+            notes.append(f"{name} is damaged, and taken away: {damage}")
     return found, notes
 
 
 def says_gone(gone: Sequence[str], where: str = "on disk") -> list[str]:
     """Note for the user on shards that are not where they were; none if all are."""
     some = ", ".join(gone[:3]) + (" ..." if gone[3:] else "")
-    return [f"{counted(len(gone), 'shard')} no longer {where} ({some}): making their objects again"] if gone else []
+    return [f"{counted(len(gone), 'shard')} no longer {where} ({some}): making what they held again"] if gone else []
 
 
 @contextlib.contextmanager

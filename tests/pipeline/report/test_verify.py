@@ -545,7 +545,7 @@ def test_a_session_begins_without_what_a_damaged_journal_lost(how: str, run: Run
     path = run.out / "journal" / "train-000002.arrow"
     path.write_bytes(JOURNAL[how](path.read_bytes()))
     (note,) = resumed(run)
-    assert note.endswith((" damaged: making them again", "making their objects again"))
+    assert note.endswith((" damaged: making them again", "making what they held again"))
     with Ledger(run.out / "ledger.sqlite") as ledger:
         assert ledger.counts() == {"delivered": 5, "failed": 1}
 
@@ -555,7 +555,10 @@ def test_a_session_begins_without_damaged_shards(how: str, run: Run) -> None:
     path = run.path(1, 32)
     path.write_bytes(FILE[how](before := path.read_bytes()))
     damaged, recovered, gone = resumed(run)
-    assert damaged.startswith("train-000001 is damaged: ") and "1 shard no longer on disk (train-000001)" in gone
+    assert (
+        damaged.startswith("train-000001 is damaged, and taken away: ")
+        and "1 shard no longer on disk (train-000001)" in gone
+    )
     assert recovered == "recovered 1 objects of an interrupted session"
     assert path.with_name("train-000001.parquet.damaged").read_bytes() == FILE[how](before)
     with Ledger(run.out / "ledger.sqlite") as ledger:
