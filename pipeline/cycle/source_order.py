@@ -69,7 +69,8 @@ class SourceOrder(Policy):
         self.on_way: Counter[str] = Counter()
         self.layout = layout(cfg.out)
         self.end: int | None = None
-        self.validated = self.layout is not None
+        # not where a shard for validation was lost: the trainer begins when its objects are made again
+        self.validated = self.layout is not None and self.by_split["val"] >= self.layout["val"]
         self.rendering: float | None = None  # when this session began to render train objects
         self.vetting = Vetting(cfg, verified=self.session.delivered > 0)
         self.group: Callable[[Item, AnyCycle], str] | None = getattr(sources.load(cfg.source), "group", None)
@@ -85,6 +86,8 @@ class SourceOrder(Policy):
 
     def background(self) -> contextlib.AbstractContextManager[object]:
         """Context manager that runs the supervisor."""
+        if not self.validated:
+            self.write_window()  # that of an earlier session would let the trainer start
         return self.supervisor
 
     def facts(self) -> dict[str, Any]:

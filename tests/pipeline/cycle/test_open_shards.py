@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.cycle import CycleConfig, Shares
 from pipeline.core.budget import DiskBudget
+from pipeline.core.disk import write_json
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
 from pipeline.cycle.open_shards import AT_ONCE, CAUTION, CAUTION_FEW, FEW, OpenShard, OpenShards, objects_per_shard
+from pipeline.cycle.protocol import Slot, Window
 from pipeline.cycle.source_order import MOST_WAITING, SourceOrder
 from pipeline.cycle.trainer import Trainer
 from pipeline.report.page import LivePage
@@ -153,11 +157,30 @@ def test_a_session_after_a_shard_of_nothing_but_failures_has_nothing_to_delete(t
     cfg = CycleConfig(out=tmp_path, executor="inline", workers=1).resolved()
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         ledger.add_shard(Shard("train-000000", (), 0), 1)
-        ledger.add_shard(Shard("train-000001", (Entry(Item("one", "test"), 1, 10),), 10), 1)
-        (tmp_path / "64").mkdir()
-        (tmp_path / "64" / "train-000001.parquet").write_bytes(b"0123456789")
+        (path := tmp_path / "64" / "train-000001.parquet").parent.mkdir()
+        pq.write_table(pa.table({"uid": ["one"]}), path)
+        ledger.add_shard(Shard(path.stem, (Entry(Item("one", "test"), 1, 10),), path.stat().st_size), 1)
         policy = SourceOrder(cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None), LivePage)
+    assert path.exists()
     assert policy.supervisor.idle()  # else a Ctrl-C would wait for ever for what cannot be deleted yet
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_training_begins_when_what_is_measured_with_is_there(lost: bool, tmp_path: Path) -> None:
+    """A session after one that had laid out its shards, whose shard for validation is there, or was lost since."""
+    cfg = CycleConfig(out=tmp_path, executor="inline", workers=1).resolved()
+    write_json(tmp_path / "layout.json", {"val": 1, "objects": 4, "shard_objects": 2})
+    Window(life=3, objects=4, slots={0: Slot(2, 1)}, validated=True).write(tmp_path)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        (path := tmp_path / "64" / "val-000000.parquet").parent.mkdir()
+        pq.write_table(pa.table({"uid": ["one"]}), path)
+        ledger.add_shard(Shard(path.stem, (Entry(Item("one", "test"), 1, 10),), path.stat().st_size))
+        if lost:
+            path.unlink()
+        policy = SourceOrder(cfg, ledger, Shares(1e6, 0, 0, 0, 0), Trainer(tmp_path, ["true"], None), LivePage)
+        policy.background()
+    window = Window.read(tmp_path)
+    assert window and window.validated != lost and window.begun != lost
 
 
 def test_a_room_says_what_is_free(tmp_path: Path) -> None:
