@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.core.disk import replacing
 from pipeline.core.records import video_of
-from pipeline.core.text import cell, reasons_text, shown
+from pipeline.core.text import plain, reasons_text, shown
 from pipeline.storage.ledger import Ledger
 
 TABLE = "availability.csv"
@@ -34,8 +34,8 @@ def write(out: Path, ledger: Ledger) -> str:
         table.writerow(COLUMNS)
         for video, counts in sorted(ends.items()):
             delivered = counts.pop("", 0)
-            told = (video, urls[video], delivered + counts.total(), delivered, reasons_text(counts))
-            table.writerow(map(cell, told))
+            named = map(plain, (video, urls[video]))
+            table.writerow([*named, delivered + counts.total(), delivered, reasons_text(counts)])
             if not delivered:
                 why_not[counts.most_common(1)[0][0]] += 1
     if not ends:

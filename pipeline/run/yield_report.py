@@ -20,7 +20,7 @@ from pipeline.config.clip import ClipConfig
 from pipeline.core.disk import replacing
 from pipeline.core.errors import Retry, Skip
 from pipeline.core.records import Item
-from pipeline.core.text import cell, quoted, reasons_text, shown
+from pipeline.core.text import plain, quoted, reasons_text, shown
 from pipeline.formats import trajectories
 from pipeline.run.selection import Selection
 from pipeline.storage.ledger import Ledger
@@ -184,6 +184,6 @@ def _write(made: Report) -> None:
         table = csv.writer(handle, lineterminator="\n")
         table.writerow(COLUMNS)
         for key, item in sorted(made.items.items()):
-            table.writerow(map(cell, (key, item.extra["video"], item.url, *made.ends[key])))
+            table.writerow(map(plain, (key, item.extra["video"], item.url, *made.ends[key])))
     with replacing(made.out / LIST) as temporary:
         temporary.write_text("".join(f"{key}\n" for key in sorted(made.there)), encoding="utf-8")

@@ -23,8 +23,9 @@ from pipeline.config.clip import ClipConfig, ClipScene
 from pipeline.core import images
 from pipeline.core.cameras import project
 from pipeline.core.disk import bytes_below
-from pipeline.core.records import video_of
+from pipeline.core.records import Item, Outcome, video_of
 from pipeline.download.ahead import Downloads
+from pipeline.run.availability import write
 from pipeline.run.driver import Intake
 from pipeline.run.policy import Session
 from pipeline.storage.ledger import Ledger
@@ -419,6 +420,14 @@ def test_an_evaluation_index_chooses_clips_and_frames(films: tuple[Path, Times],
     index.write_text(json.dumps({"a1": {"context": [99], "target": [4]}}))
     done = lvsm_data(*arguments[:-4], "--out", tmp_path / "other", *FASTER, "--eval-index", index)
     assert done.returncode == 3 and reasons(tmp_path / "other") == {"a1": "bad_cameras"}
+
+
+def test_names_of_videos_stay_as_they_are_in_the_table(tmp_path: Path) -> None:
+    """One of 64 begins with -, which a spreadsheet takes for a formula: who looks a video up needs its name."""
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.record(Outcome(Item("a0", "realestate10k", f"{YOUTUBE}-bcdefghijk"), None, "missing", ""), None)
+        write(tmp_path, ledger)
+    assert availability(tmp_path)["-bcdefghijk"]["url"] == f"{YOUTUBE}-bcdefghijk"
 
 
 def test_a_report_says_what_can_be_had_and_asks_once(films: tuple[Path, Times], tmp_path: Path) -> None:
