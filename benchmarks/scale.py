@@ -294,9 +294,8 @@ def figures(options: Options, seconds: float) -> dict[str, Any]:
         mine = [line for line in lines if line[0] == number]
         started = json.loads((run / f"{number}-{STARTED}").read_text())
         last = mine[-1]
-        first = next(
-            (line for line in mine[:-1] if line[2] > mine[0][2]), mine[0]
-        )  # a short session has no line between
+        # a short session has no line between its first and its last
+        first = next((line for line in mine[:-1] if line[2] > mine[0][2]), mine[0])
         slices = [line for line in mine if line[1] >= started["scheduled"]]
         items = last[2] - mine[0][2]
         sessions.append(

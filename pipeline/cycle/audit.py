@@ -95,7 +95,7 @@ def _counted(run: Path) -> Audit:
 
 def _objects(report: Audit, run: Path, widths: list[int], kept: dict[str, Kept], booked: dict[str, str]) -> None:
     """Find where each object is: in shards of each resolution, in a journal, or in a shard that was deleted."""
-    paths = sorted((run / "journal").glob("*.arrow"))
+    paths = journals.left_in(run)
     journal = _uids(paths, lambda path: [batch.column("uid")[0].as_py() for batch in journals.read(path)])
     found: dict[str, str] = {uid: name for name, uids in journal.items() for uid in uids}
     for width in widths:

@@ -21,7 +21,7 @@ from pipeline.config.cycle import AnyCycle, Shares
 from pipeline.core.disk import Made, disk_of, patiently, write_json
 from pipeline.core.errors import UserError
 from pipeline.core.records import Item, Outcome
-from pipeline.core.text import counted, reasons_text
+from pipeline.core.text import reasons_text
 from pipeline.cycle.open_shards import VAL_OBJECTS, OpenShard, OpenShards, objects_per_shard
 from pipeline.cycle.protocol import LAYOUT, Slot, Window, done, layout, starving
 from pipeline.cycle.supervisor import Page, Supervisor
@@ -30,7 +30,7 @@ from pipeline.run.policy import Listing, Policy, Session, failure_text, writer_o
 from pipeline.run.selection import Selection
 from pipeline.run.vetting import Vetting
 from pipeline.storage.ledger import Ledger, train_shards
-from pipeline.storage.run_folder import says_gone, whole_shards
+from pipeline.storage.run_folder import says_gone, says_lost, whole_shards
 from pipeline.storage.shards import (
     Shard,
     files_of,
@@ -384,6 +384,4 @@ def recover(cfg: AnyCycle, ledger: Ledger, writer: ShardWriter, open_shards: Ope
     deleted = min([done(out), *there])  # empty shards have no files
     if found := sum(map(len, journals.values())):
         notes.append(f"going on with {found} objects of an interrupted session")
-    if lost:
-        notes.append(f"{counted(lost, 'object')} of an interrupted session are damaged: making them again")
-    return deleted, notes
+    return deleted, notes + says_lost(lost)

@@ -7,7 +7,6 @@ Foreign text (uids, licenses, log tails, facts) is hostile: it enters the page e
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.core import images, licenses
+from pipeline.core.disk import read_json
 from pipeline.core.errors import A_RUN, UserError
 from pipeline.core.text import duration, plain, quoted, size
 from pipeline.report import cycle_section
@@ -213,11 +213,10 @@ def _facts(folder: Path, widest: list[Path]) -> dict[str, Any]:
 
 def _json_file(path: Path) -> dict[str, Any]:
     """Read a JSON object; {} if the file is missing or unreadable, so that the page tells what it can."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    with contextlib.suppress(OSError, UserError):
+        found: dict[str, Any] = read_json(path)
+        return found
+    return {}
 
 
 def _read_books(path: Path, log: TrainingLog | None) -> Books:

@@ -48,9 +48,8 @@ def read_status(run: Path) -> dict[str, Any]:
         imported = _of_imports(run, ledger)
     path = run / "status.json"
     last: dict[str, Any] = {}
-    with contextlib.suppress(
-        UserError, FileNotFoundError
-    ):  # it tells of the last moments only, and the next session writes it
+    # it tells of the last moments alone, and the next session writes it
+    with contextlib.suppress(UserError, FileNotFoundError):
         last = read_json(path)
     state = last.get("state", "interrupted")
     if is_locked(run) or lives_elsewhere(run):

@@ -18,6 +18,7 @@ from pipeline.core import images
 from pipeline.core.errors import UserError
 from pipeline.core.records import video_of
 from pipeline.core.text import counted
+from pipeline.storage import journal
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.object_table import objects_told, uid_of
 from pipeline.storage.run_folder import IDENTITY, identity_of, locked
@@ -42,7 +43,7 @@ RIGID_TOLERANCE = 1e-4  # of R^T R and det R, in float32
 class Report:
     """Result of `verify`. problems: one line each; empty is good. objects, views: at each of the widths, in pixels.
 
-    damaged: names of shards with a file that has a problem.
+    damaged: names of shards with a file that has a problem. misbooked: of those of which the ledger says otherwise.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -52,6 +53,7 @@ class Report:
     ledger: bool = False
     widths: tuple[int, ...] = ()
     damaged: list[str] = field(default_factory=list)
+    misbooked: list[str] = field(default_factory=list)
 
     def line(self) -> str:
         """Verdict in one line."""
@@ -92,10 +94,10 @@ def verify(folder: Path) -> Report:
         for path in shown:
             report.files += 1
             before = len(report.problems)
-            found_there = _check_file(path, width, report)
+            objects = _check_file(path, width, report)
             if len(report.problems) > before and path.stem not in report.damaged:
                 report.damaged.append(path.stem)
-            for uid, place in found_there:
+            for uid, place in objects:
                 if uid in where:
                     report.problems.append(f"{path.name}: {uid} stands in {where[uid].shard} already")
                 where[uid] = place
@@ -121,18 +123,16 @@ def repair(folder: Path, report: Report) -> list[str]:
         )
     widths = report.widths
     with locked(folder), Ledger(folder / "ledger.sqlite") as ledger:
-        for name in report.damaged:
-            set_aside(folder, widths, name)
+        aside = [path for name in report.damaged for path in set_aside(folder, widths, name)]
         there, kept = complete_shards(folder, widths), ledger.kept()
         before = ledger.counts().get("delivered", 0)
-        for name in sorted(there):
+        for name in sorted(there & set(report.misbooked)):
             ledger.add_shard(shard_on_disk(folder, widths, name), kept[name].passes if name in kept else 0)
-        for name in ledger.forget_missing(there | {path.stem for path in (folder / "journal").glob("*.arrow")}):
-            set_aside(folder, widths, name)  # where one resolution was missing, the others
+        for name in ledger.forget_missing(there | {path.stem for path in journal.left_in(folder)}):
+            aside += set_aside(folder, widths, name)  # where one resolution was missing, the others
         lost = before - ledger.counts().get("delivered", 0)
-    aside = [f"set aside: {path.relative_to(folder)}" for path in sorted(folder.glob("*/*.parquet.damaged"))]
-    aside = [line for line in aside if any(f"/{name}." in line for name in report.damaged)]
-    return [*aside, f"{counted(lost, 'object')} to be made again: by the command that made the run"]
+    lines = [f"set aside: {path.relative_to(folder)}" for path in sorted(aside)]
+    return [*lines, f"{counted(lost, 'object')} to be made again: by the command that made the run"]
 
 
 def _compare_widths(folder: Path, by_width: dict[int, dict[str, Place]], report: Report) -> None:
@@ -249,12 +249,14 @@ def _check_ledger(folder: Path, on_disk: dict[str, Place], report: Report) -> No
     with Ledger(folder / "ledger.sqlite", readonly=True) as ledger:
         delivered, licenses = ledger.delivered_in(), ledger.licenses_of()
         states = ledger.shards()
-    open_shards = {path.stem for path in (folder / "journal").glob("*.arrow")}
+    open_shards = {path.stem for path in journal.left_in(folder)}
     for uid, place in on_disk.items():
         if delivered.get(uid) != place.shard:
             report.problems.append(f"{uid} stands in {place.shard}, the ledger says {delivered.get(uid, 'nothing')}")
+            report.misbooked.append(place.shard)
         elif (license_name := licenses.get(uid, place.license)) != place.license:
             report.problems.append(f"{uid} has license {place.license!r}, the ledger says {license_name!r}")
     for uid, shard in delivered.items():
         if uid not in on_disk and shard not in open_shards and states.get(shard) != "deleted":
             report.problems.append(f"{uid}: the ledger says {shard}, no shard holds it")
+            report.misbooked.append(shard)

@@ -14,11 +14,11 @@ from pipeline.config.cycle import Cycling
 from pipeline.config.run import RunConfig
 from pipeline.config.source_table import SOURCES
 from pipeline.core.records import Item, Outcome
-from pipeline.core.text import counted, last_line
+from pipeline.core.text import last_line
 from pipeline.run.selection import Selection
 from pipeline.run.vetting import Vetting
 from pipeline.storage.ledger import Ledger
-from pipeline.storage.run_folder import run_facts, says_gone, whole_shards
+from pipeline.storage.run_folder import run_facts, says_gone, says_lost, whole_shards
 from pipeline.storage.shards import (
     CAPTION,
     INTRINSICS,
@@ -252,8 +252,7 @@ def recover(cfg: RunConfig, ledger: Ledger, writer: ShardWriter, sink: Sink) -> 
     notes += damaged
     for name in sorted(sink.there - set(ledger.shards())):
         ledger.add_shard(sink.as_found(name))
-    if lost:
-        notes.append(f"{counted(lost, 'object')} of an interrupted session are damaged: making them again")
+    notes += says_lost(lost)
     if recovered:
         notes.append(f"recovered {sum(len(shard.uids) for shard in recovered)} objects of an interrupted session")
     gone = ledger.forget_missing(here | sink.there)

@@ -14,6 +14,11 @@ from pipeline.core import disk
 RECORD = struct.Struct("<QI")  # length and CRC-32 of the message that follows
 
 
+def left_in(out: Path) -> list[Path]:
+    """Journals in a run's folder, sorted: of shards that are open, or that a killed run left behind."""
+    return sorted((out / "journal").glob("*.arrow"))
+
+
 def append(sink: FileIO, message: bytes | pa.Buffer) -> None:
     """Append one journal record: length and CRC-32, then an Arrow IPC message. sink: opened without a buffer.
 

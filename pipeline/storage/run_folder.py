@@ -19,6 +19,7 @@ from pipeline.core.disk import read_json, write_json
 from pipeline.core.errors import UserError
 from pipeline.core.images import version as pil_version
 from pipeline.core.text import counted, quoted
+from pipeline.storage import journal
 from pipeline.storage.ledger import Ledger
 from pipeline.storage.shards import complete_shards, damage_of, number_of, set_aside, shard_on_disk
 
@@ -59,7 +60,7 @@ def run_facts(cfg: RunConfig) -> dict[str, Any]:
 
 
 def identity_of(run: Path) -> dict[str, Any]:
-    """What a run was asked for, from run.json. Raises UserError if that is damaged, and OSError where there is none."""
+    """Settings by which a run is known, from run.json. Raises UserError if that is damaged, and OSError where there is none."""
     hint = "put a copy of it back, or move it away: the command that made the run writes it again"
     identity = read_json(run / IDENTITY, hint).get("identity")
     if not isinstance(identity, dict):
@@ -97,7 +98,7 @@ def whole_shards(
     widths: Sequence[int],
     ledger: Ledger,
     passes: int = 0,
-    discard: Callable[[Path, Sequence[int], str], None] = set_aside,
+    discard: Callable[[Path, Sequence[int], str], object] = set_aside,
 ) -> tuple[set[str], list[str]]:
     """Names of the complete shards on disk, booked in the ledger where it lacks them; and notes on damaged ones, for the user.
 
@@ -105,8 +106,8 @@ def whole_shards(
     ledger lacks it; `discard` then takes it away. passes: how often a cycle trains on shards that the ledger lacks.
     """
     kept, found, notes = ledger.kept(), complete_shards(out, widths), []
-    journals = {path.stem for path in (out / "journal").glob("*.arrow")}
-    closed = sorted(found - journals, key=number_of)  # while there is a journal, it is the truth
+    open_shards = {path.stem for path in journal.left_in(out)}
+    closed = sorted(found - open_shards, key=number_of)  # while there is a journal, it is the truth
     for place, name in enumerate(closed):
         damage = ""
         if name in kept:
@@ -122,6 +123,11 @@ def whole_shards(
             found.remove(name)
             notes.append(f"{name} is damaged, and taken away: {damage}")
     return found, notes
+
+
+def says_lost(count: int) -> list[str]:
+    """Note for the user on objects that the ledger had and a damaged journal lost; none if all are there."""
+    return [f"{counted(count, 'object')} of an interrupted session are damaged: making them again"] if count else []
 
 
 def says_gone(gone: Sequence[str], where: str = "on disk") -> list[str]:

@@ -265,15 +265,18 @@ def remove_shard(out: Path, widths: Iterable[int], name: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def set_aside(out: Path, widths: Iterable[int], name: str) -> None:
-    """Rename the files of a damaged shard to NAME.parquet.damaged, at all widths, so that nobody takes them for a shard."""
-    for path in files_of(out, widths, name):
-        if path.exists():
-            path.replace(path.with_name(f"{path.name}.damaged"))
+def set_aside(out: Path, widths: Iterable[int], name: str) -> list[Path]:
+    """Rename the files of a damaged shard to NAME.parquet.damaged, at all widths, so that nobody takes them for a shard.
+
+    Returns the new paths of those that were there.
+    """
+    return [
+        path.replace(path.with_name(f"{path.name}.damaged")) for path in files_of(out, widths, name) if path.exists()
+    ]
 
 
 def damage_of(out: Path, widths: Iterable[int], name: str, file_bytes: int, objects: int | None) -> str:
-    """What is wrong with the files of a complete shard as far as their size and, slower, their footers tell; "" if nothing is.
+    """Damage of a complete shard's files as far as their size and, slower, their footers tell; "" if there is none.
 
     file_bytes: how many bytes the files should have together. objects: how many objects each footer should name, None: not read.
     """

@@ -146,7 +146,7 @@ class ShardWriter:
         for width in self.widths:
             for half_written in (self.out / str(width)).glob("*.tmp"):
                 half_written.unlink()
-        return sorted((self.out / "journal").glob("*.arrow"))
+        return journals.left_in(self.out)
 
     def publish(self, name: str, order: Sequence[str] = ()) -> Shard | None:
         """Turn a journal into the Parquet files of its shard and delete the journal. None (and no files) if it is empty.
@@ -230,7 +230,7 @@ def _begun_with(out: Path, widths: Sequence[int]) -> list[str] | None:
     for path in itertools.chain.from_iterable(shard_paths(out / str(width)) for width in widths):
         with contextlib.suppress(OSError, pa.ArrowInvalid):  # what is damaged is told by those who read it
             return list(pq.read_schema(path).names)
-    for path in sorted((out / "journal").glob("*.arrow")):
+    for path in journals.left_in(out):
         if found := journals.schema_of(path):
             return list(found.names)
     return None

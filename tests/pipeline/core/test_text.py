@@ -61,6 +61,8 @@ def test_text_of_letters_stays_as_it_is(text: str) -> None:
 def test_no_cell_is_computed(text: str, first: str) -> None:
     for made in (cell(first + text), cell("\x1b[0m" + first + text)):
         assert made.startswith("'")
+    found = cell(text)
+    assert not found.lstrip().startswith(("=", "+", "-", "@")) and found in (plain(text), f"'{plain(text)}")
     sink = io.StringIO()
     csv.writer(sink).writerow([cell(text)])
     assert "\x1b" not in sink.getvalue()
