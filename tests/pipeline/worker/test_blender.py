@@ -33,6 +33,8 @@ from pipeline.worker.worker import make_worker
 from tests.conftest import lvsm_data_here
 
 SMALL = SceneConfig(res=(32,), views=3, samples=4).resolved()
+# longer than the moment between the first answer and a signal, on any machine
+MANY = SceneConfig(res=(32,), views=1000, samples=4).resolved()
 
 
 def job_for(path: Path, cfg: SceneConfig = SMALL) -> dict[str, object]:
@@ -173,7 +175,7 @@ def test_nothing_is_reached_from_inside(somebody_else: bool) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_crash_is_a_retry_with_the_last_words(assets: Path, blender: Blender, number: signal.Signals) -> None:
-    answers = blender.render(job_for(assets / "off_origin.glb"))
+    answers = blender.render(job_for(assets / "off_origin.glb", MANY))
     next(answers)
     assert blender.process is not None
     os.kill(blender.process.pid, number)
@@ -189,7 +191,7 @@ def test_a_hang_is_killed_with_its_whole_group(assets: Path, blender: Blender, m
     monkeypatch.setattr(blender, "limits", Limits(timeout_s=5))
     assert blender.process is not None
     pid = blender.process.pid
-    answers = blender.render(job_for(assets / "off_origin.glb"))
+    answers = blender.render(job_for(assets / "off_origin.glb", MANY))
     next(answers)
     os.kill(pid, signal.SIGSTOP)  # as deaf as a Blender stuck in a driver
     with pytest.raises(Retry) as failure:
